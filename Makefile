@@ -1,0 +1,36 @@
+# Fresh machine, Python 3.11+ and git: `make demo` and `make test` install what they need into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test real lint format bench clean
+
+$(STAMP): pyproject.toml constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+demo: $(STAMP)   ## the whole story on handwritten digits, no download
+	$(BIN)/recoup demo
+
+test: $(STAMP)   ## everything that needs no data outside the repository
+	$(BIN)/python -m pytest -n 2 -m 'not real' --cov --cov-report=term
+
+real: $(STAMP)   ## the tests on real data and pretrained networks (RECOUP_DATA)
+	$(BIN)/python -m pytest -m real
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)  ## every benchmark; the figures go to benchmarks/results
+	for script in benchmarks/*_speed.py; do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .numba_cache htmlcov .coverage*

@@ -1,0 +1,35 @@
+"""recoup: what cost-cutting neural-network hardware does to your network's accuracy, and how to win it back.
+
+>>> import recoup as rc
+>>> rc.calibrate_(model, batches)                       # doctest: +SKIP
+>>> rc.emulate_(model, rc.NBSMT(threads=4))             # doctest: +SKIP
+>>> rc.recalibrate_(model, batches)                     # doctest: +SKIP
+>>> rc.evaluate(model, test_batches)                    # doctest: +SKIP
+"""
+
+from recoup import data, models, nbsmt
+from recoup.calibrate import calibrate_
+from recoup.emulate import emulate_, restore_
+from recoup.errors import RecoupError, RecoupWarning
+from recoup.evaluate import Accuracy, evaluate
+from recoup.nbsmt.config import NBSMT
+from recoup.nbsmt.bias import correct_bias_
+from recoup.recalibrate import recalibrate_
+from recoup.version import __version__
+
+__all__ = [
+    "NBSMT",
+    "Accuracy",
+    "RecoupError",
+    "RecoupWarning",
+    "__version__",
+    "calibrate_",
+    "correct_bias_",
+    "data",
+    "emulate_",
+    "evaluate",
+    "models",
+    "nbsmt",
+    "recalibrate_",
+    "restore_",
+]

@@ -1,0 +1,94 @@
+"""What recoup takes as data: any iterable of batches, from a list of tensors to a DataLoader.
+
+A batch is the input tensor itself, a tuple or list ``(input, label, ...)``, or a mapping of keyword arguments for the
+model in which ``labels`` (or ``label``) holds the labels.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from recoup.errors import RecoupError
+
+LABELS = ("labels", "label")
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter or buffer lies (the CPU for a model without any)."""
+    first = next((t for tensors in (model.parameters(), model.buffers()) for t in tensors), None)
+    return first.device if first is not None else torch.device("cpu")
+
+
+def split(batch: Any) -> tuple[Any, Tensor | None]:
+    """A batch's model input (a tensor or a mapping of keyword arguments) and its labels, None if it has none."""
+    if isinstance(batch, Mapping):
+        label = next((batch[name] for name in LABELS if name in batch), None)
+        return {name: value for name, value in batch.items() if name not in LABELS}, label
+    if isinstance(batch, (tuple, list)):
+        if not batch:
+            raise RecoupError("a batch is an empty tuple: expected (input, label)")
+        return batch[0], batch[1] if len(batch) > 1 else None
+    return batch, None
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """The model's output; of a Hugging Face style output, its logits."""
+    output = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+    return getattr(output, "logits", output)
+
+
+def count(inputs: Any) -> int:
+    """How many samples the input of one batch holds."""
+    tensor = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
+    return int(tensor.shape[0]) if tensor.dim() else 0
+
+
+def prepared(
+    model: nn.Module, batches: Iterable[Any], purpose: str, progress: bool = False
+) -> Iterator[tuple[Any, Tensor | None]]:
+    """Iterate over (input, label), on the model's device, checked.
+
+    Args:
+        model: gives the device.
+        batches: the iterable of batches.
+        purpose: what the caller is doing; heads the progress bar and the errors.
+        progress: whether to show a progress bar on standard error.
+
+    Raises:
+        RecoupError: no batch at all, an empty batch, an input that is no tensor, NaN or infinity in an input.
+    """
+    device = device_of(model)
+    seen = 0
+    for number, batch in enumerate(_shown(batches, purpose) if progress else batches):
+        inputs, label = split(batch)
+        inputs = {k: _checked(v, purpose, number, device) for k, v in inputs.items()} if isinstance(
+            inputs, Mapping
+        ) else _checked(inputs, purpose, number, device)
+        seen += count(inputs)
+        yield inputs, label.to(device) if isinstance(label, Tensor) else label
+    if not seen:
+        raise RecoupError(
+            f"{purpose}: there was no batch; pass a list or a DataLoader with at least one batch "
+            "(a generator is empty the second time)"
+        )
+
+
+def _checked(value: Any, purpose: str, number: int, device: torch.device) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise RecoupError(f"{purpose}: the input of batch {number} is a {type(value).__name__}, expected a tensor")
+    if value.dim() == 0 or value.shape[0] == 0:
+        raise RecoupError(f"{purpose}: batch {number} is empty (shape {list(value.shape)})")
+    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        raise RecoupError(f"{purpose}: batch {number} (shape {list(value.shape)}) holds NaN or infinity")
+    return value.to(device)
+
+
+def _shown(batches: Iterable[Any], purpose: str) -> Iterator[Any]:
+    total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield from bar.track(batches, total=total, description=purpose)

@@ -1,0 +1,151 @@
+"""The 8-bit integer baseline: activation scales from calibration data.
+
+Activations are unsigned, one scale per layer: scale = (mean over the calibration images of the image's largest
+activation) / 255, code = clip(round(x / scale), 0, 255), ties to even. Weights are symmetric per output channel and
+need no data (`recoup.nbsmt.weights.quantize_weight`). Source: the authors' later public code.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from recoup.batches import call, count, prepared
+from recoup.emulated import running
+from recoup.errors import RecoupError
+from recoup.modes import evaluating
+from recoup.nbsmt.layers import LAYERS, NBSMTLayer
+from recoup.selection import UNMATCHED, Selection
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def calibrate_(
+    model: M, batches: Iterable[Any], layers: Mapping[str, Any] | None = None, *, keep: int = 1024, progress: bool = False
+) -> M:
+    """Measure activation scales and store them on the layers; the model computes as before until `emulate_`.
+
+    One pass in eval mode without gradients, in float also where the model is emulated already. By default every
+    Conv1d, Conv2d and Linear is calibrated but the first and the last layer that run (the first convolution and the
+    classifier), which stay in float [our definition for networks that do not start with a convolution].
+
+    Args:
+        model: any module.
+        batches: the calibration data; about 2,000 images are customary. Labels are not needed.
+        layers: ``{"name" or "re:...": True or None}``: calibrate a layer or leave it in float, first match wins;
+            layers it does not mention follow the default.
+        keep: how many of the input images to keep (by reference) on the model for `correct_bias_`.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The same model, with ``activation_scale`` (a float32 value) on the calibrated layers.
+
+    Raises:
+        RecoupError: no or bad batches; a layer whose inputs are negative (unsigned codes would clip them), NaN,
+            infinite or all zero; a key that matches nothing; nothing left to calibrate. No scale is changed then.
+    """
+    candidates = {n: m for n, m in model.named_modules() if type(m) in LAYERS or isinstance(m, NBSMTLayer)}
+    chosen = Selection(layers, candidates, "calibrate_")
+    ranges: dict[str, _Range] = {}
+    hooks = [module.register_forward_pre_hook(_observe(name, ranges)) for name, module in candidates.items()]
+    kept: list[Any] = []
+    try:
+        with evaluating(model), running(model, "float"), torch.no_grad():
+            for inputs, _ in prepared(model, batches, "calibrate_", progress):
+                call(model, inputs)
+                if isinstance(inputs, Tensor) and keep > (held := sum(map(count, kept))):
+                    kept.append(inputs[: keep - held])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    scales = _scales(_selected(chosen, candidates, ranges))
+    for name, module in candidates.items():
+        module.activation_scale = scales.get(name)  # type: ignore[assignment]
+    model.__dict__["_recoup_images"] = _Images(kept)
+    return model
+
+
+def kept_images(model: nn.Module) -> list[Tensor]:
+    """The calibration images `calibrate_` kept on the model; an error where there are none."""
+    images = model.__dict__.get("_recoup_images")
+    if images is None or not images.batches:
+        raise RecoupError("the model holds no calibration images (never calibrated, or unpickled): pass batches")
+    return images.batches
+
+
+@dataclass
+class _Images:
+    """Calibration images by reference: shared by copies of the model, left out of pickles."""
+
+    batches: list[Tensor]
+
+    def __deepcopy__(self, memo: dict) -> "_Images":
+        return self
+
+    def __reduce__(self) -> tuple:
+        return _Images, ([],)
+
+
+@dataclass
+class _Range:
+    """What a layer's inputs were: the sum over images of their largest activation, and the least of all."""
+
+    shape: list[int]
+    largest: float = 0.0
+    images: int = 0
+    least: float = float("inf")
+
+
+def _observe(name: str, ranges: dict[str, _Range]) -> Any:
+    def hook(_: nn.Module, args: tuple) -> None:
+        x = args[0].detach()
+        seen = ranges.setdefault(name, _Range(list(x.shape)))  # a dict keeps the order of first execution
+        peak_N = x.amax(tuple(range(1, x.dim()))) if x.dim() > 1 else x
+        seen.largest += float(peak_N.double().sum())
+        seen.images += peak_N.numel()
+        seen.least = min(seen.least, float(x.min()))  # NaN shows in `largest`
+
+    return hook
+
+
+def _selected(chosen: Selection, candidates: Mapping[str, nn.Module], ranges: dict[str, _Range]) -> dict[str, _Range]:
+    order = list(ranges)
+    out = {}
+    for name in candidates:
+        wanted = chosen.of(name)
+        if wanted is UNMATCHED:
+            wanted = name in ranges and name not in (order[0], order[-1])
+        elif wanted and name not in ranges:
+            raise RecoupError(f"calibrate_: layer {name!r} is to be calibrated, but the model never ran it")
+        if wanted:
+            out[name] = ranges[name]
+    if not out:
+        raise RecoupError(
+            f"calibrate_: nothing to calibrate: of {len(ranges)} layers that ran, the first and the last stay in float "
+            'by default; name layers to calibrate with layers={"name": True}'
+        )
+    return out
+
+
+def _scales(ranges: Mapping[str, _Range]) -> dict[str, float]:
+    bad = {name: seen for name, seen in ranges.items() if not np.isfinite(seen.largest)}
+    if bad:
+        name, seen = next(iter(bad.items()))
+        raise RecoupError(f"calibrate_: the input {seen.shape} of layer {name!r} holds NaN or infinity")
+    negative = {name: seen for name, seen in ranges.items() if seen.least < 0}
+    if negative:
+        named = "; ".join(f"{name!r} {seen.shape} down to {seen.least:.4g}" for name, seen in list(negative.items())[:5])
+        raise RecoupError(
+            f"calibrate_: {len(negative)} layers have negative inputs, which unsigned 8-bit activations would clip "
+            f'silently: {named}. Leave them in float with layers={{"name": None}}'
+        )
+    dead = [name for name, seen in ranges.items() if seen.largest <= 0]
+    if dead:
+        raise RecoupError(
+            f"calibrate_: layer {dead[0]!r} {ranges[dead[0]].shape} saw only zeros, so its scale is unknown: calibrate on "
+            'other data or leave it in float with layers={"name": None}'
+        )
+    return {name: float(np.float32(seen.largest / seen.images / 255)) for name, seen in ranges.items()}

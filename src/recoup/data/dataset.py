@@ -1,0 +1,119 @@
+"""A labelled set of images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from recoup.data.augmentation import Augmentation, ResizedCrop
+from recoup.data.batches import Batches
+from recoup.data.pictures import Pictures
+from recoup.errors import RecoupError
+
+# What networks trained on natural images expect, the CIFAR-10 checkpoints of akamaster/pytorch_resnet_cifar10 included.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Dataset:
+    """A labelled set of images, and how a network wants to see them.
+
+    Make one of your own tensors, or change one with ``dataclasses.replace``.
+
+    Args:
+        name: what it is, as in the results: ``"cifar10"``.
+        split: which part: ``"test"``.
+        images: uint8 [N, C, H, W], or :class:`Pictures` that are decoded batch by batch.
+        labels: int64 [N], each in ``0 .. len(classes) - 1``.
+        classes: their names.
+        mean, std: one value a channel; a network sees ``(byte / 255 - mean) / std``.
+        augmentation: what ``batches(augment=True)`` does; None where nothing is known to keep the label.
+
+    Raises:
+        RecoupError: no images, shapes or types that do not fit, a label out of range.
+
+    >>> images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    >>> Dataset("blank", "test", images, torch.tensor([0, 1, 0, 1]), ("a", "b"), mean=(0.5,), std=(0.5,))
+    Dataset(blank, test: 4 images of 1 x 8 x 8, 2 classes)
+    """
+
+    name: str
+    split: str
+    images: Tensor | Pictures
+    labels: Tensor
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augmentation: Augmentation | None = None
+
+    def __post_init__(self) -> None:
+        fault = self._fault()
+        if fault:
+            raise RecoupError(f"Dataset({self.name}, {self.split}): {fault}")
+
+    def _fault(self) -> str | None:
+        if isinstance(self.images, Tensor):
+            if self.images.dtype != torch.uint8 or self.images.dim() != 4:
+                return f"images must be uint8 [N, C, H, W], not {self.images.dtype} {list(self.images.shape)}"
+            if isinstance(self.augmentation, ResizedCrop):
+                return "ResizedCrop cuts encoded pictures; images in a tensor take CropFlip"
+        if self.labels.dtype != torch.int64 or self.labels.shape != (len(self.images),):
+            return f"labels must be int64 [{len(self.images)}], not {self.labels.dtype} {list(self.labels.shape)}"
+        if len(self.labels) == 0:
+            return "there are no images"
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= len(self.classes):
+            return (
+                f"labels lie in {low} .. {high}, but there are {len(self.classes)} classes; is this split unlabelled?"
+            )
+        channels = self.images.shape[1]
+        if not len(self.mean) == len(self.std) == channels or not all(value > 0 for value in self.std):
+            return f"mean {self.mean} and std {self.std} must have {channels} values each, std above 0"
+        return None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        shape = " x ".join(str(side) for side in self.images.shape[1:])
+        return f"Dataset({self.name}, {self.split}: {len(self):,} images of {shape}, {len(self.classes)} classes)"
+
+    def take(self, positions: Tensor) -> Dataset:
+        """Those images, in that order. ``positions`` is int64 [M]."""
+        images = self.images[positions] if isinstance(self.images, Tensor) else self.images.select(positions)
+        return replace(self, images=images, labels=self.labels[positions])
+
+    def subset(self, n: int, seed: int = 0) -> Dataset:
+        """``n`` different images at random, whatever their class.
+
+        The same seed gives the same images in the same order, and a smaller subset is the beginning of a larger one.
+
+        Raises:
+            RecoupError: ``n`` below 1 or above ``len(self)``.
+        """
+        check_count(f"{self.name}, {self.split}: subset", n, len(self))
+        return self.take(torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:n])
+
+    def batches(
+        self,
+        size: int,
+        *,
+        augment: bool = False,
+        seed: int = 0,
+        channels_last: bool = False,
+        shuffle: bool = False,
+        drop_last: bool = False,
+    ) -> Batches:
+        """Batches of (x, y) that can be passed over many times, each time the same; see :class:`Batches`."""
+        return Batches(
+            self, size, augment=augment, seed=seed, channels_last=channels_last, shuffle=shuffle, drop_last=drop_last
+        )
+
+
+def check_count(what: str, n: int, available: int) -> None:
+    """Refuse a number of images that is not an integer from 1 to what there is."""
+    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= available:
+        raise RecoupError(f"{what} of {n!r} images: it must be an integer from 1 to {available:,}")

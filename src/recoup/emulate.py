@@ -1,0 +1,135 @@
+"""Put hardware under a model's layers, in place, and take it away again.
+
+Every wing registers the layers it stands in for in `WINGS`; a model may mix them.
+"""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from torch import nn
+
+from recoup.emulated import Emulated, become, emulated_layers, revert
+from recoup.errors import RecoupError, RecoupWarning
+from recoup.nbsmt.config import NBSMT
+from recoup.nbsmt.layers import LAYERS as NBSMT_LAYERS
+from recoup.selection import UNMATCHED, Selection
+
+M = TypeVar("M", bound=nn.Module)
+
+WINGS: dict[type, dict[type[nn.Module], type[nn.Module]]] = {NBSMT: NBSMT_LAYERS}
+"""Config class -> float layer -> emulated layer."""
+
+
+def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> M:
+    """Emulate hardware in a model, in place.
+
+    A layer keeps its identity, name, parameters, buffers, hooks and state_dict keys; only its class changes, so float
+    checkpoints still load, and `restore_` gives everything back.
+
+    Args:
+        model: any module, the layer itself included.
+        config: the hardware of every layer that ``layers`` does not mention, e.g. ``NBSMT(threads=2)``; None: only
+            the layers that ``layers`` mentions. NB-SMT takes the calibrated layers (see `calibrate_`).
+        layers: ``{"name" or "re:regular expression": config or None}``; the first key that matches a layer's whole
+            name decides, None leaves it in float.
+
+    Returns:
+        The same model.
+
+    Raises:
+        RecoupError: a config of no known wing, a key that matches nothing or a layer the config cannot take, a layer
+            that is emulated already or not calibrated. The model is then as it was.
+
+    Warns:
+        RecoupWarning: layers that run otherwise than asked (a grouped convolution runs one thread) or that are passed
+            over because a subclass with a forward of its own cannot be taken apart.
+    """
+    modules = dict(model.named_modules())
+    candidates = [n for n, m in modules.items() if isinstance(m, Emulated) or any(type(m) in w for w in WINGS.values())]
+    chosen = Selection(layers, candidates, "emulate_", others=modules)
+    for value in [config, *(layers or {}).values()]:
+        _layers_of(value)
+    plan: dict[str, tuple[nn.Module, Any, type[nn.Module]]] = {}
+    passed_over = []
+    for name, module in modules.items():
+        wanted = chosen.of(name)
+        asked = wanted is not UNMATCHED
+        wanted = wanted if asked else config
+        if wanted is None:
+            continue
+        target = _layers_of(wanted).get(type(module))
+        if target is not None and (asked or _ready(wanted, module)):
+            plan[name] = (module, wanted, target)
+        elif isinstance(module, Emulated) and module.float_class in _layers_of(wanted):
+            raise RecoupError(f"emulate_: {module.title} is emulated already ({module.config!r}): restore_ the model first")
+        elif name in (layers or {}) and target is None:
+            raise RecoupError(
+                f"emulate_: layer {name!r} is a {type(module).__name__}; {type(wanted).__name__} stands in for "
+                f"{', '.join(t.__name__ for t in _layers_of(wanted))}"
+            )
+        elif target is None and isinstance(module, tuple(_layers_of(wanted))):
+            passed_over.append(f"{name} ({type(module).__name__})")
+    if not plan:
+        raise RecoupError(f"emulate_: {_why_nothing(model, config)}")
+    _convert(plan)
+    _warn(plan, passed_over)
+    return model
+
+
+def restore_(model: M) -> M:
+    """Give every emulated layer of a model its float class back, in place.
+
+    Weights, buffers and activation scales stay, so that the model can be emulated anew without calibration; bias
+    corrections and channel orders go. A model without emulated layers is returned as it is.
+    """
+    for layer in emulated_layers(model).values():
+        revert(layer)
+    return model
+
+
+def _layers_of(config: Any) -> dict[type[nn.Module], type[nn.Module]]:
+    if config is None:
+        return {}
+    try:
+        return WINGS[type(config)]
+    except KeyError:
+        known = ", ".join(wing.__name__ for wing in WINGS)
+        raise RecoupError(f"emulate_: {config!r} is no configuration of a wing ({known}) and not None") from None
+
+
+def _ready(config: Any, module: nn.Module) -> bool:
+    """Whether a layer is taken without being named: for NB-SMT the calibrated ones, the others stay in float."""
+    return not isinstance(config, NBSMT) or getattr(module, "activation_scale", None) is not None
+
+
+def _convert(plan: Mapping[str, tuple[nn.Module, Any, type[nn.Module]]]) -> None:
+    done: list[nn.Module] = []
+    try:
+        for name, (module, config, target) in plan.items():
+            become(module, target, config, name)
+            done.append(module)
+    except BaseException:
+        for module in done:
+            revert(module)
+        raise
+
+
+def _warn(plan: Mapping[str, tuple[nn.Module, Any, type[nn.Module]]], passed_over: list[str]) -> None:
+    caveats: dict[str, list[str]] = {}
+    for name, (module, _, _) in plan.items():
+        caveat = module.caveat()  # type: ignore[operator]
+        if caveat:
+            caveats.setdefault(caveat, []).append(name)
+    if passed_over:
+        caveats["left in float, because a subclass may compute something else"] = passed_over
+    for caveat, names in caveats.items():
+        shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+        warnings.warn(f"emulate_: {len(names)} layers {caveat}: {shown}", RecoupWarning, stacklevel=3)
+
+
+def _why_nothing(model: nn.Module, config: Any) -> str:
+    if isinstance(config, NBSMT) and any(type(module) in NBSMT_LAYERS for module in model.modules()):
+        return "no layer has an activation scale: run calibrate_(model, batches) first"
+    kinds = ", ".join(t.__name__ for t in _layers_of(config)) or "nothing"
+    return f"the model has no layer to emulate (config {config!r} takes {kinds}; the layer map left none)"

@@ -1,0 +1,87 @@
+"""What every emulated layer has in common, whatever hardware it emulates.
+
+An emulated layer *is* the float layer: the converter changes the object's class and adds a config, so parameters,
+buffers, hooks, names and other references to the layer stay as they are, and giving the class back restores it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, Literal
+
+from torch import nn
+
+Mode = Literal["emulate", "baseline", "float"]
+
+
+class Emulated:
+    """Mixin of the emulated layers: ``class NBSMTConv2d(Emulated, nn.Conv2d)``.
+
+    Attributes:
+        float_class: the torch layer this one stands in for.
+        extras: attributes that conversion adds and `restore` takes away again.
+        config: the wing's frozen config object.
+        mode: ``emulate`` (as configured), ``baseline`` (the same number formats without the shortcut whose harm is
+            being measured; for NB-SMT plain 8-bit arithmetic) or ``float`` (the layer as torch computes it).
+        layer: the name within the model, for messages.
+    """
+
+    float_class: ClassVar[type[nn.Module]]
+    extras: ClassVar[tuple[str, ...]] = ("config", "mode", "layer")
+
+    config: Any
+    mode: Mode = "emulate"
+    layer: str = ""
+
+    def convert(self, config: Any, layer: str) -> None:
+        """Called once after the class was changed; a wing checks here what the layer needs."""
+        self.config, self.mode, self.layer = config, "emulate", layer
+
+    def caveat(self) -> str | None:
+        """What runs otherwise than the config asks, as in "are grouped and run one thread", or None."""
+        return None
+
+    @property
+    def title(self) -> str:
+        """The layer's name and shape, for messages."""
+        return f"layer '{self.layer}' ({self.extra_repr()})" if self.layer else f"{type(self).__name__}({self.extra_repr()})"  # type: ignore[attr-defined]
+
+
+def become(module: nn.Module, layer_class: type[nn.Module], config: Any, name: str) -> None:
+    """Turn a float layer into an emulated one, in place; if it refuses, it stays as it was."""
+    original = type(module)
+    module.__class__ = layer_class
+    try:
+        module.convert(config, name)  # type: ignore[operator]
+    except BaseException:
+        module.__class__ = original
+        raise
+
+
+def revert(module: nn.Module) -> None:
+    """Turn an emulated layer back into the float layer, in place."""
+    assert isinstance(module, Emulated)
+    for name in module.extras:
+        if name in module._buffers:
+            del module._buffers[name]
+            module._non_persistent_buffers_set.discard(name)
+        module.__dict__.pop(name, None)
+    module.__class__ = module.float_class
+
+
+def emulated_layers(model: nn.Module) -> dict[str, Any]:
+    """The emulated layers of a model by name, each once."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Emulated)}
+
+
+@contextmanager
+def running(model: nn.Module, mode: Mode) -> Iterator[None]:
+    """All emulated layers of the model in one mode; then each as before."""
+    layers = list(emulated_layers(model).values())
+    before = [layer.mode for layer in layers]
+    try:
+        for layer in layers:
+            layer.mode = mode
+        yield
+    finally:
+        for layer, mode_before in zip(layers, before, strict=True):
+            layer.mode = mode_before

@@ -1,0 +1,6 @@
+"""Number formats: what a value becomes in floating point, integers and block floating point, bit for bit."""
+
+from recoup.formats.ops import quantize
+from recoup.formats.spec import BlockFloat, Float, Int
+
+__all__ = ["BlockFloat", "Float", "Int", "quantize"]

@@ -1,0 +1,156 @@
+"""Filling a model from a weights file: tensors only, every key accounted for, and never half."""
+
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from recoup.errors import RecoupError
+from recoup.models.blocks import M
+
+NESTS = ("state_dict", "model_state_dict", "model", "net")  # where training scripts put the tensors, first match wins
+PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
+SHOWN = 4
+
+
+def load_weights_(model: M, path: str | Path) -> M:
+    """Copy the tensors of a weights file into ``model``, in place; returns ``model``.
+
+    ``*.safetensors`` is read by safetensors, anything else by ``torch.load(weights_only=True)``: a pickle that names
+    code is refused and its code never runs. The tensors may lie under ``state_dict``, ``model_state_dict``, ``model``
+    or ``net``, and every name may begin with ``module.`` or ``_orig_mod.``. They are copied to the model's own device
+    and floating-point type. BatchNorm's ``num_batches_tracked`` may be missing (files older than torch 0.4.1): the
+    model keeps its own. Nothing else may be missing, left over, or of another shape.
+
+    Args:
+        model: the network to fill; unchanged if anything fails.
+        path: the weights file.
+
+    Raises:
+        RecoupError: no such file, a folder, a truncated or foreign file, a pickle with code, or tensors that do not
+            fit; it names the first keys that are missing, unexpected or of another shape.
+
+    >>> from recoup.models import digits_net
+    >>> load_weights_(digits_net(), "no-such-file.pt")
+    Traceback (most recent call last):
+    recoup.errors.RecoupError: no-such-file.pt: no such file
+    """
+    path = Path(path)
+    tensors = read_weights(path)
+    own = model.state_dict()
+    tensors = _without_prefixes(tensors, own)
+    faults = _mismatches(tensors, own)
+    if faults:
+        raise RecoupError(f"{path} does not fit {type(model).__name__}: {'; '.join(faults)}")
+    before = {name: value.clone() if isinstance(value, Tensor) else value for name, value in own.items()}
+    try:
+        model.load_state_dict({**own, **tensors})
+    except Exception as error:  # a layer's own loading hook may refuse what the names and shapes allow
+        model.load_state_dict(before)
+        raise RecoupError(f"{path} does not fit {type(model).__name__}: {error}") from error
+    return model
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a weights file by name, on the CPU, as the file has them; errors as :func:`load_weights_`."""
+    path = Path(path)
+    if path.is_dir():
+        raise RecoupError(f"{path} is a folder; give the weights file itself")
+    if not path.exists():
+        raise RecoupError(f"{path}: no such file")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    return _state_dict(path, content)
+
+
+def _read_safetensors(path: Path) -> object:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise RecoupError(f"{path} cannot be read as safetensors; truncated or another format? ({error})") from error
+
+
+def _read_pickle(path: Path) -> object:
+    try:
+        with warnings.catch_warnings():
+            # Torch warns of a pickle protocol it did not write, then reads the file or refuses it: that is our answer.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a foreign file makes the unpickler raise anything at all
+        raise RecoupError(_pickle_fault(path, error)) from error
+
+
+def _pickle_fault(path: Path, error: Exception) -> str:
+    """Why torch could not read the file: it names code, it is some other pickle, or it is no checkpoint at all."""
+    if isinstance(error, pickle.UnpicklingError):
+        remedy = (
+            "a weights file may hold tensors only; re-save it with safetensors or torch.save(model.state_dict(), ...)"
+        )
+        name = re.search(r"GLOBAL (\S+)", str(error))
+        if name:
+            return f"{path} refused: reading it would import and run {name[1]}, and {remedy}"
+        with path.open("rb") as file:
+            if file.read(1) == pickle.PROTO:
+                return f"{path} refused: a pickle of Python objects, which can run code when read, and {remedy}"
+    reason = re.search(r"WeightsUnpickler error:\s*(.+)", str(error)) or re.search(r"(.+)", str(error))
+    detail = f"{type(error).__name__}: {reason[1][:100]}" if reason else type(error).__name__
+    return f"{path} cannot be read as a torch checkpoint; truncated or another format? ({detail})"
+
+
+def _state_dict(path: Path, content: object) -> dict[str, Tensor]:
+    while isinstance(content, Mapping):
+        nest = next((name for name in NESTS if isinstance(content.get(name), Mapping)), None)
+        if nest is None:
+            break
+        content = content[nest]
+    if not isinstance(content, Mapping) or not content:
+        raise RecoupError(
+            f"{path} holds {'an empty' if content == {} else 'a'} {type(content).__name__}, no state dict"
+        )
+    strange = [name for name, value in content.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise RecoupError(
+            f"{path} holds no plain state dict: {_some(strange)} not tensors; they may lie under {', '.join(NESTS)}"
+        )
+    return {str(name): tensor for name, tensor in content.items()}
+
+
+def _without_prefixes(tensors: dict[str, Tensor], own: Mapping[str, object]) -> dict[str, Tensor]:
+    """Drop a prefix that every name in the file has and no name in the model has."""
+    for _ in range(4):  # module._orig_mod.module. and the like: bounded, each round drops one
+        for prefix in PREFIXES:
+            foreign = not any(name.startswith(prefix) for name in own)
+            if foreign and all(name.startswith(prefix) for name in tensors):
+                tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _mismatches(tensors: dict[str, Tensor], own: Mapping[str, object]) -> list[str]:
+    needed = {name: value for name, value in own.items() if isinstance(value, Tensor)}
+    missing = [name for name in needed if name not in tensors and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in tensors if name not in needed]
+    shared = [(name, tensors[name], needed[name]) for name in tensors if name in needed]
+    shapes = [
+        f"{name} is {list(theirs.shape)} in the file and {list(ours.shape)} in the model"
+        for name, theirs, ours in shared
+        if theirs.shape != ours.shape
+    ]
+    # Copying would turn integer codes into floats, or drop imaginary parts, without a word.
+    kinds = [
+        f"{name} is {theirs.dtype} in the file and {ours.dtype} in the model"
+        for name, theirs, ours in shared
+        if theirs.is_floating_point() != ours.is_floating_point() or theirs.is_complex() != ours.is_complex()
+    ]
+    labelled = {"missing": missing, "unexpected": unexpected, "shape": shapes, "type": kinds}
+    return [f"{label}: {_some(names)}" for label, names in labelled.items() if names]
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(str(name) for name in names[:SHOWN])
+    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"

@@ -1,0 +1,135 @@
+"""The mean half of NB-SMT's harm, in closed form: a bias correction per output channel.
+
+Legend: see `recoup.nbsmt.tally`; A activation operands (of `recoup.nbsmt.groups`), J channels padded to whole slots.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from recoup.batches import call, prepared
+from recoup.modes import evaluating
+from recoup.nbsmt import reference
+from recoup.nbsmt.config import NBSMT
+from recoup.nbsmt.groups import Activation
+from recoup.nbsmt.observe import Seen, hooked, in_mode, nbsmt_layers
+from recoup.nbsmt.tally import Taps, activation_counts
+from recoup.nbsmt.weights import weight_operand
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@torch.no_grad()
+def correct_bias_(model: M, batches: Iterable[Any] | None = None, *, progress: bool = False) -> M:
+    """Cancel the mean shift of NB-SMT: every layer gets back what it loses on average, per output channel.
+
+    With one weight per channel and tap, the expected loss is a product of expectations, E[y8 - y] = E[P] Q: only the
+    mean activation operands are measured (borders and zero padding included), no second convolution is run. The
+    correction is added to the layer's output in ``emulate`` mode. It works for networks without batch norm; in one
+    with batch norm it is the alternative to `recalibrate_`, or comes before it: after it, the stored means already
+    hold the shift and would be corrected twice.
+
+    Every layer sees inputs that earlier layers produced with their own corrections. Within a pass a batch is corrected
+    by its own mean; the stored correction is the mean over all batches, each weighted by its output positions. With a
+    single batch it is exact: the mean output of a layer over that batch equals the 8-bit result for the same input.
+
+    Args:
+        model: a model after `emulate_`.
+        batches: calibration data, 10^2 images or more; None: the images that `calibrate_` kept.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The same model, with ``bias_correction`` (float32 [O]) on its layers; None on layers that run one thread or
+        never ran. An earlier correction is replaced. After an error or an interrupt it is as before.
+
+    Raises:
+        RecoupError: no NB-SMT layer, no or bad batches, no kept images.
+
+    Source: ours; it rests on the linearity of the loss in the activations.
+    """
+    layers = nbsmt_layers(model, "correct_bias_")
+    if batches is None:
+        from recoup.calibrate import kept_images  # calibrate imports the layers of this package
+
+        batches = kept_images(model)
+    before = {name: layer.bias_correction for name, layer in layers.items()}
+    lost: dict[str, _Mean] = {}
+
+    def correct(name: str, seen: Seen, output: Tensor) -> Tensor | None:
+        if seen.layer.active_config.threads == 1:
+            return None
+        mean_O = mean_loss(seen)
+        lost.setdefault(name, _Mean()).add(mean_O, output.numel() // len(mean_O))
+        return output + mean_O.float().view(-1, *[1] * len(getattr(seen.layer, "kernel_size", ())))
+
+    try:
+        for layer in layers.values():
+            layer.bias_correction = None
+        with evaluating(model), in_mode(layers, "emulate"), hooked(layers, correct):
+            for inputs, _ in prepared(model, batches, "correct_bias_", progress):
+                call(model, inputs)
+        corrections = {name: mean.value for name, mean in lost.items()}
+    except BaseException:
+        for name, layer in layers.items():
+            layer.bias_correction = before[name]
+        raise
+    for name, layer in layers.items():
+        layer.bias_correction = corrections.get(name)
+    return model
+
+
+def mean_loss(seen: Seen) -> Tensor:
+    """Mean of (8-bit output - NB-SMT output) over images and output positions, per output channel: float64 [O].
+
+    The sums are exact integers; the mean is rounded once, then multiplied by the layer's float32 scales.
+    """
+    layer, config, geometry = seen.layer, seen.layer.active_config, seen.geometry
+    code, (weight, scale_O) = seen.codes(), seen.weight_codes()
+    if layer.order is not None:
+        code, weight = code[:, layer.order], weight[:, layer.order]
+    operand = weight_operand(weight, config)
+    kernel = (int(weight.shape[2]), int(weight.shape[3]))
+    tables = operand_tables(operand.activations, config).to(code.device)
+    sums = [
+        torch.einsum("gtsklmx,amx->atskl", counts, tables)
+        for _, counts in activation_counts(code, torch.arange(256), config, geometry, kernel)
+    ]
+    sum_AJkl = reference.merge_threads(torch.cat(sums, 2), config, 1)
+    exact_Jkl, operand_AJkl = sum_AJkl[0], sum_AJkl[1:]
+    exact_O = weight.double().flatten(1) @ exact_Jkl[: weight.shape[1]].flatten()
+    nbsmt_O = operand.weight_OGJkk.double().flatten(1) @ operand_AJkl.flatten()
+    positions = len(code) * Taps.of((code.shape[2], code.shape[3]), kernel, geometry).outputs
+    return (exact_O - nbsmt_O) / positions * (scale_O * seen.scale).double()
+
+
+def operand_tables(activations: tuple[Activation, ...], config: NBSMT) -> Tensor:
+    """What the code itself and each activation operand are worth: float64 [1 + A, 2^(T-1) masks, 256 codes]."""
+    x = torch.arange(256)
+    r, wide = reference.reduce_activation(x, config), x > 15
+    values = {"0": x * 0, "x": x, "r": r, "narrow": x.where(~wide, 0), "wide": x.where(wide, 0)}
+    masks = range(1 << (config.threads - 1))
+    tables = [torch.stack([x for _ in masks])]
+    for activation in activations:
+        active = [min(2, sum(mask >> (u - 1) & 1 for u in activation.partners)) for mask in masks]
+        tables.append(torch.stack([values[activation.values[n]] for n in active]))
+    return torch.stack(tables).double()
+
+
+@dataclass(slots=True)
+class _Mean:
+    """A weighted mean of vectors."""
+
+    total: Tensor | float = 0.0
+    weight: int = 0
+
+    def add(self, value: Tensor, weight: int) -> None:
+        self.total, self.weight = self.total + value * weight, self.weight + weight
+
+    @property
+    def value(self) -> Tensor:
+        assert isinstance(self.total, Tensor)
+        return (self.total / max(1, self.weight)).float()
+

@@ -1,0 +1,90 @@
+"""The NB-SMT configuration: what the shared multiplier does when threads collide."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+from recoup.errors import RecoupError
+
+Policy = Literal["S", "A", "W", "Aw", "aW", "S+A", "S+W", "S+Aw", "S+aW"]
+Rounding = Literal["nearest", "half_up", "zero"]
+Pairing = Literal["halves", "adjacent"]
+
+POLICIES: tuple[str, ...] = get_args(Policy)
+ROUNDINGS: tuple[str, ...] = get_args(Rounding)
+PAIRINGS: tuple[str, ...] = get_args(Pairing)
+THREADS = (1, 2, 4)
+
+_NOT_SEPARABLE = (
+    "; a policy that reduces whichever operand errs less depends on both operands at once (it is not separable), "
+    "has no exact matrix form and is refused"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NBSMT:
+    """Two or four threads that share one 8-bit multiply-accumulate unit (non-blocking simultaneous multithreading).
+
+    The reduction dimension K is split among the threads; every cycle the unit takes one unsigned 8-bit activation
+    and one signed 8-bit weight per thread and adds all products to one accumulator. Where more than one product
+    needs the multiplier (a *collision*) operands are reduced to 4 bits instead of waiting, so that
+
+        Y = X W - sum over collisions of what was rounded away
+
+    Attributes:
+        threads: 1 (the plain array: exact 8-bit arithmetic), 2 or 4.
+        policy: which slack is looked for before an operand is reduced. ``S``: zero operands; ``A``/``W``: the
+            activations or the weights are reduced, unless they fit 4 bits; ``Aw``/``aW``: both are looked at, the
+            capital letter names the operand that is reduced when neither fits. Without ``S`` every pair counts as
+            a collision. "Reduce whichever operand errs less" depends on both operands together, so it has no
+            exact matrix form; it is refused.
+        rounding: how an operand loses its 4 low bits: ``nearest`` (ties to even), ``half_up``
+            (floor(v/16 + 1/2)) or ``zero`` (truncation of the magnitude).
+        pairing: ``halves``: thread t owns the t-th contiguous block of K (in a convolution: of the input channels,
+            every tap); ``adjacent``: thread t owns every index congruent to t modulo ``threads``.
+
+    Raises:
+        RecoupError: a field outside these values; the message names the field and what is legal.
+
+    Source: Shomron and Weiser, "Non-Blocking Simultaneous Multithreading", MICRO 2020. The two-letter policies, the
+    four-thread rule and the three roundings are our definitions.
+
+    >>> NBSMT(threads=4)
+    NBSMT(threads=4, policy='S+A', rounding='nearest', pairing='halves')
+    """
+
+    threads: int = 2
+    policy: Policy = "S+A"
+    rounding: Rounding = "nearest"
+    pairing: Pairing = "halves"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.threads, bool) or self.threads not in THREADS:
+            raise RecoupError(f"NBSMT(threads={self.threads!r}): threads must be 1, 2 or 4")
+        object.__setattr__(self, "threads", int(self.threads))
+        for name, legal in (("policy", POLICIES), ("rounding", ROUNDINGS), ("pairing", PAIRINGS)):
+            value = getattr(self, name)
+            if value not in legal:
+                hint = _NOT_SEPARABLE if name == "policy" else ""
+                raise RecoupError(f"NBSMT({name}={value!r}): {name} must be one of {', '.join(legal)}{hint}")
+
+    @property
+    def zero_test(self) -> bool:
+        """Whether zero operands free the multiplier (the policy contains ``S``)."""
+        return "S" in self.policy
+
+    def replace(self, **changes: Any) -> "NBSMT":
+        """A copy with some fields changed, validated again."""
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values, for YAML and JSON."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "NBSMT":
+        """The inverse of `to_dict`; unknown fields are an error that names them."""
+        known = [field.name for field in fields(cls)]
+        unknown = [name for name in values if name not in known]
+        if unknown:
+            raise RecoupError(f"NBSMT: unknown field {unknown[0]!r}; the fields are {', '.join(known)}")
+        return cls(**values)

@@ -1,0 +1,173 @@
+"""Drop-in layers on the shared multiplier: NBSMTConv1d, NBSMTConv2d and NBSMTLinear.
+
+Each is its torch counterpart with the same constructor, parameters and state_dict keys, plus a config and, once
+calibrated, an activation scale. `recoup.emulate_` turns the layers of a model into these, in place.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recoup.emulated import Emulated
+from recoup.errors import RecoupError
+from recoup.nbsmt.config import NBSMT
+from recoup.nbsmt.ops import convolution, encode
+
+
+class NBSMTLayer(Emulated):
+    """What the three layers share.
+
+    Attributes:
+        activation_scale: the step of the activation codes, a float32 value; `recoup.calibrate_` sets it.
+        bias_correction: float32 [O] added to the output by `recoup.correct_bias_`, or None.
+        order: int64 [C], the permutation of the input channels among the threads by `reorder_`, or None.
+    """
+
+    config: NBSMT
+    activation_scale: float | None
+    bias_correction: Tensor | None
+    order: Tensor | None
+
+    extras: ClassVar[tuple[str, ...]] = (*Emulated.extras, "bias_correction", "order")
+
+    def convert(self, config: NBSMT, layer: str) -> None:
+        super().convert(config, layer)
+        if getattr(self, "activation_scale", None) is None:
+            raise RecoupError(f"{self.title} has no activation scale: run calibrate_(model, batches) first")
+        if self.weight.dtype != torch.float32:
+            raise RecoupError(f"{self.title}: NB-SMT emulation takes float32 weights; got {self.weight.dtype}")
+        self._add_extras()
+
+    def _add_extras(self) -> None:
+        self.register_buffer("bias_correction", None, persistent=False)
+        self.register_buffer("order", None, persistent=False)
+
+    @property
+    def active_config(self) -> NBSMT:
+        """The configuration this layer really runs: one thread where it is grouped or in ``baseline`` mode."""
+        single = self.mode == "baseline" or getattr(self, "groups", 1) > 1
+        return self.config.replace(threads=1) if single else self.config
+
+    def caveat(self) -> str | None:
+        grouped = getattr(self, "groups", 1) > 1 and self.config.threads > 1
+        return "are grouped convolutions and run one thread" if grouped else None
+
+    def _product(self, x: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> Tensor:
+        """The scaled sums of a 2-d convolution without bias: x [N, C, H, W] -> [N, O, h, w]."""
+        if self.activation_scale is None:
+            raise RecoupError(f"{self.title} has no activation scale: run calibrate_(model, batches) first")
+        config = self.active_config
+        order = self.order if config.threads > 1 else None
+        return convolution(
+            x, self.weight, order, self.activation_scale, encode(config), stride, padding, dilation, groups, self.title
+        )
+
+    def _offset(self, y: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Add bias and bias correction, each [O], broadcast to ``shape``."""
+        if self.bias is not None:
+            y = y + self.bias.view(shape)
+        if self.bias_correction is not None and self.mode == "emulate":
+            y = y + self.bias_correction.view(shape)
+        return y
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()  # type: ignore[misc]
+        config = self.__dict__.get("config")
+        if config is None:
+            return text
+        return f"{text}, {config!r}" + (", one thread because grouped" if self.caveat() else "")
+
+    @property
+    def title(self) -> str:
+        return f"layer '{self.layer}' ({self.float_class.extra_repr(self)})"  # type: ignore[arg-type]
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Keys stay those of the float layer; scale, correction and order travel in the state_dict's metadata."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
+        metadata = getattr(destination, "_metadata", None)
+        if metadata is not None:
+            names = ("activation_scale", "bias_correction", "order")
+            metadata.setdefault(prefix[:-1], {})["recoup"] = {name: getattr(self, name, None) for name in names}
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)  # type: ignore[misc]
+        for name, value in (local_metadata.get("recoup") or {}).items():
+            setattr(self, name, value.to(self.weight.device) if isinstance(value, Tensor) else value)
+
+
+class _Convolution(NBSMTLayer):
+    def _padded(self, x: Tensor) -> tuple[Tensor, list[int]]:
+        """The input, padded where the operator cannot do it, and what padding is left for the operator."""
+        symmetric = not isinstance(self.padding, str)
+        before_after = self._reversed_padding_repeated_twice
+        if self.padding_mode != "zeros":
+            return F.pad(x, before_after, mode=self.padding_mode), [0] * len(self.kernel_size)
+        if not symmetric and self.padding != "valid":
+            return F.pad(x, before_after), [0] * len(self.kernel_size)
+        return x, list(self.padding) if symmetric else [0] * len(self.kernel_size)
+
+
+class NBSMTConv2d(_Convolution, nn.Conv2d):
+    """torch.nn.Conv2d on the shared multiplier; ``config`` is an `NBSMT`. Grouped convolutions run one thread."""
+
+    float_class = nn.Conv2d
+
+    def __init__(self, *args: Any, config: NBSMT | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.config, self.activation_scale = config or NBSMT(), None
+        self._add_extras()
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        if self.mode == "float":
+            return super().forward(input)
+        x, padding = self._padded(input if input.dim() == 4 else input.unsqueeze(0))
+        y = self._product(x, list(self.stride), padding, list(self.dilation), self.groups)
+        y = self._offset(y, (1, -1, 1, 1))
+        return y if input.dim() == 4 else y.squeeze(0)
+
+
+class NBSMTConv1d(_Convolution, nn.Conv1d):
+    """torch.nn.Conv1d on the shared multiplier; ``config`` is an `NBSMT`. Grouped convolutions run one thread."""
+
+    float_class = nn.Conv1d
+
+    def __init__(self, *args: Any, config: NBSMT | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.config, self.activation_scale = config or NBSMT(), None
+        self._add_extras()
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        if self.mode == "float":
+            return super().forward(input)
+        x, padding = self._padded(input if input.dim() == 3 else input.unsqueeze(0))
+        y = self._product(x.unsqueeze(2), [1, *self.stride], [0, *padding], [1, *self.dilation], self.groups)
+        y = self._offset(y.squeeze(2), (1, -1, 1))
+        return y if input.dim() == 3 else y.squeeze(0)
+
+
+class NBSMTLinear(NBSMTLayer, nn.Linear):
+    """torch.nn.Linear on the shared multiplier; ``config`` is an `NBSMT`."""
+
+    float_class = nn.Linear
+
+    def __init__(self, *args: Any, config: NBSMT | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.config, self.activation_scale = config or NBSMT(), None
+        self._add_extras()
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        if self.mode == "float":
+            return super().forward(input)
+        x_PK11 = input.reshape(-1, self.in_features, 1, 1)
+        y_PO11 = self._product(x_PK11, [1, 1], [0, 0], [1, 1], 1)
+        return self._offset(y_PO11.view(*input.shape[:-1], self.out_features), (-1,))
+
+
+LAYERS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv1d: NBSMTConv1d,
+    nn.Conv2d: NBSMTConv2d,
+    nn.Linear: NBSMTLinear,
+}
+"""The float layers NB-SMT stands in for."""

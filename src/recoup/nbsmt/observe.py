@@ -1,0 +1,126 @@
+"""What one NB-SMT layer sees: any of the three kinds of layer and its input as the 2-d convolution that runs."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from recoup.emulated import Mode, emulated_layers
+from recoup.errors import RecoupError
+from recoup.nbsmt.config import NBSMT
+from recoup.nbsmt.layers import NBSMTConv1d, NBSMTConv2d, NBSMTLayer
+from recoup.nbsmt.ops import convolution, encode
+from recoup.nbsmt.prepare import Geometry, as_2d
+from recoup.nbsmt.reference import quantize_activation
+from recoup.nbsmt.weights import quantize_weight
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A layer's input as that of a 2-d convolution.
+
+    Attributes:
+        layer: the layer.
+        x_NCHW: float input; a non-zero padding mode is applied already, so its values count as the layer's input.
+        geometry: what is left for the convolution to do.
+    """
+
+    layer: NBSMTLayer
+    x_NCHW: Tensor
+    geometry: Geometry
+
+    @property
+    def scale(self) -> float:
+        """The activation scale; the layer has one, or it would not have run."""
+        assert self.layer.activation_scale is not None
+        return self.layer.activation_scale
+
+    def codes(self) -> Tensor:
+        """uint8 activation codes [N, C, H, W]."""
+        return quantize_activation(self.x_NCHW, self.scale)
+
+    def weight_codes(self) -> tuple[Tensor, Tensor]:
+        """int8 weight codes [O, C / groups, kh, kw] and their scales [O]."""
+        code, scale_O = quantize_weight(self.layer.weight)
+        return as_2d(code), scale_O
+
+    def product(self, config: NBSMT, order: Tensor | None) -> Tensor:
+        """The layer's output without bias or correction, under a configuration: float32 [N, O, h, w]."""
+        g = self.geometry
+        return convolution(
+            self.x_NCHW.contiguous(),
+            self.layer.weight,
+            order if config.threads > 1 else None,
+            self.scale,
+            encode(config),
+            list(g.stride),
+            list(g.padding),
+            list(g.dilation),
+            g.groups,
+            self.layer.title,
+        )
+
+
+def see(layer: NBSMTLayer, x: Tensor) -> Seen:
+    """A layer and the input of one call, as a 2-d convolution."""
+    x = x.detach()
+    if isinstance(layer, NBSMTConv2d):
+        x, padding = layer._padded(x if x.dim() == 4 else x[None])
+        stride, dilation = _pair(layer.stride), _pair(layer.dilation)
+        return Seen(layer, x, Geometry(stride, _pair(padding), dilation, layer.groups))
+    if isinstance(layer, NBSMTConv1d):
+        x, padding = layer._padded(x if x.dim() == 3 else x[None])
+        geometry = Geometry((1, layer.stride[0]), (0, padding[0]), (1, layer.dilation[0]), layer.groups)
+        return Seen(layer, x.unsqueeze(2), geometry)
+    return Seen(layer, x.reshape(-1, x.shape[-1], 1, 1), Geometry((1, 1), (0, 0), (1, 1), 1))
+
+
+def nbsmt_layers(model: nn.Module, purpose: str) -> dict[str, NBSMTLayer]:
+    """The NB-SMT layers of a model by name; an error where there are none."""
+    layers = {name: layer for name, layer in emulated_layers(model).items() if isinstance(layer, NBSMTLayer)}
+    if not layers:
+        raise RecoupError(f"{purpose}: the model has no NB-SMT layer; run calibrate_ and emulate_(model, NBSMT(...)) first")
+    return layers
+
+
+@contextmanager
+def hooked(layers: dict[str, NBSMTLayer], hook: Callable[[str, Seen, Tensor], Tensor | None]) -> Iterator[None]:
+    """Call ``hook(name, seen, output)`` after each call of a layer; what it returns replaces the output.
+
+    The layer ran before, so its input is known to be legal.
+    """
+
+    def register(name: str, layer: NBSMTLayer) -> Any:
+        def forward_hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:  # noqa: ARG001
+            return hook(name, see(layer, args[0] if args else kwargs["input"]), output)
+
+        # pyright: the mixin is no nn.Module by itself, its three classes are
+        return layer.register_forward_hook(forward_hook, with_kwargs=True)  # type: ignore[attr-defined]
+
+    hooks = []
+    try:
+        for name, layer in layers.items():
+            hooks.append(register(name, layer))
+        yield
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+@contextmanager
+def in_mode(layers: dict[str, NBSMTLayer], mode: Mode) -> Iterator[None]:
+    """These layers in one mode, the rest of the model as it is; then each as before."""
+    before = {name: layer.mode for name, layer in layers.items()}
+    try:
+        for layer in layers.values():
+            layer.mode = mode
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer.mode = before[name]
+
+
+def _pair(values: Any) -> tuple[int, int]:
+    return int(values[0]), int(values[1])

@@ -1,0 +1,235 @@
+"""NB-SMT as torch operators: `matmul` on integer codes, and the convolution the layers run.
+
+The convolution is one operator of the torch.library, with a fake implementation and a straight-through gradient, so
+that it composes with autograd, torch.compile and DDP.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from recoup.errors import RecoupError
+from recoup.nbsmt import cpu
+from recoup.nbsmt.config import NBSMT
+from recoup.nbsmt.prepare import Geometry, as_2d, prepare
+from recoup.nbsmt.reference import activation_operand, quantize_activation
+from recoup.nbsmt.weights import quantize_weight, weight_operand
+
+NEGATIVE, NOT_FINITE = 1, 2
+
+_backend: ContextVar[str | None] = ContextVar("recoup_nbsmt_backend", default=None)
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Run NB-SMT layers on ``int8`` or ``float32`` instead of what the probe chose. Results are the same, bit for bit."""
+    if name not in ("int8", "float32"):
+        raise RecoupError(f"backend {name!r}: must be int8 or float32")
+    if name == "int8" and cpu.probe().name != "int8":
+        raise RecoupError(f"backend 'int8': not exact on this machine ({cpu.probe().reason})")
+    token = _backend.set(name)
+    try:
+        yield
+    finally:
+        _backend.reset(token)
+
+
+def current_backend() -> str:
+    """``int8`` (u8 x s8 oneDNN convolutions) or ``float32`` (exact float convolutions) on this CPU."""
+    return _backend.get() or cpu.probe().name
+
+
+def matmul(x: Tensor, w: Tensor, config: NBSMT) -> Tensor:
+    """X W as the shared multiplier computes it.
+
+    Args:
+        x: uint8 activations [M, K].
+        w: int8 weights [K, N], on the same device. K is split among the threads, zero-padded at its end.
+        config: threads, policy, rounding and pairing.
+
+    Returns:
+        int32 [M, N], exact.
+
+    Raises:
+        RecoupError: other dtypes, shapes that do not fit, or sums that could leave 32 bits.
+
+    >>> x = torch.tensor([[100, 3]], dtype=torch.uint8)
+    >>> w = torch.tensor([[1], [1]], dtype=torch.int8)
+    >>> matmul(x, w, NBSMT(threads=2))  # a collision: 100 becomes 96, 3 fits 4 bits and stays
+    tensor([[99]], dtype=torch.int32)
+    """
+    check_operands(x, w)
+    operand = weight_operand(w.t(), config)
+    a_MJ = activation_operand(x, operand.activations, config)
+    bound = operand.bound * int(x.max()) // 255 if x.numel() else 0
+    exact = torch.float32 if bound < 2**24 and x.device.type == "cpu" else torch.float64
+    return (a_MJ.to(exact) @ operand.weight_OGJkk.t().to(exact)).to(torch.int32)
+
+
+def check_operands(x: Tensor, w: Tensor) -> None:
+    """Refuse anything but uint8 [M, K] and int8 [K, N]."""
+    if x.dtype != torch.uint8 or w.dtype != torch.int8:
+        raise RecoupError(f"nbsmt.matmul: x must be uint8 and w int8; got {x.dtype} and {w.dtype}")
+    if x.dim() != 2 or w.dim() != 2 or x.shape[1] != w.shape[0]:
+        raise RecoupError(f"nbsmt.matmul: x [M, K] and w [K, N] expected; got {list(x.shape)} and {list(w.shape)}")
+    if x.device != w.device:
+        raise RecoupError(f"nbsmt.matmul: x lies on {x.device}, w on {w.device}")
+
+
+@lru_cache
+def _config(code: str) -> NBSMT:
+    threads, policy, rounding, pairing = code.split("|")
+    return NBSMT(int(threads), policy, rounding, pairing)  # type: ignore[arg-type]
+
+
+def encode(config: NBSMT) -> str:
+    """A configuration as an operator's string argument."""
+    return f"{config.threads}|{config.policy}|{config.rounding}|{config.pairing}"
+
+
+@torch.library.custom_op("recoup::nbsmt_convolution", mutates_args=())
+def convolution(
+    x: Tensor,
+    weight: Tensor,
+    order: Tensor | None,
+    scale: float,
+    config: str,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    layer: str,
+) -> Tensor:
+    """A quantised convolution on the shared multiplier: y = scale * weight_scale * sum(codes).
+
+    Args:
+        x: float32 activations [N, C, H, W], not negative.
+        weight: float32 [O, I], [O, I, k] or [O, I, kh, kw]; quantised here, see `quantize_weight`.
+        order: permutation of the channels among the threads, or None.
+        scale: the activation scale.
+        config: `encode` of the configuration.
+        stride, padding, dilation, groups: of the convolution; groups > 1 needs threads = 1.
+        layer: what errors call the layer.
+
+    Returns:
+        float32 [N, O, h, w] in the input's memory format. The exact integer sum is rounded to float32 (it is exact
+        below 2^24), then multiplied by the float32 product of the scales.
+    """
+    geometry = Geometry((stride[0], stride[1]), (padding[0], padding[1]), (dilation[0], dilation[1]), groups)
+    if x.dtype != torch.float32 or weight.dtype != torch.float32:
+        raise RecoupError(f"{layer}: NB-SMT emulation takes float32; got {x.dtype} input and {weight.dtype} weight")
+    if x.numel() == 0:
+        return _empty_output(x, weight, geometry).zero_()
+    if x.device.type == "cuda":
+        from recoup.nbsmt import gpu
+
+        sums, scale_O = gpu.accumulate(x, weight, order, scale, _config(config), geometry, layer)
+    elif x.device.type == "cpu":
+        sums, scale_O = _accumulate(x, weight, order, scale, _config(config), geometry, layer)
+    else:
+        raise RecoupError(f"{layer}: NB-SMT emulation runs on the CPU and CUDA; got {x.device}")
+    y = sums.mul_((scale_O * scale).view(1, -1, 1, 1))
+    return y.contiguous(memory_format=_memory_format(x))
+
+
+def _accumulate(
+    x: Tensor, weight: Tensor, order: Tensor | None, scale: float, config: NBSMT, geometry: Geometry, layer: str
+) -> tuple[Tensor, Tensor]:
+    try:
+        prepared = prepare(weight, config, order)
+    except RecoupError as error:
+        raise RecoupError(f"{layer}: {error}") from None
+    name = current_backend()
+    x_NHWC = x.permute(0, 2, 3, 1)
+    x_NHWC = x_NHWC.contiguous() if order is None else x_NHWC.index_select(3, order)
+    dtype = torch.uint8 if name == "int8" else torch.float32
+    x_PC = x_NHWC.view(-1, x.shape[1])
+    operand_PJ, faults = cpu.operands(x_PC, scale, config, prepared.operand.activations, dtype)
+    if faults:
+        raise_fault(layer, x, faults)
+    operand = operand_PJ.view(*x_NHWC.shape[:3], -1).permute(0, 3, 1, 2)
+    return prepared.accumulate(operand, geometry, name), prepared.scale_O
+
+
+def raise_fault(layer: str, x: Tensor, faults: int) -> None:
+    """The error for an input that unsigned 8-bit codes cannot hold."""
+    if faults & NOT_FINITE:
+        raise RecoupError(f"{layer}: the input {list(x.shape)} holds NaN or infinity")
+    raise RecoupError(
+        f"{layer}: the input {list(x.shape)} holds negative values (least {float(x.min()):.6g}); NB-SMT activations are "
+        "unsigned and clipping them would be silent: put a ReLU before the layer or leave it in float "
+        '(layers={"name": None})'
+    )
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _empty_output(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    kernel = as_2d(weight).shape[2:]
+    sizes = [
+        (x.shape[2 + i] + 2 * geometry.padding[i] - geometry.dilation[i] * (kernel[i] - 1) - 1) // geometry.stride[i] + 1
+        for i in range(2)
+    ]
+    return x.new_empty(x.shape[0], weight.shape[0], *sizes).contiguous(memory_format=_memory_format(x))
+
+
+@convolution.register_fake
+def _(x, weight, order, scale, config, stride, padding, dilation, groups, layer):  # noqa: ANN001, ANN202, ARG001
+    return _empty_output(x, weight, Geometry(tuple(stride), tuple(padding), tuple(dilation), groups))
+
+
+@torch.library.custom_op("recoup::nbsmt_convolution_backward", mutates_args=())
+def convolution_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scale: float,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor]:
+    """The gradient of the 8-bit convolution, straight through rounding and NB-SMT; none where a code clips at 255.
+
+    An operator of its own because quantising weights checks their values, which tracing cannot.
+    """
+    code = quantize_activation(x, scale)
+    weight_code, scale_O = quantize_weight(weight)
+    quantized = as_2d(weight_code * scale_O.view(-1, *[1] * (weight.dim() - 1)))
+    grad_x, grad_w, _ = torch.ops.aten.convolution_backward(
+        grad, code * scale, quantized, None, stride, padding, dilation, False, [0, 0], groups, [*needs, False]
+    )
+    grad_x = x.new_empty(0) if grad_x is None else grad_x * (torch.round(x / scale) <= 255)
+    return grad_x, weight.new_empty(0) if grad_w is None else grad_w.reshape(weight.shape)
+
+
+@convolution_backward.register_fake
+def _(grad, x, weight, scale, stride, padding, dilation, groups, needs):  # noqa: ANN001, ANN202, ARG001
+    return torch.empty_like(x) if needs[0] else x.new_empty(0), weight.new_empty(weight.shape if needs[1] else 0)
+
+
+def _setup_context(ctx, inputs, output) -> None:  # noqa: ANN001, ARG001
+    x, weight, _, ctx.scale, _, ctx.stride, ctx.padding, ctx.dilation, ctx.groups, _ = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _backward(ctx, grad: Tensor):  # noqa: ANN001, ANN202
+    x, weight = ctx.saved_tensors
+    needs = list(ctx.needs_input_grad[:2])
+    grads = convolution_backward(
+        grad, x, weight, ctx.scale, ctx.stride, ctx.padding, ctx.dilation, ctx.groups, needs
+    )
+    return *(g if needed else None for g, needed in zip(grads, needs, strict=True)), *[None] * 8
+
+
+convolution.register_autograd(_backward, setup_context=_setup_context)
+convolution.register_autocast("cpu", torch.float32)
+convolution.register_autocast("cuda", torch.float32)

@@ -1,0 +1,93 @@
+"""Weights made ready for the CPU, once per weight and configuration, and never stale.
+
+A prepared weight belongs to the content it was made from: every call compares a 64-bit hash of the bytes (1-2 % of the
+layer's time), because writes through ``.data`` leave a tensor's version counter alone.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import xxhash
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from recoup.nbsmt import cpu
+from recoup.nbsmt.config import NBSMT
+from recoup.nbsmt.weights import WeightOperand, quantize_weight, weight_operand
+
+KEPT = 4
+"""Configurations kept per weight, and input shapes kept per configuration: enough to switch between a few."""
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """The arguments of a two-dimensional convolution besides its tensors."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A layer's weight operand and its convolutions by input shape."""
+
+    content: tuple
+    operand: WeightOperand
+    scale_O: Tensor
+    convolutions: dict[tuple, cpu.Int8Convolution] = field(default_factory=dict)
+
+    def accumulate(self, operand: Tensor, geometry: Geometry, backend: str) -> Tensor:
+        """Exact sums of products as float32, [N, O, h, w] channels_last; ``operand`` [N, G*J, H, W] channels_last."""
+        arguments = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+        if backend != "int8":
+            return cpu.exact_convolution(operand, self.operand.weight_OGJkk, *arguments, self.operand.bound)
+        key = (tuple(operand.shape), geometry)
+        convolution = self.convolutions.get(key)
+        if convolution is None:
+            convolution = cpu.Int8Convolution(self.operand.weight_OGJkk, *arguments, tuple(operand.shape))
+            _remember(self.convolutions, key, convolution)
+        return convolution(operand)
+
+
+_prepared: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def prepare(weight: Tensor, config: NBSMT, order: Tensor | None = None) -> Prepared:
+    """The prepared form of a weight; made on first use and whenever the weight's content changes.
+
+    Args:
+        weight: float32 [O, I], [O, I, k] or [O, I, kh, kw].
+        config: the NB-SMT configuration.
+        order: permutation of the I input channels, or None.
+    """
+    kept: dict[NBSMT, Prepared] = _prepared.setdefault(weight, {})
+    content = (_hash(weight), weight.stride(), None if order is None else _hash(order))
+    found = kept.get(config)
+    if found is None or found.content != content:
+        code, scale = quantize_weight(weight)
+        code = as_2d(code if order is None else code[:, order])
+        found = Prepared(content, weight_operand(code, config), scale)
+        _remember(kept, config, found)
+    return found
+
+
+def as_2d(weight: Tensor) -> Tensor:
+    """The weight of a linear layer or a 1-d convolution as that of a 2-d convolution, [O, I, kh, kw]."""
+    return weight.view(*weight.shape[:2], *[1] * (4 - weight.dim()), *weight.shape[2:])
+
+
+def _remember(kept: dict, key: object, value: object) -> None:
+    kept.pop(key, None)
+    while len(kept) >= KEPT:
+        del kept[next(iter(kept))]
+    kept[key] = value
+
+
+def _hash(tensor: Tensor) -> int:
+    plain = tensor.detach()
+    if not plain.is_contiguous():
+        last = plain.dim() == 4 and plain.is_contiguous(memory_format=torch.channels_last)
+        plain = plain.permute(0, 2, 3, 1) if last else plain.contiguous()
+    return xxhash.xxh3_64_intdigest(memoryview(plain.view(-1).view(torch.uint8).numpy()))

@@ -1,0 +1,126 @@
+"""NB-SMT, every bit, as the hardware does it: slot by slot, thread by thread. Slow and readable.
+
+Shape suffixes: T threads, M rows (output pixels), K reduction, S = ceil(K/T) slots, N columns (output channels).
+"""
+
+import torch
+from torch import Tensor
+
+from recoup.nbsmt.config import NBSMT, Rounding
+from recoup.nbsmt.groups import Activation
+
+
+def high_bits(v: Tensor, rounding: Rounding, low: int, high: int) -> Tensor:
+    """16 clip(round(v/16), low, high): the 4 most significant bits, rounded, carry-out saturated. Integers in and out.
+
+    ``nearest`` sends ties to the even multiple, ``half_up`` upwards (for negative v too), ``zero`` truncates |v|.
+    """
+    if rounding == "nearest":
+        rounded = torch.round(v.double() / 16).to(v.dtype)
+    elif rounding == "half_up":
+        rounded = torch.div(v + 8, 16, rounding_mode="floor")
+    else:
+        rounded = torch.div(v, 16, rounding_mode="trunc")
+    return 16 * rounded.clamp(low, high)
+
+
+def reduce_activation(x: Tensor, config: NBSMT) -> Tensor:
+    """r(x): codes 0..15 stay as they are (not under policy S), others keep their rounded 4 MSBs, 0..240."""
+    r = high_bits(x, config.rounding, 0, 15)
+    return r if config.policy == "S" else torch.where(x <= 15, x, r)
+
+
+def reduce_weight(w: Tensor, config: NBSMT) -> Tensor:
+    """q(w): codes -8..7 stay as they are (not under policy S), others keep their rounded 4 MSBs, -128..112."""
+    q = high_bits(w, config.rounding, -8, 7)
+    return q if config.policy == "S" else torch.where((w >= -8) & (w <= 7), w, q)
+
+
+def split_threads(v: Tensor, config: NBSMT, dim: int) -> Tensor:
+    """Dimension ``dim`` of length K becomes (T, S): zero-padded at its end, then dealt to the threads."""
+    dim %= v.dim()
+    size, threads = v.shape[dim], config.threads
+    slots = -(-size // threads)
+    padding = [0] * (2 * (v.dim() - 1 - dim)) + [0, threads * slots - size]
+    v = torch.nn.functional.pad(v, padding)
+    if config.pairing == "halves":
+        return v.unflatten(dim, (threads, slots))
+    return v.unflatten(dim, (slots, threads)).transpose(dim, dim + 1)
+
+
+def contribution(x: Tensor, w: Tensor, others: Tensor, config: NBSMT) -> Tensor:
+    """What a thread with operands x, w adds while ``others`` of its partners are active."""
+    r, q = reduce_activation(x, config), reduce_weight(w, config)
+    wide_x, wide_w = x > 15, (w < -8) | (w > 7)
+    one_partner = {
+        "A": r * w,
+        "W": x * q,
+        "S": r * w,
+        "Aw": torch.where(wide_w, r * w, x * w),
+        "aW": torch.where(wide_x, x * q, x * w),
+    }[config.policy.removeprefix("S+")]
+    return torch.where(others == 0, x * w, torch.where(others == 1, one_partner, r * q))
+
+
+def merge_threads(v: Tensor, config: NBSMT, dim: int) -> Tensor:
+    """The inverse of `split_threads`: (T, S) at ``dim`` becomes one dimension in channel order; the padding stays."""
+    return (v if config.pairing == "halves" else v.transpose(dim, dim + 1)).flatten(dim, dim + 1)
+
+
+def quantize_activation(x: Tensor, scale: float) -> Tensor:
+    """clip(round(x / scale), 0, 255) as uint8: ties to even, one float32 division."""
+    return torch.round(x / torch.tensor(scale, dtype=x.dtype)).clamp(0, 255).to(torch.uint8)
+
+
+def activation_operand(code: Tensor, activations: tuple[Activation, ...], config: NBSMT, dim: int = 1) -> Tensor:
+    """The activation operands of `recoup.nbsmt.groups`, side by side along ``dim``: uint8 codes in and out.
+
+    Channels are zero-padded to whole slots, so ``dim`` grows from C to len(activations) * T * ceil(C / T).
+    """
+    dim %= code.dim()
+    x = split_threads(code.to(torch.int16), config, dim)
+    r, wide = reduce_activation(x, config), x > 15
+    values = {"0": torch.zeros_like(x), "x": x, "r": r, "narrow": x.where(~wide, 0), "wide": x.where(wide, 0)}
+    out = []
+    for activation in activations:
+        active = torch.zeros_like(x)
+        for offset in activation.partners:
+            active += (x != 0).roll(-offset, dim)
+        none, one, more = (values[name] for name in activation.values)
+        chosen = torch.where(active == 0, none, torch.where(active == 1, one, more))
+        out.append(merge_threads(chosen, config, dim))
+    return torch.cat(out, dim).to(torch.uint8)
+
+
+def slots(x: Tensor, w: Tensor, config: NBSMT):
+    """Yield (x, w, active, contribution) per slot, each [T, M, N]-broadcastable int64, in slot order."""
+    x_TMS = split_threads(x.long(), config, 1).transpose(0, 1)
+    w_TSN = split_threads(w.long(), config, 0)
+    for s in range(w_TSN.shape[1]):
+        x_TM1, w_T1N = x_TMS[:, :, s, None], w_TSN[:, s, None, :]
+        active = (x_TM1 != 0) & (w_T1N != 0)
+        counted = active if config.zero_test else torch.ones_like(active)
+        others = counted.sum(0) - counted.long()
+        yield x_TM1, w_T1N, active, contribution(x_TM1, w_T1N, others, config)
+
+
+def matmul(x: Tensor, w: Tensor, config: NBSMT) -> Tensor:
+    """X W on the shared multiplier: x uint8 [M, K], w int8 [K, N] -> int32 [M, N]."""
+    total = torch.zeros(x.shape[0], w.shape[1], dtype=torch.int64)
+    for _, _, _, product in slots(x, w, config):
+        total += product.sum(0)
+    return total.to(torch.int32)
+
+
+def statistics(x: Tensor, w: Tensor, config: NBSMT) -> dict[str, int | float]:
+    """Counts over the M*N*S slots; see `recoup.nbsmt.statistics`."""
+    count = {"slots": 0, "collisions": 0, "lossy": 0, "active": 0, "busy": 0}
+    for x_TM1, w_T1N, active, product in slots(x, w, config):
+        sharing = active.sum(0)
+        count["slots"] += sharing.numel()
+        count["collisions"] += int((sharing >= 2).sum())
+        count["lossy"] += int((product != x_TM1 * w_T1N).sum())
+        count["active"] += int(active.sum())
+        count["busy"] += int((sharing >= 1).sum())
+    busy = count.pop("busy")
+    return {**count, "utilization": busy / count["slots"] if count["slots"] else 0.0}

@@ -1,0 +1,237 @@
+"""Post-training BatchNorm recalibration: new running statistics, no gradient, no weight change.
+
+Emulated hardware shifts the statistics inside a network. Recomputing only the running mean and variance of its batch
+norms, with the hardware on, wins back much of the accuracy (Shomron and Weiser, "Post-Training BatchNorm
+Recalibration", 2020). The paired method is ours.
+"""
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from recoup.batches import call, prepared
+from recoup.emulated import emulated_layers, running
+from recoup.errors import RecoupError
+from recoup.modes import evaluating
+
+Method = Literal["paired", "average", "ema"]
+M = TypeVar("M", bound=nn.Module)
+
+
+def recalibrate_(
+    model: M,
+    batches: Iterable[Any],
+    method: Method = "paired",
+    *,
+    baseline: nn.Module | None = None,
+    progress: bool = False,
+) -> M:
+    """Recompute the running statistics of a model's batch norms, in place.
+
+    The batch norms alone run in train mode, so every layer sees inputs normalised by batch statistics; dropout and
+    everything else stay in eval mode. With batch means m_b, unbiased batch variances and their population form v_b:
+
+    - ``average``: mean = mean of m_b, var = mean of v_b + variance of m_b (the population variance of all samples
+      where batches are equal; stored unbiased, as torch does).
+    - ``ema``: PyTorch's momentum update, starting from the stored statistics (the authors' code).
+    - ``paired`` (ours): both statistics are averaged twice over the same batches, with the emulation off (8-bit) and
+      on, and the *stored* ones move by the difference: mean += mean_on - mean_off, var *= var_on / var_off. It
+      corrects what the hardware did and nothing else, so the images need not match the training distribution and
+      their sampling noise cancels. A channel with var_off = 0 keeps its variance.
+
+    Args:
+        model: any module with batch norms that track running statistics.
+        batches: calibration data, 10^3 to 10^4 images; ``average`` and ``ema`` need the training augmentation.
+            Read once; each batch serves both runs of ``paired``.
+        method: see above.
+        baseline: for ``paired`` on a model that is not emulated: the same network without the change, with batch
+            norms of the same names (left as it is).
+        progress: whether to show a progress bar.
+
+    Returns:
+        The same model. After an error or an interrupt all statistics are as before.
+
+    Raises:
+        RecoupError: no batch norm with running statistics, nothing to pair with, unknown method, no or bad batches,
+            batches with one value per channel.
+    """
+    if method not in get_args(Method):
+        raise RecoupError(f"recalibrate_(method={method!r}): method must be one of {', '.join(get_args(Method))}")
+    norms = _norms(model)
+    if method != "paired" and baseline is not None:
+        raise RecoupError(f"recalibrate_(method={method!r}): baseline belongs to method 'paired'")
+    if method == "paired":
+        if baseline is None and not emulated_layers(model):
+            raise RecoupError(
+                "recalibrate_(method='paired') compares a model with and without its hardware: emulate_ it first, pass "
+                "baseline=, or choose method='average'"
+            )
+        _paired(model, norms, batches, baseline, progress)
+    elif method == "average":
+        _average(model, norms, batches, progress)
+    else:
+        _ema(model, norms, batches, progress)
+    return model
+
+
+@dataclass
+class Moments:
+    """Running sums, in float64, over the batches one batch norm has seen: of m_b, m_b^2 and v_b, and the values."""
+
+    batches: int = 0
+    values: int = 0
+    mean: Tensor | float = 0.0
+    square: Tensor | float = 0.0
+    variance: Tensor | float = 0.0
+
+    def add(self, mean: Tensor, unbiased: Tensor, values: int) -> None:
+        """One batch: its mean and unbiased variance per channel over ``values`` values."""
+        mean, unbiased = mean.double(), unbiased.double()
+        self.batches, self.values = self.batches + 1, self.values + values
+        self.mean, self.square = self.mean + mean, self.square + mean * mean
+        self.variance = self.variance + unbiased * ((values - 1) / values)
+
+    def pooled(self) -> tuple[Tensor, Tensor]:
+        """Mean, and unbiased variance, over all batches."""
+        assert isinstance(self.mean, Tensor)
+        assert isinstance(self.square, Tensor)
+        assert isinstance(self.variance, Tensor)
+        mean = self.mean / self.batches
+        population = self.variance / self.batches + (self.square / self.batches - mean * mean).clamp_min(0)
+        return mean, population * (self.values / (self.values - 1))
+
+
+def _forward(
+    model: nn.Module, norms: dict[str, _BatchNorm], inputs: Any, into: dict[str, Moments] | None
+) -> None:
+    """One forward pass with ``norms`` on batch statistics, added to ``into``; stored statistics are overwritten."""
+
+    def observe(name: str) -> Any:
+        def hook(norm: _BatchNorm, args: tuple, _: Any) -> None:
+            assert into is not None
+            into[name].add(*_stored(norm), args[0].numel() // args[0].shape[1])
+
+        return hook
+
+    hooks = [norm.register_forward_hook(observe(name)) for name, norm in norms.items()] if into is not None else []
+    try:
+        call(model, inputs)
+    except ValueError as error:
+        if isinstance(error, RecoupError) or "more than 1 value per channel" not in str(error):
+            raise
+        raise RecoupError(f"recalibrate_: a batch is too small for batch statistics: {error}") from None
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _paired(
+    model: nn.Module, norms: dict[str, _BatchNorm], batches: Iterable[Any], baseline: nn.Module | None, progress: bool
+) -> None:
+    other = norms if baseline is None else _norms(baseline)
+    if other.keys() != norms.keys():
+        odd = sorted(other.keys() ^ norms.keys())[0]
+        raise RecoupError(f"recalibrate_: batch norm {odd!r} is in only one of model and baseline")
+    off, on = {name: Moments() for name in norms}, {name: Moments() for name in norms}
+    with _measuring(model, norms), _measuring(baseline, other) if baseline is not None else ExitStack():
+        for inputs, _ in prepared(model, batches, "recalibrate_ (paired)", progress):
+            if baseline is None:
+                with running(model, "baseline"):
+                    _forward(model, norms, inputs, off)
+            else:
+                _forward(baseline, other, inputs, off)
+            _forward(model, norms, inputs, on)
+    moved = {}
+    for name, norm in norms.items():
+        if not on[name].batches:
+            continue  # a batch norm the model never ran keeps its statistics
+        (mean_off, var_off), (mean_on, var_on) = off[name].pooled(), on[name].pooled()
+        mean, variance = _stored(norm)
+        ratio = torch.where(var_off > 0, var_on / var_off, 1.0)
+        moved[norm] = (mean.double() + (mean_on - mean_off), variance.double() * ratio)
+    _store(moved)
+
+
+def _average(model: nn.Module, norms: dict[str, _BatchNorm], batches: Iterable[Any], progress: bool) -> None:
+    seen = {name: Moments() for name in norms}
+    with _measuring(model, norms):
+        for inputs, _ in prepared(model, batches, "recalibrate_ (average)", progress):
+            _forward(model, norms, inputs, seen)
+    _store({norm: seen[name].pooled() for name, norm in norms.items() if seen[name].batches})
+
+
+def _ema(model: nn.Module, norms: dict[str, _BatchNorm], batches: Iterable[Any], progress: bool) -> None:
+    kept = _Statistics(norms.values())
+    try:
+        with evaluating(model, lambda module: module in kept.norms), torch.no_grad():
+            for inputs, _ in prepared(model, batches, "recalibrate_ (ema)", progress):
+                _forward(model, norms, inputs, None)
+    except BaseException:
+        kept.restore()
+        raise
+
+
+def _stored(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return norm.running_mean, norm.running_var
+
+
+@torch.no_grad()
+def _store(statistics: dict[_BatchNorm, tuple[Tensor, Tensor]]) -> None:
+    """Write all statistics, or none."""
+    kept = _Statistics(statistics)
+    try:
+        for norm, values in statistics.items():
+            for buffer, value in zip(_stored(norm), values, strict=True):
+                buffer.copy_(value)
+    except BaseException:
+        kept.restore()
+        raise
+
+
+class _Statistics:
+    """The stored statistics and momenta of some batch norms, to be put back."""
+
+    def __init__(self, norms: Iterable[_BatchNorm]) -> None:
+        self.norms = set(norms)
+        self._momentum = {norm: norm.momentum for norm in self.norms}
+        self._buffers = {norm: [b.clone() for b in norm.buffers(recurse=False)] for norm in self.norms}
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for norm in self.norms:
+            norm.momentum = self._momentum[norm]
+            for buffer, value in zip(norm.buffers(recurse=False), self._buffers[norm], strict=True):
+                buffer.copy_(value)
+
+
+class _measuring(ExitStack):  # noqa: N801 -- used as a function
+    """Batch norms in train mode with momentum 1, so that after a forward they hold that batch's statistics."""
+
+    def __init__(self, model: nn.Module, norms: dict[str, _BatchNorm]) -> None:
+        super().__init__()
+        kept = _Statistics(norms.values())
+        self.callback(kept.restore)
+        self.enter_context(evaluating(model, lambda module: module in kept.norms))
+        self.enter_context(torch.no_grad())
+        for norm in kept.norms:
+            norm.momentum = 1.0
+
+
+def _norms(model: nn.Module) -> dict[str, _BatchNorm]:
+    norms = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    }
+    if not norms:
+        raise RecoupError(
+            "recalibrate_: the model has no batch norm with running statistics; for other networks use correct_bias_"
+        )
+    return norms

@@ -1,0 +1,211 @@
+"""The report's plots as inline SVG whose colours follow the page, light or dark.
+
+matplotlib draws with stand-in colours; `svg` replaces them by the page's CSS variables. Series differ in colour (Okabe
+and Ito's palette, distinct for colour-blind readers) and in marker.
+"""
+
+import functools
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import Any, ParamSpec, TypeVar, cast
+
+from recoup.report.summary import Summary
+from recoup.study.configs import title
+from recoup.study.results import Results
+from recoup.study.states import BASELINE, FLOAT, State
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+INK, MUTED, GRID = "#010101", "#020202", "#030303"
+SERIES = ("#040404", "#050505", "#060606", "#070707")
+MARKERS = ("o", "s", "^", "D")
+VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--rule"} | {c: f"--series-{i + 1}" for i, c in enumerate(SERIES)}
+
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "ytick.minor.size": 0,
+    "legend.frameon": False,
+}
+WIDTH = 9.2  # inches; scaled to the page by the browser
+
+
+def styled(draw: Callable[P, R]) -> Callable[P, R]:
+    """Draw in the report's style, whatever the user's matplotlib settings, and leave those alone."""
+
+    @functools.wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> R:
+        from matplotlib import rc_context
+
+        with rc_context(cast("Any", {**STYLE, "svg.hashsalt": draw.__name__})):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+@styled
+def accuracy_figure(results: Results, summary: Summary) -> str:
+    """Top-1 accuracy per state, one panel a config, with the 8-bit and float accuracies as lines."""
+    names = [BASELINE, *(repr(config) for config in results.recipe.configs)]
+    panels = [(name, summary.of(name)) for name in names if summary.of(name)]
+    heights = [len(lines) + 0.9 for _, lines in panels]
+    figure, axes = _canvas(len(panels), 0.30 * sum(heights) + 0.7, heights)
+    for index, (axis, (name, lines)) in enumerate(zip(axes, panels, strict=True)):
+        _references(axis, summary, labelled=index == 0)
+        colour, marker = _series(index)
+        for y, line in enumerate(lines):
+            spread = [[line.top1.mean - line.top1.low], [line.top1.high - line.top1.mean]]
+            axis.errorbar(line.top1.mean, y, xerr=spread, color=colour, marker=marker, ms=5.5, capsize=2.5, lw=1.3)
+            # In a column of their own the values run into no line and no interval.
+            axis.text(1.055, y, f"{line.top1.mean:.2f}", transform=axis.get_yaxis_transform(), ha="right", va="center")
+        axis.set_yticks(range(len(lines)), [line.state for line in lines])
+        axis.set_ylim(len(lines) - 0.45, -0.55)
+        axis.grid(visible=False, axis="y")
+        axis.set_title("8 bit, one thread" if name == BASELINE else lines[0].title, pad=6)
+        axis.tick_params(labelbottom=index == len(panels) - 1)
+    axes[-1].set_xlabel("top-1 accuracy, %")
+    said = "; ".join(f"{line.title}, {line.state}: {line.top1.mean:.2f} %" for line in summary.lines)
+    return svg(figure, "accuracy", f"Top-1 accuracy per state with 95 % confidence intervals. {said}.")
+
+
+@styled
+def layer_figure(results: Results) -> str | None:
+    """Relative error (log scale) and collision rate of every layer; None where no layer was profiled."""
+    if not results.layers:
+        return None
+    names = list(dict.fromkeys(row.name for row in results.layers))
+    figure, axes = _canvas(2, 4.3 + _name_space(names), [1.25, 1])
+    said = []
+    for index, config in enumerate(results.recipe.configs):
+        rows = [row for row in results.layers if row.config == repr(config)]
+        places = [names.index(row.name) for row in rows]
+        _line(axes[0], places, [row.error or math.nan for row in rows], index, title(config))
+        _line(axes[1], places, [100 * row.collisions for row in rows], index, title(config))
+        worst = max(rows, key=lambda row: row.error, default=None)
+        if worst is not None:
+            said.append(f"{title(config)}: largest error {worst.error:.2g} in {worst.name}")
+    if any(row.error for row in results.layers):
+        axes[0].set_yscale("log")
+    axes[0].set_title("Error against 8 bit (relative mean square, log scale)")
+    axes[1].set_title("Slots with a collision, %")
+    axes[1].set_ylim(0, 105)
+    axes[0].legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(results.recipe.configs))
+    _layer_ticks(axes, names)
+    return svg(figure, "layers", f"Relative error and collision rate of {len(names)} layers. {'; '.join(said)}.")
+
+
+@styled
+def shift_figure(results: Results) -> str | None:
+    """How far every BatchNorm layer's statistics moved; None where that was not measured."""
+    if not results.shifts:
+        return None
+    names = list(dict.fromkeys(row.layer for row in results.shifts))
+    figure, axes = _canvas(2, 4.0 + _name_space(names), [1, 1])
+    said = []
+    for index, config in enumerate(results.recipe.configs):
+        rows = [row for row in results.shifts if row.config == repr(config)]
+        places = [names.index(row.layer) for row in rows]
+        _line(axes[0], places, [row.mean for row in rows], index, title(config))
+        _line(axes[1], places, [row.variance for row in rows], index, title(config))
+        worst = max(rows, key=lambda row: row.mean, default=None)
+        if worst is not None:
+            said.append(f"{title(config)}: largest shift {worst.mean:.2g} standard deviations in {worst.layer}")
+    axes[0].set_ylim(bottom=0)
+    axes[1].axhline(1, color=MUTED, lw=1)
+    axes[0].set_title("Shift of the mean, in standard deviations of the channel")
+    axes[1].set_title("Variance with NB-SMT / variance at 8 bit")
+    axes[0].legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(results.recipe.configs))
+    _layer_ticks(axes, names)
+    return svg(figure, "shift", f"Shift of BatchNorm statistics in {len(names)} layers. {'; '.join(said)}.")
+
+
+def svg(figure: Any, name: str, description: str) -> str:
+    """A figure as one self-contained ``<svg>`` element, described for screen readers, coloured by CSS variables."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    out = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
+    # Ids are unique within a figure only, and the page holds several.
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r'href="#', f'href="#{name}-', text).replace("url(#", f"url(#{name}-")
+    text = re.sub(r"font: ([^;\"]*?)(\d[\d.]*px) [^;\"]*", r"font: \1\2 var(--sans)", text)
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    label = escape(description, quote=True)
+    return re.sub(r"<svg ([^>]*)>", rf'<svg role="img" aria-label="{_literal(label)}" \1>', text, count=1)
+
+
+def _literal(text: str) -> str:
+    return text.replace("\\", r"\\")  # a replacement template would read backslashes
+
+
+def _canvas(rows: int, height: float, ratios: Sequence[float]) -> tuple[Any, list[Any]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure.patch.set_alpha(0)
+    axes = figure.subplots(rows, 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": list(ratios)})
+    for axis in axes[:, 0]:
+        axis.patch.set_alpha(0)
+    return figure, list(axes[:, 0])
+
+
+def _series(index: int) -> tuple[str, str]:
+    return SERIES[index % len(SERIES)], MARKERS[index % len(MARKERS)]
+
+
+def _references(axis: Any, summary: Summary, labelled: bool) -> None:
+    """The float and 8-bit accuracies as vertical lines; the labels go to opposite sides, for the two lie close."""
+    kinds = ((FLOAT, "float", "--"), (BASELINE, "8 bit", "-"))
+    lines = [(summary.line(config, State.NONE), name, dashes) for config, name, dashes in kinds]
+    found = sorted((line.top1.mean, name, dashes) for line, name, dashes in lines if line is not None)
+    for (mean, name, dashes), side in zip(found, ("right", "left"), strict=False):
+        axis.axvline(mean, color=MUTED, lw=1, ls=dashes, zorder=0.9)
+        if labelled:
+            place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+            offset = (-3 if side == "right" else 3, 2)
+            axis.annotate(name, (mean, 1), offset, ha=side, va="bottom", fontsize=8, color=MUTED, **place)
+
+
+def _line(axis: Any, places: Sequence[int], values: Sequence[float], index: int, label: str) -> None:
+    colour, marker = _series(index + 1)  # the first is the 8-bit baseline's in every plot
+    axis.plot(places, values, color=colour, marker=marker, ms=4, lw=1.2, label=label)
+
+
+def _name_space(names: Sequence[str]) -> float:
+    return 0.075 * min(max(map(len, names)), 30)
+
+
+def _layer_ticks(axes: Sequence[Any], names: Sequence[str]) -> None:
+    step = math.ceil(len(names) / 60)
+    shown = range(0, len(names), step)
+    short = [name if len(name) <= 30 else "…" + name[-29:] for name in names]
+    axes[-1].set_xticks(list(shown), [short[i] for i in shown], rotation=90, fontsize=7.5)
+    axes[-1].set_xlim(-0.6, len(names) - 0.4)
+    for axis in axes:
+        axis.grid(visible=False, axis="x")

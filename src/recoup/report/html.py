@@ -1,0 +1,100 @@
+"""Results as one HTML file that needs nothing else: no script, no font, no address outside itself."""
+
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from recoup.report import words
+from recoup.report.figures import accuracy_figure, layer_figure, shift_figure
+from recoup.report.summary import Cycles, Summary, summarize
+from recoup.study.configs import title
+from recoup.study.results import Results
+from recoup.study.states import BASELINE, FLOAT, MEANING
+from recoup.study.store import write_atomically
+
+FILE = "report.html"
+
+
+def write_html(results: Results, folder: Path) -> Path:
+    """Write report.html, whole or not at all."""
+    path = folder / FILE
+    write_atomically(path, render(results))
+    return path
+
+
+def render(results: Results) -> str:
+    """The report's HTML. Every string of the user's is escaped."""
+    from jinja2 import Environment, StrictUndefined
+
+    summary = summarize(results)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
+    environment.filters["signed"] = lambda value: f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+    environment.filters["share"] = lambda value: f"{value:.0%}".replace("%", " %").replace("-", "\N{MINUS SIGN}")
+    template = environment.from_string(_resource("template.html.j2"))
+    names = [repr(config) for config in results.recipe.configs]
+    return template.render(
+        css=_resource("style.css"),
+        results=results,
+        summary=summary,
+        heading=heading(results),
+        configs=[FLOAT, BASELINE, *names],
+        interval_text=interval_text(results, summary),
+        kinds=words.INTERVALS,
+        states={state: MEANING[state] for state in results.recipe.states},
+        cycle_rows=_cycle_rows(summary),
+        layer_tables=[
+            (title(config), [row for row in results.layers if row.config == repr(config)])
+            for config in results.recipe.configs
+        ],
+        profile_images=min(results.recipe.profile_images, results.calibration_images),
+        accuracy_figure=accuracy_figure(results, summary),
+        layer_figure=layer_figure(results),
+        shift_figure=shift_figure(results),
+        terms=words.TERMS,
+        modelled=words.MODELLED,
+        not_modelled=words.NOT_MODELLED,
+        facts=facts(results),
+        recipe=results.recipe.to_yaml(),
+    )
+
+
+def heading(results: Results) -> str:
+    """Model on data, as the recipe names them."""
+    return f"{results.recipe.model.rpartition(':')[2]} on {results.data_name}"
+
+
+def interval_text(results: Results, summary: Summary) -> str:
+    """What the intervals of the table are intervals of."""
+    wilson = f"the {results.test_images:,} test images themselves resolve about ±{summary.resolution:.2f} points"
+    if summary.seeds > 1:
+        return (
+            f"t: Student's interval over {summary.seeds} draws of calibration images. W: Wilson's interval of a single "
+            f"measurement; {wilson}."
+        )
+    return f"W: Wilson's interval of the single measurement; {wilson}."
+
+
+def facts(results: Results) -> dict[str, Any]:
+    """What else decides or explains the numbers."""
+    machine, weights = results.machine, results.recipe.weights
+    return {
+        "Weights": f"{weights} (sha256 {results.weights_sha256})" if weights else "none given; the factory's own",
+        "Started in": "the folder that the recipe's relative paths start from",
+        "Path taken": f"{machine.backend} ({machine.isa}): {machine.reason}. Every path gives the same bits.",
+        "Machine": f"{machine.cpu}, {machine.cores} cores, {machine.torch_threads} threads; {machine.device}",
+        "System": machine.system,
+        "Software": f"recoup {machine.recoup}, torch {machine.torch}, Python {machine.python}",
+        "Measuring took": f"{results.seconds:,.0f} s",
+        "Date": results.date,
+    }
+
+
+def _cycle_rows(summary: Summary) -> list[Cycles]:
+    rows = list(summary.cycles.values())
+    return [Cycles("1 thread (8 bit)", rows[0].one_thread, rows[0].one_thread, 0), *rows] if rows else []
+
+
+@cache
+def _resource(name: str) -> str:
+    return files("recoup.report").joinpath(name).read_text("utf-8")

@@ -1,0 +1,160 @@
+"""What results mean: estimates, gains, cycles and the verdict in plain words. Terminal, HTML and CSV all read this."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from recoup.nbsmt.config import NBSMT
+from recoup.study.configs import title
+from recoup.study.intervals import Estimate, accuracy, of_test_set, over_seeds
+from recoup.study.results import AccuracyRow, LayerRow, Results
+from recoup.study.states import BASELINE, FLOAT, State
+
+WORTH_REPAIRING = 0.1  # points; of a smaller loss the share won back says nothing
+
+# The repair a verdict quotes is fixed here, not picked by its result.
+PREFERENCE = (State.PAIRED, State.AVERAGE, State.PAIRED_BIAS, State.BIAS)
+REPAIRS = {
+    State.PAIRED: "paired recalibration",
+    State.AVERAGE: "recalibration under NB-SMT",
+    State.PAIRED_BIAS: "bias correction and paired recalibration",
+    State.BIAS: "bias correction",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One accuracy: of a config in a state.
+
+    Attributes:
+        top1, top5: percent.
+        gain: points of top1 over the same config's float statistics, seed by seed; None for those themselves.
+        recovered: gain / what the config lost against 8 bit, a share; None where less than 0.1 points were lost.
+    """
+
+    config: str
+    title: str
+    state: str
+    top1: Estimate
+    top5: float
+    gain: float | None
+    gain_interval: Estimate | None
+    recovered: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cycles:
+    """Array cycles of all emulated layers, for one image."""
+
+    title: str
+    one_thread: int
+    cycles: int
+    throttled: int
+
+    @property
+    def speedup(self) -> float:
+        """How many times fewer cycles."""
+        return self.one_thread / self.cycles if self.cycles else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The whole study: `lines` in the order measured, `cycles` by config, one verdict a config."""
+
+    lines: tuple[Line, ...]
+    cycles: dict[str, Cycles]
+    verdicts: tuple[str, ...]
+    resolution: float
+    seeds: int
+
+    def line(self, config: str, state: str) -> Line | None:
+        """The line of a config and state, if it was measured."""
+        return next((line for line in self.lines if (line.config, line.state) == (config, state)), None)
+
+    def of(self, config: str) -> list[Line]:
+        """The lines of a config."""
+        return [line for line in self.lines if line.config == config]
+
+
+def summarize(results: Results) -> Summary:
+    """Derive everything the reports show from what was measured."""
+    titles = {FLOAT: "float", BASELINE: "8 bit"} | {repr(c): title(c) for c in results.recipe.configs}
+    groups: dict[tuple[str, str], list[AccuracyRow]] = {}
+    for row in results.accuracy:
+        groups.setdefault((row.config, row.state), []).append(row)
+    lines = tuple(_line(groups, config, state, titles[config]) for config, state in groups)
+    cycles = {repr(config): _cycles(config, results.layers) for config in results.recipe.configs if results.layers}
+    count, best = results.test_images, max(line.top1.mean for line in lines)
+    partial = Summary(lines, cycles, (), of_test_set(best, count).half, len(results.recipe.calibration.seeds))
+    verdicts = tuple(verdict(partial, config) for config in results.recipe.configs)
+    return Summary(lines, cycles, verdicts, partial.resolution, partial.seeds)
+
+
+def verdict(summary: Summary, config: NBSMT) -> str:
+    """One sentence: 8-bit accuracy, what the config makes of it, what repair wins back, what it saves."""
+    name = repr(config)
+    eight, bare = summary.line(BASELINE, State.NONE), summary.line(name, State.NONE)
+    saved = summary.cycles.get(name)
+    speed = f" in {saved.speedup:.2g}x fewer cycles" if saved else ""
+    repaired = next((line for state in PREFERENCE if (line := summary.line(name, state))), None)
+    if eight is None or bare is None:
+        only = repaired or summary.of(name)[0]
+        return f"{title(config)}: {percent(only.top1.mean)} ({only.state}){speed}."
+    loss = eight.top1.mean - bare.top1.mean
+    text = f"{title(config)}: {percent(eight.top1.mean)} at 8 bit"
+    if loss < WORTH_REPAIRING:
+        held = "stays" if abs(loss) < WORTH_REPAIRING else "becomes"
+        return f"{text} {held} {percent(bare.top1.mean)}{speed}; there is nothing to repair."
+    text += f" falls to {percent(bare.top1.mean)}{speed}"
+    if repaired is None:
+        return f"{text}; no repair was measured."
+    how, now = REPAIRS[State(repaired.state)], percent(repaired.top1.mean)
+    if repaired.top1.mean <= bare.top1.mean:
+        return f"{text}; {how} does not help ({now})."
+    share = repaired.recovered or 0.0
+    won = "all of the loss" if share >= 0.995 else f"{100 * share:.0f} % of the loss"
+    return f"{text}; {how} brings back {won} ({now})."
+
+
+def percent(value: float) -> str:
+    """An accuracy as text.
+
+    >>> percent(91.6)
+    '91.60 %'
+    """
+    return f"{value:.2f} %"
+
+
+def _line(groups: dict[tuple[str, str], list[AccuracyRow]], config: str, state: str, name: str) -> Line:
+    rows = groups[config, state]
+    bare, eight = groups.get((config, State.NONE), []), groups.get((BASELINE, State.NONE), [])
+    gains = _differences(rows, bare) if state != State.NONE else []
+    losses = _differences(eight, bare) if config not in (FLOAT, BASELINE) else []
+    loss = fmean(losses) if losses else 0.0
+    gain = fmean(gains) if gains else None
+    return Line(
+        config=config,
+        title=name,
+        state=state,
+        top1=accuracy([row.top1 for row in rows], rows[0].count),
+        top5=fmean(row.top5 for row in rows),
+        gain=gain,
+        gain_interval=over_seeds(gains) if len(gains) > 1 else None,
+        recovered=gain / loss if gain is not None and loss >= WORTH_REPAIRING else None,
+    )
+
+
+def _differences(rows: Sequence[AccuracyRow], others: Sequence[AccuracyRow]) -> list[float]:
+    """Accuracy minus accuracy where both were calibrated with the same seed."""
+    theirs = {row.seed: row.top1 for row in others}
+    return [row.top1 - theirs[row.seed] for row in rows if row.seed in theirs]
+
+
+def _cycles(config: NBSMT, layers: Sequence[LayerRow]) -> Cycles:
+    rows = [row for row in layers if row.config == repr(config)]
+    return Cycles(
+        title(config),
+        sum(row.cycles_one_thread for row in rows),
+        sum(row.cycles for row in rows),
+        sum(row.threads < config.threads for row in rows),
+    )

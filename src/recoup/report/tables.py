@@ -1,0 +1,39 @@
+"""Results as CSV files, one row a measurement, for spreadsheets and data frames."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from recoup.study.results import AccuracyRow, LayerRow, Results, ShiftRow
+from recoup.study.store import write_atomically
+
+
+def write_tables(results: Results, folder: Path) -> list[Path]:
+    """Write accuracy.csv, layers.csv and shifts.csv, each whole or not at all; columns as in `recoup.study.results`."""
+    tables: list[tuple[str, type[BaseModel], Sequence[BaseModel]]] = [
+        ("accuracy.csv", AccuracyRow, results.accuracy),
+        ("layers.csv", LayerRow, results.layers),
+        ("shifts.csv", ShiftRow, results.shifts),
+    ]
+    paths = []
+    for name, kind, rows in tables:
+        paths.append(folder / name)
+        write_atomically(folder / name, _table(kind.model_fields, rows))
+    return paths
+
+
+def _table(columns: Iterable[str], rows: Sequence[BaseModel]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _cell(value) for name, value in row.model_dump().items()} for row in rows)
+    return out.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """A shape as 16x3x3x3; everything else as it is."""
+    return "x".join(map(str, value)) if isinstance(value, tuple) else value

@@ -1,0 +1,82 @@
+"""Results as terminal tables that fit 80 columns."""
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from recoup.report.html import heading, interval_text
+from recoup.report.summary import Cycles, Line, Summary, summarize
+from recoup.study.configs import title
+from recoup.study.results import LayerRow, Results
+
+MOST_LAYERS = 24  # beyond it a table shows the worst half of that; layers.csv and the report have them all
+
+
+def tables(results: Results) -> RenderableType:
+    """The accuracy of every state, the layers of every config, cycles, and the verdicts last, where the eye is."""
+    summary = summarize(results)
+    parts: list[RenderableType] = [Text(), _accuracy(results, summary), Text()]
+    for config in results.recipe.configs:
+        rows = [row for row in results.layers if row.config == repr(config)]
+        if rows:
+            parts += [_layers(title(config), rows), Text()]
+    if summary.cycles:
+        parts += [_cycles(results, list(summary.cycles.values())), Text()]
+    parts += [Text(f"note: {note}", style="yellow") for note in results.notes]
+    parts += [Text(verdict, style="bold") for verdict in summary.verdicts]
+    return Group(*parts, Text())
+
+
+def _table(name: str, *columns: str, caption: str | None = None) -> Table:
+    style = {"title_justify": "left", "caption_justify": "left", "title_style": "bold", "caption_style": "dim"}
+    table = Table(title=name, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), **style)  # type: ignore[arg-type]
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left")
+    return table
+
+
+def _accuracy(results: Results, summary: Summary) -> Table:
+    name = f"Top-1 accuracy, %: {heading(results)}"
+    columns = ("hardware and state", "top-1", "95 % interval", "gain", "won back")
+    table = _table(name, *columns, caption=interval_text(results, summary))
+    last = None
+    for line in summary.lines:
+        if line.config != last:
+            table.add_row(Text(line.title, style="bold"), end_section=False)
+            last = line.config
+        table.add_row(f"  {line.state}", *_numbers(line))
+    return table
+
+
+def _numbers(line: Line) -> tuple[str, str, str, str]:
+    kind = "t" if line.top1.kind == "t" else "W"
+    return (
+        f"{line.top1.mean:.2f}",
+        f"{line.top1.low:.2f} - {line.top1.high:.2f} {kind}",
+        "" if line.gain is None else f"{line.gain:+.2f}",
+        "" if line.recovered is None else f"{line.recovered:.0%}",
+    )
+
+
+def _layers(name: str, rows: list[LayerRow]) -> Table:
+    caption = None
+    if len(rows) > MOST_LAYERS:
+        worst = sorted(rows, key=lambda row: row.error, reverse=True)[: MOST_LAYERS // 2]
+        caption = f"the {len(worst)} of {len(rows)} layers with the largest error; all are in layers.csv"
+        rows = [row for row in rows if row in worst]
+    columns = ("layer", "threads", "collisions %", "lossy %", "utilization %", "error")
+    table = _table(f"Layers without repair: {name}", *columns, caption=caption)
+    for row in rows:
+        rates = (f"{100 * rate:.1f}" for rate in (row.collisions, row.lossy, row.utilization))
+        table.add_row(row.name, str(row.threads), *rates, f"{row.error:.1e}")
+    return table
+
+
+def _cycles(results: Results, rows: list[Cycles]) -> Table:
+    array = results.recipe.array
+    table = _table(f"Cycles an image, array of {array.rows} x {array.columns}", "hardware", "cycles", "fewer by")
+    table.add_row("1 thread (8 bit)", f"{rows[0].one_thread:,}", "")
+    for row in rows:
+        table.add_row(row.title, f"{row.cycles:,}", f"{row.speedup:.2f}x")
+    return table

@@ -1,0 +1,51 @@
+"""What the report explains: terms, and where the model ends."""
+
+INTERVALS = {
+    "t": "Student's t over the seeds: how much the choice of calibration images matters",
+    "wilson": "Wilson's score over the test images: how much the choice of test images matters",
+}
+
+TERMS = {
+    "thread": "One of the 2 or 4 parts of a layer's reduction (its input channels) that share a multiplier.",
+    "slot": "One multiplier in one cycle; every thread brings it one activation and one weight.",
+    "active": "A thread whose activation and weight in a slot are both non-zero.",
+    "collision": (
+        "A slot with two or more active threads: the multiplier is split, and an operand may lose its 4 low bits. "
+        "The rate is over all slots."
+    ),
+    "lossy": (
+        "A thread's product that came out changed; the rate is over the active products. Operands that fit 4 bits "
+        "pass a collision unchanged."
+    ),
+    "utilization": "Slots with an active thread, over all slots.",
+    "error": (
+        "Squared difference of a layer's output from the 8-bit output for the same input, over the square of the "
+        "8-bit output, both summed over all images."
+    ),
+    "8 bit": (
+        "The baseline: unsigned 8-bit activations (one scale a layer), signed 8-bit weights (one scale an output "
+        "channel), exact sums, one thread."
+    ),
+    "policy": (
+        "Which slack is looked for before an operand is reduced: S zero operands, A and W activations or weights that "
+        "fit 4 bits; the capital letter of Aw and aW names the operand that is reduced when neither fits."
+    ),
+    "gain": "Points of accuracy over the same hardware's float statistics, seed by seed.",
+    "won back": (
+        "Gain over loss, where the loss is what the hardware costs against 8 bit; shown for losses of 0.1 points and "
+        "more."
+    ),
+}
+
+MODELLED = (
+    "Every product and sum of the emulated layers, bit for bit: zero detection, collisions, 4-bit reduction and its "
+    "rounding, exact 32-bit accumulation.",
+    "8-bit quantisation of activations and weights, with scales from the calibration images.",
+    "Cycles of an output-stationary array: shapes, tiling and threads.",
+)
+NOT_MODELLED = (
+    "Layers outside the emulation, by default the first and the last: they run in float and add no cycles.",
+    "Normalisation, activation functions and residual additions: float, as torch computes them.",
+    "Memory: cycles assume that operands arrive in time.",
+    "Area, energy and clock frequency.",
+)

@@ -1,0 +1,14 @@
+"""A recipe -> runs -> results, resumable: the main job of recoup as one call.
+
+>>> from recoup.study import Recipe
+>>> Recipe(model="resnet20", data="cifar10:data").calibration.images
+1024
+"""
+
+from recoup.study.configs import parse_config
+from recoup.study.recipe import Recipe
+from recoup.study.results import Results
+from recoup.study.run import run
+from recoup.study.states import State
+
+__all__ = ["Recipe", "Results", "State", "parse_config", "run"]

@@ -1,0 +1,97 @@
+"""Whether this installation works, and which path the emulation takes on this machine."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from recoup.data import root
+from recoup.errors import RecoupError
+from recoup.nbsmt import NBSMT, cpu, matmul
+from recoup.study.machine import cores, processor
+from recoup.version import __version__
+
+LIBRARIES = ("numpy", "numba", "llvmlite", "scikit-learn", "datasets", "pydantic", "matplotlib", "triton")
+OPTIONAL = ("triton",)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding; ``ok`` False is a fault that recoup cannot work with."""
+
+    name: str
+    value: str
+    ok: bool = True
+
+
+def examine() -> list[Check]:
+    """Look at everything; never raises."""
+    return [
+        Check("recoup", __version__),
+        Check("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        _checked("torch", _torch),
+        *(_library(name) for name in LIBRARIES),
+        Check("CPU", f"{processor()}, {cores()} cores, {torch.get_num_threads()} torch threads"),
+        _checked("8-bit path", _path),
+        _checked("CUDA", _cuda),
+        _checked("self-test", _self_test),
+        _checked("numba cache", _cache),
+        _checked("data folder", _data),
+    ]
+
+
+def _checked(name: str, find: Callable[[], str]) -> Check:
+    try:
+        return Check(name, find())
+    except Exception as error:  # a doctor reports every failure rather than failing itself
+        return Check(name, f"{type(error).__name__}: {error}", ok=False)
+
+
+def _torch() -> str:
+    return f"{torch.__version__}, oneDNN {'on' if torch.backends.mkldnn.is_available() else 'off'}"
+
+
+def _library(name: str) -> Check:
+    try:
+        return Check(name, importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return Check(name, "not installed" + (" (optional)" if name in OPTIONAL else ""), ok=name in OPTIONAL)
+
+
+def _path() -> str:
+    probe = cpu.probe()
+    return f"{probe.name}: {probe.reason}"
+
+
+def _cuda() -> str:
+    if not torch.cuda.is_available():
+        return "none; the CPU runs everything"
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    triton = importlib.util.find_spec("triton") is not None
+    return f"{', '.join(names)}; Triton {'found' if triton else 'missing: pip install recoup[gpu]'}"
+
+
+def _self_test() -> str:
+    """A collision, a free slot and a narrow operand, by hand: 96 + 3, 100 and 3 + 7."""
+    x = torch.tensor([[100, 3], [100, 0], [3, 7]], dtype=torch.uint8)
+    w = torch.ones(2, 1, dtype=torch.int8)
+    got = matmul(x, w, NBSMT(threads=2)).flatten().tolist()
+    if got != [99, 100, 10]:
+        raise RecoupError(f"nbsmt.matmul gives {got}, expected [99, 100, 10]")
+    return "two threads multiply as specified"
+
+
+def _cache() -> str:
+    folder = os.environ.get("NUMBA_CACHE_DIR")
+    return folder if folder else "beside the installed package, or in the user's cache folder where that is read-only"
+
+
+def _data() -> str:
+    folder = root()
+    state = "found" if Path(folder).is_dir() else "not there; only tests and benchmarks on real data need it"
+    return f"{folder}: {state}"

@@ -1,0 +1,140 @@
+"""The network under measurement: puts it into a state, measures, and depends on nothing that was measured before."""
+
+import hashlib
+import math
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from recoup.calibrate import calibrate_
+from recoup.data import Dataset
+from recoup.data import load as load_data
+from recoup.emulate import emulate_, restore_
+from recoup.evaluate import Accuracy, evaluate
+from recoup.models import load as load_model
+from recoup.nbsmt.bias import correct_bias_
+from recoup.nbsmt.config import NBSMT
+from recoup.nbsmt.profile import profile
+from recoup.recalibrate import recalibrate_
+from recoup.study.machine import check_device
+from recoup.study.norms import Statistics, has_norms, shift
+from recoup.study.progress import Display
+from recoup.study.recipe import Recipe
+from recoup.study.states import State
+
+Shifts = dict[str, tuple[float, float]]
+
+
+class Lab:
+    """A model, its data and the float BatchNorm statistics it came with.
+
+    Every measurement starts from the float checkpoint, so its number is the same whether the study ran through or was
+    interrupted and taken up again.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.display = Display()
+        self.device = check_device(recipe.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # a factory without weights: the same network when the study is taken up again
+            model = load_model(recipe.model, recipe.weights, **cast("dict[str, Any]", recipe.model_options))
+        self.model: nn.Module = model.to(self.device).eval()
+        self.has_norms = has_norms(model)
+        self._float = Statistics.of(model)
+        self._eight_bit: dict[int, Statistics] = {}
+        self._calibrated: int | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """A fingerprint of every parameter and buffer of the float model."""
+        digest = hashlib.sha256()
+        for name, tensor in self.model.state_dict().items():
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def test(self) -> Dataset:
+        """The test images."""
+        test = self.recipe.test
+        return load_data(self.recipe.data, test.split, limit=test.limit, seed=test.seed)
+
+    def images(self, seed: int, count: int | None = None) -> Dataset:
+        """The calibration images of a seed, or the first ``count`` of them."""
+        calibration = self.recipe.calibration
+        limit = min(count or calibration.images, calibration.images)
+        return load_data(self.recipe.data, calibration.split, limit=limit, seed=seed)
+
+    def augmented(self, images: Dataset) -> bool:
+        """Whether calibration images are augmented: as the recipe says, else where the data set knows how."""
+        wanted = self.recipe.calibration.augment
+        return images.augmentation is not None if wanted is None else wanted
+
+    def accuracy(self, config: NBSMT | None, state: State, seed: int) -> tuple[Accuracy, Shifts]:
+        """Accuracy of a state (``config`` None: the float network), and how far ``paired`` moved the statistics."""
+        self._prepare(config, state, seed)
+        moved = shift(self._float, Statistics.of(self.model)) if state is State.PAIRED else {}
+        batches = self.test.batches(self.recipe.test.batch_size)
+        return evaluate(self.model, self.display.watch(batches, "test")), moved
+
+    def profile(self, config: NBSMT, seed: int) -> list[dict[str, Any]]:
+        """The per-layer figures of a config without repair, on the first calibration images of a seed."""
+        self._prepare(config, State.NONE, seed)
+        batches = self._batches(self.images(seed, self.recipe.profile_images), seed, "profile")
+        return [{**layer.to_dict(), **self._cycles(layer)} for layer in profile(self.model, batches)]
+
+    def _cycles(self, layer: Any) -> dict[str, int]:
+        k = math.prod(layer.weight_shape[1:])
+        return {"cycles": layer.macs // 256 // layer.threads, "cycles_one_thread": layer.macs // 256}
+
+    def _prepare(self, config: NBSMT | None, state: State, seed: int) -> None:
+        self._reset()
+        if config is None:
+            return
+        batches = self._batches(self._drawn(seed), seed, "calibrate")
+        self._calibrate(seed, batches)
+        if state is State.EIGHT_BIT and seed not in self._eight_bit:
+            self._emulate(NBSMT(threads=1))
+            recalibrate_(self.model, batches, "average")
+            self._eight_bit[seed] = Statistics.of(self.model)
+            self._reset()
+        self._emulate(config)
+        if state is State.EIGHT_BIT:
+            self._eight_bit[seed].put(self.model)
+        if state is State.AVERAGE:
+            recalibrate_(self.model, batches, "average")
+        if state in (State.BIAS, State.PAIRED_BIAS):
+            correct_bias_(self.model, batches)
+        if state in (State.PAIRED, State.PAIRED_BIAS):
+            recalibrate_(self.model, batches, "paired")
+
+    def _reset(self) -> None:
+        restore_(self.model)
+        self._float.put(self.model)
+
+    def _emulate(self, config: NBSMT) -> None:
+        layers = {
+            name: None if own is None else own if config.threads > 1 else own.replace(threads=1)
+            for name, own in self.recipe.layers.items()
+        }
+        emulate_(self.model, config, layers)
+
+    def _calibrate(self, seed: int, batches: Any) -> None:
+        if self._calibrated != seed:
+            chosen = {name: None if own is None else True for name, own in self.recipe.layers.items()}
+            calibrate_(self.model, batches, chosen)
+            self._calibrated = seed
+
+    def _drawn(self, seed: int) -> Dataset:
+        if self._images is None or self._images[0] != seed:
+            self._images = (seed, self.images(seed))
+        return self._images[1]
+
+    _images: tuple[int, Dataset] | None = None
+
+    def _batches(self, images: Dataset, seed: int, what: str) -> Any:
+        batches = images.batches(self.recipe.calibration.batch_size, augment=self.augmented(images), seed=seed)
+        return self.display.watch(batches, what)

@@ -1,0 +1,55 @@
+"""BatchNorm statistics: keep them, put them back, and say how far they moved."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The running statistics of every batch norm of a model, by layer and buffer name."""
+
+    buffers: dict[str, dict[str, Tensor]]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Statistics":
+        """A copy of what the model holds now."""
+        return cls({name: {key: b.clone() for key, b in m.named_buffers()} for name, m in _norms(model).items()})
+
+    @torch.no_grad()
+    def put(self, model: nn.Module) -> None:
+        """Write them into the model, in place."""
+        for name, norm in _norms(model).items():
+            for key, buffer in norm.named_buffers():
+                buffer.copy_(self.buffers[name][key])
+
+
+def has_norms(model: nn.Module) -> bool:
+    """Whether there are statistics to recalibrate."""
+    return bool(_norms(model))
+
+
+def shift(before: Statistics, after: Statistics) -> dict[str, tuple[float, float]]:
+    """How far each layer's statistics moved.
+
+    Returns:
+        layer -> (mean over channels of |mean_after - mean_before| / sqrt(var_before), geometric mean over channels of
+        var_after / var_before). Channels without variance before or after are left out.
+    """
+    moved = {}
+    for name, old in before.buffers.items():
+        new = after.buffers[name]
+        variance, other = old["running_var"].double(), new["running_var"].double()
+        live = (variance > 0) & (other > 0)
+        if not bool(live.any()):
+            continue
+        distance = (new["running_mean"].double() - old["running_mean"].double()).abs() / variance.sqrt()
+        ratio = (other[live] / variance[live]).log().mean().exp()
+        moved[name] = (float(distance[live].mean()), float(ratio))
+    return moved
+
+
+def _norms(model: nn.Module) -> dict[str, _BatchNorm]:
+    return {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}

@@ -1,0 +1,162 @@
+"""A recipe: everything that decides a study's numbers, as a YAML file.
+
+::
+
+    model: resnet20                     # a name of recoup.models, or package.module:factory
+    weights: resnet20-12fca82f.th
+    data: cifar10:../shared/data/cifar10
+    calibration: {images: 1024, seeds: [0, 1, 2]}
+    configs:
+      - nbsmt-2t
+      - NBSMT(threads=4, policy='S+A')
+    out: results/resnet20
+
+Paths are relative to the folder the study is started from.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError, model_validator
+
+from recoup.nbsmt.config import NBSMT
+from recoup.study.configs import PRESETS, as_config
+from recoup.study.states import DEFAULT, State
+from recoup.study.yamlfile import Source, read_yaml, refuse
+
+Config = Annotated[NBSMT, PlainValidator(as_config), PlainSerializer(repr, return_type=str)]
+Scalar = bool | int | float | str | None
+Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+Text = Annotated[str, Field(min_length=1, strict=True)]
+
+
+class Strict(BaseModel):
+    """Frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Calibration(Strict):
+    """The images that activation scales and repairs are computed from; each seed draws its own.
+
+    ``augment``: vary them as in training; null: where the data set knows how. ``split``: what they are drawn from.
+    """
+
+    images: Count = 1024
+    augment: bool | None = None
+    batch_size: Count = 128
+    seeds: tuple[Seed, ...] = Field(default=(0, 1, 2), min_length=1)
+    split: Text = "train"
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "Calibration":
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {list(self.seeds)} must differ from each other")
+        return self
+
+
+class Test(Strict):
+    """The images that accuracy is measured on: the first ``limit``, or as many drawn with ``seed``; null is all."""
+
+    limit: Count | None = None
+    seed: Seed | None = None
+    batch_size: Count = 250
+    split: Text = "test"
+
+    __test__ = False  # no test case for pytest
+
+
+class Array(Strict):
+    """The output-stationary array whose cycles are counted."""
+
+    rows: Count = 16
+    columns: Count = 16
+
+
+class Recipe(Strict):
+    """What to measure; see the module's docstring for its YAML.
+
+    Attributes:
+        model: a name of `recoup.models` or ``package.module:factory``.
+        weights: the float checkpoint; null keeps what the factory gives.
+        model_options: keyword arguments of the factory.
+        data: ``digits``, ``cifar10:DIR``, ``imagefolder:DIR``, ``hf:NAME`` ...
+        calibration, test: which images.
+        configs: the hardware to try; presets or reprs.
+        layers: name or ``re:...`` -> config, or null for float; first match wins, the rest follow ``configs``.
+        states: the repairs to measure under every config.
+        profile_images: calibration images for the per-layer figures; 0 leaves them out.
+        array: rows and columns for the cycle count.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        cpu_threads: torch's threads; null leaves torch's choice.
+        out: the folder for results.
+    """
+
+    model: Text
+    weights: Text | None = None
+    model_options: dict[Text, Scalar] = {}
+    data: Text
+    calibration: Calibration = Calibration()
+    test: Test = Test()
+    configs: tuple[Config, ...] = Field(default=tuple(PRESETS.values()), min_length=1)
+    layers: dict[Text, Config | None] = {}
+    states: tuple[State, ...] = Field(default=DEFAULT, min_length=1)
+    profile_images: Annotated[int, Field(ge=0, strict=True)] = 256
+    array: Array = Array()
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
+    cpu_threads: Count | None = None
+    out: Text = "recoup-results"
+
+    @model_validator(mode="after")
+    def _sensible(self) -> "Recipe":
+        if any(config.threads == 1 for config in self.configs):
+            raise ValueError("configs: one thread is the 8-bit baseline, which is always measured; leave it out")
+        for name in ("spec", "weights"):
+            if name in self.model_options:
+                raise ValueError(f"model_options: {name!r} is not for the factory; give model and weights themselves")
+        for name in ("configs", "states"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}: the same one is given twice")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """What decides a single measurement: all but which of them to make, how fast, and where results go."""
+        values = self.model_dump(mode="json", exclude={"configs", "states", "out", "cpu_threads"})
+        values["calibration"].pop("seeds")
+        return values
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML, every default written out; `Recipe.from_yaml` reads it back as the same recipe."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+    @classmethod
+    def from_yaml(cls, text: str, name: str = "recipe") -> "Recipe":
+        """Read a recipe; errors name ``name``, the line and the field."""
+        source = read_yaml(text, name)
+        return cls._validated(source.values, source)
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: list[str] | None = None) -> "Recipe":
+        """Read a recipe file, with ``key=value`` overrides (dotted keys, YAML values).
+
+        Raises:
+            RecoupError: no such file, not YAML, not a recipe, an unknown or missing field, a value out of range.
+        """
+        source = Source.load(Path(path))
+        return cls._validated(source.override(overrides or []), source)
+
+    @classmethod
+    def build(cls, values: Mapping[str, Any], name: str = "recipe") -> "Recipe":
+        """A recipe from plain values, with the same errors as from a file."""
+        return cls._validated(values, Source(name, dict(values)))
+
+    @classmethod
+    def _validated(cls, values: Mapping[str, Any], source: Source) -> "Recipe":
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise refuse(error, source, cls) from None

@@ -1,0 +1,170 @@
+"""From a recipe to results: every measurement once, stored as soon as it is made."""
+
+import hashlib
+import time
+import warnings
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from recoup.errors import RecoupError, RecoupWarning
+from recoup.nbsmt import NBSMT
+from recoup.study.lab import Lab
+from recoup.study.machine import cpu_threads, describe
+from recoup.study.progress import displayed
+from recoup.study.recipe import Recipe
+from recoup.study.results import AccuracyRow, LayerRow, Results, ShiftRow
+from recoup.study.states import BASELINE, FLOAT, State
+from recoup.study.store import Store, write_atomically
+from recoup.version import __version__
+
+RECIPE = "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One measurement: the accuracy of ``config`` in ``state``, or (state None) its per-layer profile."""
+
+    config: str
+    state: State | None
+    seed: int | None
+    hardware: NBSMT | None
+
+    @property
+    def key(self) -> str:
+        return " | ".join(
+            [self.config, self.state or "profile", "no seed" if self.seed is None else f"seed {self.seed}"]
+        )
+
+
+def run(recipe: Recipe, *, overwrite: bool = False, progress: bool = True) -> Results:
+    """Measure what a recipe asks for.
+
+    The folder ``recipe.out`` receives recipe.yaml and measurements.json at once, and results.json when all is measured.
+    Interrupted at any point, the same call goes on after the last finished measurement; so does one with further
+    seeds, configs or states. Whether or not it was interrupted, the numbers are the same.
+
+    Args:
+        recipe: what to measure.
+        overwrite: discard what another study left in the folder.
+        progress: whether to show a progress bar on standard error, if that is a terminal.
+
+    Raises:
+        RecoupError: a model, data or layers that do not fit; a folder with another study's measurements.
+        KeyboardInterrupt: with a note that says what is kept.
+    """
+    with cpu_threads(recipe.cpu_threads):
+        lab = Lab(recipe)
+        tasks, notes = plan(recipe, lab.has_norms)
+        identity = {**recipe.identity(), "parameters": lab.digest, "recoup": __version__, "torch": torch.__version__}
+        store = Store(Path(recipe.out), identity, overwrite=overwrite)
+        write_atomically(store.folder / RECIPE, recipe.to_yaml())
+        try:
+            _measure(lab, tasks, store, progress)
+        except KeyboardInterrupt as interrupt:
+            done = sum(task.key in store for task in tasks)
+            interrupt.add_note(
+                f"{done} of {len(tasks)} measurements are kept in {store.path}; the same command goes on from there"
+            )
+            raise
+        results = _results(lab, tasks, store, notes)
+        results.save(store.folder)
+        return results
+
+
+def plan(recipe: Recipe, has_norms: bool) -> tuple[list[Task], list[str]]:
+    """The measurements of a recipe in order, and what is left out with its reason."""
+    states = [state for state in recipe.states if has_norms or not state.needs_norms]
+    notes = []
+    if len(states) < len(recipe.states):
+        gone = [state for state in recipe.states if state not in states]
+        notes.append(f"The network has no BatchNorm statistics, so these states do not exist: {', '.join(gone)}.")
+    if not states:
+        asked, left = ", ".join(recipe.states), f"'{State.NONE}' and '{State.BIAS}'"
+        raise RecoupError(f"states {asked}: the network has no BatchNorm, so only {left} exist")
+    baseline = [State.NONE] + [State.EIGHT_BIT] * (State.EIGHT_BIT in states)
+    tasks = [Task(FLOAT, State.NONE, None, None)]
+    for seed in recipe.calibration.seeds:
+        tasks += [Task(BASELINE, state, seed, NBSMT(threads=1)) for state in baseline]
+        tasks += [Task(repr(config), state, seed, config) for config in recipe.configs for state in states]
+    if recipe.profile_images:
+        tasks += [Task(repr(config), None, recipe.calibration.seeds[0], config) for config in recipe.configs]
+    return tasks, notes
+
+
+def _measure(lab: Lab, tasks: list[Task], store: Store, progress: bool) -> None:
+    with displayed(tasks, progress) as lab.display:
+        for task in tasks:
+            if task.key not in store:
+                lab.display.begin(task.key)
+                with warnings.catch_warnings(record=True) as caught:
+                    warnings.simplefilter("always", RecoupWarning)
+                    started = time.perf_counter()
+                    value = _value(lab, task)
+                    value["seconds"] = round(time.perf_counter() - started, 3)
+                value["notes"] = _notes(caught)
+                store.put(task.key, value)
+            lab.display.finish()
+
+
+def _notes(caught: list[warnings.WarningMessage]) -> list[str]:
+    """recoup's own warnings, for the report; others are passed on."""
+    for warning in caught:
+        if not issubclass(warning.category, RecoupWarning):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    own = [str(warning.message) for warning in caught if issubclass(warning.category, RecoupWarning)]
+    return list(dict.fromkeys(own))
+
+
+def _value(lab: Lab, task: Task) -> dict[str, Any]:
+    if task.state is None:
+        return {"layers": lab.profile(cast("NBSMT", task.hardware), task.seed or 0)}
+    accuracy, moved = lab.accuracy(task.hardware, task.state, task.seed or 0)
+    return {"top1": accuracy.top1, "top5": accuracy.top5, "count": accuracy.count, "shift": moved}
+
+
+def _results(lab: Lab, tasks: list[Task], store: Store, notes: list[str]) -> Results:
+    recipe, first = lab.recipe, lab.recipe.calibration.seeds[0]
+    accuracy: list[AccuracyRow] = []
+    layers: list[LayerRow] = []
+    shifts: list[ShiftRow] = []
+    for task in tasks:
+        value = store[task.key]
+        notes += [note for note in value["notes"] if note not in notes]
+        if task.state is None:
+            layers += [LayerRow(config=task.config, **layer) for layer in value["layers"]]
+            continue
+        numbers = {name: value[name] for name in ("top1", "top5", "count", "seconds")}
+        accuracy.append(AccuracyRow(config=task.config, state=task.state, seed=task.seed, **numbers))
+        if task.seed == first:
+            shifts += [
+                ShiftRow(config=task.config, layer=n, mean=m, variance=v) for n, (m, v) in value["shift"].items()
+            ]
+    images = lab.images(first, 1)
+    return Results(
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        recipe=recipe,
+        machine=describe(lab.device),
+        model_name=type(lab.model).__name__,
+        parameters=sum(parameter.numel() for parameter in lab.model.parameters()),
+        weights_sha256=_file_digest(recipe.weights),
+        data_name=images.name,
+        test_images=accuracy[0].count,
+        calibration_images=recipe.calibration.images,
+        augmented=lab.augmented(images),
+        accuracy=tuple(accuracy),
+        layers=tuple(layers),
+        shifts=tuple(shifts),
+        notes=tuple(notes),
+        seconds=round(sum(store[task.key]["seconds"] for task in tasks), 3),
+    )
+
+
+def _file_digest(path: str | None) -> str | None:
+    if path is None:
+        return None
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,51 @@
+"""One pool of worker threads per process, for kernels that release the GIL.
+
+A kernel is called over disjoint ranges of rows; every output element is computed by one call in a fixed order, so
+results never depend on the number of threads. The pool is ours rather than a second OpenMP runtime, which would spin
+against torch's and kill forked DataLoader workers; a forked child makes its own pool on first use.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+_pools: dict[int, ThreadPoolExecutor] = {}
+
+
+def _pool(workers: int) -> ThreadPoolExecutor:
+    pool = _pools.get(workers)
+    if pool is None:
+        pool = _pools[workers] = ThreadPoolExecutor(workers, thread_name_prefix="recoup")
+    return pool
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pools.clear)
+
+
+def over_rows(kernel: Callable[[int, int], None], rows: int, cost_per_row: int, minimum_cost: int = 1 << 16) -> None:
+    """Call ``kernel(first, last)`` over ranges that cover ``0 .. rows``, on as many threads as torch uses.
+
+    Args:
+        kernel: computes rows ``first <= row < last``; it must release the GIL to gain from threads.
+        rows: how many rows there are.
+        cost_per_row: elements touched per row; work below ``minimum_cost`` elements in all stays on the caller.
+        minimum_cost: the least number of elements that pays for waking one more thread.
+    """
+    threads = max(1, min(torch.get_num_threads(), rows, rows * cost_per_row // minimum_cost))
+    if threads == 1:
+        kernel(0, rows)
+        return
+    bounds = [rows * i // threads for i in range(threads + 1)]
+    futures = [
+        _pool(threads - 1).submit(kernel, first, last) for first, last in zip(bounds[1:-1], bounds[2:], strict=True)
+    ]
+    try:
+        kernel(bounds[0], bounds[1])
+    finally:
+        for future in futures:
+            future.exception()  # wait for every range before the caller's buffers may go
+    for future in futures:
+        future.result()

@@ -1,0 +1,32 @@
+"""What the NB-SMT tests draw: configurations, and operands rich in the values that decide something."""
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+
+from recoup.nbsmt.config import PAIRINGS, POLICIES, ROUNDINGS, THREADS, NBSMT
+
+configs = st.builds(
+    NBSMT,
+    threads=st.sampled_from(THREADS),
+    policy=st.sampled_from(POLICIES),
+    rounding=st.sampled_from(ROUNDINGS),
+    pairing=st.sampled_from(PAIRINGS),
+)
+
+ACTIVATIONS = [0, 1, 7, 8, 15, 16, 17, 23, 24, 25, 40, 120, 232, 239, 240, 247, 248, 255]
+WEIGHTS = [0, 1, -1, 7, 8, 9, -8, -9, 24, -24, -23, 40, -40, 103, 104, 112, 119, 120, 127, -120, -127, -128]
+
+
+def operands(seed: int, rows: int, size: int, columns: int, zeros: float = 0.3):
+    """Random uint8 [rows, size] and int8 [size, columns]: a third special values, a share of zeros."""
+    rng = np.random.default_rng(seed)
+
+    def draw(low: int, high: int, special: list[int], shape: tuple[int, int]) -> np.ndarray:
+        values = rng.integers(low, high, shape)
+        values = np.where(rng.random(shape) < 0.33, rng.choice(special, shape), values)
+        return np.where(rng.random(shape) < zeros, 0, values)
+
+    x = draw(0, 256, ACTIVATIONS, (rows, size)).astype(np.uint8)
+    w = draw(-128, 128, WEIGHTS, (size, columns)).astype(np.int8)
+    return torch.from_numpy(x), torch.from_numpy(w)

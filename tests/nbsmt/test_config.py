@@ -1,0 +1,50 @@
+"""The config validates itself, prints as it is written and survives YAML."""
+
+import pytest
+import yaml
+from hypothesis import given
+
+from recoup.errors import RecoupError
+from recoup.nbsmt.config import POLICIES, NBSMT
+from tests.nbsmt.strategies import configs
+
+
+@given(configs)
+def test_repr_can_be_pasted_back_and_yaml_round_trips(config):
+    assert eval(repr(config), {"NBSMT": NBSMT}) == config  # noqa: S307 -- pasting back is the claim
+    assert NBSMT.from_dict(yaml.safe_load(yaml.safe_dump(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize("threads", [0, 3, 8, -2, "2", 2.5, None, True])
+def test_illegal_threads(threads):
+    with pytest.raises(RecoupError, match=r"threads must be 1, 2 or 4"):
+        NBSMT(threads=threads)
+
+
+def test_unknown_policy_names_the_legal_ones():
+    with pytest.raises(RecoupError) as error:
+        NBSMT(policy="S+B")  # type: ignore[arg-type]
+    assert all(policy in str(error.value) for policy in POLICIES)
+
+
+def test_a_policy_that_is_not_separable_is_refused_with_the_reason():
+    with pytest.raises(RecoupError, match="not separable"):
+        NBSMT(policy="S+min(A,W)")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("field", "value"), [("rounding", "up"), ("pairing", "thirds")])
+def test_other_fields(field, value):
+    with pytest.raises(RecoupError, match=f"{field} must be one of"):
+        NBSMT(**{field: value})
+
+
+def test_unknown_field():
+    with pytest.raises(RecoupError, match="'thread'.*threads, policy, rounding, pairing"):
+        NBSMT.from_dict({"thread": 2})
+
+
+def test_frozen_and_hashable():
+    config = NBSMT()
+    with pytest.raises(AttributeError):
+        config.threads = 4  # type: ignore[misc]
+    assert len({NBSMT(), NBSMT(), NBSMT(threads=4)}) == 2

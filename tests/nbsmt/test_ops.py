@@ -1,0 +1,189 @@
+"""The operators against the port model and integer convolutions: no difference, on both backends."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import recoup as rc
+from recoup.nbsmt import cpu, ops, reference
+from recoup.nbsmt.ops import convolution, encode
+from recoup.nbsmt.weights import quantize_weight
+from tests.nbsmt import port
+from tests.nbsmt.strategies import configs, operands
+
+BACKENDS = ["int8", "float32"]
+
+
+def backend(name):
+    if name == "int8" and cpu.probe().name != "int8":
+        pytest.skip("this CPU has no exact int8 convolution")
+    return ops.backend(name)
+
+
+@settings(max_examples=60, deadline=None)
+@given(configs, st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 40), st.integers(1, 3))
+def test_matmul_equals_the_port_model(config, seed, rows, size, columns):
+    x, w = operands(seed, rows, size, columns)
+    expected, _ = port.matmul(x.tolist(), w.tolist(), config.threads, config.policy, config.rounding, config.pairing)
+    assert rc.nbsmt.matmul(x, w, config).tolist() == expected
+
+
+@settings(max_examples=40, deadline=None)
+@given(configs, st.integers(0, 2**32 - 1), st.integers(1, 600), st.sampled_from([0.0, 0.5, 0.95]))
+def test_matmul_equals_the_reference_on_long_sums(config, seed, size, zeros):
+    x, w = operands(seed, 5, size, 6, zeros)
+    assert torch.equal(rc.nbsmt.matmul(x, w, config), reference.matmul(x, w, config))
+
+
+@pytest.mark.parametrize("weight", [127, -128])
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_matmul_at_the_extremes(threads, weight):
+    x = torch.full((3, 600), 255, dtype=torch.uint8)
+    w = torch.full((600, 2), weight, dtype=torch.int8)
+    config = rc.NBSMT(threads=threads)
+    assert torch.equal(rc.nbsmt.matmul(x, w, config), reference.matmul(x, w, config))
+
+
+def test_matmul_shapes():
+    config = rc.NBSMT(threads=4)
+    for m, k, n in [(0, 3, 2), (2, 0, 3), (2, 3, 0)]:
+        out = rc.nbsmt.matmul(torch.zeros(m, k, dtype=torch.uint8), torch.zeros(k, n, dtype=torch.int8), config)
+        assert out.shape == (m, n)
+        assert out.dtype == torch.int32
+        assert not out.any()
+
+
+def test_matmul_refusals():
+    x, w = operands(0, 2, 3, 2)
+    with pytest.raises(rc.RecoupError, match=r"uint8 and w int8; got torch\.int16"):
+        rc.nbsmt.matmul(x.short(), w, rc.NBSMT())
+    with pytest.raises(rc.RecoupError, match=r"\[2, 3\] and \[2, 2\]"):
+        rc.nbsmt.matmul(x, w[:2], rc.NBSMT())
+    with pytest.raises(rc.RecoupError, match="32-bit accumulator"):
+        rc.nbsmt.matmul(torch.zeros(1, 70000, dtype=torch.uint8), torch.full((70000, 1), -128, dtype=torch.int8), rc.NBSMT())
+
+
+def integer_convolution(x, weight, scale, config, geometry):
+    """Quantise, unfold to rows in (channel, tap) order, let each tap's channels share the multiplier, and scale."""
+    stride, padding, dilation = geometry
+    codes = torch.round(x / torch.tensor(scale)).clamp(0, 255)
+    weight_codes, scale_O = quantize_weight(weight)
+    n, c = x.shape[:2]
+    taps = weight[0, 0].numel()
+    columns = F.unfold(codes.double(), weight.shape[2:], dilation, padding, stride)
+    x_TMC = columns.view(n, c, taps, -1).permute(2, 0, 3, 1).reshape(taps, -1, c).to(torch.uint8)
+    w_TCO = weight_codes.flatten(2).permute(2, 1, 0)
+    total = sum(reference.matmul(x_TMC[t], w_TCO[t], config).double() for t in range(taps))
+    h = (x.shape[2] + 2 * padding[0] - dilation[0] * (weight.shape[2] - 1) - 1) // stride[0] + 1
+    y = total.float() * (scale_O * scale)
+    return y.view(n, h, -1, weight.shape[0]).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@settings(max_examples=25, deadline=None)
+@given(
+    config=configs,
+    seed=st.integers(0, 2**31),
+    channels=st.integers(1, 19),
+    kernel=st.sampled_from([(1, 1), (3, 3), (1, 5), (2, 3)]),
+    geometry=st.sampled_from([((1, 1), (1, 1), (1, 1)), ((2, 2), (0, 0), (1, 1)), ((1, 2), (2, 1), (2, 1))]),
+    last=st.booleans(),
+)
+def test_convolution_equals_integers(name, config, seed, channels, kernel, geometry, last):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, channels, 7, 9, generator=generator).relu()
+    weight = torch.randn(5, channels, *kernel, generator=generator)
+    weight = torch.where(torch.rand(weight.shape, generator=generator) < 0.3, 0, weight)
+    scale = float(torch.tensor(float(x.max()) / 200 + 0.001))
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    with backend(name):
+        y = convolution(x, weight, None, scale, encode(config), *map(list, geometry), 1, "layer")
+    assert torch.equal(y, integer_convolution(x, weight, scale, config, geometry))
+    assert y.is_contiguous(memory_format=torch.channels_last if last and not x.is_contiguous() else torch.contiguous_format)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_sum_beyond_24_bits_is_exact_or_correctly_rounded(name):
+    x, weight = torch.full((1, 512, 3, 3), 255.0), torch.full((2, 512, 3, 3), 1.0)
+    weight[1] = -1
+    code, scale_O = quantize_weight(weight)
+    with backend(name):
+        y = convolution(x, weight, None, 1.0, encode(rc.NBSMT(threads=1)), [1, 1], [0, 0], [1, 1], 1, "layer")
+    total = (255 * code.flatten(1).long().sum(1)).double()
+    assert abs(int(total[0])) > 2**24
+    assert torch.equal(y.flatten(), total.float() * scale_O)
+
+
+def test_a_grouped_convolution_runs_plain_8_bit():
+    x, weight = torch.rand(2, 6, 5, 5), torch.randn(6, 1, 3, 3)
+    for name in BACKENDS:
+        with backend(name):
+            y = convolution(x, weight, None, 0.01, encode(rc.NBSMT(threads=1)), [1, 1], [1, 1], [1, 1], 6, "layer")
+        code, scale_O = quantize_weight(weight)
+        sums = F.conv2d(torch.round(x / 0.01).clamp(0, 255).double(), code.double(), None, 1, 1, 1, 6)
+        assert torch.equal(y, sums.float() * (scale_O * 0.01).view(1, -1, 1, 1))
+
+
+def arguments(**changes):
+    values = {
+        "x": torch.rand(2, 6, 5, 5), "weight": torch.randn(4, 6, 3, 3), "order": None, "scale": 0.01,
+        "config": encode(rc.NBSMT()), "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1, "layer": "'c1'",
+    }  # fmt: skip
+    return {**values, **changes}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -0.25])
+def test_inputs_that_codes_cannot_hold_name_the_layer(bad):
+    x = torch.rand(2, 6, 5, 5)
+    x[1, 3, 2, 2] = bad
+    with pytest.raises(rc.RecoupError, match=r"'c1'.*\[2, 6, 5, 5\].*" + ("negative" if bad == -0.25 else "NaN")):
+        convolution(**arguments(x=x))
+
+
+def test_weights_that_are_not_finite_name_the_layer():
+    weight = torch.randn(4, 6, 3, 3)
+    weight[2, 0, 0, 0] = float("nan")
+    with pytest.raises(rc.RecoupError, match=r"'c1'.*output channel 2"):
+        convolution(**arguments(weight=weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes_are_refused(dtype):
+    with pytest.raises(rc.RecoupError, match=r"'c1'.*float32"):
+        convolution(**arguments(x=torch.rand(2, 6, 5, 5, dtype=dtype)))
+
+
+def test_an_empty_batch():
+    y = convolution(**arguments(x=torch.rand(0, 6, 5, 5)))
+    assert y.shape == (0, 4, 5, 5)
+
+
+def test_the_gradient_is_that_of_the_quantised_convolution():
+    values = arguments(x=(4 * torch.rand(2, 6, 5, 5)).requires_grad_(), weight=torch.randn(4, 6, 3, 3, requires_grad=True))
+    x, weight = values["x"], values["weight"]
+    grad = torch.randn(2, 4, 5, 5)
+    convolution(**values).backward(grad)
+    code, scale_O = quantize_weight(weight)
+    step = torch.tensor(0.01)
+    xq = (torch.round(x.detach() / step).clamp(0, 255) * step).requires_grad_()
+    wq = (code * scale_O.view(-1, 1, 1, 1)).requires_grad_()
+    F.conv2d(xq, wq, None, 1, 1).backward(grad)
+    assert torch.equal(x.grad, xq.grad * (torch.round(x.detach() / step) <= 255))
+    assert torch.equal(weight.grad, wq.grad)
+    assert bool((x.grad == 0).any())
+
+
+def test_opcheck():
+    for last in (False, True):
+        x = torch.rand(2, 6, 5, 5, requires_grad=True)
+        x = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_() if last else x
+        values = arguments(x=x, weight=torch.randn(4, 6, 3, 3, requires_grad=True))
+        torch.library.opcheck(convolution, tuple(values.values()))
+
+
+def test_an_unknown_backend():
+    with pytest.raises(rc.RecoupError, match="int8 or float32"), ops.backend("fp16"):
+        pass

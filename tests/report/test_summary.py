@@ -1,0 +1,86 @@
+import pytest
+
+from recoup.report.summary import summarize, verdict
+from recoup.study import Recipe, Results, State
+from recoup.study.states import BASELINE
+from tests.study.examples import FOUR, TWO, results
+
+
+def without(results: Results, *states: str) -> Results:
+    recipe = results.recipe.model_dump(mode="json") | {"states": [s for s in results.recipe.states if s not in states]}
+    rows = tuple(row for row in results.accuracy if row.state not in states)
+    return results.model_copy(update={"accuracy": rows, "recipe": Recipe.build(recipe)})
+
+
+def test_gains_are_taken_seed_by_seed():
+    summary = summarize(results())
+    line = summary.line(repr(FOUR), State.PAIRED)
+    assert line is not None
+    assert line.gain == pytest.approx(91.6 - 90.25)
+    assert line.gain_interval is not None
+    assert line.gain_interval.half == pytest.approx(0, abs=1e-9)  # every seed gains the same
+    assert line.recovered == pytest.approx((91.6 - 90.25) / (91.7 - 90.25))
+    assert line.top1.kind == "t"
+
+
+def test_float_and_baseline_lines():
+    summary = summarize(results())
+    floating, eight = summary.lines[0], summary.line(BASELINE, State.EIGHT_BIT)
+    assert (floating.title, floating.top1.kind, floating.gain, floating.recovered) == ("float", "wilson", None, None)
+    assert eight is not None
+    assert eight.gain == pytest.approx(-0.3)
+    assert eight.recovered is None
+    assert summary.resolution == pytest.approx(0.54, abs=0.01)
+
+
+def test_a_single_seed_gets_the_test_sets_interval():
+    summary = summarize(results(seeds=(7,)))
+    line = summary.line(repr(TWO), State.PAIRED)
+    assert line is not None
+    assert (line.top1.kind, line.top1.std, line.gain_interval) == ("wilson", None, None)
+
+
+def test_cycles_add_up():
+    cycles = summarize(results(layers=4)).cycles[repr(FOUR)]
+    assert (cycles.one_thread, cycles.cycles) == (4 * 9216, 9216 + 3 * 9216 // 4)
+    assert cycles.throttled == 1
+    assert cycles.speedup == pytest.approx(4 / (1 + 3 / 4))
+    assert summarize(results(layers=0)).cycles == {}
+
+
+def test_verdict_in_plain_words():
+    two, four = summarize(results(layers=0)).verdicts
+    assert two == (
+        "2 threads, S+A: 91.70 % at 8 bit falls to 91.50 %; paired recalibration brings back 25 % of the loss (91.55 %)."
+    )
+    assert four.endswith("falls to 90.25 %; paired recalibration brings back 93 % of the loss (91.60 %).")
+    assert "in 2.3x fewer cycles" in summarize(results(layers=4)).verdicts[1]
+
+
+@pytest.mark.parametrize(
+    ("top1", "said"),
+    [
+        ({State.NONE: 91.68, State.PAIRED: 91.7}, "stays 91.68 %; there is nothing to repair"),
+        ({State.NONE: 92.5, State.PAIRED: 91.7}, "becomes 92.50 %; there is nothing to repair"),
+        ({State.NONE: 90.0, State.PAIRED: 89.9}, "paired recalibration does not help (89.90 %)"),
+        ({State.NONE: 90.0, State.PAIRED: 91.8}, "paired recalibration brings back all of the loss (91.80 %)"),
+    ],
+)
+def test_verdicts_of_other_outcomes(top1, said):
+    made = results(seeds=(0,), layers=0)
+    rows = tuple(
+        row.model_copy(update={"top1": top1[State(row.state)]})
+        if row.config == repr(FOUR) and row.state in top1
+        else row
+        for row in made.accuracy
+    )
+    assert said in summarize(made.model_copy(update={"accuracy": rows})).verdicts[1]
+
+
+def test_the_quoted_repair_is_fixed_not_picked():
+    made = results(layers=0)
+    assert "recalibration under NB-SMT brings back" in summarize(without(made, State.PAIRED)).verdicts[1]
+    bare = without(made, State.PAIRED, State.AVERAGE, State.BIAS, State.EIGHT_BIT)
+    assert summarize(bare).verdicts[1].endswith("falls to 90.25 %; no repair was measured.")
+    only = summarize(without(made, State.NONE))
+    assert verdict(only, FOUR) == "4 threads, S+A: 91.60 % (paired)."

@@ -1,0 +1,29 @@
+import csv
+
+from recoup.report import write_tables
+from tests.study.examples import FOUR, results
+
+
+def test_one_row_a_measurement(tmp_path):
+    made = results()
+    paths = write_tables(made, tmp_path)
+    assert [path.name for path in paths] == ["accuracy.csv", "layers.csv", "shifts.csv"]
+    accuracy, layers, shifts = (list(csv.DictReader(path.open(newline=""))) for path in paths)
+    assert (len(accuracy), len(layers), len(shifts)) == (len(made.accuracy), len(made.layers), len(made.shifts))
+    assert accuracy[0]["seed"] == ""
+    assert float(accuracy[-1]["top1"]) == made.accuracy[-1].top1
+    assert layers[-1]["config"] == repr(FOUR)
+    assert layers[-1]["weight_shape"] == "16x16x3x3"
+    assert float(layers[-1]["error"]) == made.layers[-1].error
+
+
+def test_names_with_commas_and_quotes_survive(tmp_path):
+    paths = write_tables(results(name='a,"b"\n'), tmp_path)
+    rows = list(csv.DictReader(paths[1].open(newline="")))
+    assert rows[0]["name"] == 'a,"b"\n0'
+
+
+def test_tables_without_rows_keep_their_header(tmp_path):
+    paths = write_tables(results(layers=0), tmp_path)
+    assert paths[1].read_text().startswith("config,name,kind,")
+    assert len(paths[1].read_text().splitlines()) == 1

@@ -1,0 +1,34 @@
+from rich.console import Console
+
+from recoup.report.terminal import MOST_LAYERS, tables
+from tests.study.examples import results
+
+
+def shown(made, width=80):
+    console = Console(width=width, record=True, file=None, quiet=False)
+    with console.capture() as capture:
+        console.print(tables(made))
+    return capture.get()
+
+
+def test_it_fits_eighty_columns():
+    text = shown(results())
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert "…" not in text
+    for part in ("recalibrated under NB-SMT", "91.50 - 91.70 t", "+1.35", "93%", "4 threads, S+A", "note: emulate_"):
+        assert part in text
+
+
+def test_many_layers_show_the_worst():
+    text = shown(results(layers=40))
+    assert f"the {MOST_LAYERS // 2} of 40 layers with the largest error" in text
+    assert "conv39" in text
+    assert "conv5 " not in text
+
+
+def test_markup_in_names_is_text():
+    assert "[bold]x[/] on cifar10" in shown(results(name="[bold]x[/]"))
+
+
+def test_without_layers():
+    assert "Cycles" not in shown(results(layers=0))

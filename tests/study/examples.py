@@ -1,0 +1,87 @@
+"""A small study and its results, for tests."""
+
+from pathlib import Path
+from typing import Any
+
+from recoup.nbsmt.config import NBSMT
+from recoup.study import Recipe, Results, State
+from recoup.study.results import AccuracyRow, LayerRow, Machine, ShiftRow
+from recoup.study.states import BASELINE, DEFAULT, FLOAT
+
+TWO, FOUR = NBSMT(threads=2), NBSMT(threads=4)
+ACCURACY = {  # of each state, by config: what a study of a real network looks like
+    repr(TWO): (91.5, 91.2, 91.25, 91.55, 91.45),
+    repr(FOUR): (90.25, 90.4, 91.2, 91.6, 91.0),
+}
+
+
+def small_recipe(out: Path, **changes: Any) -> Recipe:
+    """A study of an untrained network that takes a second."""
+    values: dict[str, Any] = {
+        "model": "digits_net",
+        "data": "digits",
+        "calibration": {"images": 32, "batch_size": 16, "seeds": [3, 5]},
+        "test": {"limit": 40, "batch_size": 20},
+        "configs": ["nbsmt-4t"],
+        "profile_images": 16,
+        "cpu_threads": 1,
+        "out": str(out),
+    }
+    return Recipe.build({**values, **changes})
+
+
+def results(seeds: tuple[int, ...] = (0, 1, 2), layers: int = 6, name: str = "conv") -> Results:
+    """Made-up results of a made-up study."""
+    recipe = Recipe.build({
+        "model": f"recoup.models:{name}",
+        "weights": "resnet20.th",
+        "data": "cifar10:data",
+        "calibration": {"seeds": list(seeds)},
+    })
+    accuracy = [_row(FLOAT, State.NONE, None, 91.73)]
+    for index, seed in enumerate(seeds):
+        jitter = 0.04 * (index - (len(seeds) - 1) / 2)
+        accuracy += [
+            _row(BASELINE, State.NONE, seed, 91.7 + jitter),
+            _row(BASELINE, State.EIGHT_BIT, seed, 91.4 + jitter),
+        ]
+        for config, values in ACCURACY.items():
+            accuracy += [_row(config, state, seed, v + jitter) for state, v in zip(DEFAULT, values, strict=True)]
+    return Results(
+        date="2026-01-02T03:04:05+00:00",
+        recipe=recipe,
+        machine=Machine(
+            cpu="A processor", cores=2, torch_threads=2, device="cpu", backend="int8", isa="AMX",
+            reason="exact on this CPU", system="Linux", python="3.11.7", torch="2.13.0", recoup="0.1.0",
+        ),
+        model_name="CifarResNet",
+        parameters=269_722,
+        weights_sha256="ab" * 32,
+        data_name="cifar10",
+        test_images=10_000,
+        calibration_images=1024,
+        augmented=True,
+        accuracy=tuple(accuracy),
+        layers=tuple(_layer(config, f"{name}{i}", i) for config in (TWO, FOUR) for i in range(layers)),
+        shifts=tuple(
+            ShiftRow(config=repr(config), layer=f"bn{i}", mean=0.01 * config.threads * (i + 1), variance=0.97)
+            for config in (TWO, FOUR)
+            for i in range(layers)
+        ),
+        notes=("emulate_: 1 layers run one thread because grouped: x",),
+        seconds=412.3,
+    )  # fmt: skip
+
+
+def _row(config: str, state: State, seed: int | None, top1: float) -> AccuracyRow:
+    return AccuracyRow(config=config, state=state, seed=seed, top1=top1, top5=99.6, count=10_000, seconds=2.5)
+
+
+def _layer(config: NBSMT, name: str, index: int) -> LayerRow:
+    threads = 1 if index == 0 else config.threads  # the first layer is throttled
+    return LayerRow(
+        config=repr(config), name=name, kind="Conv2d", weight_shape=(16, 16, 3, 3), output_shape=(16, 32, 32),
+        threads=threads, policy=config.policy, macs=2_359_296, collisions=0.1 * threads, lossy=0.2, utilization=0.8,
+        error=0.0 if threads == 1 else 1e-4 * 3**index, mean_shift=1e-5, zero_activations=0.4, wide_activations=0.3,
+        saturated=0.001, zero_weights=0.05, wide_weights=0.8, cycles=9216 // threads, cycles_one_thread=9216,
+    )  # fmt: skip

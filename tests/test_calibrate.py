@@ -1,0 +1,128 @@
+"""Activation scales: the definition, which layers, and refusals that change nothing."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import recoup as rc
+from recoup.calibrate import kept_images
+from tests.networks import CONVOLUTIONS, images, small_net
+
+
+def scales(model):
+    return {n: m.activation_scale for n, m in model.named_modules() if getattr(m, "activation_scale", None) is not None}
+
+
+def test_scale_is_the_mean_over_images_of_the_largest_activation():
+    model = small_net()
+    data = [images(5, seed=1), (images(3, seed=2), torch.zeros(3))]
+    seen = []
+    hook = model.block1.conv2.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
+    assert rc.calibrate_(model, data) is model
+    hook.remove()
+    peaks = torch.cat(seen).flatten(1).amax(1).double()
+    assert scales(model)["block1.conv2"] == float(np.float32(float(peaks.mean()) / 255))
+    assert list(scales(model)) == CONVOLUTIONS
+
+
+def test_the_model_computes_as_before_and_gets_its_mode_back():
+    model = small_net().train()
+    model.block1.bn1.eval()
+    state = copy.deepcopy(model.state_dict())
+    rc.calibrate_(model, [images(4)])
+    assert model.training
+    assert not model.block1.bn1.training
+    assert all(torch.equal(a, b) for a, b in zip(state.values(), model.state_dict().values(), strict=True))
+
+
+def test_maps_choose_layers():
+    model = small_net()
+    rc.calibrate_(model, [images(4)], {"classifier": True, "re:block2.*": None})
+    assert list(scales(model)) == ["block1.conv1", "block1.conv2", "block1.shortcut", "classifier"]
+
+
+def test_calibrating_anew_replaces_all_scales():
+    model = small_net()
+    rc.calibrate_(model, [images(4)], {"classifier": True})
+    rc.calibrate_(model, [images(4, seed=5)])
+    assert list(scales(model)) == CONVOLUTIONS
+
+
+def test_an_emulated_model_is_calibrated_in_float():
+    plain, emulated = small_net(), small_net()
+    rc.calibrate_(emulated, [images(8, seed=4)])
+    rc.emulate_(emulated, rc.NBSMT(threads=4))
+    rc.calibrate_(plain, [images(8)])
+    rc.calibrate_(emulated, [images(8)])
+    assert scales(plain) == scales(emulated)
+
+
+@pytest.mark.parametrize("bad", [[], iter(()), [images(0)], [(images(2), 1), torch.full((2, 3, 8, 8), float("nan"))], [3]])
+def test_bad_batches(bad):
+    model = small_net()
+    with pytest.raises(rc.RecoupError, match=r"no batch|empty|NaN|expected a tensor"):
+        rc.calibrate_(model, bad)
+    assert not scales(model)
+
+
+def test_negative_inputs_are_refused_by_name():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+    with pytest.raises(rc.RecoupError, match=r"negative inputs.*'1' \[4, 4, 6, 6\] down to -"):
+        rc.calibrate_(model, [images(4)])
+    assert not scales(model)
+
+
+def test_a_dead_layer_is_refused_by_name():
+    model = small_net()
+    with torch.no_grad():
+        model.block2.bn1.weight.zero_()
+        model.block2.bn1.bias.fill_(-1)
+    with pytest.raises(rc.RecoupError, match=r"'block2.conv2'.*only zeros"):
+        rc.calibrate_(model, [images(4)])
+
+
+def test_infinite_activations_are_refused_by_name():
+    model = small_net()
+    with torch.no_grad():
+        model.block1.bn1.weight[0] = float("inf")
+    with pytest.raises(rc.RecoupError, match=r"block1.conv2.*NaN or infinity"):
+        rc.calibrate_(model, [images(4)])
+
+
+def test_nothing_left():
+    with pytest.raises(rc.RecoupError, match="nothing to calibrate"):
+        rc.calibrate_(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2)), [images(4)])
+
+
+def test_a_named_layer_that_never_runs():
+    model = small_net()
+    model.spare = nn.Linear(3, 3)
+    with pytest.raises(rc.RecoupError, match="'spare'.*never ran"):
+        rc.calibrate_(model, [images(4)], {"spare": True})
+
+
+def test_kept_images_are_shared_by_copies_and_left_out_of_pickles():
+    model = small_net()
+    rc.calibrate_(model, [images(4), images(4, seed=1)], keep=6)
+    assert [len(batch) for batch in kept_images(model)] == [4, 2]
+    assert kept_images(copy.deepcopy(model))[0] is kept_images(model)[0]
+    with pytest.raises(rc.RecoupError, match="pass batches"):
+        kept_images(pickle.loads(pickle.dumps(model)))
+
+
+def test_an_interrupt_leaves_no_scale_and_no_hook():
+    model = small_net().train()
+
+    def batches():
+        yield images(4)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rc.calibrate_(model, batches())
+    assert not scales(model)
+    assert model.training
+    assert not any(module._forward_pre_hooks for module in model.modules())

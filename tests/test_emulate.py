@@ -1,0 +1,196 @@
+"""Conversion: in place, reversible, by map, with float checkpoints, and nothing changed after an error."""
+
+import copy
+import pickle
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import recoup as rc
+from recoup.emulated import emulated_layers
+from recoup.nbsmt import NBSMTConv2d
+from tests.networks import CONVOLUTIONS, images, small_net
+
+
+@pytest.fixture
+def model():
+    net = small_net()
+    rc.calibrate_(net, [images(64)])
+    return net
+
+
+def test_only_calibrated_layers_are_taken_and_everything_comes_back(model):
+    x = images(8, seed=1)
+    before = model(x)
+    kinds = {name: type(module) for name, module in model.named_modules()}
+    assert rc.emulate_(model, rc.NBSMT()) is model
+    assert list(emulated_layers(model)) == CONVOLUTIONS
+    assert not torch.equal(model(x), before)
+    assert rc.restore_(model) is model
+    assert {name: type(module) for name, module in model.named_modules()} == kinds
+    assert torch.equal(model(x), before)
+    assert not any(hasattr(module, "config") for module in model.modules())
+
+
+def test_state_dict_keys_parameters_and_hooks_stay(model):
+    keys, parameters = list(model.state_dict()), [id(p) for p in model.parameters()]
+    buffers = [name for name, _ in model.named_buffers()]
+    calls = []
+    layer = model.block1.conv1
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    rc.emulate_(model, rc.NBSMT())
+    assert list(model.state_dict()) == keys
+    assert [id(p) for p in model.parameters()] == parameters
+    assert [name for name, _ in model.named_buffers()] == buffers
+    assert model.block1.conv1 is layer
+    model(images(2))
+    assert calls == [1]
+
+
+def test_a_float_checkpoint_loads_strictly_and_a_converted_one_round_trips(model, tmp_path):
+    other = small_net(seed=3)
+    rc.emulate_(model, rc.NBSMT(threads=4))
+    result = model.load_state_dict(other.state_dict(), strict=True)
+    assert not result.missing_keys
+    assert not result.unexpected_keys
+    path = tmp_path / "converted.pt"
+    torch.save(model.state_dict(), path)
+    again = small_net(seed=5)
+    rc.calibrate_(again, [images(16, seed=9)])
+    rc.emulate_(again, rc.NBSMT(threads=4))
+    again.load_state_dict(torch.load(path, weights_only=True))
+    x = images(4)
+    assert torch.equal(again(x), model(x))  # the scales travelled in the metadata
+    plain = small_net(seed=6)
+    plain.load_state_dict(torch.load(path, weights_only=True), strict=True)
+
+
+def test_a_loaded_checkpoint_takes_effect_at_once(model):
+    rc.emulate_(model, rc.NBSMT())
+    x = images(4)
+    first = model(x)
+    model.load_state_dict(small_net(seed=3).state_dict())
+    second = model(x)
+    assert not torch.equal(first, second)
+    with torch.no_grad():
+        model.block1.conv1.weight.data.mul_(-1)  # leaves the version counter alone
+    assert not torch.equal(model(x), second)
+
+
+def test_layer_maps_first_match_wins(model):
+    four = rc.NBSMT(threads=4)
+    rc.emulate_(model, rc.NBSMT(), {"block1.conv1": None, "re:block1\\..*": four, "re:.*": None})
+    assert {name: layer.config.threads for name, layer in emulated_layers(model).items()} == {
+        "block1.conv2": 4,
+        "block1.shortcut": 4,
+    }
+
+
+def test_config_none_takes_only_what_the_map_names(model):
+    rc.emulate_(model, None, {"block2.conv1": rc.NBSMT(threads=4)})
+    assert list(emulated_layers(model)) == ["block2.conv1"]
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ({"block9.conv1": None}, "'block9.conv1' matches no layer"),
+        ({"block1": None}, "container"),
+        ({"re:(": None}, "no regular expression"),
+        ({"block1.bn1": rc.NBSMT()}, "'block1.bn1' matches no layer.*BatchNorm2d"),
+        ({"stem": rc.NBSMT()}, "'stem'.*no activation scale.*calibrate_"),
+        ({"block1.conv1": "NBSMT()"}, "no configuration"),
+        ({7: None}, "names or 're:...'"),
+        ([rc.NBSMT()], "must be a map"),
+    ],
+)
+def test_bad_maps_change_nothing(model, layers, message):
+    x = images(2)
+    before = model(x)
+    with pytest.raises(rc.RecoupError, match=message):
+        rc.emulate_(model, rc.NBSMT(), layers)
+    assert not emulated_layers(model)
+    assert torch.equal(model(x), before)
+
+
+def test_emulating_twice_names_the_layer(model):
+    rc.emulate_(model, rc.NBSMT())
+    with pytest.raises(rc.RecoupError, match=r"'block1.conv1'.*already.*restore_"):
+        rc.emulate_(model, rc.NBSMT(threads=4))
+    assert all(layer.config == rc.NBSMT() for layer in emulated_layers(model).values())
+
+
+def test_without_calibration_the_remedy_is_named():
+    with pytest.raises(rc.RecoupError, match="calibrate_"):
+        rc.emulate_(small_net(), rc.NBSMT())
+
+
+def test_restoring_a_float_model_does_nothing(model):
+    assert rc.restore_(model) is model
+
+
+def test_calibration_survives_restore_so_that_another_config_can_follow(model):
+    x = images(4)
+    rc.emulate_(model, rc.NBSMT(threads=4))
+    four = model(x)
+    rc.restore_(model)
+    rc.emulate_(model, rc.NBSMT(threads=2))
+    rc.restore_(model)
+    rc.emulate_(model, rc.NBSMT(threads=4))
+    assert torch.equal(model(x), four)
+
+
+def test_copies_and_pickles_compute_the_same(model):
+    rc.emulate_(model, rc.NBSMT(threads=4))
+    x = images(4)
+    expected = model(x)
+    twin = copy.deepcopy(model)
+    loaded = pickle.loads(pickle.dumps(model))
+    assert torch.equal(twin(x), expected)
+    assert torch.equal(loaded(x), expected)
+    rc.restore_(twin)
+    assert emulated_layers(model)
+    assert isinstance(twin.block1.conv1, nn.Conv2d)
+    assert not isinstance(twin.block1.conv1, NBSMTConv2d)
+
+
+def test_grouped_convolutions_say_that_they_run_one_thread():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.ReLU(),
+        nn.Flatten(), nn.LazyLinear(3),
+    ).eval()  # fmt: skip
+    net(images(2))
+    rc.calibrate_(net, [images(8)])
+    with pytest.warns(rc.RecoupWarning, match="grouped convolutions and run one thread: 2"):
+        rc.emulate_(net, rc.NBSMT(threads=4))
+    assert "one thread because grouped" in repr(net[2])
+    assert net[2].active_config.threads == 1
+    assert net[4].active_config.threads == 4
+    net(images(2))
+
+
+def test_a_subclass_with_its_own_forward_is_passed_over_and_said_so(model):
+    class Scaled(nn.Linear):
+        def forward(self, input):  # noqa: A002
+            return 2 * super().forward(input)
+
+    net = nn.Sequential(model, nn.ReLU(), Scaled(10, 3))
+    with pytest.warns(rc.RecoupWarning, match=r"subclass.*2 \(Scaled\)"):
+        rc.emulate_(net, rc.NBSMT())
+
+
+def test_repr_shows_the_config(model):
+    rc.emulate_(model, rc.NBSMT(threads=4))
+    assert re.search(r"NBSMTConv2d\(8, 12, .*NBSMT\(threads=4, policy='S\+A'", repr(model.block1.conv1))
+
+
+def test_the_model_itself_may_be_the_layer():
+    layer = nn.Conv2d(4, 4, 3)
+    rc.calibrate_(layer, [torch.rand(2, 4, 6, 6)], {"": True})
+    rc.emulate_(layer, rc.NBSMT())
+    assert isinstance(layer, NBSMTConv2d)
+    rc.restore_(layer)
+    assert type(layer) is nn.Conv2d
