@@ -13,7 +13,9 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results"
 
 
-def interleaved(variants: Mapping[str, Callable[[], object]], rounds: int = 9, warmup: int = 2) -> dict[str, list[float]]:
+def interleaved(
+    variants: Mapping[str, Callable[[], object]], rounds: int = 9, warmup: int = 2
+) -> dict[str, list[float]]:
     """Seconds per call of every variant, round by round, so that noise of the machine falls on all alike."""
     for _ in range(warmup):
         for run in variants.values():

@@ -27,7 +27,12 @@ import recoup as rc
 from benchmarks.measure import RESULTS, save
 from recoup.data import root
 
-DEPTHS = {20: "resnet20-12fca82f.th", 32: "resnet32-d509ac18.th", 44: "resnet44-014dd654.th", 56: "resnet56-4bfd9763.th"}
+DEPTHS = {
+    20: "resnet20-12fca82f.th",
+    32: "resnet32-d509ac18.th",
+    44: "resnet44-014dd654.th",
+    56: "resnet56-4bfd9763.th",
+}
 SEEDS = (0, 1, 2)
 SCALE_IMAGES, REPAIR_IMAGES, SIZES = 2048, 1024, (64, 256, 1024, 4096)
 LOG = RESULTS / "nbsmt_accuracy.jsonl"
@@ -48,12 +53,12 @@ def read() -> dict[Key, dict]:
     return {tuple(row["key"]): row for row in rows}
 
 
-def plan(depth: int, seed: int, study: bool) -> Iterator[tuple[int, str, int, bool]]:
-    """(threads, state, images, augmented) to measure on one network with one seed."""
+def plan(depth: int, study: bool) -> Iterator[tuple[int, str, int, bool]]:
+    """(threads, state, images, augmented) to measure on one network with every seed."""
     if study:
         for threads in (2, 4):
             for images in SIZES if depth == 20 else (REPAIR_IMAGES,):
-                for augmented in (True, False):
+                for augmented in (True, False) if depth == 20 else (False,):
                     for method in ("paired", "average"):
                         yield threads, method, images, augmented
         return
@@ -110,14 +115,14 @@ class Bench:
             self.model.load_state_dict(self.state)
 
 
-def measure(done: dict[Key, dict]) -> None:
+def measure(done: dict[Key, dict], parts: list[str]) -> None:
     """Make every measurement that is missing and append it to the log."""
-    for study in (False, True):
+    for study in (part == "study" for part in parts):
         for depth in DEPTHS:
             bench: Bench | None = None
-            jobs = [(depth, s, *job) for s in SEEDS for job in plan(depth, s, study)]
+            jobs = [(depth, s, *job) for s in SEEDS for job in plan(depth, study)]
             for key in [(depth, 0, 0, "float", 0, False), *jobs]:
-                if key in done:
+                if key in done or (key[3] == "float" and study):
                     continue
                 bench = bench or Bench(depth)
                 top1 = bench.top1() if key[3] == "float" else bench.measure(*key[1:])
@@ -158,7 +163,11 @@ def tables(done: dict[Key, dict]) -> str:
                 name = f"{threads} threads, {method}, {'augmented' if augmented else 'clean'}"
                 cells = [cell(done, lambda s, k=(threads, method, n, augmented): (20, s, *k)) for n in SIZES]
                 lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", "| 1,024 images, clean | " + " | ".join(f"ResNet-{d}" for d in DEPTHS) + " |", "|---|" + "---|" * len(DEPTHS)]
+    lines += [
+        "",
+        "| 1,024 images, clean | " + " | ".join(f"ResNet-{d}" for d in DEPTHS) + " |",
+        "|---|" + "---|" * len(DEPTHS),
+    ]
     for threads in (2, 4):
         for method in ("paired", "average"):
             row(f"{threads} threads, {method}", lambda d, s, t=threads, m=method: (d, s, t, m, REPAIR_IMAGES, False))
@@ -168,9 +177,12 @@ def tables(done: dict[Key, dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tables", action="store_true", help="print the tables of what is measured already")
+    parser.add_argument("--part", choices=["states", "study"], help="only the first or the second half")
+    arguments = parser.parse_args()
     done = read()
-    if not parser.parse_args().tables:
-        measure(done)
+    if not arguments.tables:
+        measure(done, [arguments.part] if arguments.part else ["states", "study"])
+        done = read()
         save("nbsmt_accuracy", {"backend": rc.nbsmt.current_backend(), "rows": list(done.values())})
     print(tables(done))
 

@@ -17,7 +17,12 @@ import sys
 import warnings
 from pathlib import Path
 
-ISAS = {"AMX": "AVX512_CORE_AMX", "AVX-512 VNNI": "AVX512_CORE_VNNI", "AVX2 VNNI": "AVX2_VNNI", "no VNNI": "AVX512_CORE"}
+ISAS = {
+    "AMX": "AVX512_CORE_AMX",
+    "AVX-512 VNNI": "AVX512_CORE_VNNI",
+    "AVX2 VNNI": "AVX2_VNNI",
+    "no VNNI": "AVX512_CORE",
+}
 
 
 def networks(isa: str) -> dict:
@@ -31,7 +36,10 @@ def networks(isa: str) -> dict:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     out = {}
-    for name, model, shape in (("ResNet-20 b64", resnet20(), (64, 3, 32, 32)), ("ResNet-18 b8", resnet18(), (8, 3, 224, 224))):
+    for name, model, shape in (
+        ("ResNet-20 b64", resnet20(), (64, 3, 32, 32)),
+        ("ResNet-18 b8", resnet18(), (8, 3, 224, 224)),
+    ):
         model.eval()
         x = torch.randn(shape)
         last = x.contiguous(memory_format=torch.channels_last)

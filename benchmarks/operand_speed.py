@@ -1,17 +1,19 @@
 """Claim: building NB-SMT's activation operands costs about as much as copying the float tensor it is built from.
 
-Milliseconds per call on one thread, for the layer shapes of ResNet-20 (batch 64) and ResNet-18 (batch 8): recoup's
-fused pass with new and with given output memory, against ``torch.clone`` of the float input (it reads the same and
-writes 4 bytes a channel; two threads write 2, four threads 12) and against the same operand in eager torch on uint8
-tensors, the fastest way we know to write it without a kernel; its result is compared first. Variants interleaved,
-medians; eager torch in rounds of its own, because its temporary tensors would push the others out of the caches.
+Milliseconds of CPU time per call on one thread (other jobs on the machine disturb it less than the clock) for layer
+shapes of ResNet-20 (batch 64) and ResNet-18 (batch 8): recoup's fused pass with new and with given output memory,
+against ``torch.clone`` of the float input (it reads the same and writes 4 bytes a channel; two threads write 2, four
+threads 12) and against the same operand in eager torch on uint8 tensors, the fastest way we know to write it without a
+kernel; its result is compared first. Variants interleaved, medians; eager torch in rounds of its own, because its
+temporary tensors would push the others out of the caches.
 
     python benchmarks/operand_speed.py
 """
 
 import argparse
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -19,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 from torch import Tensor
 
-from benchmarks.measure import interleaved, medians, save
+from benchmarks.measure import medians, save
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.groups import Activation, groups
 from recoup.nbsmt.operand import operands
@@ -75,6 +77,17 @@ def variants(P: int, C: int, threads: int) -> dict[str, Callable[[], object]]:
     }
 
 
+def cpu_seconds(routes: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """CPU seconds of this thread per call, the routes taking turns; two rounds to warm up are not kept."""
+    seconds: dict[str, list[float]] = {name: [] for name in routes}
+    for _ in range(rounds + 2):
+        for name, run in routes.items():
+            start = time.thread_time()
+            run()
+            seconds[name].append(time.thread_time() - start)
+    return {name: values[2:] for name, values in seconds.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=25)
@@ -85,13 +98,13 @@ def main() -> None:
         for P, C in SHAPES:
             routes = variants(P, C, threads)
             alone = {"torch eager": routes.pop("torch eager")}
-            seconds = interleaved(routes, rounds) | interleaved(alone, max(3, rounds // 5), warmup=1)
+            seconds = cpu_seconds(routes, rounds) | cpu_seconds(alone, max(3, rounds // 5))
             ms = {name: round(1e3 * value, 4) for name, value in medians(seconds).items()}
             least = {name: round(1e3 * min(values), 4) for name, values in seconds.items()}
             rows.append({"threads": threads, "pixels": P, "channels": C, "median_ms": ms, "least_ms": least})
             text = "  ".join(f"{name} {value:.3f}" for name, value in ms.items())
             print(f"{threads}T {P:6d} x {C:3d}: {text}")
-    print(save("operand_speed", {"one_thread": True, "rounds": rounds, "rows": rows}))
+    print(save("operand_speed", {"clock": "CPU time of one thread", "rounds": rounds, "rows": rows}))
 
 
 if __name__ == "__main__":

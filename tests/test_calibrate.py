@@ -61,7 +61,9 @@ def test_an_emulated_model_is_calibrated_in_float():
     assert scales(plain) == scales(emulated)
 
 
-@pytest.mark.parametrize("bad", [[], iter(()), [images(0)], [(images(2), 1), torch.full((2, 3, 8, 8), float("nan"))], [3]])
+@pytest.mark.parametrize(
+    "bad", [[], iter(()), [images(0)], [(images(2), 1), torch.full((2, 3, 8, 8), float("nan"))], [3]]
+)
 def test_bad_batches(bad):
     model = small_net()
     with pytest.raises(rc.RecoupError, match=r"no batch|empty|NaN|expected a tensor"):

@@ -17,7 +17,12 @@ def test_counts_equal_sorting_each_row(seed, count, classes):
     label = torch.randint(classes, (count,), generator=generator)
     order = [sorted(range(classes), key=lambda c, row=row: (-row[c], c)) for row in logits.tolist()]
     hits = [sum(y in row[:k] for row, y in zip(order, label.tolist(), strict=True)) for k in (1, 5)]
-    found = rc.evaluate(nn.Identity(), [(logits[: count // 2 + 1], label[: count // 2 + 1]), (logits[count // 2 + 1 :], label[count // 2 + 1 :])][: 1 + (count > count // 2 + 1)])
+    found = rc.evaluate(
+        nn.Identity(),
+        [(logits[: count // 2 + 1], label[: count // 2 + 1]), (logits[count // 2 + 1 :], label[count // 2 + 1 :])][
+            : 1 + (count > count // 2 + 1)
+        ],
+    )
     assert found == rc.Accuracy(100 * hits[0] / count, 100 * hits[1] / count, count)
 
 

@@ -25,7 +25,9 @@ def batch_moments(model, batches, mode="emulate"):
     """Mean over the batches of each batch norm's input mean, and the variance of the pooled population, unbiased."""
     seen = {name: [] for name in NAMES}
     hooks = [
-        model.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: seen[name].append(args[0].double()))
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda _, args, name=name: seen[name].append(args[0].double())
+        )
         for name in NAMES
     ]
     model = model.eval()

@@ -65,9 +65,11 @@ def prepared(
     seen = 0
     for number, batch in enumerate(_shown(batches, purpose) if progress else batches):
         inputs, label = split(batch)
-        inputs = {k: _checked(v, purpose, number, device) for k, v in inputs.items()} if isinstance(
-            inputs, Mapping
-        ) else _checked(inputs, purpose, number, device)
+        inputs = (
+            {k: _checked(v, purpose, number, device) for k, v in inputs.items()}
+            if isinstance(inputs, Mapping)
+            else _checked(inputs, purpose, number, device)
+        )
         seen += count(inputs)
         yield inputs, label.to(device) if isinstance(label, Tensor) else label
     if not seen:

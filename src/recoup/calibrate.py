@@ -24,7 +24,12 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def calibrate_(
-    model: M, batches: Iterable[Any], layers: Mapping[str, Any] | None = None, *, keep: int = 1024, progress: bool = False
+    model: M,
+    batches: Iterable[Any],
+    layers: Mapping[str, Any] | None = None,
+    *,
+    keep: int = 1024,
+    progress: bool = False,
 ) -> M:
     """Measure activation scales and store them on the layers; the model computes as before until `emulate_`.
 
@@ -137,7 +142,9 @@ def _scales(ranges: Mapping[str, _Range]) -> dict[str, float]:
         raise RecoupError(f"calibrate_: the input {seen.shape} of layer {name!r} holds NaN or infinity")
     negative = {name: seen for name, seen in ranges.items() if seen.least < 0}
     if negative:
-        named = "; ".join(f"{name!r} {seen.shape} down to {seen.least:.4g}" for name, seen in list(negative.items())[:5])
+        named = "; ".join(
+            f"{name!r} {seen.shape} down to {seen.least:.4g}" for name, seen in list(negative.items())[:5]
+        )
         raise RecoupError(
             f"calibrate_: {len(negative)} layers have negative inputs, which unsigned 8-bit activations would clip "
             f'silently: {named}. Leave them in float with layers={{"name": None}}'

@@ -32,16 +32,22 @@ Json = Annotated[bool, typer.Option("--json", help="Print results as JSON, and n
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Discard what another study left in the folder.")]
 
 
+def print_version(asked: bool) -> None:
+    """Answer ``--version``."""
+    if asked:
+        typer.echo(f"recoup {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def main(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=print_version)
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Options of every command."""
     DEBUG.set(debug)
-    if version:
-        typer.echo(f"recoup {__version__}")
-        raise typer.Exit
 
 
 def reported(command: Callable[..., None]) -> Callable[..., None]:

@@ -62,7 +62,9 @@ def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> 
         if target is not None and (asked or _ready(wanted, module)):
             plan[name] = (module, wanted, target)
         elif isinstance(module, Emulated) and module.float_class in _layers_of(wanted):
-            raise RecoupError(f"emulate_: {module.title} is emulated already ({module.config!r}): restore_ the model first")
+            raise RecoupError(
+                f"emulate_: {module.title} is emulated already ({module.config!r}): restore_ the model first"
+            )
         elif name in (layers or {}) and target is None:
             raise RecoupError(
                 f"emulate_: layer {name!r} is a {type(module).__name__}; {type(wanted).__name__} stands in for "

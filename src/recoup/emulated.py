@@ -43,7 +43,11 @@ class Emulated:
     @property
     def title(self) -> str:
         """The layer's name and shape, for messages."""
-        return f"layer '{self.layer}' ({self.extra_repr()})" if self.layer else f"{type(self).__name__}({self.extra_repr()})"  # type: ignore[attr-defined]
+        return (
+            f"layer '{self.layer}' ({self.extra_repr()})"
+            if self.layer
+            else f"{type(self).__name__}({self.extra_repr()})"
+        )  # type: ignore[attr-defined]
 
 
 def become(module: nn.Module, layer_class: type[nn.Module], config: Any, name: str) -> None:

@@ -106,9 +106,7 @@ class Moments:
         return mean, population * (self.values / (self.values - 1))
 
 
-def _forward(
-    model: nn.Module, norms: dict[str, _BatchNorm], inputs: Any, into: dict[str, Moments] | None
-) -> None:
+def _forward(model: nn.Module, norms: dict[str, _BatchNorm], inputs: Any, into: dict[str, Moments] | None) -> None:
     """One forward pass with ``norms`` on batch statistics, added to ``into``; stored statistics are overwritten."""
 
     def observe(name: str) -> Any:

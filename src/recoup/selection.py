@@ -42,7 +42,9 @@ class Selection:
         self._rules = [(_compiled(key, purpose), value) for key, value in (layers or {}).items()]
         for key, (pattern, _) in zip(layers or {}, self._rules, strict=True):
             if not any(pattern.fullmatch(name) for name in names):
-                raise RecoupError(f"{purpose}: the layer map's key {key!r} matches no layer{_hint(key, names, others or {})}")
+                raise RecoupError(
+                    f"{purpose}: the layer map's key {key!r} matches no layer{_hint(key, names, others or {})}"
+                )
 
     def of(self, name: str) -> Any:
         """The value of the first matching key, or UNMATCHED."""

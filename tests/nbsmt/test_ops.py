@@ -62,7 +62,9 @@ def test_matmul_refusals():
     with pytest.raises(rc.RecoupError, match=r"\[2, 3\] and \[2, 2\]"):
         rc.nbsmt.matmul(x, w[:2], rc.NBSMT())
     with pytest.raises(rc.RecoupError, match="32-bit accumulator"):
-        rc.nbsmt.matmul(torch.zeros(1, 70000, dtype=torch.uint8), torch.full((70000, 1), -128, dtype=torch.int8), rc.NBSMT())
+        rc.nbsmt.matmul(
+            torch.zeros(1, 70000, dtype=torch.uint8), torch.full((70000, 1), -128, dtype=torch.int8), rc.NBSMT()
+        )
 
 
 def integer_convolution(x, weight, scale, config, geometry):
@@ -102,7 +104,9 @@ def test_convolution_equals_integers(name, config, seed, channels, kernel, geome
     with backend(name):
         y = convolution(x, weight, None, scale, encode(config), *map(list, geometry), 1, "layer")
     assert torch.equal(y, integer_convolution(x, weight, scale, config, geometry))
-    assert y.is_contiguous(memory_format=torch.channels_last if last and not x.is_contiguous() else torch.contiguous_format)
+    assert y.is_contiguous(
+        memory_format=torch.channels_last if last and not x.is_contiguous() else torch.contiguous_format
+    )
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -162,7 +166,9 @@ def test_an_empty_batch():
 
 
 def test_the_gradient_is_that_of_the_quantised_convolution():
-    values = arguments(x=(4 * torch.rand(2, 6, 5, 5)).requires_grad_(), weight=torch.randn(4, 6, 3, 3, requires_grad=True))
+    values = arguments(
+        x=(4 * torch.rand(2, 6, 5, 5)).requires_grad_(), weight=torch.randn(4, 6, 3, 3, requires_grad=True)
+    )
     x, weight = values["x"], values["weight"]
     grad = torch.randn(2, 4, 5, 5)
     convolution(**values).backward(grad)

@@ -39,7 +39,9 @@ def test_reductions_of_every_code_equal_the_port_model(policy, rounding):
 )
 def test_reference_equals_the_port_model(config, seed, rows, size, columns, zeros):
     x, w = operands(seed, rows, size, columns, zeros)
-    expected, counts = port.matmul(x.tolist(), w.tolist(), config.threads, config.policy, config.rounding, config.pairing)
+    expected, counts = port.matmul(
+        x.tolist(), w.tolist(), config.threads, config.policy, config.rounding, config.pairing
+    )
     assert reference.matmul(x, w, config).tolist() == expected
     found = reference.statistics(x, w, config)
     busy = counts.pop("busy")

@@ -53,7 +53,9 @@ def test_the_page_is_well_formed(html):
     assert page.open == []
     ids = [attributes["id"] for _, attributes in page.seen if "id" in attributes]
     assert len(ids) == len(set(ids))
-    targets = {target[1:] for target in re.findall(r'\bhref="([^"]*)"', html)} | set(re.findall(r"url\(#([^)]*)\)", html))
+    targets = {target[1:] for target in re.findall(r'\bhref="([^"]*)"', html)} | set(
+        re.findall(r"url\(#([^)]*)\)", html)
+    )
     assert targets <= set(ids)
 
 
@@ -80,7 +82,7 @@ def test_tables_have_headers(html):
 def test_what_a_reader_needs_is_there(html):
     for text in (
         "brings back 93 % of the loss", "recoup run recipe.yaml", "Student&#39;s interval over 3 draws", "±0.54 points",
-        "What is modelled, and what is not", "int8 (AMX)", "ab" * 32, "one thread because grouped", "<dt>collision</dt>",
+        "What is modelled, and what is not", "int8 (AMX)", "ab" * 32, "because grouped", "<dt>collision</dt>",
     ):  # fmt: skip
         assert text in html
     single = render(results(seeds=(0,)))
@@ -103,14 +105,14 @@ def test_user_strings_are_escaped():
 
 
 def test_names_that_look_like_markup_elsewhere():
-    html = render(results(name=r"$\frac{1}{0}$ \g<0> {{ 7*7 }} {% x %}"))
+    html = render(results(name=r"$\frac1$ \g<0> {{7*7}}{%"))
     assert "49" not in re.findall(r"<h1>(.*?)</h1>", html)[0]
-    assert "{{ 7*7 }}" in html
+    assert html.count(r"$\frac1$ \g&lt;0&gt; {{7*7}}{%") > 20
 
 
 def test_sections_without_data_are_left_out():
     made = results()
-    html = render(made.model_copy(update={"layers": (), "shifts": (), "notes": ()}))
+    html = render(made.model_copy(update={"layers": (), "cycles": (), "shifts": (), "notes": ()}))
     assert "Layer by layer" not in html
     assert "Shift of BatchNorm statistics" not in html
     assert "Array cycles" not in html

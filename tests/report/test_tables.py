@@ -1,15 +1,21 @@
 import csv
+import io
 
 from recoup.report import write_tables
 from tests.study.examples import FOUR, results
 
 
+def read(path):
+    return list(csv.DictReader(io.StringIO(path.read_text())))
+
+
 def test_one_row_a_measurement(tmp_path):
     made = results()
     paths = write_tables(made, tmp_path)
-    assert [path.name for path in paths] == ["accuracy.csv", "layers.csv", "shifts.csv"]
-    accuracy, layers, shifts = (list(csv.DictReader(path.open(newline=""))) for path in paths)
-    assert (len(accuracy), len(layers), len(shifts)) == (len(made.accuracy), len(made.layers), len(made.shifts))
+    assert [path.name for path in paths] == ["accuracy.csv", "layers.csv", "cycles.csv", "shifts.csv"]
+    accuracy, layers, cycles, shifts = map(read, paths)
+    assert (len(accuracy), len(layers)) == (len(made.accuracy), len(made.layers))
+    assert (len(cycles), len(shifts)) == (len(made.cycles), len(made.shifts))
     assert accuracy[0]["seed"] == ""
     assert float(accuracy[-1]["top1"]) == made.accuracy[-1].top1
     assert layers[-1]["config"] == repr(FOUR)
@@ -19,7 +25,7 @@ def test_one_row_a_measurement(tmp_path):
 
 def test_names_with_commas_and_quotes_survive(tmp_path):
     paths = write_tables(results(name='a,"b"\n'), tmp_path)
-    rows = list(csv.DictReader(paths[1].open(newline="")))
+    rows = read(paths[1])
     assert rows[0]["name"] == 'a,"b"\n0'
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from recoup.nbsmt.config import NBSMT
 from recoup.study import Recipe, Results, State
-from recoup.study.results import AccuracyRow, LayerRow, Machine, ShiftRow
+from recoup.study.results import AccuracyRow, CycleRow, LayerRow, Machine, ShiftRow
 from recoup.study.states import BASELINE, DEFAULT, FLOAT
 
 TWO, FOUR = NBSMT(threads=2), NBSMT(threads=4)
@@ -32,12 +32,14 @@ def small_recipe(out: Path, **changes: Any) -> Recipe:
 
 def results(seeds: tuple[int, ...] = (0, 1, 2), layers: int = 6, name: str = "conv") -> Results:
     """Made-up results of a made-up study."""
-    recipe = Recipe.build({
-        "model": f"recoup.models:{name}",
-        "weights": "resnet20.th",
-        "data": "cifar10:data",
-        "calibration": {"seeds": list(seeds)},
-    })
+    recipe = Recipe.build(
+        {
+            "model": f"recoup.models:{name}",
+            "weights": "resnet20.th",
+            "data": "cifar10:data",
+            "calibration": {"seeds": list(seeds)},
+        }
+    )
     accuracy = [_row(FLOAT, State.NONE, None, 91.73)]
     for index, seed in enumerate(seeds):
         jitter = 0.04 * (index - (len(seeds) - 1) / 2)
@@ -63,6 +65,9 @@ def results(seeds: tuple[int, ...] = (0, 1, 2), layers: int = 6, name: str = "co
         augmented=True,
         accuracy=tuple(accuracy),
         layers=tuple(_layer(config, f"{name}{i}", i) for config in (TWO, FOUR) for i in range(layers)),
+        cycles=tuple(
+            _cycles(config, f"{name}{i}", i) for config in (TWO, FOUR) for i in range(-1 if layers else 0, layers)
+        ),
         shifts=tuple(
             ShiftRow(config=repr(config), layer=f"bn{i}", mean=0.01 * config.threads * (i + 1), variance=0.97)
             for config in (TWO, FOUR)
@@ -83,5 +88,14 @@ def _layer(config: NBSMT, name: str, index: int) -> LayerRow:
         config=repr(config), name=name, kind="Conv2d", weight_shape=(16, 16, 3, 3), output_shape=(16, 32, 32),
         threads=threads, policy=config.policy, macs=2_359_296, collisions=0.1 * threads, lossy=0.2, utilization=0.8,
         error=0.0 if threads == 1 else 1e-4 * 3**index, mean_shift=1e-5, zero_activations=0.4, wide_activations=0.3,
-        saturated=0.001, zero_weights=0.05, wide_weights=0.8, cycles=9216 // threads, cycles_one_thread=9216,
+        saturated=0.001, zero_weights=0.05, wide_weights=0.8,
+    )  # fmt: skip
+
+
+def _cycles(config: NBSMT, name: str, index: int) -> CycleRow:
+    threads = 1 if index == 0 else config.threads
+    return CycleRow(
+        config=repr(config), name=name, emulated=index >= 0, threads=threads if index >= 0 else 1, M=1024, C=16, N=16,
+        taps=9, groups=1, cycles=9216 // (threads if index >= 0 else 1), single=9216, macs=2_359_296,
+        activation_bytes=16384, weight_bytes=2304, output_bytes=16384,
     )  # fmt: skip

@@ -13,12 +13,15 @@ def test_statistics_come_back_whole():
     model = network()
     before = Statistics.of(model)
     kept = {name: value.clone() for name, value in model.state_dict().items()}
-    model[1](torch.randn(4, 3, 2, 2))
+    norm = model[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    storage = norm.running_mean.data_ptr()
+    norm(torch.randn(4, 3, 2, 2))
     assert not torch.equal(model.state_dict()["1.running_mean"], kept["1.running_mean"])
-    storage = model[1].running_mean.data_ptr()
     before.put(model)
     assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
-    assert model[1].running_mean.data_ptr() == storage
+    assert norm.running_mean.data_ptr() == storage
 
 
 def test_only_norms_with_running_statistics_count():

@@ -1,3 +1,4 @@
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,11 @@ RECIPES = st.builds(
             "weights": st.none() | TEXT,
             "model_options": st.dictionaries(
                 st.sampled_from(["num_classes", "norm", "x"]),
-                st.none() | st.booleans() | st.integers(-(2**53), 2**53) | TEXT | st.floats(allow_nan=False, allow_infinity=False),
+                st.none()
+                | st.booleans()
+                | st.integers(-(2**53), 2**53)
+                | TEXT
+                | st.floats(allow_nan=False, allow_infinity=False),
             ),
             "calibration": st.fixed_dictionaries(
                 {},
@@ -126,16 +131,20 @@ def test_files_that_are_no_recipe(tmp_path):
 def test_a_truncated_recipe_is_refused_or_a_recipe(recipe, data):
     text = recipe.to_yaml()
     cut = data.draw(st.integers(0, len(text)))
-    try:
-        Recipe.from_yaml(text[:cut], "r.yaml")
-    except RecoupError as error:
-        assert str(error).startswith("r.yaml")
+    with contextlib.suppress(RecoupError):
+        assert isinstance(Recipe.from_yaml(text[:cut], "r.yaml"), Recipe)
 
 
 def test_overrides(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text(MINIMAL)
-    changes = ["calibration.images=64", "weights=w.pt", "configs=[nbsmt-4t]", "layers.layer1.0.conv1=null", "test.limit=9"]
+    changes = [
+        "calibration.images=64",
+        "weights=w.pt",
+        "configs=[nbsmt-4t]",
+        "layers.layer1.0.conv1=null",
+        "test.limit=9",
+    ]
     recipe = Recipe.load(path, changes)
     assert recipe.calibration.images == 64
     assert recipe.weights == "w.pt"

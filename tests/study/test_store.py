@@ -86,7 +86,8 @@ def test_another_study_is_refused_and_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", "{}", "null", '{"schema": 99, "identity": {}, "measurements": {}}', "\x00", "[" * 100_000]
+    "content",
+    ["", "{", "[]", "{}", "null", '{"schema": 99, "identity": {}, "measurements": {}}', "\x00", "[" * 100_000],
 )
 def test_foreign_and_truncated_files(tmp_path, content):
     (tmp_path / FILE).write_text(content)

@@ -1,7 +1,8 @@
 """A format as the integers its kernels compare and shift by, shared by CPU and GPU.
 
 The kernels read a float as an integer of the same width: sign, exponent field, fraction. Magnitudes then compare as
-integers, and rounding is an addition and a mask. Nothing depends on the processor's rounding or flush-to-zero mode.
+integers, and rounding is an addition and a mask, so that x's subnormals count whatever the processor's flush-to-zero
+mode.
 """
 
 # ruff: noqa: A002 - format is the word of the contract and of the field
@@ -15,7 +16,15 @@ import torch
 from recoup.errors import RecoupError
 from recoup.formats.spec import BlockFloat, Float, Int
 
-__all__ = ["BlockConstants", "FloatConstants", "block_constants", "float_constants", "kernel_dtype"]
+__all__ = [
+    "BlockConstants",
+    "FloatConstants",
+    "NearestConstants",
+    "block_constants",
+    "float_constants",
+    "kernel_dtype",
+    "nearest_constants",
+]
 
 
 class Layout(NamedTuple):
@@ -53,6 +62,21 @@ class FloatConstants(NamedTuple):
     top: int
     quantum: int
     nearest: int
+
+
+class NearestConstants(NamedTuple):
+    """What rounds ``u`` to nearest by adding and subtracting a power of two whose ulp is the quantum.
+
+    That power is ``max(2^floor(log2 u), lowest)`` with ``raise_by`` added to its exponent field.
+    """
+
+    fraction: int
+    lowest: int
+    raise_by: int
+    zero_below: int
+    largest: int
+    infinite_from: int
+    top: int
 
 
 class BlockConstants(NamedTuple):
@@ -98,6 +122,30 @@ def float_constants(format: Float, dtype: torch.dtype) -> FloatConstants:
         top=top,
         quantum=layout.bits(quantum),
         nearest=-(format.rounding == "nearest"),
+    )
+
+
+@lru_cache(maxsize=1024)
+def nearest_constants(format: Float, dtype: torch.dtype) -> NearestConstants | None:
+    """The constants of the shorter way to round to nearest, or None where it would be wrong.
+
+    It needs the dtype to hold the power of two, and the quantum's half to be a normal number: then flushing x's
+    subnormals to zero changes nothing.
+    """
+    layout = LAYOUTS[dtype]
+    shift = layout.fraction - format.mantissa
+    holds = shift > 0 and format.max_exponent + shift <= layout.bias
+    if format.rounding != "nearest" or not holds or format.min_exponent - format.mantissa <= 1 - layout.bias:
+        return None
+    c = float_constants(format, dtype)
+    return NearestConstants(
+        fraction=layout.fraction,
+        lowest=layout.bits(format.smallest_normal),
+        raise_by=shift << layout.fraction,
+        zero_below=0 if format.subnormals else c.zero_below,
+        largest=c.largest,
+        infinite_from=c.infinite_from,
+        top=c.top,
     )
 
 

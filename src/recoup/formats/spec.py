@@ -5,12 +5,12 @@ of every legal format is a float64, so the numbers named here are exact.
 """
 
 import math
-import operator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 from recoup.errors import RecoupError
+from recoup.formats.fields import Format, boolean, choice, integer
 
 __all__ = ["BlockFloat", "Float", "Int"]
 
@@ -24,54 +24,8 @@ MIN_EXPONENT, MAX_EXPONENT, MAX_MANTISSA = -1022, 1023, 52
 MAX_LISTED = 1 << 16
 
 
-def _integer(owner: str, name: str, value: Any, legal: tuple[int, int], note: str = "") -> int:
-    """``value`` as an int within the legal range, or an error that names the field and the range."""
-    low, high = legal
-    if not isinstance(value, bool) and hasattr(value, "__index__"):
-        index = operator.index(value)
-        if low <= index <= high:
-            return index
-    raise RecoupError(f"{owner}({name}={value!r}): {name} must be an integer from {low} to {high}{note}")
-
-
-def _choice(owner: str, name: str, value: Any, legal: tuple[str, ...]) -> None:
-    if value not in legal:
-        raise RecoupError(f"{owner}({name}={value!r}): {name} must be one of {', '.join(map(repr, legal))}")
-
-
-def _boolean(owner: str, name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise RecoupError(f"{owner}({name}={value!r}): {name} must be True or False")
-
-
-class _Format:
-    """What the formats share: copies with changes, and plain values for YAML and JSON."""
-
-    __slots__ = ()
-
-    def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed, validated again."""
-        return replace(self, **changes)  # type: ignore[type-var]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`; an unknown field is an error that names it."""
-        known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
-        for name in values:
-            if name not in known:
-                raise RecoupError(f"{cls.__name__}: unknown field {name!r}; the fields are {', '.join(known)}")
-        return cls(**values)
-
-    def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)
-
-
 @dataclass(frozen=True, slots=True)
-class Float(_Format):
+class Float(Format):
     """Floating point with one sign bit, ``mantissa`` stored fraction bits and a range of binades.
 
     The values are zero of either sign and
@@ -120,14 +74,14 @@ largest=448.0)
     largest: float | None = None
 
     def __post_init__(self) -> None:
-        self._set("mantissa", _integer("Float", "mantissa", self.mantissa, (0, MAX_MANTISSA)))
-        low = _integer("Float", "min_exponent", self.min_exponent, (MIN_EXPONENT, MAX_EXPONENT))
+        self._set("mantissa", integer("Float", "mantissa", self.mantissa, (0, MAX_MANTISSA)))
+        low = integer("Float", "min_exponent", self.min_exponent, (MIN_EXPONENT, MAX_EXPONENT))
         self._set("min_exponent", low)
         note = f" (min_exponent is {low})"
-        self._set("max_exponent", _integer("Float", "max_exponent", self.max_exponent, (low, MAX_EXPONENT), note))
-        _boolean("Float", "subnormals", self.subnormals)
-        _choice("Float", "rounding", self.rounding, get_args(Rounding))
-        _choice("Float", "overflow", self.overflow, get_args(FloatOverflow))
+        self._set("max_exponent", integer("Float", "max_exponent", self.max_exponent, (low, MAX_EXPONENT), note))
+        boolean("Float", "subnormals", self.subnormals)
+        choice("Float", "rounding", self.rounding, get_args(Rounding))
+        choice("Float", "overflow", self.overflow, get_args(FloatOverflow))
         if self.largest is not None:
             self._set("largest", self._checked_largest(self.largest))
 
@@ -200,10 +154,10 @@ largest=448.0)
         >>> Float.ieee(5, 10).largest_value  # float16
         65504.0
         """
-        exponent = _integer("Float.ieee", "exponent", exponent, (2, 11))
+        exponent = integer("Float.ieee", "exponent", exponent, (2, 11))
         if bias is None:
             bias = (1 << (exponent - 1)) - 1
-        bias = _integer("Float.ieee", "bias", bias, ((1 << exponent) - 2 - MAX_EXPONENT, 1 - MIN_EXPONENT))
+        bias = integer("Float.ieee", "bias", bias, ((1 << exponent) - 2 - MAX_EXPONENT, 1 - MIN_EXPONENT))
         return cls(mantissa, 1 - bias, (1 << exponent) - 2 - bias, **options)
 
     @classmethod
@@ -229,8 +183,8 @@ largest=448.0)
         >>> Float.lba(4, 7, bias=10).largest_value  # the paper's 12-bit accumulator, M7E4
         63.75
         """
-        exponent = _integer("Float.lba", "exponent", exponent, (1, 11))
-        bias = _integer("Float.lba", "bias", bias, ((1 << exponent) - 1 - MAX_EXPONENT, -MIN_EXPONENT))
+        exponent = integer("Float.lba", "exponent", exponent, (1, 11))
+        bias = integer("Float.lba", "bias", bias, ((1 << exponent) - 1 - MAX_EXPONENT, -MIN_EXPONENT))
         return cls(mantissa, -bias, (1 << exponent) - 1 - bias, False, rounding, overflow)
 
     @classmethod
@@ -277,7 +231,7 @@ def _named_floats() -> dict[str, Float]:
 
 
 @dataclass(frozen=True, slots=True)
-class Int(_Format):
+class Int(Format):
     """Integers of ``bits`` bits: two's complement, or unsigned.
 
         y = the integer nearest to x, ties to even; then the overflow policy
@@ -305,9 +259,9 @@ class Int(_Format):
     overflow: IntOverflow = "saturate"
 
     def __post_init__(self) -> None:
-        self._set("bits", _integer("Int", "bits", self.bits, (1, MAX_MANTISSA + 1)))
-        _boolean("Int", "signed", self.signed)
-        _choice("Int", "overflow", self.overflow, get_args(IntOverflow))
+        self._set("bits", integer("Int", "bits", self.bits, (1, MAX_MANTISSA + 1)))
+        boolean("Int", "signed", self.signed)
+        choice("Int", "overflow", self.overflow, get_args(IntOverflow))
 
     @property
     def smallest_value(self) -> float:
@@ -321,7 +275,7 @@ class Int(_Format):
 
 
 @dataclass(frozen=True, slots=True)
-class BlockFloat(_Format):
+class BlockFloat(Format):
     """Block floating point: neighbours along one dimension share an exponent.
 
     With ``e_i = floor(log2|x_i|)`` (zeros and NaN ignored; an infinity counts as above every finite exponent), E the
@@ -362,12 +316,12 @@ class BlockFloat(_Format):
     rounding: Rounding = "zero"
 
     def __post_init__(self) -> None:
-        self._set("exponent", _integer("BlockFloat", "exponent", self.exponent, (2, 11)))
-        self._set("significand", _integer("BlockFloat", "significand", self.significand, (1, MAX_MANTISSA + 1)))
-        self._set("block", _integer("BlockFloat", "block", self.block, (1, 1 << 31)))
-        self._set("dim", _integer("BlockFloat", "dim", self.dim, (-64, 63)))
-        _choice("BlockFloat", "shared", self.shared, get_args(Shared))
-        _choice("BlockFloat", "rounding", self.rounding, get_args(Rounding))
+        self._set("exponent", integer("BlockFloat", "exponent", self.exponent, (2, 11)))
+        self._set("significand", integer("BlockFloat", "significand", self.significand, (1, MAX_MANTISSA + 1)))
+        self._set("block", integer("BlockFloat", "block", self.block, (1, 1 << 31)))
+        self._set("dim", integer("BlockFloat", "dim", self.dim, (-64, 63)))
+        choice("BlockFloat", "shared", self.shared, get_args(Shared))
+        choice("BlockFloat", "rounding", self.rounding, get_args(Rounding))
 
     @property
     def min_exponent(self) -> int:

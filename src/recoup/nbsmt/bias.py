@@ -62,7 +62,7 @@ def correct_bias_(model: M, batches: Iterable[Any] | None = None, *, progress: b
         if seen.layer.active_config.threads == 1:
             return None
         mean_O = mean_loss(seen)
-        lost.setdefault(name, _Mean()).add(mean_O, output.numel() // len(mean_O))
+        lost.setdefault(name, _Mean(mean_O, 0)).add(mean_O, output.numel() // len(mean_O))
         return output + mean_O.float().view(-1, *[1] * len(getattr(seen.layer, "kernel_size", ())))
 
     try:
@@ -71,7 +71,7 @@ def correct_bias_(model: M, batches: Iterable[Any] | None = None, *, progress: b
         with evaluating(model), in_mode(layers, "emulate"), hooked(layers, correct):
             for inputs, _ in prepared(model, batches, "correct_bias_", progress):
                 call(model, inputs)
-        corrections = {name: mean.value for name, mean in lost.items()}
+        corrections = {name: mean.value.float() for name, mean in lost.items()}
     except BaseException:
         for name, layer in layers.items():
             layer.bias_correction = before[name]
@@ -122,14 +122,9 @@ def operand_tables(activations: tuple[Activation, ...], config: NBSMT) -> Tensor
 class _Mean:
     """A weighted mean of vectors."""
 
-    total: Tensor | float = 0.0
-    weight: int = 0
+    value: Tensor
+    weight: int
 
     def add(self, value: Tensor, weight: int) -> None:
-        self.total, self.weight = self.total + value * weight, self.weight + weight
-
-    @property
-    def value(self) -> Tensor:
-        assert isinstance(self.total, Tensor)
-        return (self.total / max(1, self.weight)).float()
-
+        self.weight += weight
+        self.value = self.value + (value - self.value) * (weight / self.weight)

@@ -65,7 +65,7 @@ def combine_kernel(recipe: Recipe, target: llvm.Target | None = None) -> llvm.Na
 
 
 def combine_module(recipe: Recipe) -> ir.Module:
-    """Code for the whole pass over pixels ``first .. last``: ``block`` at a time, whose codes stay in the nearest cache.
+    """Code for the whole pass over pixels ``first .. last``, ``block`` at a time: the codes stay in the nearest cache.
 
     ``quantise`` is the address of a `quantise_kernel`; ``codes`` (block * C bytes) and ``rows`` (block * Cp * copies
     bytes, used where rows differ from codes) are scratch memory, each with `SLACK` behind. Returns the faults.
@@ -110,6 +110,7 @@ def _arrange(b: ir.IRBuilder, recipe: Recipe, codes: Any, rows: Any, count: Any,
 
 
 def _whole_pixels(b: ir.IRBuilder, recipe: Recipe, rows: Any, out: Any, count: Any, Cp: Any) -> None:
+    """The last vector may hold fewer pixels than it has room for: each is stored if it exists."""
     width, G = recipe.width, len(recipe.activations)
     with llvm.loop(b, COUNT(0), count, recipe.pixels) as turn:
         x = _load(b, b.gep(rows, [b.mul(turn.index, Cp)]), recipe.lanes)

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from recoup.emulated import Mode, emulated_layers
 from recoup.errors import RecoupError
 from recoup.nbsmt.config import NBSMT
-from recoup.nbsmt.layers import NBSMTConv1d, NBSMTConv2d, NBSMTLayer
+from recoup.nbsmt.layers import NBSMTConv1d, NBSMTConv2d, NBSMTLinear
 from recoup.nbsmt.ops import convolution, encode
 from recoup.nbsmt.prepare import Geometry, as_2d
 from recoup.nbsmt.reference import quantize_activation
 from recoup.nbsmt.weights import quantize_weight
+
+Layer = NBSMTConv1d | NBSMTConv2d | NBSMTLinear
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,23 +25,23 @@ class Seen:
 
     Attributes:
         layer: the layer.
-        x_NCHW: float input; a non-zero padding mode is applied already, so its values count as the layer's input.
+        x: float input [N, C, H, W]; a padding mode other than zeros is applied already, so that its values count as
+            the layer's input.
         geometry: what is left for the convolution to do.
     """
 
-    layer: NBSMTLayer
-    x_NCHW: Tensor
+    layer: Layer
+    x: Tensor
     geometry: Geometry
 
     @property
     def scale(self) -> float:
         """The activation scale; the layer has one, or it would not have run."""
-        assert self.layer.activation_scale is not None
-        return self.layer.activation_scale
+        return float(self.layer.activation_scale or 0)
 
     def codes(self) -> Tensor:
         """uint8 activation codes [N, C, H, W]."""
-        return quantize_activation(self.x_NCHW, self.scale)
+        return quantize_activation(self.x, self.scale)
 
     def weight_codes(self) -> tuple[Tensor, Tensor]:
         """int8 weight codes [O, C / groups, kh, kw] and their scales [O]."""
@@ -50,7 +52,7 @@ class Seen:
         """The layer's output without bias or correction, under a configuration: float32 [N, O, h, w]."""
         g = self.geometry
         return convolution(
-            self.x_NCHW.contiguous(),
+            self.x,
             self.layer.weight,
             order if config.threads > 1 else None,
             self.scale,
@@ -63,7 +65,7 @@ class Seen:
         )
 
 
-def see(layer: NBSMTLayer, x: Tensor) -> Seen:
+def see(layer: Layer, x: Tensor) -> Seen:
     """A layer and the input of one call, as a 2-d convolution."""
     x = x.detach()
     if isinstance(layer, NBSMTConv2d):
@@ -77,27 +79,28 @@ def see(layer: NBSMTLayer, x: Tensor) -> Seen:
     return Seen(layer, x.reshape(-1, x.shape[-1], 1, 1), Geometry((1, 1), (0, 0), (1, 1), 1))
 
 
-def nbsmt_layers(model: nn.Module, purpose: str) -> dict[str, NBSMTLayer]:
+def nbsmt_layers(model: nn.Module, purpose: str) -> dict[str, Layer]:
     """The NB-SMT layers of a model by name; an error where there are none."""
-    layers = {name: layer for name, layer in emulated_layers(model).items() if isinstance(layer, NBSMTLayer)}
+    layers = {name: layer for name, layer in emulated_layers(model).items() if isinstance(layer, Layer)}
     if not layers:
-        raise RecoupError(f"{purpose}: the model has no NB-SMT layer; run calibrate_ and emulate_(model, NBSMT(...)) first")
+        raise RecoupError(
+            f"{purpose}: the model has no NB-SMT layer; run calibrate_ and emulate_(model, NBSMT(...)) first"
+        )
     return layers
 
 
 @contextmanager
-def hooked(layers: dict[str, NBSMTLayer], hook: Callable[[str, Seen, Tensor], Tensor | None]) -> Iterator[None]:
+def hooked(layers: dict[str, Layer], hook: Callable[[str, Seen, Tensor], Tensor | None]) -> Iterator[None]:
     """Call ``hook(name, seen, output)`` after each call of a layer; what it returns replaces the output.
 
     The layer ran before, so its input is known to be legal.
     """
 
-    def register(name: str, layer: NBSMTLayer) -> Any:
+    def register(name: str, layer: Layer) -> Any:
         def forward_hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:  # noqa: ARG001
             return hook(name, see(layer, args[0] if args else kwargs["input"]), output)
 
-        # pyright: the mixin is no nn.Module by itself, its three classes are
-        return layer.register_forward_hook(forward_hook, with_kwargs=True)  # type: ignore[attr-defined]
+        return layer.register_forward_hook(forward_hook, with_kwargs=True)
 
     hooks = []
     try:
@@ -110,9 +113,9 @@ def hooked(layers: dict[str, NBSMTLayer], hook: Callable[[str, Seen, Tensor], Te
 
 
 @contextmanager
-def in_mode(layers: dict[str, NBSMTLayer], mode: Mode) -> Iterator[None]:
+def in_mode(layers: dict[str, Layer], mode: Mode) -> Iterator[None]:
     """These layers in one mode, the rest of the model as it is; then each as before."""
-    before = {name: layer.mode for name, layer in layers.items()}
+    before: dict[str, Mode] = {name: layer.mode for name, layer in layers.items()}
     try:
         for layer in layers.values():
             layer.mode = mode

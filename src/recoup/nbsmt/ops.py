@@ -174,7 +174,8 @@ def _memory_format(x: Tensor) -> torch.memory_format:
 def _empty_output(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     kernel = as_2d(weight).shape[2:]
     sizes = [
-        (x.shape[2 + i] + 2 * geometry.padding[i] - geometry.dilation[i] * (kernel[i] - 1) - 1) // geometry.stride[i] + 1
+        (x.shape[2 + i] + 2 * geometry.padding[i] - geometry.dilation[i] * (kernel[i] - 1) - 1) // geometry.stride[i]
+        + 1
         for i in range(2)
     ]
     return x.new_empty(x.shape[0], weight.shape[0], *sizes).contiguous(memory_format=_memory_format(x))
@@ -224,9 +225,7 @@ def _setup_context(ctx, inputs, output) -> None:  # noqa: ANN001, ARG001
 def _backward(ctx, grad: Tensor):  # noqa: ANN001, ANN202
     x, weight = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:2])
-    grads = convolution_backward(
-        grad, x, weight, ctx.scale, ctx.stride, ctx.padding, ctx.dilation, ctx.groups, needs
-    )
+    grads = convolution_backward(grad, x, weight, ctx.scale, ctx.stride, ctx.padding, ctx.dilation, ctx.groups, needs)
     return *(g if needed else None for g, needed in zip(grads, needs, strict=True)), *[None] * 8
 
 

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from recoup.batches import call, count, prepared
 from recoup.modes import evaluating
-from recoup.nbsmt.layers import NBSMTLayer
-from recoup.nbsmt.observe import Seen, hooked, in_mode, nbsmt_layers
+from recoup.nbsmt.observe import Layer, Seen, hooked, in_mode, nbsmt_layers
 from recoup.nbsmt.statistics import layer_statistics
 from recoup.nbsmt.weights import quantize_weight
 
@@ -103,7 +102,7 @@ class _Sums:
     outputs: int = 0
     error: float = 0.0
     signal: float = 0.0
-    shift_O: Tensor | float = 0.0
+    shift: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
     def add(self, seen: Seen, output_shape: tuple[int, ...]) -> None:
         self.output_shape = output_shape
@@ -121,7 +120,7 @@ class _Sums:
             "inputs": code.numel(),
             "zero": int((code == 0).sum()),
             "wide": int((code > 15).sum()),
-            "saturated": int((torch.round(seen.x_NCHW / seen.scale) > 255).sum()),
+            "saturated": int((torch.round(seen.x / seen.scale) > 255).sum()),
             "macs": positions * weight.numel(),
         }
         for key, value in found.items():
@@ -129,13 +128,12 @@ class _Sums:
         self.outputs += positions
         self.error += float(difference.square().sum(dtype=torch.float64))
         self.signal += float(y8.square().sum(dtype=torch.float64))
-        self.shift_O = self.shift_O + difference.sum((0, 2, 3), dtype=torch.float64)
+        self.shift = self.shift.to(difference.device) + difference.sum((0, 2, 3), dtype=torch.float64)
 
-    def profile(self, name: str, layer: NBSMTLayer, images: int) -> LayerProfile:
+    def profile(self, name: str, layer: Layer, images: int) -> LayerProfile:
         c = self.counts
         weight, _ = quantize_weight(layer.weight)
-        assert isinstance(self.shift_O, Tensor)
-        shift = float(self.shift_O.square().sum()) / max(1, self.outputs)
+        shift = float(self.shift.square().sum()) / max(1, self.outputs)
         return LayerProfile(
             name=name,
             kind=layer.float_class.__name__,

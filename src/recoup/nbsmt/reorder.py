@@ -40,10 +40,11 @@ def reorder_(model: M, batches: Iterable[Any], *, progress: bool = False) -> M:
     which splits into sums over activations and sums over weights. The order then minimises the sum of D over all pairs
     that share a slot, by swaps, down to a local minimum. A second pass measures the error of every layer (see
     `recoup.nbsmt.profile`) with the old and the new order and keeps the better one. With four threads D adds the
-    losses beside one and beside more active partners, which stands in for the four-channel expectation [our definition].
+    losses beside one and beside more active partners, which stands in for an expectation over four channels [our
+    definition].
 
     Args:
-        model: a model after `emulate_`; run before `correct_bias_` and `recalibrate_`, whose results belong to an order.
+        model: a model after `emulate_`, before `correct_bias_` and `recalibrate_`, whose results belong to an order.
         batches: calibration data, 10^2 images or more, read twice (the batches of a generator are kept in memory).
         progress: whether to show a progress bar.
 
@@ -132,7 +133,7 @@ class _Affinity:
         slot_p: the slot of each position.
         start_p: the present order.
         blocks: the positions of each block.
-        weight_KC: int8 weight codes.
+        weight: int8 weight codes [K, C].
         sums: per block float64 [terms, C, C], the activation side summed over input positions so far.
     """
 
@@ -140,7 +141,7 @@ class _Affinity:
     slot_p: Tensor
     start_p: Tensor
     blocks: list[Tensor]
-    weight_KC: Tensor
+    weight: Tensor
     sums: list[Tensor]
 
     @classmethod
@@ -162,17 +163,18 @@ class _Affinity:
         for block_p, sums in zip(self.blocks, self.sums, strict=True):
             for x_PC in code_PC.split(max(1, CELLS // len(self.slot_p))):
                 x_PB = x_PC[:, self.start_p[block_p]]
-                for total, (u_PB, _) in zip(sums, squared_losses(x_PB, x_PB, self.config), strict=True):
-                    total += u_PB.T @ (x_PB != 0).double()
+                for term, (u_PB, _) in enumerate(squared_losses(x_PB, x_PB, self.config)):
+                    sums[term] += u_PB.T @ (x_PB != 0).double()
 
     def order(self) -> Tensor:
         """The order found, int64 [C]."""
         order_p = self.start_p.clone()
         for block_p, sums in zip(self.blocks, self.sums, strict=True):
-            w_KB = self.weight_KC[:, order_p[block_p]]
+            w_KB = self.weight[:, order_p[block_p]]
             terms = squared_losses(w_KB, w_KB, self.config)
-            loss = sum(u * (v_KB.T @ (w_KB != 0).double()) for u, (_, v_KB) in zip(sums, terms, strict=True))
-            assert isinstance(loss, Tensor)
+            loss = torch.zeros_like(sums[0])
+            for activations, (_, v_KB) in zip(sums, terms, strict=True):
+                loss += activations * (v_KB.T @ (w_KB != 0).double())
             order_p[block_p] = order_p[block_p][arrange(loss + loss.T, self.slot_p[block_p])]
         return order_p
 

@@ -47,9 +47,7 @@ def statistics(x: Tensor, w: Tensor, config: NBSMT) -> dict[str, int | float]:
     return _count(x[:, :, None, None], w.t()[:, :, None, None], config, POINTWISE)
 
 
-def layer_statistics(
-    codes: Tensor, weight_codes: Tensor, config: NBSMT, geometry: Geometry
-) -> dict[str, int | float]:
+def layer_statistics(codes: Tensor, weight_codes: Tensor, config: NBSMT, geometry: Geometry) -> dict[str, int | float]:
     """`statistics` of a convolution: the threads split the input channels of a group, every tap is a cycle.
 
     Zero padding is inactive, but its slots count, as the array spends a cycle on them.
@@ -67,9 +65,8 @@ def layer_statistics(
         RecoupError: other dtypes, shapes that do not fit, a kernel larger than the padded input.
     """
     if codes.dtype != torch.uint8 or weight_codes.dtype != torch.int8:
-        raise RecoupError(
-            f"nbsmt.layer_statistics: codes must be uint8 and weight_codes int8; got {codes.dtype} and {weight_codes.dtype}"
-        )
+        got = f"{codes.dtype} and {weight_codes.dtype}"
+        raise RecoupError(f"nbsmt.layer_statistics: codes must be uint8 and weight_codes int8; got {got}")
     fits = codes.dim() == weight_codes.dim() == 4 and codes.shape[1] == weight_codes.shape[1] * geometry.groups
     if not fits or weight_codes.shape[0] % geometry.groups:
         raise RecoupError(
@@ -77,9 +74,7 @@ def layer_statistics(
             f"{list(codes.shape)} and {list(weight_codes.shape)} with groups {geometry.groups}"
         )
     if codes.device != weight_codes.device:
-        raise RecoupError(
-            f"nbsmt.layer_statistics: codes lie on {codes.device}, weight_codes on {weight_codes.device}"
-        )
+        raise RecoupError(f"nbsmt.layer_statistics: codes lie on {codes.device}, weight_codes on {weight_codes.device}")
     return _count(codes, weight_codes, config, geometry)
 
 

@@ -205,6 +205,7 @@ def _layer_ticks(axes: Sequence[Any], names: Sequence[str]) -> None:
     step = math.ceil(len(names) / 60)
     shown = range(0, len(names), step)
     short = [name if len(name) <= 30 else "…" + name[-29:] for name in names]
+    short = [name.replace("$", r"\$") for name in short]  # a dollar sign would begin a formula
     axes[-1].set_xticks(list(shown), [short[i] for i in shown], rotation=90, fontsize=7.5)
     axes[-1].set_xlim(-0.6, len(names) - 0.4)
     for axis in axes:

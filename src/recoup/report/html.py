@@ -92,7 +92,10 @@ def facts(results: Results) -> dict[str, Any]:
 
 def _cycle_rows(summary: Summary) -> list[Cycles]:
     rows = list(summary.cycles.values())
-    return [Cycles("1 thread (8 bit)", rows[0].one_thread, rows[0].one_thread, 0), *rows] if rows else []
+    if not rows:
+        return []
+    single, emulated = rows[0].single, rows[0].emulated_single
+    return [Cycles("1 thread (8 bit)", single, single, emulated, emulated, 0), *rows]
 
 
 @cache

@@ -7,7 +7,7 @@ from statistics import fmean
 from recoup.nbsmt.config import NBSMT
 from recoup.study.configs import title
 from recoup.study.intervals import Estimate, accuracy, of_test_set, over_seeds
-from recoup.study.results import AccuracyRow, LayerRow, Results
+from recoup.study.results import AccuracyRow, CycleRow, Results
 from recoup.study.states import BASELINE, FLOAT, State
 
 WORTH_REPAIRING = 0.1  # points; of a smaller loss the share won back says nothing
@@ -44,17 +44,29 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Cycles:
-    """Array cycles of all emulated layers, for one image."""
+    """Array cycles of a config for one image: of all layers, and of the emulated ones alone.
+
+    Attributes:
+        single, emulated_single: the same with one thread.
+        throttled: emulated layers that run fewer threads than the config.
+    """
 
     title: str
-    one_thread: int
     cycles: int
+    single: int
+    emulated: int
+    emulated_single: int
     throttled: int
 
     @property
     def speedup(self) -> float:
-        """How many times fewer cycles."""
-        return self.one_thread / self.cycles if self.cycles else 1.0
+        """How many times fewer cycles the network takes; layers left in float run one thread in both."""
+        return self.single / self.cycles if self.cycles else 1.0
+
+    @property
+    def emulated_speedup(self) -> float:
+        """The same of the emulated layers alone."""
+        return self.emulated_single / self.emulated if self.emulated else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +95,7 @@ def summarize(results: Results) -> Summary:
     for row in results.accuracy:
         groups.setdefault((row.config, row.state), []).append(row)
     lines = tuple(_line(groups, config, state, titles[config]) for config, state in groups)
-    cycles = {repr(config): _cycles(config, results.layers) for config in results.recipe.configs if results.layers}
+    cycles = {repr(config): _cycles(config, results.cycles) for config in results.recipe.configs if results.cycles}
     count, best = results.test_images, max(line.top1.mean for line in lines)
     partial = Summary(lines, cycles, (), of_test_set(best, count).half, len(results.recipe.calibration.seeds))
     verdicts = tuple(verdict(partial, config) for config in results.recipe.configs)
@@ -95,7 +107,7 @@ def verdict(summary: Summary, config: NBSMT) -> str:
     name = repr(config)
     eight, bare = summary.line(BASELINE, State.NONE), summary.line(name, State.NONE)
     saved = summary.cycles.get(name)
-    speed = f" in {saved.speedup:.2g}x fewer cycles" if saved else ""
+    speed = f" in {saved.speedup:.1f}x fewer cycles" if saved else ""
     repaired = next((line for state in PREFERENCE if (line := summary.line(name, state))), None)
     if eight is None or bare is None:
         only = repaired or summary.of(name)[0]
@@ -150,11 +162,14 @@ def _differences(rows: Sequence[AccuracyRow], others: Sequence[AccuracyRow]) -> 
     return [row.top1 - theirs[row.seed] for row in rows if row.seed in theirs]
 
 
-def _cycles(config: NBSMT, layers: Sequence[LayerRow]) -> Cycles:
+def _cycles(config: NBSMT, layers: Sequence[CycleRow]) -> Cycles:
     rows = [row for row in layers if row.config == repr(config)]
+    emulated = [row for row in rows if row.emulated]
     return Cycles(
         title(config),
-        sum(row.cycles_one_thread for row in rows),
         sum(row.cycles for row in rows),
-        sum(row.threads < config.threads for row in rows),
+        sum(row.single for row in rows),
+        sum(row.cycles for row in emulated),
+        sum(row.single for row in emulated),
+        sum(row.threads < config.threads for row in emulated),
     )

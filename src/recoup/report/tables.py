@@ -8,15 +8,16 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from recoup.study.results import AccuracyRow, LayerRow, Results, ShiftRow
+from recoup.study.results import AccuracyRow, CycleRow, LayerRow, Results, ShiftRow
 from recoup.study.store import write_atomically
 
 
 def write_tables(results: Results, folder: Path) -> list[Path]:
-    """Write accuracy.csv, layers.csv and shifts.csv, each whole or not at all; columns as in `recoup.study.results`."""
+    """Write accuracy, layers, cycles and shifts, each file whole or not at all; columns as in `recoup.study.results`."""
     tables: list[tuple[str, type[BaseModel], Sequence[BaseModel]]] = [
         ("accuracy.csv", AccuracyRow, results.accuracy),
         ("layers.csv", LayerRow, results.layers),
+        ("cycles.csv", CycleRow, results.cycles),
         ("shifts.csv", ShiftRow, results.shifts),
     ]
     paths = []

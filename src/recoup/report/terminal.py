@@ -2,6 +2,7 @@
 
 from rich import box
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -30,7 +31,7 @@ def tables(results: Results) -> RenderableType:
 
 def _table(name: str, *columns: str, caption: str | None = None) -> Table:
     style = {"title_justify": "left", "caption_justify": "left", "title_style": "bold", "caption_style": "dim"}
-    table = Table(title=name, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), **style)  # type: ignore[arg-type]
+    table = Table(title=escape(name), caption=caption, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), **style)  # type: ignore[arg-type]
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left")
     return table
@@ -69,14 +70,16 @@ def _layers(name: str, rows: list[LayerRow]) -> Table:
     table = _table(f"Layers without repair: {name}", *columns, caption=caption)
     for row in rows:
         rates = (f"{100 * rate:.1f}" for rate in (row.collisions, row.lossy, row.utilization))
-        table.add_row(row.name, str(row.threads), *rates, f"{row.error:.1e}")
+        table.add_row(escape(row.name), str(row.threads), *rates, f"{row.error:.1e}")
     return table
 
 
 def _cycles(results: Results, rows: list[Cycles]) -> Table:
     array = results.recipe.array
-    table = _table(f"Cycles an image, array of {array.rows} x {array.columns}", "hardware", "cycles", "fewer by")
-    table.add_row("1 thread (8 bit)", f"{rows[0].one_thread:,}", "")
+    table = _table(
+        f"Cycles an image, array of {array.rows} x {array.columns}", "hardware", "cycles", "fewer by", "emulated layers"
+    )
+    table.add_row("1 thread (8 bit)", f"{rows[0].single:,}")
     for row in rows:
-        table.add_row(row.title, f"{row.cycles:,}", f"{row.speedup:.2f}x")
+        table.add_row(row.title, f"{row.cycles:,}", f"{row.speedup:.2f}x", f"{row.emulated_speedup:.2f}x")
     return table

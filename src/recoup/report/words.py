@@ -22,6 +22,10 @@ TERMS = {
         "Squared difference of a layer's output from the 8-bit output for the same input, over the square of the "
         "8-bit output, both summed over all images."
     ),
+    "of it mean": (
+        "The share of the error that is one constant per output channel: what bias correction removes and BatchNorm "
+        "recalibration absorbs."
+    ),
     "8 bit": (
         "The baseline: unsigned 8-bit activations (one scale a layer), signed 8-bit weights (one scale an output "
         "channel), exact sums, one thread."
@@ -41,10 +45,11 @@ MODELLED = (
     "Every product and sum of the emulated layers, bit for bit: zero detection, collisions, 4-bit reduction and its "
     "rounding, exact 32-bit accumulation.",
     "8-bit quantisation of activations and weights, with scales from the calibration images.",
-    "Cycles of an output-stationary array: shapes, tiling and threads.",
+    "Cycles of an output-stationary systolic array: tiling, skew, drain and threads; tiles overlap.",
 )
 NOT_MODELLED = (
-    "Layers outside the emulation, by default the first and the last: they run in float and add no cycles.",
+    "Layers outside the emulation, by default the first and the last: their accuracy is that of float, their cycles are "
+    "those of 8-bit arithmetic with one thread.",
     "Normalisation, activation functions and residual additions: float, as torch computes them.",
     "Memory: cycles assume that operands arrive in time.",
     "Area, energy and clock frequency.",

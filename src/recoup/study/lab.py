@@ -1,7 +1,6 @@
 """The network under measurement: puts it into a state, measures, and depends on nothing that was measured before."""
 
 import hashlib
-import math
 from functools import cached_property
 from typing import Any, cast
 
@@ -16,7 +15,8 @@ from recoup.evaluate import Accuracy, evaluate
 from recoup.models import load as load_model
 from recoup.nbsmt.bias import correct_bias_
 from recoup.nbsmt.config import NBSMT
-from recoup.nbsmt.profile import profile
+from recoup.nbsmt.cost import Array, Cost, cycles
+from recoup.nbsmt.profile import LayerProfile, profile
 from recoup.recalibrate import recalibrate_
 from recoup.study.machine import check_device
 from recoup.study.norms import Statistics, has_norms, shift
@@ -80,15 +80,13 @@ class Lab:
         batches = self.test.batches(self.recipe.test.batch_size)
         return evaluate(self.model, self.display.watch(batches, "test")), moved
 
-    def profile(self, config: NBSMT, seed: int) -> list[dict[str, Any]]:
-        """The per-layer figures of a config without repair, on the first calibration images of a seed."""
+    def profile(self, config: NBSMT, seed: int) -> tuple[list[LayerProfile], Cost]:
+        """The per-layer figures of a config without repair, on the first calibration images of a seed; its cost."""
         self._prepare(config, State.NONE, seed)
-        batches = self._batches(self.images(seed, self.recipe.profile_images), seed, "profile")
-        return [{**layer.to_dict(), **self._cycles(layer)} for layer in profile(self.model, batches)]
-
-    def _cycles(self, layer: Any) -> dict[str, int]:
-        k = math.prod(layer.weight_shape[1:])
-        return {"cycles": layer.macs // 256 // layer.threads, "cycles_one_thread": layer.macs // 256}
+        batches = self._batches(self.images(seed, self.recipe.profile_images or 1), seed, "profile")
+        array = Array(self.recipe.array.rows, self.recipe.array.columns)
+        cost = cycles(self.model, next(iter(batches))[0][:1], array)
+        return profile(self.model, batches) if self.recipe.profile_images else [], cost
 
     def _prepare(self, config: NBSMT | None, state: State, seed: int) -> None:
         self._reset()

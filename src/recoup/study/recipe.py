@@ -88,7 +88,7 @@ class Recipe(Strict):
         configs: the hardware to try; presets or reprs.
         layers: name or ``re:...`` -> config, or null for float; first match wins, the rest follow ``configs``.
         states: the repairs to measure under every config.
-        profile_images: calibration images for the per-layer figures; 0 leaves them out.
+        profile_images: calibration images for the per-layer figures; 0 leaves all but cycles out.
         array: rows and columns for the cycle count.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         cpu_threads: torch's threads; null leaves torch's choice.

@@ -15,6 +15,7 @@ SCHEMA = 1
 
 Percent = Annotated[float, Field(ge=0, le=100)]
 Rate = Annotated[float, Field(ge=0, le=1)]
+Whole = Annotated[int, Field(ge=0)]
 
 
 class Frozen(BaseModel):
@@ -57,8 +58,7 @@ class AccuracyRow(Frozen):
 class LayerRow(Frozen):
     """One layer under one config, without repair, on calibration images of the first seed.
 
-    The fields are those of `recoup.nbsmt.LayerProfile` (rates and shares in 0..1), and ``cycles``: of one image on the
-    recipe's array, with the threads that run and with one thread.
+    The fields are those of `recoup.nbsmt.profile.LayerProfile`; rates and shares lie in 0..1.
     """
 
     config: str
@@ -68,7 +68,7 @@ class LayerRow(Frozen):
     output_shape: tuple[int, ...]
     threads: int
     policy: str
-    macs: Annotated[int, Field(ge=0)]
+    macs: Whole
     collisions: Rate
     lossy: Rate
     utilization: Rate
@@ -79,8 +79,30 @@ class LayerRow(Frozen):
     saturated: Rate
     zero_weights: Rate
     wide_weights: Rate
-    cycles: Annotated[int, Field(ge=0)]
-    cycles_one_thread: Annotated[int, Field(ge=0)]
+
+
+class CycleRow(Frozen):
+    """What one call of a layer costs for one image on the recipe's array under one config.
+
+    The fields are those of `recoup.nbsmt.cost.LayerCost`; ``single``: cycles with one thread. Layers that are left in
+    float are counted as 8-bit arithmetic with one thread.
+    """
+
+    config: str
+    name: str
+    emulated: bool
+    threads: int
+    M: Whole
+    C: Whole
+    N: Whole
+    taps: Whole
+    groups: Whole
+    cycles: Whole
+    single: Whole
+    macs: Whole
+    activation_bytes: Whole
+    weight_bytes: Whole
+    output_bytes: Whole
 
 
 class ShiftRow(Frozen):
@@ -112,6 +134,7 @@ class Results(Frozen):
     augmented: bool
     accuracy: tuple[AccuracyRow, ...]
     layers: tuple[LayerRow, ...]
+    cycles: tuple[CycleRow, ...]
     shifts: tuple[ShiftRow, ...]
     notes: tuple[str, ...]
     seconds: float

@@ -16,7 +16,7 @@ from recoup.study.lab import Lab
 from recoup.study.machine import cpu_threads, describe
 from recoup.study.progress import displayed
 from recoup.study.recipe import Recipe
-from recoup.study.results import AccuracyRow, LayerRow, Results, ShiftRow
+from recoup.study.results import AccuracyRow, CycleRow, LayerRow, Results, ShiftRow
 from recoup.study.states import BASELINE, FLOAT, State
 from recoup.study.store import Store, write_atomically
 from recoup.version import __version__
@@ -90,8 +90,7 @@ def plan(recipe: Recipe, has_norms: bool) -> tuple[list[Task], list[str]]:
     for seed in recipe.calibration.seeds:
         tasks += [Task(BASELINE, state, seed, NBSMT(threads=1)) for state in baseline]
         tasks += [Task(repr(config), state, seed, config) for config in recipe.configs for state in states]
-    if recipe.profile_images:
-        tasks += [Task(repr(config), None, recipe.calibration.seeds[0], config) for config in recipe.configs]
+    tasks += [Task(repr(config), None, recipe.calibration.seeds[0], config) for config in recipe.configs]
     return tasks, notes
 
 
@@ -121,7 +120,8 @@ def _notes(caught: list[warnings.WarningMessage]) -> list[str]:
 
 def _value(lab: Lab, task: Task) -> dict[str, Any]:
     if task.state is None:
-        return {"layers": lab.profile(cast("NBSMT", task.hardware), task.seed or 0)}
+        layers, cost = lab.profile(cast("NBSMT", task.hardware), task.seed or 0)
+        return {"layers": [layer.to_dict() for layer in layers], "cycles": [layer.to_dict() for layer in cost.layers]}
     accuracy, moved = lab.accuracy(task.hardware, task.state, task.seed or 0)
     return {"top1": accuracy.top1, "top5": accuracy.top5, "count": accuracy.count, "shift": moved}
 
@@ -130,12 +130,14 @@ def _results(lab: Lab, tasks: list[Task], store: Store, notes: list[str]) -> Res
     recipe, first = lab.recipe, lab.recipe.calibration.seeds[0]
     accuracy: list[AccuracyRow] = []
     layers: list[LayerRow] = []
+    cycles: list[CycleRow] = []
     shifts: list[ShiftRow] = []
     for task in tasks:
         value = store[task.key]
         notes += [note for note in value["notes"] if note not in notes]
         if task.state is None:
             layers += [LayerRow(config=task.config, **layer) for layer in value["layers"]]
+            cycles += [CycleRow(config=task.config, **layer) for layer in value["cycles"]]
             continue
         numbers = {name: value[name] for name in ("top1", "top5", "count", "seconds")}
         accuracy.append(AccuracyRow(config=task.config, state=task.state, seed=task.seed, **numbers))
@@ -157,6 +159,7 @@ def _results(lab: Lab, tasks: list[Task], store: Store, notes: list[str]) -> Res
         augmented=lab.augmented(images),
         accuracy=tuple(accuracy),
         layers=tuple(layers),
+        cycles=tuple(cycles),
         shifts=tuple(shifts),
         notes=tuple(notes),
         seconds=round(sum(store[task.key]["seconds"] for task in tasks), 3),

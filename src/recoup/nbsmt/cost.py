@@ -1,0 +1,247 @@
+"""What a network costs on an NB-SMT systolic array: cycles, operations and memory traffic, in closed form.
+
+All of this is our model [our definition]; the papers publish ratios, not a cycle formula. One layer is a matrix product
+of M output positions by N output channels with a reduction over C channels and the kernel's taps. Legend: T threads.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recoup.batches import call, device_of, prepared
+from recoup.errors import RecoupError
+from recoup.modes import evaluating
+from recoup.nbsmt.observe import Layer
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """An output-stationary systolic array.
+
+    Every processing element keeps one output: activations enter at the left, skewed by one cycle per row, weights at
+    the top, skewed by one per column, and both move on by one element per cycle. When a column is complete, its
+    results are copied to a chain of registers beside the elements and leave through the last row, one per cycle.
+
+    Attributes:
+        rows: processing elements along the output positions.
+        cols: processing elements along the output channels.
+        overlap: whether a tile enters while the one before it still computes and drains. The skew and the last drain
+            are then paid once per matrix product, but no tile is faster than the ``rows`` cycles its drain takes.
+
+    Raises:
+        RecoupError: rows or cols below 1.
+    """
+
+    rows: int = 16
+    cols: int = 16
+    overlap: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "cols"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise RecoupError(f"Array({name}={value!r}): {name} must be an integer of 1 or more")
+
+
+def layer_cycles(
+    M: int, C: int, N: int, threads: int = 1, array: Array | None = None, *, taps: int = 1, groups: int = 1
+) -> int:
+    """Cycles of one layer.
+
+        tiles     = ceil(M / rows) ceil(N / cols)
+        reduction = ceil(C / T) taps                         cycles in which a tile takes in operands
+        overlap:    (tiles - 1) max(reduction, rows) + reduction + (rows + cols - 2) + rows
+        otherwise:   tiles (reduction + (rows + cols - 2) + rows)
+
+    The parentheses are the skew and the drain. A tile at the edge takes as long as a full one.
+
+    Args:
+        M: output positions of all images.
+        C: input channels per group.
+        N: output channels per group.
+        threads: T.
+        array: the array; None is 16 x 16.
+        taps: kernel height times width.
+        groups: of a grouped convolution; its groups run one after the other.
+
+    Raises:
+        RecoupError: a negative size, or threads or groups below 1.
+
+    >>> layer_cycles(1024, 64, 64, threads=1, taps=9), layer_cycles(1024, 64, 64, threads=2, taps=9)
+    (147502, 73774)
+    """
+    array = array or Array()
+    if min(M, C, N, taps) < 0 or threads < 1 or groups < 1:
+        raise RecoupError(
+            f"layer_cycles: sizes must be 0 or more, threads and groups 1 or more; got M={M}, C={C}, N={N}, "
+            f"taps={taps}, threads={threads}, groups={groups}"
+        )
+    tiles = -(-M // array.rows) * -(-N // array.cols)
+    reduction = -(-C // threads) * taps
+    if not tiles or not reduction:
+        return 0
+    fill_and_drain = (array.rows + array.cols - 2) + array.rows
+    if array.overlap:
+        return groups * ((tiles - 1) * max(reduction, array.rows) + reduction + fill_and_drain)
+    return groups * tiles * (reduction + fill_and_drain)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCost:
+    """The cost of one layer for one batch.
+
+    Attributes:
+        name: within the model.
+        emulated: whether it is an NB-SMT layer; a float layer is counted as 8-bit arithmetic with one thread.
+        threads: as really run.
+        M, C, N, taps, groups: the matrix product, as in `layer_cycles`.
+        cycles: with ``threads``.
+        single: cycles with one thread.
+        macs: multiply-accumulates, M N C taps groups, zero padding included.
+        activation_bytes, weight_bytes, output_bytes: 8-bit codes moved between memory and the array, each once, as
+            with buffers that hold a layer's operands. They do not depend on the threads; the bandwidth does, as the
+            same bytes move in fewer cycles.
+    """
+
+    name: str
+    emulated: bool
+    threads: int
+    M: int
+    C: int
+    N: int
+    taps: int
+    groups: int
+    cycles: int
+    single: int
+    macs: int
+    activation_bytes: int
+    weight_bytes: int
+    output_bytes: int
+
+    @property
+    def speedup(self) -> float:
+        """Over one thread on the same array."""
+        return self.single / self.cycles if self.cycles else 1.0
+
+    @property
+    def traffic(self) -> int:
+        """All bytes moved."""
+        return self.activation_bytes + self.weight_bytes + self.output_bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values, for tables and JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """The cost of a network for one batch: its layers in order of execution, and totals."""
+
+    array: Array
+    layers: tuple[LayerCost, ...]
+
+    @property
+    def cycles(self) -> int:
+        """Of all layers, one after the other."""
+        return sum(layer.cycles for layer in self.layers)
+
+    @property
+    def single(self) -> int:
+        """Of all layers with one thread."""
+        return sum(layer.single for layer in self.layers)
+
+    @property
+    def speedup(self) -> float:
+        """Of the network over one thread; layers left in float run one thread in both."""
+        return self.single / self.cycles if self.cycles else 1.0
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates."""
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def traffic(self) -> int:
+        """Bytes moved between memory and the array."""
+        return sum(layer.traffic for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Array, layers and totals as plain values."""
+        totals = {name: getattr(self, name) for name in ("cycles", "single", "speedup", "macs", "traffic")}
+        return {"array": asdict(self.array), "layers": [layer.to_dict() for layer in self.layers], **totals}
+
+
+@torch.no_grad()
+def cycles(model: nn.Module, inputs: Any, array: Array | None = None) -> Cost:
+    """The cost of running a model once.
+
+    Every Conv1d, Conv2d and Linear counts, emulated or not: what is left in float (the first convolution and the
+    classifier, by default) must run somewhere, and is taken to run on the same array as 8-bit arithmetic with one
+    thread [our definition]. Everything else (batch norm, pooling, attention products) is not on the array.
+
+    Args:
+        model: any module; it runs once, in eval mode, to learn the sizes.
+        inputs: a batch as in `recoup.batches`, or the shape of one image, such as (3, 32, 32), for a batch of one.
+        array: the array; None is 16 x 16.
+
+    Returns:
+        Costs per call of a layer, in order of execution, with totals. Of the whole batch.
+
+    Raises:
+        RecoupError: a shape that is none, a bad batch, or a model that runs none of these layers.
+    """
+    array = array or Array()
+    if isinstance(inputs, Sequence) and not any(isinstance(value, Tensor) for value in inputs):
+        if not inputs or not all(isinstance(size, int) and size > 0 for size in inputs):
+            raise RecoupError(f"cycles: a shape has positive whole sizes, such as (3, 32, 32); got {inputs!r}")
+        inputs = torch.zeros(1, *inputs, device=device_of(model))
+    found: list[LayerCost] = []
+    kinds = (nn.Conv1d, nn.Conv2d, nn.Linear)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+
+    def record(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
+            found.append(_cost(name, module, args[0] if args else kwargs["input"], output, array))
+
+        return hook
+
+    hooks = [module.register_forward_hook(record(name), with_kwargs=True) for name, module in layers.items()]
+    try:
+        with evaluating(model):
+            for batch, _ in prepared(model, [inputs], "cycles"):
+                call(model, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not found:
+        raise RecoupError("cycles: the model ran no Conv1d, Conv2d or Linear")
+    return Cost(array, tuple(found))
+
+
+def _cost(name: str, module: Any, x: Tensor, y: Tensor, array: Array) -> LayerCost:
+    groups = getattr(module, "groups", 1)
+    N, C = module.weight.shape[0] // groups, module.weight.shape[1]
+    taps = module.weight[0, 0].numel()
+    M = y.numel() // module.weight.shape[0]
+    emulated = isinstance(module, Layer)
+    threads = module.active_config.threads if emulated and module.mode != "float" else 1
+    size = {"taps": taps, "groups": groups}
+    return LayerCost(
+        name=name,
+        emulated=emulated,
+        threads=threads,
+        M=M,
+        C=C,
+        N=N,
+        taps=taps,
+        groups=groups,
+        cycles=layer_cycles(M, C, N, threads, array, **size),
+        single=layer_cycles(M, C, N, 1, array, **size),
+        macs=M * N * C * taps * groups,
+        activation_bytes=x.numel(),
+        weight_bytes=module.weight.numel(),
+        output_bytes=y.numel(),
+    )

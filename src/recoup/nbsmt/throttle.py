@@ -1,0 +1,174 @@
+"""Throttling: the fewest layers on fewer threads that keep the accuracy within a budget."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from recoup.batches import call, prepared
+from recoup.errors import RecoupError
+from recoup.evaluate import Accuracy, evaluate
+from recoup.modes import evaluating
+from recoup.nbsmt.observe import Layer, in_mode, nbsmt_layers
+
+M = TypeVar("M", bound=nn.Module)
+Step = tuple[str, int]
+"""A layer and the threads it goes down to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Throttling:
+    """Which layers to slow down, and what it does to the accuracy on the batches it was planned with.
+
+    Attributes:
+        threads: the slowed layers and the threads they keep.
+        baseline: accuracy with 8-bit arithmetic in all NB-SMT layers.
+        before: accuracy of the model as it was.
+        after: accuracy with ``threads`` applied.
+    """
+
+    threads: dict[str, int]
+    baseline: Accuracy
+    before: Accuracy
+    after: Accuracy
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values."""
+        return asdict(self)
+
+
+def throttle_(model: M, batches: Iterable[Any], budget: float, *, progress: bool = False) -> M:
+    """Apply `plan_throttling`: slow the fewest layers that keep top-1 within ``budget`` points of 8-bit arithmetic.
+
+    A slowed layer gets a config with fewer threads and loses its bias correction, which belonged to more of them; run
+    `correct_bias_` or `recoup.recalibrate_` afterwards.
+
+    Returns:
+        The same model. After an error or an interrupt it is as before.
+    """
+    plan = plan_throttling(model, batches, budget, progress=progress)
+    layers = nbsmt_layers(model, "throttle_")
+    for name, threads in plan.threads.items():
+        layers[name].config = layers[name].config.replace(threads=threads)
+        layers[name].bias_correction = None
+    return model
+
+
+def plan_throttling(model: nn.Module, batches: Iterable[Any], budget: float, *, progress: bool = False) -> Throttling:
+    """Find the fewest layers to slow down so that top-1 stays within ``budget`` points of 8-bit arithmetic.
+
+    1. In one pass every layer is emulated alone, all others in 8 bits; its harm is the mean squared change of the
+       model's output. The steps 4 -> 2 and 2 -> 1 of all layers are ranked by how much harm they remove, a layer's own
+       in this order.
+    2. Bisection finds a short prefix of that list that meets the budget. (All steps together always do: one thread is
+       8-bit arithmetic.)
+    3. From the least useful one on, steps are taken back where the budget allows it.
+
+    Accuracy need not be monotonic in the steps, so another set may be smaller; the one returned is measured to meet
+    the budget, and giving back any single one of its last steps breaks it, as far as step 3 tried them in turn.
+
+    Args:
+        model: a classifier after `emulate_`; run after `reorder_` and before repairs, or on a repaired model.
+        batches: labelled data, read about 2 + log2(steps) + (slowed layers) times (the batches of a generator are kept
+            in memory); they must be the same on every reading.
+        budget: percentage points of top-1 that may be lost against 8-bit arithmetic on the same batches, 0 or more.
+        progress: whether to show progress bars.
+
+    Returns:
+        The plan; the model is as before.
+
+    Raises:
+        RecoupError: a negative or non-finite budget, no NB-SMT layer, an output that is no tensor of logits, no or
+            bad batches, no labels, batches that differ from reading to reading.
+    """
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 <= budget < float("inf"):
+        raise RecoupError(f"throttle_(budget={budget!r}): budget must be a number of percentage points, 0 or more")
+    layers = nbsmt_layers(model, "throttle_")
+    batches = batches if hasattr(batches, "__len__") else list(batches)
+    with in_mode(layers, "baseline"):
+        baseline = evaluate(model, batches, progress=progress)
+    floor = baseline.top1 - budget - 1e-9  # 1e-9: percentages are quotients, rounded
+
+    def accuracy(steps: Sequence[Step]) -> Accuracy:
+        with in_mode(layers, "emulate"), _slowed(layers, steps):
+            return evaluate(model, batches, progress=progress)
+
+    before = after = accuracy(())
+    if before.top1 >= floor:
+        return Throttling({}, baseline, before, before)
+    steps = _ranked(_harm(model, layers, batches, progress), layers)
+    low, high = 0, len(steps)  # a prefix of `low` steps misses the budget, one of `high` meets it
+    while high - low > 1:
+        middle = (low + high) // 2
+        found = accuracy(steps[:middle])
+        low, high, after = (low, middle, found) if found.top1 >= floor else (middle, high, after)
+    kept = steps[:high]
+    if high == len(steps):
+        after = accuracy(kept)
+        if after.top1 < floor:
+            raise RecoupError(
+                f"throttle_(budget={budget!r}): with one thread in every layer top-1 is {after.top1:.4g}, with 8-bit "
+                f"arithmetic {baseline.top1:.4g}, though both are the same: the batches differ from reading to reading"
+            )
+    for step in reversed(kept[:-1]):  # without the last one the prefix is known to miss the budget
+        name, threads = step
+        if threads == 2 and (name, 1) in kept:
+            continue
+        rest = [other for other in kept if other != step]
+        found = accuracy(rest)
+        if found.top1 >= floor:
+            kept, after = rest, found
+    slowed = dict(kept)  # where a layer takes both steps, the one to a single thread comes last
+    return Throttling(slowed, baseline, before, after)
+
+
+@contextmanager
+def _slowed(layers: dict[str, Layer], steps: Sequence[Step]) -> Iterator[None]:
+    """The layers with those steps taken; then as before."""
+    before = {name: (layers[name].config, layers[name].bias_correction) for name, _ in steps}
+    try:
+        for name, threads in steps:
+            layers[name].config = layers[name].config.replace(threads=threads)
+            layers[name].bias_correction = None
+        yield
+    finally:
+        for name, (config, correction) in before.items():
+            layers[name].config, layers[name].bias_correction = config, correction
+
+
+@torch.no_grad()
+def _harm(
+    model: nn.Module, layers: dict[str, Layer], batches: Iterable[Any], progress: bool
+) -> dict[str, dict[int, float]]:
+    """Squared change of the model's output by each layer alone, by its number of threads, summed over the batches."""
+    harm = {name: dict.fromkeys(_ladder(layer), 0.0) for name, layer in layers.items()}
+    with evaluating(model), in_mode(layers, "baseline"):
+        for inputs, _ in prepared(model, batches, "throttle_ (rank)", progress):
+            exact = call(model, inputs)
+            for name, by_threads in harm.items():
+                for threads in by_threads:
+                    steps = [(name, threads)] if threads != layers[name].config.threads else []
+                    with in_mode({name: layers[name]}, "emulate"), _slowed(layers, steps):
+                        difference: Tensor = call(model, inputs) - exact
+                    by_threads[threads] += float(difference.double().square().sum())
+    return harm
+
+
+def _ladder(layer: Layer) -> list[int]:
+    """The thread counts above one that a layer may run: its own and, for four, two."""
+    return [] if layer.caveat() is not None else [t for t in (4, 2) if t <= layer.config.threads]
+
+
+def _ranked(harm: dict[str, dict[int, float]], layers: dict[str, Layer]) -> list[Step]:
+    """All steps, those that remove the most harm first; no step of a layer before an earlier one of the same layer."""
+    scored: list[tuple[float, int, Step]] = []
+    for name, by_threads in harm.items():
+        least = float("inf")
+        for threads in _ladder(layers[name]):
+            slower = threads // 2
+            least = min(least, by_threads[threads] - by_threads.get(slower, 0.0))
+            scored.append((-least, -slower, (name, slower)))
+    return [step for _, _, step in sorted(scored, key=lambda entry: entry[:2])]

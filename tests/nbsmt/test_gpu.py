@@ -1,0 +1,262 @@
+"""The CUDA kernels: under Triton's interpreter, through its compiler, and on a GPU where there is one.
+
+The interpreter must be chosen before Triton is imported, so `TestInterpreter` (CPU tensors) runs in a process of its
+own, and so does `TestCompiler` (machine code for GPUs that are not here). `TestCuda` runs the interpreter's tests again
+and compares whole layers with the CPU.
+
+Shape suffixes: N images, O output channels, C input channels, L taps, K columns.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import recoup as rc
+from recoup.errors import RecoupError
+from recoup.nbsmt import gpu, reference
+from recoup.nbsmt.config import PAIRINGS, POLICIES, ROUNDINGS, NBSMT
+from recoup.nbsmt.gpu_plan import Plan
+from recoup.nbsmt.groups import groups
+from recoup.nbsmt.ops import convolution, encode
+from recoup.nbsmt.prepare import Geometry, as_2d
+from recoup.nbsmt.weights import quantize_weight, weight_operand
+from tests.nbsmt.strategies import operands
+
+INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
+COMPILER = os.environ.get("RECOUP_TEST_COMPILER") == "1"
+PLAIN = Geometry((1, 1), (0, 0), (1, 1), 1)
+
+CONFIGS = [NBSMT(1), NBSMT(1, pairing="adjacent")]
+CONFIGS += [NBSMT(2, p, r, PAIRINGS[i % 2]) for i, (p, r) in enumerate(product(POLICIES, ROUNDINGS))]
+CONFIGS += [NBSMT(4, p, ROUNDINGS[i % 3], PAIRINGS[i % 2]) for i, p in enumerate(POLICIES)]
+CONFIGS += [
+    NBSMT(4, "S+A", "half_up", "halves"),
+    NBSMT(4, "S+aW", "zero", "adjacent"),
+    NBSMT(4, "A", "nearest", "halves"),
+]
+
+# Input, weight, geometry; ragged and aligned channels, tails of every block.
+SHAPES = {
+    "3x3": ((2, 5, 4, 3), (3, 5, 3, 3), Geometry((1, 1), (1, 1), (1, 1), 1)),
+    "stride, padding, dilation": ((2, 6, 7, 8), (2, 6, 3, 2), Geometry((2, 3), (1, 2), (2, 1), 1)),
+    "1x1, stride 2": ((3, 16, 5, 6), (3, 16, 1, 1), Geometry((2, 2), (0, 0), (1, 1), 1)),
+    "padding beyond the image": ((1, 3, 1, 2), (1, 3, 3, 3), Geometry((1, 1), (3, 3), (1, 1), 1)),
+    "1-d": ((2, 4, 1, 9), (2, 4, 3), Geometry((1, 2), (0, 2), (1, 1), 1)),
+    "linear, several steps of columns": ((70, 150, 1, 1), (2, 150), PLAIN),
+    "one channel": ((1, 1, 3, 3), (1, 1, 2, 2), PLAIN),
+}
+GROUPED = {
+    "depthwise": ((2, 6, 5, 4), (6, 1, 3, 3), Geometry((1, 2), (1, 1), (1, 1), 6)),
+    "three groups": ((1, 6, 3, 3), (9, 2, 2, 2), Geometry((1, 1), (0, 1), (1, 2), 3)),
+}
+
+
+def sample(seed, x_shape, weight_shape, zeros=0.3, scale=0.5):
+    """Codes and weights rich in the values that decide something, as floats that quantise to just them."""
+    count = torch.Size(x_shape).numel()
+    codes, weights = (
+        operands(seed, count, 1, 1, zeros)[0],
+        operands(seed, 1, torch.Size(weight_shape).numel(), 1, zeros)[1],
+    )
+    weight = weights.float().view(weight_shape)
+    weight.flatten(1)[:, -1] = -127.5  # the largest magnitude: a scale of 1
+    return codes.float().view(x_shape) * scale, weight
+
+
+def expected(x, weight, order, scale, config, geometry):
+    """The slot-by-slot reference, tap by tap: sums as float32 [N, O, h, w], and the weights' scales."""
+    code, (weight_code, scale_O) = reference.quantize_activation(x, scale), quantize_weight(weight)
+    if order is not None:
+        code, weight_code = code[:, order], weight_code[:, order]
+    weight_code = as_2d(weight_code)
+    plan = Plan.of(tuple(x.shape), tuple(weight_code.shape), config, geometry)
+    inputs, each = weight_code.shape[1], weight.shape[0] // geometry.groups
+    sums = []
+    for g in range(geometry.groups):
+        part = code[:, g * inputs : (g + 1) * inputs].double()
+        columns = F.unfold(part, weight_code.shape[2:], geometry.dilation, geometry.padding, geometry.stride)
+        x_LMC = columns.view(len(x), inputs, plan.taps, -1).permute(2, 0, 3, 1).reshape(plan.taps, -1, inputs)
+        w_LCO = weight_code[g * each : (g + 1) * each].flatten(2).permute(2, 1, 0)
+        pairs = zip(x_LMC.to(torch.uint8), w_LCO, strict=True)
+        sums.append(sum(reference.matmul(a, b, config).long() for a, b in pairs))
+    total = torch.cat(sums, 1).view(len(x), *plan.out, -1)  # type: ignore[arg-type]
+    return total.permute(0, 3, 1, 2).float(), scale_O
+
+
+# The interpreter's NumPy warns where a GPU does not: quotients may overflow before they are clipped.
+@pytest.mark.filterwarnings("ignore:.* encountered in divide:RuntimeWarning")
+class Kernels:
+    """What holds on every device: the kernels against the reference, without any difference."""
+
+    device: str
+
+    def accumulate(self, x, weight, order=None, scale=0.5, config=NBSMT(), geometry=PLAIN):  # noqa: B008, PLR0917
+        order = None if order is None else order.to(self.device)
+        sums, scale_O = gpu.accumulate(
+            x.to(self.device), weight.to(self.device), order, scale, config, geometry, "layer"
+        )
+        return sums.cpu(), scale_O.cpu()
+
+    def check(self, x, weight, order=None, scale=0.5, config=NBSMT(), geometry=PLAIN):  # noqa: B008, PLR0917
+        sums, scale_O = self.accumulate(x, weight, order, scale, config, geometry)
+        expected_sums, expected_scale = expected(x, weight, order, scale, config, geometry)
+        assert torch.equal(scale_O, expected_scale)
+        assert torch.equal(sums, expected_sums)
+
+    @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.threads}-{c.policy}-{c.rounding}-{c.pairing}")
+    def test_sums_equal_the_reference(self, config):
+        self.check(*sample(1, (64, 39, 1, 1), (1, 39)), config=config)
+
+    @pytest.mark.parametrize("shape", SHAPES)
+    def test_shapes(self, shape):
+        x_shape, weight_shape, geometry = SHAPES[shape]
+        x, weight = sample(2, x_shape, weight_shape)
+        order = torch.randperm(x_shape[1], generator=torch.Generator().manual_seed(0))
+        self.check(x, weight, geometry=geometry)
+        self.check(x, weight, order, geometry=geometry, config=NBSMT(2, "S+W", pairing="adjacent"))
+        self.check(x.contiguous(memory_format=torch.channels_last), weight, geometry=geometry, config=NBSMT(1))
+
+    @pytest.mark.parametrize("shape", GROUPED)
+    def test_grouped_convolutions(self, shape):
+        x_shape, weight_shape, geometry = GROUPED[shape]
+        self.check(*sample(3, x_shape, weight_shape), config=NBSMT(1), geometry=geometry)
+
+    def test_any_strides(self):
+        x, weight = sample(4, (4, 10, 6, 8), (2, 5, 3, 3))
+        views = [x[::2, ::2, 1:, ::2], x[:, :1].expand(-1, 5, -1, -1), x[:, :5].transpose(2, 3)]
+        for view in views:
+            self.check(view, weight)
+        self.check(views[0], weight.contiguous(memory_format=torch.channels_last))
+        self.check(views[0], weight.transpose(2, 3))
+
+    def test_channels_past_one_block(self):
+        self.check(*sample(5, (33, 300, 1, 1), (2, 300)), config=NBSMT(1))
+
+    def test_activation_codes_round_half_to_even_after_a_true_division(self):
+        from recoup.nbsmt.gpu_operands import activation_operands
+
+        generator = torch.Generator().manual_seed(6)
+        for scale in (0.0123, 1 / 3, 1e-30, 3e30, 2.0**-126):
+            step = torch.tensor(scale, dtype=torch.float32)
+            ties = (torch.arange(0, 258) + 0.5) * step
+            tops = torch.tensor([0.0, -0.0, 1e-45, 1e-38, 3e38]), torch.rand(500, generator=generator) * 260 * step
+            x = torch.cat([ties, ties.nextafter(ties * 2), ties.nextafter(ties * 0), *tops]).view(-1, 1, 1, 1)
+            plan = Plan.of(tuple(x.shape), (1, 1, 1, 1), NBSMT(1), PLAIN)
+            faults = torch.zeros(1, dtype=torch.int32, device=self.device)
+            operand = activation_operands(plan, x.to(self.device), None, scale, faults).cpu()
+            codes = reference.quantize_activation(x, scale).flatten()
+            assert torch.equal(operand[:, 0, 0, 0].int() + 128, codes.int())
+            assert not faults.any()
+
+    def test_weight_codes_and_scales_come_from_true_divisions(self):
+        from recoup.nbsmt.gpu_operands import weight_operands
+
+        generator = torch.Generator().manual_seed(7)
+        rows = [torch.randn(200, generator=generator) * 10.0**e for e in (-44, -38, -3, 0, 2, 37)]
+        ties = (torch.arange(200) - 100 + 0.5) * 0.037
+        ties[-1] = 127.5 * 0.037
+        weight = torch.stack([*rows, ties, -ties.abs(), torch.zeros(200)]).view(-1, 200, 1, 1)
+        code, scale_O = quantize_weight(weight)
+        plan = Plan.of((1, 200, 1, 1), tuple(weight.shape), NBSMT(1), PLAIN)
+        faults = torch.zeros(1, dtype=torch.int32, device=self.device)
+        operand_OLK, offset_O, scale = (v.cpu() for v in weight_operands(plan, weight.to(self.device), None, faults))
+        assert torch.equal(scale, scale_O)
+        assert torch.equal(operand_OLK[:, 0, :200], code[:, :, 0, 0])
+        assert not operand_OLK[:, 0, 200:].any()
+        assert torch.equal(offset_O, 128 * code.int().flatten(1).sum(1, dtype=torch.int32))
+
+    def test_operands_of_every_group_lie_in_their_columns(self):
+        from recoup.nbsmt.gpu_operands import activation_operands
+
+        config = NBSMT(4, "S+aW", pairing="adjacent")
+        x, _ = sample(8, (2, 6, 2, 3), (1, 6, 1, 1))
+        plan = Plan.of(tuple(x.shape), (1, 6, 3, 3), config, Geometry((1, 1), (1, 2), (1, 1), 1))
+        faults = torch.zeros(1, dtype=torch.int32, device=self.device)
+        found = activation_operands(plan, x.to(self.device), None, 0.5, faults).cpu().int() + 128
+        code = F.pad(reference.quantize_activation(x, 0.5), (2, 2, 1, 1))
+        want = reference.activation_operand(code, tuple(g.activation for g in groups(config)), config)
+        want = want.view(2, len(groups(config)), 2, 4, 4, 7).permute(0, 4, 5, 1, 3, 2)  # [N, H, W, G, T, S]
+        assert torch.equal(found.view(want.shape[:-1] + (4,)), F.pad(want, (0, 2)).int())
+
+    def test_sums_are_rounded_once_beyond_24_bits(self):
+        x, weight = torch.full((2, 700, 1, 1), 127.5), torch.full((2, 700), 127.5)
+        x[0, 0], x[1, :9], weight[1, ::7] = 127.0, 0.5, 113.0
+        self.check(x, weight, config=NBSMT(1))
+        assert self.accumulate(x, weight, config=NBSMT(1))[0][0, 0] == 22669372.0  # 127 * (255 * 700 - 1) = 22669373
+
+    def test_every_block_gives_the_same_bits(self):
+        from recoup.nbsmt import gpu_convolution, gpu_operands
+
+        x_shape, weight_shape, geometry = (2, 20, 5, 5), (20, 20, 3, 3), Geometry((1, 1), (1, 1), (1, 1), 1)
+        x, weight = sample(9, x_shape, weight_shape)
+        plan, want = (
+            Plan.of(x_shape, weight_shape, NBSMT(), geometry),
+            expected(x, weight, None, 0.5, NBSMT(), geometry)[0],
+        )
+        faults = torch.zeros(1, dtype=torch.int32, device=self.device)
+        weight_OLK, offset_O, _ = gpu_operands.weight_operands(plan, weight.to(self.device), None, faults)
+        operand_PK = gpu_operands.activation_operands(plan, x.to(self.device), None, 0.5, faults)
+        for block in ((64, 16, 32, 4, 3), (128, 64, 64, 4, 2), (32, 128, 128, 8, 4)):
+            out = torch.full((2, *plan.out, 20), torch.nan, device=self.device)
+            gpu_convolution.convolve(plan, operand_PK, weight_OLK, offset_O, out, block=gpu_convolution.Tile(*block))
+            assert torch.equal(out.permute(0, 3, 1, 2).cpu(), want)
+
+    def test_a_large_batch_goes_through_in_parts(self, monkeypatch):
+        monkeypatch.setattr("recoup.nbsmt.gpu_plan.WORKSPACE", 2 * 4 * 4 * 32)
+        x, weight = sample(10, (5, 8, 4, 4), (2, 8, 2, 2))
+        assert len(list(Plan.of(tuple(x.shape), tuple(weight.shape), NBSMT(), PLAIN).parts())) == 3
+        self.check(x, weight)
+        x[1, 2, 3, 3] = -1
+        with pytest.raises(RecoupError, match="negative values"):
+            self.accumulate(x, weight)
+
+    @pytest.mark.parametrize("value", [-1.0, -1e-45, torch.nan, torch.inf, -torch.inf])
+    def test_faults_raise_what_the_cpu_raises(self, value):
+        x, weight = sample(11, (1, 3, 4, 4), (1, 3, 1, 1))
+        arguments = (encode(NBSMT()), [2, 2], [0, 0], [1, 1], 1, "layer 'a'")
+        for target in (x, weight) if abs(value) != 1 and not -1 < value < 0 else (x,):
+            before = target[0, 1, -1, -1].clone()  # a pixel that the stride leaves out: the CPU looks at it too
+            target[0, 1, -1, -1] = value
+            with pytest.raises(RecoupError) as wanted:
+                convolution(x, weight, None, 0.5, *arguments)
+            with pytest.raises(RecoupError, match=re.escape(str(wanted.value))):
+                gpu.accumulate(
+                    *(x.to(self.device), weight.to(self.device), None, 0.5, NBSMT()),
+                    *(Geometry((2, 2), (0, 0), (1, 1), 1), "layer 'a'"),
+                )
+            target[0, 1, -1, -1] = before
+
+    @pytest.mark.parametrize(
+        ("x_shape", "weight_shape", "order", "groups_", "message"),
+        [
+            ((1, 4, 3, 3), (2, 5, 1, 1), None, 1, "does not fit the input"),
+            ((1, 4, 3, 3), (3, 2, 1, 1), None, 2, "does not fit the input"),
+            ((1, 4, 3, 3), (2, 2, 1, 1), None, 2, "runs one thread"),
+            ((1, 4, 3, 3), (2, 4, 1, 1), 3, 1, r"order has shape \[3\]"),
+            ((1, 4, 3, 3), (2, 4, 5, 1), None, 1, "larger than the padded input"),
+        ],
+    )
+    def test_sizes_that_do_not_fit(self, x_shape, weight_shape, order, groups_, message):
+        order = None if order is None else torch.arange(order)
+        with pytest.raises(RecoupError, match=message):
+            self.accumulate(
+                torch.zeros(x_shape),
+                torch.zeros(weight_shape),
+                order,
+                0.5,
+                NBSMT(),
+                Geometry((1, 1), (0, 0), (1, 1), groups_),
+            )
+
+
+class TestInterpreter(Kernels):
+    __test__ = INTERPRETER
+    device = "cpu"

@@ -1,0 +1,172 @@
+"""The drop-in layers: kinds, padding, fine-tuning, compilation, autocast, memory formats, data-parallel training."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import recoup as rc
+from recoup.emulated import emulated_layers, running
+from recoup.nbsmt import NBSMTConv1d, NBSMTConv2d, NBSMTLinear
+from tests.networks import images, small_net
+
+FOUR = rc.NBSMT(threads=4)
+
+
+def converted(layer: nn.Module, x: torch.Tensor, config=FOUR) -> nn.Module:
+    rc.calibrate_(layer, [x], {"": True})
+    return rc.emulate_(layer, config)
+
+
+def network(config=FOUR):
+    model = small_net()
+    rc.calibrate_(model, [images(64)])
+    return rc.emulate_(model, config)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(6, 5, 3, padding=1, bias=True), (2, 6, 7, 7)),
+        (nn.Conv2d(6, 5, (3, 2), stride=(2, 1), dilation=(1, 2)), (2, 6, 9, 7)),
+        (nn.Conv2d(6, 5, 4, padding="same"), (2, 6, 7, 7)),
+        (nn.Conv2d(6, 5, 3, padding="valid"), (2, 6, 7, 7)),
+        (nn.Conv2d(6, 5, 3, padding=1, padding_mode="reflect"), (2, 6, 7, 7)),
+        (nn.Conv2d(6, 5, 3, padding=2, padding_mode="circular"), (2, 6, 7, 7)),
+        (nn.Conv2d(6, 6, 3, groups=3), (2, 6, 7, 7)),
+        (nn.Conv1d(6, 5, 3, padding=1), (2, 6, 11)),
+        (nn.Conv1d(6, 5, 4, padding="same", stride=1, dilation=2), (2, 6, 11)),
+        (nn.Linear(13, 5), (4, 13)),
+        (nn.Linear(13, 5, bias=False), (2, 3, 4, 13)),
+    ],
+    ids=lambda v: repr(v) if isinstance(v, nn.Module) else "",
+)
+def test_eight_bit_layers_compute_the_quantised_layer(layer, shape):
+    torch.manual_seed(0)
+    x = torch.rand(shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch says that 'same' with an even kernel copies
+        expected = copy.deepcopy(layer).double()
+        converted(layer, x, rc.NBSMT(threads=1))
+        code = torch.round(x / torch.tensor(layer.activation_scale)).clamp(0, 255)
+        weight = expected.weight.float()
+        scale = 2 * weight.abs().flatten(1).amax(1) / 255
+        scale = scale.view(-1, *[1] * (weight.dim() - 1))
+        with torch.no_grad():
+            expected.weight.copy_(torch.round(weight / scale).clamp(-128, 127).double() * scale.double())
+            y = expected(code.double() * layer.activation_scale)
+    # The layer rounds to float32 when it scales the exact sum and when it adds the bias; float64 does not.
+    torch.testing.assert_close(layer(x).double(), y, rtol=1e-6, atol=1e-6)
+
+
+def test_unbatched_inputs():
+    x = torch.rand(6, 7, 7)
+    layer = converted(nn.Conv2d(6, 5, 3), x[None])
+    assert torch.equal(layer(x), layer(x[None])[0])
+    x = torch.rand(6, 11)
+    layer = converted(nn.Conv1d(6, 5, 3), x[None])
+    assert torch.equal(layer(x), layer(x[None])[0])
+
+
+@pytest.mark.parametrize("kind", [NBSMTConv1d, NBSMTConv2d])
+def test_a_layer_of_ones_own_needs_calibration(kind):
+    layer = kind(4, 6, 3, padding=1, config=FOUR)
+    assert list(layer.state_dict()) == ["weight", "bias"]
+    x = torch.rand(2, 4, *[9] * (1 if kind is NBSMTConv1d else 2))
+    with pytest.raises(rc.RecoupError, match=r"activation scale.*calibrate_"):
+        layer(x)
+    rc.calibrate_(layer, [x], {"": True})
+    assert layer(x).shape[:2] == (2, 6)
+    linear = NBSMTLinear(4, 3)
+    rc.calibrate_(linear, [torch.rand(5, 4)], {"": True})
+    assert linear(torch.rand(5, 4)).shape == (5, 3)
+
+
+def test_modes():
+    model, x = network(), images(4)
+    eight = copy.deepcopy(model)
+    rc.restore_(eight)
+    plain = eight(x)
+    rc.emulate_(eight, rc.NBSMT(threads=1))
+    with running(model, "baseline"):
+        assert torch.equal(model(x), eight(x))
+    with running(model, "float"):
+        assert torch.equal(model(x), plain)
+    assert all(layer.mode == "emulate" for layer in emulated_layers(model).values())
+
+
+def test_memory_format_is_that_of_the_input():
+    model = network()
+    x = images(4)
+    expected = model(x)
+    seen = []
+    model.block1.conv1.register_forward_hook(lambda _, __, y: seen.append(y.is_contiguous()))
+    model(x)
+    model(x.contiguous(memory_format=torch.channels_last))
+    assert seen == [True, False]
+    model.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(model(x.contiguous(memory_format=torch.channels_last)), expected)
+
+
+def test_fine_tuning_under_nbsmt_lowers_the_loss():
+    model = network().train()
+    x, y = images(64), torch.randint(10, (64,), generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9)
+    losses = []
+    for _ in range(15):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < 0.8 * losses[0]
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_compiles_as_one_graph():
+    model, x = network(), images(4)
+    expected = model(x)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert torch.equal(compiled(x), expected)
+    compiled(x).sum().backward()
+    assert model.block1.conv1.weight.grad is not None
+
+
+def test_autocast_leaves_the_emulation_in_float32():
+    model, x = network(), images(4)
+    layer = model.block1.conv2
+    a = torch.rand(2, 12, 4, 4)
+    expected = layer(a)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(a.bfloat16().float()), layer(a.bfloat16()))
+        assert layer(a).dtype == torch.float32
+        model(x)
+    assert torch.equal(layer(a), expected)
+
+
+def test_half_precision_models_are_refused_by_name():
+    model = network().half()
+    with pytest.raises(rc.RecoupError, match=r"'block1.conv1'.*float32"):
+        model.block1.conv1(torch.rand(1, 8, 4, 4).half())
+
+
+def test_distributed_data_parallel_trains(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(network().train())
+        model(images(8)).sum().backward()
+        assert model.module.block1.conv1.weight.grad is not None
+        rc.recalibrate_(model, [images(16)])
+    finally:
+        dist.destroy_process_group()
+
+
+def test_negative_inputs_name_the_layer_at_run_time():
+    model = network()
+    model.block1.relu = nn.Identity()
+    with pytest.raises(rc.RecoupError, match=r"layer 'block1.conv2' \(12, 12, .*negative"):
+        model(images(4))
