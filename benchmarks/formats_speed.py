@@ -1,9 +1,9 @@
 """Claim: on one thread `quantize` runs near memory speed, and far above the peers that emulate float formats.
 
 Million elements a second of CPU time (other jobs on the machine disturb it less than the clock) for the same 4 Mi
-normal numbers; candidates interleaved, medians. Beside it stand torch's copy, the bound; torch's own cast to float8_e5m2 and
-back and ml_dtypes' (they do only formats they have codes for); and QPyTorch's float_quantize, the peer that takes any
-exponent and mantissa widths. Candidates that round to e5m2 are first compared with recoup's result, value by value.
+normal numbers; candidates interleaved, medians. Beside recoup stand torch's copy, the bound; torch's own cast to
+float8_e5m2 and back and ml_dtypes' (they do only formats they have codes for); and QPyTorch's float_quantize, the peer
+that takes any exponent and mantissa widths. Candidates that round to e5m2 must first give recoup's values.
 
     python benchmarks/formats_speed.py [--qtorch DIR]
 

@@ -1,7 +1,7 @@
 """Claim: recalibrated, four threads per multiplier cost next to nothing on CIFAR-10; paired recalibration does it best.
 
-Top-1 on the whole CIFAR-10 test set of the pretrained ResNet-20/32/44/56 found through RECOUP_DATA. Three seeds draw the
-calibration images (2,048 for the activation scales, 1,024 for a repair). First every repair state of 8 bit, two and
+Top-1 on the whole CIFAR-10 test set of the pretrained ResNet-20/32/44/56 found through RECOUP_DATA. Three seeds draw
+the calibration images (2,048 for the activation scales, 1,024 for a repair). First every repair state of 8 bit, two and
 four threads on all four networks; then, on ResNet-20, paired against average for 64 to 4,096 images, clean and
 augmented as in training. Every measurement is kept in benchmarks/results/nbsmt_accuracy.jsonl as soon as it is made, so
 that an interrupted run goes on where it stopped; delete the file to measure anew.
@@ -80,11 +80,11 @@ class Bench:
         self.train, self.test = rc.data.load(spec, "train"), rc.data.load(spec, "test")
         weights = folder / "cifar10_models" / DEPTHS[depth]
         self.model: nn.Module = rc.models.load(f"resnet{depth}", weights).eval()
-        self.model.to(memory_format=torch.channels_last)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.state = copy.deepcopy(self.model.state_dict())
         self.seed: int | None = None
 
-    def batches(self, seed: int, images: int, augmented: bool):  # noqa: ANN201
+    def batches(self, seed: int, images: int, augmented: bool):
         subset = self.train.subset(images, seed)
         return subset.batches(min(images, 128), augment=augmented, seed=seed, channels_last=True)
 
@@ -96,7 +96,7 @@ class Bench:
         if self.seed != seed:
             rc.calibrate_(self.model, self.batches(seed, SCALE_IMAGES, False))
             self.seed = seed
-        repair = self.batches(seed, images, augmented) if images else None
+        repair = self.batches(seed, images, augmented) if images else []
         try:
             if state == "recalibrated at 8 bit" and threads > 1:
                 rc.emulate_(self.model, rc.NBSMT(threads=1))
@@ -175,7 +175,7 @@ def tables(done: dict[Key, dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--tables", action="store_true", help="print the tables of what is measured already")
     parser.add_argument("--part", choices=["states", "study"], help="only the first or the second half")
     arguments = parser.parse_args()

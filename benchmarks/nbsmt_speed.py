@@ -47,8 +47,8 @@ def networks(isa: str) -> dict:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from torch.fx.experimental.optimization import fuse
-        folded = fuse(copy.deepcopy(model)).to(memory_format=torch.channels_last)
-        native_last = copy.deepcopy(model).to(memory_format=torch.channels_last)
+        folded = fuse(copy.deepcopy(model)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        native_last = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         emulated = {t: rc.emulate_(copy.deepcopy(model), rc.NBSMT(threads=t)) for t in (1, 2, 4)}
         with torch.inference_mode():
             variants = {
@@ -70,7 +70,7 @@ def networks(isa: str) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--isa", choices=ISAS, help="measure one instruction set in this process")
     arguments = parser.parse_args()
     if arguments.isa:

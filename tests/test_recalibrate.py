@@ -55,7 +55,8 @@ def emulated(threads=4):
 
 
 # The batch norm kernel computes each batch's statistics in float32, the check in float64.
-CLOSE = {"rtol": 2e-5, "atol": 2e-6}
+def close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-6)
 
 
 def test_average_is_the_population_of_all_batches():
@@ -64,8 +65,8 @@ def test_average_is_the_population_of_all_batches():
     expected = batch_moments(model, batches)
     rc.recalibrate_(model, batches, "average")
     for name, (mean, variance) in statistics(model).items():
-        torch.testing.assert_close(mean.double(), expected[name][0], **CLOSE)
-        torch.testing.assert_close(variance.double(), expected[name][1], **CLOSE)
+        close(mean.double(), expected[name][0])
+        close(variance.double(), expected[name][1])
 
 
 def test_average_over_one_batch_is_torch_with_momentum_one():
@@ -103,8 +104,8 @@ def test_paired_moves_the_stored_statistics_by_the_difference():
     rc.recalibrate_(model, iter(batches))  # paired is the default; one pass over the data is enough
     for name, (mean, variance) in statistics(model).items():
         moved = stored[name][0].double() + on[name][0] - off[name][0]
-        torch.testing.assert_close(mean.double(), moved, **CLOSE)
-        torch.testing.assert_close(variance.double(), stored[name][1].double() * on[name][1] / off[name][1], **CLOSE)
+        close(mean.double(), moved)
+        close(variance.double(), stored[name][1].double() * on[name][1] / off[name][1])
 
 
 def test_paired_without_harm_moves_nothing():
@@ -136,7 +137,7 @@ def test_paired_with_an_explicit_baseline_serves_any_model():
     before, batch = statistics(baseline), batch_moments(baseline, [images(32)])["block1.bn1"]
     rc.recalibrate_(changed, [images(32)], "paired", baseline=baseline)
     mean, variance = statistics(changed)["block1.bn1"]
-    torch.testing.assert_close(mean.double(), before["block1.bn1"][0] + 0.5 * batch[0], **CLOSE)
+    close(mean.double(), before["block1.bn1"][0] + 0.5 * batch[0])
     torch.testing.assert_close(variance, 2.25 * before["block1.bn1"][1], rtol=1e-5, atol=0)
     assert all(torch.equal(a, b) for k in before for a, b in zip(before[k], statistics(baseline)[k], strict=True))
 

@@ -7,19 +7,22 @@
 >>> rc.evaluate(model, test_batches)                    # doctest: +SKIP
 """
 
-from recoup import data, models, nbsmt
+from recoup import data, formats, models, nbsmt
 from recoup.calibrate import calibrate_
 from recoup.emulate import emulate_, restore_
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.evaluate import Accuracy, evaluate
-from recoup.nbsmt.config import NBSMT
-from recoup.nbsmt.bias import correct_bias_
+from recoup.formats import BlockFloat, Float, Int, quantize
+from recoup.nbsmt import NBSMT, correct_bias_, reorder_, throttle_
 from recoup.recalibrate import recalibrate_
 from recoup.version import __version__
 
 __all__ = [
     "NBSMT",
     "Accuracy",
+    "BlockFloat",
+    "Float",
+    "Int",
     "RecoupError",
     "RecoupWarning",
     "__version__",
@@ -28,8 +31,12 @@ __all__ = [
     "data",
     "emulate_",
     "evaluate",
+    "formats",
     "models",
     "nbsmt",
+    "quantize",
     "recalibrate_",
+    "reorder_",
     "restore_",
+    "throttle_",
 ]

@@ -52,7 +52,11 @@ def calibrate_(
         RecoupError: no or bad batches; a layer whose inputs are negative (unsigned codes would clip them), NaN,
             infinite or all zero; a key that matches nothing; nothing left to calibrate. No scale is changed then.
     """
-    candidates = {n: m for n, m in model.named_modules() if type(m) in LAYERS or isinstance(m, NBSMTLayer)}
+    candidates: dict[str, nn.Module] = {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) in LAYERS or isinstance(module, NBSMTLayer)
+    }
     chosen = Selection(layers, candidates, "calibrate_")
     ranges: dict[str, _Range] = {}
     hooks = [module.register_forward_pre_hook(_observe(name, ranges)) for name, module in candidates.items()]
@@ -152,7 +156,7 @@ def _scales(ranges: Mapping[str, _Range]) -> dict[str, float]:
     dead = [name for name, seen in ranges.items() if seen.largest <= 0]
     if dead:
         raise RecoupError(
-            f"calibrate_: layer {dead[0]!r} {ranges[dead[0]].shape} saw only zeros, so its scale is unknown: calibrate on "
-            'other data or leave it in float with layers={"name": None}'
+            f"calibrate_: layer {dead[0]!r} {ranges[dead[0]].shape} saw only zeros, so its scale is unknown: calibrate "
+            'on other data or leave it in float with layers={"name": None}'
         )
     return {name: float(np.float32(seen.largest / seen.images / 255)) for name, seen in ranges.items()}

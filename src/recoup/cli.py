@@ -41,7 +41,7 @@ def print_version(asked: bool) -> None:
 
 @app.callback()
 def main(
-    version: Annotated[
+    _version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=print_version)
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
@@ -72,7 +72,7 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
 
 @app.command()
 @reported
-def evaluate(  # noqa: PLR0917 -- typer turns the signature into options; nobody calls it by position
+def evaluate(
     model: Annotated[str, typer.Option(help="A name such as resnet20, or package.module:factory.")],
     data: Annotated[str, typer.Option(help="digits, cifar10:DIR, mnist:DIR, imagefolder:DIR or hf:NAME.")],
     weights: Annotated[str | None, typer.Option(help="The float checkpoint: .safetensors or a torch file.")] = None,

@@ -21,7 +21,7 @@ MADE_BY = {"made by": f"recoup demo: {EPOCHS} epochs, batch {BATCH}, learning ra
 
 # Digits forgive the better multipliers, so the third is the cheapest one: no zero detection, and truncation.
 CONFIGS = ["nbsmt-2t", "nbsmt-4t", "NBSMT(threads=4, policy='A', rounding='zero')"]
-SEEDS = [0, 1, 2]
+IMAGES, SEEDS = 1024, [0, 1, 2]
 # Tensors this small gain nothing from a second thread, and waiting for it on a busy machine costs a lot.
 CPU_THREADS = 1
 
@@ -32,7 +32,7 @@ def demo_recipe(folder: Path) -> Recipe:
         "model": "recoup.models:digits_net",
         "weights": str(folder / WEIGHTS),
         "data": "digits",
-        "calibration": {"images": 1024, "seeds": SEEDS},
+        "calibration": {"images": IMAGES, "seeds": SEEDS},
         "configs": CONFIGS,
         "cpu_threads": CPU_THREADS,
         "out": str(folder),

@@ -13,8 +13,8 @@ from torch import nn
 Mode = Literal["emulate", "baseline", "float"]
 
 
-class Emulated:
-    """Mixin of the emulated layers: ``class NBSMTConv2d(Emulated, nn.Conv2d)``.
+class Emulated(nn.Module):
+    """Base of the emulated layers: ``class NBSMTConv2d(Emulated, nn.Conv2d)``.
 
     Attributes:
         float_class: the torch layer this one stands in for.
@@ -43,17 +43,13 @@ class Emulated:
     @property
     def title(self) -> str:
         """The layer's name and shape, for messages."""
-        return (
-            f"layer '{self.layer}' ({self.extra_repr()})"
-            if self.layer
-            else f"{type(self).__name__}({self.extra_repr()})"
-        )  # type: ignore[attr-defined]
+        return f"layer '{self.layer}' ({self.float_class.extra_repr(self)})"
 
 
 def become(module: nn.Module, layer_class: type[nn.Module], config: Any, name: str) -> None:
     """Turn a float layer into an emulated one, in place; if it refuses, it stays as it was."""
     original = type(module)
-    module.__class__ = layer_class
+    module.__class__ = layer_class  # type: ignore[assignment]
     try:
         module.convert(config, name)  # type: ignore[operator]
     except BaseException:
@@ -69,7 +65,7 @@ def revert(module: nn.Module) -> None:
             del module._buffers[name]
             module._non_persistent_buffers_set.discard(name)
         module.__dict__.pop(name, None)
-    module.__class__ = module.float_class
+    module.__class__ = module.float_class  # type: ignore[assignment]
 
 
 def emulated_layers(model: nn.Module) -> dict[str, Any]:

@@ -77,7 +77,8 @@ def _logits(output: Any, label: Tensor | None) -> Tensor:
         raise RecoupError(f"evaluate: labels must be class indices of shape [{output.shape[0]}]; got {got}")
     if int(label.min()) < 0 or int(label.max()) >= output.shape[1]:
         raise RecoupError(
-            f"evaluate: labels lie in {int(label.min())}..{int(label.max())}, but the model has {output.shape[1]} classes"
+            f"evaluate: labels lie in {int(label.min())}..{int(label.max())}, but the model has "
+            f"{output.shape[1]} classes"
         )
     if not bool(torch.isfinite(output).all()):
         raise RecoupError("evaluate: the model's output holds NaN or infinity")

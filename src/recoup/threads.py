@@ -8,6 +8,7 @@ against torch's and kill forked DataLoader workers; a forked child makes its own
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import torch
 
@@ -39,9 +40,7 @@ def over_rows(kernel: Callable[[int, int], None], rows: int, cost_per_row: int, 
         kernel(0, rows)
         return
     bounds = [rows * i // threads for i in range(threads + 1)]
-    futures = [
-        _pool(threads - 1).submit(kernel, first, last) for first, last in zip(bounds[1:-1], bounds[2:], strict=True)
-    ]
+    futures = [_pool(threads - 1).submit(kernel, first, last) for first, last in pairwise(bounds[1:])]
     try:
         kernel(bounds[0], bounds[1])
     finally:

@@ -26,7 +26,7 @@ def assert_same_bits(actual: Tensor, expected: Tensor) -> None:
     )
 
 
-def patterns(dtype: torch.dtype, count: int = 8_000, seed: int = 0) -> Tensor:
+def patterns(dtype: torch.dtype, count: int = 3_000, seed: int = 0) -> Tensor:
     """Random bit patterns, numbers of everyday size with ties among them, and special values."""
     generator = torch.Generator().manual_seed(seed)
     if dtype == torch.float32:
@@ -35,7 +35,7 @@ def patterns(dtype: torch.dtype, count: int = 8_000, seed: int = 0) -> Tensor:
         random = torch.randint(-(2**62), 2**62, (count,), generator=generator).mul(2).view(dtype)
     everyday = torch.randn(count, dtype=dtype, generator=generator)
     everyday *= torch.exp2(torch.randint(-24, 24, (count,), generator=generator).to(dtype))
-    ties = torch.arange(-2048, 2048, dtype=dtype) / 32
+    ties = torch.arange(-1024, 1024, dtype=dtype) / 32
     special = torch.tensor([*SPECIAL, *(FLOAT64_SPECIAL if dtype == torch.float64 else ()), torch.nan], dtype=dtype)
     return torch.cat([random, everyday, ties, special, -special])
 

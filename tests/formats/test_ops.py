@@ -45,6 +45,7 @@ def test_every_layout_gives_the_same_bits(format: Float | Int | BlockFloat, dtyp
         "offset": torch.cat([x.flatten(), x.flatten()])[x.numel() :].view_as(x),
         "with gaps": torch.stack([x, x], dim=-1)[..., 0],
         "with gradient": x.clone().requires_grad_(),
+        "channels last with gradient": x.to(memory_format=torch.channels_last).requires_grad_(),
         "inference": x,
     }
     for name, layout in layouts.items():

@@ -1,7 +1,11 @@
 """The format objects: fields, names, presets and what they say about themselves."""
 
+# ruff: noqa: A001, A002 - format is the word of the contract and of the field
+
 import copy
+import doctest
 import pickle
+from types import ModuleType
 from typing import Any
 
 import ml_dtypes
@@ -9,7 +13,7 @@ import numpy as np
 import pytest
 
 from recoup import RecoupError
-from recoup.formats import BlockFloat, Float, Int
+from recoup.formats import BlockFloat, Float, Int, ops, reference, spec
 
 FORMATS = [
     Float(3, -6, 8, largest=448),
@@ -22,13 +26,13 @@ FORMATS = [
 ]
 
 
-@pytest.mark.parametrize("spec", FORMATS)
-def test_repr_pickle_dict_and_copy_give_it_back(spec: Float | Int | BlockFloat) -> None:
-    assert eval(repr(spec)) == spec  # noqa: S307
-    assert pickle.loads(pickle.dumps(spec)) == spec
-    assert type(spec).from_dict(spec.to_dict()) == spec
-    assert copy.deepcopy(spec) == spec
-    assert hash(copy.copy(spec)) == hash(spec)
+@pytest.mark.parametrize("format", FORMATS)
+def test_repr_pickle_dict_and_copy_give_it_back(format: Float | Int | BlockFloat) -> None:
+    assert eval(repr(format)) == format  # noqa: S307
+    assert pickle.loads(pickle.dumps(format)) == format
+    assert type(format).from_dict(format.to_dict()) == format
+    assert copy.deepcopy(format) == format
+    assert hash(copy.copy(format)) == hash(format)
 
 
 def test_frozen_and_checked_again_when_replaced() -> None:
@@ -42,8 +46,8 @@ def test_frozen_and_checked_again_when_replaced() -> None:
 
 
 def test_numpy_integers_become_plain_ones() -> None:
-    spec = Float(np.int64(2), np.int32(-14), 15, largest=np.float32(49152))  # type: ignore[arg-type]
-    assert repr(spec) == repr(Float(2, -14, 15, largest=49152.0))
+    format = Float(np.int64(2), np.int32(-14), 15, largest=np.float32(49152))  # type: ignore[arg-type]
+    assert repr(format) == repr(Float(2, -14, 15, largest=49152.0))
 
 
 @pytest.mark.parametrize(
@@ -114,22 +118,22 @@ ML_DTYPES = [
 
 @pytest.mark.parametrize("name", ML_DTYPES)
 def test_every_value_as_in_ml_dtypes(name: str) -> None:
-    spec = Float.parse(name)
+    format = Float.parse(name)
     dtype = getattr(ml_dtypes, name)
-    assert spec.bits == ml_dtypes.finfo(dtype).bits
-    codes = np.arange(1 << (spec.bits - 1), dtype=np.uint8).view(dtype).astype(np.float64)
-    assert spec.values() == codes[np.isfinite(codes)].tolist()
-    assert Float.parse(name.partition("_")[2]) is spec
+    assert format.bits == ml_dtypes.finfo(dtype).bits
+    codes = np.arange(1 << (format.bits - 1), dtype=np.uint8).view(dtype).astype(np.float64)
+    assert format.values() == codes[np.isfinite(codes)].tolist()
+    assert Float.parse(name.partition("_")[2]) is format
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16", "float32", "float64"])
 def test_range_as_in_numpy(name: str) -> None:
-    spec = Float.parse(name)
+    format = Float.parse(name)
     info = ml_dtypes.finfo(name)
-    assert spec.bits == info.bits
-    assert spec.largest_value == float(info.max)
-    assert spec.smallest_normal == float(info.smallest_normal)
-    assert spec.smallest_subnormal == float(info.smallest_subnormal)
+    assert format.bits == info.bits
+    assert format.largest_value == float(info.max)
+    assert format.smallest_normal == float(info.smallest_normal)
+    assert format.smallest_subnormal == float(info.smallest_subnormal)
 
 
 def test_lightnorm_and_lba_formats() -> None:
@@ -172,6 +176,12 @@ def test_block_storage_as_in_the_paper(block: int, bits: float) -> None:
 
 def test_shared_exponents_are_ieees() -> None:
     for exponent in range(2, 12):
-        spec = BlockFloat(exponent)
+        format = BlockFloat(exponent)
         ieee = Float.ieee(exponent, 0)
-        assert (spec.min_exponent, spec.max_exponent) == (ieee.min_exponent, ieee.max_exponent)
+        assert (format.min_exponent, format.max_exponent) == (ieee.min_exponent, ieee.max_exponent)
+
+
+@pytest.mark.parametrize("module", [spec, ops, reference], ids=lambda module: module.__name__)
+def test_the_examples_in_the_docstrings(module: ModuleType) -> None:
+    assert doctest.testmod(module).attempted
+    assert not doctest.testmod(module).failed

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from recoup.nbsmt.config import PAIRINGS, POLICIES, ROUNDINGS, THREADS, NBSMT
+from recoup.nbsmt.config import NBSMT, PAIRINGS, POLICIES, ROUNDINGS, THREADS
 
 configs = st.builds(
     NBSMT,

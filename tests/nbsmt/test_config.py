@@ -5,7 +5,7 @@ import yaml
 from hypothesis import given
 
 from recoup.errors import RecoupError
-from recoup.nbsmt.config import POLICIES, NBSMT
+from recoup.nbsmt.config import NBSMT, POLICIES
 from tests.nbsmt.strategies import configs
 
 

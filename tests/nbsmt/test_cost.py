@@ -1,6 +1,7 @@
 """The closed form against an array simulated element by element and cycle by cycle, and networks by hand."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -26,11 +27,11 @@ class Simulation:
         self.x, self.w, self.rows, self.cols = x, w, rows, cols
         self.steps = len(w)
         self.tiles = [(m, n) for m in range(0, len(x), rows) for n in range(0, len(w[0]), cols)]
-        self.a = [[None] * cols for _ in range(rows)]
-        self.b = [[None] * cols for _ in range(rows)]
+        self.a: list[list[Any]] = [[None] * cols for _ in range(rows)]
+        self.b: list[list[Any]] = [[None] * cols for _ in range(rows)]
         self.sums = {}
-        self.held = [{} for _ in range(cols)]
-        self.chain = [[None] * rows for _ in range(cols)]
+        self.held: list[dict[int, Any]] = [{} for _ in range(cols)]
+        self.chain: list[list[Any]] = [[None] * rows for _ in range(cols)]
         self.result = {}
 
     def activation(self, starts, cycle, i):
@@ -119,7 +120,7 @@ def test_cycles_equal_the_simulated_array(M, N, C, taps, seed, threads, rows, co
 def test_tiles_cannot_follow_each_other_faster():
     x, w, _ = threaded(0, 6, 4, 3, 1, 2)  # 2 cycles of reduction, 3 rows to drain
     assert Simulation(x, w, 3, 3).run(3) == layer_cycles(6, 4, 3, 2, Array(3, 3))
-    with pytest.raises(AssertionError, match="has not left yet"):
+    with pytest.raises(AssertionError, match="has not left"):
         Simulation(x, w, 3, 3).run(2)
 
 
@@ -138,7 +139,7 @@ def test_a_network_by_hand():
     rc.emulate_(model, NBSMT(threads=4), {"block2.conv2": NBSMT(threads=2)})
     cost = cycles(model, (3, 8, 8))
     by_name = {layer.name: layer for layer in cost.layers}
-    assert list(by_name)[0] == "stem"
+    assert next(iter(by_name)) == "stem"
     assert list(by_name)[-1] == "classifier"
     assert {name: layer.threads for name, layer in by_name.items() if layer.threads != 4} == {
         "stem": 1, "classifier": 1, "block2.conv2": 2

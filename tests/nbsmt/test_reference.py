@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recoup.nbsmt import reference
-from recoup.nbsmt.config import PAIRINGS, POLICIES, ROUNDINGS, THREADS, NBSMT
+from recoup.nbsmt.config import NBSMT, PAIRINGS, POLICIES, ROUNDINGS, THREADS
 from recoup.nbsmt.groups import groups
 from recoup.nbsmt.weights import weight_operand
 from tests.nbsmt import port

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from recoup.errors import RecoupError
 from recoup.nbsmt import reference, tally
-from recoup.nbsmt.config import PAIRINGS, POLICIES, ROUNDINGS, THREADS, NBSMT
+from recoup.nbsmt.config import NBSMT, PAIRINGS, POLICIES, ROUNDINGS, THREADS
 from recoup.nbsmt.prepare import Geometry
 from recoup.nbsmt.statistics import layer_statistics, statistics
 from tests.nbsmt.strategies import configs, operands
@@ -22,12 +22,11 @@ from tests.nbsmt.strategies import configs, operands
     ids=lambda c: f"{c.threads}-{c.policy}-{c.rounding}-{c.pairing}",
 )
 def test_every_configuration_equals_the_reference(config):
-    for seed, (size, zeros) in enumerate([(1, 0.0), (13, 0.4), (16, 0.8)]):
-        x, w = operands(seed, 5, size, 6, zeros)
-        assert statistics(x, w, config) == reference.statistics(x, w, config)
+    x, w = operands(0, 9, 13, 11)
+    assert statistics(x, w, config) == reference.statistics(x, w, config)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     configs,
     st.integers(0, 2**32 - 1),
@@ -69,7 +68,7 @@ def layer(seed, images, channels, size, outputs, kernel, zeros=0.3):
     return x.view(images, channels, *size), w.view(outputs, channels, *kernel)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     configs,
     st.integers(0, 2**32 - 1),

@@ -7,14 +7,14 @@ from torch import nn
 
 from recoup.emulated import emulated_layers
 from recoup.errors import RecoupError
-from recoup.study import Results, State, run
+from recoup.study import Recipe, Results, State, run
 from recoup.study.lab import Lab
 from recoup.study.machine import cpu_threads
 from recoup.study.norms import Statistics
 from recoup.study.run import plan
 from recoup.study.states import BASELINE, FLOAT
 from recoup.study.store import Store
-from tests.study.examples import FOUR, small_recipe
+from tests.study.examples import FOUR, TWO, small_recipe
 
 
 def numbers(results: Results) -> dict:
@@ -114,6 +114,31 @@ def test_another_study_in_the_folder(finished, tmp_path):
     assert results.test_images == 20
     assert results.layers == ()
     assert [row.state for row in results.accuracy if row.config == repr(FOUR)] == ["paired", "paired"]
+
+
+def quick(folder, **changes):
+    return small_recipe(folder, states=["paired"], profile_images=0, **changes)
+
+
+def test_results_that_are_not_this_studys_are_kept(tmp_path):
+    (tmp_path / "results.json").write_text("precious")
+    with pytest.raises(RecoupError, match=r"results\.json is from another study"):
+        run(quick(tmp_path), progress=False)
+    assert (tmp_path / "results.json").read_text() == "precious"
+    (tmp_path / "report.html").write_text("stale")
+    run(quick(tmp_path), overwrite=True, progress=False)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_the_users_own_recipe_is_kept(tmp_path):
+    own = "# mine\n" + quick(tmp_path).to_yaml()
+    (tmp_path / "recipe.yaml").write_text(own)
+    run(quick(tmp_path), progress=False)
+    assert (tmp_path / "recipe.yaml").read_text() == own
+    with pytest.raises(RecoupError, match=r"recipe\.yaml is another recipe"):
+        run(quick(tmp_path, configs=["nbsmt-2t"]), progress=False)
+    run(quick(tmp_path, configs=["nbsmt-2t"]), overwrite=True, progress=False)
+    assert Recipe.load(tmp_path / "recipe.yaml").configs == (TWO,)
 
 
 def test_every_measurement_starts_from_the_float_checkpoint(tmp_path):

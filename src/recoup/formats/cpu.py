@@ -87,6 +87,5 @@ def _quantize_blocks(x: Tensor, y: Tensor, format: BlockFloat, random: Tensor | 
 
 def _flat(x: Tensor) -> np.ndarray:
     """The memory of a dense tensor, in order."""
-    if x.is_contiguous():
-        return x.numpy(force=True).reshape(-1)  # force: x may require a gradient; on the CPU it copies nothing
-    return x.as_strided((x.numel(),), (1,)).numpy()
+    flat = x if x.is_contiguous() else x.as_strided((x.numel(),), (1,))
+    return flat.numpy(force=True).reshape(-1)  # force: x may require a gradient; on the CPU it copies nothing

@@ -8,7 +8,7 @@ Every sum is cast back to the element's own integer type and shifts are our own:
 halves the speed. ``T`` is that type.
 """
 
-# ruff: noqa: ARG001, PLR0917 - numba fixes an intrinsic's arguments, and kernels take theirs by position
+# ruff: noqa: ARG001 - numba fixes an intrinsic's arguments
 
 from typing import Any
 
@@ -16,7 +16,6 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
-
 
 __all__ = ["LANES", "block_kernel", "float_kernel", "float_nearest_kernel", "float_random_kernel", "int_kernel"]
 

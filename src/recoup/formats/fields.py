@@ -12,19 +12,23 @@ __all__ = ["Format", "boolean", "choice", "integer"]
 def integer(owner: str, name: str, value: Any, legal: tuple[int, int], note: str = "") -> int:
     """``value`` as an int within the legal range, or an error that names the field and the range."""
     low, high = legal
-    if not isinstance(value, bool) and hasattr(value, "__index__"):
+    try:
         index = operator.index(value)
-        if low <= index <= high:
-            return index
+    except TypeError:
+        index = None
+    if index is not None and not isinstance(value, bool) and low <= index <= high:
+        return index
     raise RecoupError(f"{owner}({name}={value!r}): {name} must be an integer from {low} to {high}{note}")
 
 
 def choice(owner: str, name: str, value: Any, legal: tuple[str, ...]) -> None:
+    """An error that lists the legal words unless ``value`` is one of them."""
     if value not in legal:
         raise RecoupError(f"{owner}({name}={value!r}): {name} must be one of {', '.join(map(repr, legal))}")
 
 
 def boolean(owner: str, name: str, value: Any) -> None:
+    """An error unless ``value`` is a bool: what is merely true may be a mistaken argument."""
     if not isinstance(value, bool):
         raise RecoupError(f"{owner}({name}={value!r}): {name} must be True or False")
 

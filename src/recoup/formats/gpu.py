@@ -1,11 +1,10 @@
 """The formats on the GPU: Triton kernels, equal to reference.py bit for bit.
 
-The steps and names are those of cpu.py. Kernels see floats as integers of the same width, so nothing here depends on
-flush-to-zero.
-With TRITON_INTERPRET=1 in the environment before triton is imported they run on CPU tensors.
+The steps and names are those of cpu_kernels.py. Kernels see floats as integers of the same width, so nothing here
+depends on flush-to-zero. With TRITON_INTERPRET=1 in the environment before triton is imported they run on CPU tensors.
 """
 
-# ruff: noqa: A002, PLR0917, SIM108 - kernels take arguments by position, and branches on types are no expressions
+# ruff: noqa: A002, SIM108 - format is the word of the contract; branches on types are no expressions to triton
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportOperatorIssue=false
 # (inside a kernel plain numbers become constexpr)
 
@@ -66,7 +65,8 @@ def _exponent_field(u, FRACTION: tl.constexpr):
     return tl.where(u > infinity, -FRACTION - bias, field)
 
 
-@triton.jit
+# Numbers are not specialised on: one machine code for all their values, 1 and multiples of 16 included.
+@triton.jit(do_not_specialize=range(3, 13))
 def _float_kernel(
     x_ptr, y_ptr, random_ptr, size, start, shift, zero_below, largest, beyond, infinite_from, top, quantum, nearest,
     FRACTION: tl.constexpr, STOCHASTIC: tl.constexpr, LANES: tl.constexpr,
@@ -91,7 +91,7 @@ def _float_kernel(
     tl.store(y_ptr + at, q | (v ^ u), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[2])
 def _int_kernel(
     x_ptr, y_ptr, size,
     LOW: tl.constexpr, HIGH: tl.constexpr, SPAN: tl.constexpr, WRAP: tl.constexpr,
@@ -119,9 +119,10 @@ def _int_kernel(
         r = (q | (v ^ u)).to(tl.float64, bitcast=True)
     low = tl.full((1,), LOW, r.dtype)
     high = tl.full((1,), HIGH, r.dtype)
-    span = tl.full((1,), SPAN, r.dtype)
     if WRAP:
-        r = r - span * tl.floor(r / span)
+        # Exact, and not a division, which triton makes approximate: span is a power of two.
+        span = tl.full((1,), SPAN, r.dtype)
+        r = r - span * tl.floor(r * tl.full((1,), 1 / SPAN, r.dtype))
         r = tl.where(r > high, r - span, r)
     else:
         r = tl.where(r < low, low, r)
@@ -131,7 +132,7 @@ def _int_kernel(
     tl.store(y_ptr + at, result, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=range(3, 12))
 def _block_kernel(
     x_ptr, y_ptr, random_ptr, channels, inner, block, blocks, tiles, lowest, highest, significand, nearest,
     OUTLIER: tl.constexpr, STOCHASTIC: tl.constexpr, FRACTION: tl.constexpr, LANES: tl.constexpr,

@@ -29,7 +29,7 @@ Backend = Callable[[Tensor, Format, Tensor | None], Tensor]
 
 
 def quantize(x: Tensor, format: Format, generator: torch.Generator | None = None) -> Tensor:
-    """``x`` rounded to the nearest values of ``format``, or as its rounding says.
+    """``x`` rounded to the values of ``format``.
 
         y_i = round(x_i),   dL/dx = dL/dy
 
@@ -38,8 +38,8 @@ def quantize(x: Tensor, format: Format, generator: torch.Generator | None = None
     every number of threads. `Float`, `Int` and `BlockFloat` define rounding, overflow, NaN and infinities. Gradients
     pass straight through (identity), saturated elements included.
 
-    A format wider than float32 is computed in float64: a finite float32 gives what the format says, while an infinity
-    that saturates above float32's range stays an infinity.
+    For float32 and a format wider than that, the same in float64: a finite x gives what the format says, while an
+    infinity that would saturate above float32's range stays an infinity.
 
     Args:
         x: float32 or float64, on the CPU or a CUDA device (which needs triton).
@@ -141,12 +141,12 @@ def _operator(name: str, family: type[Format], fields: str, random: bool) -> Cal
         return torch.empty_like(x)
 
     def batched(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, int]:
-        def to_front(tensor: Tensor | None, dim: int | None) -> Tensor | None:
-            if tensor is None or dim is not None:
-                return tensor if tensor is None or dim is None else tensor.movedim(dim, 0)
-            return tensor.expand(info.batch_size, *tensor.shape)
+        def batch_first(tensor: Tensor | None, dim: int | None) -> Tensor | None:
+            if tensor is None:
+                return None
+            return tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
-        tensors = [to_front(arguments[i], in_dims[i]) for i in range(1 + random)]
+        tensors = [batch_first(arguments[i], in_dims[i]) for i in range(1 + random)]
         format = family(*arguments[1 + random :])
         if isinstance(format, BlockFloat) and format.dim >= 0:
             format = format.replace(dim=format.dim + 1)

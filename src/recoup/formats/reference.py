@@ -106,7 +106,7 @@ def _round(units: Tensor, rounding: Rounding, random: Tensor | None) -> Tensor:
     whole = units.floor()
     if rounding == "zero":
         return whole
-    assert random is not None  # noqa: S101 - the operators' job
+    assert random is not None
     bits = RANDOM_BITS[random.dtype]
     fraction = ((units - whole) * 2.0**bits).long()
     return whole + (fraction + random >= 1 << bits)

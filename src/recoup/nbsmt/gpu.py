@@ -8,7 +8,7 @@ Every call waits once, for the faults of its own input, while its convolution ru
 Shape suffixes: those of gpu_operands.py.
 """
 
-# ruff: noqa: PLR0917 - the operator's arguments, in its order
+
 
 from collections.abc import Callable
 from functools import cache

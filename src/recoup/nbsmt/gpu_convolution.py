@@ -6,7 +6,7 @@ without a mask; ``offset_O`` puts back the 128 that they are stored less.
 Shape suffixes: those of gpu_operands.py, and M output pixels.
 """
 
-# ruff: noqa: PLR0917 - a kernel takes its arguments by position
+
 # Triton's language is typed for its own compiler:
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false
 

@@ -11,7 +11,7 @@ Shape suffixes: O output channels, L the kernel's taps, K = G * T * V columns: G
 slots and padding; T * V is a multiple of 16); P pixels of the input with its zero padding around it.
 """
 
-# ruff: noqa: PLR0917 - a kernel takes its arguments by position
+
 # Triton's language is typed for its own compiler:
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false
 

@@ -4,7 +4,7 @@ Each is its torch counterpart with the same constructor, parameters and state_di
 calibrated, an activation scale. `recoup.emulate_` turns the layers of a model into these, in place.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,8 @@ class NBSMTLayer(Emulated):
         order: int64 [C], the permutation of the input channels among the threads by `reorder_`, or None.
     """
 
+    weight: Tensor
+    bias: Tensor | None
     config: NBSMT
     activation_scale: float | None
     bias_correction: Tensor | None
@@ -73,40 +75,51 @@ class NBSMTLayer(Emulated):
         return y
 
     def extra_repr(self) -> str:
-        text = super().extra_repr()  # type: ignore[misc]
+        text = super().extra_repr()
         config = self.__dict__.get("config")
         if config is None:
             return text
         return f"{text}, {config!r}" + (", one thread because grouped" if self.caveat() else "")
 
-    @property
-    def title(self) -> str:
-        return f"layer '{self.layer}' ({self.float_class.extra_repr(self)})"  # type: ignore[arg-type]
-
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """Keys stay those of the float layer; scale, correction and order travel in the state_dict's metadata."""
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
+        super()._save_to_state_dict(destination, prefix, keep_vars)
         metadata = getattr(destination, "_metadata", None)
         if metadata is not None:
             names = ("activation_scale", "bias_correction", "order")
             metadata.setdefault(prefix[:-1], {})["recoup"] = {name: getattr(self, name, None) for name in names}
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)  # type: ignore[misc]
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
         for name, value in (local_metadata.get("recoup") or {}).items():
             setattr(self, name, value.to(self.weight.device) if isinstance(value, Tensor) else value)
 
 
 class _Convolution(NBSMTLayer):
+    kernel_size: tuple[int, ...]
+    padding: str | tuple[int, ...]
+    padding_mode: Literal["zeros", "reflect", "replicate", "circular"]
+    _reversed_padding_repeated_twice: list[int]
+
     def _padded(self, x: Tensor) -> tuple[Tensor, list[int]]:
         """The input, padded where the operator cannot do it, and what padding is left for the operator."""
-        symmetric = not isinstance(self.padding, str)
-        before_after = self._reversed_padding_repeated_twice
+        none = [0] * len(self.kernel_size)
         if self.padding_mode != "zeros":
-            return F.pad(x, before_after, mode=self.padding_mode), [0] * len(self.kernel_size)
-        if not symmetric and self.padding != "valid":
-            return F.pad(x, before_after), [0] * len(self.kernel_size)
-        return x, list(self.padding) if symmetric else [0] * len(self.kernel_size)
+            return F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), none
+        if self.padding == "same":
+            return F.pad(x, self._reversed_padding_repeated_twice), none
+        return x, none if isinstance(self.padding, str) else list(self.padding)
 
 
 class NBSMTConv2d(_Convolution, nn.Conv2d):

@@ -4,7 +4,7 @@ The convolution is one operator of the torch.library, with a fake implementation
 that it composes with autograd, torch.compile and DDP.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
@@ -26,7 +26,7 @@ _backend: ContextVar[str | None] = ContextVar("recoup_nbsmt_backend", default=No
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Run NB-SMT layers on ``int8`` or ``float32`` instead of what the probe chose. Results are the same, bit for bit."""
+    """Run NB-SMT layers on ``int8`` or ``float32`` instead of the probe's choice, with the same bits."""
     if name not in ("int8", "float32"):
         raise RecoupError(f"backend {name!r}: must be int8 or float32")
     if name == "int8" and cpu.probe().name != "int8":
@@ -91,8 +91,7 @@ def encode(config: NBSMT) -> str:
     return f"{config.threads}|{config.policy}|{config.rounding}|{config.pairing}"
 
 
-@torch.library.custom_op("recoup::nbsmt_convolution", mutates_args=())
-def convolution(
+def _convolution(
     x: Tensor,
     weight: Tensor,
     order: Tensor | None,
@@ -160,8 +159,8 @@ def raise_fault(layer: str, x: Tensor, faults: int) -> None:
     if faults & NOT_FINITE:
         raise RecoupError(f"{layer}: the input {list(x.shape)} holds NaN or infinity")
     raise RecoupError(
-        f"{layer}: the input {list(x.shape)} holds negative values (least {float(x.min()):.6g}); NB-SMT activations are "
-        "unsigned and clipping them would be silent: put a ReLU before the layer or leave it in float "
+        f"{layer}: the input {list(x.shape)} holds negative values (least {float(x.min()):.6g}); NB-SMT activations "
+        "are unsigned and clipping them would be silent: put a ReLU before the layer or leave it in float "
         '(layers={"name": None})'
     )
 
@@ -181,13 +180,11 @@ def _empty_output(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0], *sizes).contiguous(memory_format=_memory_format(x))
 
 
-@convolution.register_fake
-def _(x, weight, order, scale, config, stride, padding, dilation, groups, layer):  # noqa: ANN001, ANN202, ARG001
+def _convolution_fake(x, weight, order, scale, config, stride, padding, dilation, groups, layer):
     return _empty_output(x, weight, Geometry(tuple(stride), tuple(padding), tuple(dilation), groups))
 
 
-@torch.library.custom_op("recoup::nbsmt_convolution_backward", mutates_args=())
-def convolution_backward(
+def _convolution_backward(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -212,23 +209,36 @@ def convolution_backward(
     return grad_x, weight.new_empty(0) if grad_w is None else grad_w.reshape(weight.shape)
 
 
-@convolution_backward.register_fake
-def _(grad, x, weight, scale, stride, padding, dilation, groups, needs):  # noqa: ANN001, ANN202, ARG001
+def _backward_fake(grad, x, weight, scale, stride, padding, dilation, groups, needs):
     return torch.empty_like(x) if needs[0] else x.new_empty(0), weight.new_empty(weight.shape if needs[1] else 0)
 
 
-def _setup_context(ctx, inputs, output) -> None:  # noqa: ANN001, ARG001
+def _setup_context(ctx, inputs, output) -> None:
     x, weight, _, ctx.scale, _, ctx.stride, ctx.padding, ctx.dilation, ctx.groups, _ = inputs
     ctx.save_for_backward(x, weight)
 
 
-def _backward(ctx, grad: Tensor):  # noqa: ANN001, ANN202
+def _backward(ctx, grad: Tensor):
     x, weight = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:2])
     grads = convolution_backward(grad, x, weight, ctx.scale, ctx.stride, ctx.padding, ctx.dilation, ctx.groups, needs)
     return *(g if needed else None for g, needed in zip(grads, needs, strict=True)), *[None] * 8
 
 
-convolution.register_autograd(_backward, setup_context=_setup_context)
-convolution.register_autocast("cpu", torch.float32)
-convolution.register_autocast("cuda", torch.float32)
+# Registered by hand: torch.library.custom_op imports the compiler, 140 MB and seconds, at an operator's first call.
+_library = torch.library.Library("recoup", "FRAGMENT")
+
+
+def _register(name: str, implementation: Callable, fake: Callable) -> Callable:
+    _library.define(torch.library.infer_schema(implementation, mutates_args=(), op_name=name))
+    _library.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"recoup::{name}", fake, lib=_library)
+    return getattr(torch.ops.recoup, name).default
+
+
+convolution = _register("nbsmt_convolution", _convolution, _convolution_fake)
+convolution_backward = _register("nbsmt_convolution_backward", _convolution_backward, _backward_fake)
+_NAME = "recoup::nbsmt_convolution"
+torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context, lib=_library)
+torch.library.register_autocast(_NAME, "cpu", torch.float32, lib=_library)
+torch.library.register_autocast(_NAME, "cuda", torch.float32, lib=_library)

@@ -62,7 +62,8 @@ def prepare(weight: Tensor, config: NBSMT, order: Tensor | None = None) -> Prepa
         config: the NB-SMT configuration.
         order: permutation of the I input channels, or None.
     """
-    kept: dict[NBSMT, Prepared] = _prepared.setdefault(weight, {})
+    kept: dict[NBSMT, Prepared] = _prepared.get(weight) or {}
+    _prepared[weight] = kept
     content = (_hash(weight), weight.stride(), None if order is None else _hash(order))
     found = kept.get(config)
     if found is None or found.content != content:
@@ -90,4 +91,4 @@ def _hash(tensor: Tensor) -> int:
     if not plain.is_contiguous():
         last = plain.dim() == 4 and plain.is_contiguous(memory_format=torch.channels_last)
         plain = plain.permute(0, 2, 3, 1) if last else plain.contiguous()
-    return xxhash.xxh3_64_intdigest(memoryview(plain.view(-1).view(torch.uint8).numpy()))
+    return xxhash.xxh3_64_intdigest(plain.view(-1).view(torch.uint8).numpy().data)

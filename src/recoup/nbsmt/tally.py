@@ -145,7 +145,7 @@ def weight_counts(code: Tensor, table: Tensor, config: NBSMT, groups: int, part:
     classes, masks = int(table.max()) + 1, 1 << (config.threads - 1)
     w_GOTSkl = reference.split_threads(code.unflatten(0, (groups, -1)), config, 2)[:, :, :, part]
     label = masked(table.to(code.device)[w_GOTSkl.long() + 128], int(table[128]), classes, 2).movedim(1, 0)
-    cell = torch.arange(label[0].numel(), device=code.device).view(label.shape[1:])
+    cell = torch.arange(label.shape[1:].numel(), device=code.device).view(label.shape[1:])
     flat = (cell * (masks * classes) + label).flatten()
     counts = torch.bincount(flat, minlength=cell.numel() * masks * classes)
     return counts.view(*label.shape[1:], masks, classes).double()

@@ -1,4 +1,4 @@
-"""Throttling: the fewest layers on fewer threads that keep the accuracy within a budget."""
+"""Throttling: fewer threads in the layers where they hurt, until the accuracy is within a budget."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -41,7 +41,7 @@ class Throttling:
 
 
 def throttle_(model: M, batches: Iterable[Any], budget: float, *, progress: bool = False) -> M:
-    """Apply `plan_throttling`: slow the fewest layers that keep top-1 within ``budget`` points of 8-bit arithmetic.
+    """Apply `plan_throttling`: slow few layers, so that top-1 stays within ``budget`` points of 8-bit arithmetic.
 
     A slowed layer gets a config with fewer threads and loses its bias correction, which belonged to more of them; run
     `correct_bias_` or `recoup.recalibrate_` afterwards.
@@ -58,7 +58,7 @@ def throttle_(model: M, batches: Iterable[Any], budget: float, *, progress: bool
 
 
 def plan_throttling(model: nn.Module, batches: Iterable[Any], budget: float, *, progress: bool = False) -> Throttling:
-    """Find the fewest layers to slow down so that top-1 stays within ``budget`` points of 8-bit arithmetic.
+    """Find few layers to slow down, so that top-1 stays within ``budget`` points of 8-bit arithmetic.
 
     1. In one pass every layer is emulated alone, all others in 8 bits; its harm is the mean squared change of the
        model's output. The steps 4 -> 2 and 2 -> 1 of all layers are ranked by how much harm they remove, a layer's own
@@ -67,8 +67,8 @@ def plan_throttling(model: nn.Module, batches: Iterable[Any], budget: float, *, 
        8-bit arithmetic.)
     3. From the least useful one on, steps are taken back where the budget allows it.
 
-    Accuracy need not be monotonic in the steps, so another set may be smaller; the one returned is measured to meet
-    the budget, and giving back any single one of its last steps breaks it, as far as step 3 tried them in turn.
+    What is minimised is the number of steps: each halves the speed of one layer. Accuracy need not be monotonic in
+    them, so a smaller set may exist; the one returned is measured to meet the budget.
 
     Args:
         model: a classifier after `emulate_`; run after `reorder_` and before repairs, or on a repaired model.

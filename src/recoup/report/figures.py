@@ -110,7 +110,7 @@ def layer_figure(results: Results) -> str | None:
     axes[0].set_title("Error against 8 bit (relative mean square, log scale)")
     axes[1].set_title("Slots with a collision, %")
     axes[1].set_ylim(0, 105)
-    axes[0].legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(results.recipe.configs))
+    _legend(figure, axes[0])
     _layer_ticks(axes, names)
     return svg(figure, "layers", f"Relative error and collision rate of {len(names)} layers. {'; '.join(said)}.")
 
@@ -135,7 +135,7 @@ def shift_figure(results: Results) -> str | None:
     axes[1].axhline(1, color=MUTED, lw=1)
     axes[0].set_title("Shift of the mean, in standard deviations of the channel")
     axes[1].set_title("Variance with NB-SMT / variance at 8 bit")
-    axes[0].legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(results.recipe.configs))
+    _legend(figure, axes[0])
     _layer_ticks(axes, names)
     return svg(figure, "shift", f"Shift of BatchNorm statistics in {len(names)} layers. {'; '.join(said)}.")
 
@@ -195,6 +195,12 @@ def _references(axis: Any, summary: Summary, labelled: bool) -> None:
 def _line(axis: Any, places: Sequence[int], values: Sequence[float], index: int, label: str) -> None:
     colour, marker = _series(index + 1)  # the first is the 8-bit baseline's in every plot
     axis.plot(places, values, color=colour, marker=marker, ms=4, lw=1.2, label=label)
+
+
+def _legend(figure: Any, axis: Any) -> None:
+    """Above the plots, where it covers neither data nor titles however many series there are."""
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=3, columnspacing=1.6, borderaxespad=0.2)
 
 
 def _name_space(names: Sequence[str]) -> float:

@@ -72,7 +72,10 @@ def interval_text(results: Results, summary: Summary) -> str:
             f"t: Student's interval over {summary.seeds} draws of calibration images. W: Wilson's interval of a single "
             f"measurement; {wilson}."
         )
-    return f"W: Wilson's interval of the single measurement; {wilson}."
+    return (
+        f"W: Wilson's interval of the single measurement; {wilson}. Every state is measured on the same images, so "
+        "differences between states are more certain than that."
+    )
 
 
 def facts(results: Results) -> dict[str, Any]:

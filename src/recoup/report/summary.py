@@ -1,7 +1,7 @@
 """What results mean: estimates, gains, cycles and the verdict in plain words. Terminal, HTML and CSV all read this."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from recoup.nbsmt.config import NBSMT
@@ -10,7 +10,9 @@ from recoup.study.intervals import Estimate, accuracy, of_test_set, over_seeds
 from recoup.study.results import AccuracyRow, CycleRow, Results
 from recoup.study.states import BASELINE, FLOAT, State
 
-WORTH_REPAIRING = 0.1  # points; of a smaller loss the share won back says nothing
+WORTH_REPAIRING = 0.1  # points; of a smaller loss, or of a single image, the share won back says nothing
+
+SPACE = "\N{NO-BREAK SPACE}"
 
 # The repair a verdict quotes is fixed here, not picked by its result.
 PREFERENCE = (State.PAIRED, State.AVERAGE, State.PAIRED_BIAS, State.BIAS)
@@ -29,7 +31,8 @@ class Line:
     Attributes:
         top1, top5: percent.
         gain: points of top1 over the same config's float statistics, seed by seed; None for those themselves.
-        recovered: gain / what the config lost against 8 bit, a share; None where less than 0.1 points were lost.
+        recovered: gain / what the config lost against 8 bit, a share; None where at most 0.1 points or one test image
+            were lost.
     """
 
     config: str
@@ -71,12 +74,17 @@ class Cycles:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The whole study: `lines` in the order measured, `cycles` by config, one verdict a config."""
+    """The whole study: `lines` in the order measured, `cycles` by config, one verdict a config.
+
+    ``resolution`` is half the width of the best accuracy's Wilson interval, ``threshold`` the loss up to which there is
+    nothing to repair; both in points.
+    """
 
     lines: tuple[Line, ...]
     cycles: dict[str, Cycles]
     verdicts: tuple[str, ...]
     resolution: float
+    threshold: float
     seeds: int
 
     def line(self, config: str, state: str) -> Line | None:
@@ -97,9 +105,9 @@ def summarize(results: Results) -> Summary:
     lines = tuple(_line(groups, config, state, titles[config]) for config, state in groups)
     cycles = {repr(config): _cycles(config, results.cycles) for config in results.recipe.configs if results.cycles}
     count, best = results.test_images, max(line.top1.mean for line in lines)
-    partial = Summary(lines, cycles, (), of_test_set(best, count).half, len(results.recipe.calibration.seeds))
-    verdicts = tuple(verdict(partial, config) for config in results.recipe.configs)
-    return Summary(lines, cycles, verdicts, partial.resolution, partial.seeds)
+    resolution, threshold = of_test_set(best, count).half, _threshold(count)
+    silent = Summary(lines, cycles, (), resolution, threshold, len(results.recipe.calibration.seeds))
+    return replace(silent, verdicts=tuple(verdict(silent, config) for config in results.recipe.configs))
 
 
 def verdict(summary: Summary, config: NBSMT) -> str:
@@ -112,10 +120,10 @@ def verdict(summary: Summary, config: NBSMT) -> str:
     if eight is None or bare is None:
         only = repaired or summary.of(name)[0]
         return f"{title(config)}: {percent(only.top1.mean)} ({only.state}){speed}."
-    loss = eight.top1.mean - bare.top1.mean
+    loss = round(eight.top1.mean - bare.top1.mean, 6)  # accuracies are quotients, rounded
     text = f"{title(config)}: {percent(eight.top1.mean)} at 8 bit"
-    if loss < WORTH_REPAIRING:
-        held = "stays" if abs(loss) < WORTH_REPAIRING else "becomes"
+    if loss <= summary.threshold:
+        held = "stays" if percent(eight.top1.mean) == percent(bare.top1.mean) else "becomes"
         return f"{text} {held} {percent(bare.top1.mean)}{speed}; there is nothing to repair."
     text += f" falls to {percent(bare.top1.mean)}{speed}"
     if repaired is None:
@@ -124,17 +132,17 @@ def verdict(summary: Summary, config: NBSMT) -> str:
     if repaired.top1.mean <= bare.top1.mean:
         return f"{text}; {how} does not help ({now})."
     share = repaired.recovered or 0.0
-    won = "all of the loss" if share >= 0.995 else f"{100 * share:.0f} % of the loss"
+    won = "all of the loss" if share >= 0.995 else f"{100 * share:.0f}{SPACE}% of the loss"
     return f"{text}; {how} brings back {won} ({now})."
 
 
 def percent(value: float) -> str:
     """An accuracy as text.
 
-    >>> percent(91.6)
-    '91.60 %'
+    >>> percent(91.6).split()
+    ['91.60', '%']
     """
-    return f"{value:.2f} %"
+    return f"{value:.2f}{SPACE}%"
 
 
 def _line(groups: dict[tuple[str, str], list[AccuracyRow]], config: str, state: str, name: str) -> Line:
@@ -142,7 +150,7 @@ def _line(groups: dict[tuple[str, str], list[AccuracyRow]], config: str, state: 
     bare, eight = groups.get((config, State.NONE), []), groups.get((BASELINE, State.NONE), [])
     gains = _differences(rows, bare) if state != State.NONE else []
     losses = _differences(eight, bare) if config not in (FLOAT, BASELINE) else []
-    loss = fmean(losses) if losses else 0.0
+    loss = round(fmean(losses), 6) if losses else 0.0
     gain = fmean(gains) if gains else None
     return Line(
         config=config,
@@ -152,8 +160,12 @@ def _line(groups: dict[tuple[str, str], list[AccuracyRow]], config: str, state: 
         top5=fmean(row.top5 for row in rows),
         gain=gain,
         gain_interval=over_seeds(gains) if len(gains) > 1 else None,
-        recovered=gain / loss if gain is not None and loss >= WORTH_REPAIRING else None,
+        recovered=gain / loss if gain is not None and loss > _threshold(rows[0].count) else None,
     )
+
+
+def _threshold(count: int) -> float:
+    return round(max(WORTH_REPAIRING, 100 / count), 6)
 
 
 def _differences(rows: Sequence[AccuracyRow], others: Sequence[AccuracyRow]) -> list[float]:

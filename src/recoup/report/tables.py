@@ -13,7 +13,7 @@ from recoup.study.store import write_atomically
 
 
 def write_tables(results: Results, folder: Path) -> list[Path]:
-    """Write accuracy, layers, cycles and shifts, each file whole or not at all; columns as in `recoup.study.results`."""
+    """Write accuracy, layers, cycles and shifts, each file whole or not at all; columns: `recoup.study.results`."""
     tables: list[tuple[str, type[BaseModel], Sequence[BaseModel]]] = [
         ("accuracy.csv", AccuracyRow, results.accuracy),
         ("layers.csv", LayerRow, results.layers),

@@ -22,7 +22,7 @@ TERMS = {
         "Squared difference of a layer's output from the 8-bit output for the same input, over the square of the "
         "8-bit output, both summed over all images."
     ),
-    "of it mean": (
+    "mean part": (
         "The share of the error that is one constant per output channel: what bias correction removes and BatchNorm "
         "recalibration absorbs."
     ),
@@ -35,9 +35,10 @@ TERMS = {
         "fit 4 bits; the capital letter of Aw and aW names the operand that is reduced when neither fits."
     ),
     "gain": "Points of accuracy over the same hardware's float statistics, seed by seed.",
+    "slowed": "Of the emulated layers: those that run fewer threads, by the layer map or because they are grouped.",
     "won back": (
-        "Gain over loss, where the loss is what the hardware costs against 8 bit; shown for losses of 0.1 points and "
-        "more."
+        "Gain over loss, where the loss is what the hardware costs against 8 bit; shown for losses of more than 0.1 "
+        "points and more than one test image."
     ),
 }
 
@@ -48,8 +49,8 @@ MODELLED = (
     "Cycles of an output-stationary systolic array: tiling, skew, drain and threads; tiles overlap.",
 )
 NOT_MODELLED = (
-    "Layers outside the emulation, by default the first and the last: their accuracy is that of float, their cycles are "
-    "those of 8-bit arithmetic with one thread.",
+    "Layers outside the emulation, by default the first and the last: their accuracy is that of float, their cycles "
+    "are those of 8-bit arithmetic with one thread.",
     "Normalisation, activation functions and residual additions: float, as torch computes them.",
     "Memory: cycles assume that operands arrive in time.",
     "Area, energy and clock frequency.",

@@ -16,12 +16,15 @@ from recoup.study.lab import Lab
 from recoup.study.machine import cpu_threads, describe
 from recoup.study.progress import displayed
 from recoup.study.recipe import Recipe
+from recoup.study.results import FILE as RESULTS
 from recoup.study.results import AccuracyRow, CycleRow, LayerRow, Results, ShiftRow
 from recoup.study.states import BASELINE, FLOAT, State
 from recoup.study.store import Store, write_atomically
 from recoup.version import __version__
 
 RECIPE = "recipe.yaml"
+HEADER = "# Written by recoup: everything that decides the numbers in this folder.\n"
+MADE_FROM_RESULTS = ("report.html", "accuracy.csv", "layers.csv", "cycles.csv", "shifts.csv")
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def run(recipe: Recipe, *, overwrite: bool = False, progress: bool = True) -> Re
         tasks, notes = plan(recipe, lab.has_norms)
         identity = {**recipe.identity(), "parameters": lab.digest, "recoup": __version__, "torch": torch.__version__}
         store = Store(Path(recipe.out), identity, overwrite=overwrite)
-        write_atomically(store.folder / RECIPE, recipe.to_yaml())
+        _claim(store, recipe, overwrite)
         try:
             _measure(lab, tasks, store, progress)
         except KeyboardInterrupt as interrupt:
@@ -73,6 +76,21 @@ def run(recipe: Recipe, *, overwrite: bool = False, progress: bool = True) -> Re
         results = _results(lab, tasks, store, notes)
         results.save(store.folder)
         return results
+
+
+def _claim(store: Store, recipe: Recipe, overwrite: bool) -> None:
+    """Make sure that the folder holds this study or nothing, and write its recipe there."""
+    path, results = store.folder / RECIPE, store.folder / RESULTS
+    if overwrite:
+        for stale in (results, *(store.folder / name for name in MADE_FROM_RESULTS)):
+            stale.unlink(missing_ok=True)
+    elif results.exists() and not len(store):
+        raise RecoupError(f"{results} is from another study; choose another folder with --out, or use --overwrite")
+    if path.exists() and not overwrite and not path.read_text("utf-8", "replace").startswith(HEADER):
+        if Recipe.load(path) == recipe:
+            return  # the user's own file, with their comments
+        raise RecoupError(f"{path} is another recipe; choose another folder with --out, or use --overwrite")
+    write_atomically(path, HEADER + recipe.to_yaml())
 
 
 def plan(recipe: Recipe, has_norms: bool) -> tuple[list[Task], list[str]]:

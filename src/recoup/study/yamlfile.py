@@ -14,6 +14,8 @@ from recoup.errors import RecoupError
 
 LARGEST = 1 << 20  # bytes; a recipe is a page, anything larger is another file given by mistake
 
+DEEPEST = 20  # levels; a recipe has three
+
 Place = tuple[str | int, ...]
 
 
@@ -67,6 +69,7 @@ def read_yaml(text: str, name: str) -> Source:
         RecoupError: not YAML, or not such a mapping; the message names the line.
     """
     try:
+        _check_depth(text, name)  # the rest recurses, and is slow at it
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         lines: dict[Place, int] = {}
         if root is not None:
@@ -78,7 +81,7 @@ def read_yaml(text: str, name: str) -> Source:
         raise RecoupError(f"{name}{line}: not YAML, or cut off: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise RecoupError(f"{name}: not YAML ({' '.join(str(error).split())})") from None
-    except (RecursionError, ValueError) as error:  # nested beyond reason; a date or number that is none
+    except ValueError as error:  # a date or a number that is none
         if isinstance(error, RecoupError):
             raise
         raise RecoupError(f"{name}: not YAML ({error})") from None
@@ -109,9 +112,15 @@ def refuse(error: ValidationError, source: Source, model: type[BaseModel]) -> Re
     return RecoupError(f"{source.where(place)}: {dotted + ': ' if dotted else ''}{what}{more}")
 
 
-def _collect(node: yaml.Node, place: Place, lines: dict[Place, int], name: str, depth: int = 0) -> None:
-    if depth > 20:
-        raise RecoupError(f"{name}, line {node.start_mark.line + 1}: nested too deep for a recipe")
+def _check_depth(text: str, name: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise RecoupError(f"{name}, line {event.start_mark.line + 1}: nested too deep for a recipe")
+
+
+def _collect(node: yaml.Node, place: Place, lines: dict[Place, int], name: str) -> None:
     if place:
         lines[place] = node.start_mark.line + 1
     if isinstance(node, yaml.MappingNode):
@@ -120,11 +129,11 @@ def _collect(node: yaml.Node, place: Place, lines: dict[Place, int], name: str, 
             if key.value in seen:
                 raise RecoupError(f"{name}, line {key.start_mark.line + 1}: {key.value!r} is given twice")
             seen.add(key.value) if isinstance(key.value, str) else None
-            _collect(value, (*place, str(key.value)), lines, name, depth + 1)
+            _collect(value, (*place, str(key.value)), lines, name)
             lines[(*place, str(key.value))] = key.start_mark.line + 1
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            _collect(value, (*place, index), lines, name, depth + 1)
+            _collect(value, (*place, index), lines, name)
 
 
 def _value(change: str, text: str) -> Any:

@@ -1,0 +1,151 @@
+"""Which layers are slowed, and that the accuracy budget is met with few of them."""
+
+import itertools
+import json
+
+import pytest
+import torch
+
+import recoup as rc
+from recoup.emulated import running
+from recoup.errors import RecoupError
+from recoup.nbsmt.config import NBSMT
+from recoup.nbsmt.observe import nbsmt_layers
+from recoup.nbsmt.throttle import _ranked, plan_throttling, throttle_
+from tests.networks import CONVOLUTIONS, images, small_net
+
+HARSH = NBSMT(threads=4, policy="S", rounding="zero")
+
+
+def network(config=HARSH, layers=None):
+    """An emulated network and labelled images that 8-bit arithmetic gets right, all of them, but only just."""
+    model, x = small_net(), images(1000, seed=1)
+    with torch.no_grad():
+        model.classifier.bias -= model(x).mean(0)  # so that no class always wins
+        rc.calibrate_(model, [images(24)])
+        rc.emulate_(model, config, layers)
+        with running(model, "baseline"):
+            best = model(x).topk(2)
+    close = (best.values[:, 0] - best.values[:, 1]).argsort()[:480:4]
+    return model, [(x[part], best.indices[part, 0]) for part in close.split(60)]
+
+
+def threads(model):
+    return {name: layer.config.threads for name, layer in nbsmt_layers(model, "test").items()}
+
+
+def test_a_budget_that_is_met_slows_nothing():
+    model, batches = network()
+    plan = plan_throttling(model, batches, 100)
+    assert plan.threads == {}
+    assert plan.baseline.top1 == 100
+    assert plan.before == plan.after == rc.evaluate(model, batches)
+    throttle_(model, batches, 100)
+    assert set(threads(model).values()) == {4}
+
+
+def test_a_tight_budget_is_met_with_the_fewest_last_steps():
+    model, batches = network()
+    before = rc.evaluate(model, batches)
+    budget = (100 - before.top1) / 2
+    plan = plan_throttling(model, batches, budget)
+    assert set(threads(model).values()) == {4}
+    assert plan.before == before
+    assert plan.before.top1 < 100 - budget <= plan.after.top1
+    assert 0 < len(plan.threads) < len(CONVOLUTIONS)
+    assert set(plan.threads.values()) <= {1, 2}
+    assert throttle_(model, batches, budget) is model
+    assert threads(model) == {name: plan.threads.get(name, 4) for name in CONVOLUTIONS}
+    assert rc.evaluate(model, batches) == plan.after
+    assert json.loads(json.dumps(plan.to_dict()))["threads"] == plan.threads
+
+
+def test_it_finds_a_set_of_the_least_size():
+    model, batches = network(HARSH.replace(threads=2))
+    budget = (100 - rc.evaluate(model, batches).top1) / 2
+    plan = plan_throttling(model, batches, budget)
+    for chosen in itertools.combinations(CONVOLUTIONS, len(plan.threads) - 1):
+        for name in chosen:
+            model.get_submodule(name).config = NBSMT(threads=1)
+        assert rc.evaluate(model, batches).top1 < 100 - budget
+        for name in chosen:
+            model.get_submodule(name).config = HARSH.replace(threads=2)
+
+
+def test_no_budget_gives_eight_bit_accuracy():
+    model, batches = network()
+    throttle_(model, batches, 0)
+    assert rc.evaluate(model, batches).top1 == 100
+
+
+def test_slowed_layers_lose_their_bias_correction_and_only_they():
+    model, batches = network()
+    rc.correct_bias_(model)
+    corrections = {name: layer.bias_correction for name, layer in nbsmt_layers(model, "test").items()}
+    plan = plan_throttling(model, iter(batches), 0)
+    assert plan.threads
+    for name, layer in nbsmt_layers(model, "test").items():
+        assert layer.bias_correction is corrections[name]
+    throttle_(model, batches, 0)
+    for name, layer in nbsmt_layers(model, "test").items():
+        assert layer.bias_correction is (None if name in plan.threads else corrections[name])
+
+
+def test_steps_are_ranked_by_the_harm_they_remove():
+    model, _ = network(NBSMT(4), {"block1.conv2": NBSMT(2), "block1.shortcut": NBSMT(1)})
+    layers = {name: layer for name, layer in nbsmt_layers(model, "test").items() if name.startswith("block1")}
+    harm = {"block1.conv1": {4: 9.0, 2: 8.0}, "block1.conv2": {2: 3.0}, "block1.shortcut": {}}
+    # block1.conv1 gains 1 from its first step and would gain 8 from its second, which cannot come before the first.
+    assert _ranked(harm, layers) == [("block1.conv2", 1), ("block1.conv1", 2), ("block1.conv1", 1)]
+
+
+@pytest.mark.parametrize("at", [3, 12, 40])
+def test_an_interrupt_leaves_everything_as_it_was(at):
+    model, batches = network()
+    rc.correct_bias_(model)
+    before = {n: (x.config, x.bias_correction, x.mode) for n, x in nbsmt_layers(model, "test").items()}
+    calls = itertools.count()
+
+    def stop(module, args, output):
+        if next(calls) == at:
+            raise KeyboardInterrupt
+
+    handle = model.block2.conv2.register_forward_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        throttle_(model, batches, 0)
+    handle.remove()
+    for name, layer in nbsmt_layers(model, "test").items():
+        assert (layer.config, layer.bias_correction, layer.mode) == before[name]
+
+
+@pytest.mark.parametrize("budget", [-0.1, float("nan"), float("inf"), "1", True])
+def test_bad_budgets_are_refused(budget):
+    model, batches = network()
+    with pytest.raises(RecoupError, match=r"throttle_\(budget=.*0 or more"):
+        throttle_(model, batches, budget)
+
+
+def test_bad_requests_are_refused():
+    model, batches = network()
+    with pytest.raises(RecoupError, match="throttle_: the model has no NB-SMT layer"):
+        throttle_(small_net(), batches, 1)
+    with pytest.raises(RecoupError, match="there was no batch"):
+        throttle_(model, [], 1)
+    with pytest.raises(RecoupError, match="no labels"):
+        throttle_(model, [images(3)], 1)
+
+
+def test_data_that_change_between_readings_are_noticed():
+    model, batches = network()
+
+    class Drifting(list):
+        """Every reading but the first has wrong labels."""
+
+        readings = 0
+
+        def __iter__(self):
+            self.readings += 1
+            return iter([(x, y if self.readings == 1 else (y + 1) % 10) for x, y in batches])
+
+    with pytest.raises(RecoupError, match="differ from reading to reading"):
+        throttle_(model, Drifting(batches), 0)
