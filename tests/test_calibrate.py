@@ -103,7 +103,7 @@ def test_nothing_left():
 def test_a_named_layer_that_never_runs():
     model = small_net()
     model.spare = nn.Linear(3, 3)
-    with pytest.raises(rc.RecoupError, match="'spare'.*never ran"):
+    with pytest.raises(rc.RecoupError, match=r"'spare'.*never ran"):
         rc.calibrate_(model, [images(4)], {"spare": True})
 
 

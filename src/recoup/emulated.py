@@ -22,28 +22,26 @@ class Emulated(nn.Module):
         config: the wing's frozen config object.
         mode: ``emulate`` (as configured), ``baseline`` (the same number formats without the shortcut whose harm is
             being measured; for NB-SMT plain 8-bit arithmetic) or ``float`` (the layer as torch computes it).
-        layer: the name within the model, for messages.
+        layer: the name within the model.
+        title: name and shape, for messages; a plain string, so that compilers see a constant.
     """
 
     float_class: ClassVar[type[nn.Module]]
-    extras: ClassVar[tuple[str, ...]] = ("config", "mode", "layer")
+    extras: ClassVar[tuple[str, ...]] = ("config", "mode", "layer", "title")
 
     config: Any
     mode: Mode = "emulate"
     layer: str = ""
+    title: str
 
     def convert(self, config: Any, layer: str) -> None:
         """Called once after the class was changed; a wing checks here what the layer needs."""
         self.config, self.mode, self.layer = config, "emulate", layer
+        self.title = f"layer '{layer}' ({self.float_class.extra_repr(self)})"
 
     def caveat(self) -> str | None:
         """What runs otherwise than the config asks, as in "are grouped and run one thread", or None."""
         return None
-
-    @property
-    def title(self) -> str:
-        """The layer's name and shape, for messages."""
-        return f"layer '{self.layer}' ({self.float_class.extra_repr(self)})"
 
 
 def become(module: nn.Module, layer_class: type[nn.Module], config: Any, name: str) -> None:
@@ -53,6 +51,7 @@ def become(module: nn.Module, layer_class: type[nn.Module], config: Any, name: s
     try:
         module.convert(config, name)  # type: ignore[operator]
     except BaseException:
+        _drop_extras(module)
         module.__class__ = original
         raise
 
@@ -60,12 +59,15 @@ def become(module: nn.Module, layer_class: type[nn.Module], config: Any, name: s
 def revert(module: nn.Module) -> None:
     """Turn an emulated layer back into the float layer, in place."""
     assert isinstance(module, Emulated)
-    for name in module.extras:
-        if name in module._buffers:
-            del module._buffers[name]
-            module._non_persistent_buffers_set.discard(name)
-        module.__dict__.pop(name, None)
+    _drop_extras(module)
     module.__class__ = module.float_class  # type: ignore[assignment]
+
+
+def _drop_extras(module: nn.Module) -> None:
+    for name in module.extras:  # type: ignore[union-attr]
+        module._buffers.pop(name, None)
+        module._non_persistent_buffers_set.discard(name)
+        module.__dict__.pop(name, None)
 
 
 def emulated_layers(model: nn.Module) -> dict[str, Any]:

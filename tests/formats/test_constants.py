@@ -1,13 +1,13 @@
 """Which formats a dtype can carry, and where float64 is used instead."""
 
-# ruff: noqa: A002 - format is the word of the contract and of the field
+# ruff: noqa: A001, A002 - format is the word of the contract and of the field
 
 import pytest
 import torch
 
 from recoup import RecoupError
 from recoup.formats import BlockFloat, Float, Int
-from recoup.formats.constants import float_constants, kernel_dtype
+from recoup.formats.constants import float_constants, kernel_dtype, nearest_constants
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,16 @@ def test_constants_by_hand() -> None:
     assert constants.largest == constants.top == 0x47600000  # 57344
     assert constants.shift == 21
     assert constants.zero_below == 0x37000001  # just above 2^-17, half the smallest subnormal
+
+
+def test_the_shorter_way_to_nearest_needs_room() -> None:
+    assert nearest_constants(Float.parse("e5m2"), torch.float32)
+    assert nearest_constants(Float(3, -122, 107), torch.float32)
+    for format in (
+        Float(3, -123, 107),  # half a quantum below the normal float32s
+        Float(3, -122, 108),  # no float32 whose ulp is the top binade's quantum
+        Float.parse("float32"),
+        Float.parse("fp10_154"),
+    ):
+        assert nearest_constants(format, torch.float32) is None
+    assert nearest_constants(Float.parse("float32"), torch.float64)

@@ -39,7 +39,7 @@ def test_other_fields(field, value):
 
 
 def test_unknown_field():
-    with pytest.raises(RecoupError, match="'thread'.*threads, policy, rounding, pairing"):
+    with pytest.raises(RecoupError, match=r"'thread'.*threads, policy, rounding, pairing"):
         NBSMT.from_dict({"thread": 2})
 
 

@@ -169,17 +169,21 @@ class Kernels:
         assert torch.equal(offset_O, 128 * code.int().flatten(1).sum(1, dtype=torch.int32))
 
     def test_operands_of_every_group_lie_in_their_columns(self):
-        from recoup.nbsmt.gpu_operands import activation_operands
+        from recoup.nbsmt.gpu_operands import activation_operands, weight_operands
 
         config = NBSMT(4, "S+aW", pairing="adjacent")
-        x, _ = sample(8, (2, 6, 2, 3), (1, 6, 1, 1))
-        plan = Plan.of(tuple(x.shape), (1, 6, 3, 3), config, Geometry((1, 1), (1, 2), (1, 1), 1))
+        x, weight = sample(8, (2, 6, 2, 3), (2, 6, 3, 3), zeros=0)
+        plan = Plan.of(tuple(x.shape), tuple(weight.shape), config, Geometry((1, 1), (1, 2), (1, 1), 1))
         faults = torch.zeros(1, dtype=torch.int32, device=self.device)
         found = activation_operands(plan, x.to(self.device), None, 0.5, faults).cpu().int() + 128
         code = F.pad(reference.quantize_activation(x, 0.5), (2, 2, 1, 1))
         want = reference.activation_operand(code, tuple(g.activation for g in groups(config)), config)
         want = want.view(2, len(groups(config)), 2, 4, 4, 7).permute(0, 4, 5, 1, 3, 2)  # [N, H, W, G, T, S]
         assert torch.equal(found.view(*want.shape[:-1], 4), F.pad(want, (0, 2)).int())
+
+        operand_OLK = weight_operands(plan, weight.to(self.device), None, faults)[0].cpu()
+        used = operand_OLK.view(2 * 9, len(groups(config)), 4, 4).any(0).any(0)  # [T, V]
+        assert used.tolist() == [[True, True, False, False]] * 2 + [[True, False, False, False]] * 2
 
     def test_sums_are_rounded_once_beyond_24_bits(self):
         x, weight = torch.full((2, 700, 1, 1), 127.5), torch.full((2, 700), 127.5)

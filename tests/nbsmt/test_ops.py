@@ -134,7 +134,8 @@ def test_a_grouped_convolution_runs_plain_8_bit():
 def arguments(**changes):
     values = {
         "x": torch.rand(2, 6, 5, 5), "weight": torch.randn(4, 6, 3, 3), "order": None, "scale": 0.01,
-        "config": encode(rc.NBSMT()), "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1, "layer": "'c1'",
+        "config": encode(rc.NBSMT()), "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1,
+        "layer": "'c1'",
     }  # fmt: skip
     return {**values, **changes}
 

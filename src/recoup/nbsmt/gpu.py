@@ -8,8 +8,6 @@ Every call waits once, for the faults of its own input, while its convolution ru
 Shape suffixes: those of gpu_operands.py.
 """
 
-
-
 from collections.abc import Callable
 from functools import cache
 from types import ModuleType

@@ -42,6 +42,12 @@ class NBSMTLayer(Emulated):
             raise RecoupError(f"{self.title}: NB-SMT emulation takes float32 weights; got {self.weight.dtype}")
         self._add_extras()
 
+    def _begin(self, config: NBSMT | None) -> None:
+        """What the constructors of the drop-ins share."""
+        super().convert(config or NBSMT(), type(self).__name__)
+        self.activation_scale = None
+        self._add_extras()
+
     def _add_extras(self) -> None:
         self.register_buffer("bias_correction", None, persistent=False)
         self.register_buffer("order", None, persistent=False)
@@ -129,8 +135,7 @@ class NBSMTConv2d(_Convolution, nn.Conv2d):
 
     def __init__(self, *args: Any, config: NBSMT | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.config, self.activation_scale = config or NBSMT(), None
-        self._add_extras()
+        self._begin(config)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         if self.mode == "float":
@@ -148,8 +153,7 @@ class NBSMTConv1d(_Convolution, nn.Conv1d):
 
     def __init__(self, *args: Any, config: NBSMT | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.config, self.activation_scale = config or NBSMT(), None
-        self._add_extras()
+        self._begin(config)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         if self.mode == "float":
@@ -167,8 +171,7 @@ class NBSMTLinear(NBSMTLayer, nn.Linear):
 
     def __init__(self, *args: Any, config: NBSMT | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.config, self.activation_scale = config or NBSMT(), None
-        self._add_extras()
+        self._begin(config)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         if self.mode == "float":

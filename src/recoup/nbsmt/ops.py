@@ -70,14 +70,14 @@ def matmul(x: Tensor, w: Tensor, config: NBSMT) -> Tensor:
     return (a_MJ.to(exact) @ operand.weight_OGJkk.t().to(exact)).to(torch.int32)
 
 
-def check_operands(x: Tensor, w: Tensor) -> None:
+def check_operands(x: Tensor, w: Tensor, purpose: str = "nbsmt.matmul") -> None:
     """Refuse anything but uint8 [M, K] and int8 [K, N]."""
     if x.dtype != torch.uint8 or w.dtype != torch.int8:
-        raise RecoupError(f"nbsmt.matmul: x must be uint8 and w int8; got {x.dtype} and {w.dtype}")
+        raise RecoupError(f"{purpose}: x must be uint8 and w int8; got {x.dtype} and {w.dtype}")
     if x.dim() != 2 or w.dim() != 2 or x.shape[1] != w.shape[0]:
-        raise RecoupError(f"nbsmt.matmul: x [M, K] and w [K, N] expected; got {list(x.shape)} and {list(w.shape)}")
+        raise RecoupError(f"{purpose}: x [M, K] and w [K, N] expected; got {list(x.shape)} and {list(w.shape)}")
     if x.device != w.device:
-        raise RecoupError(f"nbsmt.matmul: x lies on {x.device}, w on {w.device}")
+        raise RecoupError(f"{purpose}: x lies on {x.device}, w on {w.device}")
 
 
 @lru_cache
@@ -143,8 +143,7 @@ def _accumulate(
     except RecoupError as error:
         raise RecoupError(f"{layer}: {error}") from None
     name = current_backend()
-    x_NHWC = x.permute(0, 2, 3, 1)
-    x_NHWC = x_NHWC.contiguous() if order is None else x_NHWC.index_select(3, order)
+    x_NHWC = (x if order is None else x.index_select(1, order)).permute(0, 2, 3, 1).contiguous()
     dtype = torch.uint8 if name == "int8" else torch.float32
     x_PC = x_NHWC.view(-1, x.shape[1])
     operand_PJ, faults = cpu.operands(x_PC, scale, config, prepared.operand.activations, dtype)

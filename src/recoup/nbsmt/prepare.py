@@ -62,15 +62,15 @@ def prepare(weight: Tensor, config: NBSMT, order: Tensor | None = None) -> Prepa
         config: the NB-SMT configuration.
         order: permutation of the I input channels, or None.
     """
-    kept: dict[NBSMT, Prepared] = _prepared.get(weight) or {}
+    kept: dict[tuple, Prepared] = _prepared.get(weight) or {}
     _prepared[weight] = kept
-    content = (_hash(weight), weight.stride(), None if order is None else _hash(order))
-    found = kept.get(config)
+    content, key = (_hash(weight), weight.stride()), (config, None if order is None else _hash(order))
+    found = kept.get(key)
     if found is None or found.content != content:
         code, scale = quantize_weight(weight)
         code = as_2d(code if order is None else code[:, order])
         found = Prepared(content, weight_operand(code, config), scale)
-        _remember(kept, config, found)
+        _remember(kept, key, found)
     return found
 
 

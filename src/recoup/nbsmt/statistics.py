@@ -43,7 +43,7 @@ def statistics(x: Tensor, w: Tensor, config: NBSMT) -> dict[str, int | float]:
     >>> statistics(x, w, NBSMT(threads=2))  # row 0 collides and 100 becomes 96; row 1 has one active thread
     {'slots': 2, 'collisions': 1, 'lossy': 1, 'active': 3, 'utilization': 1.0}
     """
-    check_operands(x, w)
+    check_operands(x, w, "nbsmt.statistics")
     return _count(x[:, :, None, None], w.t()[:, :, None, None], config, POINTWISE)
 
 

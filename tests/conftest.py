@@ -1,0 +1,20 @@
+"""Shared by all tests: one torch thread per worker, because the suite runs on as many workers as there are cores."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("recoup", deadline=None, print_blob=True)  # shared machines: no timed assertions
+settings.load_profile("recoup")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(1)
