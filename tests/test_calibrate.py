@@ -128,3 +128,49 @@ def test_an_interrupt_leaves_no_scale_and_no_hook():
     assert not scales(model)
     assert model.training
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_one_tensor_is_not_an_iterable_of_batches():
+    with pytest.raises(rc.RecoupError, match=r"pass \[x\]"):
+        rc.calibrate_(small_net(), images(4))
+
+
+def test_kept_images_are_copies():
+    model, buffer = small_net(), images(4)
+
+    def batches():
+        for _ in range(2):
+            yield buffer
+            buffer.zero_()
+
+    rc.calibrate_(model, [images(4)])
+    rc.calibrate_(model, batches())
+    assert torch.equal(kept_images(model)[0], images(4))
+
+
+def test_layers_that_are_emulated_already_are_always_calibrated():
+    layer = rc.nbsmt.NBSMTConv2d(3, 4, 3)
+    net = nn.Sequential(nn.ReLU(), layer, nn.ReLU(), nn.Flatten(), nn.Linear(144, 2))
+    rc.calibrate_(net, [images(4)])
+    net(images(2))
+    layer.bias_correction = torch.ones(4)
+    rc.calibrate_(net, [2 * images(4)])
+    assert layer.bias_correction is None
+
+
+def test_layers_called_by_keyword_or_with_no_rows():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            y = torch.relu(self.a(x))
+            self.b(y[:0])
+            return self.c(self.b(input=y))
+
+    model = Odd()
+    rc.calibrate_(model, [torch.rand(8, 4)])
+    assert list(scales(model)) == ["b"]
+    rc.emulate_(model, rc.NBSMT())
+    assert model(torch.rand(8, 4)).shape == (8, 2)

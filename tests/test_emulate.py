@@ -194,3 +194,36 @@ def test_the_model_itself_may_be_the_layer():
     assert isinstance(layer, NBSMTConv2d)
     rc.restore_(layer)
     assert type(layer) is nn.Conv2d
+
+
+def test_a_transformer_encoder_layer_calls_its_emulated_layers():
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True).eval()
+    x = torch.randn(2, 5, 8)
+    with torch.no_grad():
+        plain = encoder(x)
+        rc.calibrate_(encoder, [x], {"linear1": None, "linear2": True})
+        with pytest.warns(rc.RecoupWarning, match="subclass"):
+            rc.emulate_(encoder, rc.NBSMT(threads=4, policy="A", rounding="zero"))
+        assert not torch.equal(encoder(x), plain)
+        twin = copy.deepcopy(encoder)
+        assert torch.equal(twin(x), encoder(x))
+        rc.restore_(encoder)
+        assert torch.equal(encoder(x), plain)
+        assert not any(module._forward_pre_hooks for module in encoder.modules())
+
+
+def test_a_correction_does_not_outlive_its_weights(model):
+    rc.emulate_(model, rc.NBSMT(threads=4))
+    rc.correct_bias_(model)
+    assert model.block1.conv1.bias_correction is not None
+    with pytest.raises(rc.RecoupError, match=r"'block1.conv1'.*weight is being replaced"):
+        model.block1.conv1.weight = nn.Parameter(torch.zeros(12, 8, 3, 3))
+    corrected = copy.deepcopy(model.state_dict())
+    model.load_state_dict({name: value.clone() for name, value in corrected.items()})  # no metadata: a float checkpoint
+    assert model.block1.conv1.bias_correction is None
+    model.load_state_dict(corrected)
+    assert model.block1.conv1.bias_correction is not None
+    corrected._metadata["block1.conv1"]["recoup"]["order"] = torch.zeros(8, dtype=torch.long)
+    with pytest.raises(RuntimeError, match="no permutation of 8 channels"):
+        model.load_state_dict(corrected)

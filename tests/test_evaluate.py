@@ -43,8 +43,10 @@ def test_mode_and_gradients_stay():
     ("batch", "message"),
     [
         (images(2), "no labels"),
-        ((images(2), torch.zeros(3, dtype=torch.long)), r"shape \[2\]; got \[3\]"),
+        ((images(2), torch.zeros(3, dtype=torch.long)), r"shape \[2\]; got torch.int64 \[3\]"),
         ((images(2), torch.zeros(2)), "class indices"),
+        ((images(2), torch.zeros(2, dtype=torch.bool)), "class indices"),
+        ((images(2), [1, 2]), "got a list"),
         ((images(2), torch.tensor([0, 10])), "10 classes"),
         ((images(2), torch.tensor([-1, 0])), "10 classes"),
         ((images(2) * float("inf"), torch.tensor([1, 0])), "NaN or infinity"),

@@ -61,6 +61,10 @@ def prepared(
     Raises:
         RecoupError: no batch at all, an empty batch, an input that is no tensor, NaN or infinity in an input.
     """
+    if isinstance(batches, (Tensor, Mapping, str)) or not isinstance(batches, Iterable):
+        raise RecoupError(
+            f"{purpose}: batches must be an iterable of batches; got one {type(batches).__name__}: pass [x]"
+        )
     device = device_of(model)
     seen = 0
     for number, batch in enumerate(_shown(batches, purpose) if progress else batches):
@@ -90,7 +94,10 @@ def _checked(value: Any, purpose: str, number: int, device: torch.device) -> Ten
 
 
 def _shown(batches: Iterable[Any], purpose: str) -> Iterator[Any]:
-    total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
+    try:
+        total = len(batches)  # type: ignore[arg-type]
+    except TypeError:  # a DataLoader over an iterable dataset has __len__ and no length
+        total = None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         yield from bar.track(batches, total=total, description=purpose)

@@ -35,14 +35,15 @@ def calibrate_(
 
     One pass in eval mode without gradients, in float also where the model is emulated already. By default every
     Conv1d, Conv2d and Linear is calibrated but the first and the last layer that run (the first convolution and the
-    classifier), which stay in float [our definition for networks that do not start with a convolution].
+    classifier), which stay in float [our definition for networks that do not start with a convolution]. Layers that
+    are NB-SMT layers already are always calibrated; a bias correction of theirs belonged to the old scale and goes.
 
     Args:
         model: any module.
         batches: the calibration data; about 2,000 images are customary. Labels are not needed.
         layers: ``{"name" or "re:...": True or None}``: calibrate a layer or leave it in float, first match wins;
             layers it does not mention follow the default.
-        keep: how many of the input images to keep (by reference) on the model for `correct_bias_`.
+        keep: how many of the input images to copy and keep on the model for `correct_bias_`.
         progress: whether to show a progress bar.
 
     Returns:
@@ -59,25 +60,37 @@ def calibrate_(
     }
     chosen = Selection(layers, candidates, "calibrate_")
     ranges: dict[str, _Range] = {}
-    hooks = [module.register_forward_pre_hook(_observe(name, ranges)) for name, module in candidates.items()]
+    hooks = [
+        module.register_forward_pre_hook(_observe(name, ranges), with_kwargs=True)
+        for name, module in candidates.items()
+    ]
     kept: list[Any] = []
     try:
         with evaluating(model), running(model, "float"), torch.no_grad():
             for inputs, _ in prepared(model, batches, "calibrate_", progress):
                 call(model, inputs)
-                if isinstance(inputs, Tensor) and keep > (held := sum(map(count, kept))):
-                    kept.append(inputs[: keep - held])
+                if keep > (held := sum(map(count, kept))):
+                    kept.append(_first(inputs, keep - held))
     finally:
         for hook in hooks:
             hook.remove()
     scales = _scales(_selected(chosen, candidates, ranges))
     for name, module in candidates.items():
         module.activation_scale = scales.get(name)  # type: ignore[assignment]
+        if isinstance(module, NBSMTLayer):
+            module.bias_correction = None  # it belonged to the old scale
     model.__dict__["_recoup_images"] = _Images(kept)
     return model
 
 
-def kept_images(model: nn.Module) -> list[Tensor]:
+def _first(inputs: Any, images: int) -> Any:
+    """A copy of a batch's first images: the caller may reuse its buffer."""
+    if isinstance(inputs, Tensor):
+        return inputs[:images].clone()
+    return {name: value[:images].clone() for name, value in inputs.items()}
+
+
+def kept_images(model: nn.Module) -> list[Any]:
     """The calibration images `calibrate_` kept on the model; an error where there are none."""
     images = model.__dict__.get("_recoup_images")
     if images is None or not images.batches:
@@ -87,9 +100,9 @@ def kept_images(model: nn.Module) -> list[Tensor]:
 
 @dataclass
 class _Images:
-    """Calibration images by reference: shared by copies of the model, left out of pickles."""
+    """Calibration images: shared by copies of the model, left out of pickles."""
 
-    batches: list[Tensor]
+    batches: list[Any]
 
     def __deepcopy__(self, memo: dict) -> "_Images":
         return self
@@ -109,8 +122,10 @@ class _Range:
 
 
 def _observe(name: str, ranges: dict[str, _Range]) -> Any:
-    def hook(_: nn.Module, args: tuple) -> None:
-        x = args[0].detach()
+    def hook(_: nn.Module, args: tuple, kwargs: dict) -> None:
+        x = (args[0] if args else kwargs["input"]).detach()
+        if not x.numel():
+            return
         seen = ranges.setdefault(name, _Range(list(x.shape)))  # a dict keeps the order of first execution
         peak_N = x.amax(tuple(range(1, x.dim()))) if x.dim() > 1 else x
         seen.largest += float(peak_N.double().sum())
@@ -126,7 +141,8 @@ def _selected(chosen: Selection, candidates: Mapping[str, nn.Module], ranges: di
     for name in candidates:
         wanted = chosen.of(name)
         if wanted is UNMATCHED:
-            wanted = name in ranges and name not in (order[0], order[-1])
+            inner = name in ranges and name not in (order[0], order[-1])
+            wanted = inner or (name in ranges and isinstance(candidates[name], NBSMTLayer))
         elif wanted and name not in ranges:
             raise RecoupError(f"calibrate_: layer {name!r} is to be calibrated, but the model never ran it")
         if wanted:

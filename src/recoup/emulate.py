@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from recoup.emulated import Emulated, become, emulated_layers, revert
+from recoup.emulated import Emulated, become, emulated_layers, keep_off_fast_path, revert
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.layers import LAYERS as NBSMT_LAYERS
@@ -74,7 +74,7 @@ def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> 
             passed_over.append(f"{name} ({type(module).__name__})")
     if not plan:
         raise RecoupError(f"emulate_: {_why_nothing(model, config)}")
-    _convert(plan)
+    _convert(plan, modules)
     _warn(plan, passed_over)
     return model
 
@@ -105,12 +105,14 @@ def _ready(config: Any, module: nn.Module) -> bool:
     return not isinstance(config, NBSMT) or getattr(module, "activation_scale", None) is not None
 
 
-def _convert(plan: Mapping[str, tuple[nn.Module, Any, type[nn.Module]]]) -> None:
+def _convert(plan: Mapping[str, tuple[nn.Module, Any, type[nn.Module]]], modules: Mapping[str, nn.Module]) -> None:
     done: list[nn.Module] = []
     try:
         for name, (module, config, target) in plan.items():
             become(module, target, config, name)
             done.append(module)
+            if isinstance(modules.get(name.rpartition(".")[0]), nn.TransformerEncoderLayer):
+                keep_off_fast_path(module)
     except BaseException:
         for module in done:
             revert(module)

@@ -27,7 +27,7 @@ class Emulated(nn.Module):
     """
 
     float_class: ClassVar[type[nn.Module]]
-    extras: ClassVar[tuple[str, ...]] = ("config", "mode", "layer", "title")
+    extras: ClassVar[tuple[str, ...]] = ("config", "mode", "layer", "title", "fast_path_hook")
 
     config: Any
     mode: Mode = "emulate"
@@ -38,6 +38,9 @@ class Emulated(nn.Module):
         """Called once after the class was changed; a wing checks here what the layer needs."""
         self.config, self.mode, self.layer = config, "emulate", layer
         self.title = f"layer '{layer}' ({self.float_class.extra_repr(self)})"
+
+    def release(self) -> None:
+        """Called before the layer turns back: let go of what was prepared for it."""
 
     def caveat(self) -> str | None:
         """What runs otherwise than the config asks, as in "are grouped and run one thread", or None."""
@@ -59,11 +62,25 @@ def become(module: nn.Module, layer_class: type[nn.Module], config: Any, name: s
 def revert(module: nn.Module) -> None:
     """Turn an emulated layer back into the float layer, in place."""
     assert isinstance(module, Emulated)
+    module.release()
     _drop_extras(module)
     module.__class__ = module.float_class  # type: ignore[assignment]
 
 
+def keep_off_fast_path(module: nn.Module) -> None:
+    """Make torch call this layer: inside nn.TransformerEncoderLayer its fused path reads the weights and passes the
+    layer by, unless one of its modules has a hook."""
+    module.fast_path_hook = module.register_forward_pre_hook(_called)  # type: ignore[assignment]
+
+
+def _called(module: nn.Module, args: tuple) -> None:
+    """A hook that does nothing but be there."""
+
+
 def _drop_extras(module: nn.Module) -> None:
+    hook = module.__dict__.get("fast_path_hook")
+    if hook is not None:
+        module._forward_pre_hooks.pop(hook.id, None)
     for name in module.extras:  # type: ignore[union-attr]
         module._buffers.pop(name, None)
         module._non_persistent_buffers_set.discard(name)

@@ -62,6 +62,7 @@ def evaluate(model: nn.Module, batches: Iterable[Any], *, progress: bool = False
 
 def _rank(logits: Tensor, label: Tensor) -> Tensor:
     """How many classes come before the label's."""
+    label = label.long()
     own = logits.gather(1, label[:, None])
     index = torch.arange(logits.shape[1], device=logits.device)
     before = (logits > own) | ((logits == own) & (index < label[:, None]))
@@ -72,8 +73,14 @@ def _logits(output: Any, label: Tensor | None) -> Tensor:
     if not isinstance(output, Tensor) or output.dim() != 2:
         shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise RecoupError(f"evaluate: the model must return logits [N, classes]; it returned {shape}")
-    if not isinstance(label, Tensor) or label.shape != output.shape[:1] or label.is_floating_point():
-        got = list(label.shape) if isinstance(label, Tensor) else "no labels"
+    if (
+        not isinstance(label, Tensor)
+        or label.shape != output.shape[:1]
+        or label.is_floating_point()
+        or label.dtype == torch.bool
+    ):
+        got = "no labels" if label is None else f"a {type(label).__name__}"
+        got = f"{label.dtype} {list(label.shape)}" if isinstance(label, Tensor) else got
         raise RecoupError(f"evaluate: labels must be class indices of shape [{output.shape[0]}]; got {got}")
     if int(label.min()) < 0 or int(label.max()) >= output.shape[1]:
         raise RecoupError(

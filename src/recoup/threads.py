@@ -7,7 +7,7 @@ against torch's and kill forked DataLoader workers; a forked child makes its own
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import pairwise
 
 import torch
@@ -44,7 +44,18 @@ def over_rows(kernel: Callable[[int, int], None], rows: int, cost_per_row: int, 
     try:
         kernel(bounds[0], bounds[1])
     finally:
-        for future in futures:
-            future.exception()  # wait for every range before the caller's buffers may go
+        _settle(futures)
     for future in futures:
         future.result()
+
+
+def _settle(futures: list[Future]) -> None:
+    """Wait for every range, also through Ctrl-C: the kernels write to buffers that the caller is about to free."""
+    interrupt = None
+    while pending := [future for future in futures if not future.done()]:
+        try:
+            wait(pending)
+        except KeyboardInterrupt as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt

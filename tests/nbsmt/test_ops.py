@@ -194,3 +194,14 @@ def test_opcheck():
 def test_an_unknown_backend():
     with pytest.raises(rc.RecoupError, match="int8 or float32"), ops.backend("fp16"):
         pass
+
+
+@pytest.mark.parametrize("channels", [5, 7, 4])
+def test_a_wrong_number_of_channels_is_not_padded_away(channels):
+    with pytest.raises(rc.RecoupError, match=r"'c1'.*must have 6 channels"):
+        convolution(**arguments(x=torch.rand(2, channels, 5, 5)))
+
+
+def test_a_kernel_larger_than_the_input():
+    with pytest.raises(rc.RecoupError, match=r"'c1'.*larger than the padded input"):
+        convolution(**arguments(x=torch.rand(2, 6, 2, 2), padding=[0, 0]))

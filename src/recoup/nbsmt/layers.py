@@ -14,6 +14,10 @@ from recoup.emulated import Emulated
 from recoup.errors import RecoupError
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.ops import convolution, encode
+from recoup.nbsmt.prepare import forget
+
+TRAVELLING = ("activation_scale", "order", "bias_correction")
+"""What a state_dict's metadata carries besides the float layer's keys."""
 
 
 class NBSMTLayer(Emulated):
@@ -92,8 +96,7 @@ class NBSMTLayer(Emulated):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         metadata = getattr(destination, "_metadata", None)
         if metadata is not None:
-            names = ("activation_scale", "bias_correction", "order")
-            metadata.setdefault(prefix[:-1], {})["recoup"] = {name: getattr(self, name, None) for name in names}
+            metadata.setdefault(prefix[:-1], {})["recoup"] = {name: getattr(self, name, None) for name in TRAVELLING}
 
     def _load_from_state_dict(
         self,
@@ -108,8 +111,33 @@ class NBSMTLayer(Emulated):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        for name, value in (local_metadata.get("recoup") or {}).items():
-            setattr(self, name, value.to(self.weight.device) if isinstance(value, Tensor) else value)
+        travelled = local_metadata.get("recoup")
+        if travelled is None:  # a float checkpoint: scale and order stay, a correction belonged to the old weights
+            self.bias_correction = None
+            return
+        scale, order, correction = (travelled.get(name) for name in TRAVELLING)
+        channels = self.weight.shape[1] * getattr(self, "groups", 1)
+        if order is not None and order.sort().values.tolist() != list(range(channels)):
+            error_msgs.append(f"{prefix}order is no permutation of {channels} channels")
+        elif correction is not None and correction.shape != self.weight.shape[:1]:
+            error_msgs.append(f"{prefix}bias_correction has shape {list(correction.shape)}")
+        else:
+            device = self.weight.device
+            self.activation_scale = scale
+            self.order = None if order is None else order.to(device)
+            self.bias_correction = None if correction is None else correction.to(device)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Refuse to replace the weight under a bias correction, as folding a batch norm does: it would stay behind."""
+        if name == "weight" and self.__dict__.get("_buffers", {}).get("bias_correction") is not None:
+            raise RecoupError(
+                f"{self.title}: its weight is being replaced (a batch norm folded?), but it has a bias correction that "
+                "belongs to the old one: fold before calibrate_, or set bias_correction = None and correct_bias_ anew"
+            )
+        super().register_parameter(name, param)
+
+    def release(self) -> None:
+        forget(self.weight)
 
 
 class _Convolution(NBSMTLayer):

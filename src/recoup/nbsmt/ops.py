@@ -121,6 +121,7 @@ def _convolution(
     geometry = Geometry((stride[0], stride[1]), (padding[0], padding[1]), (dilation[0], dilation[1]), groups)
     if x.dtype != torch.float32 or weight.dtype != torch.float32:
         raise RecoupError(f"{layer}: NB-SMT emulation takes float32; got {x.dtype} input and {weight.dtype} weight")
+    _check_shapes(x, weight, order, geometry, layer)
     if x.numel() == 0:
         return _empty_output(x, weight, geometry).zero_()
     if x.device.type == "cuda":
@@ -133,6 +134,31 @@ def _convolution(
         raise RecoupError(f"{layer}: NB-SMT emulation runs on the CPU and CUDA; got {x.device}")
     y = sums.mul_((scale_O * scale).view(1, -1, 1, 1))
     return y.contiguous(memory_format=_memory_format(x))
+
+
+def _check_shapes(x: Tensor, weight: Tensor, order: Tensor | None, geometry: Geometry, layer: str) -> None:
+    """Refuse what does not fit: padding to whole slots would hide a wrong number of channels."""
+    needed = weight.shape[1] * geometry.groups
+    if x.dim() != 4 or x.shape[1] != needed:
+        raise RecoupError(
+            f"{layer}: the input {list(x.shape)} must have {needed} channels (weight {list(weight.shape)})"
+        )
+    if order is not None and order.shape != (needed,):
+        raise RecoupError(f"{layer}: the order has shape {list(order.shape)}; the input has {needed} channels")
+    kernel = as_2d(weight).shape[2:]
+    if min(_output_size(x, kernel, geometry)) < 1:
+        raise RecoupError(
+            f"{layer}: kernel {list(kernel)} with dilation {list(geometry.dilation)} is larger than the padded input "
+            f"{list(x.shape)}, padding {list(geometry.padding)}"
+        )
+
+
+def _output_size(x: Tensor, kernel: torch.Size, geometry: Geometry) -> list[int]:
+    return [
+        (x.shape[2 + i] + 2 * geometry.padding[i] - geometry.dilation[i] * (kernel[i] - 1) - 1) // geometry.stride[i]
+        + 1
+        for i in range(2)
+    ]
 
 
 def _accumulate(
@@ -170,12 +196,7 @@ def _memory_format(x: Tensor) -> torch.memory_format:
 
 
 def _empty_output(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    kernel = as_2d(weight).shape[2:]
-    sizes = [
-        (x.shape[2 + i] + 2 * geometry.padding[i] - geometry.dilation[i] * (kernel[i] - 1) - 1) // geometry.stride[i]
-        + 1
-        for i in range(2)
-    ]
+    sizes = _output_size(x, as_2d(weight).shape[2:], geometry)
     return x.new_empty(x.shape[0], weight.shape[0], *sizes).contiguous(memory_format=_memory_format(x))
 
 
@@ -204,7 +225,7 @@ def _convolution_backward(
     grad_x, grad_w, _ = torch.ops.aten.convolution_backward(
         grad, code * scale, quantized, None, stride, padding, dilation, False, [0, 0], groups, [*needs, False]
     )
-    grad_x = x.new_empty(0) if grad_x is None else grad_x * (torch.round(x / scale) <= 255)
+    grad_x = x.new_empty(0) if grad_x is None else grad_x * (torch.round(x / x.new_tensor(scale)) <= 255)
     return grad_x, weight.new_empty(0) if grad_w is None else grad_w.reshape(weight.shape)
 
 

@@ -74,6 +74,11 @@ def prepare(weight: Tensor, config: NBSMT, order: Tensor | None = None) -> Prepa
     return found
 
 
+def forget(weight: Tensor) -> None:
+    """Free what was prepared for a weight."""
+    _prepared.pop(weight, None)
+
+
 def as_2d(weight: Tensor) -> Tensor:
     """The weight of a linear layer or a 1-d convolution as that of a 2-d convolution, [O, I, kh, kw]."""
     return weight.view(*weight.shape[:2], *[1] * (4 - weight.dim()), *weight.shape[2:])

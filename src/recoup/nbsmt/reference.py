@@ -68,8 +68,11 @@ def merge_threads(v: Tensor, config: NBSMT, dim: int) -> Tensor:
 
 
 def quantize_activation(x: Tensor, scale: float) -> Tensor:
-    """clip(round(x / scale), 0, 255) as uint8: ties to even, one float32 division."""
-    return torch.round(x / torch.tensor(scale, dtype=x.dtype)).clamp(0, 255).to(torch.uint8)
+    """clip(round(x / scale), 0, 255) as uint8: ties to even, one float32 division.
+
+    The divisor is a tensor on x's device: by a plain number CUDA would multiply with the reciprocal.
+    """
+    return torch.round(x / x.new_tensor(scale)).clamp(0, 255).to(torch.uint8)
 
 
 def activation_operand(code: Tensor, activations: tuple[Activation, ...], config: NBSMT, dim: int = 1) -> Tensor:

@@ -33,7 +33,7 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     if not bool(torch.isfinite(largest).all()):
         channel = int((~torch.isfinite(largest)).nonzero()[0])
         raise RecoupError(f"weight {list(weight.shape)}: output channel {channel} holds NaN or infinity")
-    scale = 2 * largest / 255
+    scale = 2 * largest / largest.new_tensor(255.0)  # a tensor: by a number CUDA multiplies with the reciprocal
     scale = torch.where(largest > 0, scale.clamp_min(torch.finfo(torch.float32).tiny), 1.0)
     code = torch.round(weight.detach() / scale.view(-1, *[1] * (weight.dim() - 1)))
     return code.clamp_(-128, 127).to(torch.int8), scale

@@ -150,14 +150,22 @@ def svg(figure: Any, name: str, description: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
-    # Ids are unique within a figure only, and the page holds several.
-    text = re.sub(r'\bid="', f'id="{name}-', text)
-    text = re.sub(r'href="#', f'href="#{name}-', text).replace("url(#", f"url(#{name}-")
+    text = _renamed(text, name)
     text = re.sub(r"font: ([^;\"]*?)(\d[\d.]*px) [^;\"]*", r"font: \1\2 var(--sans)", text)
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
     label = escape(description, quote=True)
     return re.sub(r"<svg ([^>]*)>", rf'<svg role="img" aria-label="{_literal(label)}" \1>', text, count=1)
+
+
+def _renamed(text: str, name: str) -> str:
+    """Ids unique on a page of several figures, and the same in every run: matplotlib's hold memory addresses."""
+    names: dict[str, str] = {}
+
+    def new(match: re.Match[str]) -> str:
+        return match[1] + names.setdefault(match[2], f"{name}-{len(names)}") + match[3]
+
+    return re.sub(r'(\bid="|\bhref="#|url\(#)([^")]*)("|\))', new, text)
 
 
 def _literal(text: str) -> str:
