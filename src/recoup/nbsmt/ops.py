@@ -250,7 +250,9 @@ _library = torch.library.Library("recoup", "FRAGMENT")
 
 
 def _register(name: str, implementation: Callable, fake: Callable) -> Callable:
-    _library.define(torch.library.infer_schema(implementation, mutates_args=(), op_name=name))
+    schema = torch.library.infer_schema(implementation, mutates_args=(), op_name=name)
+    # Every call checks its input, which waits for the GPU: a CUDA graph cannot hold that.
+    _library.define(schema, tags=(torch.Tag.cudagraph_unsafe,))
     _library.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"recoup::{name}", fake, lib=_library)
     return getattr(torch.ops.recoup, name).default
