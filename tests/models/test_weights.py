@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import recoup
 from recoup.errors import RecoupError
 from recoup.models import digits_net, load_weights_
 
@@ -208,3 +209,18 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
         load_weights_(digits_net(), tmp_path / "none.pt")
     with pytest.raises(RecoupError, match="is a folder; give the weights file itself"):
         load_weights_(digits_net(), tmp_path)
+
+
+def test_a_converted_checkpoint_keeps_its_activation_scales(tmp_path: Path) -> None:
+    def emulated(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        model = digits_net().eval()
+        recoup.calibrate_(model, [torch.rand(16, 1, 8, 8)])
+        return recoup.emulate_(model, recoup.NBSMT(threads=4))
+
+    first, second, x = emulated(0), emulated(1), torch.rand(4, 1, 8, 8)
+    path = tmp_path / "converted.pt"
+    torch.save({"state_dict": nn.DataParallel(first).state_dict()}, path)
+    assert not torch.equal(first(x), second(x))
+    load_weights_(second, path)
+    assert torch.equal(first(x), second(x))

@@ -40,6 +40,7 @@ def test_a_linear_layer_by_hand(config):
     counts = reference.statistics(code, weight.t(), config)
     assert found.collisions == counts["collisions"] / counts["slots"]
     assert found.lossy == counts["lossy"] / counts["active"]
+    # 1e-15: the same quotient of integers, rounded in float64 by another route.
     assert found.utilization == pytest.approx(counts["utilization"], rel=1e-15)
     y = reference.matmul(code, weight.t(), config) * scale.t().double()
     y8 = (code.double() @ weight.t().double()) * scale.t().double()

@@ -3,6 +3,7 @@
 import pickle
 import re
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from recoup.models.blocks import M
 
 NESTS = ("state_dict", "model_state_dict", "model", "net")  # where training scripts put the tensors, first match wins
 PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
+_PREFIXES = re.compile(f"^({'|'.join(map(re.escape, PREFIXES))})+")
 SHOWN = 4
 
 
@@ -42,17 +44,27 @@ def load_weights_(model: M, path: str | Path) -> M:
     path = Path(path)
     tensors = read_weights(path)
     own = model.state_dict()
+    metadata = getattr(tensors, "_metadata", None)
     tensors = _without_prefixes(tensors, own)
     faults = _mismatches(tensors, own)
     if faults:
         raise RecoupError(f"{path} does not fit {type(model).__name__}: {'; '.join(faults)}")
     before = {name: value.clone() if isinstance(value, Tensor) else value for name, value in own.items()}
     try:
-        model.load_state_dict({**own, **tensors})
+        model.load_state_dict(_completed(own, tensors, metadata))
     except Exception as error:  # a layer's own loading hook may refuse what the names and shapes allow
         model.load_state_dict(before)
         raise RecoupError(f"{path} does not fit {type(model).__name__}: {error}") from error
     return model
+
+
+def _completed(own: Mapping[str, object], tensors: Mapping[str, Tensor], metadata: object) -> OrderedDict[str, object]:
+    """The file's tensors, the model's own where the file has none, and the file's metadata by unprefixed name."""
+    state = OrderedDict({**own, **tensors})
+    if isinstance(metadata, Mapping):
+        names = {_PREFIXES.sub("", str(name)): value for name, value in metadata.items()}
+        state._metadata = names  # type: ignore[attr-defined]
+    return state
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -118,7 +130,13 @@ def _state_dict(path: Path, content: object) -> dict[str, Tensor]:
         raise RecoupError(
             f"{path} holds no plain state dict: {_some(strange)} not tensors; they may lie under {', '.join(NESTS)}"
         )
-    return {str(name): tensor for name, tensor in content.items()}
+    state = OrderedDict((str(name), tensor) for name, tensor in content.items())
+    metadata = getattr(
+        content, "_metadata", None
+    )  # torch's own per-module notes; a converted network's scales are there
+    if metadata is not None:
+        state._metadata = metadata  # type: ignore[attr-defined]
+    return state
 
 
 def _without_prefixes(tensors: dict[str, Tensor], own: Mapping[str, object]) -> dict[str, Tensor]:
