@@ -220,8 +220,14 @@ def test_a_correction_does_not_outlive_its_weights(model):
     with pytest.raises(rc.RecoupError, match=r"'block1.conv1'.*weight is being replaced"):
         model.block1.conv1.weight = nn.Parameter(torch.zeros(12, 8, 3, 3))
     corrected = copy.deepcopy(model.state_dict())
-    model.load_state_dict({name: value.clone() for name, value in corrected.items()})  # no metadata: a float checkpoint
+    model.load_state_dict({name: value.clone() for name, value in corrected.items()})  # no metadata, the same weights
+    assert model.block1.conv1.bias_correction is not None
+    model.load_state_dict({"classifier.bias": torch.zeros(10)}, strict=False)
+    assert model.block1.conv1.bias_correction is not None
+    model.load_state_dict({name: 2 * value for name, value in corrected.items()})  # a float checkpoint
     assert model.block1.conv1.bias_correction is None
+    model.load_state_dict(corrected, assign=True)
+    assert model.block1.conv1.bias_correction is not None
     model.load_state_dict(corrected)
     assert model.block1.conv1.bias_correction is not None
     corrected._metadata["block1.conv1"]["recoup"]["order"] = torch.zeros(8, dtype=torch.long)

@@ -49,7 +49,8 @@ def load_weights_(model: M, path: str | Path) -> M:
     faults = _mismatches(tensors, own)
     if faults:
         raise RecoupError(f"{path} does not fit {type(model).__name__}: {'; '.join(faults)}")
-    before = {name: value.clone() if isinstance(value, Tensor) else value for name, value in own.items()}
+    before = OrderedDict((name, v.clone() if isinstance(v, Tensor) else v) for name, v in own.items())
+    before._metadata = getattr(own, "_metadata", None)  # type: ignore[attr-defined]
     try:
         model.load_state_dict(_completed(own, tensors, metadata))
     except Exception as error:  # a layer's own loading hook may refuse what the names and shapes allow

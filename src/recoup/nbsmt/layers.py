@@ -108,12 +108,16 @@ class NBSMTLayer(Emulated):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
+        # Set aside while the weight is loaded: with assign=True it is replaced, which the guard below would refuse.
+        kept, self.bias_correction = self.bias_correction, None
+        before = self.weight.detach().clone() if kept is not None else None
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+        if before is not None and torch.equal(before, self.weight.detach()):
+            self.bias_correction = kept  # the same weights: the correction still belongs to them
         travelled = local_metadata.get("recoup")
-        if travelled is None:  # a float checkpoint: scale and order stay, a correction belonged to the old weights
-            self.bias_correction = None
+        if travelled is None:  # a float checkpoint: scale and order stay
             return
         scale, order, correction = (travelled.get(name) for name in TRAVELLING)
         channels = self.weight.shape[1] * getattr(self, "groups", 1)
@@ -123,7 +127,7 @@ class NBSMTLayer(Emulated):
             error_msgs.append(f"{prefix}bias_correction has shape {list(correction.shape)}")
         else:
             device = self.weight.device
-            self.activation_scale = scale
+            self.activation_scale = self.activation_scale if scale is None else scale
             self.order = None if order is None else order.to(device)
             self.bias_correction = None if correction is None else correction.to(device)
 
