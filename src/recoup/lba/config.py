@@ -1,0 +1,233 @@
+"""The LBA configuration: the datapath of a multiply-accumulate unit with a narrow accumulator."""
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+from recoup.errors import RecoupError
+from recoup.formats import Float, Int
+from recoup.formats.fields import boolean, choice, integer
+
+Gradient = Literal["identity", "recursive_of", "immediate_of", "immediate_diff", "recursive_diff"]
+Nonfinite = Literal["error", "propagate"]
+GRADIENTS: tuple[str, ...] = get_args(Gradient)
+
+MAX_MANTISSA, MAX_EXPONENT, INT_BITS, SCALE_EXPONENT = 23, 256, (2, 32), 100
+MAX_CHUNK = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class LBA:
+    """Matrix products on a fused multiply-add unit (FMAq) whose product and sum are kept in few bits.
+
+        s_0 = 0,   s_i = Q_acc(Q_prod(x_i w_i) + s_{i-1})        within a chunk of consecutive i
+        y_0 = 0,   y_c = Q_acc(s of chunk c + y_{c-1})           over the chunks, in increasing order
+
+    Product and sum are infinitely precise before Q: *exact, then quantise*. Q truncates the magnitude (`Float.lba`)
+    unless its format says otherwise. Plain float32 arithmetic followed by a mask differs from this in about 2^-17 of
+    the products of float32 operands and never for operands of at most 12 significant bits.
+
+    Attributes:
+        product: format of Q_prod; None: the product enters the sum unrounded (a fused multiply-add).
+        accumulator: format of Q_acc. An `Int` is fixed point: it counts in units of ``scale``, rounds to nearest even
+            and saturates or wraps.
+        chunk: how many consecutive terms sum up from zero, None for all of them. The paper's is 16; near sqrt(K) is
+            better for K >= 1152.
+        underflow: False drops the flush to zero below the smallest normal of both formats, and nothing else (the
+            exponent is then unbounded below): the first stage of the paper's training.
+        gradient: the derivative that training sees. ``identity``: of the exact product; ``recursive_of``,
+            ``immediate_of``: terms that an overflow cut off get none; ``immediate_diff``, ``recursive_diff``: neither
+            do terms that did not change the sum. See `recoup.lba.gradients`.
+        scale: value of the least significant bit of an `Int` accumulator, a power of two.
+        promotion: format that chunk sums are added up in; None: the accumulator's own.
+        operands: what layers quantise weights and activations to before the product (`recoup.lba.quantize_operand`),
+            None: nothing. It is no part of the unit, and `recoup.lba.matmul` does not apply it.
+        backward: the unit that the two products of the backward pass run on; None: float32.
+        nonfinite: a NaN or infinity in an operand is an ``error``, or makes every output it belongs to NaN
+            (``propagate``).
+
+    Raises:
+        RecoupError: a field outside these values, or a format beyond the kernels: mantissa up to 23 bits, exponents
+            -256 to 256, saturating; integers of 2 to 32 bits, signed.
+
+    Source: Blumenfeld, Hubara and Soudry, "Towards Cheaper Inference in Deep Networks with Lower Bit-Width
+    Accumulators", ICLR 2024. Exact-then-truncate, the order of the chunk sums, promotion, integer and nearest
+    accumulators, and `biased`'s rule for exponents other than 4 are our definitions.
+
+    >>> LBA.m7e4() == LBA()
+    True
+    >>> LBA().accumulator.bits, LBA().accumulator.largest_value
+    (12, 63.75)
+    """
+
+    product: Float | None = Float.lba(4, 7, bias=12)  # noqa: RUF009 -- frozen
+    accumulator: Float | Int = Float.lba(4, 7, bias=10)  # noqa: RUF009
+    chunk: int | None = 16
+    underflow: bool = True
+    gradient: Gradient = "identity"
+    scale: float = 1.0
+    promotion: Float | None = None
+    operands: Float | Int | None = None
+    backward: "LBA | None" = None
+    nonfinite: Nonfinite = "error"
+
+    def __post_init__(self) -> None:
+        _check_float("product", self.product, optional=True)
+        _check_float("promotion", self.promotion, optional=True)
+        if isinstance(self.accumulator, Int):
+            _check_int(self.accumulator)
+        else:
+            _check_float("accumulator", self.accumulator, optional=False)
+        if self.chunk is not None:
+            note = ", or None for no chunks"
+            object.__setattr__(self, "chunk", integer("LBA", "chunk", self.chunk, (1, MAX_CHUNK), note))
+        boolean("LBA", "underflow", self.underflow)
+        choice("LBA", "gradient", self.gradient, GRADIENTS)
+        choice("LBA", "nonfinite", self.nonfinite, get_args(Nonfinite))
+        object.__setattr__(self, "scale", self._checked_scale())
+        if not isinstance(self.operands, Float | Int | None):
+            raise RecoupError(f"LBA(operands={self.operands!r}): operands must be a Float, an Int or None")
+        if self.backward is not None and (not isinstance(self.backward, LBA) or self.backward.backward is not None):
+            raise RecoupError(
+                f"LBA(backward={self.backward!r}): backward must be an LBA without a backward of its own, or None"
+            )
+        if self.backward is not None and self.gradient != "identity":
+            raise RecoupError(
+                f"LBA(gradient={self.gradient!r}): with a backward unit the gradient must be 'identity'; the others "
+                "sum over the terms that passed, in float32"
+            )
+
+    def _checked_scale(self) -> float:
+        scale, limit = self.scale, 2.0**SCALE_EXPONENT
+        number = isinstance(scale, int | float) and not isinstance(scale, bool)
+        if not number or not 1 / limit <= scale <= limit or math.frexp(scale)[0] != 0.5:
+            raise RecoupError(
+                f"LBA(scale={scale!r}): scale must be a power of two from 2^-{SCALE_EXPONENT} to 2^{SCALE_EXPONENT}"
+            )
+        if scale != 1 and not isinstance(self.accumulator, Int):
+            raise RecoupError(f"LBA(scale={scale!r}): scale belongs to an Int accumulator; this one is a Float")
+        return float(scale)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether any step rounds stochastically."""
+        formats = (self.product, self.accumulator, self.promotion)
+        return any(isinstance(f, Float) and f.rounding == "stochastic" for f in formats)
+
+    @property
+    def outer(self) -> Float | Int:
+        """The format that chunk sums are added up in."""
+        return self.accumulator if self.promotion is None else self.promotion
+
+    @classmethod
+    def biased(
+        cls, mantissa: int, exponent: int, bias: int | None = None, *, chunk: int | None = 16, **options: Any
+    ) -> "LBA":
+        """An accumulator of ``1 + exponent + mantissa`` bits with the product format that belongs to it.
+
+        ``b_prod = bias + log2(chunk) / 2`` as in the paper, rounded to nearest even; ``bias`` None is
+        ``2^(exponent-1) + 2``, the paper's 10 at four exponent bits, our definition elsewhere. Without chunks the
+        product has the accumulator's bias.
+
+        >>> LBA.biased(7, 4) == LBA.m7e4()
+        True
+        """
+        exponent = integer("LBA.biased", "exponent", exponent, (1, 8))
+        bias = (1 << (exponent - 1)) + 2 if bias is None else bias
+        spread = 0 if chunk is None else round(math.log2(max(integer("LBA", "chunk", chunk, (1, MAX_CHUNK)), 1)) / 2)
+        product = Float.lba(exponent, mantissa, bias + spread)
+        return cls(product, Float.lba(exponent, mantissa, bias), chunk, **options)
+
+    @classmethod
+    def m7e4(cls, **options: Any) -> "LBA":
+        """The paper's 12 bits: M7E4, biases 12 and 10, chunk 16."""
+        return cls(**options)
+
+    @classmethod
+    def m10e5(cls, **options: Any) -> "LBA":
+        """16 bits: ten of mantissa, five of exponent, biases 20 and 18 [ours], chunk 16."""
+        return cls.biased(10, 5, **options)
+
+    @classmethod
+    def fp32(cls, **options: Any) -> "LBA":
+        """Sequential float32: product and sum rounded to nearest even at every step, no chunks; it saturates."""
+        single = Float.parse("float32")
+        return cls(single, single, None, **options)
+
+    @classmethod
+    def hopper(cls, **options: Any) -> "LBA":
+        """About Hopper's FP8 tensor cores: exact products, a sum of 14 significant bits, to float32 every 128 terms.
+
+        Width and interval are the commonly reported ones; that each product is added on its own and the sum truncated
+        (the hardware aligns groups of products) is our definition.
+        """
+        return cls(None, Float(13, -126, 127, subnormals=False, rounding="zero"), 128, **_promoted(options))
+
+    @classmethod
+    def int16(cls, overflow: Literal["saturate", "wrap"] = "saturate", **options: Any) -> "LBA":
+        """A 16-bit integer accumulator of exact products, no chunks."""
+        return cls(None, Int(16, overflow=overflow), None, **options)
+
+    @classmethod
+    def int12(cls, overflow: Literal["saturate", "wrap"] = "saturate", **options: Any) -> "LBA":
+        """A 12-bit integer accumulator of exact products, no chunks."""
+        return cls(None, Int(12, overflow=overflow), None, **options)
+
+    def replace(self, **changes: Any) -> "LBA":
+        """A copy with some fields changed, validated again."""
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values, for YAML and JSON; a format is its fields under its name."""
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "LBA":
+        """The inverse of `to_dict`; unknown fields are an error that names them."""
+        known = [field.name for field in fields(cls)]
+        unknown = [name for name in values if name not in known]
+        if unknown:
+            raise RecoupError(f"LBA: unknown field {unknown[0]!r}; the fields are {', '.join(known)}")
+        return cls(**{name: _value(value) for name, value in values.items()})
+
+
+def _promoted(options: dict[str, Any]) -> dict[str, Any]:
+    return {"promotion": Float.parse("float32"), **options}
+
+
+def _plain(value: Any) -> Any:
+    return {type(value).__name__: value.to_dict()} if isinstance(value, Float | Int | LBA) else value
+
+
+def _value(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    kinds = {"Float": Float, "Int": Int, "LBA": LBA}
+    if len(value) != 1 or next(iter(value)) not in kinds:
+        raise RecoupError(f"LBA: {value!r} is no format; expected its fields under one of {', '.join(kinds)}")
+    name, inner = next(iter(value.items()))
+    return kinds[name].from_dict(inner)
+
+
+def _check_float(name: str, value: Any, *, optional: bool) -> None:
+    if optional and value is None:
+        return
+    if not isinstance(value, Float):
+        kinds = "a Float or None" if optional else "a Float or an Int"
+        raise RecoupError(f"LBA({name}={value!r}): {name} must be {kinds}")
+    if (
+        value.mantissa > MAX_MANTISSA
+        or value.min_exponent < -MAX_EXPONENT
+        or value.max_exponent > MAX_EXPONENT
+        or value.overflow != "saturate"
+    ):
+        raise RecoupError(
+            f"LBA({name}={value!r}): {name} must have a mantissa of at most {MAX_MANTISSA} bits and exponents from "
+            f"-{MAX_EXPONENT} to {MAX_EXPONENT}, and saturate"
+        )
+
+
+def _check_int(value: Int) -> None:
+    low, high = INT_BITS
+    if not value.signed or not low <= value.bits <= high:
+        raise RecoupError(f"LBA(accumulator={value!r}): an Int accumulator must be signed and have {low} to {high} bits")

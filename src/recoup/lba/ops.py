@@ -1,0 +1,337 @@
+"""The narrow accumulator as torch operators: `matmul`, batched, and the convolution that the layers run.
+
+Each is one operator of the torch.library with a fake implementation and the gradient its config asks for, so that it
+composes with autograd, autocast, torch.compile and DDP.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recoup.errors import RecoupError
+from recoup.lba.config import LBA
+from recoup.lba.geometry import Geometry
+
+__all__ = ["batched", "convolution", "decode", "draw_seed", "encode", "matmul"]
+
+
+def matmul(a: Tensor, b: Tensor, config: LBA, *, seed: int | None = None) -> Tensor:
+    """a b with every product and sum in the formats of ``config``.
+
+    Differentiable; the gradients are those that ``config.gradient`` names, summed in float32, or run on
+    ``config.backward``.
+
+    Args:
+        a: float32 [..., M, K].
+        b: float32 [..., K, N]; batch dimensions broadcast as in torch.matmul.
+        config: the unit.
+        seed: of stochastic rounding, 0 to 2^31 - 1; None draws one from torch's default generator. Random bits depend
+            on the seed, the output's index and the step alone.
+
+    Returns:
+        float32 [..., M, N]: the same bits on every device, for every tiling and number of threads. Zeros are +0. K = 0
+        gives zeros.
+
+    Raises:
+        RecoupError: other dtypes (half precision is not converted silently), shapes that do not fit, NaN or infinity
+            in an operand (unless ``config.nonfinite`` is ``propagate``), an integer accumulator whose products do not
+            fit its range.
+
+    >>> a, b = torch.full((1, 32), 0.7), torch.full((32, 1), 0.7)
+    >>> (a @ b).item(), matmul(a, b, LBA()).item()  # M7E4 truncates
+    (15.680000305175781, 15.5625)
+    """
+    check_shapes(a, b)
+    if not isinstance(config, LBA):
+        raise RecoupError(f"lba.matmul: config must be an LBA, such as LBA.m7e4(); got {config!r}")
+    return batched(a, b, config, draw_seed(config, seed), "lba.matmul")
+
+
+def batched(a: Tensor, b: Tensor, config: LBA, seed: int, layer: str) -> Tensor:
+    """`matmul` under a layer's name: batch dimensions broadcast and become one; a's joins its rows where b has none."""
+    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    shape = (*batch, a.shape[-2], b.shape[-1])
+    if b.dim() == 2:
+        a, b = a.reshape(1, -1, a.shape[-1]) if a.numel() else a.new_zeros(1, math.prod(shape[:-1]), a.shape[-1]), b[None]
+    else:
+        a, b = (t.expand(*batch, *t.shape[-2:]).reshape(math.prod(batch), *t.shape[-2:]) for t in (a, b))
+    return product(a, b, encode(config), seed, layer).view(shape)
+
+
+def draw_seed(config: LBA, seed: int | None = None) -> int:
+    """The seed of one call: the given one, else a fresh one where the config rounds stochastically."""
+    if seed is None:
+        return int(torch.randint(2**31, ())) if config.stochastic else 0
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
+        raise RecoupError(f"lba.matmul(seed={seed!r}): seed must be an integer from 0 to 2^31 - 1")
+    return seed
+
+
+def check_shapes(a: Any, b: Any, layer: str = "lba.matmul") -> None:
+    """Refuse what is no pair of matrices, and, outside autocast (where the operator casts), other dtypes."""
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        raise RecoupError(f"{layer}: a and b must be tensors; got {type(a).__name__} and {type(b).__name__}")
+    if a.dim() < 2 or b.dim() < 2 or a.shape[-1] != b.shape[-2]:
+        raise RecoupError(f"{layer}: a [..., M, K] and b [..., K, N] expected; got {list(a.shape)} and {list(b.shape)}")
+    try:
+        torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    except RuntimeError:
+        raise RecoupError(
+            f"{layer}: the batch dimensions of {list(a.shape)} and {list(b.shape)} do not broadcast"
+        ) from None
+    if not torch.is_autocast_enabled(a.device.type):
+        check_dtypes(a, b, layer)
+    if a.device != b.device:
+        raise RecoupError(f"{layer}: a lies on {a.device}, b on {b.device}")
+
+
+def check_dtypes(a: Tensor, b: Tensor, layer: str) -> None:
+    """Refuse anything but float32."""
+    if a.dtype != torch.float32 or b.dtype != torch.float32:
+        raise RecoupError(
+            f"{layer}: LBA emulation takes float32; got {a.dtype} {list(a.shape)} and {b.dtype} {list(b.shape)}: "
+            "convert with .float()"
+        )
+
+
+def encode(config: LBA) -> str:
+    """A configuration as an operator's string argument."""
+    return _encode(config)
+
+
+@lru_cache(maxsize=1024)
+def _encode(config: LBA) -> str:
+    return json.dumps(config.to_dict())
+
+
+@lru_cache(maxsize=1024)
+def decode(code: str) -> LBA:
+    """The inverse of `encode`."""
+    return LBA.from_dict(json.loads(code))
+
+
+def _backend(device: torch.device, layer: str) -> Any:
+    if device.type == "cpu":
+        from recoup.lba import cpu
+
+        return cpu
+    if device.type == "cuda":
+        from recoup.lba import gpu
+
+        return gpu
+    raise RecoupError(f"{layer}: LBA emulation runs on the CPU and CUDA; got {device}")
+
+
+def _named(layer: str, error: RecoupError) -> RecoupError:
+    return RecoupError(f"{layer}: {error}")
+
+
+def _product(a: Tensor, b: Tensor, config: str, seed: int, layer: str) -> Tensor:
+    """float32 [B, M, K] x [B, K, N] -> float32 [B, M, N]."""
+    check_dtypes(a, b, layer)
+    with _named(layer):
+        return _backend(a.device).matmul(a, b, decode(config), seed)
+
+
+def _product_fake(a, b, config, seed, layer):
+    return a.new_empty(a.shape[0], a.shape[1], b.shape[2])
+
+
+def _product_backward(
+    grad: Tensor, a: Tensor, b: Tensor, config: str, seed: int, needs: list[bool], layer: str
+) -> tuple[Tensor, Tensor]:
+    """The gradients of `_product`; an operator of its own, because it checks values, which tracing cannot."""
+    unit = decode(config)
+    if unit.gradient != "identity":
+        with _named(layer):
+            grad_a, grad_b = _backend(a.device).gradients(a, b, grad.contiguous(), unit, seed)
+    else:
+        grad_a = _transposed(grad, b.transpose(1, 2), unit, seed, layer) if needs[0] else None
+        grad_b = _transposed(a.transpose(1, 2), grad, unit, seed, layer) if needs[1] else None
+    return _kept(grad_a, a, needs[0]), _kept(grad_b, b, needs[1])
+
+
+def _product_backward_fake(grad, a, b, config, seed, needs, layer):
+    return _kept(torch.empty_like(a), a, needs[0]), _kept(torch.empty_like(b), b, needs[1])
+
+
+def _transposed(x: Tensor, y: Tensor, unit: LBA, seed: int, layer: str) -> Tensor:
+    """A product of the backward pass, on what the config says."""
+    if unit.backward is None:
+        return torch.bmm(x, y)
+    return _product(x, y, encode(unit.backward), seed, f"{layer}, backward")
+
+
+def _kept(grad: Tensor | None, operand: Tensor, needed: bool) -> Tensor:
+    return operand.new_empty(0) if grad is None or not needed else grad
+
+
+def _convolution(
+    x: Tensor,
+    weight: Tensor,
+    config: str,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    seed: int,
+    layer: str,
+) -> Tensor:
+    """A convolution without bias, im2col in the order (c, kh, kw); padding is with zeros, which change no sum.
+
+    Args:
+        x: float32 [N, C, H, W].
+        weight: float32 [O, C / groups, kh, kw].
+        config: `encode` of the configuration.
+        stride, padding, dilation, groups: as in torch.nn.functional.conv2d.
+        seed: of stochastic rounding; an output's index is that of [O, N, h, w].
+        layer: what errors call the layer.
+
+    Returns:
+        float32 [N, O, h, w] in the input's memory format.
+    """
+    check_dtypes(x, weight, layer)
+    geometry = Geometry.of(weight, stride, padding, dilation, groups)
+    geometry.check(x, weight, layer)
+    if x.numel() == 0:
+        return _convolution_fake(x, weight, config, stride, padding, dilation, groups, seed, layer).zero_()
+    with _named(layer):
+        y = _backend(x.device).convolution(x, weight.contiguous(), geometry, decode(config), seed)
+    return y.contiguous(memory_format=_memory_format(x))
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _convolution_fake(x, weight, config, stride, padding, dilation, groups, seed, layer):
+    size = Geometry.of(weight, stride, padding, dilation, groups).size(x)
+    return x.new_empty(x.shape[0], weight.shape[0], *size).contiguous(memory_format=_memory_format(x))
+
+
+def _convolution_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    config: str,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    seed: int,
+    needs: list[bool],
+    layer: str,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of `_convolution`."""
+    unit = decode(config)
+    if unit.gradient == "identity" and unit.backward is None:
+        grad_x, grad_w, _ = torch.ops.aten.convolution_backward(
+            grad, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [*needs, False]
+        )
+        return _kept(grad_x, x, needs[0]), _kept(grad_w, weight, needs[1])
+    geometry = Geometry.of(weight, stride, padding, dilation, groups)
+    with _named(layer):
+        if unit.backward is None:
+            grad_x, grad_w = _backend(x.device).convolution_gradients(grad, x, weight.contiguous(), geometry, unit, seed)
+        else:
+            grad_x, grad_w = backward_products(grad, x, weight.contiguous(), geometry, unit.backward, seed, needs)
+    return _kept(grad_x, x, needs[0]), _kept(grad_w, weight, needs[1])
+
+
+def backward_products(
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, unit: LBA, seed: int, needs: list[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """A convolution's two backward products on a unit of their own.
+
+    dx is the convolution of the output's gradient (spread out by the stride) with the transposed, mirrored weight, K in
+    the order (o, kh, kw); dw = grad [O, N P] columns^T [N P, K].
+    """
+    backend, grad_x, grad_w = _backend(x.device), None, None
+    if needs[0]:
+        spread, mirrored, adjoint = geometry.adjoint(grad, weight, x.shape)
+        grad_x = backend.convolution(spread, mirrored, adjoint, unit, seed)
+    if needs[1]:
+        N, G = x.shape[0], geometry.groups
+        g_GOP = grad.view(N, G, -1, grad.shape[2] * grad.shape[3]).permute(1, 2, 0, 3).reshape(G, weight.shape[0] // G, -1)
+        grad_w = backend.matmul(g_GOP, geometry.columns(x).transpose(1, 2), unit, seed).reshape(weight.shape)
+    return grad_x, grad_w
+
+
+def _convolution_backward_fake(grad, x, weight, config, stride, padding, dilation, groups, seed, needs, layer):
+    return _kept(torch.empty_like(x), x, needs[0]), _kept(torch.empty_like(weight), weight, needs[1])
+
+
+def _backend(device: torch.device) -> Any:
+    if device.type == "cpu":
+        from recoup.lba import cpu
+
+        return cpu
+    if device.type == "cuda":
+        from recoup.lba import gpu
+
+        return gpu
+    raise RecoupError(f"LBA emulation runs on the CPU and CUDA; got {device}")
+
+
+@contextmanager
+def _named(layer: str) -> Iterator[None]:
+    try:
+        yield
+    except RecoupError as error:
+        raise RecoupError(f"{layer}: {error}") from None
+
+
+def _product_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    a, b, ctx.config, ctx.seed, ctx.layer = inputs
+    ctx.save_for_backward(a, b)
+
+
+def _product_gradient(ctx: Any, grad: Tensor) -> tuple:
+    needs = list(ctx.needs_input_grad[:2])
+    grads = product_backward(grad, *ctx.saved_tensors, ctx.config, ctx.seed, needs, ctx.layer)
+    return *(g if needed else None for g, needed in zip(grads, needs, strict=True)), None, None, None
+
+
+def _convolution_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    x, weight, *ctx.arguments, ctx.layer = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _convolution_gradient(ctx: Any, grad: Tensor) -> tuple:
+    needs = list(ctx.needs_input_grad[:2])
+    grads = convolution_backward(grad.contiguous(), *ctx.saved_tensors, *ctx.arguments, needs, ctx.layer)
+    return *(g if needed else None for g, needed in zip(grads, needs, strict=True)), *[None] * 7
+
+
+# Registered by hand: torch.library.custom_op imports the compiler, 140 MB and seconds, at an operator's first call.
+_library = torch.library.Library("recoup", "FRAGMENT")
+
+
+def _register(name: str, implementation: Callable, fake: Callable) -> Callable:
+    schema = torch.library.infer_schema(implementation, mutates_args=(), op_name=name)
+    # Every call checks its operands, which waits for the GPU: a CUDA graph cannot hold that.
+    _library.define(schema, tags=(torch.Tag.cudagraph_unsafe,))
+    _library.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"recoup::{name}", fake, lib=_library)
+    return getattr(torch.ops.recoup, name).default
+
+
+def _differentiable(name: str, backward: Callable, context: Callable) -> None:
+    torch.library.register_autograd(f"recoup::{name}", backward, setup_context=context, lib=_library)
+    for device in ("cpu", "cuda"):
+        torch.library.register_autocast(f"recoup::{name}", device, torch.float32, lib=_library)
+
+
+product = _register("lba_matmul", _product, _product_fake)
+product_backward = _register("lba_matmul_backward", _product_backward, _product_backward_fake)
+convolution = _register("lba_convolution", _convolution, _convolution_fake)
+convolution_backward = _register("lba_convolution_backward", _convolution_backward, _convolution_backward_fake)
+_differentiable("lba_matmul", _product_gradient, _product_context)
+_differentiable("lba_convolution", _convolution_gradient, _convolution_context)
