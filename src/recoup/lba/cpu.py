@@ -1,35 +1,248 @@
-"""The narrow accumulator on the CPU."""
+"""The narrow accumulator on the CPU: plans, scales, pads and runs the kernels over the thread pool.
 
+Legend: B matrices of a batch, M rows, N columns, K terms; a convolution is a product with M output channels and one
+column per output pixel, packed from the image straight into the kernels' panels.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from recoup.lba import reference
+from recoup.errors import RecoupError
+from recoup.lba.checks import check_finite, check_products_fit, check_range, mark_convolution, mark_product
 from recoup.lba.config import LBA
+from recoup.lba.cpu_plan import Extent, Plan, chunk_bound, plan, shape
+from recoup.lba.emit import Shape, build
 from recoup.lba.geometry import Geometry
+from recoup.lba.reference import mix
+from recoup.llvm import Target, host
+from recoup.threads import over_rows
+
+_target: ContextVar[Target | None] = ContextVar("recoup_lba_target", default=None)
+BLOCK_BYTES = 1 << 26  # of a padded image block
+MINIMUM_WORK = 1 << 18  # multiply-adds that pay for one more thread
+
+
+@contextmanager
+def target(level: str | None) -> Iterator[None]:
+    """Emulate with the instructions of ``x86-64`` (SSE2), ``haswell`` (AVX2, FMA) or ``skylake-avx512``; None: all.
+
+    The processor must have them. The bits are the same.
+    """
+    wanted = None if level is None else Target.named(level)
+    if wanted is not None and not wanted.features <= host().features:
+        missing = ", ".join(sorted(wanted.features - host().features))
+        raise RecoupError(f"lba.cpu.target({level!r}): this processor lacks {missing}")
+    token = _target.set(wanted)
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
+def current_target() -> Target:
+    """The processor that kernels are built for."""
+    return _target.get() or host()
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Where the elements of B [K, N] lie in a buffer: at ``terms[k] + columns[n]``."""
+
+    source: Tensor
+    terms: np.ndarray
+    columns: np.ndarray
+    matrix: int  # elements from one matrix of the batch to the next
+
+    def padded(self, lanes: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Columns up to a multiple of ``width`` (the last one repeated); which vectors of ``lanes`` lie side by side."""
+        short = -len(self.columns) % width
+        columns = np.pad(self.columns, (0, short), mode="edge")
+        steps = np.diff(columns.reshape(-1, lanes), axis=1)
+        return columns, np.ascontiguousarray((steps == 1).all(1), dtype=np.uint8)
 
 
 def matmul(a: Tensor, b: Tensor, config: LBA, seed: int = 0) -> Tensor:
-    """a [B, M, K] b [B, K, N] -> [B, M, N]."""
-    size = a.shape[1] * b.shape[2]
-    return torch.stack([reference.matmul(a[i], b[i], config, seed, i * size) for i in range(len(a))])
+    """a [B, M, K] b [B, K, N] -> [B, M, N]; see `recoup.lba.matmul`."""
+    B, M, K = a.shape
+    N = b.shape[2]
+    if 0 in (B, M, N, K):
+        return a.new_zeros(B, M, N)
+    a, b, bad = check_finite(a, b, config)
+    check_products_fit(a, b, config)
+    # Few columns would leave lanes idle. Random bits go by rows, so stochastic rounding stays as it is.
+    turned = not config.stochastic and _padded(N, M) < _padded(M, N)
+    x, w = (b.transpose(1, 2), a.transpose(1, 2)) if turned else (a, b)
+    y = _product(x, w, config, seed)
+    y = y.transpose(1, 2) if turned else y
+    return mark_product(y.contiguous(), bad)
+
+
+def _padded(M: int, N: int) -> int:
+    """Outputs computed for M x N, roughly: whole vectors of 16."""
+    return M * -(-N // 16)
+
+
+def _product(x: Tensor, w: Tensor, config: LBA, seed: int) -> Tensor:
+    B, M, K = x.shape
+    N = w.shape[2]
+    reach = Extent.of(w)
+    chosen = plan(Extent.of(x), reach, chunk_bound(x, config) * reach.largest, config, current_target())
+    w = _scaled(w, chosen.b_scale, chosen.b_least)
+    columns = Columns(w, np.arange(K) * N, np.arange(N), K * N)
+    y = _run(_scaled(x, chosen.a_scale, chosen.a_least), columns, chosen, config, Index(seed, 0, M * N, N))
+    return _finished(y, chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """What random bits depend on: the seed and an output's index ``first + batch * matrix + row * i + j``."""
+
+    seed: int
+    first: int
+    matrix: int
+    row: int
+
+    @property
+    def base(self) -> int:
+        """The seed, mixed once, as the kernels take it."""
+        return int(mix(torch.tensor(self.seed)))
+
+
+def _scaled(x: Tensor, exponent: int, least: float) -> Tensor:
+    """x 2^exponent, contiguous, with zeros for magnitudes below ``least``."""
+    x = x.detach()
+    if least > 0:
+        x = x.masked_fill(x.abs() < least, 0.0)
+    return (x * 2.0**exponent).contiguous() if exponent else x.contiguous()
+
+
+def _finished(y: Tensor, chosen: Plan) -> Tensor:
+    """Sums at their own scale, as float32; zeros positive."""
+    y = y * 2.0**chosen.unscale if chosen.unscale else y
+    if y.dtype == torch.float64:
+        top = torch.finfo(torch.float32).max
+        y = y.clamp(-top, top).float()
+    return y + 0.0
+
+
+def _run(x: Tensor, columns: Columns, chosen: Plan, config: LBA, index: Index) -> Tensor:
+    """The kernel over all matrices: x [B, M, K] scaled -> [B, M, N] in the kernel's element type and scale."""
+    B, M, K = x.shape
+    N = len(columns.columns)
+    tile = _fitted(shape(chosen.form, current_target()), M, N)
+    native = build(chosen.form, tile, current_target())
+    tiles = -(-M // tile.rows)
+    places, straight = columns.padded(tile.lanes, tile.columns)
+    panels = len(places) // tile.columns
+    rows = F.pad(x, [0, 0, 0, tiles * tile.rows - M]) if M % tile.rows else x
+    y = torch.empty(B, tiles * tile.rows, len(places), dtype=torch.float64 if chosen.form.wide else torch.float32)
+    terms, scratch_type = np.ascontiguousarray(columns.terms), np.float64 if chosen.form.wide else np.float32
+    chunk = min(config.chunk or K, K)
+    size = y.element_size()
+
+    def call(batch: int, panel: tuple[int, int], row_tile: tuple[int, int], scratch: np.ndarray) -> None:
+        row = row_tile[0] * tile.rows
+        native(
+            *panel,
+            row_tile[1] - row_tile[0],
+            K,
+            chunk,
+            rows.data_ptr() + 4 * K * (batch * tiles * tile.rows + row),
+            K,
+            columns.source.data_ptr() + 4 * batch * columns.matrix,
+            terms.ctypes.data,
+            places.ctypes.data,
+            straight.ctypes.data,
+            y.data_ptr() + size * len(places) * (batch * tiles * tile.rows + row),
+            len(places),
+            chosen.floats.ctypes.data,
+            chosen.integers.ctypes.data,
+            scratch.ctypes.data,
+            index.base,
+            index.first + batch * index.matrix + row * index.row,
+            index.row,
+            1,
+        )
+
+    def over_panels(first: int, last: int) -> None:
+        scratch = np.empty(K * tile.columns, scratch_type)
+        for batch in range(first // panels, (last - 1) // panels + 1):
+            begin, end = max(first - batch * panels, 0), min(last - batch * panels, panels)
+            call(batch, (begin, end), (0, tiles), scratch)
+
+    def over_tiles(first: int, last: int) -> None:
+        scratch = np.empty(K * tile.columns, scratch_type)
+        for batch in range(B):
+            call(batch, (0, panels), (first, last), scratch)
+
+    work = tile.rows * tile.columns * K
+    if B * panels < 2 * torch.get_num_threads() and tiles > B * panels:
+        over_rows(over_tiles, tiles, work * B * panels, MINIMUM_WORK)
+    else:
+        over_rows(over_panels, B * panels, work * tiles, MINIMUM_WORK)
+    return y[:, :M, :N]
+
+
+def _fitted(whole: Shape, M: int, N: int) -> Shape:
+    """A smaller tile where rows or columns are few."""
+    tiles = -(-M // whole.rows)
+    return Shape(whole.lanes, -(-M // tiles), 1 if whole.lanes >= N else whole.vectors)
 
 
 def convolution(x: Tensor, weight: Tensor, geometry: Geometry, config: LBA, seed: int = 0) -> Tensor:
-    columns = geometry.columns(x)
-    w = weight.view(geometry.groups, weight.shape[0] // geometry.groups, -1)
-    y = matmul(w, columns, config, seed)
-    return y.view(weight.shape[0], x.shape[0], *geometry.size(x)).transpose(0, 1)
+    """x [N, C, H, W] and weight [O, C / groups, kh, kw] -> [N, O, h, w]."""
+    N, O, G = x.shape[0], weight.shape[0], geometry.groups
+    size = geometry.size(x)
+    if weight.numel() == 0:
+        return x.new_zeros(N, O, *size)
+    images, rows, faults = check_finite(x, weight, config, ("input", "weight"))
+    check_range(rows, images, config)
+    rows = rows.reshape(G, O // G, -1)
+    reach = Extent.of(images)
+    chosen = plan(Extent.of(rows), reach, chunk_bound(rows, config) * reach.largest, config, current_target())
+    rows = _scaled(rows, chosen.a_scale, chosen.a_least)
+    y = x.new_empty(N, O, *size)
+    P = size[0] * size[1]
+    for start, block in _blocks(images):
+        source = F.pad(_scaled(block, chosen.b_scale, chosen.b_least), _both_sides(geometry.padding)).contiguous()
+        columns = _pixels(source, geometry, size)
+        index = Index(seed, start * P, O // G * N * P, N * P)
+        sums = _finished(_run(rows, columns, chosen, config, index), chosen)
+        y[start : start + len(block)] = sums.reshape(O, len(block), *size).transpose(0, 1)
+    return mark_convolution(y, faults, geometry)
 
 
-def gradients(a: Tensor, b: Tensor, grad: Tensor, config: LBA, seed: int = 0) -> tuple[Tensor, Tensor]:
-    pairs = [reference.gradients(a[i], b[i], grad[i], config, seed, i * grad[i].numel()) for i in range(len(a))]
-    return torch.stack([p[0] for p in pairs]).float(), torch.stack([p[1] for p in pairs]).float()
+def _both_sides(padding: tuple[int, int]) -> list[int]:
+    return [padding[1], padding[1], padding[0], padding[0]]
 
 
-def convolution_gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, config: LBA, seed: int = 0
-) -> tuple[Tensor, Tensor]:
-    G, O = geometry.groups, weight.shape[0]
-    g = grad.transpose(0, 1).reshape(G, O // G, -1)
-    gw, gc = gradients(weight.view(G, O // G, -1), geometry.columns(x), g, config, seed)
-    return geometry.image(gc, x.shape), gw.view(weight.shape)
+def _blocks(x: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Images by so many that a block and its sums stay small."""
+    images = max(1, BLOCK_BYTES // (4 * max(1, x[0].numel())))
+    for start in range(0, x.shape[0], images):
+        yield start, x[start : start + images]
+
+
+def _pixels(source: Tensor, geometry: Geometry, size: tuple[int, int]) -> Columns:
+    """The columns of im2col within padded images [N, C, H, W]."""
+    N, channels, H, W = source.shape
+    C = channels // geometry.groups
+    (kh, kw), (sh, sw), (dh, dw) = geometry.kernel, geometry.stride, geometry.dilation
+    terms = _outer(np.arange(C) * H * W, np.arange(kh) * dh * W, np.arange(kw) * dw)
+    places = _outer(np.arange(N) * channels * H * W, np.arange(size[0]) * sh * W, np.arange(size[1]) * sw)
+    return Columns(source, terms, places, C * H * W)
+
+
+def _outer(*offsets: np.ndarray) -> np.ndarray:
+    """All sums of one offset of each, the last varying fastest."""
+    total = offsets[0]
+    for more in offsets[1:]:
+        total = (total[:, None] + more).reshape(-1)
+    return total

@@ -1,0 +1,234 @@
+"""Which kernel computes a product on this CPU, at which scale, with which constants.
+
+A plan depends on the operands through their largest and smallest magnitudes only: those decide whether float32 lanes
+can hold every intermediate value at some power-of-two scale. Where they cannot, float64 lanes do, with the same bits.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recoup.formats import Float, Int
+from recoup.lba import emit_narrow as narrow
+from recoup.lba import emit_wide as wide
+from recoup.lba.config import LBA
+from recoup.lba.emit import CONSTANTS, Form, Shape
+from recoup.lba.emit_narrow import Narrow
+from recoup.lba.emit_wide import Quantiser, Wide
+from recoup.llvm import Target
+
+LOW, HIGH = -126, 127  # exponents of float32's normal numbers
+UNBOUNDED = 2.0**-900  # below everything that products and sums of float32 numbers can reach
+HEADROOM = 1 - 1e-6  # a bound summed up in float64 is trusted this far
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Exponents, floor(log2), of the largest and the smallest magnitude that is not zero; and the largest itself."""
+
+    largest: float
+    high: int
+    low: int
+
+    @classmethod
+    def of(cls, x: Tensor) -> "Extent":
+        """Of finite float32 numbers; all zero: as if they were one."""
+        size = x.detach().abs()
+        largest = float(size.amax()) if x.numel() else 0.0
+        if largest == 0.0:
+            return cls(0.0, 0, 0)
+        smallest = float(size.masked_fill_(size == 0, math.inf).amin())
+        return cls(largest, math.frexp(largest)[1] - 1, math.frexp(smallest)[1] - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A kernel and what to call it with.
+
+    Attributes:
+        form: of the steps.
+        a_scale, b_scale: exponents of the powers of two that the operands are multiplied by.
+        a_least, b_least: magnitudes below these are zero to the unit and must become zero (0: none).
+        unscale: exponent of the result's factor.
+        floats, integers: the form's constants.
+    """
+
+    form: Form
+    a_scale: int
+    b_scale: int
+    a_least: float
+    b_least: float
+    unscale: int
+    floats: np.ndarray
+    integers: np.ndarray
+
+
+def plan(a: Extent, b: Extent, chunk_sum: float, config: LBA, target: Target) -> Plan:
+    """The fastest kernel that is exact.
+
+    Args:
+        a, b: what the operands reach.
+        chunk_sum: a bound of the sum of |x w| over any chunk, infinity if unknown.
+        config: the unit.
+        target: the processor.
+    """
+    if _truncates(config):
+        limits = (_may_reach(a.largest * b.largest, config.product), _may_reach(chunk_sum, config.accumulator))
+        scales = _scales(a, b, config, target)
+        if scales is not None:
+            return _narrow_plan(scales, limits, config, target)
+    return _wide_plan(config)
+
+
+def _truncates(config: LBA) -> bool:
+    """Whether every step truncates, without subnormals: what float32 lanes can do."""
+    formats = (config.accumulator, *([config.product] if config.product else []))
+    plain = all(isinstance(f, Float) and f.rounding == "zero" and not f.subnormals for f in formats)
+    return plain and config.promotion is None
+
+
+def _may_reach(bound: float, format: Float | Int | None) -> bool:  # noqa: A002
+    return format is not None and not bound < format.largest_value * HEADROOM
+
+
+@dataclass(frozen=True, slots=True)
+class _Scales:
+    a: int
+    b: int
+    a_least: float
+    b_least: float
+    product: int
+    sum: int
+
+
+def _scales(a: Extent, b: Extent, config: LBA, target: Target) -> _Scales | None:
+    """Powers of two that keep every value of float32 lanes normal, or None."""
+    product, accumulator = config.product, config.accumulator
+    assert isinstance(accumulator, Float)
+    tops = [f.max_exponent for f in (product, accumulator) if f is not None]
+    if not target.fma and (config.product is None or config.underflow):
+        return _unscaled(a, b, config) if config.product is not None else None
+    if not config.underflow:
+        common = min(HIGH - 1 - max(tops), HIGH)
+        finest = -23 - 23 if product is None else -product.mantissa
+        fits = common + a.low + b.low + finest >= LOW and common >= -HIGH
+        return _split(a, b, common, common) if fits else None
+    at_sum = LOW - accumulator.min_exponent
+    at_product = at_sum if product is None else LOW - product.min_exponent
+    if accumulator.max_exponent + at_sum > HIGH or not LOW <= -at_sum <= HIGH:
+        return None
+    if product is None:
+        return _split(a, b, at_product, at_sum)
+    # An operand that underflows with the largest partner is zero to the unit; so the others fit.
+    least_a, least_b = product.min_exponent - b.high - 1, product.min_exponent - a.high - 1
+    scale_a = -a.high - 1
+    scale_b = at_product - scale_a
+    inside = a.high + b.high <= 124 + product.min_exponent and b.high + scale_b <= HIGH - 1
+    factors = max(abs(scale_a), abs(scale_b)) < HIGH and LOW <= at_sum - at_product <= HIGH
+    if not inside or not factors or product.max_exponent + at_product > HIGH:
+        return None
+    return _Scales(scale_a, scale_b, _power(least_a), _power(least_b), at_product, at_sum)
+
+
+def _power(exponent: int) -> float:
+    return 2.0**exponent if exponent >= LOW - 23 else 0.0
+
+
+def _unscaled(a: Extent, b: Extent, config: LBA) -> _Scales | None:
+    formats = [f for f in (config.product, config.accumulator) if isinstance(f, Float)]
+    inside = all(LOW <= f.min_exponent and f.max_exponent <= HIGH for f in formats)
+    return _Scales(0, 0, 0.0, 0.0, 0, 0) if inside else None
+
+
+def _split(a: Extent, b: Extent, total: int, at_sum: int) -> _Scales | None:
+    """``total`` divided so that no operand leaves the normal range; every one of them counts."""
+    least = max(LOW - a.low, total - (HIGH - 1 - b.high), -HIGH + 1)
+    most = min(HIGH - 1 - a.high, total - (LOW - b.low), HIGH - 1)
+    if least > most or abs(total - least) >= HIGH and abs(total - most) >= HIGH:
+        return None
+    scale_a = min(max(-a.high, least), most)
+    if abs(total - scale_a) >= HIGH:
+        return None
+    return _Scales(scale_a, total - scale_a, 0.0, 0.0, total, at_sum)
+
+
+def _narrow_plan(scales: _Scales, limits: tuple[bool, bool], config: LBA, target: Target) -> Plan:
+    product, accumulator = config.product, config.accumulator
+    assert isinstance(accumulator, Float)
+    form = Narrow(product is None, limits[0], limits[1], not target.fma, config.underflow)
+    floats, integers = np.zeros(CONSTANTS, np.float32), np.zeros(CONSTANTS, np.int32)
+    floats[narrow.RATIO] = 2.0 ** (scales.sum - scales.product)
+    floats[narrow.SUM_TOP] = math.ldexp(accumulator.largest_value, scales.sum)
+    integers[narrow.SUM_MASK] = -1 << (23 - accumulator.mantissa)
+    integers[narrow.SUM_LOW] = _bits(accumulator.min_exponent)
+    if product is not None:
+        floats[narrow.PRODUCT_TOP] = math.ldexp(product.largest_value, scales.product)
+        integers[narrow.PRODUCT_MASK] = -1 << (23 - product.mantissa)
+        integers[narrow.PRODUCT_LOW] = _bits(product.min_exponent)
+    return Plan(form, scales.a, scales.b, scales.a_least, scales.b_least, -scales.sum, floats, integers)
+
+
+def _bits(exponent: int) -> int:
+    return max(exponent + HIGH, 1) << 23
+
+
+def _wide_plan(config: LBA) -> Plan:
+    floats, integers = np.zeros(CONSTANTS, np.float64), np.zeros(CONSTANTS, np.int64)
+    formats = {wide.PRODUCT: config.product, wide.SUM: config.accumulator, wide.OUTER: config.outer}
+    plain = all(f is None or (isinstance(f, Float) and f.rounding == "zero" and not f.subnormals) for f in formats.values())
+    made = {slot: None if f is None else _quantiser(f, config, plain) for slot, f in formats.items()}
+    for slot, f in formats.items():
+        if f is not None:
+            _constants(f, config, slot, floats, integers)
+    sums = (formats[wide.SUM], formats[wide.OUTER])
+    near = config.product is not None and all(isinstance(f, Float) and f.rounding == "nearest" for f in sums)
+    total, outer = made[wide.SUM], made[wide.OUTER]
+    assert total is not None and outer is not None
+    form = Wide(made[wide.PRODUCT], total, outer, "zero" if plain else "nearest" if near else "odd")
+    units = isinstance(config.outer, Int)
+    unscale = math.frexp(config.scale)[1] - 1 if units else 0
+    return Plan(form, 0, 0, 0.0, 0.0, unscale, floats, integers)
+
+
+def _quantiser(format: Float | Int, config: LBA, plain: bool) -> Quantiser:  # noqa: A002
+    if isinstance(format, Int):
+        return Quantiser(format.overflow)
+    flush = config.underflow and not format.subnormals
+    return Quantiser("mask" if plain else format.rounding, flush)
+
+
+def _constants(format: Float | Int, config: LBA, slot: int, floats: np.ndarray, integers: np.ndarray) -> None:  # noqa: A002
+    at = slot * wide.SLOT
+    floats[at + wide.TOP] = format.largest_value
+    if isinstance(format, Int):
+        floats[at + wide.BOTTOM] = format.smallest_value
+        floats[at + wide.RANGE], floats[at + wide.INVERSE_RANGE] = 2.0**format.bits, 2.0**-format.bits
+        floats[at + wide.SCALE], floats[at + wide.INVERSE] = config.scale, 1 / config.scale
+        return
+    floats[at + wide.LOW] = format.smallest_normal if config.underflow else UNBOUNDED
+    integers[at + wide.MASK] = -1 << (52 - format.mantissa)
+    integers[at + wide.SPREAD] = (52 - format.mantissa) << 52
+    integers[at + wide.DEPTH] = format.mantissa << 52
+
+
+def shape(form: Form, target: Target) -> Shape:
+    """Lanes, rows and vectors of a tile: what the registers hold."""
+    if "avx512f" in target.features:
+        return Shape(8, 4, 2) if form.wide else Shape(16, 8, 2)
+    if "avx2" in target.features:
+        return Shape(4, 2, 2) if form.wide else Shape(8, 3, 2)
+    return Shape(2, 2, 2) if form.wide else Shape(4, 2, 2)
+
+
+def chunk_bound(a: Tensor, config: LBA) -> float:
+    """The largest sum of |a| over a chunk of any row; a [..., K]."""
+    K, chunk = a.shape[-1], config.chunk
+    size = a.detach().abs().double()
+    if chunk is None or chunk >= K:
+        return float(size.sum(-1).amax())
+    whole = K - K % chunk
+    sums = [size[..., :whole].unflatten(-1, (-1, chunk)).sum(-1), size[..., whole:].sum(-1, keepdim=True)]
+    return max(float(part.amax()) for part in sums)

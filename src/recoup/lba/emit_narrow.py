@@ -1,0 +1,68 @@
+"""Truncating steps in float32 lanes, the fast form: at most six vector operations a term.
+
+Exact because the processor rounds toward zero: a product truncated to 24 bits and then, by a mask, to fewer is the
+truncated exact product. Where multiply-add is one instruction, operands come scaled by powers of two so that the
+smallest normal of the product is 2^-126, and flush-to-zero does the underflow; the accumulator has a scale of its
+own, and the ratio between the two is a factor of the multiply-add. Elsewhere (`compare`) all is at its own scale and
+the underflow is a comparison.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from recoup.lba.emit import EXCEPTIONS_MASKED, FLUSH, TOWARD_ZERO, Code
+
+# Places in the constants: floats, then integers.
+RATIO, PRODUCT_TOP, SUM_TOP = 0, 1, 2
+PRODUCT_MASK, SUM_MASK, PRODUCT_LOW, SUM_LOW = 0, 1, 2, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Narrow:
+    """Which operations the steps need.
+
+    Attributes:
+        fused: no Q_prod.
+        limit_product, limit_sum: whether products and sums may reach their largest value.
+        compare: underflow by comparison, without multiply-add and at the operands' own scale.
+        underflow: whether there is any; without ``compare`` it costs nothing.
+    """
+
+    fused: bool
+    limit_product: bool
+    limit_sum: bool
+    compare: bool
+    underflow: bool
+
+    wide = False
+    random = False
+    control = EXCEPTIONS_MASKED | TOWARD_ZERO | FLUSH
+
+    def term(self, code: Code, x: Any, w: Any, s: Any, draw: Any) -> Any:
+        """s = Q_acc(Q_prod(x w) + s)."""
+        b, floats, integers = code.b, code.float_constants, code.integer_constants
+        if self.fused:
+            return self._sum(code, code.fma(x, w, s))
+        p = b.fmul(x, w)
+        low = integers[PRODUCT_LOW] if self.compare and self.underflow else None
+        p = _cut(code, p, integers[PRODUCT_MASK], low)
+        if self.limit_product:
+            p = code.limit(p, floats[PRODUCT_TOP])
+        return self._sum(code, b.fadd(p, s) if self.compare else code.fma(p, floats[RATIO], s))
+
+    def add(self, code: Code, s: Any, y: Any, draw: Any) -> Any:
+        """y = Q_acc(s + y)."""
+        return self._sum(code, code.b.fadd(s, y))
+
+    def _sum(self, code: Code, total: Any) -> Any:
+        low = code.integer_constants[SUM_LOW] if self.compare and self.underflow else None
+        total = _cut(code, total, code.integer_constants[SUM_MASK], low)
+        return code.limit(total, code.float_constants[SUM_TOP]) if self.limit_sum else total
+
+
+def _cut(code: Code, x: Any, mask: Any, low: Any) -> Any:
+    """x without its low bits; zero below ``low``. In this order it is one instruction on AVX-512."""
+    cut = code.masked(x, mask)
+    if low is None:
+        return cut
+    return code.b.select(code.b.icmp_signed(">=", code.magnitude(x), low), cut, code.zero)

@@ -1,0 +1,151 @@
+"""Steps in float64 lanes, for every format there is: nearest, stochastic, subnormals, fixed point, promotion.
+
+A product of float32 operands is exact. A sum is truncated by the processor where every format truncates, and rounded
+to odd elsewhere (see `reference.exact_sum`); where all is rounded to nearest and the product is quantised first, the
+processor's own rounding is enough: a float64 sum of two numbers of at most 24 bits is inexact only if their exponents
+differ by more than 29, and is then much nearer to a value of the format than to a tie.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from llvmlite import ir
+
+from recoup.lba.emit import EXCEPTIONS_MASKED, I64, TOWARD_ZERO, Code
+
+Kind = Literal["mask", "zero", "nearest", "stochastic", "saturate", "wrap"]
+PRODUCT, SUM, OUTER = 0, 1, 2
+SLOT = 8  # constants of each of the three quantisers
+LOW, TOP, SCALE, INVERSE, BOTTOM, RANGE, INVERSE_RANGE = range(7)  # floats
+MASK, SPREAD, DEPTH = range(3)  # integers
+EXPONENT, SIGN = 0x7FF << 52, -(1 << 63)
+INTEGER = 1.5 * 2.0**52  # adding and subtracting it rounds to an integer
+RANDOM_BITS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Quantiser:
+    """How one of the three quantisers rounds: ``mask`` is truncation without subnormals, the others take more steps.
+
+    ``flush``: zero below the smallest normal; ``saturate`` and ``wrap``: integers in units of their scale.
+    """
+
+    kind: Kind
+    flush: bool = False
+
+    @property
+    def integer(self) -> bool:
+        """Fixed point."""
+        return self.kind in ("saturate", "wrap")
+
+
+@dataclass(frozen=True, slots=True)
+class Wide:
+    """The quantisers of product (None: fused), sum and outer sum, and how sums are rounded before them."""
+
+    product: Quantiser | None
+    sum: Quantiser
+    outer: Quantiser
+    rounding: Literal["zero", "nearest", "odd"]
+
+    wide = True
+
+    @property
+    def control(self) -> int:
+        """Toward zero where every quantiser truncates."""
+        return EXCEPTIONS_MASKED | (TOWARD_ZERO if self.rounding == "zero" else 0)
+
+    @property
+    def random(self) -> bool:
+        """Whether any quantiser rounds stochastically."""
+        return any(q is not None and q.kind == "stochastic" for q in (self.product, self.sum, self.outer))
+
+    def term(self, code: Code, x: Any, w: Any, s: Any, draw: Any) -> Any:
+        """s = Q_acc(Q_prod(x w) + s); fixed point sums are in units of the scale."""
+        p = code.b.fmul(x, w)
+        if self.product is not None:
+            p = quantise(code, p, self.product, PRODUCT, draw and _bound(draw, 0))
+        if self.sum.integer:
+            p = code.b.fmul(p, code.float_constants[SUM * SLOT + INVERSE])
+        return quantise(code, self._total(code, p, s), self.sum, SUM, draw and _bound(draw, 1))
+
+    def add(self, code: Code, s: Any, y: Any, draw: Any) -> Any:
+        """y = Q_acc(s + y), in units only if both are."""
+        if self.sum.integer and not self.outer.integer:
+            s = code.b.fmul(s, code.float_constants[SUM * SLOT + SCALE])
+        return quantise(code, self._total(code, s, y), self.outer, OUTER, draw and _bound(draw, 0))
+
+    def _total(self, code: Code, x: Any, y: Any) -> Any:
+        return odd_sum(code, x, y) if self.rounding == "odd" else code.b.fadd(x, y)
+
+
+def _bound(draw: Callable[[int], Any], offset: int) -> Callable[[], Any]:
+    return lambda: draw(offset)
+
+
+def quantise(code: Code, x: Any, how: Quantiser, slot: int, draw: Callable[[], Any] | None) -> Any:
+    """Q of an exact (or odd) number."""
+    b, floats, integers = code.b, code.float_constants, code.integer_constants
+    at = slot * SLOT
+    if how.integer:
+        return _fixed(code, x, how, at)
+    low, top = floats[at + LOW], floats[at + TOP]
+    if how.kind == "mask":
+        cut = code.masked(x, integers[at + MASK])
+        if how.flush:
+            cut = b.select(b.fcmp_ordered(">=", code.floats(code.magnitude(x)), low), cut, code.zero)
+        return code.limit(cut, top)
+    size = code.floats(code.magnitude(x))
+    normal = b.and_(code.bits(code.maximum(size, low)), code.bits_constant(EXPONENT))  # of the binade, as a power of two
+    large = code.floats(b.add(normal, integers[at + SPREAD]))
+    rounded = b.fsub(b.fadd(size, large), large)
+    if how.kind != "nearest":
+        quantum = code.floats(b.sub(normal, integers[at + DEPTH]))
+        above = b.fcmp_ordered(">", rounded, size)
+        rounded = b.fsub(rounded, b.select(above, quantum, code.zero))
+        if how.kind == "stochastic":
+            assert draw is not None
+            rest = b.fsub(code.constant(2.0**RANDOM_BITS), b.uitofp(draw(), code.vector))
+            needed = b.fmul(b.fmul(rest, code.constant(2.0**-RANDOM_BITS)), quantum)
+            up = b.fcmp_ordered(">=", b.fsub(size, rounded), needed)
+            rounded = b.fadd(rounded, b.select(up, quantum, code.zero))
+    if how.flush:
+        rounded = b.select(b.fcmp_ordered(">=", size, low), rounded, code.zero)
+    rounded = code.minimum(rounded, top)
+    return code.floats(b.or_(code.bits(rounded), b.and_(code.bits(x), code.bits_constant(SIGN))))
+
+
+def _fixed(code: Code, x: Any, how: Quantiser, at: int) -> Any:
+    b, floats = code.b, code.float_constants
+    units = _whole(code, x)
+    if how.kind == "saturate":
+        return code.maximum(code.minimum(units, floats[at + TOP]), floats[at + BOTTOM])
+    turns = b.fmul(b.fsub(units, floats[at + BOTTOM]), floats[at + INVERSE_RANGE])
+    whole = _whole(code, turns)
+    whole = b.fsub(whole, b.select(b.fcmp_ordered(">", whole, turns), code.constant(1.0), code.zero))
+    return b.fsub(units, b.fmul(whole, floats[at + RANGE]))
+
+
+def _whole(code: Code, x: Any) -> Any:
+    """The nearest integer, ties to even, below 2^51."""
+    large = code.constant(INTEGER)
+    return code.b.fsub(code.b.fadd(x, large), large)
+
+
+def odd_sum(code: Code, x: Any, y: Any) -> Any:
+    """`reference.exact_sum`."""
+    b = code.b
+    total = b.fadd(x, y)
+    part = b.fsub(total, x)
+    error = b.fadd(b.fsub(x, b.fsub(total, part)), b.fsub(y, part))
+    bits, one = code.bits(total), code.bits_constant(1)
+    flags = ir.VectorType(ir.IntType(1), code.lanes)
+    outward = b.icmp_signed(
+        "==", b.fcmp_ordered(">", error, code.zero), b.fcmp_ordered(">", total, code.zero)
+    )
+    assert outward.type == flags
+    moved = b.add(bits, b.select(outward, one, code.bits_constant(-1)))
+    even = b.icmp_signed("==", b.and_(bits, one), ir.Constant(ir.VectorType(I64, code.lanes), None))
+    inexact = b.and_(b.fcmp_ordered("!=", error, code.zero), even)
+    return code.floats(b.select(inexact, moved, bits))
