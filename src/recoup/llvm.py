@@ -53,8 +53,17 @@ class Target:
     @property
     def fma(self) -> bool:
         """Whether multiply-add with one rounding is an instruction rather than a call of the C library."""
-        machine = (self.triple or binding.get_process_triple()).split("-")[0]
-        return "fma" in self.features or machine in ("aarch64", "arm64")
+        return "fma" in self.features or self.machine in ("aarch64", "arm64")
+
+    @property
+    def machine(self) -> str:
+        """The processor's family, as ``x86_64`` or ``aarch64``."""
+        return (self.triple or _process_triple()).split("-")[0]
+
+
+@cache
+def _process_triple() -> str:
+    return binding.get_process_triple()
 
 
 @cache

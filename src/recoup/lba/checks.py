@@ -27,27 +27,24 @@ class Faults:
         return self.a is not None or self.b is not None
 
 
-def check_finite(a: Tensor, b: Tensor, config: LBA, names: tuple[str, str] = ("a", "b")) -> tuple[Tensor, Tensor, Faults]:
+def check_finite(
+    a: Tensor, b: Tensor, finite: tuple[bool, bool], config: LBA, names: tuple[str, str] = ("a", "b")
+) -> tuple[Tensor, Tensor, Faults]:
     """The operands with zeros for NaN and infinities, and where those were; an error unless they shall propagate.
 
-    Masks and limits would turn them into ordinary numbers without a word.
+    Masks and limits would turn them into ordinary numbers without a word. ``finite`` says what is known already.
     """
-    faults = []
-    for operand, name in ((a, names[0]), (b, names[1])):
-        # A sum is finite only if all terms are, and costs one pass; an overflow of finite terms is looked at closely.
-        bad = None if bool(torch.isfinite(operand.detach().sum())) else ~torch.isfinite(operand)
-        bad = bad if bad is not None and bool(bad.any()) else None
-        if bad is not None and config.nonfinite == "error":
+    if all(finite):
+        return a, b, Faults(None, None)
+    bad = [None if known else ~torch.isfinite(x.detach()) for x, known in zip((a, b), finite, strict=True)]
+    for x, where, name in zip((a, b), bad, names, strict=True):
+        if where is not None and config.nonfinite == "error":
             raise RecoupError(
-                f"operand {name} {list(operand.shape)} holds {int(bad.sum())} NaN or infinite values; "
+                f"operand {name} {list(x.shape)} holds {int(where.sum())} NaN or infinite values; "
                 "LBA(nonfinite='propagate') turns the outputs they belong to into NaN"
             )
-        faults.append(bad)
-    where = Faults(*faults)
-    if not where:
-        return a, b, where
-    a, b = (x if bad is None else x.masked_fill(bad, 0.0) for x, bad in ((a, where.a), (b, where.b)))
-    return a, b, where
+    clean = [x if where is None else x.masked_fill(where, 0.0) for x, where in zip((a, b), bad, strict=True)]
+    return clean[0], clean[1], Faults(*bad)
 
 
 def mark_product(y: Tensor, faults: Faults) -> Tensor:
@@ -60,14 +57,14 @@ def mark_product(y: Tensor, faults: Faults) -> Tensor:
 
 
 def mark_convolution(y: Tensor, faults: Faults, geometry: Geometry) -> Tensor:
-    """NaN in the pixels of y [N, O, h, w] that see a bad activation, and the channels whose weight is (``b``)."""
-    if faults.a is not None:
-        seen = geometry.columns(faults.a.float()).any(1)  # [G, N P]
+    """NaN in the channels of y [N, O, h, w] whose weight (a), and the pixels whose activations (b), were not finite."""
+    if faults.b is not None:
+        seen = geometry.columns(faults.b.float()).any(1)  # [G, N P]
         G, N, O = geometry.groups, y.shape[0], y.shape[1]
         seen_NG = seen.view(G, N, *y.shape[2:]).transpose(0, 1)
         y = y.masked_fill(seen_NG.repeat_interleave(O // G, 1), torch.nan)
-    if faults.b is not None:
-        y = y.masked_fill(faults.b.flatten(1).any(1)[None, :, None, None], torch.nan)
+    if faults.a is not None:
+        y = y.masked_fill(faults.a.flatten(1).any(1)[None, :, None, None], torch.nan)
     return y
 
 

@@ -230,4 +230,6 @@ def _check_float(name: str, value: Any, *, optional: bool) -> None:
 def _check_int(value: Int) -> None:
     low, high = INT_BITS
     if not value.signed or not low <= value.bits <= high:
-        raise RecoupError(f"LBA(accumulator={value!r}): an Int accumulator must be signed and have {low} to {high} bits")
+        raise RecoupError(
+            f"LBA(accumulator={value!r}): an Int accumulator must be signed and have {low} to {high} bits"
+        )

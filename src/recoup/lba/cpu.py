@@ -63,7 +63,7 @@ class Columns:
     def padded(self, lanes: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """Columns up to a multiple of ``width`` (the last one repeated); which vectors of ``lanes`` lie side by side."""
         short = -len(self.columns) % width
-        columns = np.pad(self.columns, (0, short), mode="edge")
+        columns = np.concatenate([self.columns, np.repeat(self.columns[-1:], short)]) if short else self.columns
         steps = np.diff(columns.reshape(-1, lanes), axis=1)
         return columns, np.ascontiguousarray((steps == 1).all(1), dtype=np.uint8)
 
@@ -74,14 +74,16 @@ def matmul(a: Tensor, b: Tensor, config: LBA, seed: int = 0) -> Tensor:
     N = b.shape[2]
     if 0 in (B, M, N, K):
         return a.new_zeros(B, M, N)
-    a, b, bad = check_finite(a, b, config)
+    reach = Extent.of(a), Extent.of(b)
+    a, b, faults = check_finite(a, b, (reach[0].finite, reach[1].finite), config)
+    if faults:
+        return mark_product(matmul(a, b, config, seed), faults)
     check_products_fit(a, b, config)
     # Few columns would leave lanes idle. Random bits go by rows, so stochastic rounding stays as it is.
-    turned = not config.stochastic and _padded(N, M) < _padded(M, N)
-    x, w = (b.transpose(1, 2), a.transpose(1, 2)) if turned else (a, b)
-    y = _product(x, w, config, seed)
-    y = y.transpose(1, 2) if turned else y
-    return mark_product(y.contiguous(), bad)
+    if not config.stochastic and _padded(N, M) < _padded(M, N):
+        y = _product(b.mT, a.mT, (reach[1], reach[0]), config, seed)
+        return y.mT.contiguous()
+    return _product(a, b, reach, config, seed)
 
 
 def _padded(M: int, N: int) -> int:
@@ -89,15 +91,26 @@ def _padded(M: int, N: int) -> int:
     return M * -(-N // 16)
 
 
-def _product(x: Tensor, w: Tensor, config: LBA, seed: int) -> Tensor:
-    B, M, K = x.shape
-    N = w.shape[2]
-    reach = Extent.of(w)
-    chosen = plan(Extent.of(x), reach, chunk_bound(x, config) * reach.largest, config, current_target())
-    w = _scaled(w, chosen.b_scale, chosen.b_least)
-    columns = Columns(w, np.arange(K) * N, np.arange(N), K * N)
-    y = _run(_scaled(x, chosen.a_scale, chosen.a_least), columns, chosen, config, Index(seed, 0, M * N, N))
-    return _finished(y, chosen)
+def _product(x: Tensor, w: Tensor, reach: tuple[Extent, Extent], config: LBA, seed: int) -> Tensor:
+    M, N = x.shape[1], w.shape[2]
+    chosen = _plan(x, reach, N, config)
+    columns = matrix_columns(w)
+    y = _run(scaled(x, chosen), columns, chosen, config, Index(seed, 0, M * N, N))
+    return finished(y, chosen)
+
+
+def _plan(x: Tensor, reach: tuple[Extent, Extent], uses: int, config: LBA) -> Plan:
+    bound = chunk_bound(x, reach[0].largest, uses, config) * reach[1].largest
+    return plan(*reach, bound, config, current_target())
+
+
+def matrix_columns(w: Tensor) -> Columns:
+    """The columns of matrices [B, K, N] with any strides."""
+    w = w.detach()
+    K, N = w.shape[1:]
+    if min(w.stride()[1:]) < 0 or (w.stride(2) != 1 and w.stride(1) != 1):
+        w = w.contiguous()
+    return Columns(w, np.arange(K) * w.stride(1), np.arange(N) * w.stride(2), w.stride(0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,18 +125,18 @@ class Index:
     @property
     def base(self) -> int:
         """The seed, mixed once, as the kernels take it."""
-        return int(mix(torch.tensor(self.seed)))
+        return int(mix(torch.tensor(self.seed))) if self.seed else 0
 
 
-def _scaled(x: Tensor, exponent: int, least: float) -> Tensor:
-    """x 2^exponent, contiguous, with zeros for magnitudes below ``least``."""
+def scaled(x: Tensor, chosen: Plan) -> Tensor:
+    """The rows' operand as the kernel takes it: contiguous and scaled, with zeros for what is zero to the unit."""
     x = x.detach()
-    if least > 0:
-        x = x.masked_fill(x.abs() < least, 0.0)
-    return (x * 2.0**exponent).contiguous() if exponent else x.contiguous()
+    if chosen.a_least > 0:
+        x = torch.where(x.abs() < chosen.a_least, 0.0, x)
+    return (x * 2.0**chosen.a_scale).contiguous() if chosen.a_scale else x.contiguous()
 
 
-def _finished(y: Tensor, chosen: Plan) -> Tensor:
+def finished(y: Tensor, chosen: Plan) -> Tensor:
     """Sums at their own scale, as float32; zeros positive."""
     y = y * 2.0**chosen.unscale if chosen.unscale else y
     if y.dtype == torch.float64:
@@ -136,7 +149,7 @@ def _run(x: Tensor, columns: Columns, chosen: Plan, config: LBA, index: Index) -
     """The kernel over all matrices: x [B, M, K] scaled -> [B, M, N] in the kernel's element type and scale."""
     B, M, K = x.shape
     N = len(columns.columns)
-    tile = _fitted(shape(chosen.form, current_target()), M, N)
+    tile = fitted(shape(chosen.form, current_target()), M, N)
     native = build(chosen.form, tile, current_target())
     tiles = -(-M // tile.rows)
     places, straight = columns.padded(tile.lanes, tile.columns)
@@ -160,6 +173,8 @@ def _run(x: Tensor, columns: Columns, chosen: Plan, config: LBA, index: Index) -
             terms.ctypes.data,
             places.ctypes.data,
             straight.ctypes.data,
+            2.0**chosen.b_scale,
+            chosen.b_least_bits,
             y.data_ptr() + size * len(places) * (batch * tiles * tile.rows + row),
             len(places),
             chosen.floats.ctypes.data,
@@ -190,7 +205,7 @@ def _run(x: Tensor, columns: Columns, chosen: Plan, config: LBA, index: Index) -
     return y[:, :M, :N]
 
 
-def _fitted(whole: Shape, M: int, N: int) -> Shape:
+def fitted(whole: Shape, M: int, N: int) -> Shape:
     """A smaller tile where rows or columns are few."""
     tiles = -(-M // whole.rows)
     return Shape(whole.lanes, -(-M // tiles), 1 if whole.lanes >= N else whole.vectors)
@@ -202,25 +217,28 @@ def convolution(x: Tensor, weight: Tensor, geometry: Geometry, config: LBA, seed
     size = geometry.size(x)
     if weight.numel() == 0:
         return x.new_zeros(N, O, *size)
-    images, rows, faults = check_finite(x, weight, config, ("input", "weight"))
-    check_range(rows, images, config)
-    rows = rows.reshape(G, O // G, -1)
-    reach = Extent.of(images)
-    chosen = plan(Extent.of(rows), reach, chunk_bound(rows, config) * reach.largest, config, current_target())
-    rows = _scaled(rows, chosen.a_scale, chosen.a_least)
+    reach = Extent.of(weight), Extent.of(x)
+    weight, x, faults = check_finite(weight, x, (reach[0].finite, reach[1].finite), config, ("weight", "input"))
+    if faults:
+        return mark_convolution(convolution(x, weight, geometry, config, seed), faults, geometry)
+    check_range(weight, x, config)
+    rows = weight.reshape(G, O // G, -1)
+    chosen = _plan(rows, reach, N * size[0] * size[1], config)
+    rows = scaled(rows, chosen)
     y = x.new_empty(N, O, *size)
     P = size[0] * size[1]
-    for start, block in _blocks(images):
-        source = F.pad(_scaled(block, chosen.b_scale, chosen.b_least), _both_sides(geometry.padding)).contiguous()
-        columns = _pixels(source, geometry, size)
+    for start, block in _blocks(x):
+        columns = pixels(pad_image(block, geometry), geometry, size)
         index = Index(seed, start * P, O // G * N * P, N * P)
-        sums = _finished(_run(rows, columns, chosen, config, index), chosen)
+        sums = finished(_run(rows, columns, chosen, config, index), chosen)
         y[start : start + len(block)] = sums.reshape(O, len(block), *size).transpose(0, 1)
-    return mark_convolution(y, faults, geometry)
+    return y
 
 
-def _both_sides(padding: tuple[int, int]) -> list[int]:
-    return [padding[1], padding[1], padding[0], padding[0]]
+def pad_image(x: Tensor, geometry: Geometry) -> Tensor:
+    """Images with their zero padding, contiguous."""
+    high, wide = geometry.padding
+    return F.pad(x.detach(), [wide, wide, high, high]).contiguous()
 
 
 def _blocks(x: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -230,7 +248,7 @@ def _blocks(x: Tensor) -> Iterator[tuple[int, Tensor]]:
         yield start, x[start : start + images]
 
 
-def _pixels(source: Tensor, geometry: Geometry, size: tuple[int, int]) -> Columns:
+def pixels(source: Tensor, geometry: Geometry, size: tuple[int, int]) -> Columns:
     """The columns of im2col within padded images [N, C, H, W]."""
     N, channels, H, W = source.shape
     C = channels // geometry.groups

@@ -5,6 +5,7 @@ can hold every intermediate value at some power-of-two scale. Where they cannot,
 """
 
 import math
+import struct
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,14 +16,16 @@ from recoup.formats import Float, Int
 from recoup.lba import emit_narrow as narrow
 from recoup.lba import emit_wide as wide
 from recoup.lba.config import LBA
-from recoup.lba.emit import CONSTANTS, Form, Shape
+from recoup.lba.emit import CONSTANTS, OUTER, PRODUCT, SUM, Form, Shape
+from recoup.lba.emit_extent import magnitudes
 from recoup.lba.emit_narrow import Narrow
 from recoup.lba.emit_wide import Quantiser, Wide
 from recoup.llvm import Target
 
 LOW, HIGH = -126, 127  # exponents of float32's normal numbers
 UNBOUNDED = 2.0**-900  # below everything that products and sums of float32 numbers can reach
-HEADROOM = 1 - 1e-6  # a bound summed up in float64 is trusted this far
+HEADROOM = 1 - 1e-4  # a bound summed up in float32 is trusted this far
+WORTH_SUMMING = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +38,24 @@ class Extent:
 
     @classmethod
     def of(cls, x: Tensor) -> "Extent":
-        """Of finite float32 numbers; all zero: as if they were one."""
-        size = x.detach().abs()
-        largest = float(size.amax()) if x.numel() else 0.0
-        if largest == 0.0:
+        """Of float32 numbers; all zero: as if they were one. NaN and infinities show as ``finite`` False."""
+        high, low = magnitudes(x)
+        if high == 0:
             return cls(0.0, 0, 0)
-        smallest = float(size.masked_fill_(size == 0, math.inf).amin())
-        return cls(largest, math.frexp(largest)[1] - 1, math.frexp(smallest)[1] - 1)
+        return cls(_number(high), _exponent(high), _exponent(low))
+
+    @property
+    def finite(self) -> bool:
+        """Whether neither NaN nor infinity is among them."""
+        return math.isfinite(self.largest)
+
+
+def _number(bits: int) -> float:
+    return struct.unpack("<f", struct.pack("<i", bits))[0]
+
+
+def _exponent(bits: int) -> int:
+    return math.frexp(_number(bits))[1] - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +78,11 @@ class Plan:
     unscale: int
     floats: np.ndarray
     integers: np.ndarray
+
+    @property
+    def b_least_bits(self) -> int:
+        """``b_least`` as float32 bits."""
+        return struct.unpack("<i", struct.pack("<f", self.b_least))[0]
 
 
 def plan(a: Extent, b: Extent, chunk_sum: float, config: LBA, target: Target) -> Plan:
@@ -111,6 +130,8 @@ def _scales(a: Extent, b: Extent, config: LBA, target: Target) -> _Scales | None
     tops = [f.max_exponent for f in (product, accumulator) if f is not None]
     if not target.fma and (config.product is None or config.underflow):
         return _unscaled(a, b, config) if config.product is not None else None
+    if min(a.low, b.low) < LOW:  # the kernels read such operands as zero
+        return None
     if not config.underflow:
         common = min(HIGH - 1 - max(tops), HIGH)
         finest = -23 - 23 if product is None else -product.mantissa
@@ -130,7 +151,8 @@ def _scales(a: Extent, b: Extent, config: LBA, target: Target) -> _Scales | None
     factors = max(abs(scale_a), abs(scale_b)) < HIGH and LOW <= at_sum - at_product <= HIGH
     if not inside or not factors or product.max_exponent + at_product > HIGH:
         return None
-    return _Scales(scale_a, scale_b, _power(least_a), _power(least_b), at_product, at_sum)
+    least = (_power(least_a) if a.low < least_a else 0.0, _power(least_b) if b.low < least_b else 0.0)
+    return _Scales(scale_a, scale_b, *least, at_product, at_sum)
 
 
 def _power(exponent: int) -> float:
@@ -177,17 +199,21 @@ def _bits(exponent: int) -> int:
 
 def _wide_plan(config: LBA) -> Plan:
     floats, integers = np.zeros(CONSTANTS, np.float64), np.zeros(CONSTANTS, np.int64)
-    formats = {wide.PRODUCT: config.product, wide.SUM: config.accumulator, wide.OUTER: config.outer}
-    plain = all(f is None or (isinstance(f, Float) and f.rounding == "zero" and not f.subnormals) for f in formats.values())
+    formats = {PRODUCT: config.product, SUM: config.accumulator, OUTER: config.outer}
+    plain = all(
+        f is None or (isinstance(f, Float) and f.rounding == "zero" and not f.subnormals) for f in formats.values()
+    )
     made = {slot: None if f is None else _quantiser(f, config, plain) for slot, f in formats.items()}
     for slot, f in formats.items():
         if f is not None:
             _constants(f, config, slot, floats, integers)
-    sums = (formats[wide.SUM], formats[wide.OUTER])
+    sums = (formats[SUM], formats[OUTER])
     near = config.product is not None and all(isinstance(f, Float) and f.rounding == "nearest" for f in sums)
-    total, outer = made[wide.SUM], made[wide.OUTER]
+    total, outer = made[SUM], made[OUTER]
     assert total is not None and outer is not None
-    form = Wide(made[wide.PRODUCT], total, outer, "zero" if plain else "nearest" if near else "odd")
+    form = Wide(
+        made[PRODUCT], total, outer, "zero" if plain else "nearest" if near and config.gradient == "identity" else "odd"
+    )
     units = isinstance(config.outer, Int)
     unscale = math.frexp(config.scale)[1] - 1 if units else 0
     return Plan(form, 0, 0, 0.0, 0.0, unscale, floats, integers)
@@ -223,12 +249,13 @@ def shape(form: Form, target: Target) -> Shape:
     return Shape(2, 2, 2) if form.wide else Shape(4, 2, 2)
 
 
-def chunk_bound(a: Tensor, config: LBA) -> float:
-    """The largest sum of |a| over a chunk of any row; a [..., K]."""
-    K, chunk = a.shape[-1], config.chunk
-    size = a.detach().abs().double()
-    if chunk is None or chunk >= K:
-        return float(size.sum(-1).amax())
-    whole = K - K % chunk
-    sums = [size[..., :whole].unflatten(-1, (-1, chunk)).sum(-1), size[..., whole:].sum(-1, keepdim=True)]
-    return max(float(part.amax()) for part in sums)
+def chunk_bound(x: Tensor, largest: float, uses: int, config: LBA) -> float:
+    """A bound of the sum of |x| over any chunk of any row of x [..., K], whose largest magnitude is given.
+
+    It is summed up only where that is cheap beside the ``uses`` products of every element.
+    """
+    K = x.shape[-1]
+    chunk = min(config.chunk or K, K)
+    if uses < WORTH_SUMMING or K % chunk:
+        return chunk * largest
+    return float(x.detach().abs().unflatten(-1, (-1, chunk)).sum(-1).amax())

@@ -54,13 +54,29 @@ class Form(Protocol):
         """Whether steps draw random bits."""
         ...
 
-    def term(self, code: "Code", x: Any, w: Any, s: Any, draw: Any) -> Any:
-        """The sum after one more term."""
+    def term(self, code: "Code", x: Any, w: Any, s: Any, draw: Any) -> "Step":
+        """One more term."""
         ...
 
-    def add(self, code: "Code", s: Any, y: Any, draw: Any) -> Any:
-        """The outer sum after a chunk's."""
+    def add(self, code: "Code", s: Any, y: Any, draw: Any) -> "Step":
+        """A chunk's sum joins the outer sum."""
         ...
+
+    def inside(self, code: "Code", value: Any, place: int) -> Any:
+        """Lanes where a product, sum or outer sum (`PRODUCT`, `SUM`, `OUTER`) has not left its format's range."""
+        ...
+
+
+PRODUCT, SUM, OUTER = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a step made: the new sum, and product and sum as they were before their limits (None: there is none)."""
+
+    result: Any
+    product: Any
+    total: Any
 
 
 class Code:
@@ -146,6 +162,8 @@ class Arguments:
             "b_terms": (I64.as_pointer(), address),
             "b_columns": (I64.as_pointer(), address),
             "b_straight": (ir.IntType(8).as_pointer(), address),
+            "b_scale": (ir.FloatType(), ctypes.c_float),
+            "b_least": (I32, ctypes.c_int32),
             "c": (scalar.as_pointer(), address),
             "c_stride": size,
             "floats": (scalar.as_pointer(), address),
@@ -163,20 +181,23 @@ def build(form: Form, shape: Shape, target: Target) -> Native:
     """Compile a form's kernel: columns panels ``first .. last`` of C = A B, all row tiles.
 
     ``a`` float32 [tiles * rows, K] with row stride ``a_stride``; element (k, n) of B is ``b[b_terms[k] + b_columns[n]]``
-    where ``b_straight`` says, per vector of columns, that these lie side by side; ``c`` [tiles * rows, panels *
-    columns]. ``panel`` is scratch for K * columns elements.
+    where ``b_straight`` says, per vector of columns, that these lie side by side, and is taken times ``b_scale``, or as
+    zero where its magnitude's bits are below ``b_least``; ``c`` [tiles * rows, panels * columns]. ``panel`` is scratch
+    for K * columns elements.
     """
     types = Arguments.types(form.wide)
     module = ir.Module("lba")
     tile = _tile(module, form, shape, target)
-    pack = _pack(module, form, shape, target)
+    pack = packing(module, form, shape, target)
     made = ir.Function(module, ir.FunctionType(VOID, [llvm for llvm, _ in types.values()]), "panels")
     b = ir.IRBuilder(made.append_basic_block("entry"))
     v = dict(zip(types, made.args, strict=True))
-    saved = _enter(b, form.control, target)
+    saved = enter(b, form.control, target)
     with loop(b, v["first"], v["last"]) as panels:
         column = b.mul(panels.index, I64(shape.columns))
-        b.call(pack, [v["K"], v["b"], v["b_terms"], *_at(b, v, column, shape), v["panel"]])
+        b.call(
+            pack, [v["K"], v["b"], v["b_terms"], *spots(b, v, column, shape), v["b_scale"], v["b_least"], v["panel"]]
+        )
         with loop(b, I64(0), v["tiles"]) as tiles:
             row = b.mul(tiles.index, I64(shape.rows))
             a = b.gep(v["a"], [b.mul(row, v["a_stride"])])
@@ -186,19 +207,30 @@ def build(form: Form, shape: Shape, target: Target) -> Native:
             rest = [v[n] for n in ("floats", "integers", "panel", "seed_base")]
             b.call(
                 tile,
-                [v["K"], v["chunk"], a, v["a_stride"], c, v["c_stride"], *rest, index, v["index_row"], v["index_column"]],
+                [
+                    v["K"],
+                    v["chunk"],
+                    a,
+                    v["a_stride"],
+                    c,
+                    v["c_stride"],
+                    *rest,
+                    index,
+                    v["index_row"],
+                    v["index_column"],
+                ],
             )
-    _leave(b, saved, target)
+    leave(b, saved, target)
     b.ret_void()
     return Native(module, "panels", None, [c for _, c in types.values()], target)
 
 
-def _at(b: ir.IRBuilder, v: dict[str, Any], column: Any, shape: Shape) -> list[Any]:
+def spots(b: ir.IRBuilder, v: dict[str, Any], column: Any, shape: Shape) -> list[Any]:
     vector = b.udiv(column, I64(shape.lanes))
     return [b.gep(v["b_columns"], [column]), b.gep(v["b_straight"], [vector])]
 
 
-def _enter(b: ir.IRBuilder, control: int, target: Target) -> Any:
+def enter(b: ir.IRBuilder, control: int, target: Target) -> Any:
     """Set the whole control word; the caller's is kept."""
     word = b.alloca(I32, 2)
     if _is_x86(target):
@@ -213,20 +245,18 @@ def _enter(b: ir.IRBuilder, control: int, target: Target) -> Any:
     return word
 
 
-def _leave(b: ir.IRBuilder, saved: Any, target: Target) -> None:
+def leave(b: ir.IRBuilder, saved: Any, target: Target) -> None:
     if _is_x86(target):
         b.call(_control(b, "ld"), [b.bitcast(saved, ir.IntType(8).as_pointer())])
     else:
         b.call(_rounding(b, "set"), [b.load(saved)])
 
 
-EXCEPTIONS_MASKED, TOWARD_ZERO, FLUSH = 0x1F80, 0x6000, 0x8040  # of MXCSR; FLUSH: results and operands
+EXCEPTIONS_MASKED, TOWARD_ZERO, FLUSH_RESULTS, FLUSH = 0x1F80, 0x6000, 0x8000, 0x8040  # of MXCSR; FLUSH: operands too
 
 
 def _is_x86(target: Target) -> bool:
-    from llvmlite import binding
-
-    return (target.triple or binding.get_process_triple()).startswith(("x86_64", "i686"))
+    return target.machine in ("x86_64", "i686")
 
 
 def _control(b: ir.IRBuilder, which: str) -> Any:
@@ -241,7 +271,7 @@ def _declared(b: ir.IRBuilder, name: str, result: Any, arguments: Sequence[Any])
     return b.module.globals.get(name) or ir.Function(b.module, ir.FunctionType(result, list(arguments)), name)
 
 
-def _internal(module: ir.Module, name: str, arguments: dict[str, Any]) -> tuple[Any, ir.IRBuilder, dict[str, Any]]:
+def internal(module: ir.Module, name: str, arguments: dict[str, Any]) -> tuple[Any, ir.IRBuilder, dict[str, Any]]:
     """A function of its own that is not inlined, so that no arithmetic moves across a change of the control word."""
     made = ir.Function(module, ir.FunctionType(VOID, list(arguments.values())), name)
     made.linkage = "internal"
@@ -249,23 +279,31 @@ def _internal(module: ir.Module, name: str, arguments: dict[str, Any]) -> tuple[
     return made, ir.IRBuilder(made.append_basic_block("entry")), dict(zip(arguments, made.args, strict=True))
 
 
-def _pack(module: ir.Module, form: Form, shape: Shape, target: Target) -> Any:
+def packing(module: ir.Module, form: Any, shape: Shape, target: Target, name: str = "pack") -> Any:
     """Columns of B side by side: panel[k][column], in the kernel's element type."""
     scalar = ir.DoubleType() if form.wide else ir.FloatType()
     source = ir.FloatType().as_pointer()
-    made, b, v = _internal(
+    made, b, v = internal(
         module,
-        "pack",
+        name,
         {
             "K": I64,
             "b": source,
             "terms": I64.as_pointer(),
             "columns": I64.as_pointer(),
             "straight": ir.IntType(8).as_pointer(),
+            "scale": ir.FloatType(),
+            "least": I32,
             "panel": scalar.as_pointer(),
         },
     )
     packed = ir.VectorType(ir.FloatType(), shape.lanes)
+    scale, least = splat(b, v["scale"], shape.lanes), splat(b, v["least"], shape.lanes)
+
+    def scaled(x: Any) -> Any:
+        size = b.and_(b.bitcast(x, least.type), ir.Constant(least.type, [I32(0x7FFFFFFF)] * shape.lanes))
+        return b.fmul(b.select(b.icmp_signed(">=", size, least), x, ir.Constant(packed, None)), scale)
+
     offsets = ir.VectorType(I64, shape.lanes)
     for vector in range(shape.vectors):
         place = b.gep(v["columns"], [I64(vector * shape.lanes)])
@@ -286,8 +324,7 @@ def _pack(module: ir.Module, form: Form, shape: Shape, target: Target) -> Any:
                         near = b.gep(v["b"], [b.add(term, offset_first)])
                         value = b.load(b.bitcast(near, packed.as_pointer()))
                         value.align = 4
-                    if form.wide:
-                        value = b.fpext(value, ir.VectorType(scalar, shape.lanes))
+                    value = b.fpext(value, ir.VectorType(scalar, shape.lanes)) if form.wide else scaled(value)
                     to = b.add(b.mul(terms.index, I64(shape.columns)), I64(vector * shape.lanes))
                     stored = b.store(value, b.bitcast(b.gep(v["panel"], [to]), value.type.as_pointer()))
                     stored.align = 4
@@ -299,7 +336,7 @@ def _tile(module: ir.Module, form: Form, shape: Shape, target: Target) -> Any:
     """All sums of one tile."""
     scalar = ir.DoubleType() if form.wide else ir.FloatType()
     integer = I64 if form.wide else I32
-    made, b, v = _internal(
+    made, b, v = internal(
         module,
         "tile",
         {
@@ -322,7 +359,7 @@ def _tile(module: ir.Module, form: Form, shape: Shape, target: Target) -> Any:
     code.load_constants(v["floats"], v["integers"])
     places = [(row, vector) for row in range(shape.rows) for vector in range(shape.vectors)]
     rows = [b.gep(v["a"], [b.mul(I64(row), v["a_stride"])]) for row in range(shape.rows)]
-    bases = [_random_base(code, v, shape, *place) for place in places] if form.random else []
+    bases = [random_base(code, v, shape, *place) for place in places] if form.random else []
     zeros = [code.zero] * len(places)
     with loop(b, I64(0), v["K"], v["chunk"], [*zeros, I64(0)]) as chunks:
         *outer, number = chunks.values
@@ -341,13 +378,13 @@ def _tile(module: ir.Module, form: Form, shape: Shape, target: Target) -> Any:
                 xs.append(splat(b, b.fpext(x, scalar) if form.wide else x, shape.lanes))
             counter = b.trunc(b.mul(terms.index, I64(2)), I32)
             sums = [
-                form.term(code, xs[row], ws[vector], s, _draws(code, bases, i, counter))
+                form.term(code, xs[row], ws[vector], s, draws(code, bases, i, counter)).result
                 for i, ((row, vector), s) in enumerate(zip(places, terms.values, strict=True))
             ]
             terms.carry(*sums)
         counter = b.trunc(b.add(b.mul(v["K"], I64(2)), number), I32)
         added = [
-            form.add(code, s, y, _draws(code, bases, i, counter))
+            form.add(code, s, y, draws(code, bases, i, counter)).result
             for i, (s, y) in enumerate(zip(terms.values, outer, strict=True))
         ]
         chunks.carry(*added, b.add(number, I64(1)))
@@ -358,7 +395,7 @@ def _tile(module: ir.Module, form: Form, shape: Shape, target: Target) -> Any:
     return made
 
 
-def _random_base(code: Code, v: dict[str, Any], shape: Shape, row: int, vector: int) -> Any:
+def random_base(code: Code, v: dict[str, Any], shape: Shape, row: int, vector: int) -> Any:
     """`reference.random_base` of the outputs at one place of the tile, as 32-bit lanes."""
     b, wide = code.b, ir.VectorType(I64, code.lanes)
     start = b.add(v["index"], b.mul(I64(row), v["index_row"]))
@@ -370,7 +407,7 @@ def _random_base(code: Code, v: dict[str, Any], shape: Shape, row: int, vector: 
     return _mix(b, b.xor(b.trunc(index, narrow), _mix(b, b.xor(high, seed))))
 
 
-def _draws(code: Code, bases: list[Any], place: int, counter: Any) -> Any:
+def draws(code: Code, bases: list[Any], place: int, counter: Any) -> Any:
     """A function that gives 24 random bits per lane for the counter's rounding or, with 1, the next; None if unused."""
     if not bases:
         return None

@@ -10,7 +10,7 @@ the underflow is a comparison.
 from dataclasses import dataclass
 from typing import Any
 
-from recoup.lba.emit import EXCEPTIONS_MASKED, FLUSH, TOWARD_ZERO, Code
+from recoup.lba.emit import EXCEPTIONS_MASKED, FLUSH, FLUSH_RESULTS, PRODUCT, TOWARD_ZERO, Code, Step
 
 # Places in the constants: floats, then integers.
 RATIO, PRODUCT_TOP, SUM_TOP = 0, 1, 2
@@ -23,7 +23,7 @@ class Narrow:
 
     Attributes:
         fused: no Q_prod.
-        limit_product, limit_sum: whether products and sums may reach their largest value.
+        limit_product, limit_sum: whether products, and sums within a chunk, may reach their largest value.
         compare: underflow by comparison, without multiply-add and at the operands' own scale.
         underflow: whether there is any; without ``compare`` it costs nothing.
     """
@@ -36,27 +36,39 @@ class Narrow:
 
     wide = False
     random = False
-    control = EXCEPTIONS_MASKED | TOWARD_ZERO | FLUSH
 
-    def term(self, code: Code, x: Any, w: Any, s: Any, draw: Any) -> Any:
+    @property
+    def control(self) -> int:
+        """Toward zero; by comparison, operands below float32's normal numbers still count."""
+        return EXCEPTIONS_MASKED | TOWARD_ZERO | (FLUSH_RESULTS if self.compare else FLUSH)
+
+    def term(self, code: Code, x: Any, w: Any, s: Any, draw: Any) -> Step:
         """s = Q_acc(Q_prod(x w) + s)."""
         b, floats, integers = code.b, code.float_constants, code.integer_constants
         if self.fused:
-            return self._sum(code, code.fma(x, w, s))
-        p = b.fmul(x, w)
+            total = self._cut_sum(code, code.fma(x, w, s))
+            return Step(self._limited(code, total), None, total)
         low = integers[PRODUCT_LOW] if self.compare and self.underflow else None
-        p = _cut(code, p, integers[PRODUCT_MASK], low)
-        if self.limit_product:
-            p = code.limit(p, floats[PRODUCT_TOP])
-        return self._sum(code, b.fadd(p, s) if self.compare else code.fma(p, floats[RATIO], s))
+        product = _cut(code, b.fmul(x, w), integers[PRODUCT_MASK], low)
+        p = code.limit(product, floats[PRODUCT_TOP]) if self.limit_product else product
+        total = self._cut_sum(code, b.fadd(p, s) if self.compare else code.fma(p, floats[RATIO], s))
+        return Step(self._limited(code, total), product, total)
 
-    def add(self, code: Code, s: Any, y: Any, draw: Any) -> Any:
+    def add(self, code: Code, s: Any, y: Any, draw: Any) -> Step:
         """y = Q_acc(s + y)."""
-        return self._sum(code, code.b.fadd(s, y))
+        total = self._cut_sum(code, code.b.fadd(s, y))
+        return Step(code.limit(total, code.float_constants[SUM_TOP]), None, total)
 
-    def _sum(self, code: Code, total: Any) -> Any:
+    def inside(self, code: Code, value: Any, place: int) -> Any:
+        """|value| < the largest value: what is cut reaches it exactly where the precise number does."""
+        top = code.float_constants[PRODUCT_TOP if place == PRODUCT else SUM_TOP]
+        return code.b.icmp_signed("<", code.magnitude(value), code.bits(top))
+
+    def _cut_sum(self, code: Code, total: Any) -> Any:
         low = code.integer_constants[SUM_LOW] if self.compare and self.underflow else None
-        total = _cut(code, total, code.integer_constants[SUM_MASK], low)
+        return _cut(code, total, code.integer_constants[SUM_MASK], low)
+
+    def _limited(self, code: Code, total: Any) -> Any:
         return code.limit(total, code.float_constants[SUM_TOP]) if self.limit_sum else total
 
 

@@ -12,10 +12,9 @@ from typing import Any, Literal
 
 from llvmlite import ir
 
-from recoup.lba.emit import EXCEPTIONS_MASKED, I64, TOWARD_ZERO, Code
+from recoup.lba.emit import EXCEPTIONS_MASKED, I64, OUTER, PRODUCT, SUM, TOWARD_ZERO, Code, Step
 
 Kind = Literal["mask", "zero", "nearest", "stochastic", "saturate", "wrap"]
-PRODUCT, SUM, OUTER = 0, 1, 2
 SLOT = 8  # constants of each of the three quantisers
 LOW, TOP, SCALE, INVERSE, BOTTOM, RANGE, INVERSE_RANGE = range(7)  # floats
 MASK, SPREAD, DEPTH = range(3)  # integers
@@ -61,20 +60,34 @@ class Wide:
         """Whether any quantiser rounds stochastically."""
         return any(q is not None and q.kind == "stochastic" for q in (self.product, self.sum, self.outer))
 
-    def term(self, code: Code, x: Any, w: Any, s: Any, draw: Any) -> Any:
+    def term(self, code: Code, x: Any, w: Any, s: Any, draw: Any) -> Step:
         """s = Q_acc(Q_prod(x w) + s); fixed point sums are in units of the scale."""
-        p = code.b.fmul(x, w)
+        exact = p = code.b.fmul(x, w)
         if self.product is not None:
             p = quantise(code, p, self.product, PRODUCT, draw and _bound(draw, 0))
         if self.sum.integer:
             p = code.b.fmul(p, code.float_constants[SUM * SLOT + INVERSE])
-        return quantise(code, self._total(code, p, s), self.sum, SUM, draw and _bound(draw, 1))
+        total = self._total(code, p, s)
+        product = exact if self.product is not None else None
+        return Step(quantise(code, total, self.sum, SUM, draw and _bound(draw, 1)), product, total)
 
-    def add(self, code: Code, s: Any, y: Any, draw: Any) -> Any:
+    def add(self, code: Code, s: Any, y: Any, draw: Any) -> Step:
         """y = Q_acc(s + y), in units only if both are."""
         if self.sum.integer and not self.outer.integer:
             s = code.b.fmul(s, code.float_constants[SUM * SLOT + SCALE])
-        return quantise(code, self._total(code, s, y), self.outer, OUTER, draw and _bound(draw, 0))
+        total = self._total(code, s, y)
+        return Step(quantise(code, total, self.outer, OUTER, draw and _bound(draw, 0)), None, total)
+
+    def inside(self, code: Code, value: Any, place: int) -> Any:
+        """|value| < the largest value; of an integer: rounded, it is within the ends."""
+        b, at = code.b, place * SLOT
+        how = (self.product, self.sum, self.outer)[place]
+        assert how is not None
+        if not how.integer:
+            return b.fcmp_ordered("<", code.floats(code.magnitude(value)), code.float_constants[at + TOP])
+        units = _whole(code, value)
+        below = b.fcmp_ordered("<=", units, code.float_constants[at + TOP])
+        return b.and_(below, b.fcmp_ordered(">=", units, code.float_constants[at + BOTTOM]))
 
     def _total(self, code: Code, x: Any, y: Any) -> Any:
         return odd_sum(code, x, y) if self.rounding == "odd" else code.b.fadd(x, y)
@@ -97,7 +110,9 @@ def quantise(code: Code, x: Any, how: Quantiser, slot: int, draw: Callable[[], A
             cut = b.select(b.fcmp_ordered(">=", code.floats(code.magnitude(x)), low), cut, code.zero)
         return code.limit(cut, top)
     size = code.floats(code.magnitude(x))
-    normal = b.and_(code.bits(code.maximum(size, low)), code.bits_constant(EXPONENT))  # of the binade, as a power of two
+    normal = b.and_(
+        code.bits(code.maximum(size, low)), code.bits_constant(EXPONENT)
+    )  # of the binade, as a power of two
     large = code.floats(b.add(normal, integers[at + SPREAD]))
     rounded = b.fsub(b.fadd(size, large), large)
     if how.kind != "nearest":
@@ -141,9 +156,7 @@ def odd_sum(code: Code, x: Any, y: Any) -> Any:
     error = b.fadd(b.fsub(x, b.fsub(total, part)), b.fsub(y, part))
     bits, one = code.bits(total), code.bits_constant(1)
     flags = ir.VectorType(ir.IntType(1), code.lanes)
-    outward = b.icmp_signed(
-        "==", b.fcmp_ordered(">", error, code.zero), b.fcmp_ordered(">", total, code.zero)
-    )
+    outward = b.icmp_signed("==", b.fcmp_ordered(">", error, code.zero), b.fcmp_ordered(">", total, code.zero))
     assert outward.type == flags
     moved = b.add(bits, b.select(outward, one, code.bits_constant(-1)))
     even = b.icmp_signed("==", b.and_(bits, one), ir.Constant(ir.VectorType(I64, code.lanes), None))

@@ -79,5 +79,7 @@ class Geometry:
         after = [shape[2 + i] - spread_size[i] - before[i] + reach[i] for i in range(2)]
         spread = F.pad(spread, [before[1], after[1], before[0], after[0]])  # negative: cropped
         O, C, kh, kw = weight.shape
-        mirrored = weight.view(G, O // G, C, kh, kw).transpose(1, 2).flip(3, 4).reshape(G * C, O // G, kh, kw).contiguous()
+        mirrored = (
+            weight.view(G, O // G, C, kh, kw).transpose(1, 2).flip(3, 4).reshape(G * C, O // G, kh, kw).contiguous()
+        )
         return spread, mirrored, Geometry(self.kernel, (1, 1), (0, 0), self.dilation, G)

@@ -58,7 +58,10 @@ def batched(a: Tensor, b: Tensor, config: LBA, seed: int, layer: str) -> Tensor:
     batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     shape = (*batch, a.shape[-2], b.shape[-1])
     if b.dim() == 2:
-        a, b = a.reshape(1, -1, a.shape[-1]) if a.numel() else a.new_zeros(1, math.prod(shape[:-1]), a.shape[-1]), b[None]
+        a, b = (
+            a.reshape(1, -1, a.shape[-1]) if a.numel() else a.new_zeros(1, math.prod(shape[:-1]), a.shape[-1]),
+            b[None],
+        )
     else:
         a, b = (t.expand(*batch, *t.shape[-2:]).reshape(math.prod(batch), *t.shape[-2:]) for t in (a, b))
     return product(a, b, encode(config), seed, layer).view(shape)
@@ -118,9 +121,9 @@ def decode(code: str) -> LBA:
 
 def _backend(device: torch.device, layer: str) -> Any:
     if device.type == "cpu":
-        from recoup.lba import cpu
+        from recoup.lba import cpu_backend
 
-        return cpu
+        return cpu_backend
     if device.type == "cuda":
         from recoup.lba import gpu
 
@@ -239,7 +242,9 @@ def _convolution_backward(
     geometry = Geometry.of(weight, stride, padding, dilation, groups)
     with _named(layer):
         if unit.backward is None:
-            grad_x, grad_w = _backend(x.device).convolution_gradients(grad, x, weight.contiguous(), geometry, unit, seed)
+            grad_x, grad_w = _backend(x.device).convolution_gradients(
+                grad, x, weight.contiguous(), geometry, unit, seed
+            )
         else:
             grad_x, grad_w = backward_products(grad, x, weight.contiguous(), geometry, unit.backward, seed, needs)
     return _kept(grad_x, x, needs[0]), _kept(grad_w, weight, needs[1])
@@ -259,7 +264,9 @@ def backward_products(
         grad_x = backend.convolution(spread, mirrored, adjoint, unit, seed)
     if needs[1]:
         N, G = x.shape[0], geometry.groups
-        g_GOP = grad.view(N, G, -1, grad.shape[2] * grad.shape[3]).permute(1, 2, 0, 3).reshape(G, weight.shape[0] // G, -1)
+        g_GOP = (
+            grad.view(N, G, -1, grad.shape[2] * grad.shape[3]).permute(1, 2, 0, 3).reshape(G, weight.shape[0] // G, -1)
+        )
         grad_w = backend.matmul(g_GOP, geometry.columns(x).transpose(1, 2), unit, seed).reshape(weight.shape)
     return grad_x, grad_w
 
@@ -270,9 +277,9 @@ def _convolution_backward_fake(grad, x, weight, config, stride, padding, dilatio
 
 def _backend(device: torch.device) -> Any:
     if device.type == "cpu":
-        from recoup.lba import cpu
+        from recoup.lba import cpu_backend
 
-        return cpu
+        return cpu_backend
     if device.type == "cuda":
         from recoup.lba import gpu
 

@@ -144,9 +144,7 @@ def mix(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def gradients(
-    a: Tensor, b: Tensor, grad: Tensor, config: LBA, seed: int = 0, first: int = 0
-) -> tuple[Tensor, Tensor]:
+def gradients(a: Tensor, b: Tensor, grad: Tensor, config: LBA, seed: int = 0, first: int = 0) -> tuple[Tensor, Tensor]:
     """The gradients of ``sum(grad * matmul(a, b))`` by ``config.gradient``, as float64 [M, K] and [K, N].
 
         dy/dx_i = w_i I_i,   dy/dw_i = x_i I_i
