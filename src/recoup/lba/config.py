@@ -152,7 +152,7 @@ class LBA:
     def fp32(cls, **options: Any) -> "LBA":
         """Sequential float32: product and sum rounded to nearest even at every step, no chunks; it saturates."""
         single = Float.parse("float32")
-        return cls(single, single, None, **options)
+        return cls(**{"product": single, "accumulator": single, "chunk": None, **options})
 
     @classmethod
     def hopper(cls, **options: Any) -> "LBA":
@@ -161,17 +161,19 @@ class LBA:
         Width and interval are the commonly reported ones; that each product is added on its own and the sum truncated
         (the hardware aligns groups of products) is our definition.
         """
-        return cls(None, Float(13, -126, 127, subnormals=False, rounding="zero"), 128, **_promoted(options))
+        total = Float(13, -126, 127, subnormals=False, rounding="zero")
+        exact = {"product": None, "accumulator": total, "chunk": 128, "promotion": Float.parse("float32")}
+        return cls(**{**exact, **options})
 
     @classmethod
     def int16(cls, overflow: Literal["saturate", "wrap"] = "saturate", **options: Any) -> "LBA":
         """A 16-bit integer accumulator of exact products, no chunks."""
-        return cls(None, Int(16, overflow=overflow), None, **options)
+        return cls(**{"product": None, "accumulator": Int(16, overflow=overflow), "chunk": None, **options})
 
     @classmethod
     def int12(cls, overflow: Literal["saturate", "wrap"] = "saturate", **options: Any) -> "LBA":
         """A 12-bit integer accumulator of exact products, no chunks."""
-        return cls(None, Int(12, overflow=overflow), None, **options)
+        return cls(**{"product": None, "accumulator": Int(12, overflow=overflow), "chunk": None, **options})
 
     def replace(self, **changes: Any) -> "LBA":
         """A copy with some fields changed, validated again."""
@@ -189,10 +191,6 @@ class LBA:
         if unknown:
             raise RecoupError(f"LBA: unknown field {unknown[0]!r}; the fields are {', '.join(known)}")
         return cls(**{name: _value(value) for name, value in values.items()})
-
-
-def _promoted(options: dict[str, Any]) -> dict[str, Any]:
-    return {"promotion": Float.parse("float32"), **options}
 
 
 def _plain(value: Any) -> Any:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recoup.errors import RecoupError
+from recoup.formats import Int, quantize
 from recoup.lba.checks import check_finite, check_products_fit, check_range, mark_convolution, mark_product
 from recoup.lba.config import LBA
 from recoup.lba.cpu_plan import Extent, Plan, chunk_bound, plan, shape
@@ -79,11 +80,30 @@ def matmul(a: Tensor, b: Tensor, config: LBA, seed: int = 0) -> Tensor:
     if faults:
         return mark_product(matmul(a, b, config, seed), faults)
     check_products_fit(a, b, config)
+    whole = isinstance(config.accumulator, Int) and is_whole(a) and is_whole(b)
+    if whole and wraps(config, K * reach[0].largest * reach[1].largest):
+        return wrapped(a.double() @ b.double(), config)
     # Few columns would leave lanes idle. Random bits go by rows, so stochastic rounding stays as it is.
     if not config.stochastic and _padded(N, M) < _padded(M, N):
-        y = _product(b.mT, a.mT, (reach[1], reach[0]), config, seed)
-        return y.mT.contiguous()
-    return _product(a, b, reach, config, seed)
+        return _product(b.mT, a.mT, (reach[1], reach[0]), config, seed, whole).mT.contiguous()
+    return _product(a, b, reach, config, seed, whole)
+
+
+def is_whole(x: Tensor) -> bool:
+    """Whether every element is a whole number."""
+    x = x.detach()
+    return torch.equal(x, x.trunc())
+
+
+def wraps(config: LBA, bound: float) -> bool:
+    """Whether the sum is exact arithmetic modulo a power of two, in any order, and float64 holds it."""
+    modular = isinstance(config.accumulator, Int) and config.accumulator.overflow == "wrap"
+    return modular and config.scale == 1 and config.product is None and config.promotion is None and bound < 2**53
+
+
+def wrapped(sums: Tensor, config: LBA) -> Tensor:
+    """Whole sums, wrapped once: wrapping at every step is the same."""
+    return quantize(sums, config.accumulator).float()
 
 
 def _padded(M: int, N: int) -> int:
@@ -91,17 +111,17 @@ def _padded(M: int, N: int) -> int:
     return M * -(-N // 16)
 
 
-def _product(x: Tensor, w: Tensor, reach: tuple[Extent, Extent], config: LBA, seed: int) -> Tensor:
+def _product(x: Tensor, w: Tensor, reach: tuple[Extent, Extent], config: LBA, seed: int, whole: bool = False) -> Tensor:
     M, N = x.shape[1], w.shape[2]
-    chosen = _plan(x, reach, N, config)
+    chosen = _plan(x, reach, N, config, whole)
     columns = matrix_columns(w)
     y = _run(scaled(x, chosen), columns, chosen, config, Index(seed, 0, M * N, N))
     return finished(y, chosen)
 
 
-def _plan(x: Tensor, reach: tuple[Extent, Extent], uses: int, config: LBA) -> Plan:
+def _plan(x: Tensor, reach: tuple[Extent, Extent], uses: int, config: LBA, whole: bool) -> Plan:
     bound = chunk_bound(x, reach[0].largest, uses, config) * reach[1].largest
-    return plan(*reach, bound, config, current_target())
+    return plan(*reach, bound, config, current_target(), whole)
 
 
 def matrix_columns(w: Tensor) -> Columns:
@@ -223,7 +243,13 @@ def convolution(x: Tensor, weight: Tensor, geometry: Geometry, config: LBA, seed
         return mark_convolution(convolution(x, weight, geometry, config, seed), faults, geometry)
     check_range(weight, x, config)
     rows = weight.reshape(G, O // G, -1)
-    chosen = _plan(rows, reach, N * size[0] * size[1], config)
+    whole = isinstance(config.accumulator, Int) and is_whole(weight) and is_whole(x)
+    if whole and wraps(config, rows.shape[2] * reach[0].largest * reach[1].largest):
+        sums = F.conv2d(
+            x.double(), weight.double(), None, geometry.stride, geometry.padding, geometry.dilation, geometry.groups
+        )
+        return wrapped(sums, config)
+    chosen = _plan(rows, reach, N * size[0] * size[1], config, whole)
     rows = scaled(rows, chosen)
     y = x.new_empty(N, O, *size)
     P = size[0] * size[1]

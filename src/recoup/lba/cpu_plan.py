@@ -9,15 +9,16 @@ import struct
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from recoup.formats import Float, Int
+from recoup.lba import emit_integer as integer
 from recoup.lba import emit_narrow as narrow
 from recoup.lba import emit_wide as wide
 from recoup.lba.config import LBA
 from recoup.lba.emit import CONSTANTS, OUTER, PRODUCT, SUM, Form, Shape
 from recoup.lba.emit_extent import magnitudes
+from recoup.lba.emit_integer import Whole
 from recoup.lba.emit_narrow import Narrow
 from recoup.lba.emit_wide import Quantiser, Wide
 from recoup.llvm import Target
@@ -85,7 +86,7 @@ class Plan:
         return struct.unpack("<i", struct.pack("<f", self.b_least))[0]
 
 
-def plan(a: Extent, b: Extent, chunk_sum: float, config: LBA, target: Target) -> Plan:
+def plan(a: Extent, b: Extent, chunk_sum: float, config: LBA, target: Target, whole: bool = False) -> Plan:
     """The fastest kernel that is exact.
 
     Args:
@@ -93,13 +94,30 @@ def plan(a: Extent, b: Extent, chunk_sum: float, config: LBA, target: Target) ->
         chunk_sum: a bound of the sum of |x w| over any chunk, infinity if unknown.
         config: the unit.
         target: the processor.
+        whole: whether all operands are whole numbers.
     """
+    if whole and _counts(config):
+        return _whole_plan(config)
     if _truncates(config):
         limits = (_may_reach(a.largest * b.largest, config.product), _may_reach(chunk_sum, config.accumulator))
         scales = _scales(a, b, config, target)
         if scales is not None:
             return _narrow_plan(scales, limits, config, target)
     return _wide_plan(config)
+
+
+def _counts(config: LBA) -> bool:
+    """Whether whole operands give whole numbers that saturate, within float32."""
+    accumulator = config.accumulator
+    small = isinstance(accumulator, Int) and accumulator.overflow == "saturate" and accumulator.bits <= integer.MAX_BITS
+    return small and config.scale == 1 and config.product is None and config.promotion is None
+
+
+def _whole_plan(config: LBA) -> Plan:
+    assert isinstance(config.accumulator, Int)
+    floats, integers = np.zeros(CONSTANTS, np.float32), np.zeros(CONSTANTS, np.int32)
+    floats[integer.TOP], floats[integer.BOTTOM] = config.accumulator.largest_value, config.accumulator.smallest_value
+    return Plan(Whole(), 0, 0, 0.0, 0.0, 0, floats, integers)
 
 
 def _truncates(config: LBA) -> bool:
@@ -161,7 +179,7 @@ def _power(exponent: int) -> float:
 
 def _unscaled(a: Extent, b: Extent, config: LBA) -> _Scales | None:
     formats = [f for f in (config.product, config.accumulator) if isinstance(f, Float)]
-    inside = all(LOW <= f.min_exponent and f.max_exponent <= HIGH for f in formats)
+    inside = all(f.min_exponent >= LOW and f.max_exponent <= HIGH for f in formats)
     return _Scales(0, 0, 0.0, 0.0, 0, 0) if inside else None
 
 
@@ -169,7 +187,7 @@ def _split(a: Extent, b: Extent, total: int, at_sum: int) -> _Scales | None:
     """``total`` divided so that no operand leaves the normal range; every one of them counts."""
     least = max(LOW - a.low, total - (HIGH - 1 - b.high), -HIGH + 1)
     most = min(HIGH - 1 - a.high, total - (LOW - b.low), HIGH - 1)
-    if least > most or abs(total - least) >= HIGH and abs(total - most) >= HIGH:
+    if least > most or (abs(total - least) >= HIGH and abs(total - most) >= HIGH):
         return None
     scale_a = min(max(-a.high, least), most)
     if abs(total - scale_a) >= HIGH:

@@ -1,0 +1,39 @@
+"""Saturating steps on whole numbers in float32 lanes: accumulators of at most 24 bits whose products fit them.
+
+Product and sum are whole numbers below 2^24, so float32 arithmetic is exact in any rounding mode.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from recoup.lba.emit import EXCEPTIONS_MASKED, Code, Step
+
+TOP, BOTTOM = 0, 1  # places in the float constants
+MAX_BITS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """One form for every width: the ends of the range are constants."""
+
+    wide = False
+    random = False
+    control = EXCEPTIONS_MASKED
+
+    def term(self, code: Code, x: Any, w: Any, s: Any, draw: Any) -> Step:
+        """s = saturate(x w + s)."""
+        b = code.b
+        return self._limited(code, code.fma(x, w, s) if code.target.fma else b.fadd(b.fmul(x, w), s))
+
+    def add(self, code: Code, s: Any, y: Any, draw: Any) -> Step:
+        """y = saturate(s + y)."""
+        return self._limited(code, code.b.fadd(s, y))
+
+    def inside(self, code: Code, value: Any, place: int) -> Any:
+        """Within the ends."""
+        below = code.b.fcmp_ordered("<=", value, code.float_constants[TOP])
+        return code.b.and_(below, code.b.fcmp_ordered(">=", value, code.float_constants[BOTTOM]))
+
+    def _limited(self, code: Code, total: Any) -> Step:
+        top, bottom = code.float_constants[TOP], code.float_constants[BOTTOM]
+        return Step(code.maximum(code.minimum(total, top), bottom), None, total)
