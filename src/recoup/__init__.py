@@ -7,17 +7,19 @@
 >>> rc.evaluate(model, test_batches)                    # doctest: +SKIP
 """
 
-from recoup import data, formats, models, nbsmt
+from recoup import data, formats, lba, models, nbsmt
 from recoup.calibrate import calibrate_
 from recoup.emulate import emulate_, restore_
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.evaluate import Accuracy, evaluate
 from recoup.formats import BlockFloat, Float, Int, quantize
+from recoup.lba import LBA
 from recoup.nbsmt import NBSMT, correct_bias_, reorder_, throttle_
 from recoup.recalibrate import recalibrate_
 from recoup.version import __version__
 
 __all__ = [
+    "LBA",
     "NBSMT",
     "Accuracy",
     "BlockFloat",
@@ -32,6 +34,7 @@ __all__ = [
     "emulate_",
     "evaluate",
     "formats",
+    "lba",
     "models",
     "nbsmt",
     "quantize",

@@ -11,13 +11,19 @@ from torch import nn
 
 from recoup.emulated import Emulated, become, emulated_layers, keep_off_fast_path, revert
 from recoup.errors import RecoupError, RecoupWarning
+from recoup.lba.attention import ATTENTION
+from recoup.lba.config import LBA
+from recoup.lba.layers import LAYERS as LBA_LAYERS
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.layers import LAYERS as NBSMT_LAYERS
 from recoup.selection import UNMATCHED, Selection
 
 M = TypeVar("M", bound=nn.Module)
 
-WINGS: dict[type, dict[type[nn.Module], type[nn.Module]]] = {NBSMT: NBSMT_LAYERS}
+WINGS: dict[type, dict[type[nn.Module], type[nn.Module]]] = {
+    NBSMT: NBSMT_LAYERS,
+    LBA: LBA_LAYERS | ATTENTION,
+}
 """Config class -> float layer -> emulated layer."""
 
 
@@ -30,7 +36,8 @@ def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> 
     Args:
         model: any module, the layer itself included.
         config: the hardware of every layer that ``layers`` does not mention, e.g. ``NBSMT(threads=2)``; None: only
-            the layers that ``layers`` mentions. NB-SMT takes the calibrated layers (see `calibrate_`).
+            the layers that ``layers`` mentions. NB-SMT takes the calibrated layers (see `calibrate_`), LBA every
+            linear layer, convolution and attention product, the first and the last layer included.
         layers: ``{"name" or "re:regular expression": config or None}``; the first key that matches a layer's whole
             name decides, None leaves it in float.
 

@@ -1,6 +1,19 @@
 """LBA: networks on accumulators of 12 bits and less."""
 
+from recoup.lba.attention import attention, register_transformers
 from recoup.lba.config import LBA
+from recoup.lba.layers import LBAConv1d, LBAConv2d, LBALinear
 from recoup.lba.ops import matmul
+from recoup.lba.quantizers import FP8, quantize_operand
 
-__all__ = ["LBA", "matmul"]
+__all__ = [
+    "FP8",
+    "LBA",
+    "LBAConv1d",
+    "LBAConv2d",
+    "LBALinear",
+    "attention",
+    "matmul",
+    "quantize_operand",
+    "register_transformers",
+]

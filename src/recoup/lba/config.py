@@ -58,6 +58,8 @@ class LBA:
     True
     >>> LBA().accumulator.bits, LBA().accumulator.largest_value
     (12, 63.75)
+    >>> LBA.biased(4, 3, chunk=None)
+    LBA(product=Float.lba(3, 4, bias=6), accumulator=Float.lba(3, 4, bias=6), chunk=None)
     """
 
     product: Float | None = Float.lba(4, 7, bias=12)  # noqa: RUF009 -- frozen
@@ -175,6 +177,12 @@ class LBA:
         """A 12-bit integer accumulator of exact products, no chunks."""
         return cls(**{"product": None, "accumulator": Int(12, overflow=overflow), "chunk": None, **options})
 
+    def __repr__(self) -> str:
+        """What differs from the defaults, with formats by their short constructors; it can be pasted back."""
+        plain = {field.name: field.default for field in fields(self)}
+        changed = {name: getattr(self, name) for name in plain if getattr(self, name) != plain[name]}
+        return f"LBA({', '.join(f'{name}={_short(value)}' for name, value in changed.items())})"
+
     def replace(self, **changes: Any) -> "LBA":
         """A copy with some fields changed, validated again."""
         return replace(self, **changes)
@@ -191,6 +199,20 @@ class LBA:
         if unknown:
             raise RecoupError(f"LBA: unknown field {unknown[0]!r}; the fields are {', '.join(known)}")
         return cls(**{name: _value(value) for name, value in values.items()})
+
+
+def _short(value: Any) -> str:
+    """A field's repr; a format's by `Float.lba` or `Float.parse` where it is one of theirs."""
+    if not isinstance(value, Float):
+        return repr(value)
+    if value == Float.parse("float32"):
+        return "Float.parse('float32')"
+    exponent = (value.max_exponent - value.min_exponent).bit_length()
+    lba = 1 <= exponent <= 8 and value == Float.lba(
+        exponent, value.mantissa, -value.min_exponent, rounding=value.rounding, overflow=value.overflow
+    )
+    rounding = "" if value.rounding == "zero" else f", rounding={value.rounding!r}"
+    return f"Float.lba({exponent}, {value.mantissa}, bias={-value.min_exponent}{rounding})" if lba else repr(value)
 
 
 def _plain(value: Any) -> Any:

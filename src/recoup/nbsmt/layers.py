@@ -4,12 +4,12 @@ Each is its torch counterpart with the same constructor, parameters and state_di
 calibrated, an activation scale. `recoup.emulate_` turns the layers of a model into these, in place.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recoup.convolution import Padded
 from recoup.emulated import Emulated
 from recoup.errors import RecoupError
 from recoup.nbsmt.config import NBSMT
@@ -144,23 +144,7 @@ class NBSMTLayer(Emulated):
         forget(self.weight)
 
 
-class _Convolution(NBSMTLayer):
-    kernel_size: tuple[int, ...]
-    padding: str | tuple[int, ...]
-    padding_mode: Literal["zeros", "reflect", "replicate", "circular"]
-    _reversed_padding_repeated_twice: list[int]
-
-    def _padded(self, x: Tensor) -> tuple[Tensor, list[int]]:
-        """The input, padded where the operator cannot do it, and what padding is left for the operator."""
-        none = [0] * len(self.kernel_size)
-        if self.padding_mode != "zeros":
-            return F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), none
-        if self.padding == "same":
-            return F.pad(x, self._reversed_padding_repeated_twice), none
-        return x, none if isinstance(self.padding, str) else list(self.padding)
-
-
-class NBSMTConv2d(_Convolution, nn.Conv2d):
+class NBSMTConv2d(NBSMTLayer, Padded, nn.Conv2d):
     """torch.nn.Conv2d on the shared multiplier; ``config`` is an `NBSMT`. Grouped convolutions run one thread."""
 
     float_class = nn.Conv2d
@@ -172,13 +156,13 @@ class NBSMTConv2d(_Convolution, nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         if self.mode == "float":
             return super().forward(input)
-        x, padding = self._padded(input if input.dim() == 4 else input.unsqueeze(0))
+        x, padding = self.padded(input if input.dim() == 4 else input.unsqueeze(0))
         y = self._product(x, list(self.stride), padding, list(self.dilation), self.groups)
         y = self._offset(y, (1, -1, 1, 1))
         return y if input.dim() == 4 else y.squeeze(0)
 
 
-class NBSMTConv1d(_Convolution, nn.Conv1d):
+class NBSMTConv1d(NBSMTLayer, Padded, nn.Conv1d):
     """torch.nn.Conv1d on the shared multiplier; ``config`` is an `NBSMT`. Grouped convolutions run one thread."""
 
     float_class = nn.Conv1d
@@ -190,7 +174,7 @@ class NBSMTConv1d(_Convolution, nn.Conv1d):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         if self.mode == "float":
             return super().forward(input)
-        x, padding = self._padded(input if input.dim() == 3 else input.unsqueeze(0))
+        x, padding = self.padded(input if input.dim() == 3 else input.unsqueeze(0))
         y = self._product(x.unsqueeze(2), [1, *self.stride], [0, *padding], [1, *self.dilation], self.groups)
         y = self._offset(y.squeeze(2), (1, -1, 1))
         return y if input.dim() == 3 else y.squeeze(0)

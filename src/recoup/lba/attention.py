@@ -1,0 +1,157 @@
+"""Attention on narrow accumulators: both products, q k^T and p v, run on the unit; the softmax is float32."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recoup.emulated import Emulated
+from recoup.errors import RecoupError
+from recoup.lba.config import LBA
+from recoup.lba.ops import batched, draw_seed
+from recoup.lba.quantizers import quantize_operand
+from recoup.models.attention import AttentionProducts
+
+HUGGING_FACE = "recoup_lba"
+"""What `register_transformers` calls its attention: ``model.set_attn_implementation("recoup_lba")``."""
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    config: LBA,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    layer: str = "lba.attention",
+) -> Tensor:
+    """softmax(scale q k^T + mask) v with both products on the unit.
+
+    The scale multiplies q before the product, as most kernels do; the choice matters to a narrow accumulator [ours].
+
+    Args:
+        q: float32 [..., H, T, d]; k, v: [..., G, S, d] with H a multiple of G (grouped queries).
+        config: the unit; its ``operands`` quantise q, k, v and the probabilities.
+        mask: boolean (True: may look) or added to the scores; broadcasts to [..., H, T, S].
+        causal: token t sees the S - T + t + 1 first ones.
+        scale: None is 1 / sqrt(d).
+        dropout: probability with which a weight is dropped; the caller passes 0 outside training.
+        layer: what errors call it.
+
+    Returns:
+        float32 [..., H, T, d]. A token that sees nothing gets zeros.
+
+    Raises:
+        RecoupError: shapes or dtypes that do not fit, operands that are not finite.
+    """
+    if min(q.dim(), k.dim(), v.dim()) < 2 or q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
+        raise RecoupError(f"{layer}: q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)} do not fit")
+    if q.dim() > 2 and q.shape[-3] != k.shape[-3]:
+        if not k.shape[-3] or q.shape[-3] % k.shape[-3]:
+            raise RecoupError(f"{layer}: {q.shape[-3]} query heads are no multiple of {k.shape[-3]} key heads")
+        k, v = (t.repeat_interleave(q.shape[-3] // k.shape[-3], -3) for t in (k, v))
+    q = q * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    scores = _product(q, k.transpose(-2, -1), config, f"{layer}: q k^T")
+    hidden = _hidden(scores, mask, causal)
+    if hidden is not None:
+        scores = scores.masked_fill(hidden, -math.inf)
+    if mask is not None and mask.dtype != torch.bool:
+        scores = scores + mask
+    blind = scores.amax(-1, keepdim=True) == -math.inf
+    weights = torch.softmax(scores.masked_fill(blind, 0.0), -1).masked_fill(blind, 0.0)
+    if dropout:
+        weights = torch.dropout(weights, dropout, train=True)
+    return _product(weights, v, config, f"{layer}: p v")
+
+
+def _hidden(scores: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:
+    hidden = ~mask if mask is not None and mask.dtype == torch.bool else None
+    if not causal:
+        return hidden
+    tokens, seen = scores.shape[-2:]
+    later = torch.ones(tokens, seen, dtype=torch.bool, device=scores.device).triu(seen - tokens + 1)
+    return later if hidden is None else hidden | later
+
+
+def _product(x: Tensor, y: Tensor, config: LBA, layer: str) -> Tensor:
+    scale = None
+    if config.operands is not None:
+        x, x_scale = quantize_operand(x, config.operands)
+        y, y_scale = quantize_operand(y, config.operands)
+        scale = None if x_scale is None or y_scale is None else x_scale * y_scale
+    product = batched(x, y, config, draw_seed(config), layer)
+    return product if scale is None else product * scale
+
+
+class LBAAttentionProducts(Emulated, AttentionProducts):
+    """`recoup.models.attention.AttentionProducts` on a narrow accumulator; ``config`` is an `LBA`."""
+
+    float_class = AttentionProducts
+
+    def __init__(self, config: LBA | None = None) -> None:
+        super().__init__()
+        self.convert(config or LBA(), type(self).__name__)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
+        """As `attention`; in ``baseline`` mode with the operands quantised and float32 sums."""
+        if self.mode == "float":
+            return super().forward(q, k, v, causal)
+        config = self.config if self.mode == "emulate" else LBA.fp32(operands=self.config.operands)
+        if self.mode == "baseline" and config.operands is None:
+            return super().forward(q, k, v, causal)
+        return attention(q, k, v, config, causal=causal, layer=self.title)
+
+
+ATTENTION: dict[type[nn.Module], type[nn.Module]] = {AttentionProducts: LBAAttentionProducts}
+"""The attention modules LBA stands in for."""
+
+
+def register_transformers(config: LBA, name: str = HUGGING_FACE) -> str:
+    """Make ``name`` an attention implementation of Hugging Face transformers that runs on ``config``.
+
+    Afterwards ``AutoModel.from_pretrained(..., attn_implementation=name)`` or
+    ``model.set_attn_implementation(name)`` put the attention products of any model that uses the attention interface on
+    the unit; `recoup.emulate_` does its linear layers. Several names may stand for several units.
+
+    Returns:
+        The name.
+
+    Raises:
+        RecoupError: transformers is not installed, or older than its attention interface (4.48).
+    """
+    try:
+        from transformers import AttentionInterface
+        from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+    except ImportError as error:
+        raise RecoupError(
+            "lba.register_transformers: needs transformers 4.53 or newer (pip install transformers)"
+        ) from error
+
+    def forward(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        is_causal: bool | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, None]:
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        causal = bool(causal and attention_mask is None and query.shape[2] > 1)
+        if attention_mask is not None:
+            attention_mask = attention_mask[..., : key.shape[-2]]
+        title = f"{type(module).__name__} {getattr(module, 'layer_idx', '')}".strip()
+        y = attention(
+            query, key, value, config, mask=attention_mask, causal=causal, scale=scaling, dropout=dropout, layer=title
+        )
+        return y.transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register(name, forward)
+    AttentionMaskInterface.register(name, sdpa_mask)
+    return name

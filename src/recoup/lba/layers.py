@@ -1,0 +1,186 @@
+"""Drop-in layers on a narrow accumulator: LBALinear, LBAConv1d and LBAConv2d.
+
+Each is its torch counterpart with the same constructor, parameters and state_dict keys, plus a config and, once
+repaired, a gain. `recoup.emulate_` turns the layers of a model into these, in place.
+
+    y = gain * unit(Q_x(x), Q_w(weight)) + bias
+
+with the operands' quantisers outside the unit, where the config asks for any; bias and gain are float32.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recoup.convolution import Padded
+from recoup.emulated import Emulated
+from recoup.errors import RecoupError
+from recoup.lba.config import LBA
+from recoup.lba.ops import batched, convolution, draw_seed, encode
+from recoup.lba.quantizers import quantize_operand
+
+
+class LBALayer(Emulated):
+    """What the three layers share.
+
+    Attributes:
+        gain: float32 [O], what the accumulator's output is multiplied by (`recoup.lba.correct_gain_`), or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    config: LBA
+    gain: Tensor | None
+
+    extras: ClassVar[tuple[str, ...]] = (*Emulated.extras, "gain")
+
+    def convert(self, config: LBA, layer: str) -> None:
+        super().convert(config, layer)
+        if self.weight.dtype != torch.float32:
+            raise RecoupError(f"{self.title}: LBA emulation takes float32 weights; got {self.weight.dtype}")
+        self.register_buffer("gain", None, persistent=False)
+
+    def _begin(self, config: LBA | None) -> None:
+        """What the constructors of the drop-ins share."""
+        super().convert(config or LBA(), type(self).__name__)
+        self.register_buffer("gain", None, persistent=False)
+
+    @property
+    def emulates(self) -> bool:
+        """Whether sums run on the narrow accumulator, and not in float32."""
+        return self.mode == "emulate"
+
+    def _operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Input and weight as the unit multiplies them, and what its output is to be multiplied by."""
+        if self.config.operands is None:
+            return x, self.weight, None
+        x, x_scale = quantize_operand(x, self.config.operands)
+        w, w_scale = quantize_operand(self.weight, self.config.operands)
+        return x, w, None if x_scale is None or w_scale is None else x_scale * w_scale
+
+    def _finished(self, y: Tensor, scale: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+        """Scale, gain and bias, each [O] or a number, on an output whose channels ``shape`` says."""
+        if scale is not None:
+            y = y * scale
+        if self.gain is not None and self.emulates:
+            y = y * self.gain.view(shape)
+        return y if self.bias is None else y + self.bias.view(shape)
+
+    def extra_repr(self) -> str:
+        config = self.__dict__.get("config")
+        text = super().extra_repr()
+        return text if config is None else f"{text}, {config!r}" + (", gain" if self.gain is not None else "")
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Keys stay those of the float layer; the gain travels in the state_dict's metadata."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        metadata = getattr(destination, "_metadata", None)
+        if metadata is not None:
+            metadata.setdefault(prefix[:-1], {})["recoup"] = {"gain": self.gain}
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        before = self.weight.detach().clone() if self.gain is not None else None
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if before is not None and not torch.equal(before, self.weight.detach()):
+            self.gain = None  # it belonged to the old weight
+        travelled = local_metadata.get("recoup")
+        if travelled is None or "gain" not in travelled:
+            return
+        gain = travelled["gain"]
+        if gain is not None and gain.shape != self.weight.shape[:1]:
+            error_msgs.append(f"{prefix}gain has shape {list(gain.shape)}")
+        else:
+            self.gain = None if gain is None else gain.to(self.weight.device)
+
+
+class LBALinear(LBALayer, nn.Linear):
+    """torch.nn.Linear on a narrow accumulator; ``config`` is an `LBA`."""
+
+    float_class = nn.Linear
+
+    def __init__(self, *args: Any, config: LBA | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._begin(config)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        if self.mode == "float":
+            return super().forward(input)
+        if input.shape[-1] != self.in_features:
+            raise RecoupError(f"{self.title}: the input {list(input.shape)} must have {self.in_features} features")
+        x, w, scale = self._operands(input)
+        if not self.emulates:
+            return self._finished(F.linear(x, w), scale, (-1,))
+        rows = x if x.dim() > 1 else x.unsqueeze(0)
+        y = batched(rows, w.t(), self.config, draw_seed(self.config), self.title)
+        return self._finished(y.reshape(*input.shape[:-1], -1), scale, (-1,))
+
+
+class _Convolution(LBALayer, Padded):
+    dims: ClassVar[int]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def __init__(self, *args: Any, config: LBA | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._begin(config)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        if self.mode == "float":
+            return super().forward(input)  # type: ignore[misc]
+        if input.dim() not in (self.dims + 1, self.dims + 2):
+            raise RecoupError(f"{self.title}: the input {list(input.shape)} must have {self.dims + 2} dimensions")
+        unbatched = input.dim() == self.dims + 1
+        x, w, scale = self._operands(input.unsqueeze(0) if unbatched else input)
+        x, padding = self.padded(x)
+        if self.emulates:
+            y = self._emulated(x, w, padding)
+        else:
+            run = F.conv2d if self.dims == 2 else F.conv1d
+            y = run(x, w, None, self.stride, padding, self.dilation, self.groups)  # type: ignore[arg-type]
+        y = self._finished(y, scale, (1, -1, *[1] * self.dims))
+        return y.squeeze(0) if unbatched else y
+
+    def _emulated(self, x: Tensor, w: Tensor, padding: list[int]) -> Tensor:
+        flat = self.dims == 1
+        geometry = [list(self.stride), padding, list(self.dilation)]
+        if flat:
+            x, w = x.unsqueeze(2), w.unsqueeze(2)
+            geometry = [[fill, *values] for fill, values in zip((1, 0, 1), geometry, strict=True)]
+        y = convolution(x, w, encode(self.config), *geometry, self.groups, draw_seed(self.config), self.title)
+        return y.squeeze(2) if flat else y
+
+
+class LBAConv1d(_Convolution, nn.Conv1d):
+    """torch.nn.Conv1d on a narrow accumulator; ``config`` is an `LBA`. The sum runs in the order (c, k)."""
+
+    float_class = nn.Conv1d
+    dims = 1
+
+
+class LBAConv2d(_Convolution, nn.Conv2d):
+    """torch.nn.Conv2d on a narrow accumulator; ``config`` is an `LBA`. The sum runs in the order (c, kh, kw)."""
+
+    float_class = nn.Conv2d
+    dims = 2
+
+
+LAYERS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv1d: LBAConv1d,
+    nn.Conv2d: LBAConv2d,
+    nn.Linear: LBALinear,
+}
+"""The float layers LBA stands in for."""

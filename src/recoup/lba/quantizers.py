@@ -1,0 +1,57 @@
+"""What software does to weights and activations before a narrow accumulator sees them: FP8 with a flexible bias, integers.
+
+The paper quantises them outside the unit, per tensor and per call.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from recoup.errors import RecoupError
+from recoup.formats import Float, Int, quantize
+
+FP8 = Float.lba(3, 4, bias=3, rounding="nearest")
+"""The paper's FP8, M4E3; bias 3 and rounding to nearest even are our definition."""
+
+
+def quantize_operand(x: Tensor, format: Float | Int) -> tuple[Tensor, Tensor | None]:  # noqa: A002
+    """A weight or activation in few bits.
+
+    A `Float` gets a flexible bias, a power of two per tensor:
+
+        factor = 2^ceil(2^(E-1) - log2 max|x|),   y = quantise(factor x) / factor
+
+    with E the bits of the format's exponent field. For `FP8` (largest value 31) this puts the largest magnitude
+    at 16 up to 32, so that at most what lies above 31/32 of the maximum's binade saturates.
+
+    An `Int` gets a symmetric scale per tensor:
+
+        scale = max|x| / largest,   code = round(x / scale),   -largest <= code <= largest
+
+    Args:
+        x: float32.
+        format: what to quantise to.
+
+    Returns:
+        y and None for a `Float`; whole numbers and the scale (float32, no dimensions) for an `Int`. Gradients pass
+        straight through.
+
+    Source: the factor is that of the paper's authors' later code [pub]; symmetric integers are our definition.
+    """
+    largest = x.detach().abs().amax() if x.numel() else x.new_zeros(())
+    if isinstance(format, Int):
+        if not format.signed:
+            raise RecoupError(f"quantize_operand: {format!r} must be signed")
+        scale = torch.where(largest > 0, largest / format.largest_value, 1.0).to(x.dtype)
+        return quantize(x / scale, format.replace(overflow="saturate")), scale
+    binades = format.max_exponent - format.min_exponent + 1
+    half = 1 << (max(binades - 1, 1).bit_length() - 1)
+    factor = torch.exp2(torch.ceil(half - torch.log2(largest.double())))
+    factor = torch.where(largest > 0, factor, 1.0).clamp(2.0**-126, 2.0**126).to(x.dtype)
+    return quantize(x * factor, format) / factor, None
+
+
+def exponent_bits(format: Float) -> int:  # noqa: A002
+    """Bits of the exponent field of a format whose every code is a binade."""
+    return math.ceil(math.log2(format.max_exponent - format.min_exponent + 1))
