@@ -104,8 +104,8 @@ def evaluate(
     overwrite: Overwrite = False,
 ) -> None:
     """The main job: float, 8-bit and NB-SMT accuracy before and after repair, layers, and the array's cycles."""
+    from recoup.files import write_atomically
     from recoup.study import Recipe
-    from recoup.study.store import write_atomically
 
     values: dict[str, Any] = {
         "model": model,

@@ -12,7 +12,7 @@ from recoup.data import load
 from recoup.models import digits_net
 from recoup.study.machine import cpu_threads
 from recoup.study.recipe import Recipe
-from recoup.study.store import write_atomically
+from recoup.files import write_atomically
 
 EPOCHS, BATCH, LEARNING_RATE = 20, 64, 0.1
 WEIGHTS = "digits_net.safetensors"

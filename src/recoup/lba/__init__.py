@@ -4,7 +4,9 @@ from recoup.lba.attention import attention, register_transformers
 from recoup.lba.config import LBA
 from recoup.lba.layers import LBAConv1d, LBAConv2d, LBALinear
 from recoup.lba.ops import matmul
+from recoup.lba.profile import LayerProfile, profile
 from recoup.lba.quantizers import FP8, quantize_operand
+from recoup.lba.repair import choose_chunks_, correct_gain_
 
 __all__ = [
     "FP8",
@@ -12,8 +14,12 @@ __all__ = [
     "LBAConv1d",
     "LBAConv2d",
     "LBALinear",
+    "LayerProfile",
     "attention",
+    "choose_chunks_",
+    "correct_gain_",
     "matmul",
+    "profile",
     "quantize_operand",
     "register_transformers",
 ]

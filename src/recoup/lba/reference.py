@@ -6,7 +6,7 @@ most 32 bits gives what quantising the infinitely precise sum gives.
 Legend: M rows of a, N columns of b, K terms.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from recoup.formats import reference as formats
 from recoup.formats.spec import MIN_EXPONENT
 from recoup.lba.config import LBA
 
-__all__ = ["Step", "exact_sum", "gradients", "matmul", "steps"]
+__all__ = ["Step", "exact_sum", "gradients", "matmul", "run", "steps"]
 
 PRODUCT, SUM = 0, 1  # which rounding of a step draws random bits
 RANDOM_BITS = 24
@@ -25,24 +25,24 @@ RANDOM_BITS = 24
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one multiply-add, or one addition of a chunk sum, did to every output; all [M, N].
+    """What one multiply-add, or one addition of a chunk sum, did to every output; in the sums' shape.
 
     Attributes:
         index: the term k, or the number of the chunk.
         outer: whether a chunk sum is added.
         before, after: the sum, float64.
+        added: the quantised product, or the chunk's sum.
         saturated: the product left its format's range: |x w| >= its largest value.
         overflow: the sum did: |exact sum| >= the largest value; of an `Int`: beyond its ends.
-        underflow: a product that was not zero became zero.
     """
 
     index: int
     outer: bool
     before: Tensor
     after: Tensor
+    added: Tensor
     saturated: Tensor
     overflow: Tensor
-    underflow: Tensor
 
 
 def matmul(a: Tensor, b: Tensor, config: LBA, seed: int = 0, first: int = 0) -> Tensor:
@@ -63,30 +63,35 @@ def matmul(a: Tensor, b: Tensor, config: LBA, seed: int = 0, first: int = 0) -> 
 
 def steps(a: Tensor, b: Tensor, config: LBA, seed: int = 0, first: int = 0) -> Iterator[Step]:
     """All steps in their order: the terms of a chunk, then the addition of its sum."""
-    M, K = a.shape
-    chunk = min(config.chunk or K, K)
+    (M, K), N = a.shape, b.shape[1]
     a_MK, b_KN = a.double(), b.double()
-    y_MN = torch.zeros(M, b.shape[1], dtype=torch.float64)
-    base_MN = random_base(M, b.shape[1], seed, first)
-    none = torch.zeros_like(y_MN, dtype=torch.bool)
+    return run(lambda k: a_MK[:, k, None] * b_KN[None, k, :], K, random_base(M, N, seed, first), config)
+
+
+def run(product: Callable[[int], Tensor], K: int, base: Tensor, config: LBA) -> Iterator[Step]:
+    """The steps of sums of any shape, whose exact k-th terms ``product`` gives in float64.
+
+    ``base``: per sum, what its random bits derive from; it has the sums' shape.
+    """
+    chunk = min(config.chunk or K, K)
+    y = torch.zeros(base.shape, dtype=torch.float64)
+    none = torch.zeros_like(y, dtype=torch.bool)
     for number, start in enumerate(range(0, K, max(chunk, 1))):
-        s_MN = torch.zeros_like(y_MN)
+        s = torch.zeros_like(y)
         for k in range(start, min(start + chunk, K)):
-            exact = a_MK[:, k, None] * b_KN[None, k, :]
-            p_MN, saturated = exact, none
+            exact = p = product(k)
+            saturated = none
             if config.product is not None:
-                random = random_bits(base_MN, 2 * k + PRODUCT)
-                p_MN = quantize(exact, config.product, config, random)
+                p = quantize(exact, config.product, config, random_bits(base, 2 * k + PRODUCT))
                 saturated = exact.abs() >= config.product.largest_value
-            total = exact_sum(p_MN, s_MN)
-            after = quantize(total, config.accumulator, config, random_bits(base_MN, 2 * k + SUM))
-            underflow = (exact != 0) & (p_MN == 0)
-            yield Step(k, False, s_MN, after, saturated, overflows(total, config.accumulator, config), underflow)
-            s_MN = after
-        total = exact_sum(s_MN, y_MN)
-        after = quantize(total, config.outer, config, random_bits(base_MN, 2 * K + number))
-        yield Step(number, True, y_MN, after, none, overflows(total, config.outer, config), none)
-        y_MN = after
+            total = exact_sum(p, s)
+            after = quantize(total, config.accumulator, config, random_bits(base, 2 * k + SUM))
+            yield Step(k, False, s, after, p, saturated, overflows(total, config.accumulator, config))
+            s = after
+        total = exact_sum(s, y)
+        after = quantize(total, config.outer, config, random_bits(base, 2 * K + number))
+        yield Step(number, True, y, after, s, none, overflows(total, config.outer, config))
+        y = after
 
 
 def quantize(x: Tensor, format: Float | Int, config: LBA, random: Tensor) -> Tensor:  # noqa: A002

@@ -69,11 +69,11 @@ def see(layer: Layer, x: Tensor) -> Seen:
     """A layer and the input of one call, as a 2-d convolution."""
     x = x.detach()
     if isinstance(layer, NBSMTConv2d):
-        x, padding = layer._padded(x if x.dim() == 4 else x[None])
+        x, padding = layer.padded(x if x.dim() == 4 else x[None])
         stride, dilation = _pair(layer.stride), _pair(layer.dilation)
         return Seen(layer, x, Geometry(stride, _pair(padding), dilation, layer.groups))
     if isinstance(layer, NBSMTConv1d):
-        x, padding = layer._padded(x if x.dim() == 3 else x[None])
+        x, padding = layer.padded(x if x.dim() == 3 else x[None])
         geometry = Geometry((1, layer.stride[0]), (0, padding[0]), (1, layer.dilation[0]), layer.groups)
         return Seen(layer, x.unsqueeze(2), geometry)
     return Seen(layer, x.reshape(-1, x.shape[-1], 1, 1), Geometry((1, 1), (0, 0), (1, 1), 1))

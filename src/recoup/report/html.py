@@ -11,7 +11,7 @@ from recoup.report.summary import Cycles, Summary, summarize
 from recoup.study.configs import title
 from recoup.study.results import Results
 from recoup.study.states import BASELINE, FLOAT, MEANING
-from recoup.study.store import write_atomically
+from recoup.files import write_atomically
 
 FILE = "report.html"
 

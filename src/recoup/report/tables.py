@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from recoup.study.results import AccuracyRow, CycleRow, LayerRow, Results, ShiftRow
-from recoup.study.store import write_atomically
+from recoup.files import write_atomically
 
 
 def write_tables(results: Results, folder: Path) -> list[Path]:

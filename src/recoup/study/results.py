@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from recoup.errors import RecoupError
+from recoup.files import write_atomically
 from recoup.study.recipe import Recipe
-from recoup.study.store import write_atomically
 
 FILE = "results.json"
 SCHEMA = 1

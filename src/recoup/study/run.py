@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 
 from recoup.errors import RecoupError, RecoupWarning
+from recoup.files import write_atomically
 from recoup.nbsmt import NBSMT
 from recoup.study.lab import Lab
 from recoup.study.machine import cpu_threads, describe
@@ -19,7 +20,7 @@ from recoup.study.recipe import Recipe
 from recoup.study.results import FILE as RESULTS
 from recoup.study.results import AccuracyRow, CycleRow, LayerRow, Results, ShiftRow
 from recoup.study.states import BASELINE, FLOAT, State
-from recoup.study.store import Store, write_atomically
+from recoup.study.store import Store
 from recoup.version import __version__
 
 RECIPE = "recipe.yaml"

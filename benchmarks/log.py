@@ -1,0 +1,38 @@
+"""Measurements kept one by one, so that an interrupted benchmark goes on where it stopped."""
+
+import json
+import statistics
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+Key = tuple
+
+
+class Log:
+    """A JSONL file of (key, value)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        self.values: dict[Key, float] = {tuple(row["key"]): row["value"] for row in rows}
+
+    def measure(self, key: Key, run: Callable[[], float]) -> float:
+        """The value of a key, measured unless it is there."""
+        if key not in self.values:
+            self.values[key] = run()
+            with self.path.open("a") as file:
+                file.write(json.dumps({"key": list(key), "value": self.values[key]}) + "\n")
+            print(*key, f"{self.values[key]:.3f}", flush=True)
+        return self.values[key]
+
+    def cell(self, keys: Iterable[Key], digits: int = 2) -> str:
+        """Mean and standard deviation of what is measured of some keys."""
+        values = [self.values[key] for key in keys if key in self.values]
+        if not values:
+            return ""
+        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+        return f"{statistics.mean(values):.{digits}f}{spread}"
+
+    def rows(self) -> list[dict]:
+        """All, for a results file."""
+        return [{"key": list(key), "value": value} for key, value in self.values.items()]

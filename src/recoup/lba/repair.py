@@ -1,0 +1,165 @@
+"""What wins accuracy back without training: gains, and chunks that fit the layer."""
+
+import math
+import warnings
+from collections.abc import Iterable
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from recoup.batches import call, prepared
+from recoup.emulated import emulated_layers
+from recoup.errors import RecoupError, RecoupWarning
+from recoup.formats import Float
+from recoup.lba.config import LBA
+from recoup.lba.layers import LBALayer
+from recoup.modes import evaluating
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def lba_layers(model: nn.Module, purpose: str) -> dict[str, LBALayer]:
+    """The LBA layers of a model by name; an error if there is none."""
+    layers = {name: layer for name, layer in emulated_layers(model).items() if isinstance(layer, LBALayer)}
+    if not layers:
+        raise RecoupError(f"{purpose}: the model has no layer on a narrow accumulator: emulate_(model, LBA()) first")
+    return layers
+
+
+def correct_gain_(
+    model: M, batches: Iterable[Any], per: Literal["channel", "layer"] = "channel", *, progress: bool = False
+) -> M:
+    """Undo the shrink of truncated sums by one factor per output channel, or per layer, in closed form.
+
+        gain_o = <z_o, y_o> / <y_o, y_o>
+
+    with y the unit's output and z that of the same operands summed in float32, both before the bias: the factor that
+    leaves the least squared error. One pass over the batches: a layer's gain is in force as soon as it is known, so
+    the layers behind it see repaired inputs, and it is refined with every batch.
+
+    Args:
+        model: with LBA layers; it runs in eval mode. Gains of an earlier call are replaced.
+        batches: inputs as the network will see them.
+        per: ``channel`` or ``layer``.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The same model; ``layer.gain = None`` takes a gain back.
+
+    Raises:
+        RecoupError: no LBA layer, no or bad batches. Gains are then as they were.
+
+    Warns:
+        RecoupWarning: channels whose output was zero throughout; they keep gain 1.
+
+    Source: our own; truncation's systematic shrink is measured in docs/lba.md.
+    """
+    if per not in ("channel", "layer"):
+        raise RecoupError(f"correct_gain_(per={per!r}): per must be 'channel' or 'layer'")
+    layers = lba_layers(model, "correct_gain_")
+    before = {name: layer.gain for name, layer in layers.items()}
+    fits = {name: _Fit(layer, per) for name, layer in layers.items()}
+    hooks = [layers[name].register_forward_hook(fit.observe, with_kwargs=True) for name, fit in fits.items()]
+    try:
+        for layer in layers.values():
+            layer.gain = None
+        with evaluating(model), torch.no_grad():
+            for inputs, _ in prepared(model, batches, "correct_gain_", progress):
+                call(model, inputs)
+    except BaseException:
+        for name, layer in layers.items():
+            layer.gain = before[name]
+        raise
+    finally:
+        for hook in hooks:
+            hook.remove()
+    dead = {name: count for name, fit in fits.items() if (count := fit.dead)}
+    if dead:
+        shown = ", ".join(f"{name} ({count})" for name, count in list(dead.items())[:6])
+        warnings.warn(
+            f"correct_gain_: {sum(dead.values())} channels of {len(dead)} layers gave only zeros and keep gain 1: {shown}",
+            RecoupWarning,
+            stacklevel=2,
+        )
+    return model
+
+
+class _Fit:
+    """Running sums of one layer, in float64."""
+
+    def __init__(self, layer: LBALayer, per: str) -> None:
+        self.layer, self.per = layer, per
+        self.cross = self.square = torch.zeros(layer.weight.shape[0], dtype=torch.float64)
+
+    def observe(self, layer: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
+        assert isinstance(layer, LBALayer)
+        mode, layer.mode = layer.mode, "baseline"
+        try:
+            exact = layer.forward(*args, **kwargs)
+        finally:
+            layer.mode = mode
+        dim = output.dim() - 1 if isinstance(layer, nn.Linear) else output.dim() - layer.weight.dim() + 1
+        shape = [-1 if i == dim else 1 for i in range(output.dim())]
+        offset = 0.0 if layer.bias is None else layer.bias.view(shape)
+        plain = output - offset  # with the gain of the batches before
+        raw = plain if layer.gain is None else plain / layer.gain.view(shape)
+        others = [i for i in range(output.dim()) if i != dim]
+        y, z = raw.double(), (exact - offset).double()
+        self.cross = self.cross + (y * z).sum(others)
+        self.square = self.square + (y * y).sum(others)
+        layer.gain = self.gain
+        return raw * layer.gain.view(shape) + offset
+
+    @property
+    def gain(self) -> Tensor:
+        cross, square = self.cross, self.square
+        if self.per == "layer":
+            cross, square = cross.sum().expand_as(cross), square.sum().expand_as(square)
+        return torch.where(square > 0, cross / square, 1.0).float()
+
+    @property
+    def dead(self) -> int:
+        """Channels that never gave anything but zero."""
+        return int((self.square == 0).sum())
+
+
+def fitted_chunk(terms: int) -> int:
+    """The power of two nearest to the square root of a sum's length, on a logarithmic scale.
+
+    >>> fitted_chunk(144), fitted_chunk(576), fitted_chunk(4608)
+    (16, 32, 64)
+    """
+    return 1 << round(math.log2(max(terms, 1)) / 2)
+
+
+def choose_chunks_(model: M, *, rescale: bool = True) -> M:
+    """Give every LBA layer a chunk near sqrt(K): the inner and the outer sum are then equally long.
+
+    Args:
+        model: with LBA layers.
+        rescale: also move the product's exponents by the paper's rule b_prod = b_acc + log2(chunk) / 2, where product
+            and accumulator are `Float` formats as wide as each other.
+
+    Returns:
+        The same model.
+
+    Raises:
+        RecoupError: no LBA layer.
+
+    Source: that the chunk near sqrt(K) truncates least is our own observation (docs/lba.md).
+    """
+    for layer in lba_layers(model, "choose_chunks_").values():
+        layer.config = with_chunk(layer.config, fitted_chunk(layer.weight[0].numel()), rescale=rescale)
+    return model
+
+
+def with_chunk(config: LBA, chunk: int, *, rescale: bool = True) -> LBA:
+    """A config with another chunk; see `choose_chunks_`."""
+    product, total = config.product, config.accumulator
+    if rescale and product is not None and isinstance(total, Float):
+        spans = [f.max_exponent - f.min_exponent for f in (product, total)]
+        if spans[0] == spans[1]:
+            low = total.min_exponent - round(math.log2(chunk) / 2)
+            product = product.replace(min_exponent=low, max_exponent=low + spans[0])
+    return config.replace(chunk=chunk, product=product)
