@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from recoup.cli_train import train
 from recoup.errors import RecoupError
 from recoup.version import __version__
 
@@ -115,7 +117,7 @@ def evaluate(
         "calibration": {"images": calibration_images, "augment": augment, "seeds": _integers(seeds, "--seeds")},
         "test": {"limit": limit, "batch_size": batch_size},
         "configs": _configs(threads, config),
-        "layers": dict(_layer(text) for text in layers or []),
+        "layers": dict(layer_option(text) for text in layers or []),
         "profile_images": profile_images,
         "array": _array(array),
         "device": device,
@@ -144,6 +146,9 @@ def run(
     from recoup.study import Recipe
 
     _study(Recipe.load(recipe, change), overwrite, as_json)
+
+
+app.command()(reported(train))
 
 
 @app.command()
@@ -237,7 +242,8 @@ def _configs(threads: str | None, configs: list[str] | None) -> list[str]:
     return asked
 
 
-def _layer(text: str) -> tuple[str, str | None]:
+def layer_option(text: str) -> tuple[str, str | None]:
+    """NAME=CONFIG as a layer map's entry."""
     name, equals, config = _rpair(text)
     if not equals:
         raise RecoupError(f"--layers {text!r}: must be NAME=CONFIG, for example re:layer1.*=nbsmt-2t or fc=float")
@@ -246,9 +252,9 @@ def _layer(text: str) -> tuple[str, str | None]:
 
 def _rpair(text: str) -> tuple[str, str, str]:
     """Split at the '=' before the config: a config's own arguments hold '=' too, a regular expression may."""
-    head, bracket, rest = text.partition("=NBSMT(")
-    if bracket:
-        return head, "=", "NBSMT(" + rest
+    found = re.search(r"=(NBSMT|LBA)\b", text)
+    if found:
+        return text[: found.start()], "=", text[found.start() + 1 :]
     return text.rpartition("=")
 
 

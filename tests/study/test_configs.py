@@ -5,8 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recoup.errors import RecoupError
+from recoup.formats import Float, Int
+from recoup.lba import LBA
 from recoup.nbsmt.config import NBSMT, PAIRINGS, POLICIES, ROUNDINGS
-from recoup.study.configs import PRESETS, as_config, parse_config, title
+from recoup.study.configs import NBSMT_PRESETS, PRESETS, as_config, parse_config, title
 
 CONFIGS = st.builds(
     NBSMT,
@@ -25,8 +27,55 @@ def test_every_repr_is_read_back(config):
 
 
 def test_presets_are_the_contracts():
-    assert {"nbsmt-2t": NBSMT(threads=2), "nbsmt-4t": NBSMT(threads=4)} == PRESETS
+    assert {"nbsmt-2t": NBSMT(threads=2), "nbsmt-4t": NBSMT(threads=4)} == NBSMT_PRESETS
+    assert parse_config("lba-m7e4") == LBA.m7e4()
+    assert all(parse_config(repr(config)) == config for config in PRESETS.values())
     assert parse_config(" nbsmt-2t ") == NBSMT(threads=2)
+
+
+FORMATS = st.builds(
+    Float.lba,
+    st.integers(1, 8),
+    st.integers(0, 23),
+    st.integers(0, 128),
+    rounding=st.sampled_from(("zero", "nearest", "stochastic")),
+)
+UNITS = st.builds(
+    LBA,
+    product=st.none() | FORMATS,
+    accumulator=FORMATS | st.builds(Int, st.integers(2, 32), overflow=st.sampled_from(("wrap", "saturate"))),
+    chunk=st.none() | st.integers(1, 4096),
+    underflow=st.booleans(),
+    operands=st.none() | FORMATS | st.builds(Int, st.integers(2, 8)),
+)
+
+
+@settings(deadline=None)
+@given(UNITS)
+def test_every_unit_is_read_back(config):
+    assert parse_config(repr(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("LBA(product=Float.values())", "plain numbers or quoted strings, or formats"),
+        ("LBA(LBA(LBA(LBA(LBA(LBA())))))", "formats"),
+        ("LBA(chunk=0)", "chunk must be"),
+        ("Float.lba(4, 7, bias=10)", "a preset"),
+        ("LBA.from_dict({})", "a preset"),
+        ("LBA.biased(7)", "missing"),
+    ],
+)
+def test_units_refused(text, told):
+    with pytest.raises(RecoupError, match=told):
+        parse_config(text)
+
+
+def test_titles_of_units():
+    assert title(LBA()) == "M7E4 (12 bits), chunk 16"
+    assert title(LBA.int12("wrap", operands=Int(4))) == "int12, wraps, no chunks, W/A int4"
+    assert "FP8" in title(LBA(operands=Float.lba(3, 4, bias=3, rounding="nearest")))
 
 
 def test_short_forms():
@@ -56,7 +105,7 @@ def test_short_forms():
         ("", "a preset"),
         ("\0", "a preset"),
         ("(" * 400, "a preset"),
-        ("NBSMT(threads=" + "1" * 600 + ")", "longer than 500"),
+        ("NBSMT(threads=" + "1" * 1100 + ")", "longer than 1000"),
         ("lambda: 0", "a preset"),
     ],
 )
@@ -74,7 +123,7 @@ def test_other_types_are_refused():
 @given(st.text(max_size=60))
 def test_any_text_gives_a_config_or_our_error(text):
     with contextlib.suppress(RecoupError):
-        assert isinstance(parse_config(text), NBSMT)
+        assert isinstance(parse_config(text), NBSMT | LBA)
 
 
 @settings(deadline=None)

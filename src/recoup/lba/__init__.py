@@ -6,7 +6,7 @@ from recoup.lba.layers import LBAConv1d, LBAConv2d, LBALinear
 from recoup.lba.ops import matmul
 from recoup.lba.profile import LayerProfile, profile
 from recoup.lba.quantizers import FP8, quantize_operand
-from recoup.lba.repair import choose_chunks_, correct_gain_
+from recoup.lba.repair import choose_chunks_, correct_gain_, set_underflow_
 
 __all__ = [
     "FP8",
@@ -22,4 +22,5 @@ __all__ = [
     "profile",
     "quantize_operand",
     "register_transformers",
+    "set_underflow_",
 ]

@@ -1,7 +1,8 @@
 """The LBA configuration: the datapath of a multiply-accumulate unit with a narrow accumulator."""
 
+import json
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from recoup.errors import RecoupError
@@ -72,6 +73,9 @@ class LBA:
     operands: Float | Int | None = None
     backward: "LBA | None" = None
     nonfinite: Nonfinite = "error"
+    # Plain values that compilers trace: the config as an operator's argument, and whether any step draws random bits.
+    code: str = field(init=False, repr=False, compare=False)
+    stochastic: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_float("product", self.product, optional=True)
@@ -99,6 +103,11 @@ class LBA:
                 "sum over the terms that passed, in float32"
             )
 
+        formats = (self.product, self.accumulator, self.promotion)
+        random = any(isinstance(f, Float) and f.rounding == "stochastic" for f in formats)
+        object.__setattr__(self, "stochastic", random)
+        object.__setattr__(self, "code", json.dumps(self.to_dict()))
+
     def _checked_scale(self) -> float:
         scale, limit = self.scale, 2.0**SCALE_EXPONENT
         number = isinstance(scale, int | float) and not isinstance(scale, bool)
@@ -109,12 +118,6 @@ class LBA:
         if scale != 1 and not isinstance(self.accumulator, Int):
             raise RecoupError(f"LBA(scale={scale!r}): scale belongs to an Int accumulator; this one is a Float")
         return float(scale)
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether any step rounds stochastically."""
-        formats = (self.product, self.accumulator, self.promotion)
-        return any(isinstance(f, Float) and f.rounding == "stochastic" for f in formats)
 
     @property
     def outer(self) -> Float | Int:
@@ -179,7 +182,7 @@ class LBA:
 
     def __repr__(self) -> str:
         """What differs from the defaults, with formats by their short constructors; it can be pasted back."""
-        plain = {field.name: field.default for field in fields(self)}
+        plain = {f.name: f.default for f in fields(self) if f.init}
         changed = {name: getattr(self, name) for name in plain if getattr(self, name) != plain[name]}
         return f"LBA({', '.join(f'{name}={_short(value)}' for name, value in changed.items())})"
 
@@ -189,12 +192,12 @@ class LBA:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, for YAML and JSON; a format is its fields under its name."""
-        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.init}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "LBA":
         """The inverse of `to_dict`; unknown fields are an error that names them."""
-        known = [field.name for field in fields(cls)]
+        known = [f.name for f in fields(cls) if f.init]
         unknown = [name for name in values if name not in known]
         if unknown:
             raise RecoupError(f"LBA: unknown field {unknown[0]!r}; the fields are {', '.join(known)}")

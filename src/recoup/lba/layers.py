@@ -18,7 +18,7 @@ from recoup.convolution import Padded
 from recoup.emulated import Emulated
 from recoup.errors import RecoupError
 from recoup.lba.config import LBA
-from recoup.lba.ops import batched, convolution, draw_seed, encode
+from recoup.lba.ops import batched, convolution, draw_seed
 from recoup.lba.quantizers import quantize_operand
 
 
@@ -160,7 +160,7 @@ class _Convolution(LBALayer, Padded):
         if flat:
             x, w = x.unsqueeze(2), w.unsqueeze(2)
             geometry = [[fill, *values] for fill, values in zip((1, 0, 1), geometry, strict=True)]
-        y = convolution(x, w, encode(self.config), *geometry, self.groups, draw_seed(self.config), self.title)
+        y = convolution(x, w, self.config.code, *geometry, self.groups, draw_seed(self.config), self.title)
         return y.squeeze(2) if flat else y
 
 

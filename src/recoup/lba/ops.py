@@ -18,7 +18,7 @@ from recoup.errors import RecoupError
 from recoup.lba.config import LBA
 from recoup.lba.geometry import Geometry
 
-__all__ = ["batched", "convolution", "decode", "draw_seed", "encode", "matmul"]
+__all__ = ["batched", "convolution", "decode", "draw_seed", "matmul"]
 
 
 def matmul(a: Tensor, b: Tensor, config: LBA, *, seed: int | None = None) -> Tensor:
@@ -64,7 +64,7 @@ def batched(a: Tensor, b: Tensor, config: LBA, seed: int, layer: str) -> Tensor:
         )
     else:
         a, b = (t.expand(*batch, *t.shape[-2:]).reshape(math.prod(batch), *t.shape[-2:]) for t in (a, b))
-    return product(a, b, encode(config), seed, layer).view(shape)
+    return product(a, b, config.code, seed, layer).view(shape)
 
 
 def draw_seed(config: LBA, seed: int | None = None) -> int:
@@ -103,19 +103,9 @@ def check_dtypes(a: Tensor, b: Tensor, layer: str) -> None:
         )
 
 
-def encode(config: LBA) -> str:
-    """A configuration as an operator's string argument."""
-    return _encode(config)
-
-
-@lru_cache(maxsize=1024)
-def _encode(config: LBA) -> str:
-    return json.dumps(config.to_dict())
-
-
 @lru_cache(maxsize=1024)
 def decode(code: str) -> LBA:
-    """The inverse of `encode`."""
+    """A configuration from its ``code``, an operator's string argument."""
     return LBA.from_dict(json.loads(code))
 
 
@@ -168,7 +158,7 @@ def _transposed(x: Tensor, y: Tensor, unit: LBA, seed: int, layer: str) -> Tenso
     """A product of the backward pass, on what the config says."""
     if unit.backward is None:
         return torch.bmm(x, y)
-    return _product(x, y, encode(unit.backward), seed, f"{layer}, backward")
+    return _product(x, y, unit.backward.code, seed, f"{layer}, backward")
 
 
 def _kept(grad: Tensor | None, operand: Tensor, needed: bool) -> Tensor:
@@ -191,7 +181,7 @@ def _convolution(
     Args:
         x: float32 [N, C, H, W].
         weight: float32 [O, C / groups, kh, kw].
-        config: `encode` of the configuration.
+        config: the configuration's ``code``.
         stride, padding, dilation, groups: as in torch.nn.functional.conv2d.
         seed: of stochastic rounding; an output's index is that of [O, N, h, w].
         layer: what errors call the layer.

@@ -163,3 +163,14 @@ def with_chunk(config: LBA, chunk: int, *, rescale: bool = True) -> LBA:
             low = total.min_exponent - round(math.log2(chunk) / 2)
             product = product.replace(min_exponent=low, max_exponent=low + spans[0])
     return config.replace(chunk=chunk, product=product)
+
+
+def set_underflow_(model: M, on: bool) -> M:
+    """Switch underflow on or off in every LBA layer, for the two stages of fine-tuning in a loop of your own.
+
+    Raises:
+        RecoupError: no LBA layer.
+    """
+    for layer in lba_layers(model, "set_underflow_").values():
+        layer.config = layer.config.replace(underflow=on)
+    return model

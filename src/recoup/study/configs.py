@@ -1,62 +1,84 @@
 """Hardware configurations as text: a preset's name or a configuration's repr, read without running anything."""
 
 import ast
+from collections.abc import Callable
 from typing import Any
 
 from recoup.errors import RecoupError
+from recoup.formats import Float, Int
+from recoup.lba.config import LBA
 from recoup.nbsmt.config import NBSMT
 
-PRESETS: dict[str, NBSMT] = {"nbsmt-2t": NBSMT(threads=2), "nbsmt-4t": NBSMT(threads=4)}
-CLASSES: dict[str, type[NBSMT]] = {"NBSMT": NBSMT}
-LONGEST = 500  # characters; far beyond any configuration, and Python's parser is not meant for hostile depth
+Config = NBSMT | LBA
 
-_LEGAL = f"a preset ({', '.join(PRESETS)}) or a repr such as NBSMT(threads=4, policy='S+A')"
+NBSMT_PRESETS: dict[str, NBSMT] = {"nbsmt-2t": NBSMT(threads=2), "nbsmt-4t": NBSMT(threads=4)}
+LBA_PRESETS: dict[str, LBA] = {
+    "lba-m7e4": LBA.m7e4(),
+    "lba-m10e5": LBA.m10e5(),
+    "lba-fp32": LBA.fp32(),
+    "lba-hopper": LBA.hopper(),
+    "lba-int16": LBA.int16(operands=Int(8)),
+    "lba-int12": LBA.int12(operands=Int(4)),
+}
+PRESETS: dict[str, Config] = {**NBSMT_PRESETS, **LBA_PRESETS}
+
+# What a configuration's text may call, and nothing else.
+CONSTRUCTORS: dict[str, Callable[..., Any]] = {
+    "NBSMT": NBSMT,
+    "LBA": LBA,
+    "Float": Float,
+    "Float.lba": Float.lba,
+    "Float.ieee": Float.ieee,
+    "Float.parse": Float.parse,
+    "Int": Int,
+    **{f"LBA.{name}": getattr(LBA, name) for name in ("biased", "m7e4", "m10e5", "fp32", "hopper", "int16", "int12")},
+}
+LONGEST, DEEPEST = 1000, 4  # characters and calls; Python's parser is not meant for hostile depth
+
+_LEGAL = f"a preset ({', '.join(PRESETS)}) or a repr such as NBSMT(threads=4, policy='S+A') or LBA.biased(7, 4)"
 
 
-def parse_config(text: str) -> NBSMT:
-    """The configuration that ``text`` names: a preset, or the repr of a config object with literal arguments only.
+def parse_config(text: str) -> Config:
+    """The configuration that ``text`` names: a preset, or the repr of a config object.
+
+    Only the constructors of configurations and formats are called, with plain values.
 
     Raises:
         RecoupError: anything else, and values the config itself refuses.
 
     >>> parse_config("nbsmt-4t")
     NBSMT(threads=4, policy='S+A', rounding='nearest', pairing='halves')
-    >>> parse_config("NBSMT(2, policy='S+Aw')").policy
-    'S+Aw'
+    >>> parse_config("LBA(accumulator=Float.lba(4, 5, bias=10), chunk=None)").accumulator.bits
+    10
     """
     name = text.strip()
     if name in PRESETS:
         return PRESETS[name]
-    kind, call = _call(name)
-    keywords = [keyword.arg for keyword in call.keywords]
-    try:
-        positional = [ast.literal_eval(value) for value in call.args]
-        named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (ValueError, TypeError):
-        raise RecoupError(f"config {_short(text)}: arguments must be plain numbers or quoted strings") from None
-    if None in keywords or len(set(keywords)) < len(keywords):
-        raise RecoupError(f"config {_short(text)}: arguments must be given once, as name=value")
-    try:
-        return kind(*positional, **named)
-    except TypeError as error:  # an unknown or doubled argument, or a value of a type no field takes
-        raise RecoupError(f"config {_short(text)}: {str(error).replace('.__init__', '')}") from None
+    config = _built(_tree(name), text, DEEPEST)
+    if not isinstance(config, NBSMT | LBA):
+        raise RecoupError(f"config {_short(text)}: must be {_LEGAL}")
+    return config
 
 
-def as_config(value: Any) -> NBSMT:
+def as_config(value: Any) -> Config:
     """A configuration from itself or its text; for recipes."""
-    if isinstance(value, NBSMT):
+    if isinstance(value, NBSMT | LBA):
         return value
     if isinstance(value, str):
         return parse_config(value)
     raise RecoupError(f"config {_short(repr(value))}: must be {_LEGAL}")
 
 
-def title(config: NBSMT) -> str:
-    """How tables call a configuration: threads and policy, and what differs from the defaults.
+def title(config: Config) -> str:
+    """How tables call a configuration: what it is, and what differs from the defaults.
 
     >>> title(NBSMT(4, "S+Aw", "half_up"))
     '4 threads, S+Aw, rounding half_up'
+    >>> title(LBA.biased(5, 5, chunk=64))
+    'M5E5 (11 bits), chunk 64'
     """
+    if isinstance(config, LBA):
+        return _lba_title(config)
     plain = NBSMT()
     fields = [f for f in ("rounding", "pairing") if getattr(config, f) != getattr(plain, f)]
     extra = [f"{field} {getattr(config, field)}" for field in fields]
@@ -64,16 +86,58 @@ def title(config: NBSMT) -> str:
     return ", ".join([threads, config.policy, *extra])
 
 
-def _call(text: str) -> tuple[type[NBSMT], ast.Call]:
+def _lba_title(config: LBA) -> str:
+    total = config.accumulator
+    if isinstance(total, Int):
+        parts = [f"int{total.bits}, {'wraps' if total.overflow == 'wrap' else 'saturates'}"]
+    else:
+        exponent = (total.max_exponent - total.min_exponent).bit_length()
+        parts = [f"M{total.mantissa}E{exponent} ({total.bits} bits)"]
+        parts += [f"rounding {total.rounding}"] if total.rounding != "zero" else []
+        expected = LBA.biased(total.mantissa, min(max(exponent, 1), 8), -total.min_exponent, chunk=config.chunk)
+        parts += ["fused"] if config.product is None else []
+        parts += ["own product format"] if config.product not in (None, expected.product) else []
+    parts.append("no chunks" if config.chunk is None else f"chunk {config.chunk}")
+    parts += ["without underflow"] if not config.underflow else []
+    parts += ["promoted"] if config.promotion is not None else []
+    if config.operands is not None:
+        kind = config.operands
+        parts.append(f"W/A {'int' + str(kind.bits) if isinstance(kind, Int) else f'FP{kind.bits}'}")
+    return ", ".join(parts)
+
+
+def _tree(text: str) -> ast.expr:
     if len(text) > LONGEST:
         raise RecoupError(f"config {_short(text)}: longer than {LONGEST} characters; must be {_LEGAL}")
     try:
         tree = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise RecoupError(f"config {_short(text)}: must be {_LEGAL}{_unclosed(text)}") from None
-    if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name) or tree.func.id not in CLASSES:
+    if not isinstance(tree, ast.Call):
         raise RecoupError(f"config {_short(text)}: must be {_LEGAL}")
-    return CLASSES[tree.func.id], tree
+    return tree
+
+
+def _built(node: ast.expr, text: str, depth: int) -> Any:
+    """The value of an expression of constructors and plain values."""
+    if not isinstance(node, ast.Call):
+        try:
+            return ast.literal_eval(node)
+        except (ValueError, TypeError):
+            raise RecoupError(f"config {_short(text)}: arguments must be plain numbers or quoted strings") from None
+    constructor = CONSTRUCTORS.get(ast.unparse(node.func))
+    if constructor is None or depth == 0:
+        inner = "arguments must be plain numbers or quoted strings, or formats such as Float.lba(4, 7, bias=10)"
+        raise RecoupError(f"config {_short(text)}: {inner if depth < DEEPEST else 'must be ' + _LEGAL}")
+    keywords = [keyword.arg for keyword in node.keywords]
+    if None in keywords or len(set(keywords)) < len(keywords):
+        raise RecoupError(f"config {_short(text)}: arguments must be given once, as name=value")
+    positional = [_built(value, text, depth - 1) for value in node.args]
+    named = {str(keyword.arg): _built(keyword.value, text, depth - 1) for keyword in node.keywords}
+    try:
+        return constructor(*positional, **named)
+    except TypeError as error:  # an unknown or doubled argument, or a value of a type no field takes
+        raise RecoupError(f"config {_short(text)}: {str(error).replace('.__init__', '')}") from None
 
 
 def _unclosed(text: str) -> str:

@@ -22,7 +22,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError, model_validator
 
 from recoup.nbsmt.config import NBSMT
-from recoup.study.configs import PRESETS, as_config
+from recoup.study.configs import NBSMT_PRESETS, as_config
 from recoup.study.states import DEFAULT, State
 from recoup.study.yamlfile import Source, read_yaml, refuse
 
@@ -101,7 +101,7 @@ class Recipe(Strict):
     data: Text
     calibration: Calibration = Calibration()
     test: Test = Test()
-    configs: tuple[Config, ...] = Field(default=tuple(PRESETS.values()), min_length=1)
+    configs: tuple[Config, ...] = Field(default=tuple(NBSMT_PRESETS.values()), min_length=1)
     layers: dict[Text, Config | None] = {}
     states: tuple[State, ...] = Field(default=DEFAULT, min_length=1)
     profile_images: Annotated[int, Field(ge=0, strict=True)] = 256

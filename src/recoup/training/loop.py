@@ -1,0 +1,295 @@
+"""The training loop: stages of epochs over a data set, resumable after any step."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from recoup.batches import device_of
+from recoup.data import Dataset
+from recoup.errors import RecoupError
+from recoup.evaluate import evaluate
+from recoup.training import checkpoint
+from recoup.training.schedule import Schedule, schedule
+
+LOG = "training.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Some epochs at one base learning rate.
+
+    Attributes:
+        name: in the log.
+        epochs: how many.
+        learning_rate: at its highest; every stage runs the schedule anew, with a fresh optimiser.
+        prepare: called with the model when the stage begins, and again when a run is resumed within it.
+    """
+
+    name: str
+    epochs: int
+    learning_rate: float
+    prepare: Callable[[nn.Module], object] = field(default=lambda _: None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a network is trained.
+
+    Attributes:
+        batch_size: images a step; the last, shorter batch of an epoch is left out.
+        optimizer: ``sgd`` (with momentum, Nesterov if asked) or ``adamw``.
+        momentum, nesterov, weight_decay: the optimiser's.
+        schedule: of the learning rate: ``constant``, ``linear`` or ``cosine``, over a stage's steps.
+        warm_up: steps of linear rise at the start of every stage.
+        label_smoothing: of the cross-entropy.
+        clip: largest norm of the gradient, None for no limit.
+        augment: vary the images as the data set knows how.
+        seed: of the images' order and augmentation, and of dropout and stochastic rounding.
+        save_every: steps between checkpoints; the end of an epoch is always one.
+    """
+
+    batch_size: int = 128
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    schedule: Schedule = "cosine"
+    warm_up: int = 0
+    label_smoothing: float = 0.0
+    clip: float | None = None
+    augment: bool = True
+    seed: int = 0
+    save_every: int = 200
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "save_every"):
+            if getattr(self, name) < 1:
+                raise RecoupError(f"Settings({name}={getattr(self, name)!r}): {name} must be at least 1")
+        if self.optimizer not in ("sgd", "adamw"):
+            raise RecoupError(f"Settings(optimizer={self.optimizer!r}): optimizer must be 'sgd' or 'adamw'")
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a run gave: one row per epoch (stage, epoch, loss, top1 in percent, learning rate, seconds)."""
+
+    epochs: list[dict[str, Any]]
+
+    @property
+    def top1(self) -> float:
+        """Accuracy after the last epoch."""
+        return self.epochs[-1]["top1"]
+
+
+def train(
+    model: nn.Module,
+    data: Dataset,
+    test: Dataset | None,
+    stages: Sequence[Stage],
+    settings: Settings = Settings(),
+    *,
+    folder: str | Path | None = None,
+    progress: bool = False,
+) -> Trained:
+    """Train a classifier in place, stage by stage.
+
+    With a ``folder`` the run leaves checkpoint.safetensors (see `recoup.training.checkpoint`) and training.jsonl there.
+    Called again after it was interrupted or killed, with the same arguments and a model from the same source, it goes
+    on after the last checkpoint and ends with the weights of an uninterrupted run, bit for bit.
+
+    Args:
+        model: maps images to logits. It ends in eval mode.
+        data: what to train on.
+        test: what to measure after every epoch; None: nothing.
+        stages: in order.
+        settings: the rest.
+        folder: for checkpoints; None keeps none.
+        progress: whether to show a progress bar on standard error.
+
+    Raises:
+        RecoupError: a loss that is not finite (the last checkpoint stays), fewer images than a batch, a checkpoint of
+            another run: the message names the first difference.
+        KeyboardInterrupt: with a note that says where the run can be taken up.
+    """
+    if not stages:
+        raise RecoupError("train: there are no stages")
+    if len(data) < settings.batch_size:
+        raise RecoupError(f"train: {len(data)} images are less than a batch of {settings.batch_size}")
+    return _Run(model, data, test, stages, settings, None if folder is None else Path(folder)).finish(progress)
+
+
+class _Run:
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Dataset,
+        test: Dataset | None,
+        stages: Any,
+        settings: Settings,
+        folder: Path | None,
+    ) -> None:
+        self.model, self.data, self.test, self.settings, self.folder = model, data, test, settings, folder
+        self.stages: Sequence[Stage] = stages
+        self.stage = self.epoch = self.step = 0  # of the epoch
+        self.loss = 0.0
+        self.rows: list[dict[str, Any]] = []
+        self.identity = {
+            "settings": asdict(settings),
+            "stages": [[s.name, s.epochs, s.learning_rate] for s in stages],
+            "data": [data.name, data.split, len(data)],
+            "model": [type(model).__name__, sum(p.numel() for p in model.parameters())],
+        }
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return len(self.data) // self.settings.batch_size
+
+    def finish(self, progress: bool) -> Trained:
+        tensors = self._resume()
+        if tensors is None:
+            torch.manual_seed(self.settings.seed)
+        try:
+            with _bar(progress, sum(s.epochs for s in self.stages) * self.steps) as advance:
+                advance(
+                    sum(s.epochs for s in self.stages[: self.stage]) * self.steps + self.epoch * self.steps + self.step
+                )
+                while self.stage < len(self.stages):
+                    self._run_stage(tensors, advance)
+                    tensors = None
+        except KeyboardInterrupt as interrupt:
+            if self.folder is not None:
+                interrupt.add_note(f"the run is kept in {self.folder}; the same command goes on from there")
+            raise
+        finally:
+            self.model.eval()
+        return Trained(self.rows)
+
+    def _run_stage(self, tensors: Any, advance: Callable[[int], None]) -> None:
+        stage = self.stages[self.stage]
+        stage.prepare(self.model)
+        optimizer = self._optimizer(stage)
+        if tensors is not None:
+            checkpoint.restore(tensors, self.model, optimizer)
+        factor = schedule(self.settings.schedule, stage.epochs * self.steps, self.settings.warm_up)
+        while self.epoch < stage.epochs:
+            self._run_epoch(stage, optimizer, factor, advance)
+        self.stage, self.epoch = self.stage + 1, 0
+        if self.stage == len(self.stages):
+            self._save(optimizer)
+
+    def _run_epoch(self, stage: Stage, optimizer: Any, factor: Callable[[int], float], advance: Any) -> None:
+        started, settings = time.perf_counter(), self.settings
+        device = device_of(self.model)
+        number = sum(s.epochs for s in self.stages[: self.stage]) + self.epoch
+        batches = self.data.batches(
+            settings.batch_size,
+            augment=settings.augment and self.data.augmentation is not None,
+            seed=settings.seed * 100_003 + number,
+            shuffle=True,
+            drop_last=True,
+        )
+        self.model.train()
+        rate = 0.0
+        for index, (x, y) in enumerate(batches):
+            if index < self.step:
+                continue
+            rate = stage.learning_rate * factor(self.epoch * self.steps + index)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            self.loss += self._step(optimizer, x.to(device), y.to(device), stage)
+            self.step = index + 1
+            if self.step % settings.save_every == 0 and self.step < self.steps:
+                self._save(optimizer)
+            advance(1)
+        top1 = None
+        if self.test is not None:
+            top1 = evaluate(self.model, self.test.batches(250)).top1
+        row = {"stage": stage.name, "epoch": self.epoch + 1, "loss": self.loss / self.steps, "top1": top1}
+        self.rows.append({**row, "learning_rate": rate, "seconds": round(time.perf_counter() - started, 3)})
+        self.epoch, self.step, self.loss = self.epoch + 1, 0, 0.0
+        self._save(optimizer)
+
+    def _step(self, optimizer: Any, x: torch.Tensor, y: torch.Tensor, stage: Stage) -> float:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(self.model(x), y, label_smoothing=self.settings.label_smoothing)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            kept = "" if self.folder is None else f"; {self.folder} keeps the last checkpoint"
+            raise RecoupError(
+                f"train: the loss is {value} in stage {stage.name!r}, epoch {self.epoch + 1}, step {self.step + 1}: "
+                "lower the learning rate or set clip"
+                + ("" if self.folder is None else f"; {self.folder} keeps the last checkpoint")
+            )
+        loss.backward()
+        if self.settings.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        optimizer.step()
+        return value
+
+    def _optimizer(self, stage: Stage) -> torch.optim.Optimizer:
+        s = self.settings
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        if s.optimizer == "adamw":
+            return torch.optim.AdamW(parameters, stage.learning_rate, weight_decay=s.weight_decay)
+        return torch.optim.SGD(
+            parameters, stage.learning_rate, s.momentum, weight_decay=s.weight_decay, nesterov=s.nesterov
+        )
+
+    def _save(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        where = {name: getattr(self, name) for name in ("stage", "epoch", "step", "loss", "rows", "identity")}
+        checkpoint.write(self.folder / checkpoint.FILE, self.model, optimizer, where)
+        checkpoint.write_atomically(self.folder / LOG, "".join(json.dumps(row) + "\n" for row in self.rows))
+
+    def _resume(self) -> Any:
+        """The tensors of the last checkpoint, None without one; the counters are set to it."""
+        path = None if self.folder is None else self.folder / checkpoint.FILE
+        if path is None or not path.exists():
+            return None
+        tensors, where = checkpoint.read(path)
+        _same(where["identity"], json.loads(json.dumps(self.identity)), path)
+        for name in ("stage", "epoch", "step", "loss", "rows"):
+            setattr(self, name, where[name])
+        if self.stage == len(self.stages):  # finished: only the weights are wanted
+            self.stages[-1].prepare(self.model)
+            checkpoint.restore(tensors, self.model, self._optimizer(self.stages[-1]))
+        elif self.epoch == self.stages[self.stage].epochs:
+            checkpoint.restore(tensors, self.model, self._optimizer(self.stages[self.stage]))
+        return tensors
+
+
+def _same(theirs: dict[str, Any], ours: dict[str, Any], path: Path) -> None:
+    """Refuse a checkpoint of another run, by the first difference."""
+    flat = [{**identity, **identity["settings"]} for identity in (theirs, ours)]
+    for name in (*ours["settings"], *ours):
+        before, now = (identity.get(name) for identity in flat)
+        if before != now:
+            raise RecoupError(
+                f"{path} is another run: {name} was {before!r} and is {now!r}; choose another folder, or delete it to "
+                "start anew"
+            )
+
+
+@contextmanager
+def _bar(shown: bool, total: int) -> Iterator[Callable[[int], None]]:
+    if not shown:
+        yield lambda _: None
+        return
+    columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("train", total=total)
+        yield lambda steps: bar.advance(task, steps)

@@ -1,0 +1,149 @@
+"""What `recoup train` does: loads, emulates, trains, measures before and after, and keeps it all in a folder."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
+from safetensors.torch import save
+
+from recoup.data import load as load_data
+from recoup.emulate import emulate_, restore_
+from recoup.errors import RecoupError
+from recoup.evaluate import evaluate
+from recoup.files import write_atomically
+from recoup.lba.config import LBA
+from recoup.models import load as load_model
+from recoup.study.configs import as_config
+from recoup.training.checkpoint import FILE as CHECKPOINT
+from recoup.training.loop import LOG, Settings, Stage, train
+from recoup.training.schedule import Schedule
+from recoup.training.two_stage import stages
+from recoup.version import __version__
+
+RESULT, WEIGHTS, RECIPE = "training.json", "weights.safetensors", "training-recipe.json"
+
+
+def _unit(value: Any) -> LBA:
+    config = as_config(value)
+    if not isinstance(config, LBA):
+        raise ValueError(f"{config!r} cannot be trained with; an LBA can, such as lba-m7e4")
+    return config
+
+
+Unit = Annotated[LBA, PlainValidator(_unit), PlainSerializer(repr, return_type=str)]
+Count = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
+
+
+class TrainingRecipe(BaseModel):
+    """Everything that decides a training run; the fields are the options of `recoup train`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    model: str
+    data: str
+    weights: str | None = None
+    config: Unit | None = None
+    layers: dict[str, Unit | None] = {}
+    epochs: Count = 5
+    underflow_epochs: Count = 1
+    one_stage: bool = False
+    learning_rate: Rate = 1e-3
+    underflow_learning_rate: Rate | None = None
+    schedule: Schedule = "cosine"
+    warm_up: Count = 0
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    augment: bool = True
+    seed: Count = 0
+    limit: Annotated[int, Field(ge=1)] | None = None
+    test_limit: Annotated[int, Field(ge=1)] | None = None
+    save_every: Annotated[int, Field(ge=1)] = 100
+
+    @classmethod
+    def build(cls, values: dict[str, Any]) -> "TrainingRecipe":
+        """From plain values; the error names the option."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise RecoupError(f"recoup train: {place}: {first['msg'].removeprefix('Value error, ')}") from None
+
+    @property
+    def settings(self) -> Settings:
+        """The loop's part."""
+        names = ("batch_size", "optimizer", "momentum", "weight_decay", "schedule", "warm_up", "augment", "seed")
+        return Settings(**{name: getattr(self, name) for name in (*names, "save_every")})
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Two with an LBA, else one."""
+        if self.config is None or self.one_stage:
+            return [Stage("float" if self.config is None else "one stage", self.epochs, self.learning_rate)]
+        return stages(self.epochs, self.underflow_epochs, self.learning_rate, self.underflow_learning_rate)
+
+
+def run_training(
+    recipe: TrainingRecipe, folder: Path, *, overwrite: bool = False, progress: bool = True
+) -> dict[str, Any]:
+    """Run a recipe, or go on with it where ``folder`` says it was interrupted.
+
+    The folder receives the recipe, checkpoint.safetensors, training.jsonl (a row per epoch), and at the end
+    weights.safetensors, which loads as a float checkpoint, and training.json.
+
+    Returns:
+        The content of training.json: accuracies in percent (float start, before training, after every stage), the
+        epochs, the recipe, versions.
+
+    Raises:
+        RecoupError: a model, data or layers that do not fit; another run's folder; a loss that is not finite.
+    """
+    if recipe.epochs + recipe.underflow_epochs * (recipe.config is not None) == 0:
+        raise RecoupError("recoup train: epochs: there is nothing to train")
+    _claim(recipe, folder, overwrite)
+    torch.manual_seed(recipe.seed)
+    model = load_model(recipe.model, recipe.weights)
+    data = load_data(recipe.data, "train", limit=recipe.limit, seed=recipe.seed if recipe.limit else None)
+    test = load_data(recipe.data, "test", limit=recipe.test_limit, seed=0 if recipe.test_limit else None)
+    accuracy = {"float, before": evaluate(model, test.batches(250)).top1}
+    if recipe.config is not None:
+        emulate_(model, recipe.config, recipe.layers)
+        accuracy["emulated, before"] = evaluate(model, test.batches(250)).top1
+    trained = train(model, data, test, recipe.stages, recipe.settings, folder=folder, progress=progress)
+    accuracy |= {f"after {row['stage']}": row["top1"] for row in trained.epochs}
+    restore_(model)
+    write_atomically(folder / WEIGHTS, save({n: t.contiguous() for n, t in model.state_dict().items()}))
+    result = {
+        "accuracy": accuracy,
+        "epochs": trained.epochs,
+        "recipe": recipe.model_dump(mode="json"),
+        "recoup": __version__,
+        "torch": torch.__version__,
+    }
+    write_atomically(folder / RESULT, json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def _claim(recipe: TrainingRecipe, folder: Path, overwrite: bool) -> None:
+    """Make sure that the folder holds this run or nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, text = folder / RECIPE, json.dumps(recipe.model_dump(mode="json"), indent=1) + "\n"
+    if overwrite:
+        for name in (CHECKPOINT, LOG, RESULT, WEIGHTS, RECIPE):
+            (folder / name).unlink(missing_ok=True)
+    if path.exists():
+        theirs, ours = json.loads(path.read_text("utf-8")), json.loads(text)
+        different = [name for name in ours if theirs.get(name) != ours[name]]
+        if different:
+            name = different[0]
+            raise RecoupError(
+                f"{folder} holds another run ({name} was {theirs.get(name)!r} and is {ours[name]!r}): choose another "
+                "folder with --out, or use --overwrite"
+            )
+        return
+    write_atomically(path, text)

@@ -1,0 +1,206 @@
+"""The kernels against the reference, and both against fractions."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from recoup import lba
+from recoup.errors import RecoupError
+from recoup.formats import Float, Int
+from recoup.lba import LBA, cpu, reference
+from recoup.llvm import Target, host
+from tests.lba import exact
+from tests.lba.strategies import as_floats, fits, float32, operands, others, truncating
+
+TARGETS = [None, *(t for t in ("x86-64", "haswell", "skylake-avx512") if Target.named(t).features <= host().features)]
+
+
+def modelled(a, b, config):
+    rows = exact.matmul(as_floats(a), as_floats(b), config)
+    return torch.tensor([[float32(value) for value in row] for row in rows])
+
+
+def everywhere(a, b, config, seed=None):
+    """The product on every instruction path; they must agree."""
+    results = []
+    for level in TARGETS:
+        with cpu.target(level):
+            results.append(lba.matmul(a, b, config, seed=seed))
+    for result in results[1:]:
+        assert torch.equal(results[0], result)
+    return results[0]
+
+
+@settings(max_examples=100)
+@given(st.data())
+def test_truncating_units_equal_the_fractions(data):
+    config = data.draw(truncating())
+    a, b = data.draw(operands(config))
+    expected = modelled(a, b, config)
+    assert torch.equal(reference.matmul(a, b, config), expected)
+    assert torch.equal(everywhere(a, b, config), expected)
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_other_units_equal_the_fractions(data):
+    config = data.draw(others())
+    a, b = data.draw(operands(config))
+    assume(fits(a, b, config))
+    expected = modelled(a, b, config)
+    assert torch.equal(reference.matmul(a, b, config), expected)
+    assert torch.equal(everywhere(a, b, config), expected)
+
+
+STOCHASTIC = LBA(Float.lba(4, 6, bias=10, rounding="stochastic"), Float.lba(4, 5, bias=8, rounding="stochastic"), 7)
+UNITS = [
+    LBA(),
+    LBA(underflow=False),
+    LBA(chunk=None),
+    LBA.m10e5(),
+    LBA.biased(4, 3),
+    LBA(product=None),
+    LBA.hopper(),
+    LBA.fp32(),
+    STOCHASTIC,
+    LBA.int16(),
+    LBA.int12("wrap", chunk=9),
+]
+
+
+@pytest.mark.parametrize("config", UNITS, ids=repr)
+@pytest.mark.parametrize("shape", [(1, 33, 70, 65), (2, 17, 147, 40), (3, 9, 1, 3), (1, 130, 20, 2)])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_ragged_shapes_batches_and_threads(config, shape, threads):
+    B, M, K, N = shape
+    generator = torch.Generator().manual_seed(M)
+    a, b = (torch.randn(size, generator=generator) for size in ((B, M, K), (B, K, N)))
+    if isinstance(config.accumulator, Int):
+        a, b = (a * 8).round(), (b * 8).round()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        y = everywhere(a, b, config, seed=5)
+    finally:
+        torch.set_num_threads(before)
+    for i in range(B):
+        assert torch.equal(y[i], reference.matmul(a[i], b[i], config, 5, i * M * N))
+
+
+@settings(max_examples=30)
+@given(st.data())
+def test_properties(data):
+    config = data.draw(truncating())
+    a, b = data.draw(operands(config))
+    K = a.shape[1]
+    y = lba.matmul(a, b, config)
+    assert torch.equal(lba.matmul(-a, b, config), -y)
+    pads = torch.nn.functional.pad
+    assert torch.equal(lba.matmul(pads(a, [0, 5]), pads(b, [0, 0, 0, 5]), config), y)
+    whole = config.replace(chunk=None)
+    assert torch.equal(
+        lba.matmul(a, b, config.replace(chunk=K + data.draw(st.integers(0, 9)))), lba.matmul(a, b, whole)
+    )
+    assert not torch.signbit(y[y == 0]).any()
+    transposed = lba.matmul(b.t(), a.t(), config)
+    assert torch.equal(transposed.t(), y)
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**31), st.integers(1, 80))
+def test_23_bits_to_nearest_is_sequential_float32(seed, K):
+    generator = torch.Generator().manual_seed(seed)
+    a, b = torch.randn(4, K, generator=generator), torch.randn(K, 5, generator=generator)
+    expected = np.zeros((4, 5), np.float32)
+    for k in range(K):
+        expected = (a[:, k, None].numpy() * b[None, k].numpy()).astype(np.float32) + expected
+    nearest = Float.lba(8, 23, bias=128, rounding="nearest")
+    for config in (LBA.fp32(), LBA(nearest, nearest, None)):
+        assert np.array_equal(lba.matmul(a, b, config).numpy(), expected)
+
+
+def test_any_layout_is_read():
+    a, b = torch.randn(12, 40), torch.randn(40, 50)
+    y = lba.matmul(a, b, LBA())
+    for other in (a.t().contiguous().t(), a.repeat_interleave(2, 1)[:, ::2], torch.stack([a, a], 2)[..., 0]):
+        assert torch.equal(lba.matmul(other, b, LBA()), y)
+    for other in (b.t().contiguous().t(), b.repeat_interleave(3, 0)[::3], torch.stack([b, b], 2)[..., 1]):
+        assert torch.equal(lba.matmul(a, other, LBA()), y)
+    batched = lba.matmul(a.expand(3, 2, 12, 40), b, LBA())
+    assert torch.equal(batched, y.expand(3, 2, 12, 50))
+    assert torch.equal(lba.matmul(a, b.expand(2, 40, 50), LBA()), y.expand(2, 12, 50))
+
+
+@pytest.mark.parametrize("shape", [((0, 3), (3, 2)), ((2, 0), (0, 3)), ((2, 3), (3, 0)), ((0, 2, 3), (0, 3, 2))])
+def test_nothing_to_sum(shape):
+    a, b = torch.zeros(shape[0]), torch.zeros(shape[1])
+    y = lba.matmul(a, b, LBA())
+    assert y.shape == (a @ b).shape
+    assert torch.equal(y, a @ b)
+
+
+def test_a_long_sum():
+    a, b = torch.full((1, 200_000), 0.01), torch.full((200_000, 1), 0.01)
+    a[:, 2000:] = 0.0
+    config = LBA.biased(10, 5, chunk=512)
+    expected = reference.matmul(a[:, :2000], b[:2000], config)
+    assert torch.equal(lba.matmul(a, b, config), expected)
+    promoted = config.replace(promotion=Float.parse("float32"))  # float64 lanes
+    assert torch.equal(lba.matmul(a, b, promoted), reference.matmul(a[:, :2000], b[:2000], promoted))
+
+
+def test_the_control_word_stays_here():
+    tiny = torch.full((64,), 1e-40)
+    a, b = torch.randn(96, 128), torch.randn(128, 160)
+    expected = lba.matmul(a, b, LBA())
+    seen = []
+
+    def elsewhere():
+        lba.matmul(a, b, LBA())
+        seen.append(bool((tiny * 0.5 > 0).all()))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert seen == [True]
+    assert (tiny * 0.5 > 0).all()
+    assert (np.full(64, 1e-40, np.float32) * np.float32(0.5) > 0).all()
+    if torch.set_flush_denormal(True):
+        try:
+            assert torch.equal(lba.matmul(a, b, LBA()), expected)
+            assert torch.equal(lba.matmul(a, b, LBA(underflow=False)), reference.matmul(a, b, LBA(underflow=False)))
+            assert (tiny * 0.5 == 0).all()
+        finally:
+            torch.set_flush_denormal(False)
+
+
+def test_stochastic_rounding_is_unbiased():
+    a, b = torch.rand(64, 40) + 0.5, torch.rand(40, 64)
+    wide = Float.lba(6, 4, bias=20, rounding="stochastic")
+    mean = torch.stack([lba.matmul(a, b, LBA(wide, wide, 8), seed=seed) for seed in range(20)]).mean(0)
+    truncated = lba.matmul(a, b, LBA(wide.replace(rounding="zero"), wide.replace(rounding="zero"), 8))
+    exact_sum = a @ b
+    assert float(((mean - exact_sum) / exact_sum).mean().abs()) < 0.002
+    assert float(((truncated - exact_sum) / exact_sum).mean()) < -0.05
+
+
+def test_seeds():
+    a, b = torch.randn(8, 30), torch.randn(30, 8)
+    one = lba.matmul(a, b, STOCHASTIC, seed=1)
+    assert torch.equal(one, lba.matmul(a, b, STOCHASTIC, seed=1))
+    assert not torch.equal(one, lba.matmul(a, b, STOCHASTIC, seed=2))
+    torch.manual_seed(3)
+    drawn = lba.matmul(a, b, STOCHASTIC)
+    torch.manual_seed(3)
+    assert torch.equal(drawn, lba.matmul(a, b, STOCHASTIC))
+    with pytest.raises(RecoupError, match="seed must be"):
+        lba.matmul(a, b, STOCHASTIC, seed=-1)
+
+
+def test_unknown_targets_are_refused():
+    with pytest.raises(RecoupError, match="levels are"), cpu.target("pentium"):
+        pass

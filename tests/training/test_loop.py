@@ -1,0 +1,186 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from recoup.data import load
+from recoup.emulate import emulate_
+from recoup.emulated import emulated_layers
+from recoup.errors import RecoupError
+from recoup.lba import LBA
+from recoup.training import Settings, Stage, fine_tune, train
+from recoup.training.checkpoint import FILE
+from recoup.training.schedule import schedule
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Dropout(0.2), nn.ReLU(), nn.Linear(16, 10))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits", "train", limit=512, seed=0)
+
+
+SETTINGS = Settings(batch_size=64, save_every=3, seed=3, clip=1.0, weight_decay=1e-3)
+STAGES = [Stage("a", 2, 0.1), Stage("b", 1, 0.02)]
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_it_learns_and_is_deterministic(digits):
+    one, other = network(), network()
+    trained = train(one, digits, load("digits", "test"), STAGES, SETTINGS)
+    train(other, digits, None, STAGES, SETTINGS)
+    assert same(weights(one), weights(other))
+    assert [row["stage"] for row in trained.epochs] == ["a", "a", "b"]
+    assert trained.top1 > 25  # chance is 10
+    assert not one.training
+
+
+class Stopped(Exception):  # noqa: N818
+    """What a test breaks a run with."""
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("at", [1, 3, 4, 8, 11, 16, 20, 23])
+def test_resumed_after_any_step_is_the_same_run(digits, tmp_path, at, optimizer):
+    settings = Settings(**{**{f: getattr(SETTINGS, f) for f in SETTINGS.__slots__}, "optimizer": optimizer})
+    whole = network()
+    expected = train(whole, digits, None, STAGES, settings)
+    steps = 0
+
+    def stop(module, args):
+        nonlocal steps
+        steps += module.training
+        if steps > at:
+            raise Stopped
+
+    broken = network()
+    hook = broken.register_forward_pre_hook(stop)
+    with pytest.raises(Stopped):
+        train(broken, digits, None, STAGES, settings, folder=tmp_path)
+    hook.remove()
+    torch.manual_seed(99)
+    again = network(7)  # the checkpoint has the weights
+    if not (tmp_path / FILE).exists():
+        again = network()
+    resumed = train(again, digits, None, STAGES, settings, folder=tmp_path)
+    assert same(weights(whole), weights(again))
+    drop = ("seconds",)
+    assert [{k: v for k, v in row.items() if k not in drop} for row in resumed.epochs] == [
+        {k: v for k, v in row.items() if k not in drop} for row in expected.epochs
+    ]
+    finished = network(5)
+    train(finished, digits, None, STAGES, settings, folder=tmp_path)
+    assert same(weights(whole), weights(finished))
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from recoup.cli import app
+app(sys.argv[1:])
+"""
+
+
+def test_killed_and_restarted(tmp_path):
+    options = "train --model recoup.models:digits_net --data digits --config LBA.biased(5,4) --epochs 2 --lr 0.05"
+    options += " --underflow-epochs 1 --limit 512 --test-limit 100 --batch-size 64 --save-every 2 --json --out"
+
+    def start(folder):
+        command = [sys.executable, "-c", SCRIPT, *options.split(), str(folder)]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **quiet)
+
+    whole = start(tmp_path / "whole")
+    assert whole.wait() == 0, whole.stderr.read()
+    killed = 0
+    for wanted in (1, 3):  # after so many different checkpoints
+        process, seen = start(tmp_path / "broken"), set()
+        path = tmp_path / "broken" / FILE
+        while process.poll() is None and len(seen) < wanted:
+            if path.exists():
+                seen.add(path.stat().st_mtime_ns)
+            time.sleep(0.002)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        process.wait()
+        process.stderr.close()
+    assert killed
+    last = start(tmp_path / "broken")
+    assert last.wait() == 0, last.stderr.read()
+    for process in (whole, last):
+        process.stderr.close()
+    one, other = ((tmp_path / name / "weights.safetensors").read_bytes() for name in ("whole", "broken"))
+    assert one == other
+    result = json.loads((tmp_path / "broken" / "training.json").read_text())
+    assert [row["stage"] for row in result["epochs"]] == ["without underflow"] * 2 + ["with underflow"]
+
+
+def test_another_run_is_refused(digits, tmp_path):
+    train(network(), digits, None, STAGES, SETTINGS, folder=tmp_path)
+    kept = (tmp_path / FILE).read_bytes()
+    other = Settings(batch_size=32, save_every=3, seed=3, clip=1.0, weight_decay=1e-3)
+    with pytest.raises(RecoupError, match="batch_size was 64 and is 32"):
+        train(network(), digits, None, STAGES, other, folder=tmp_path)
+    with pytest.raises(RecoupError, match="stages was"):
+        train(network(), digits, None, STAGES[:1], SETTINGS, folder=tmp_path)
+    assert (tmp_path / FILE).read_bytes() == kept
+    (tmp_path / FILE).write_bytes(kept[:100])
+    with pytest.raises(RecoupError, match="cut off or foreign"):
+        train(network(), digits, None, STAGES, SETTINGS, folder=tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops(digits, tmp_path):
+    with pytest.raises(RecoupError, match="stage 'wild', epoch 1, step"):
+        train(network(), digits, None, [Stage("wild", 3, 1e18)], Settings(batch_size=64), folder=tmp_path)
+
+
+def test_bad_input(digits):
+    with pytest.raises(RecoupError, match="no stages"):
+        train(network(), digits, None, [])
+    with pytest.raises(RecoupError, match="512 images are less than a batch"):
+        train(network(), digits, None, STAGES, Settings(batch_size=513))
+    with pytest.raises(RecoupError, match="schedule"):
+        schedule("step", 10)
+    with pytest.raises(RecoupError, match="warm_up"):
+        schedule("cosine", 10, 10)
+    with pytest.raises(RecoupError, match="optimizer"):
+        Settings(optimizer="lion")  # type: ignore[arg-type]
+
+
+def test_the_schedules():
+    rise = schedule("linear", 6, 2)
+    assert [rise(step) for step in range(6)] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    assert {schedule("constant", 3)(step) for step in range(3)} == {1.0}
+
+
+def test_fine_tuning_switches_underflow_on_last(digits):
+    model = emulate_(network(), LBA.biased(5, 4))
+    seen = []
+
+    def note(module, args):
+        if module.training:
+            seen.append(next(iter(emulated_layers(module).values())).config.underflow)
+
+    model.register_forward_pre_hook(note)
+    fine_tune(model, digits, epochs=1, underflow_epochs=1, learning_rate=0.05, settings=SETTINGS)
+    assert seen == [False] * 8 + [True] * 8
+    assert all(layer.config.underflow for layer in emulated_layers(model).values())
+    with pytest.raises(RecoupError, match="no layer on a narrow accumulator"):
+        fine_tune(network(), digits)
