@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from recoup.errors import RecoupError
+from recoup.models.chargpt import chargpt
 from recoup.models.cifar import resnet20, resnet32, resnet44, resnet56, resnet110
 from recoup.models.digits import digits_net
 from recoup.models.imagenet import resnet18, resnet34, resnet50
@@ -25,7 +26,7 @@ FACTORIES: dict[str, Factory] = {
     factory.__name__: factory
     for factory in (
         *(digits_net, resnet18, resnet20, resnet32, resnet34, resnet44, resnet50, resnet56, resnet110),
-        *(vgg11, vgg13, vgg16, mobilenet_v1),
+        *(vgg11, vgg13, vgg16, mobilenet_v1, chargpt),
     )
 }
 

@@ -1,0 +1,84 @@
+"""A small character-level GPT: pre-LayerNorm blocks, learned positions, GELU, attention products by name."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recoup.errors import RecoupError
+from recoup.models.attention import AttentionProducts
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.ln1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.attention = AttentionProducts()
+        self.proj = nn.Linear(width, width)
+        self.ln2 = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, width = x.shape
+        q, k, v = (
+            part.view(B, T, self.heads, -1).transpose(1, 2) for part in self.qkv(self.ln1(x)).split(width, dim=-1)
+        )
+        mixed = self.attention(q, k, v, causal=True).transpose(1, 2).reshape(B, T, width)
+        x = x + self.proj(mixed)
+        return x + self.fc2(F.gelu(self.fc1(self.ln2(x))))
+
+
+class CharGPT(nn.Module):
+    """Next-character logits [B, T, characters] from characters [B, T].
+
+    Args:
+        characters: size of the alphabet.
+        layers, width, heads, context: of the network; ``width`` is a multiple of ``heads``.
+    """
+
+    def __init__(self, characters: int = 65, layers: int = 4, width: int = 96, heads: int = 4, context: int = 64) -> None:
+        super().__init__()
+        if width % heads:
+            raise RecoupError(f"chargpt: width {width} must be a multiple of heads {heads}")
+        self.context = context
+        self.tok = nn.Embedding(characters, width)
+        self.pos = nn.Embedding(context, width)
+        self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
+        self.lnf = nn.LayerNorm(width)
+        self.head = nn.Linear(width, characters, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits of the character after each."""
+        if tokens.dim() != 2 or tokens.shape[1] > self.context:
+            raise RecoupError(f"chargpt: tokens {list(tokens.shape)} must be [B, T] with T up to {self.context}")
+        x = self.tok(tokens) + self.pos(torch.arange(tokens.shape[1], device=tokens.device))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.lnf(x))
+
+
+def chargpt(characters: int = 65, layers: int = 4, width: int = 96, heads: int = 4, context: int = 64) -> CharGPT:
+    """A `CharGPT` with fresh weights."""
+    return CharGPT(characters, layers, width, heads, context)
+
+
+def load_chargpt(path: str | Path) -> tuple[CharGPT, str]:
+    """The network and the alphabet of a checkpoint with ``state_dict`` and ``config``.
+
+    Raises:
+        RecoupError: no such checkpoint.
+    """
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")
+        state, config = content["state_dict"], content["config"]
+        alphabet = "".join(config["chars"])
+        sizes = {"layers": "layers", "width": "d", "heads": "heads", "context": "ctx"}
+        model = CharGPT(len(alphabet), **{name: int(config[key]) for name, key in sizes.items()})
+    except (OSError, KeyError, TypeError, RuntimeError) as error:
+        raise RecoupError(f"{path}: no checkpoint of a chargpt ({error})") from None
+    model.load_state_dict(state)
+    return model.eval(), alphabet

@@ -1,0 +1,166 @@
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import recoup as rc
+from recoup import lba
+from recoup.emulated import emulated_layers, running
+from recoup.errors import RecoupError
+from recoup.formats import Float, Int
+from recoup.lba import FP8, LBA, LBAConv1d, LBAConv2d, LBALinear, quantize_operand
+from tests.networks import images, small_net
+
+WIDE = LBA(Float.lba(8, 23, 128), Float.lba(8, 23, 128))  # exact on small whole numbers
+
+
+def whole(*shape):
+    return torch.randint(-4, 5, shape, generator=torch.Generator().manual_seed(0)).float()
+
+
+def rounded(layer):
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_((parameter * 20).round())
+    return layer
+
+
+LAYERS = [
+    (nn.Linear(6, 5), (3, 6)),
+    (nn.Linear(6, 5, bias=False), (6,)),
+    (nn.Linear(6, 5), (2, 3, 4, 6)),
+    (nn.Conv1d(4, 6, 3, stride=2, padding=1, dilation=2, groups=2), (3, 4, 11)),
+    (nn.Conv1d(4, 6, 3, padding="same", padding_mode="circular"), (4, 9)),
+    (nn.Conv2d(4, 6, (3, 2), stride=(1, 2), padding=(2, 1), dilation=(1, 2), groups=2), (2, 4, 8, 9)),
+    (nn.Conv2d(4, 6, 3, padding="same"), (4, 7, 7)),
+    (nn.Conv2d(4, 6, 3, padding="valid", bias=False), (2, 4, 7, 7)),
+    (nn.Conv2d(4, 4, 3, padding=1, groups=4, padding_mode="reflect"), (2, 4, 6, 6)),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=lambda v: repr(v)[:60])
+def test_wide_units_compute_the_layer(layer, shape):
+    layer, x = rounded(copy.deepcopy(layer)), whole(*shape)
+    expected = layer(x)
+    keys = list(layer.state_dict())
+    rc.emulate_(layer, WIDE)
+    assert torch.equal(layer(x), expected)
+    assert list(layer.state_dict()) == keys
+    layer.mode = "baseline"
+    assert torch.equal(layer(x), expected)
+    rc.restore_(layer)
+    assert torch.equal(layer(x), expected)
+    assert "gain" not in dict(layer.named_buffers())
+
+
+def test_the_constructors():
+    x = torch.randn(2, 3, 6, 6)
+    conv = LBAConv2d(3, 4, 3, config=LBA(chunk=9))
+    assert conv(x).shape == (2, 4, 4, 4)
+    assert LBALinear(6, 2)(x).shape == (2, 3, 6, 2)
+    assert LBAConv1d(3, 4, 2)(x[:, :, 0]).shape == (2, 4, 5)
+    assert "chunk=9" in repr(conv)
+
+
+def test_linear_is_the_matrix_product():
+    layer = nn.Linear(40, 7)
+    x = torch.randn(5, 40)
+    expected = lba.matmul(x, layer.weight.t(), LBA()) + layer.bias
+    assert torch.equal(rc.emulate_(layer, LBA())(x), expected)
+
+
+def test_operands_are_quantised_outside():
+    layer, x = nn.Linear(40, 7), torch.randn(5, 40)
+    q = [quantize_operand(t, FP8)[0] for t in (x, layer.weight)]
+    rc.emulate_(layer, LBA(operands=FP8))
+    assert torch.equal(layer(x), lba.matmul(q[0], q[1].t(), LBA()) + layer.bias)
+    layer.mode = "baseline"
+    assert torch.equal(layer(x), F.linear(*q) + layer.bias)
+    rc.restore_(layer)
+    codes, scales = zip(*(quantize_operand(t, Int(4)) for t in (x, layer.weight)), strict=True)
+    rc.emulate_(layer, LBA.int12(operands=Int(4)))
+    sums = lba.matmul(codes[0], codes[1].t(), LBA.int12())
+    assert torch.equal(layer(x), sums * (scales[0] * scales[1]) + layer.bias)
+
+
+def test_layer_maps_and_restore():
+    model, x = small_net(), images(2)
+    expected = model(x)
+    rc.emulate_(model, LBA(), {"classifier": None, "re:block1.*": LBA.biased(3, 4)})
+    layers = emulated_layers(model)
+    assert "stem" in layers  # the first layer too
+    assert "classifier" not in layers
+    assert layers["block1.conv1"].config == LBA.biased(3, 4)
+    assert not torch.equal(model(x), expected)
+    with running(model, "float"):
+        assert torch.equal(model(x), expected)
+    with pytest.raises(RecoupError, match="emulated already"):
+        rc.emulate_(model, LBA())
+    assert torch.equal(rc.restore_(model)(x), expected)
+
+
+def test_two_wings_in_one_model():
+    model, x = small_net(), images(4)
+    rc.calibrate_(model, [torch.relu(x)], {"stem": None, "block1.conv2": True, "block2.conv2": True, "re:.*": None})
+    rc.emulate_(model, LBA(), {"re:block..conv2": rc.NBSMT(threads=2)})
+    kinds = {type(layer).__name__ for layer in emulated_layers(model).values()}
+    assert kinds == {"LBAConv2d", "LBALinear", "NBSMTConv2d"}
+    assert model(x).isfinite().all()
+
+
+@pytest.mark.parametrize("gradient", ["identity", "recursive_of", "immediate_diff"])
+def test_it_trains(gradient):
+    model, x = small_net(), images(4)
+    rc.emulate_(model, LBA.biased(4, 4, gradient=gradient, operands=FP8)).train()
+    model(x).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all()
+
+
+def test_copies_pickles_and_compiles():
+    model, x = rc.emulate_(small_net(), LBA.biased(5, 4)), images(2)
+    rc.lba.correct_gain_(model, [images(8)])
+    expected = model(x)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(x), expected)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert torch.equal(compiled(x), expected)
+
+
+def test_gains_travel_with_a_state_dict_and_go_with_the_weight():
+    model, x = rc.emulate_(small_net(), LBA.biased(4, 4)), images(2)
+    rc.lba.correct_gain_(model, [images(8)])
+    state = model.state_dict()
+    other = rc.emulate_(small_net(1), LBA.biased(4, 4))
+    other.load_state_dict(state)
+    assert torch.equal(other(x), model(x))
+    float_state = small_net(2).state_dict()
+    other.load_state_dict(float_state)
+    assert all(layer.gain is None for layer in emulated_layers(other).values())
+    fresh = small_net()
+    assert not fresh.load_state_dict(state).missing_keys
+
+
+def test_autocast():
+    model, x = rc.emulate_(small_net(), LBA()), images(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(x).isfinite().all()
+
+
+def test_refused():
+    with pytest.raises(RecoupError, match="layer 'weight' .*float32 weights; got torch.float16"):
+        rc.emulate_(nn.ModuleDict({"weight": nn.Linear(4, 3).half()}), LBA())
+    layer = rc.emulate_(nn.Sequential(nn.Linear(4, 3), nn.Conv2d(2, 3, 3)), LBA())
+    with pytest.raises(RecoupError, match=r"layer '0' \(in_features=4.*must have 4 features"):
+        layer[0](torch.zeros(2, 5))
+    with pytest.raises(RecoupError, match=r"layer '1' .*must have 4 dimensions"):
+        layer[1](torch.zeros(2, 5))
+    with pytest.raises(RecoupError, match=r"layer '0' .*: operand a .*NaN"):
+        layer[0](torch.full((1, 4), float("nan")))
+    with pytest.raises(RecoupError, match="BatchNorm2d"):
+        rc.emulate_(small_net(), LBA(), {"block1.bn1": LBA()})

@@ -1,0 +1,59 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recoup.errors import RecoupError
+from recoup.formats import Int
+from recoup.lba import FP8, quantize_operand
+
+
+@given(st.integers(-60, 60), st.integers(0, 2**31))
+def test_fp8_is_the_nearest_value_of_the_shifted_format(exponent, seed):
+    x = torch.randn(40, generator=torch.Generator().manual_seed(seed)) * 2.0**exponent
+    y, scale = quantize_operand(x, FP8)
+    assert scale is None
+    factor = 2.0 ** math.ceil(4 - math.log2(float(x.abs().max().double())))
+    values = sorted({s * v for v in FP8.values() for s in (1, -1)})
+    for before, after in zip(x.tolist(), y.tolist(), strict=True):
+        shifted = before * factor
+        nearest = min(abs(shifted - v) for v in values)
+        if abs(shifted) >= FP8.smallest_normal:
+            assert abs(shifted - after * factor) == nearest
+        else:
+            assert after == 0
+    largest = float(x.abs().max()) * factor
+    assert 16 <= largest < 32
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_integers_are_symmetric(bits):
+    x = torch.randn(100)
+    codes, scale = quantize_operand(x, Int(bits))
+    top = 2 ** (bits - 1) - 1
+    assert float(codes.abs().max()) == top
+    assert torch.equal(codes, codes.round())
+    assert float((codes * scale - x).abs().max()) <= float(scale) * 0.5001
+
+
+def test_gradients_pass_straight_through():
+    x = torch.randn(20, requires_grad=True)
+    quantize_operand(x, FP8)[0].sum().backward()
+    assert torch.equal(x.grad, torch.ones(20))
+    x = torch.randn(20, requires_grad=True)
+    codes, scale = quantize_operand(x, Int(8))
+    (codes * scale).sum().backward()
+    torch.testing.assert_close(x.grad, torch.ones(20))  # divided and multiplied by the scale
+
+
+@pytest.mark.parametrize("format", [FP8, Int(8)])
+def test_zeros_and_nothing(format):  # noqa: A002
+    for x in (torch.zeros(3), torch.zeros(0)):
+        assert torch.equal(quantize_operand(x, format)[0], x)
+
+
+def test_unsigned_is_refused():
+    with pytest.raises(RecoupError, match="signed"):
+        quantize_operand(torch.ones(3), Int(8, signed=False))
