@@ -21,6 +21,7 @@ import recoup as rc
 from benchmarks.log import Log
 from benchmarks.measure import RESULTS, save
 from recoup.data import root
+from recoup.emulated import emulated_layers
 from recoup.lba.config import GRADIENTS
 from recoup.training import Settings, Stage, train
 
@@ -48,7 +49,7 @@ def measure(unit: str, operands: str, gradient: str, seed: int) -> float:
     config = rc.LBA.fp32() if bias is None else rc.LBA.biased(4, 3, bias, gradient=gradient)
     rc.emulate_(model, config.replace(operands=OPERANDS[operands]))
     if bias is None:  # the same quantisers, float32 sums
-        for layer in model:
+        for layer in emulated_layers(model).values():
             layer.mode = "baseline"
     settings = Settings(batch_size=64, weight_decay=0.0, seed=seed, augment=False)
     train(model, data, None, [Stage(gradient, EPOCHS, RATE)], settings)
@@ -75,8 +76,8 @@ def main() -> None:
     if not arguments.tables:
         for operands in OPERANDS:
             for seed in SEEDS:
-                for unit in UNITS:
-                    for gradient in GRADIENTS if UNITS[unit] is not None else GRADIENTS[:1]:
+                for unit, bias in UNITS.items():
+                    for gradient in GRADIENTS if bias is not None else GRADIENTS[:1]:
                         key = (unit, operands, gradient, seed)
                         log.measure(key, lambda key=key: measure(*key))
         save("lba_gradients", {"images": IMAGES, "epochs": EPOCHS, "rate": RATE, "rows": log.rows()})

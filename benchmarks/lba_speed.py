@@ -1,12 +1,12 @@
-"""Claim: the 12-bit accumulator's product runs at a sixth of torch's float32 speed or better, a thousand times the peers.
+"""Claim: the 12-bit accumulator's product runs at a sixth of torch's float32 speed or better, far above the peers.
 
 Giga multiply-adds a second on the wall clock, candidates interleaved, medians; M7E4 (biases 12 and 10), chunk 16.
 "small" operands cannot saturate, which the driver proves and then leaves out the limits; "large" ones do, so every
-operation is there. Layers of networks: the shapes of matrix products M x K x N that convolutions and linear layers give.
+operation is there. Layers of networks: the shapes M x K x N that convolutions and linear layers give.
 
-The peers: QPyTorch has no such product, so a user writes a loop over k with its float_quantize. It builds a C++ extension
-when imported: ``pip install --no-deps --target DIR qtorch``. MPTorch has one; it is not on the package index, so its CPU
-rate is the one measured before (0.03 to 0.05 GMAC/s on a comparable server).
+The peers: QPyTorch has no such product, so a user writes a loop over k with its float_quantize. It builds a C++
+extension when imported: ``pip install --no-deps --target DIR qtorch``. MPTorch has one; it is not on the package index,
+so its CPU rate is the one measured before (0.03 to 0.05 GMAC/s on a comparable server).
 
     python benchmarks/lba_speed.py [--qtorch DIR] [--threads 1]
 """

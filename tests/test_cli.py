@@ -51,7 +51,7 @@ def test_version_and_help():
 
 def test_evaluate_does_the_main_job(tmp_path):
     done = recoup("evaluate", *SMALL, "--out", "r", "--save-recipe", "saved.yaml")
-    assert "recalibrated under NB-SMT" in done.stdout
+    assert "recalibrated on hardware" in done.stdout
     assert "r/report.html" in done.stdout
     made = {path.name for path in Path("r").iterdir()}
     assert made == {"measurements.json", "recipe.yaml", "report.html", "results.json", *TABLES}

@@ -9,10 +9,10 @@ from safetensors.torch import save
 from torch import nn
 
 from recoup.data import load
+from recoup.files import write_atomically
 from recoup.models import digits_net
 from recoup.study.machine import cpu_threads
 from recoup.study.recipe import Recipe
-from recoup.files import write_atomically
 
 EPOCHS, BATCH, LEARNING_RATE = 20, 64, 0.1
 WEIGHTS = "digits_net.safetensors"
@@ -20,7 +20,10 @@ MADE_BY = {"made by": f"recoup demo: {EPOCHS} epochs, batch {BATCH}, learning ra
 
 
 # Digits forgive the better multipliers, so the third is the cheapest one: no zero detection, and truncation.
-CONFIGS = ["nbsmt-2t", "nbsmt-4t", "NBSMT(threads=4, policy='A', rounding='zero')"]
+CONFIGS = [
+    *("nbsmt-2t", "nbsmt-4t", "NBSMT(threads=4, policy='A', rounding='zero')"),
+    *("lba-m7e4", "LBA.biased(4, 4)", "LBA.biased(3, 4)"),
+]
 IMAGES, SEEDS = 1024, [0, 1, 2]
 # Tensors this small gain nothing from a second thread, and waiting for it on a busy machine costs a lot.
 CPU_THREADS = 1

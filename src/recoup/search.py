@@ -59,8 +59,8 @@ def narrowest(
     """Search the narrowest accumulator per layer by coordinate descent.
 
     First the narrowest candidate that all layers bear together; from there each layer in turn, the one with the least
-    residual first, takes the narrowest candidate that keeps the network's accuracy within ``budget`` points of float. It
-    is deterministic; a general optimiser would spend its trials on learning what the ordering says already.
+    residual first, takes the narrowest candidate that keeps the network's accuracy within ``budget`` points of float.
+    It is deterministic; a general optimiser would spend its trials on learning what the ordering says already.
 
     Args:
         model: in float; it is given back in float.

@@ -43,10 +43,7 @@ def quantise(x, f, underflow):
 def integer(x, f, scale):
     units = whole_nearest(x / Fraction(scale))
     low, high = -(2 ** (f.bits - 1)), 2 ** (f.bits - 1) - 1
-    if f.overflow == "saturate":
-        units = max(low, min(high, units))
-    else:
-        units = (units - low) % 2**f.bits + low
+    units = max(low, min(high, units)) if f.overflow == "saturate" else (units - low) % 2**f.bits + low
     return units * Fraction(scale)
 
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 
 from recoup.formats import Float, Int
-from recoup.lba import LBA, FP8, quantize_operand
+from recoup.lba import FP8, LBA, quantize_operand
 
 CHUNKS = st.sampled_from((1, 3, 16, 64, None))
 
@@ -68,7 +68,7 @@ def specials(config):
 
 @st.composite
 def operands(draw, config, most=24):
-    """a [M, K] and b [K, N]: Gaussian at a scale that underflows, fits or saturates, FP8 or not, with special values."""
+    """a [M, K] and b [K, N]: Gaussian at scales that underflow, fit or saturate, FP8 or not, with special values."""
     M, K, N = draw(st.integers(1, 6)), draw(st.integers(1, most)), draw(st.integers(1, 6))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     scale = 2.0 ** draw(st.integers(-8, 4))

@@ -9,7 +9,7 @@ PRESETS = [LBA(), LBA.m7e4(chunk=64), LBA.m10e5(), LBA.fp32(), LBA.hopper(), LBA
 
 @pytest.mark.parametrize("config", [*PRESETS, LBA(backward=LBA.biased(5, 4), operands=Int(8))], ids=repr)
 def test_round_trips(config):
-    assert eval(repr(config), {"LBA": LBA, "Float": Float, "Int": Int}) == config
+    assert eval(repr(config), {"LBA": LBA, "Float": Float, "Int": Int}) == config  # noqa: S307
     assert LBA.from_dict(config.to_dict()) == config
     assert config.replace() == config
 

@@ -153,7 +153,7 @@ def test_autocast():
 
 
 def test_refused():
-    with pytest.raises(RecoupError, match="layer 'weight' .*float32 weights; got torch.float16"):
+    with pytest.raises(RecoupError, match=r"layer 'weight' .*float32 weights; got torch.float16"):
         rc.emulate_(nn.ModuleDict({"weight": nn.Linear(4, 3).half()}), LBA())
     layer = rc.emulate_(nn.Sequential(nn.Linear(4, 3), nn.Conv2d(2, 3, 3)), LBA())
     with pytest.raises(RecoupError, match=r"layer '0' \(in_features=4.*must have 4 features"):

@@ -110,7 +110,7 @@ def test_not_finite_in_a_convolution():
     x, w = pair((2, 3, 6, 6), (4, 3, 3, 3))
     geometry = ([1, 1], [1, 1], [1, 1], 1)
     x[1, 0, 0, 0] = float("nan")
-    with pytest.raises(RecoupError, match="layer 'c': operand input"):
+    with pytest.raises(RecoupError, match=r"layer 'c': operand input"):
         convolution(x, w, LBA().code, *geometry, 0, "layer 'c'")
     y = convolution(x, w, LBA(nonfinite="propagate").code, *geometry, 0, "c")
     expected = F.conv2d(x, w, None, *geometry).isnan()
@@ -126,16 +126,16 @@ def test_products_must_fit_an_integer(overflow):
     config = LBA(None, Int(8, overflow=overflow), None)
     a, b = torch.tensor([[12.0, 1.0]]), torch.tensor([[10.0], [127.0]])
     assert lba.matmul(a, b, config).item() == (127.0 if overflow == "saturate" else -9.0)
-    with pytest.raises(RecoupError, match="products from .* to 132 do not fit the accumulator Int"):
+    with pytest.raises(RecoupError, match=r"products from .* to 132 do not fit the accumulator Int"):
         lba.matmul(a, b + 1, config)
     x, w = torch.full((1, 1, 3, 3), 12.0), torch.full((1, 1, 2, 2), 11.0)
-    with pytest.raises(RecoupError, match="c: products .* do not fit"):
+    with pytest.raises(RecoupError, match=r"c: products .* do not fit"):
         convolution(x, w, config.code, [1, 1], [0, 0], [1, 1], 1, 0, "c")
 
 
 def test_a_convolution_that_does_not_fit():
     x, w = pair((1, 3, 4, 4), (2, 2, 3, 3))
-    with pytest.raises(RecoupError, match="c: the input .* must have 2 channels"):
+    with pytest.raises(RecoupError, match=r"c: the input .* must have 2 channels"):
         convolution(x, w, LBA().code, [1, 1], [0, 0], [1, 1], 1, 0, "c")
     x, w = pair((1, 2, 2, 2), (2, 2, 3, 3))
     with pytest.raises(RecoupError, match="larger than the padded input"):

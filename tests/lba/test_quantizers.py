@@ -32,6 +32,7 @@ def test_fp8_is_the_nearest_value_of_the_shifted_format(exponent, seed):
 def test_integers_are_symmetric(bits):
     x = torch.randn(100)
     codes, scale = quantize_operand(x, Int(bits))
+    assert scale is not None
     top = 2 ** (bits - 1) - 1
     assert float(codes.abs().max()) == top
     assert torch.equal(codes, codes.round())
@@ -44,6 +45,7 @@ def test_gradients_pass_straight_through():
     assert torch.equal(x.grad, torch.ones(20))
     x = torch.randn(20, requires_grad=True)
     codes, scale = quantize_operand(x, Int(8))
+    assert scale is not None
     (codes * scale).sum().backward()
     torch.testing.assert_close(x.grad, torch.ones(20))  # divided and multiplied by the scale
 

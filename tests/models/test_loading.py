@@ -40,7 +40,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_names_and_the_package_agree() -> None:
-    assert sorted([*FACTORIES, "load", "load_weights_"]) == sorted(recoup.models.__all__)
+    assert sorted([*FACTORIES, "load", "load_chargpt", "load_weights_"]) == sorted(recoup.models.__all__)
     assert all(getattr(recoup.models, name) is factory for name, factory in FACTORIES.items())
 
 

@@ -85,7 +85,7 @@ def test_verdicts_of_other_outcomes(top1, said):
 
 def test_the_quoted_repair_is_fixed_not_picked():
     made = results(layers=0)
-    assert "recalibration under NB-SMT brings back" in verdicts(without(made, State.PAIRED))[1]
+    assert "recalibration on the hardware brings back" in verdicts(without(made, State.PAIRED))[1]
     bare = without(made, State.PAIRED, State.AVERAGE, State.BIAS, State.EIGHT_BIT)
     assert verdicts(bare)[1].endswith("falls to 90.25 %; no repair was measured.")
     only = summarize(without(made, State.NONE))

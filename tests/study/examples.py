@@ -6,7 +6,7 @@ from typing import Any
 from recoup.nbsmt.config import NBSMT
 from recoup.study import Recipe, Results, State
 from recoup.study.results import AccuracyRow, CycleRow, LayerRow, Machine, ShiftRow
-from recoup.study.states import BASELINE, DEFAULT, FLOAT
+from recoup.study.states import BASELINE, FLOAT, NBSMT_STATES
 
 TWO, FOUR = NBSMT(threads=2), NBSMT(threads=4)
 ACCURACY = {  # of each state, by config: what a study of a real network looks like
@@ -48,7 +48,7 @@ def results(seeds: tuple[int, ...] = (0, 1, 2), layers: int = 6, name: str = "co
             _row(BASELINE, State.EIGHT_BIT, seed, 91.4 + jitter),
         ]
         for config, values in ACCURACY.items():
-            accuracy += [_row(config, state, seed, v + jitter) for state, v in zip(DEFAULT, values, strict=True)]
+            accuracy += [_row(config, state, seed, v + jitter) for state, v in zip(NBSMT_STATES, values, strict=True)]
     return Results(
         date="2026-01-02T03:04:05+00:00",
         recipe=recipe,

@@ -45,7 +45,7 @@ def test_every_state_is_measured(finished):
     wanted = [(FLOAT, State.NONE, None)]
     for seed in (3, 5):
         wanted += [(BASELINE, State.NONE, seed), (BASELINE, State.EIGHT_BIT, seed)]
-        wanted += [(repr(FOUR), state, seed) for state in results.recipe.states]
+        wanted += [(repr(FOUR), state, seed) for state in results.recipe.states if state.applies(FOUR)]
     assert states == wanted
     assert {row.name for row in results.layers} == {"features.3", "features.7", "features.10"}
     assert [row.name for row in results.cycles if not row.emulated] == ["features.0", "classifier"]
@@ -144,9 +144,10 @@ def test_the_users_own_recipe_is_kept(tmp_path):
 def test_every_measurement_starts_from_the_float_checkpoint(tmp_path):
     recipe = small_recipe(tmp_path, states=[*State])
     with_history, fresh = Lab(recipe), {}
-    for state in State:
+    states = [state for state in State if state.applies(FOUR)]
+    for state in states:
         fresh[state] = Lab(recipe).accuracy(FOUR, state, 3)
-    for state in [*State, *reversed(State)]:
+    for state in [*states, *reversed(states)]:
         assert with_history.accuracy(FOUR, state, 3) == fresh[state]
 
 

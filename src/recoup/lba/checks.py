@@ -60,9 +60,9 @@ def mark_convolution(y: Tensor, faults: Faults, geometry: Geometry) -> Tensor:
     """NaN in the channels of y [N, O, h, w] whose weight (a), and the pixels whose activations (b), were not finite."""
     if faults.b is not None:
         seen = geometry.columns(faults.b.float()).any(1)  # [G, N P]
-        G, N, O = geometry.groups, y.shape[0], y.shape[1]
+        G, N, outputs = geometry.groups, y.shape[0], y.shape[1]
         seen_NG = seen.view(G, N, *y.shape[2:]).transpose(0, 1)
-        y = y.masked_fill(seen_NG.repeat_interleave(O // G, 1), torch.nan)
+        y = y.masked_fill(seen_NG.repeat_interleave(outputs // G, 1), torch.nan)
     if faults.a is not None:
         y = y.masked_fill(faults.a.flatten(1).any(1)[None, :, None, None], torch.nan)
     return y

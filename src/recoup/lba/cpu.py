@@ -62,7 +62,7 @@ class Columns:
     matrix: int  # elements from one matrix of the batch to the next
 
     def padded(self, lanes: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Columns up to a multiple of ``width`` (the last one repeated); which vectors of ``lanes`` lie side by side."""
+        """Columns up to a multiple of ``width`` (the last repeated); which vectors of ``lanes`` lie side by side."""
         short = -len(self.columns) % width
         columns = np.concatenate([self.columns, np.repeat(self.columns[-1:], short)]) if short else self.columns
         steps = np.diff(columns.reshape(-1, lanes), axis=1)
@@ -233,16 +233,16 @@ def fitted(whole: Shape, M: int, N: int) -> Shape:
 
 def convolution(x: Tensor, weight: Tensor, geometry: Geometry, config: LBA, seed: int = 0) -> Tensor:
     """x [N, C, H, W] and weight [O, C / groups, kh, kw] -> [N, O, h, w]."""
-    N, O, G = x.shape[0], weight.shape[0], geometry.groups
+    N, outputs, G = x.shape[0], weight.shape[0], geometry.groups
     size = geometry.size(x)
     if weight.numel() == 0:
-        return x.new_zeros(N, O, *size)
+        return x.new_zeros(N, outputs, *size)
     reach = Extent.of(weight), Extent.of(x)
     weight, x, faults = check_finite(weight, x, (reach[0].finite, reach[1].finite), config, ("weight", "input"))
     if faults:
         return mark_convolution(convolution(x, weight, geometry, config, seed), faults, geometry)
     check_range(weight, x, config)
-    rows = weight.reshape(G, O // G, -1)
+    rows = weight.reshape(G, outputs // G, -1)
     whole = isinstance(config.accumulator, Int) and is_whole(weight) and is_whole(x)
     if whole and wraps(config, rows.shape[2] * reach[0].largest * reach[1].largest):
         sums = F.conv2d(
@@ -251,13 +251,13 @@ def convolution(x: Tensor, weight: Tensor, geometry: Geometry, config: LBA, seed
         return wrapped(sums, config)
     chosen = _plan(rows, reach, N * size[0] * size[1], config, whole)
     rows = scaled(rows, chosen)
-    y = x.new_empty(N, O, *size)
+    y = x.new_empty(N, outputs, *size)
     P = size[0] * size[1]
     for start, block in _blocks(x):
         columns = pixels(pad_image(block, geometry), geometry, size)
-        index = Index(seed, start * P, O // G * N * P, N * P)
+        index = Index(seed, start * P, outputs // G * N * P, N * P)
         sums = finished(_run(rows, columns, chosen, config, index), chosen)
-        y[start : start + len(block)] = sums.reshape(O, len(block), *size).transpose(0, 1)
+        y[start : start + len(block)] = sums.reshape(outputs, len(block), *size).transpose(0, 1)
     return y
 
 

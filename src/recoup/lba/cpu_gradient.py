@@ -38,21 +38,21 @@ def convolution_gradients(
     grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, config: LBA, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x [N, C, H, W] and weight [O, C / groups, kh, kw] for grad [N, O, h, w]."""
-    N, O, G = x.shape[0], weight.shape[0], geometry.groups
+    N, outputs, G = x.shape[0], weight.shape[0], geometry.groups
     size = geometry.size(x)
     P, K = size[0] * size[1], weight[0].numel()
-    grad_x, grad_w = torch.zeros_like(x), torch.zeros(G, O // G, K)
+    grad_x, grad_w = torch.zeros_like(x), torch.zeros(G, outputs // G, K)
     if 0 in (grad.numel(), weight.numel()):
         return grad_x, grad_w.view(weight.shape)
-    rows = weight.detach().reshape(G, O // G, K)
+    rows = weight.detach().reshape(G, outputs // G, K)
     chosen = _plan(weight, x, config)
     images = max(1, BLOCK_BYTES // (4 * G * K * P))
     for start in range(0, N, images):
         block = x[start : start + images]
         columns = pixels(pad_image(block, geometry), geometry, size)
-        g = grad[start : start + images].reshape(len(block), G, O // G, P).permute(1, 2, 0, 3)
-        index = Index(seed, start * P, O // G * N * P, N * P)
-        part, panels = _run(rows, columns, g.reshape(G, O // G, -1), chosen, config, index)
+        g = grad[start : start + images].reshape(len(block), G, outputs // G, P).permute(1, 2, 0, 3)
+        index = Index(seed, start * P, outputs // G * N * P, N * P)
+        part, panels = _run(rows, columns, g.reshape(G, outputs // G, -1), chosen, config, index)
         grad_w += part
         grad_x[start : start + images] = geometry.image(panels[:, :, : len(block) * P].contiguous(), block.shape)
     return grad_x, grad_w.view(weight.shape)

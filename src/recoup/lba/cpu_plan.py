@@ -147,7 +147,7 @@ def _scales(a: Extent, b: Extent, config: LBA, target: Target) -> _Scales | None
     assert isinstance(accumulator, Float)
     tops = [f.max_exponent for f in (product, accumulator) if f is not None]
     if not target.fma and (config.product is None or config.underflow):
-        return _unscaled(a, b, config) if config.product is not None else None
+        return _unscaled(config) if config.product is not None else None
     if min(a.low, b.low) < LOW:  # the kernels read such operands as zero
         return None
     if not config.underflow:
@@ -177,7 +177,7 @@ def _power(exponent: int) -> float:
     return 2.0**exponent if exponent >= LOW - 23 else 0.0
 
 
-def _unscaled(a: Extent, b: Extent, config: LBA) -> _Scales | None:
+def _unscaled(config: LBA) -> _Scales | None:
     formats = [f for f in (config.product, config.accumulator) if isinstance(f, Float)]
     inside = all(f.min_exponent >= LOW and f.max_exponent <= HIGH for f in formats)
     return _Scales(0, 0, 0.0, 0.0, 0, 0) if inside else None
@@ -228,7 +228,8 @@ def _wide_plan(config: LBA) -> Plan:
     sums = (formats[SUM], formats[OUTER])
     near = config.product is not None and all(isinstance(f, Float) and f.rounding == "nearest" for f in sums)
     total, outer = made[SUM], made[OUTER]
-    assert total is not None and outer is not None
+    assert total is not None
+    assert outer is not None
     form = Wide(
         made[PRODUCT], total, outer, "zero" if plain else "nearest" if near and config.gradient == "identity" else "odd"
     )

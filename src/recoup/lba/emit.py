@@ -180,7 +180,7 @@ class Arguments:
 def build(form: Form, shape: Shape, target: Target) -> Native:
     """Compile a form's kernel: columns panels ``first .. last`` of C = A B, all row tiles.
 
-    ``a`` float32 [tiles * rows, K] with row stride ``a_stride``; element (k, n) of B is ``b[b_terms[k] + b_columns[n]]``
+    ``a`` float32 [tiles * rows, K], row stride ``a_stride``; element (k, n) of B is ``b[b_terms[k] + b_columns[n]]``,
     where ``b_straight`` says, per vector of columns, that these lie side by side, and is taken times ``b_scale``, or as
     zero where its magnitude's bits are below ``b_least``; ``c`` [tiles * rows, panels * columns]. ``panel`` is scratch
     for K * columns elements.
@@ -188,7 +188,7 @@ def build(form: Form, shape: Shape, target: Target) -> Native:
     types = Arguments.types(form.wide)
     module = ir.Module("lba")
     tile = _tile(module, form, shape, target)
-    pack = packing(module, form, shape, target)
+    pack = packing(module, form, shape)
     made = ir.Function(module, ir.FunctionType(VOID, [llvm for llvm, _ in types.values()]), "panels")
     b = ir.IRBuilder(made.append_basic_block("entry"))
     v = dict(zip(types, made.args, strict=True))
@@ -279,7 +279,7 @@ def internal(module: ir.Module, name: str, arguments: dict[str, Any]) -> tuple[A
     return made, ir.IRBuilder(made.append_basic_block("entry")), dict(zip(arguments, made.args, strict=True))
 
 
-def packing(module: ir.Module, form: Any, shape: Shape, target: Target, name: str = "pack") -> Any:
+def packing(module: ir.Module, form: Any, shape: Shape, name: str = "pack") -> Any:
     """Columns of B side by side: panel[k][column], in the kernel's element type."""
     scalar = ir.DoubleType() if form.wide else ir.FloatType()
     source = ir.FloatType().as_pointer()
@@ -307,8 +307,7 @@ def packing(module: ir.Module, form: Any, shape: Shape, target: Target, name: st
     offsets = ir.VectorType(I64, shape.lanes)
     for vector in range(shape.vectors):
         place = b.gep(v["columns"], [I64(vector * shape.lanes)])
-        offset = b.load(b.bitcast(place, offsets.as_pointer()))
-        offset.align = 8
+        offset = b.load(b.bitcast(place, offsets.as_pointer()), align=8)
         offset_first = b.load(place)
         straight = b.icmp_unsigned("!=", b.load(b.gep(v["straight"], [I64(vector)])), ir.IntType(8)(0))
         with b.if_else(straight) as (then, otherwise):
@@ -322,12 +321,10 @@ def packing(module: ir.Module, form: Any, shape: Shape, target: Target, name: st
                             value = b.insert_element(value, b.load(b.gep(v["b"], [at])), I32(lane))
                     else:
                         near = b.gep(v["b"], [b.add(term, offset_first)])
-                        value = b.load(b.bitcast(near, packed.as_pointer()))
-                        value.align = 4
+                        value = b.load(b.bitcast(near, packed.as_pointer()), align=4)
                     value = b.fpext(value, ir.VectorType(scalar, shape.lanes)) if form.wide else scaled(value)
                     to = b.add(b.mul(terms.index, I64(shape.columns)), I64(vector * shape.lanes))
-                    stored = b.store(value, b.bitcast(b.gep(v["panel"], [to]), value.type.as_pointer()))
-                    stored.align = 4
+                    b.store(value, b.bitcast(b.gep(v["panel"], [to]), value.type.as_pointer()), align=4)
     b.ret_void()
     return made
 
@@ -370,8 +367,7 @@ def _tile(module: ir.Module, form: Form, shape: Shape, target: Target) -> Any:
             ws = []
             for vector in range(shape.vectors):
                 near = b.bitcast(b.gep(at, [I64(vector * shape.lanes)]), code.vector.as_pointer())
-                ws.append(b.load(near))
-                ws[-1].align = 4
+                ws.append(b.load(near, align=4))
             xs = []
             for row in rows:
                 x = b.load(b.gep(row, [terms.index]))
@@ -390,7 +386,7 @@ def _tile(module: ir.Module, form: Form, shape: Shape, target: Target) -> Any:
         chunks.carry(*added, b.add(number, I64(1)))
     for (row, vector), y in zip(places, chunks.values[:-1], strict=True):
         at = b.add(b.mul(I64(row), v["c_stride"]), I64(vector * shape.lanes))
-        b.store(y, b.bitcast(b.gep(v["c"], [at]), code.vector.as_pointer())).align = 4
+        b.store(y, b.bitcast(b.gep(v["c"], [at]), code.vector.as_pointer()), align=4)
     b.ret_void()
     return made
 

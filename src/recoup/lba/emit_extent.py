@@ -38,8 +38,7 @@ def _kernel() -> Native:
     whole = b.and_(v["n"], I64(-LANES))
     start = [ir.Constant(lanes, None), ir.Constant(lanes, [I32(-1)] * LANES)]
     with loop(b, I64(0), whole, LANES, start) as blocks:
-        x = b.load(b.bitcast(b.gep(v["x"], [blocks.index]), lanes.as_pointer()))
-        x.align = 4
+        x = b.load(b.bitcast(b.gep(v["x"], [blocks.index]), lanes.as_pointer()), align=4)
         blocks.carry(*_wider(b, b.and_(x, mask), one, *blocks.values))
     high, low = blocks.values
     single = I32(1)

@@ -76,7 +76,7 @@ def build(form: Form, shape: Shape, target: Target, overflow: bool, recursive: b
     types = kinds(form)
     module = ir.Module("lba_gradient")
     plain = _Plain()
-    pack, pack_raw = packing(module, form, shape, target), packing(module, plain, shape, target, "pack_raw")
+    pack, pack_raw = packing(module, form, shape), packing(module, plain, shape, "pack_raw")
     forward = _forward(module, form, shape, target, overflow)
     backward = _backward(module, shape, target, overflow, recursive)
     made = ir.Function(module, ir.FunctionType(VOID, [llvm for llvm, _ in types.values()]), "gradient")
@@ -163,8 +163,7 @@ def _forward(module: ir.Module, form: Form, shape: Shape, target: Target, overfl
                 x = b.load(b.gep(v["a"], [b.add(b.mul(I64(row), v["a_stride"]), terms.index)]))
                 x = splat(b, b.fpext(x, scalar) if form.wide else x, shape.lanes)
                 at = b.add(b.mul(terms.index, I64(shape.columns)), I64(vector * shape.lanes))
-                w = b.load(b.bitcast(b.gep(v["panel"], [at]), code.vector.as_pointer()))
-                w.align = 4
+                w = b.load(b.bitcast(b.gep(v["panel"], [at]), code.vector.as_pointer()), align=4)
                 step = form.term(code, x, w, s, draws(code, bases, i, counter))
                 passes = form.inside(code, step.total, SUM) if overflow else b.fcmp_unordered("!=", step.result, s)
                 _keep(code, passes, _word(b, passed, terms.index, shape, i))
@@ -237,13 +236,11 @@ def _spread(code: Code, v: dict[str, Any], shape: Shape, k: Any, g: list[Any]) -
         pointer = b.gep(v["grad_a"], [spot])
         b.store(b.fadd(b.load(pointer), _summed(code, across)), pointer)
     for total, pointer in zip(sums, targets, strict=True):
-        b.store(total, b.bitcast(pointer, code.vector.as_pointer())).align = 4
+        b.store(total, b.bitcast(pointer, code.vector.as_pointer()), align=4)
 
 
 def _vector(code: Code, pointer: Any) -> Any:
-    value = code.b.load(code.b.bitcast(pointer, code.vector.as_pointer()))
-    value.align = 4
-    return value
+    return code.b.load(code.b.bitcast(pointer, code.vector.as_pointer()), align=4)
 
 
 def _selected(code: Code, word: Any, x: Any) -> Any:

@@ -28,8 +28,8 @@ class Geometry:
     @classmethod
     def of(cls, weight: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int) -> "Geometry":
         """From an operator's arguments; weight [O, C, kh, kw]."""
-        pairs = [(values[0], values[1]) for values in (list(weight.shape[2:]), stride, padding, dilation)]
-        return cls(*pairs, groups)
+        kernel, step, pad, spread = ((v[0], v[1]) for v in (list(weight.shape[2:]), stride, padding, dilation))
+        return cls(kernel, step, pad, spread, groups)
 
     def size(self, x: Tensor) -> Pair:
         """Height and width of the output."""
@@ -63,7 +63,7 @@ class Geometry:
         N = shape[0]
         columns_NKP = columns.view(self.groups, columns.shape[1], N, -1).permute(2, 0, 1, 3)
         columns_NKP = columns_NKP.reshape(N, prod(columns.shape[:2]), -1)
-        return F.fold(columns_NKP, list(shape[2:]), self.kernel, self.dilation, self.padding, self.stride)
+        return F.fold(columns_NKP, (shape[2], shape[3]), self.kernel, self.dilation, self.padding, self.stride)
 
     def adjoint(self, grad: Tensor, weight: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor, "Geometry"]:
         """What to convolve for the input's gradient: spread gradient, mirrored weight, geometry.
@@ -78,8 +78,12 @@ class Geometry:
         before = [reach[i] - self.padding[i] for i in range(2)]
         after = [shape[2 + i] - spread_size[i] - before[i] + reach[i] for i in range(2)]
         spread = F.pad(spread, [before[1], after[1], before[0], after[0]])  # negative: cropped
-        O, C, kh, kw = weight.shape
+        outputs, C, kh, kw = weight.shape
         mirrored = (
-            weight.view(G, O // G, C, kh, kw).transpose(1, 2).flip(3, 4).reshape(G * C, O // G, kh, kw).contiguous()
+            weight.view(G, outputs // G, C, kh, kw)
+            .transpose(1, 2)
+            .flip(3, 4)
+            .reshape(G * C, outputs // G, kh, kw)
+            .contiguous()
         )
         return spread, mirrored, Geometry(self.kernel, (1, 1), (0, 0), self.dilation, G)

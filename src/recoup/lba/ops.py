@@ -109,22 +109,6 @@ def decode(code: str) -> LBA:
     return LBA.from_dict(json.loads(code))
 
 
-def _backend(device: torch.device, layer: str) -> Any:
-    if device.type == "cpu":
-        from recoup.lba import cpu_backend
-
-        return cpu_backend
-    if device.type == "cuda":
-        from recoup.lba import gpu
-
-        return gpu
-    raise RecoupError(f"{layer}: LBA emulation runs on the CPU and CUDA; got {device}")
-
-
-def _named(layer: str, error: RecoupError) -> RecoupError:
-    return RecoupError(f"{layer}: {error}")
-
-
 def _product(a: Tensor, b: Tensor, config: str, seed: int, layer: str) -> Tensor:
     """float32 [B, M, K] x [B, K, N] -> float32 [B, M, N]."""
     check_dtypes(a, b, layer)

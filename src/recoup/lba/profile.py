@@ -111,12 +111,12 @@ def sample(layer: LBALayer, x: Tensor, outputs: int, seed: int) -> tuple[Tensor,
         columns, groups = x.reshape(-1, x.shape[-1]).t().unsqueeze(0), 1
     else:
         x, padding = layer.padded(x if x.dim() == w.dim() else x.unsqueeze(0))  # type: ignore[attr-defined]
-        geometry = [list(layer.stride), padding, list(layer.dilation)]  # type: ignore[attr-defined]
+        stride, dilation = list(layer.stride), list(layer.dilation)  # type: ignore[attr-defined]
         if w.dim() == 3:
             x, w = x.unsqueeze(2), w.unsqueeze(2)
-            geometry = [[fill, *values] for fill, values in zip((1, 0, 1), geometry, strict=True)]
-        groups = layer.groups  # type: ignore[attr-defined]
-        columns = Geometry.of(w, *geometry, groups).columns(x)
+            stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
+        groups = int(layer.groups)  # type: ignore[attr-defined]
+        columns = Geometry.of(w, stride, padding, dilation, groups).columns(x)
     channels, positions = w.shape[0], columns.shape[2]
     index = torch.randint(channels * positions, (outputs,), generator=generator)
     channel, position = index // positions, index % positions

@@ -1,4 +1,4 @@
-"""What software does to weights and activations before a narrow accumulator sees them: FP8 with a flexible bias, integers.
+"""What software does to weights and activations before the unit: FP8 with a flexible bias, integers.
 
 The paper quantises them outside the unit, per tensor and per call.
 """

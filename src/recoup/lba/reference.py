@@ -158,7 +158,7 @@ def gradients(a: Tensor, b: Tensor, grad: Tensor, config: LBA, seed: int = 0, fi
 
         identity        1
         immediate_of    [no overflow at step i] [none at the outer step of c] [product i not saturated]
-        recursive_of    [no overflow at any step >= i of the chunk] [none at any outer step >= c] [product i not saturated]
+        recursive_of    [no overflow at any step >= i of c] [none at any outer step >= c] [product i not saturated]
         immediate_diff  [step i changed s] [the outer step of c changed y]
         recursive_diff  [every step >= i of the chunk changed s] [every outer step >= c changed y]
 

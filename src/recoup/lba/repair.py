@@ -78,7 +78,7 @@ def correct_gain_(
     if dead:
         shown = ", ".join(f"{name} ({count})" for name, count in list(dead.items())[:6])
         warnings.warn(
-            f"correct_gain_: {sum(dead.values())} channels of {len(dead)} layers gave only zeros and keep gain 1: {shown}",
+            f"correct_gain_: {sum(dead.values())} channels of {len(dead)} layers gave only zeros, keep gain 1: {shown}",
             RecoupWarning,
             stacklevel=2,
         )

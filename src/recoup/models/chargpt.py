@@ -40,7 +40,9 @@ class CharGPT(nn.Module):
         layers, width, heads, context: of the network; ``width`` is a multiple of ``heads``.
     """
 
-    def __init__(self, characters: int = 65, layers: int = 4, width: int = 96, heads: int = 4, context: int = 64) -> None:
+    def __init__(
+        self, characters: int = 65, layers: int = 4, width: int = 96, heads: int = 4, context: int = 64
+    ) -> None:
         super().__init__()
         if width % heads:
             raise RecoupError(f"chargpt: width {width} must be a multiple of heads {heads}")

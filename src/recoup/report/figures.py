@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any, ParamSpec, TypeVar, cast
 
+from recoup.nbsmt import NBSMT
 from recoup.report.summary import Summary
 from recoup.study.configs import title
 from recoup.study.results import Results
@@ -97,7 +98,7 @@ def layer_figure(results: Results) -> str | None:
     names = list(dict.fromkeys(row.name for row in results.layers))
     figure, axes = _canvas(2, 4.3 + _name_space(names), [1.25, 1])
     said = []
-    for index, config in enumerate(results.recipe.configs):
+    for index, config in enumerate(c for c in results.recipe.configs if isinstance(c, NBSMT)):
         rows = [row for row in results.layers if row.config == repr(config)]
         places = [names.index(row.name) for row in rows]
         _line(axes[0], places, [row.error or math.nan for row in rows], index, title(config))
@@ -113,6 +114,34 @@ def layer_figure(results: Results) -> str | None:
     _legend(figure, axes[0])
     _layer_ticks(axes, names)
     return svg(figure, "layers", f"Relative error and collision rate of {len(names)} layers. {'; '.join(said)}.")
+
+
+@styled
+def unit_figure(results: Results) -> str | None:
+    """Slope and residual of every layer on a narrow accumulator; None where no such layer was profiled."""
+    if not results.units:
+        return None
+    names = list(dict.fromkeys(row.name for row in results.units))
+    figure, axes = _canvas(3, 5.4 + _name_space(names), [1, 1, 1])
+    said, configs = [], list(dict.fromkeys(row.config for row in results.units))
+    titles = {repr(config): title(config) for config in results.recipe.configs}
+    for index, config in enumerate(configs):
+        rows = [row for row in results.units if row.config == config]
+        places = [names.index(row.name) for row in rows]
+        _line(axes[0], places, [row.slope for row in rows], index, titles[config])
+        _line(axes[1], places, [row.residual for row in rows], index, titles[config])
+        _line(axes[2], places, [100 * row.swamped for row in rows], index, titles[config])
+        worst = min(rows, key=lambda row: row.slope)
+        said.append(f"{titles[config]}: least slope {worst.slope:.3f} in {worst.name}")
+    axes[0].axhline(1, color=MUTED, lw=1)
+    axes[1].set_ylim(bottom=0)
+    axes[2].set_ylim(bottom=0)
+    axes[0].set_title("Slope of the accumulator's sums on the exact ones (1: no shrink)")
+    axes[1].set_title("Residual after the slope, relative to the exact sums")
+    axes[2].set_title("Products that leave the sum as it was, %")
+    _legend(figure, axes[0])
+    _layer_ticks(axes, names)
+    return svg(figure, "units", f"Slope, residual and swamped products of {len(names)} layers. {'; '.join(said)}.")
 
 
 @styled
@@ -134,7 +163,7 @@ def shift_figure(results: Results) -> str | None:
     axes[0].set_ylim(bottom=0)
     axes[1].axhline(1, color=MUTED, lw=1)
     axes[0].set_title("Shift of the mean, in standard deviations of the channel")
-    axes[1].set_title("Variance with NB-SMT / variance at 8 bit")
+    axes[1].set_title("Variance on the hardware / variance off it")
     _legend(figure, axes[0])
     _layer_ticks(axes, names)
     return svg(figure, "shift", f"Shift of BatchNorm statistics in {len(names)} layers. {'; '.join(said)}.")

@@ -5,13 +5,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from recoup.files import write_atomically
+from recoup.nbsmt import NBSMT
 from recoup.report import words
-from recoup.report.figures import accuracy_figure, layer_figure, shift_figure
+from recoup.report.figures import accuracy_figure, layer_figure, shift_figure, unit_figure
 from recoup.report.summary import Cycles, Summary, summarize
 from recoup.study.configs import title
 from recoup.study.results import Results
 from recoup.study.states import BASELINE, FLOAT, MEANING
-from recoup.files import write_atomically
 
 FILE = "report.html"
 
@@ -41,17 +42,26 @@ def render(results: Results) -> str:
         configs=[FLOAT, BASELINE, *names],
         interval_text=interval_text(results, summary),
         kinds=words.INTERVALS,
-        states={state: MEANING[state] for state in results.recipe.states},
+        states={
+            state: MEANING[state] for state in results.recipe.states if any(r.state == state for r in results.accuracy)
+        },
         cycle_rows=_cycle_rows(summary),
         layer_tables=[
             (title(config), [row for row in results.layers if row.config == repr(config)])
             for config in results.recipe.configs
+            if isinstance(config, NBSMT)
         ],
+        unit_tables=[
+            (title(config), rows)
+            for config in results.recipe.configs
+            if (rows := [row for row in results.units if row.config == repr(config)])
+        ],
+        unit_figure=unit_figure(results),
         profile_images=min(results.recipe.profile_images, results.calibration_images),
         accuracy_figure=accuracy_figure(results, summary),
         layer_figure=layer_figure(results),
         shift_figure=shift_figure(results),
-        terms=words.TERMS,
+        terms=words.TERMS | (words.UNIT_TERMS if results.units else {}),
         modelled=words.MODELLED,
         not_modelled=words.NOT_MODELLED,
         facts=facts(results),

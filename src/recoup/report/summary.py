@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+from recoup.lba.config import LBA
 from recoup.nbsmt.config import NBSMT
-from recoup.study.configs import title
+from recoup.study.configs import Config, title
 from recoup.study.intervals import Estimate, accuracy, of_test_set, over_seeds
 from recoup.study.results import AccuracyRow, CycleRow, Results
 from recoup.study.states import BASELINE, FLOAT, State
@@ -16,11 +17,16 @@ SPACE = "\N{NO-BREAK SPACE}"
 
 # The repair a verdict quotes is fixed here, not picked by its result.
 PREFERENCE = (State.PAIRED, State.AVERAGE, State.PAIRED_BIAS, State.BIAS)
+LBA_PREFERENCE = (State.GAIN, State.LAYER_GAIN, State.GAIN_PAIRED, State.PAIRED, State.AVERAGE, State.CHUNKS)
 REPAIRS = {
     State.PAIRED: "paired recalibration",
-    State.AVERAGE: "recalibration under NB-SMT",
+    State.AVERAGE: "recalibration on the hardware",
     State.PAIRED_BIAS: "bias correction and paired recalibration",
     State.BIAS: "bias correction",
+    State.GAIN: "a gain per channel",
+    State.LAYER_GAIN: "a gain per layer",
+    State.GAIN_PAIRED: "a gain per channel with paired recalibration",
+    State.CHUNKS: "a chunk near sqrt(K)",
 }
 
 
@@ -31,8 +37,8 @@ class Line:
     Attributes:
         top1, top5: percent.
         gain: points of top1 over the same config's float statistics, seed by seed; None for those themselves.
-        recovered: gain / what the config lost against 8 bit, a share; None where at most 0.1 points or one test image
-            were lost.
+        recovered: gain / what the config lost against its baseline (8 bit for NB-SMT, float for LBA), a share; None
+            where at most 0.1 points or one test image were lost.
     """
 
     config: str
@@ -102,26 +108,35 @@ def summarize(results: Results) -> Summary:
     groups: dict[tuple[str, str], list[AccuracyRow]] = {}
     for row in results.accuracy:
         groups.setdefault((row.config, row.state), []).append(row)
-    lines = tuple(_line(groups, config, state, titles[config]) for config, state in groups)
-    cycles = {repr(config): _cycles(config, results.cycles) for config in results.recipe.configs if results.cycles}
+    units = {repr(c) for c in results.recipe.configs if isinstance(c, LBA)}
+    lines = tuple(_line(groups, config, state, titles[config], config in units) for config, state in groups)
+    cycles = {repr(config): _cycles(config, results.cycles) for config in _threaded(results)}
     count, best = results.test_images, max(line.top1.mean for line in lines)
     resolution, threshold = of_test_set(best, count).half, _threshold(count)
     silent = Summary(lines, cycles, (), resolution, threshold, len(results.recipe.calibration.seeds))
     return replace(silent, verdicts=tuple(verdict(silent, config) for config in results.recipe.configs))
 
 
-def verdict(summary: Summary, config: NBSMT) -> str:
-    """One sentence: 8-bit accuracy, what the config makes of it, what repair wins back, what it saves."""
+def _threaded(results: Results) -> list[NBSMT]:
+    """The configs whose cycles were counted."""
+    return [config for config in results.recipe.configs if isinstance(config, NBSMT)] if results.cycles else []
+
+
+def verdict(summary: Summary, config: Config) -> str:
+    """One sentence: the baseline's accuracy (8 bit, or float for LBA), what becomes of it, what repair wins back."""
     name = repr(config)
-    eight, bare = summary.line(BASELINE, State.NONE), summary.line(name, State.NONE)
+    unit = isinstance(config, LBA)
+    eight, bare = summary.line(FLOAT if unit else BASELINE, State.NONE), summary.line(name, State.NONE)
     saved = summary.cycles.get(name)
     speed = f" in {saved.speedup:.1f}x fewer cycles" if saved else ""
-    repaired = next((line for state in PREFERENCE if (line := summary.line(name, state))), None)
+    repaired = next(
+        (line for state in (LBA_PREFERENCE if unit else PREFERENCE) if (line := summary.line(name, state))), None
+    )
     if eight is None or bare is None:
         only = repaired or summary.of(name)[0]
         return f"{title(config)}: {percent(only.top1.mean)} ({only.state}){speed}."
     loss = round(eight.top1.mean - bare.top1.mean, 6)  # accuracies are quotients, rounded
-    text = f"{title(config)}: {percent(eight.top1.mean)} at 8 bit"
+    text = f"{title(config)}: {percent(eight.top1.mean)} {'in float' if unit else 'at 8 bit'}"
     if loss <= summary.threshold:
         held = "stays" if percent(eight.top1.mean) == percent(bare.top1.mean) else "becomes"
         return f"{text} {held} {percent(bare.top1.mean)}{speed}; there is nothing to repair."
@@ -145,9 +160,11 @@ def percent(value: float) -> str:
     return f"{value:.2f}{SPACE}%"
 
 
-def _line(groups: dict[tuple[str, str], list[AccuracyRow]], config: str, state: str, name: str) -> Line:
+def _line(
+    groups: dict[tuple[str, str], list[AccuracyRow]], config: str, state: str, name: str, unit: bool = False
+) -> Line:
     rows = groups[config, state]
-    bare, eight = groups.get((config, State.NONE), []), groups.get((BASELINE, State.NONE), [])
+    bare, eight = groups.get((config, State.NONE), []), groups.get((FLOAT if unit else BASELINE, State.NONE), [])
     gains = _differences(rows, bare) if state != State.NONE else []
     losses = _differences(eight, bare) if config not in (FLOAT, BASELINE) else []
     loss = round(fmean(losses), 6) if losses else 0.0
@@ -171,6 +188,9 @@ def _threshold(count: int) -> float:
 def _differences(rows: Sequence[AccuracyRow], others: Sequence[AccuracyRow]) -> list[float]:
     """Accuracy minus accuracy where both were calibrated with the same seed."""
     theirs = {row.seed: row.top1 for row in others}
+    if len(theirs) == 1:  # without calibration images: the same for every seed
+        only = next(iter(theirs.values()))
+        return [row.top1 - only for row in rows]
     return [row.top1 - theirs[row.seed] for row in rows if row.seed in theirs]
 
 

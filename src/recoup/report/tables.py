@@ -8,18 +8,20 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from recoup.study.results import AccuracyRow, CycleRow, LayerRow, Results, ShiftRow
 from recoup.files import write_atomically
+from recoup.study.results import AccuracyRow, CycleRow, LayerRow, Results, ShiftRow, UnitRow
 
 
 def write_tables(results: Results, folder: Path) -> list[Path]:
-    """Write accuracy, layers, cycles and shifts, each file whole or not at all; columns: `recoup.study.results`."""
+    """Write accuracy, layers, cycles, shifts and, of LBA, units, each whole or not at all: `recoup.study.results`."""
     tables: list[tuple[str, type[BaseModel], Sequence[BaseModel]]] = [
         ("accuracy.csv", AccuracyRow, results.accuracy),
         ("layers.csv", LayerRow, results.layers),
         ("cycles.csv", CycleRow, results.cycles),
         ("shifts.csv", ShiftRow, results.shifts),
     ]
+    if results.units:
+        tables.append(("units.csv", UnitRow, results.units))
     paths = []
     for name, kind, rows in tables:
         paths.append(folder / name)

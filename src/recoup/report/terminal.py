@@ -9,7 +9,7 @@ from rich.text import Text
 from recoup.report.html import heading, interval_text
 from recoup.report.summary import Cycles, Line, Summary, summarize
 from recoup.study.configs import title
-from recoup.study.results import LayerRow, Results
+from recoup.study.results import LayerRow, Results, UnitRow
 
 MOST_LAYERS = 24  # beyond it a table shows the worst half of that; layers.csv and the report have them all
 
@@ -22,6 +22,10 @@ def tables(results: Results) -> RenderableType:
         rows = [row for row in results.layers if row.config == repr(config)]
         if rows:
             parts += [_layers(title(config), rows), Text()]
+    for config in results.recipe.configs:
+        units = [row for row in results.units if row.config == repr(config)]
+        if units:
+            parts += [_units(title(config), units), Text()]
     if summary.cycles:
         parts += [_cycles(results, list(summary.cycles.values())), Text()]
     parts += [Text(f"note: {note}", style="yellow") for note in results.notes]
@@ -71,6 +75,20 @@ def _layers(name: str, rows: list[LayerRow]) -> Table:
     for row in rows:
         rates = (f"{100 * rate:.1f}" for rate in (row.collisions, row.lossy, row.utilization))
         table.add_row(escape(row.name), str(row.threads), *rates, f"{row.error:.1e}")
+    return table
+
+
+def _units(name: str, rows: list[UnitRow]) -> Table:
+    caption = None
+    if len(rows) > MOST_LAYERS:
+        worst = sorted(rows, key=lambda row: row.error, reverse=True)[: MOST_LAYERS // 2]
+        caption = f"the {len(worst)} of {len(rows)} layers with the largest error; all are in units.csv"
+        rows = [row for row in rows if row in worst]
+    columns = ("layer", "K", "underflow %", "swamped %", "overflow %", "slope", "residual")
+    table = _table(f"Layers without repair: {name}", *columns, caption=caption)
+    for row in rows:
+        shares = (f"{100 * share:.2f}" for share in (row.underflowed, row.swamped, row.overflowed))
+        table.add_row(escape(row.name), str(row.terms), *shares, f"{row.slope:.3f}", f"{row.residual:.3f}")
     return table
 
 

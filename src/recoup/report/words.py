@@ -37,15 +37,24 @@ TERMS = {
     "gain": "Points of accuracy over the same hardware's float statistics, seed by seed.",
     "slowed": "Of the emulated layers: those that run fewer threads, by the layer map or because they are grouped.",
     "won back": (
-        "Gain over loss, where the loss is what the hardware costs against 8 bit; shown for losses of more than 0.1 "
-        "points and more than one test image."
+        "Gain over loss, where the loss is what the hardware costs against its baseline (NB-SMT: 8 bit; narrow "
+        "accumulators: float); shown for losses of more than 0.1 points and more than one test image."
     ),
+}
+
+UNIT_TERMS = {
+    "underflowed": "Products that fell below the product format's smallest number, of all that were not zero.",
+    "swamped": "Products that reached the accumulator and left its sum as it was, of all that were not zero by then.",
+    "overflowed": "Sums that reached the accumulator's largest number, of all sums.",
+    "slope": "Least-squares factor from the exact sums to the accumulator's; truncation makes it less than 1.",
+    "residual": "What the slope leaves: root mean square, relative to the exact sums'. A gain cannot remove it.",
 }
 
 MODELLED = (
     "Every product and sum of the emulated layers, bit for bit: zero detection, collisions, 4-bit reduction and its "
     "rounding, exact 32-bit accumulation.",
     "8-bit quantisation of activations and weights, with scales from the calibration images.",
+    "Narrow accumulators: every product and every sum, truncated from its exact value, in the hardware's order.",
     "Cycles of an output-stationary systolic array: tiling, skew, drain and threads; tiles overlap.",
 )
 NOT_MODELLED = (

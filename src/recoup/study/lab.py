@@ -12,12 +12,17 @@ from recoup.data import Dataset
 from recoup.data import load as load_data
 from recoup.emulate import emulate_, restore_
 from recoup.evaluate import Accuracy, evaluate
+from recoup.lba import choose_chunks_, correct_gain_
+from recoup.lba import profile as lba_profile
+from recoup.lba.config import LBA
+from recoup.lba.profile import LayerProfile as UnitProfile
 from recoup.models import load as load_model
 from recoup.nbsmt.bias import correct_bias_
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.cost import Array, Cost, cycles
 from recoup.nbsmt.profile import LayerProfile, profile
 from recoup.recalibrate import recalibrate_
+from recoup.study.configs import Config
 from recoup.study.machine import check_device
 from recoup.study.norms import Statistics, has_norms, shift
 from recoup.study.progress import Display
@@ -25,6 +30,7 @@ from recoup.study.recipe import Recipe
 from recoup.study.states import State
 
 Shifts = dict[str, tuple[float, float]]
+UNIT_OUTPUTS = 512  # sampled outputs a layer; every one takes K reference steps
 
 
 class Lab:
@@ -73,7 +79,7 @@ class Lab:
         wanted = self.recipe.calibration.augment
         return images.augmentation is not None if wanted is None else wanted
 
-    def accuracy(self, config: NBSMT | None, state: State, seed: int) -> tuple[Accuracy, Shifts]:
+    def accuracy(self, config: Config | None, state: State, seed: int) -> tuple[Accuracy, Shifts]:
         """Accuracy of a state (``config`` None: the float network), and how far ``paired`` moved the statistics."""
         self._prepare(config, state, seed)
         moved = shift(self._float, Statistics.of(self.model)) if state is State.PAIRED else {}
@@ -82,18 +88,27 @@ class Lab:
 
     def profile(self, config: NBSMT, seed: int) -> tuple[list[LayerProfile], Cost]:
         """The per-layer figures of a config without repair, on the first calibration images of a seed; its cost."""
-        self._prepare(config, State.NONE, seed)
-        batches = self._batches(self.images(seed, self.recipe.profile_images or 1), seed, "profile")
+        batches = self._profiled(config, seed)
         array = Array(self.recipe.array.rows, self.recipe.array.columns)
         cost = cycles(self.model, next(iter(batches))[0][:1], array)
         return profile(self.model, batches) if self.recipe.profile_images else [], cost
 
-    def _prepare(self, config: NBSMT | None, state: State, seed: int) -> None:
+    def profile_units(self, config: LBA, seed: int) -> list[UnitProfile]:
+        """The per-layer figures of a narrow accumulator without repair."""
+        batches = self._profiled(config, seed)
+        return lba_profile(self.model, batches, outputs=UNIT_OUTPUTS) if self.recipe.profile_images else []
+
+    def _profiled(self, config: Config, seed: int) -> Any:
+        self._prepare(config, State.NONE, seed)
+        return self._batches(self.images(seed, self.recipe.profile_images or 1), seed, "profile")
+
+    def _prepare(self, config: Config | None, state: State, seed: int) -> None:
         self._reset()
         if config is None:
             return
         batches = self._batches(self._drawn(seed), seed, "calibrate")
-        self._calibrate(seed, batches)
+        if self._calibrates(config):
+            self._calibrate(seed, batches)
         if state is State.EIGHT_BIT and seed not in self._eight_bit:
             self._emulate(NBSMT(threads=1))
             recalibrate_(self.model, batches, "average")
@@ -106,23 +121,33 @@ class Lab:
             recalibrate_(self.model, batches, "average")
         if state in (State.BIAS, State.PAIRED_BIAS):
             correct_bias_(self.model, batches)
-        if state in (State.PAIRED, State.PAIRED_BIAS):
+        if state is State.CHUNKS:
+            choose_chunks_(self.model)
+        if state in (State.LAYER_GAIN, State.GAIN, State.GAIN_PAIRED):
+            correct_gain_(self.model, batches, "layer" if state is State.LAYER_GAIN else "channel")
+        if state in (State.PAIRED, State.PAIRED_BIAS, State.GAIN_PAIRED):
             recalibrate_(self.model, batches, "paired")
 
     def _reset(self) -> None:
         restore_(self.model)
         self._float.put(self.model)
 
-    def _emulate(self, config: NBSMT) -> None:
+    def _emulate(self, config: Config) -> None:
+        """The baseline, NB-SMT with one thread, is that of a layer's own config too."""
+        single = isinstance(config, NBSMT) and config.threads == 1
         layers = {
-            name: None if own is None else own if config.threads > 1 else own.replace(threads=1)
+            name: own.replace(threads=1) if single and isinstance(own, NBSMT) else own
             for name, own in self.recipe.layers.items()
         }
         emulate_(self.model, config, layers)
 
+    def _calibrates(self, config: Config) -> bool:
+        """Whether a config, or a layer's own, works on calibrated 8-bit codes."""
+        return any(isinstance(hardware, NBSMT) for hardware in (config, *self.recipe.layers.values()))
+
     def _calibrate(self, seed: int, batches: Any) -> None:
         if self._calibrated != seed:
-            chosen = {name: None if own is None else True for name, own in self.recipe.layers.items()}
+            chosen = {name: True if isinstance(own, NBSMT) else None for name, own in self.recipe.layers.items()}
             calibrate_(self.model, batches, chosen)
             self._calibrated = seed
 

@@ -22,11 +22,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError, model_validator
 
 from recoup.nbsmt.config import NBSMT
-from recoup.study.configs import NBSMT_PRESETS, as_config
+from recoup.study.configs import NBSMT_PRESETS, Config, as_config
 from recoup.study.states import DEFAULT, State
 from recoup.study.yamlfile import Source, read_yaml, refuse
 
-Config = Annotated[NBSMT, PlainValidator(as_config), PlainSerializer(repr, return_type=str)]
+Hardware = Annotated[Config, PlainValidator(as_config), PlainSerializer(repr, return_type=str)]
 Scalar = bool | int | float | str | None
 Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]
@@ -101,8 +101,8 @@ class Recipe(Strict):
     data: Text
     calibration: Calibration = Calibration()
     test: Test = Test()
-    configs: tuple[Config, ...] = Field(default=tuple(NBSMT_PRESETS.values()), min_length=1)
-    layers: dict[Text, Config | None] = {}
+    configs: tuple[Hardware, ...] = Field(default=tuple(NBSMT_PRESETS.values()), min_length=1)
+    layers: dict[Text, Hardware | None] = {}
     states: tuple[State, ...] = Field(default=DEFAULT, min_length=1)
     profile_images: Annotated[int, Field(ge=0, strict=True)] = 256
     array: Array = Array()
@@ -112,7 +112,7 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _sensible(self) -> "Recipe":
-        if any(config.threads == 1 for config in self.configs):
+        if any(isinstance(config, NBSMT) and config.threads == 1 for config in self.configs):
             raise ValueError("configs: one thread is the 8-bit baseline, which is always measured; leave it out")
         for name in ("spec", "weights"):
             if name in self.model_options:

@@ -118,6 +118,28 @@ class ShiftRow(Frozen):
     variance: Annotated[float, Field(ge=0)]
 
 
+class UnitRow(Frozen):
+    """One layer on a narrow accumulator, without repair, on calibration images of the first seed.
+
+    The fields are those of `recoup.lba.profile.LayerProfile`; shares lie in 0..1.
+    """
+
+    config: str
+    name: str
+    kind: str
+    terms: Whole
+    chunk: Whole
+    bits: Whole
+    outputs: Whole
+    underflowed: Rate
+    swamped: Rate
+    saturated: Rate
+    overflowed: Rate
+    slope: float
+    residual: Annotated[float, Field(ge=0)]
+    error: Annotated[float, Field(ge=0)]
+
+
 class Results(Frozen):
     """Everything a study measured, with what it takes to measure it again."""
 
@@ -136,6 +158,7 @@ class Results(Frozen):
     layers: tuple[LayerRow, ...]
     cycles: tuple[CycleRow, ...]
     shifts: tuple[ShiftRow, ...]
+    units: tuple[UnitRow, ...] = ()
     notes: tuple[str, ...]
     seconds: float
 

@@ -12,20 +12,22 @@ import torch
 
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.files import write_atomically
+from recoup.lba import LBA
 from recoup.nbsmt import NBSMT
+from recoup.study.configs import Config
 from recoup.study.lab import Lab
 from recoup.study.machine import cpu_threads, describe
 from recoup.study.progress import displayed
 from recoup.study.recipe import Recipe
 from recoup.study.results import FILE as RESULTS
-from recoup.study.results import AccuracyRow, CycleRow, LayerRow, Results, ShiftRow
+from recoup.study.results import AccuracyRow, CycleRow, LayerRow, Results, ShiftRow, UnitRow
 from recoup.study.states import BASELINE, FLOAT, State
 from recoup.study.store import Store
 from recoup.version import __version__
 
 RECIPE = "recipe.yaml"
 HEADER = "# Written by recoup: everything that decides the numbers in this folder.\n"
-MADE_FROM_RESULTS = ("report.html", "accuracy.csv", "layers.csv", "cycles.csv", "shifts.csv")
+MADE_FROM_RESULTS = ("report.html", "accuracy.csv", "layers.csv", "cycles.csv", "shifts.csv", "units.csv")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Task:
     config: str
     state: State | None
     seed: int | None
-    hardware: NBSMT | None
+    hardware: Config | None
 
     @property
     def key(self) -> str:
@@ -106,11 +108,26 @@ def plan(recipe: Recipe, has_norms: bool) -> tuple[list[Task], list[str]]:
         raise RecoupError(f"states {asked}: the network has no BatchNorm, so only {left} exist")
     baseline = [State.NONE] + [State.EIGHT_BIT] * (State.EIGHT_BIT in states)
     tasks = [Task(FLOAT, State.NONE, None, None)]
+    for config in recipe.configs:
+        if not any(state.applies(config) for state in states):
+            raise RecoupError(f"states {', '.join(recipe.states)}: none of them exists for {config!r}")
     for seed in recipe.calibration.seeds:
-        tasks += [Task(BASELINE, state, seed, NBSMT(threads=1)) for state in baseline]
-        tasks += [Task(repr(config), state, seed, config) for config in recipe.configs for state in states]
+        if any(isinstance(config, NBSMT) for config in recipe.configs):
+            tasks += [Task(BASELINE, state, seed, NBSMT(threads=1)) for state in baseline]
+        for config in recipe.configs:
+            chosen = [state for state in states if state.applies(config)]
+            tasks += [
+                Task(repr(config), state, seed, config) for state in chosen if _drawn(config, state, seed, recipe)
+            ]
     tasks += [Task(repr(config), None, recipe.calibration.seeds[0], config) for config in recipe.configs]
     return tasks, notes
+
+
+def _drawn(config: Config, state: State, seed: int, recipe: Recipe) -> bool:
+    """Whether a seed has a part in a measurement: a narrow accumulator without repair knows no calibration images."""
+    seedless = isinstance(config, LBA) and state in (State.NONE, State.CHUNKS)
+    mixed = any(isinstance(own, NBSMT) for own in recipe.layers.values())
+    return not seedless or mixed or seed == recipe.calibration.seeds[0]
 
 
 def _measure(lab: Lab, tasks: list[Task], store: Store, progress: bool) -> None:
@@ -138,6 +155,8 @@ def _notes(caught: list[warnings.WarningMessage]) -> list[str]:
 
 
 def _value(lab: Lab, task: Task) -> dict[str, Any]:
+    if task.state is None and isinstance(task.hardware, LBA):
+        return {"units": [unit.to_dict() for unit in lab.profile_units(task.hardware, task.seed or 0)]}
     if task.state is None:
         layers, cost = lab.profile(cast("NBSMT", task.hardware), task.seed or 0)
         return {"layers": [layer.to_dict() for layer in layers], "cycles": [layer.to_dict() for layer in cost.layers]}
@@ -150,10 +169,14 @@ def _results(lab: Lab, tasks: list[Task], store: Store, notes: list[str]) -> Res
     accuracy: list[AccuracyRow] = []
     layers: list[LayerRow] = []
     cycles: list[CycleRow] = []
+    units: list[UnitRow] = []
     shifts: list[ShiftRow] = []
     for task in tasks:
         value = store[task.key]
         notes += [note for note in value["notes"] if note not in notes]
+        if task.state is None and "units" in value:
+            units += [UnitRow(config=task.config, **unit) for unit in value["units"]]
+            continue
         if task.state is None:
             layers += [LayerRow(config=task.config, **layer) for layer in value["layers"]]
             cycles += [CycleRow(config=task.config, **layer) for layer in value["cycles"]]
@@ -180,6 +203,7 @@ def _results(lab: Lab, tasks: list[Task], store: Store, notes: list[str]) -> Res
         layers=tuple(layers),
         cycles=tuple(cycles),
         shifts=tuple(shifts),
+        units=tuple(units),
         notes=tuple(notes),
         seconds=round(sum(store[task.key]["seconds"] for task in tasks), 3),
     )

@@ -2,26 +2,39 @@
 
 from enum import StrEnum
 
+from recoup.lba.config import LBA
+
 
 class State(StrEnum):
     """What was repaired. Every state starts anew from the float checkpoint and uses the same calibration images."""
 
     NONE = "float statistics"
     EIGHT_BIT = "recalibrated at 8 bit"
-    AVERAGE = "recalibrated under NB-SMT"
+    AVERAGE = "recalibrated on hardware"
     PAIRED = "paired"
     BIAS = "bias correction"
     PAIRED_BIAS = "paired + bias"
+    LAYER_GAIN = "gain per layer"
+    GAIN = "gain per channel"
+    GAIN_PAIRED = "gain + paired"
+    CHUNKS = "chunk near sqrt(K)"
 
     @property
     def needs_norms(self) -> bool:
         """Whether the state is about BatchNorm statistics, so that a network without them has no such state."""
-        return self in (State.EIGHT_BIT, State.AVERAGE, State.PAIRED, State.PAIRED_BIAS)
+        return self in (State.EIGHT_BIT, State.AVERAGE, State.PAIRED, State.PAIRED_BIAS, State.GAIN_PAIRED)
+
+    def applies(self, config: object) -> bool:
+        """Whether the repair exists for a config's hardware."""
+        if isinstance(config, LBA):
+            return self not in (State.EIGHT_BIT, State.BIAS, State.PAIRED_BIAS)
+        return self not in (State.LAYER_GAIN, State.GAIN, State.GAIN_PAIRED, State.CHUNKS)
 
 
-FLOAT, BASELINE = "float", "8-bit"  # the two configurations that are not NB-SMT
+FLOAT, BASELINE = "float", "8-bit"  # the two configurations that are no hardware under study
 
-DEFAULT = (State.NONE, State.EIGHT_BIT, State.AVERAGE, State.PAIRED, State.BIAS)
+NBSMT_STATES = (State.NONE, State.EIGHT_BIT, State.AVERAGE, State.PAIRED, State.BIAS)
+DEFAULT = (*NBSMT_STATES, State.GAIN)
 
 MEANING = {
     State.NONE: "The checkpoint's own BatchNorm statistics; nothing repaired.",
@@ -30,11 +43,11 @@ MEANING = {
         "What this gains or loses comes from the calibration images and from 8 bits, not from NB-SMT."
     ),
     State.AVERAGE: (
-        "BatchNorm statistics averaged over the calibration images with NB-SMT on: the published repair "
-        "(Shomron and Weiser, 2020)."
+        "BatchNorm statistics averaged over the calibration images with the hardware on: NB-SMT's published "
+        "repair (Shomron and Weiser, 2020)."
     ),
     State.PAIRED: (
-        "The same images run with NB-SMT off and on, and the stored statistics move by the difference: recoup's "
+        "The same images run with the hardware off and on, and the stored statistics move by the difference: recoup's "
         "repair. It corrects what the hardware did and nothing else."
     ),
     State.BIAS: (
@@ -42,4 +55,13 @@ MEANING = {
         "stay. It also serves networks without BatchNorm."
     ),
     State.PAIRED_BIAS: "Bias correction first, then paired recalibration of what remains.",
+    State.LAYER_GAIN: (
+        "Every layer's accumulator output times one factor, fitted in closed form: truncation shrinks sums."
+    ),
+    State.GAIN: (
+        "Every output channel's sum times a factor of its own, fitted in closed form on the calibration images: it "
+        "undoes the shrink of truncated sums, and also serves networks without BatchNorm."
+    ),
+    State.GAIN_PAIRED: "A gain per channel first, then paired recalibration of what remains.",
+    State.CHUNKS: "Chunks of a power of two near the square root of the sum's length: inner and outer sums are alike.",
 }

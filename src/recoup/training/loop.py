@@ -229,8 +229,7 @@ class _Run:
             kept = "" if self.folder is None else f"; {self.folder} keeps the last checkpoint"
             raise RecoupError(
                 f"train: the loss is {value} in stage {stage.name!r}, epoch {self.epoch + 1}, step {self.step + 1}: "
-                "lower the learning rate or set clip"
-                + ("" if self.folder is None else f"; {self.folder} keeps the last checkpoint")
+                f"lower the learning rate or set clip{kept}"
             )
         loss.backward()
         if self.settings.clip is not None:
