@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from recoup import lba
 from recoup.formats import Float
-from recoup.lba import LBA, cpu, reference
-from recoup.lba.cpu_gradient import convolution_gradients
+from recoup.lba import LBA, cpu, driver, reference
 from recoup.lba.geometry import Geometry
 from recoup.lba.ops import convolution
 from tests.lba import exact
@@ -100,19 +99,18 @@ def test_convolutions(geometry, gradient):
 
 
 def test_a_convolution_in_blocks(monkeypatch):
-    from recoup.lba import cpu_gradient
-
     config, geometry = LBA.biased(4, 3, gradient="recursive_of"), Geometry((3, 3), (1, 1), (1, 1), (1, 1), 1)
     generator = torch.Generator().manual_seed(2)
     x, w, g = whole(generator, 5, 2, 6, 6), whole(generator, 3, 2, 3, 3) / 4, whole(generator, 5, 3, 6, 6, most=2)
-    together = convolution_gradients(g, x, w, geometry, config)
-    y = cpu.convolution(x, w, geometry, config)
-    monkeypatch.setattr(cpu_gradient, "BLOCK_BYTES", 1)
-    monkeypatch.setattr(cpu, "BLOCK_BYTES", 1)
+    together = driver.convolution_gradients(cpu.Cpu(), g, x, w, geometry, config)
+    y = driver.convolution(cpu.Cpu(), x, w, geometry, config)
+    monkeypatch.setattr(driver, "GRADIENT_BYTES", 1)
+    monkeypatch.setattr(driver, "IMAGE_BYTES", 1)
     assert all(
-        torch.equal(*pair) for pair in zip(together, convolution_gradients(g, x, w, geometry, config), strict=True)
+        torch.equal(*pair)
+        for pair in zip(together, driver.convolution_gradients(cpu.Cpu(), g, x, w, geometry, config), strict=True)
     )
-    assert torch.equal(y, cpu.convolution(x, w, geometry, config))
+    assert torch.equal(y, driver.convolution(cpu.Cpu(), x, w, geometry, config))
 
 
 def test_identity_is_the_float_gradient():

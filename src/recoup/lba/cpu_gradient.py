@@ -9,78 +9,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recoup.lba.checks import check_finite
 from recoup.lba.config import LBA
-from recoup.lba.cpu import Columns, Index, current_target, fitted, matrix_columns, pad_image, pixels, scaled
-from recoup.lba.cpu_plan import Extent, Plan, plan, shape
+from recoup.lba.cpu import current_target, fitted, padded, shape
+from recoup.lba.driver import Columns, Index, scaled
 from recoup.lba.emit_gradient import build
-from recoup.lba.geometry import Geometry
+from recoup.lba.plan import Plan
 from recoup.threads import over_rows
 
 GROUPS = 8
-BLOCK_BYTES = 1 << 26  # of the columns' gradients
 MINIMUM_WORK = 1 << 17
 
 
-def gradients(a: Tensor, b: Tensor, grad: Tensor, config: LBA, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Gradients of a [B, M, K] and b [B, K, N] for grad [B, M, N]; see `reference.gradients`."""
-    B, M, K = a.shape
-    N = b.shape[2]
-    if 0 in (B, M, N, K):
-        return torch.zeros_like(a), torch.zeros_like(b)
-    chosen = _plan(a, b, config)
-    columns = matrix_columns(b)
-    grad_a, panels = _run(a, columns, grad, chosen, config, Index(seed, 0, M * N, N))
-    return grad_a, panels[:, :, :N]
-
-
-def convolution_gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, config: LBA, seed: int = 0
+def gradients(
+    x: Tensor, columns: Columns, grad: Tensor, chosen: Plan, config: LBA, index: Index
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of x [N, C, H, W] and weight [O, C / groups, kh, kw] for grad [N, O, h, w]."""
-    N, outputs, G = x.shape[0], weight.shape[0], geometry.groups
-    size = geometry.size(x)
-    P, K = size[0] * size[1], weight[0].numel()
-    grad_x, grad_w = torch.zeros_like(x), torch.zeros(G, outputs // G, K)
-    if 0 in (grad.numel(), weight.numel()):
-        return grad_x, grad_w.view(weight.shape)
-    rows = weight.detach().reshape(G, outputs // G, K)
-    chosen = _plan(weight, x, config)
-    images = max(1, BLOCK_BYTES // (4 * G * K * P))
-    for start in range(0, N, images):
-        block = x[start : start + images]
-        columns = pixels(pad_image(block, geometry), geometry, size)
-        g = grad[start : start + images].reshape(len(block), G, outputs // G, P).permute(1, 2, 0, 3)
-        index = Index(seed, start * P, outputs // G * N * P, N * P)
-        part, panels = _run(rows, columns, g.reshape(G, outputs // G, -1), chosen, config, index)
-        grad_w += part
-        grad_x[start : start + images] = geometry.image(panels[:, :, : len(block) * P].contiguous(), block.shape)
-    return grad_x, grad_w.view(weight.shape)
-
-
-def _plan(a: Tensor, b: Tensor, config: LBA) -> Plan:
-    reach = Extent.of(a), Extent.of(b)
-    check_finite(a, b, (reach[0].finite, reach[1].finite), config.replace(nonfinite="error"))
-    return plan(*reach, float("inf"), config, current_target())
-
-
-def _run(x: Tensor, columns: Columns, grad: Tensor, chosen: Plan, config: LBA, index: Index) -> tuple[Tensor, Tensor]:
-    """Over all matrices: x [B, M, K], grad [B, M, N] -> gradients [B, M, K] and [B, K, columns with padding]."""
+    """x [B, M, K] and grad [B, M, N] -> gradients [B, M, K] and [B, K, N]; see `reference.gradients`."""
     B, M, K = x.shape
     tile = fitted(shape(chosen.form, current_target()), M, grad.shape[2])
     native = build(
         chosen.form, tile, current_target(), config.gradient.endswith("_of"), config.gradient.startswith("recursive")
     )
     tiles = -(-M // tile.rows)
-    places, straight = columns.padded(tile.lanes, tile.columns)
+    places, straight = padded(columns, tile)
     width, panels = len(places), len(places) // tile.columns
     short = tiles * tile.rows - M
-    rows, raw = (F.pad(t, [0, 0, 0, short]).contiguous() for t in (scaled(x, chosen), x.detach()))
-    g = F.pad(grad.detach(), [0, width - grad.shape[2], 0, short]).contiguous()
+    rows, raw = (F.pad(t, [0, 0, 0, short]).contiguous() for t in (scaled(x, chosen), x))
+    g = F.pad(grad, [0, width - grad.shape[2], 0, short]).contiguous()
     groups = min(GROUPS, panels)
     grad_a = torch.zeros(groups, B, tiles * tile.rows, K)
     grad_b = torch.zeros(B, panels, K, tile.columns)
-    terms, chunk = np.ascontiguousarray(columns.terms), min(config.chunk or K, K)
+    terms, chunk = columns.terms.numpy(), min(config.chunk or K, K)
 
     def work(first: int, last: int) -> None:
         panel = np.empty(K * tile.columns, np.float64 if chosen.form.wide else np.float32)
@@ -119,4 +77,4 @@ def _run(x: Tensor, columns: Columns, grad: Tensor, chosen: Plan, config: LBA, i
             )
 
     over_rows(work, groups * B, tiles * tile.rows * width * K // groups, MINIMUM_WORK)
-    return grad_a.sum(0)[:, :M], grad_b.transpose(1, 2).reshape(B, K, width)
+    return grad_a.sum(0)[:, :M], grad_b.transpose(1, 2).reshape(B, K, width)[:, :, : grad.shape[2]]

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from recoup.errors import RecoupError
+from recoup.lba import driver
 from recoup.lba.config import LBA
+from recoup.lba.cpu import Cpu
 from recoup.lba.geometry import Geometry
 
 __all__ = ["batched", "convolution", "decode", "draw_seed", "matmul"]
@@ -113,7 +115,7 @@ def _product(a: Tensor, b: Tensor, config: str, seed: int, layer: str) -> Tensor
     """float32 [B, M, K] x [B, K, N] -> float32 [B, M, N]."""
     check_dtypes(a, b, layer)
     with _named(layer):
-        return _backend(a.device).matmul(a, b, decode(config), seed)
+        return driver.matmul(_machine(a.device), a, b, decode(config), seed)
 
 
 def _product_fake(a, b, config, seed, layer):
@@ -127,7 +129,7 @@ def _product_backward(
     unit = decode(config)
     if unit.gradient != "identity":
         with _named(layer):
-            grad_a, grad_b = _backend(a.device).gradients(a, b, grad.contiguous(), unit, seed)
+            grad_a, grad_b = driver.gradients(_machine(a.device), a, b, grad.contiguous(), unit, seed)
     else:
         grad_a = _transposed(grad, b.transpose(1, 2), unit, seed, layer) if needs[0] else None
         grad_b = _transposed(a.transpose(1, 2), grad, unit, seed, layer) if needs[1] else None
@@ -179,7 +181,7 @@ def _convolution(
     if x.numel() == 0:
         return _convolution_fake(x, weight, config, stride, padding, dilation, groups, seed, layer).zero_()
     with _named(layer):
-        y = _backend(x.device).convolution(x, weight.contiguous(), geometry, decode(config), seed)
+        y = driver.convolution(_machine(x.device), x, weight.contiguous(), geometry, decode(config), seed)
     return y.contiguous(memory_format=_memory_format(x))
 
 
@@ -216,8 +218,8 @@ def _convolution_backward(
     geometry = Geometry.of(weight, stride, padding, dilation, groups)
     with _named(layer):
         if unit.backward is None:
-            grad_x, grad_w = _backend(x.device).convolution_gradients(
-                grad, x, weight.contiguous(), geometry, unit, seed
+            grad_x, grad_w = driver.convolution_gradients(
+                _machine(x.device), grad, x, weight.contiguous(), geometry, unit, seed
             )
         else:
             grad_x, grad_w = backward_products(grad, x, weight.contiguous(), geometry, unit.backward, seed, needs)
@@ -232,16 +234,16 @@ def backward_products(
     dx is the convolution of the output's gradient (spread out by the stride) with the transposed, mirrored weight, K in
     the order (o, kh, kw); dw = grad [O, N P] columns^T [N P, K].
     """
-    backend, grad_x, grad_w = _backend(x.device), None, None
+    machine, grad_x, grad_w = _machine(x.device), None, None
     if needs[0]:
         spread, mirrored, adjoint = geometry.adjoint(grad, weight, x.shape)
-        grad_x = backend.convolution(spread, mirrored, adjoint, unit, seed)
+        grad_x = driver.convolution(machine, spread, mirrored, adjoint, unit, seed)
     if needs[1]:
         N, G = x.shape[0], geometry.groups
         g_GOP = (
             grad.view(N, G, -1, grad.shape[2] * grad.shape[3]).permute(1, 2, 0, 3).reshape(G, weight.shape[0] // G, -1)
         )
-        grad_w = backend.matmul(g_GOP, geometry.columns(x).transpose(1, 2), unit, seed).reshape(weight.shape)
+        grad_w = driver.matmul(machine, g_GOP, geometry.columns(x).transpose(1, 2), unit, seed).reshape(weight.shape)
     return grad_x, grad_w
 
 
@@ -249,16 +251,23 @@ def _convolution_backward_fake(grad, x, weight, config, stride, padding, dilatio
     return _kept(torch.empty_like(x), x, needs[0]), _kept(torch.empty_like(weight), weight, needs[1])
 
 
-def _backend(device: torch.device) -> Any:
+def _machine(device: torch.device) -> driver.Machine:
     if device.type == "cpu":
-        from recoup.lba import cpu_backend
-
-        return cpu_backend
+        return Cpu()
     if device.type == "cuda":
-        from recoup.lba import gpu
-
-        return gpu
+        return _gpu()
     raise RecoupError(f"LBA emulation runs on the CPU and CUDA; got {device}")
+
+
+def _gpu() -> driver.Machine:
+    """Imported here, so that recoup needs no Triton until a CUDA tensor arrives."""
+    try:
+        from recoup.lba.gpu import Gpu
+    except ImportError as error:
+        raise RecoupError(
+            f"on CUDA, LBA needs Triton ({error}): pip install 'recoup[gpu]', or move the model to the CPU"
+        ) from None
+    return Gpu()
 
 
 @contextmanager

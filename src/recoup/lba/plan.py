@@ -1,4 +1,4 @@
-"""Which kernel computes a product on this CPU, at which scale, with which constants.
+"""Which form of the kernels computes a product, at which scale, with which constants.
 
 A plan depends on the operands through their largest and smallest magnitudes only: those decide whether float32 lanes
 can hold every intermediate value at some power-of-two scale. Where they cannot, float64 lanes do, with the same bits.
@@ -16,12 +16,10 @@ from recoup.lba import emit_integer as integer
 from recoup.lba import emit_narrow as narrow
 from recoup.lba import emit_wide as wide
 from recoup.lba.config import LBA
-from recoup.lba.emit import CONSTANTS, OUTER, PRODUCT, SUM, Form, Shape
-from recoup.lba.emit_extent import magnitudes
+from recoup.lba.emit import CONSTANTS, OUTER, PRODUCT, SUM, Form
 from recoup.lba.emit_integer import Whole
 from recoup.lba.emit_narrow import Narrow
 from recoup.lba.emit_wide import Quantiser, Wide
-from recoup.llvm import Target
 
 LOW, HIGH = -126, 127  # exponents of float32's normal numbers
 UNBOUNDED = 2.0**-900  # below everything that products and sums of float32 numbers can reach
@@ -38,9 +36,11 @@ class Extent:
     low: int
 
     @classmethod
-    def of(cls, x: Tensor) -> "Extent":
-        """Of float32 numbers; all zero: as if they were one. NaN and infinities show as ``finite`` False."""
-        high, low = magnitudes(x)
+    def of(cls, high: int, low: int) -> "Extent":
+        """From the bits of both magnitudes as float32; all zero: as if they were one.
+
+        NaN and infinities, whose bits are above every number's, show as ``finite`` False.
+        """
         if high == 0:
             return cls(0.0, 0, 0)
         return cls(_number(high), _exponent(high), _exponent(low))
@@ -86,23 +86,23 @@ class Plan:
         return struct.unpack("<i", struct.pack("<f", self.b_least))[0]
 
 
-def plan(a: Extent, b: Extent, chunk_sum: float, config: LBA, target: Target, whole: bool = False) -> Plan:
+def plan(a: Extent, b: Extent, chunk_sum: float, config: LBA, fma: bool, whole: bool = False) -> Plan:
     """The fastest kernel that is exact.
 
     Args:
         a, b: what the operands reach.
         chunk_sum: a bound of the sum of |x w| over any chunk, infinity if unknown.
         config: the unit.
-        target: the processor.
+        fma: whether multiply-add is one instruction.
         whole: whether all operands are whole numbers.
     """
     if whole and _counts(config):
         return _whole_plan(config)
     if _truncates(config):
         limits = (_may_reach(a.largest * b.largest, config.product), _may_reach(chunk_sum, config.accumulator))
-        scales = _scales(a, b, config, target)
+        scales = _scales(a, b, config, fma)
         if scales is not None:
-            return _narrow_plan(scales, limits, config, target)
+            return _narrow_plan(scales, limits, config, fma)
     return _wide_plan(config)
 
 
@@ -141,12 +141,12 @@ class _Scales:
     sum: int
 
 
-def _scales(a: Extent, b: Extent, config: LBA, target: Target) -> _Scales | None:
+def _scales(a: Extent, b: Extent, config: LBA, fma: bool) -> _Scales | None:
     """Powers of two that keep every value of float32 lanes normal, or None."""
     product, accumulator = config.product, config.accumulator
     assert isinstance(accumulator, Float)
     tops = [f.max_exponent for f in (product, accumulator) if f is not None]
-    if not target.fma and (config.product is None or config.underflow):
+    if not fma and (config.product is None or config.underflow):
         return _unscaled(config) if config.product is not None else None
     if min(a.low, b.low) < LOW:  # the kernels read such operands as zero
         return None
@@ -195,10 +195,10 @@ def _split(a: Extent, b: Extent, total: int, at_sum: int) -> _Scales | None:
     return _Scales(scale_a, total - scale_a, 0.0, 0.0, total, at_sum)
 
 
-def _narrow_plan(scales: _Scales, limits: tuple[bool, bool], config: LBA, target: Target) -> Plan:
+def _narrow_plan(scales: _Scales, limits: tuple[bool, bool], config: LBA, fma: bool) -> Plan:
     product, accumulator = config.product, config.accumulator
     assert isinstance(accumulator, Float)
-    form = Narrow(product is None, limits[0], limits[1], not target.fma, config.underflow)
+    form = Narrow(product is None, limits[0], limits[1], not fma, config.underflow)
     floats, integers = np.zeros(CONSTANTS, np.float32), np.zeros(CONSTANTS, np.int32)
     floats[narrow.RATIO] = 2.0 ** (scales.sum - scales.product)
     floats[narrow.SUM_TOP] = math.ldexp(accumulator.largest_value, scales.sum)
@@ -257,15 +257,6 @@ def _constants(format: Float | Int, config: LBA, slot: int, floats: np.ndarray, 
     integers[at + wide.MASK] = -1 << (52 - format.mantissa)
     integers[at + wide.SPREAD] = (52 - format.mantissa) << 52
     integers[at + wide.DEPTH] = format.mantissa << 52
-
-
-def shape(form: Form, target: Target) -> Shape:
-    """Lanes, rows and vectors of a tile: what the registers hold."""
-    if "avx512f" in target.features:
-        return Shape(8, 4, 2) if form.wide else Shape(16, 8, 2)
-    if "avx2" in target.features:
-        return Shape(4, 2, 2) if form.wide else Shape(8, 3, 2)
-    return Shape(2, 2, 2) if form.wide else Shape(4, 2, 2)
 
 
 def chunk_bound(x: Tensor, largest: float, uses: int, config: LBA) -> float:

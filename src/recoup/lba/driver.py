@@ -1,0 +1,264 @@
+"""What a product does around its kernel, on any device: checks, plan, scaling, im2col, blocks.
+
+Legend: B matrices of a batch, M rows, N columns, K terms; a convolution is a product with M output channels and one
+column per output pixel, read straight from the padded image.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from recoup.formats import Int, quantize
+from recoup.lba.checks import check_finite, check_products_fit, check_range, mark_convolution, mark_product
+from recoup.lba.config import LBA
+from recoup.lba.geometry import Geometry
+from recoup.lba.plan import Extent, Plan, chunk_bound, plan
+from recoup.lba.reference import mix
+
+IMAGE_BYTES = 1 << 26  # of a padded block of images
+GRADIENT_BYTES = 1 << 26  # of the columns' gradients
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Where the elements of B [K, N] lie in a buffer: at ``terms[k] + columns[n]``; int64 on the buffer's device."""
+
+    source: Tensor
+    terms: Tensor
+    columns: Tensor
+    matrix: int  # elements from one matrix of the batch to the next
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """What random bits depend on: the seed and an output's index ``first + batch * matrix + row * i + j``."""
+
+    seed: int
+    first: int
+    matrix: int
+    row: int
+
+    @property
+    def base(self) -> int:
+        """The seed, mixed once, as the kernels take it."""
+        return int(mix(torch.tensor(self.seed))) if self.seed else 0
+
+
+class Machine(Protocol):
+    """A device's kernels."""
+
+    @property
+    def fma(self) -> bool:
+        """Whether multiply-add is one instruction."""
+        ...
+
+    @property
+    def lanes(self) -> int:
+        """Columns computed together: fewer of them leave lanes idle."""
+        ...
+
+    def extent(self, x: Tensor) -> Extent:
+        """What float32 numbers reach."""
+        ...
+
+    def product(self, x: Tensor, columns: Columns, chosen: Plan, config: LBA, index: Index) -> Tensor:
+        """x [B, M, K], scaled, times the columns: [B, M, N] in the kernel's element type and scale."""
+        ...
+
+    def gradients(
+        self, x: Tensor, columns: Columns, grad: Tensor, chosen: Plan, config: LBA, index: Index
+    ) -> tuple[Tensor, Tensor]:
+        """x [B, M, K], not scaled, and grad [B, M, N] -> gradients [B, M, K] and [B, K, N]."""
+        ...
+
+
+def matmul(machine: Machine, a: Tensor, b: Tensor, config: LBA, seed: int = 0) -> Tensor:
+    """a [B, M, K] b [B, K, N] -> [B, M, N]; see `recoup.lba.matmul`."""
+    B, M, K = a.shape
+    N = b.shape[2]
+    if 0 in (B, M, N, K):
+        return a.new_zeros(B, M, N)
+    reach = machine.extent(a), machine.extent(b)
+    a, b, faults = check_finite(a, b, (reach[0].finite, reach[1].finite), config)
+    if faults:
+        return mark_product(matmul(machine, a, b, config, seed), faults)
+    check_products_fit(a, b, config)
+    whole = isinstance(config.accumulator, Int) and is_whole(a) and is_whole(b)
+    if whole and wraps(config, K * reach[0].largest * reach[1].largest):
+        return wrapped(a.double() @ b.double(), config)
+    # Few columns would leave lanes idle. Random bits go by rows, so stochastic rounding stays as it is.
+    if not config.stochastic and _padded(N, M, machine.lanes) < _padded(M, N, machine.lanes):
+        return _product(machine, b.mT, a.mT, (reach[1], reach[0]), config, seed, whole).mT.contiguous()
+    return _product(machine, a, b, reach, config, seed, whole)
+
+
+def is_whole(x: Tensor) -> bool:
+    """Whether every element is a whole number."""
+    x = x.detach()
+    return torch.equal(x, x.trunc())
+
+
+def wraps(config: LBA, bound: float) -> bool:
+    """Whether the sum is exact arithmetic modulo a power of two, in any order, and float64 holds it."""
+    modular = isinstance(config.accumulator, Int) and config.accumulator.overflow == "wrap"
+    return modular and config.scale == 1 and config.product is None and config.promotion is None and bound < 2**53
+
+
+def wrapped(sums: Tensor, config: LBA) -> Tensor:
+    """Whole sums, wrapped once: wrapping at every step is the same."""
+    return quantize(sums, config.accumulator).float()
+
+
+def _padded(M: int, N: int, lanes: int) -> int:
+    """Outputs computed for M x N, roughly: whole vectors."""
+    return M * -(-N // lanes)
+
+
+def _product(
+    machine: Machine, x: Tensor, w: Tensor, reach: tuple[Extent, Extent], config: LBA, seed: int, whole: bool
+) -> Tensor:
+    M, N = x.shape[1], w.shape[2]
+    chosen = _plan(machine, x, reach, N, config, whole)
+    columns = matrix_columns(w)
+    y = machine.product(scaled(x, chosen), columns, chosen, config, Index(seed, 0, M * N, N))
+    return finished(y, chosen)
+
+
+def _plan(machine: Machine, x: Tensor, reach: tuple[Extent, Extent], uses: int, config: LBA, whole: bool) -> Plan:
+    bound = chunk_bound(x, reach[0].largest, uses, config) * reach[1].largest
+    return plan(*reach, bound, config, machine.fma, whole)
+
+
+def matrix_columns(w: Tensor) -> Columns:
+    """The columns of matrices [B, K, N] with any strides."""
+    w = w.detach()
+    if min(w.stride()[1:]) < 0 or (w.stride(2) != 1 and w.stride(1) != 1):
+        w = w.contiguous()
+    terms, columns = (torch.arange(n, device=w.device) * w.stride(1 + i) for i, n in enumerate(w.shape[1:]))
+    return Columns(w, terms, columns, w.stride(0))
+
+
+def scaled(x: Tensor, chosen: Plan) -> Tensor:
+    """The rows' operand as the kernel takes it: contiguous and scaled, with zeros for what is zero to the unit."""
+    x = x.detach()
+    if chosen.a_least > 0:
+        x = torch.where(x.abs() < chosen.a_least, 0.0, x)
+    return (x * 2.0**chosen.a_scale).contiguous() if chosen.a_scale else x.contiguous()
+
+
+def finished(y: Tensor, chosen: Plan) -> Tensor:
+    """Sums at their own scale, as float32; zeros positive."""
+    y = y * 2.0**chosen.unscale if chosen.unscale else y
+    if y.dtype == torch.float64:
+        top = torch.finfo(torch.float32).max
+        y = y.clamp(-top, top).float()
+    return y + 0.0
+
+
+def convolution(machine: Machine, x: Tensor, weight: Tensor, geometry: Geometry, config: LBA, seed: int = 0) -> Tensor:
+    """x [N, C, H, W] and weight [O, C / groups, kh, kw] -> [N, O, h, w]."""
+    N, outputs, G = x.shape[0], weight.shape[0], geometry.groups
+    size = geometry.size(x)
+    if weight.numel() == 0:
+        return x.new_zeros(N, outputs, *size)
+    reach = machine.extent(weight), machine.extent(x)
+    weight, x, faults = check_finite(weight, x, (reach[0].finite, reach[1].finite), config, ("weight", "input"))
+    if faults:
+        return mark_convolution(convolution(machine, x, weight, geometry, config, seed), faults, geometry)
+    check_range(weight, x, config)
+    rows = weight.reshape(G, outputs // G, -1)
+    whole = isinstance(config.accumulator, Int) and is_whole(weight) and is_whole(x)
+    if whole and wraps(config, rows.shape[2] * reach[0].largest * reach[1].largest):
+        sums = F.conv2d(
+            x.double(), weight.double(), None, geometry.stride, geometry.padding, geometry.dilation, geometry.groups
+        )
+        return wrapped(sums, config)
+    chosen = _plan(machine, rows, reach, N * size[0] * size[1], config, whole)
+    rows = scaled(rows, chosen)
+    y = x.new_empty(N, outputs, *size)
+    P = size[0] * size[1]
+    for start, block in _blocks(x):
+        columns = pixels(pad_image(block, geometry), geometry, size)
+        index = Index(seed, start * P, outputs // G * N * P, N * P)
+        sums = finished(machine.product(rows, columns, chosen, config, index), chosen)
+        y[start : start + len(block)] = sums.reshape(outputs, len(block), *size).transpose(0, 1)
+    return y
+
+
+def pad_image(x: Tensor, geometry: Geometry) -> Tensor:
+    """Images with their zero padding, contiguous."""
+    high, wide = geometry.padding
+    return F.pad(x.detach(), [wide, wide, high, high]).contiguous()
+
+
+def _blocks(x: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Images by so many that a block and its sums stay small."""
+    images = max(1, IMAGE_BYTES // (4 * max(1, x[0].numel())))
+    for start in range(0, x.shape[0], images):
+        yield start, x[start : start + images]
+
+
+def pixels(source: Tensor, geometry: Geometry, size: tuple[int, int]) -> Columns:
+    """The columns of im2col within padded images [N, C, H, W]."""
+    N, channels, H, W = source.shape
+    C = channels // geometry.groups
+    (kh, kw), (sh, sw), (dh, dw) = geometry.kernel, geometry.stride, geometry.dilation
+    device = source.device
+    terms = _outer((C, H * W), (kh, dh * W), (kw, dw), device=device)
+    places = _outer((N, channels * H * W), (size[0], sh * W), (size[1], sw), device=device)
+    return Columns(source, terms, places, C * H * W)
+
+
+def _outer(*counts: tuple[int, int], device: torch.device) -> Tensor:
+    """All sums of one multiple of each (count, step), the last varying fastest."""
+    total = torch.zeros(1, dtype=torch.int64, device=device)
+    for count, step in counts:
+        total = (total[:, None] + torch.arange(count, device=device) * step).reshape(-1)
+    return total
+
+
+def gradients(
+    machine: Machine, a: Tensor, b: Tensor, grad: Tensor, config: LBA, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Gradients of a [B, M, K] and b [B, K, N] for grad [B, M, N]; see `reference.gradients`."""
+    B, M, K = a.shape
+    N = b.shape[2]
+    if 0 in (B, M, N, K):
+        return torch.zeros_like(a), torch.zeros_like(b)
+    chosen = _gradient_plan(machine, a, b, config)
+    return machine.gradients(a.detach(), matrix_columns(b), grad.detach(), chosen, config, Index(seed, 0, M * N, N))
+
+
+def convolution_gradients(
+    machine: Machine, grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, config: LBA, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x [N, C, H, W] and weight [O, C / groups, kh, kw] for grad [N, O, h, w]."""
+    N, outputs, G = x.shape[0], weight.shape[0], geometry.groups
+    size = geometry.size(x)
+    P, K = size[0] * size[1], weight[0].numel()
+    grad_x, grad_w = torch.zeros_like(x), weight.new_zeros(G, outputs // G, K)
+    if 0 in (grad.numel(), weight.numel()):
+        return grad_x, grad_w.view(weight.shape)
+    rows = weight.detach().reshape(G, outputs // G, K)
+    chosen = _gradient_plan(machine, weight, x, config)
+    images = max(1, GRADIENT_BYTES // (4 * G * K * P))
+    for start in range(0, N, images):
+        block = x[start : start + images]
+        columns = pixels(pad_image(block, geometry), geometry, size)
+        g = grad[start : start + images].reshape(len(block), G, outputs // G, P).permute(1, 2, 0, 3)
+        index = Index(seed, start * P, outputs // G * N * P, N * P)
+        g = g.reshape(G, outputs // G, -1).detach()
+        part, spread = machine.gradients(rows, columns, g, chosen, config, index)
+        grad_w += part
+        grad_x[start : start + images] = geometry.image(spread.contiguous(), block.shape)
+    return grad_x, grad_w.view(weight.shape)
+
+
+def _gradient_plan(machine: Machine, a: Tensor, b: Tensor, config: LBA) -> Plan:
+    reach = machine.extent(a), machine.extent(b)
+    check_finite(a, b, (reach[0].finite, reach[1].finite), config.replace(nonfinite="error"))
+    return plan(*reach, float("inf"), config, machine.fma)
