@@ -29,7 +29,7 @@ from recoup.llvm import Target, host
 
 MAIN = (384, 1152, 1024)
 LAYERS = ((16, 144, 8192), (32, 288, 4096), (64, 576, 2048), (512, 4608, 512), (4096, 4096, 32), (64, 64, 64))
-PEER = (64, 256, 64)
+PEER = (384, 64, 1024)  # the outputs of MAIN, a slice of its terms
 MPTORCH = 0.05
 LEVELS = tuple(t for t in ("skylake-avx512", "haswell", "x86-64") if Target.named(t).features <= host().features)
 

@@ -53,5 +53,10 @@ def images(count: int, seed: int = 0) -> Tensor:
     return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
+def batches_of(count: int, size: int) -> list[Tensor]:
+    """Batches of random images."""
+    return list(images(count * size).split(size))
+
+
 CONVOLUTIONS = ["block1.conv1", "block1.conv2", "block1.shortcut", "block2.conv1", "block2.conv2", "block2.shortcut"]
 """The layers of a SmallNet that are calibrated by default."""

@@ -1,0 +1,111 @@
+"""Gains against their closed form in numpy, chunks, and the underflow switch."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import recoup as rc
+from recoup import lba
+from recoup.emulated import running
+from recoup.errors import RecoupError
+from recoup.formats import Float
+from recoup.lba import LBA
+from recoup.lba.repair import fitted_chunk
+from tests.networks import batches_of, small_net
+
+SHRINKING = LBA.biased(4, 3, bias=4)
+
+
+def one_layer(layer):
+    model = nn.Sequential(copy.deepcopy(layer)).eval()
+    return rc.emulate_(model, SHRINKING)
+
+
+@pytest.mark.parametrize("per", ["channel", "layer"])
+@pytest.mark.parametrize(
+    ("layer", "shape"), [(nn.Linear(40, 5), (30, 40)), (nn.Conv2d(4, 6, 3, groups=2, bias=False), (3, 4, 8, 8))]
+)
+def test_gain_is_the_least_squares_factor(layer, shape, per):
+    torch.manual_seed(0)
+    model, batches = one_layer(layer), [torch.randn(shape).relu() for _ in range(2)]
+    inner = model[0]
+    bias = 0 if inner.bias is None else inner.bias.detach().double().numpy()
+    sums = [[], []]
+    for x in batches:
+        for mode, kept in zip(("emulate", "baseline"), sums, strict=True):
+            with running(model, mode), torch.no_grad():
+                kept.append(model(x).movedim(1, -1).reshape(-1, inner.weight.shape[0]).double().numpy() - bias)
+    y, z = (np.concatenate(kept) for kept in sums)
+    axis = 0 if per == "channel" else None
+    expected = np.broadcast_to((y * z).sum(axis) / (y * y).sum(axis), inner.weight.shape[:1])
+    lba.correct_gain_(model, batches, per)
+    np.testing.assert_allclose(inner.gain.numpy(), expected, rtol=1e-5)  # the hook subtracts the bias in float32
+    assert inner.gain.mean() > 1.02  # truncation shrinks
+
+
+def test_gain_reduces_the_error_and_can_be_taken_back():
+    model, batches = small_net(), batches_of(2, 8)
+    with torch.no_grad():
+        exact = [model(x) for x in batches]
+        rc.emulate_(model, LBA.biased(4, 5))
+        before = [model(x) for x in batches]
+        lba.correct_gain_(model, batches)
+        after = [model(x) for x in batches]
+        error = [sum(float((y - z).square().sum()) for y, z in zip(ys, exact, strict=True)) for ys in (before, after)]
+        assert error[1] < 0.5 * error[0]
+        state = copy.deepcopy(model.state_dict())
+        for layer in model.modules():
+            if hasattr(layer, "gain"):
+                layer.gain = None
+        assert all(torch.equal(model(x), y) for x, y in zip(batches, before, strict=True))
+        model.load_state_dict(state)
+        assert all(torch.equal(model(x), y) for x, y in zip(batches, after, strict=True))
+
+
+def test_channels_that_are_always_zero_keep_their_gain():
+    layer = nn.Linear(6, 3)
+    with torch.no_grad():
+        layer.weight[1] = 0
+    model = one_layer(layer)
+    with pytest.warns(rc.RecoupWarning, match="1 channels of 1 layers gave only zeros"):
+        lba.correct_gain_(model, [torch.rand(4, 6)])
+    assert model[0].gain[1] == 1
+
+
+def test_a_failing_fit_leaves_the_gains_as_they_were():
+    model = one_layer(nn.Linear(6, 3))
+    lba.correct_gain_(model, [torch.rand(4, 6)])
+    before = model[0].gain.clone()
+    with pytest.raises(RecoupError, match=r"batch 1 .* holds NaN or infinity"):
+        lba.correct_gain_(model, [torch.rand(4, 6), torch.full((4, 6), torch.nan)])
+    assert torch.equal(model[0].gain, before)
+    with pytest.raises(RecoupError, match="per must be 'channel' or 'layer'"):
+        lba.correct_gain_(model, [torch.rand(4, 6)], "row")  # type: ignore[arg-type]
+    with pytest.raises(RecoupError, match="no layer on a narrow accumulator"):
+        lba.correct_gain_(nn.Linear(2, 2), [torch.rand(4, 2)])
+
+
+def test_chunks_follow_the_length_of_the_sums():
+    model = rc.emulate_(small_net(), LBA.m7e4())
+    lba.choose_chunks_(model)
+    found = {layer.weight[0].numel(): layer.config for layer in model.modules() if hasattr(layer, "gain")}
+    assert {terms: config.chunk for terms, config in found.items()} == {terms: fitted_chunk(terms) for terms in found}
+    longest = found[max(found)]
+    assert longest.product == Float.lba(4, 7, bias=10 + round(np.log2(longest.chunk) / 2))
+    lba.choose_chunks_(rc.emulate_(rc.restore_(model), LBA.m7e4()), rescale=False)
+    assert all(layer.config.product == LBA().product for layer in model.modules() if hasattr(layer, "gain"))
+
+
+def test_underflow_switches_in_every_layer():
+    model = rc.emulate_(small_net(), LBA.biased(4, 3))
+    x = batches_of(1, 4)[0] * 0.01
+    with torch.no_grad():
+        on = model(x)
+        lba.set_underflow_(model, False)
+        off = model(x)
+        lba.set_underflow_(model, True)
+        assert torch.equal(model(x), on)
+    assert not torch.equal(on, off)
