@@ -81,7 +81,7 @@ def evaluate(
     threads: Annotated[str | None, typer.Option(help="Threads a multiplier, comma-separated. [default: 2,4]")] = None,
     config: Annotated[
         list[str] | None,
-        typer.Option(help="Hardware: nbsmt-2t, nbsmt-4t or NBSMT(threads=4, policy='S'). Repeatable."),
+        typer.Option(help="Hardware: nbsmt-2t, nbsmt-4t, lba-m7e4 or NBSMT(threads=4, policy='S'). Repeatable."),
     ] = None,
     layers: Annotated[
         list[str] | None,

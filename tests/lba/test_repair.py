@@ -20,8 +20,10 @@ SHRINKING = LBA.biased(4, 3, bias=4)
 
 
 def one_layer(layer):
-    model = nn.Sequential(copy.deepcopy(layer)).eval()
-    return rc.emulate_(model, SHRINKING)
+    model = nn.Sequential(copy.deepcopy(layer))
+    model.eval()
+    rc.emulate_(model, SHRINKING)
+    return model
 
 
 @pytest.mark.parametrize("per", ["channel", "layer"])

@@ -7,6 +7,8 @@ from torch import nn
 
 from recoup.emulated import emulated_layers
 from recoup.errors import RecoupError
+from recoup.lba import LBA
+from recoup.report import render
 from recoup.study import Recipe, Results, State, run
 from recoup.study.lab import Lab
 from recoup.study.machine import cpu_threads
@@ -217,3 +219,27 @@ def test_threads_and_generator_are_left_alone(tmp_path):
     assert torch.get_num_threads() == before[0]
     assert torch.equal(torch.random.get_rng_state(), before[1])
     assert __name__ in sys.modules
+
+
+def test_narrow_accumulators_beside_shared_multipliers(tmp_path):
+    unit = LBA.biased(4, 3)
+    results = run(small_recipe(tmp_path, configs=["nbsmt-4t", "LBA.biased(4, 3)"]), progress=False)
+    rows = {(row.state, row.seed): row.top1 for row in results.accuracy if row.config == repr(unit)}
+    assert set(rows) == {
+        (state, 3 if state is State.NONE else seed)  # nothing is calibrated before the first repair
+        for state in results.recipe.states
+        if state.applies(unit)
+        for seed in (3, 5)
+    }
+    assert {row.name for row in results.units} == {
+        "features.0",
+        "features.3",
+        "features.7",
+        "features.10",
+        "classifier",
+    }
+    assert all(row.config == repr(unit) and row.bits == 8 and 0 < row.slope < 1.01 for row in results.units)
+    assert Results.load(tmp_path) == results
+    page = render(results)
+    assert "M4E3 (8 bits), chunk 16" in page
+    assert "gain per channel" in page
