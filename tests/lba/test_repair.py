@@ -1,6 +1,7 @@
 """Gains against their closed form in numpy, chunks, and the underflow switch."""
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 import recoup as rc
 from recoup import lba
-from recoup.emulated import running
+from recoup.emulated import emulated_layers, running
 from recoup.errors import RecoupError
 from recoup.formats import Float
 from recoup.lba import LBA
@@ -19,7 +20,7 @@ from tests.networks import batches_of, small_net
 SHRINKING = LBA.biased(4, 3, bias=4)
 
 
-def one_layer(layer):
+def one_layer(layer) -> Any:
     model = nn.Sequential(copy.deepcopy(layer))
     model.eval()
     rc.emulate_(model, SHRINKING)
@@ -93,7 +94,7 @@ def test_a_failing_fit_leaves_the_gains_as_they_were():
 def test_chunks_follow_the_length_of_the_sums():
     model = rc.emulate_(small_net(), LBA.m7e4())
     lba.choose_chunks_(model)
-    found = {layer.weight[0].numel(): layer.config for layer in model.modules() if hasattr(layer, "gain")}
+    found = {layer.weight[0].numel(): layer.config for layer in emulated_layers(model).values()}
     assert {terms: config.chunk for terms, config in found.items()} == {terms: fitted_chunk(terms) for terms in found}
     longest = found[max(found)]
     assert longest.product == Float.lba(4, 7, bias=10 + round(np.log2(longest.chunk) / 2))
