@@ -7,13 +7,14 @@
 >>> rc.evaluate(model, test_batches)                    # doctest: +SKIP
 """
 
-from recoup import data, formats, lba, models, nbsmt
+from recoup import data, formats, lba, lightnorm, models, nbsmt
 from recoup.calibrate import calibrate_
 from recoup.emulate import emulate_, restore_
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.evaluate import Accuracy, evaluate
 from recoup.formats import BlockFloat, Float, Int, quantize
 from recoup.lba import LBA
+from recoup.lightnorm import LightNorm, LightNorm1d, LightNorm2d, LightNorm3d
 from recoup.nbsmt import NBSMT, correct_bias_, reorder_, throttle_
 from recoup.recalibrate import recalibrate_
 from recoup.version import __version__
@@ -25,6 +26,10 @@ __all__ = [
     "BlockFloat",
     "Float",
     "Int",
+    "LightNorm",
+    "LightNorm1d",
+    "LightNorm2d",
+    "LightNorm3d",
     "RecoupError",
     "RecoupWarning",
     "__version__",
@@ -35,6 +40,7 @@ __all__ = [
     "evaluate",
     "formats",
     "lba",
+    "lightnorm",
     "models",
     "nbsmt",
     "quantize",

@@ -14,6 +14,8 @@ from recoup.errors import RecoupError, RecoupWarning
 from recoup.lba.attention import ATTENTION
 from recoup.lba.config import LBA
 from recoup.lba.layers import LAYERS as LBA_LAYERS
+from recoup.lightnorm.config import LightNorm
+from recoup.lightnorm.layers import LAYERS as LIGHTNORM_LAYERS
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.layers import LAYERS as NBSMT_LAYERS
 from recoup.selection import UNMATCHED, Selection
@@ -23,6 +25,7 @@ M = TypeVar("M", bound=nn.Module)
 WINGS: dict[type, dict[type[nn.Module], type[nn.Module]]] = {
     NBSMT: NBSMT_LAYERS,
     LBA: LBA_LAYERS | ATTENTION,
+    LightNorm: LIGHTNORM_LAYERS,
 }
 """Config class -> float layer -> emulated layer."""
 
@@ -37,7 +40,8 @@ def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> 
         model: any module, the layer itself included.
         config: the hardware of every layer that ``layers`` does not mention, e.g. ``NBSMT(threads=2)``; None: only
             the layers that ``layers`` mentions. NB-SMT takes the calibrated layers (see `calibrate_`), LBA every
-            linear layer, convolution and attention product, the first and the last layer included.
+            linear layer, convolution and attention product, the first and the last layer included, LightNorm every
+            batch norm.
         layers: ``{"name" or "re:regular expression": config or None}``; the first key that matches a layer's whole
             name decides, None leaves it in float.
 

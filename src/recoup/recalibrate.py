@@ -5,8 +5,8 @@ norms, with the hardware on, wins back much of the accuracy (Shomron and Weiser,
 Recalibration", 2020). The paired method is ours.
 """
 
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
@@ -43,6 +43,9 @@ def recalibrate_(
       on, and the *stored* ones move by the difference: mean += mean_on - mean_off, var *= var_on / var_off. It
       corrects what the hardware did and nothing else, so the images need not match the training distribution and
       their sampling noise cancels. A channel with var_off = 0 keeps its variance.
+
+    LightNorm layers in ``average`` and ``ema`` measure what they measure in training, the range; in ``paired`` the mean
+    and variance of their rounded inputs, since a converted network's statistics, and the other run's, are moments.
 
     Args:
         model: any module with batch norms that track running statistics.
@@ -136,7 +139,8 @@ def _paired(
         odd = sorted(other.keys() ^ norms.keys())[0]
         raise RecoupError(f"recalibrate_: batch norm {odd!r} is in only one of model and baseline")
     off, on = {name: Moments() for name in norms}, {name: Moments() for name in norms}
-    with _measuring(model, norms), _measuring(baseline, other) if baseline is not None else ExitStack():
+    second = _measuring(baseline, other) if baseline is not None else ExitStack()
+    with _measuring(model, norms), second, _by_moments(norms):
         for inputs, _ in prepared(model, batches, "recalibrate_ (paired)", progress):
             if baseline is None:
                 with running(model, "baseline"):
@@ -220,6 +224,19 @@ class _measuring(ExitStack):  # noqa: N801 -- used as a function
         self.enter_context(torch.no_grad())
         for norm in kept.norms:
             norm.momentum = 1.0
+
+
+@contextmanager
+def _by_moments(norms: dict[str, _BatchNorm]) -> Iterator[None]:
+    """Norms that estimate the variance (LightNorm, by the range) measure it, as those they are paired with do."""
+    others = [norm for norm in norms.values() if hasattr(norm, "by_moments")]
+    try:
+        for norm in others:
+            norm.by_moments = True  # type: ignore[assignment]
+        yield
+    finally:
+        for norm in others:
+            norm.by_moments = False  # type: ignore[assignment]
 
 
 def _norms(model: nn.Module) -> dict[str, _BatchNorm]:

@@ -55,7 +55,7 @@ def _float_bits(typing_context, a):
 
 
 @_intrinsic
-def _as_float(typing_context, a):
+def as_float(typing_context, a):
     """The float with a's bits."""
     wide = types.float32 if a.bitwidth == 32 else types.float64
 
@@ -66,7 +66,7 @@ def _as_float(typing_context, a):
 
 
 @_intrinsic
-def _as_integer(typing_context, a):
+def as_integer(typing_context, a):
     """The integer with the bits of the float a."""
     wide = types.int32 if a.bitwidth == 32 else types.int64
 
@@ -143,8 +143,8 @@ def float_nearest_kernel(x, y, first, last, constants):
         v = source[i]
         u = T(v & absolute)
         w = min(u, largest)
-        power = _as_float(T(max(T(w & infinity), lowest) + raise_by))
-        q = _as_integer((_as_float(w) + power) - power)
+        power = as_float(T(max(T(w & infinity), lowest) + raise_by))
+        q = as_integer((as_float(w) + power) - power)
         q = T(0) if u < zero_below else q
         q = top if u >= infinite_from else q
         q = u if u > infinity else q

@@ -16,9 +16,9 @@ from recoup.errors import RecoupError
 from recoup.lba.config import LBA
 from recoup.lba.driver import Columns, Index
 from recoup.lba.emit import Form, Shape, build
-from recoup.lba.emit_extent import magnitudes
 from recoup.lba.plan import Extent, Plan
 from recoup.llvm import Target, host
+from recoup.magnitudes import magnitudes
 from recoup.threads import over_rows
 
 _target: ContextVar[Target | None] = ContextVar("recoup_lba_target", default=None)

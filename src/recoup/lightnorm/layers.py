@@ -1,0 +1,189 @@
+"""Drop-ins for torch's batch norms: same constructor, same state_dict, range batch normalization inside."""
+
+import warnings
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import _verify_batch_size  # type: ignore[attr-defined]
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from recoup.emulated import Emulated
+from recoup.errors import RecoupError, RecoupWarning
+from recoup.lightnorm.config import LightNorm
+from recoup.lightnorm.ops import Joined, infer, train
+from recoup.lightnorm.passes import merged, quantized_moments
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+class LightNormLayer(Emulated, _BatchNorm):
+    """What the three layers share.
+
+    Running statistics are torch's: ``running_mean`` follows mu, ``running_var`` follows (s - eps)^2, by ``momentum``
+    (None: the cumulative mean), and eval divides by sqrt(running_var + eps), so that batch norm checkpoints load both
+    ways. float16 and bfloat16 inputs are computed in float32 and given back in their dtype.
+
+    Attributes:
+        group: a process group whose joined batch is normalized in training (`synchronize_`), or None.
+        by_moments: whether training mode takes mean and variance of the rounded input instead of the range's estimate:
+            what paired recalibration compares, because a converted network's statistics are moments.
+        saturated: channels whose mean or reciprocal left the `statistics` format in training so far; it warns once.
+    """
+
+    extras: ClassVar[tuple[str, ...]] = (*Emulated.extras, "group", "by_moments", "saturated")
+
+    config: LightNorm
+    group: Any
+    by_moments: bool
+    saturated: int
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        config: LightNorm | None = None,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        self.convert(LightNorm() if config is None else config, "")
+
+    def convert(self, config: Any, layer: str) -> None:
+        """Take a config; parameters and buffers stay."""
+        if not isinstance(config, LightNorm):
+            raise RecoupError(f"{type(self).__name__}(config={config!r}): config must be a LightNorm")
+        super().convert(config, layer)
+        self.group, self.by_moments, self.saturated = None, False, 0
+
+    def extra_repr(self) -> str:
+        """The batch norm's fields and the config."""
+        return f"{super().extra_repr()}, {self.config!r}"
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 -- the batch norm's name
+        """Normalize [N, C, ...]."""
+        if self.mode != "emulate":
+            return super().forward(input)
+        self._check_input_dim(input)
+        if input.dtype in HALF:
+            return self._normalized(input.float()).to(input.dtype)
+        return self._normalized(input)
+
+    def _normalized(self, x: Tensor) -> Tensor:
+        gamma, beta = self._parameters_for(x)
+        if not (self.training or self.running_mean is None):
+            assert self.running_var is not None
+            return infer(x, gamma, beta, self.running_mean, self.running_var, self.config.code, self.eps, self.title)[0]
+        if self.training:
+            _verify_batch_size(x.shape)
+        if self.training and self.by_moments:
+            return self._normalized_by_moments(x, gamma, beta)
+        if self.group is None:
+            y, _, mean, s, _, _ = train(x, gamma, beta, self.config.code, self.eps, self.title)
+        else:
+            y, mean, s = Joined.apply(x, gamma, beta, self.config, self.eps, self.group, self.title)
+        if self.training and self.track_running_stats:
+            self._track(mean, s)
+        if not torch.compiler.is_compiling():
+            self._count(mean, s)
+        return y
+
+    def _normalized_by_moments(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        mean, var = quantized_moments(merged(x), self.config)
+        y = infer(x, gamma, beta, mean, var, self.config.code, self.eps, self.title)[0]
+        n = x.numel() // x.shape[1]
+        self._track(mean, (var * (n / (n - 1))).sqrt() + self.eps)
+        return y
+
+    def _parameters_for(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if x.dtype not in (torch.float32, torch.float64):
+            raise RecoupError(f"{self.title}: LightNorm takes floating point; got {x.dtype} {list(x.shape)}")
+        if self.weight is None:
+            return x.new_ones(self.num_features), x.new_zeros(self.num_features)
+        if self.weight.dtype != x.dtype and not (self.weight.dtype in HALF or x.dtype == torch.float32):
+            raise RecoupError(f"{self.title}: the input is {x.dtype}, the parameters are {self.weight.dtype}")
+        return self.weight.to(x.dtype), self.bias.to(x.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, s: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None:
+            return
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        factor = 1.0 / self.num_batches_tracked.double() if self.momentum is None else self.momentum
+        for buffer, new in ((self.running_mean, mean), (self.running_var, (s - self.eps).square())):
+            buffer.copy_((1 - factor) * buffer.double() + factor * new)
+
+    def _count(self, mean: Tensor, s: Tensor) -> None:
+        form = self.config.statistics
+        if form is None:
+            return
+        beyond = int(((mean.abs() >= form.largest_value) | (1 / s > form.largest_value)).sum())
+        if beyond and not self.saturated:
+            warnings.warn(
+                f"{self.title}: the mean or 1/s of {beyond} channels left the statistics' format (largest value "
+                f"{form.largest_value:g}) and was saturated; a channel of constants has 1/s = 1/eps. Counted on in "
+                "layer.saturated",
+                RecoupWarning,
+                stacklevel=4,
+            )
+        self.saturated += beyond
+
+
+class LightNorm1d(LightNormLayer, nn.BatchNorm1d):
+    """`nn.BatchNorm1d` on a LightNorm unit: inputs [N, C] or [N, C, L].
+
+    >>> LightNorm1d(8, config=LightNorm.range(chunks=1))(torch.randn(16, 8)).shape
+    torch.Size([16, 8])
+    """
+
+    float_class = nn.BatchNorm1d
+
+
+class LightNorm2d(LightNormLayer, nn.BatchNorm2d):
+    """`nn.BatchNorm2d` on a LightNorm unit: inputs [N, C, H, W]; blocks are neighbouring channels at one pixel."""
+
+    float_class = nn.BatchNorm2d
+
+
+class LightNorm3d(LightNormLayer, nn.BatchNorm3d):
+    """`nn.BatchNorm3d` on a LightNorm unit: inputs [N, C, D, H, W]."""
+
+    float_class = nn.BatchNorm3d
+
+
+LAYERS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: LightNorm1d,
+    nn.BatchNorm2d: LightNorm2d,
+    nn.BatchNorm3d: LightNorm3d,
+}
+
+
+def synchronize_(model: nn.Module, group: Any = None) -> nn.Module:
+    """Let every LightNorm layer normalize the joined batch of a process group: chunks are those of the processes'
+    batches one after the other, in rank order, and the results those of one process that has them all, bit for bit.
+
+    Args:
+        model: with LightNorm layers.
+        group: a process group; None: all processes.
+
+    Raises:
+        RecoupError: no LightNorm layer, or torch.distributed is not initialized. In training: chunks that are no
+            multiple of the number of processes, or batches of different sizes.
+    """
+    import torch.distributed as dist
+
+    layers = [module for module in model.modules() if isinstance(module, LightNormLayer)]
+    if not layers:
+        raise RecoupError(
+            "lightnorm.synchronize_: the model has no LightNorm layer: emulate_(model, LightNorm()) first"
+        )
+    if not dist.is_available() or not dist.is_initialized():
+        raise RecoupError("lightnorm.synchronize_: torch.distributed is not initialized: init_process_group() first")
+    for layer in layers:
+        layer.group = dist.group.WORLD if group is None else group
+    return model

@@ -1,0 +1,181 @@
+"""Range batch normalization out of a device's passes: two over the activations, two over the gradient, and the blocks.
+
+Legend: x [N, C, P]; n = N P; K chunks. A device's module (`cpu`, `gpu`) has `finite`, `moments`, `normalize`,
+`products` and `gradient`.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recoup.errors import RecoupError
+from recoup.formats import BlockFloat, Float, quantize
+from recoup.lightnorm.config import LightNorm
+from recoup.lightnorm.scale import factors
+
+FEW_PLACES = 16  # below, samples become places, so that loops over places are long
+
+
+def device_of(x: Tensor) -> Any:
+    """The module with the passes for x's device."""
+    if x.device.type == "cpu":
+        from recoup.lightnorm import cpu
+
+        return cpu
+    if x.device.type == "cuda":
+        try:
+            from recoup.lightnorm import gpu
+        except ImportError as error:
+            raise RecoupError(
+                f"on CUDA, LightNorm needs Triton ({error}): pip install 'recoup[gpu]', or move the model to the CPU"
+            ) from None
+        return gpu
+    raise RecoupError(f"LightNorm runs on the CPU and CUDA; got {x.device}")
+
+
+def merged(x: Tensor) -> Tensor:
+    """[N, C, ...] as contiguous [N, C, P]; as [1, C, N P] where P is small: the order of elements is the same."""
+    x = x.detach().flatten(2) if x.dim() > 2 else x.detach().unsqueeze(2)
+    if x.shape[2] < FEW_PLACES and x.shape[0] > 1:
+        x = x.transpose(0, 1).reshape(1, x.shape[1], -1)
+    return x.contiguous()
+
+
+def merged_shape(shape: torch.Size) -> tuple[int, int, int]:
+    """The shape of `merged`."""
+    samples, channels, places = shape[0], shape[1], math.prod(shape[2:])
+    return (1, channels, samples * places) if places < FEW_PLACES and samples > 1 else (samples, channels, places)
+
+
+def split(x: Tensor, shape: torch.Size) -> Tensor:
+    """The inverse of `merged`."""
+    if x.shape[0] == 1 and shape[0] != 1:
+        places = x.shape[2] // shape[0]
+        x = x.view(shape[1], shape[0], places).transpose(0, 1)
+    return x.reshape(shape)
+
+
+def rounded(x: Tensor, format: Float | None, blocks: BlockFloat | None) -> Tensor:  # noqa: A002
+    """B(F(x))."""
+    x = x if format is None else quantize(x, format)
+    return x if blocks is None else quantize(x, blocks)
+
+
+def once(x: Tensor, format: Float | None) -> Tensor:  # noqa: A002
+    """A statistic, float64, in its format."""
+    return x if format is None else quantize(x, format)
+
+
+def taken(x: Tensor, format: Float | None, blocks: BlockFloat | None, config: LightNorm, what: str) -> Tensor:  # noqa: A002
+    """B(F(x)) with NaN throughout the channels that hold a NaN or infinity, or an error."""
+    x_q = rounded(x, format, blocks)
+    if device_of(x).finite(x):
+        return x_q
+    bad = ~x.isfinite()
+    if config.nonfinite == "error":
+        raise RecoupError(f"{what} {list(x.shape)} holds {int(bad.sum())} NaN or infinite values")
+    return x_q.masked_fill(bad.any(2).any(0)[:, None], torch.nan)
+
+
+def deviation(ends: Tensor, elements: int, config: LightNorm, eps: float) -> Tensor:
+    """s = (1/K) sum_k C(m_k) (max_k - min_k) + eps, added in this order; ends float64 [C, K, 2]."""
+    C_K = torch.from_numpy(factors(elements, config.chunks, config.scale)).to(ends.device)
+    total = torch.zeros_like(ends[:, 0, 0])
+    for k in range(config.chunks):
+        total = total + C_K[k] * (ends[:, k, 0] - ends[:, k, 1])
+    return total / config.chunks + eps
+
+
+def statistics(
+    sums: Tensor, ends: Tensor, elements: int, config: LightNorm, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """mu and r, rounded, and s, from a channel's exact sums and its chunks' ends."""
+    total = sums.sum(-1)
+    s = deviation(ends, elements, config, eps)
+    s = torch.where(total.isnan(), torch.nan, s)
+    return once(total / elements, config.statistics), s, once(1 / s, config.statistics)
+
+
+def quantized_moments(x: Tensor, config: LightNorm) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of B(F(x)) per channel, float64."""
+    x_q = taken(x, config.forward, config.forward_blocks, config, "the input").double()
+    var, mean = torch.var_mean(x_q, (0, 2), correction=0)
+    return mean, var
+
+
+def parameter(value: Tensor, config: LightNorm) -> Tensor:
+    """F(gamma) or F(beta), float64."""
+    value = value.detach()
+    return (value if config.forward is None else quantize(value, config.forward)).double()
+
+
+def forward(
+    x: Tensor, gamma: Tensor, beta: Tensor, config: LightNorm, eps: float, group: Any = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Training: y, xhat (both [N, C, P]); mu, s, r, float64 [C]; the extrema's indices [C, K, 2].
+
+    ``group``: a process group whose joined batch is normalized; chunks are then this process's share.
+    """
+    device = device_of(x)
+    x_q = taken(x, config.forward, config.forward_blocks, config, "the input")
+    elements = x.shape[0] * x.shape[2]
+    if group is None:
+        sums, ends, indices = device.moments(x_q, config.chunks)
+    else:
+        from recoup.lightnorm.joined import joined_moments
+
+        sums, ends, indices, elements = joined_moments(device, x_q, config, group)
+    mean, s, r = statistics(sums, ends, elements, config, eps)
+    y, xhat = device.normalize(x_q, mean, r, parameter(gamma, config), parameter(beta, config), config.forward)
+    return rounded(y, None, config.forward_blocks), xhat, mean, s, r, indices
+
+
+def infer(
+    x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, config: LightNorm, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Evaluation: y, xhat, r."""
+    x_q = taken(x, config.forward, config.forward_blocks, config, "the input")
+    r = once(1 / (var.detach().double() + eps).sqrt(), config.statistics)
+    mu = once(mean.detach().double(), config.statistics)
+    y, xhat = device_of(x).normalize(x_q, mu, r, parameter(gamma, config), parameter(beta, config), config.forward)
+    return rounded(y, None, config.forward_blocks), xhat, r
+
+
+def backward(
+    grad: Tensor, xhat: Tensor, r: Tensor, gamma: Tensor, indices: Tensor, config: LightNorm, group: Any = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x [N, C, P], gamma and beta [C]; see `reference.backward`. No indices: statistics are constants."""
+    device, dtype = device_of(grad), grad.dtype
+    g = taken(grad, config.backward, config.backward_blocks, config, "the gradient")
+    plain, cross = device.products(g, xhat)
+    elements = grad.shape[0] * grad.shape[2]
+    local = [once(v.sum(-1), config.gradient_statistics) for v in (cross, plain)]
+    K = indices.shape[1]
+    if group is not None:
+        from recoup.lightnorm.joined import joined_products
+
+        plain, cross, elements = joined_products(plain, cross, elements, group)
+    plain, cross = plain.sum(-1), cross.sum(-1)
+    S = once(cross, config.gradient_statistics)
+    slope = parameter(gamma, config) * r
+    if K == 0:
+        mean, amounts = torch.zeros_like(slope), slope[:, None][:, :0]
+    else:
+        mean = once(plain / elements, config.gradient_statistics)
+        C_K = torch.from_numpy(factors(elements, config.chunks, config.scale)).to(grad.device)
+        amounts = (slope[:, None] * _share(C_K, K, group)) * S[:, None] / config.chunks
+    # a channel whose statistics are NaN gets NaN gradients through its slope
+    dx = device.gradient(g, mean, slope, amounts.contiguous(), indices, config.backward)
+    return rounded(dx, None, config.backward_blocks), local[0].to(dtype), local[1].to(dtype)
+
+
+def _share(C_K: Tensor, K: int, group: Any) -> Tensor:
+    """The constants of this process's chunks."""
+    if group is None:
+        return C_K
+    import torch.distributed as dist
+
+    rank = dist.get_rank(group)
+    return C_K[rank * K : (rank + 1) * K]
