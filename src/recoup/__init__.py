@@ -7,7 +7,7 @@
 >>> rc.evaluate(model, test_batches)                    # doctest: +SKIP
 """
 
-from recoup import data, formats, lba, lightnorm, models, nbsmt
+from recoup import data, formats, lba, lightnorm, models, nbsmt, pipeline
 from recoup.calibrate import calibrate_
 from recoup.emulate import emulate_, restore_
 from recoup.errors import RecoupError, RecoupWarning
@@ -43,6 +43,7 @@ __all__ = [
     "lightnorm",
     "models",
     "nbsmt",
+    "pipeline",
     "quantize",
     "recalibrate_",
     "reorder_",

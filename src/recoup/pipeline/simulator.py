@@ -1,0 +1,252 @@
+"""Pipelined backpropagation on one device, exact: samples one after another, each seeing the weights its stages had.
+
+Sample k is forwarded with version max(0, k - D_s) of stage s and sent back through the newest weights. That *is* the
+asynchronous pipeline, tick for tick, so only a map from parameters to stages is needed, not a model that is cut.
+
+Every stage keeps its newest weights, its velocity and a ring of the weights that forwards are still to use, all flat;
+the model's parameters are views of one more flat buffer, which is overwritten in place through an alias. The graph
+keeps references, not copies, so what lies there during the backward pass is what it multiplies with.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recoup.errors import RecoupError
+from recoup.formats.fields import integer
+from recoup.pipeline.derived import refuse_derived_weights
+from recoup.pipeline.mitigation import Mitigation
+from recoup.pipeline.optimizer import StageOptimizer
+from recoup.pipeline.schedule import check_delays
+from recoup.pipeline.stages import resolve
+
+Rate = float | Callable[[int], float]
+
+
+class Simulator:
+    """A model trained as by a pipeline whose stages are ``delays`` updates late.
+
+    Args:
+        model: trained in place, in its dtype; after every step, also after an error, its parameters are the newest
+            weights. It must not change its parameters by itself.
+        stages: lists of module names; see `pipeline.stages`. `automatic` makes them for common networks.
+        delays: D_s of every stage, in updates; see `delays`.
+        lr: the learning rate, or a function of the update's number; it may be set between steps.
+        momentum, weight_decay: of SGD; the decay acts on the newest weights.
+        mitigation: a `Mitigation` or its name.
+        loss: of (output, y); the gradient of an update is the mean over its samples' losses.
+        update_size: steps whose gradients are averaged into one update; they are forwarded with the same version.
+
+    Raises:
+        RecoupError: stages that miss, repeat or invent a module, or share a parameter; delays that do not fit; modules
+            that save weights derived from their parameters (a parametrization, or a forward that standardizes its
+            weight) with a delay and without ``stash``: the backward pass would use the stale ones. In a step: batch
+            norm with one sample, a loss that is not finite (with the step; nothing is updated), autocast.
+
+    Source: Kosson et al., MLSys 2021; that ``update_size`` leaves delays in updates is our definition.
+
+    >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> simulator = Simulator(model, [["0", "1"], ["2"]], [2, 0], 0.1, 0.9, 0.0, "sc", nn.functional.cross_entropy)
+    >>> loss = simulator.step(torch.ones(1, 4), torch.zeros(1, dtype=torch.int64))
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        stages: Sequence[Iterable[str]],
+        delays: Sequence[int],
+        lr: Rate,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        mitigation: Mitigation | str = "none",
+        loss: Callable[[Any, Any], Tensor] = nn.functional.cross_entropy,
+        *,
+        update_size: int = 1,
+    ) -> None:
+        stages = [list(names) if not isinstance(names, str) else names for names in stages]
+        self.model, self.lr, self.loss = model, lr, loss
+        self.mitigation = Mitigation.parse(mitigation) if isinstance(mitigation, str) else mitigation
+        self.delays = check_delays(delays, len(stages))
+        self.momentum, self.weight_decay = _positive("momentum", momentum), _positive("weight_decay", weight_decay)
+        self.update_size = integer("pipeline.Simulator", "update_size", update_size, (1, 1 << 31))
+        self.names = resolve(model, stages)
+        self.steps = self.updates = 0
+        self._unchecked = any(self.delays) and not self.mitigation.stash
+        self._flatten()
+
+    def _flatten(self) -> None:
+        """Lay all parameters out in one buffer, stage by stage, without changing them."""
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        first = [parameters[name] for names in self.names for name in names]
+        if not first:
+            raise RecoupError("pipeline.Simulator: the model has no parameters")
+        kinds = {(p.dtype, p.device) for p in first}
+        if len(kinds) > 1:
+            raise RecoupError(
+                f"pipeline.Simulator: parameters must have one dtype and device; got {sorted(map(str, kinds))}"
+            )
+        sizes = [sum(parameters[name].numel() for name in names) for names in self.names]
+        self._live = torch.cat([p.detach().reshape(-1) for p in first])
+        self._gradient = torch.zeros_like(self._live)
+        self._parameters = []
+        at = 0
+        for parameter in first:
+            end = at + parameter.numel()
+            parameter.data = self._live[at:end].view(parameter.shape)  # no graph is alive yet
+            if parameter.requires_grad:
+                self._parameters.append((parameter, self._gradient[at:end].view(parameter.shape)))
+            at = end
+        self._bounds = [(sum(sizes[:s]), sum(sizes[: s + 1])) for s in range(len(sizes))]
+        weights = self._live.clone()
+        self.optimizers = [
+            StageOptimizer(weights[a:b], delay, s, self.momentum, self.weight_decay, self.mitigation)
+            for s, ((a, b), delay) in enumerate(zip(self._bounds, self.delays, strict=True))
+        ]
+        self._newest = weights
+        self._rings = [
+            weights[a:b].expand(delay + 1, -1).clone() for (a, b), delay in zip(self._bounds, self.delays, strict=True)
+        ]
+        self._frozen = [not parameters[name].requires_grad for names in self.names for name in names]
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the coming update."""
+        rate = self.lr(self.updates) if callable(self.lr) else self.lr
+        if not rate >= 0:
+            raise RecoupError(f"pipeline.Simulator: the learning rate of update {self.updates} is {rate!r}")
+        return float(rate)
+
+    def step(self, x: Any, y: Any) -> float:
+        """Forward and backward of one sample, or batch, and its update; the loss.
+
+        ``x`` and ``y`` reach ``model(x)`` and ``loss(output, y)`` unchanged.
+        """
+        self._check(x)
+        rate = self.rate
+        with self._returned(), torch.enable_grad():
+            for parameter, gradient in self._parameters:
+                parameter.grad = gradient
+            self._see(self._rows())
+            value = self.loss(self.model(x), y)
+            number = value.item()
+            if not math.isfinite(number):
+                raise RecoupError(f"pipeline.Simulator: the loss of step {self.steps} is {number}; nothing was updated")
+            if not self.mitigation.stash:
+                self._return(rate)
+            value.backward()
+            self.steps += 1
+            if self.steps % self.update_size == 0:
+                self._update(rate)
+        return number
+
+    def _rows(self) -> list[Tensor]:
+        """The weights that each stage's forward pass uses now: row max(0, k - D) of its ring."""
+        k = self.updates
+        return [ring[max(0, k - delay) % (delay + 1)] for ring, delay in zip(self._rings, self.delays, strict=True)]
+
+    @torch.no_grad()
+    def _see(self, rows: Sequence[Tensor]) -> None:
+        for (a, b), row in zip(self._bounds, rows, strict=True):
+            self._live[a:b].copy_(row)
+
+    @torch.no_grad()
+    def _return(self, rate: float) -> None:
+        """The weights of the backward pass, in place under the graph."""
+        if self.mitigation.prediction != "spectrain":
+            self._live.copy_(self._newest)
+            return
+        for (a, b), optimizer in zip(self._bounds, self.optimizers, strict=True):
+            optimizer.returning(rate, self._live[a:b])
+
+    def _update(self, rate: float) -> None:
+        if self.update_size > 1:
+            self._gradient.div_(self.update_size)
+        for (a, b), optimizer in zip(self._bounds, self.optimizers, strict=True):
+            optimizer.step(self._gradient[a:b], rate)
+        self._gradient.zero_()
+        self.updates += 1
+        rate = self.rate
+        for ring, optimizer, delay in zip(self._rings, self.optimizers, self.delays, strict=True):
+            optimizer.ahead(rate, ring[self.updates % (delay + 1)])
+
+    @contextmanager
+    def _returned(self) -> Iterator[None]:
+        """Whatever happens: the newest weights in the model, and no gradient of an unfinished step."""
+        kept = self._gradient.clone() if self.steps % self.update_size else None
+        try:
+            yield
+        except BaseException:
+            self._gradient.zero_() if kept is None else self._gradient.copy_(kept)
+            raise
+        finally:
+            with torch.no_grad():
+                self._live.copy_(self._newest)
+
+    def _check(self, x: Any) -> None:
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+            raise RecoupError("pipeline.Simulator: autocast saves cast weights, which stay stale; train in one dtype")
+        if isinstance(x, Tensor) and x.dim() and x.shape[0] == 1:
+            for name, module in self.model.named_modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+                    raise RecoupError(
+                        f"pipeline.Simulator: {name} is a batch norm, and the batch has one sample: use group norm "
+                        "(nn.GroupNorm, or norm='group' in recoup.models)"
+                    )
+        if self._unchecked:
+            refuse_derived_weights(self.model, x, [parameter for parameter, _ in self._parameters])
+            self._unchecked = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a run needs to go on bit for bit, as tensors and plain values."""
+        stages = [
+            {**optimizer.state(), "ring": ring.clone()}
+            for optimizer, ring in zip(self.optimizers, self._rings, strict=True)
+        ]
+        return {
+            "configuration": self._configuration(),
+            "steps": self.steps,
+            "updates": self.updates,
+            "gradient": self._gradient.clone(),
+            "stages": stages,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`; the learning rate is not part of it.
+
+        Raises:
+            RecoupError: the state of another configuration; the message says what differs. Nothing is then changed.
+        """
+        mine, theirs = self._configuration(), state.get("configuration", {})
+        for name, value in mine.items():
+            if theirs.get(name) != value:
+                raise RecoupError(
+                    f"pipeline.Simulator: the state is of another run: {name} is {theirs.get(name)!r}, here {value!r}"
+                )
+        for optimizer, ring, stage in zip(self.optimizers, self._rings, state["stages"], strict=True):
+            optimizer.load(stage)
+            ring.copy_(stage["ring"])
+        self._gradient.copy_(state["gradient"])
+        self.steps, self.updates = int(state["steps"]), int(state["updates"])
+        with torch.no_grad():
+            self._live.copy_(self._newest)
+
+    def _configuration(self) -> dict[str, Any]:
+        return {
+            "stages": self.names,
+            "sizes": [b - a for a, b in self._bounds],
+            "delays": self.delays,
+            "momentum": self.momentum,
+            "weight_decay": self.weight_decay,
+            "mitigation": repr(self.mitigation),
+            "update_size": self.update_size,
+        }
+
+
+def _positive(name: str, value: float) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
+        raise RecoupError(f"pipeline.Simulator({name}={value!r}): {name} must be a number from 0")
+    return float(value)
