@@ -64,8 +64,8 @@ def refuse_derived_weights(model: nn.Module, x: Any, parameters: list[Tensor]) -
 
 
 ADVICE = (
-    "the backward pass would use the ones of the forward: use mitigation='stash', delays of 0, or a module that computes "
-    "them again in its backward pass"
+    "the backward pass would use the ones of the forward: use mitigation='stash', delays of 0, or a module that "
+    "computes them again in its backward pass"
 )
 
 

@@ -20,7 +20,7 @@ from recoup.errors import RecoupError
 from recoup.formats.fields import integer
 from recoup.pipeline.derived import refuse_derived_weights
 from recoup.pipeline.mitigation import Mitigation
-from recoup.pipeline.optimizer import StageOptimizer
+from recoup.pipeline.optimizer import Ring, StageOptimizer
 from recoup.pipeline.schedule import check_delays
 from recoup.pipeline.stages import resolve
 
@@ -75,6 +75,8 @@ class Simulator:
         self.update_size = integer("pipeline.Simulator", "update_size", update_size, (1, 1 << 31))
         self.names = resolve(model, stages)
         self.steps = self.updates = 0
+        norms = nn.modules.batchnorm._BatchNorm
+        self._batch_norms = {name: module for name, module in model.named_modules() if isinstance(module, norms)}
         self._unchecked = any(self.delays) and not self.mitigation.stash
         self._flatten()
 
@@ -100,17 +102,12 @@ class Simulator:
             if parameter.requires_grad:
                 self._parameters.append((parameter, self._gradient[at:end].view(parameter.shape)))
             at = end
-        self._bounds = [(sum(sizes[:s]), sum(sizes[: s + 1])) for s in range(len(sizes))]
-        weights = self._live.clone()
-        self.optimizers = [
-            StageOptimizer(weights[a:b], delay, s, self.momentum, self.weight_decay, self.mitigation)
-            for s, ((a, b), delay) in enumerate(zip(self._bounds, self.delays, strict=True))
-        ]
-        self._newest = weights
-        self._rings = [
-            weights[a:b].expand(delay + 1, -1).clone() for (a, b), delay in zip(self._bounds, self.delays, strict=True)
-        ]
-        self._frozen = [not parameters[name].requires_grad for names in self.names for name in names]
+        self._sizes = sizes
+        self._parts = list(self._live.split(sizes))
+        self._newest = self._live.clone()
+        how = (self.momentum, self.weight_decay, self.mitigation)
+        self._optimizer = StageOptimizer(self._newest, sizes, self.delays, 0, *how)
+        self._ring = Ring(self._newest, sizes, self.delays)
 
     @property
     def rate(self) -> float:
@@ -129,49 +126,29 @@ class Simulator:
         rate = self.rate
         with self._returned(), torch.enable_grad():
             for parameter, gradient in self._parameters:
-                parameter.grad = gradient
-            self._see(self._rows())
+                if parameter.grad is not gradient:
+                    parameter.grad = gradient
+            self._ring.read(self.updates, self._parts)
             value = self.loss(self.model(x), y)
             number = value.item()
             if not math.isfinite(number):
                 raise RecoupError(f"pipeline.Simulator: the loss of step {self.steps} is {number}; nothing was updated")
             if not self.mitigation.stash:
-                self._return(rate)
+                with torch.no_grad():  # in place under the graph
+                    self._live.copy_(self._optimizer.returning(rate))
             value.backward()
             self.steps += 1
             if self.steps % self.update_size == 0:
                 self._update(rate)
         return number
 
-    def _rows(self) -> list[Tensor]:
-        """The weights that each stage's forward pass uses now: row max(0, k - D) of its ring."""
-        k = self.updates
-        return [ring[max(0, k - delay) % (delay + 1)] for ring, delay in zip(self._rings, self.delays, strict=True)]
-
-    @torch.no_grad()
-    def _see(self, rows: Sequence[Tensor]) -> None:
-        for (a, b), row in zip(self._bounds, rows, strict=True):
-            self._live[a:b].copy_(row)
-
-    @torch.no_grad()
-    def _return(self, rate: float) -> None:
-        """The weights of the backward pass, in place under the graph."""
-        if self.mitigation.prediction != "spectrain":
-            self._live.copy_(self._newest)
-            return
-        for (a, b), optimizer in zip(self._bounds, self.optimizers, strict=True):
-            optimizer.returning(rate, self._live[a:b])
-
     def _update(self, rate: float) -> None:
         if self.update_size > 1:
             self._gradient.div_(self.update_size)
-        for (a, b), optimizer in zip(self._bounds, self.optimizers, strict=True):
-            optimizer.step(self._gradient[a:b], rate)
+        self._optimizer.step(self._gradient, rate)
         self._gradient.zero_()
         self.updates += 1
-        rate = self.rate
-        for ring, optimizer, delay in zip(self._rings, self.optimizers, self.delays, strict=True):
-            optimizer.ahead(rate, ring[self.updates % (delay + 1)])
+        self._ring.write(self.updates, self._optimizer.ahead(self.rate))
 
     @contextmanager
     def _returned(self) -> Iterator[None]:
@@ -189,9 +166,9 @@ class Simulator:
     def _check(self, x: Any) -> None:
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
             raise RecoupError("pipeline.Simulator: autocast saves cast weights, which stay stale; train in one dtype")
-        if isinstance(x, Tensor) and x.dim() and x.shape[0] == 1:
-            for name, module in self.model.named_modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+        if self._batch_norms and isinstance(x, Tensor) and x.dim() and x.shape[0] == 1:
+            for name, module in self._batch_norms.items():
+                if module.training:
                     raise RecoupError(
                         f"pipeline.Simulator: {name} is a batch norm, and the batch has one sample: use group norm "
                         "(nn.GroupNorm, or norm='group' in recoup.models)"
@@ -202,16 +179,13 @@ class Simulator:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a run needs to go on bit for bit, as tensors and plain values."""
-        stages = [
-            {**optimizer.state(), "ring": ring.clone()}
-            for optimizer, ring in zip(self.optimizers, self._rings, strict=True)
-        ]
         return {
             "configuration": self._configuration(),
             "steps": self.steps,
             "updates": self.updates,
             "gradient": self._gradient.clone(),
-            "stages": stages,
+            "optimizer": self._optimizer.state(),
+            "ring": [rows.clone() for rows in self._ring.rows],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -226,9 +200,9 @@ class Simulator:
                 raise RecoupError(
                     f"pipeline.Simulator: the state is of another run: {name} is {theirs.get(name)!r}, here {value!r}"
                 )
-        for optimizer, ring, stage in zip(self.optimizers, self._rings, state["stages"], strict=True):
-            optimizer.load(stage)
-            ring.copy_(stage["ring"])
+        self._optimizer.load(state["optimizer"])
+        for rows, kept in zip(self._ring.rows, state["ring"], strict=True):
+            rows.copy_(kept)
         self._gradient.copy_(state["gradient"])
         self.steps, self.updates = int(state["steps"]), int(state["updates"])
         with torch.no_grad():
@@ -237,7 +211,7 @@ class Simulator:
     def _configuration(self) -> dict[str, Any]:
         return {
             "stages": self.names,
-            "sizes": [b - a for a, b in self._bounds],
+            "sizes": self._sizes,
             "delays": self.delays,
             "momentum": self.momentum,
             "weight_decay": self.weight_decay,
