@@ -40,6 +40,7 @@ class Simulator:
         mitigation: a `Mitigation` or its name.
         loss: of (output, y); the gradient of an update is the mean over its samples' losses.
         update_size: steps whose gradients are averaged into one update; they are forwarded with the same version.
+        first: index of the first stage, where the model is a later part of a pipeline.
 
     Raises:
         RecoupError: stages that miss, repeat or invent a module, or share a parameter; delays that do not fit; modules
@@ -66,6 +67,7 @@ class Simulator:
         loss: Callable[[Any, Any], Tensor] = nn.functional.cross_entropy,
         *,
         update_size: int = 1,
+        first: int = 0,
     ) -> None:
         stages = [list(names) if not isinstance(names, str) else names for names in stages]
         self.model, self.lr, self.loss = model, lr, loss
@@ -73,7 +75,7 @@ class Simulator:
         self.delays = check_delays(delays, len(stages))
         self.momentum, self.weight_decay = _positive("momentum", momentum), _positive("weight_decay", weight_decay)
         self.update_size = integer("pipeline.Simulator", "update_size", update_size, (1, 1 << 31))
-        self.names = resolve(model, stages)
+        self.names, self._first = resolve(model, stages), first
         self.steps = self.updates = 0
         norms = nn.modules.batchnorm._BatchNorm
         self._batch_norms = {name: module for name, module in model.named_modules() if isinstance(module, norms)}
@@ -83,15 +85,16 @@ class Simulator:
     def _flatten(self) -> None:
         """Lay all parameters out in one buffer, stage by stage, without changing them."""
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
-        first = [parameters[name] for names in self.names for name in names]
+        names = [[name for name in stage if parameters[name].requires_grad] for stage in self.names]
+        first = [parameters[name] for stage in names for name in stage]
         if not first:
-            raise RecoupError("pipeline.Simulator: the model has no parameters")
+            raise RecoupError("pipeline.Simulator: the model has no parameters that require a gradient")
         kinds = {(p.dtype, p.device) for p in first}
         if len(kinds) > 1:
             raise RecoupError(
                 f"pipeline.Simulator: parameters must have one dtype and device; got {sorted(map(str, kinds))}"
             )
-        sizes = [sum(parameters[name].numel() for name in names) for names in self.names]
+        sizes = [sum(parameters[name].numel() for name in stage) for stage in names]
         self._live = torch.cat([p.detach().reshape(-1) for p in first])
         self._gradient = torch.zeros_like(self._live)
         self._parameters = []
@@ -99,15 +102,15 @@ class Simulator:
         for parameter in first:
             end = at + parameter.numel()
             parameter.data = self._live[at:end].view(parameter.shape)  # no graph is alive yet
-            if parameter.requires_grad:
-                self._parameters.append((parameter, self._gradient[at:end].view(parameter.shape)))
+            self._parameters.append((parameter, self._gradient[at:end].view(parameter.shape)))
             at = end
+        self._marks = self._look()
         self._sizes = sizes
         self._parts = list(self._live.split(sizes))
         self._newest = self._live.clone()
         how = (self.momentum, self.weight_decay, self.mitigation)
-        self._optimizer = StageOptimizer(self._newest, sizes, self.delays, 0, *how)
-        self._ring = Ring(self._newest, sizes, self.delays)
+        self._optimizer = StageOptimizer(self._newest, sizes, self.delays, self._first, *how)
+        self._ring, self._written = Ring(self._newest, sizes, self.delays), 0
 
     @property
     def rate(self) -> float:
@@ -122,25 +125,52 @@ class Simulator:
 
         ``x`` and ``y`` reach ``model(x)`` and ``loss(output, y)`` unchanged.
         """
-        self._check(x)
-        rate = self.rate
+        self.check(x)
         with self._returned(), torch.enable_grad():
-            for parameter, gradient in self._parameters:
-                if parameter.grad is not gradient:
-                    parameter.grad = gradient
-            self._ring.read(self.updates, self._parts)
+            self.attach()
+            self.show(self.updates)
             value = self.loss(self.model(x), y)
-            number = value.item()
-            if not math.isfinite(number):
-                raise RecoupError(f"pipeline.Simulator: the loss of step {self.steps} is {number}; nothing was updated")
+            number = self.checked(value, f"step {self.steps}")
             if not self.mitigation.stash:
-                with torch.no_grad():  # in place under the graph
-                    self._live.copy_(self._optimizer.returning(rate))
+                self.show_newest(self.updates)
             value.backward()
-            self.steps += 1
-            if self.steps % self.update_size == 0:
-                self._update(rate)
+            self.update()
         return number
+
+    def attach(self) -> None:
+        """Let gradients add up in the flat buffer."""
+        for parameter, gradient in self._parameters:
+            if parameter.grad is not gradient:
+                parameter.grad = gradient
+
+    def show(self, version: int) -> None:
+        """Put the weights of a forward pass begun at a version into the model."""
+        if self._written < self.updates:  # not at the end of the update: the prediction's rate is the coming update's
+            self._written = self.updates
+            self._ring.write(self.updates, self._optimizer.ahead(self.rate))
+        self._ring.read(version, self._parts)
+
+    def show_newest(self, version: int) -> None:
+        """Put the weights of a backward pass into the model, in place under the graph; with stash the forward's."""
+        if self.mitigation.stash:
+            self._ring.read(version, self._parts)
+        else:
+            with torch.no_grad():
+                self._live.copy_(self._optimizer.returning(self.rate))
+
+    @staticmethod
+    def checked(value: Tensor, where: str) -> float:
+        """A loss as a number, or an error."""
+        number = value.item()
+        if not math.isfinite(number):
+            raise RecoupError(f"pipeline: the loss of {where} is {number}; nothing was updated")
+        return number
+
+    def update(self) -> None:
+        """Count a backward pass; after ``update_size`` of them, update."""
+        self.steps += 1
+        if self.steps % self.update_size == 0:
+            self._update(self.rate)
 
     def _update(self, rate: float) -> None:
         if self.update_size > 1:
@@ -148,7 +178,6 @@ class Simulator:
         self._optimizer.step(self._gradient, rate)
         self._gradient.zero_()
         self.updates += 1
-        self._ring.write(self.updates, self._optimizer.ahead(self.rate))
 
     @contextmanager
     def _returned(self) -> Iterator[None]:
@@ -160,10 +189,31 @@ class Simulator:
             self._gradient.zero_() if kept is None else self._gradient.copy_(kept)
             raise
         finally:
-            with torch.no_grad():
-                self._live.copy_(self._newest)
+            self.settle()
 
-    def _check(self, x: Any) -> None:
+    def settle(self) -> None:
+        """Put the newest weights into the model."""
+        with torch.no_grad():
+            self._live.copy_(self._newest)
+
+    def _look(self) -> list[tuple[int, int]]:
+        """What changes when someone else writes to a parameter (our alias does not count) or moves it."""
+        return [(parameter._version, parameter.data_ptr()) for parameter, _ in self._parameters]
+
+    def _changed(self) -> str:
+        """The first parameter that was written to or moved."""
+        now = self._look()
+        index = next(i for i, mark in enumerate(self._marks) if now[i] != mark)
+        found = self._parameters[index][0]
+        return next(name for name, parameter in self.model.named_parameters() if parameter is found)
+
+    def check(self, x: Any) -> None:
+        """Refuse what would silently use stale weights or statistics of one sample."""
+        if self._look() != self._marks:
+            raise RecoupError(
+                f"pipeline.Simulator: {self._changed()} was written to or moved since the pipeline was filled, and "
+                "older versions of it are under way: make a new Simulator, or use its load_state_dict"
+            )
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
             raise RecoupError("pipeline.Simulator: autocast saves cast weights, which stay stale; train in one dtype")
         if self._batch_norms and isinstance(x, Tensor) and x.dim() and x.shape[0] == 1:
@@ -205,8 +255,8 @@ class Simulator:
             rows.copy_(kept)
         self._gradient.copy_(state["gradient"])
         self.steps, self.updates = int(state["steps"]), int(state["updates"])
-        with torch.no_grad():
-            self._live.copy_(self._newest)
+        self._written = self.updates - 1  # written again by the next forward pass, to the same bits
+        self.settle()
 
     def _configuration(self) -> dict[str, Any]:
         return {

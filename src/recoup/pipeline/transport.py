@@ -1,0 +1,204 @@
+"""How packets pass between neighbouring ranks of a pipeline: four calls, over queues or torch.distributed.
+
+A packet is one tensor. Those of one direction arrive in the order in which they were sent.
+"""
+
+from collections import deque
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from recoup.errors import RecoupError
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8)
+HEADER = 10  # dtype, dimensions, and up to eight sizes
+
+
+class Transport(Protocol):
+    """A rank's links to the one before and the one after it."""
+
+    def send_activation(self, x: Tensor) -> None:
+        """To the next rank."""
+        ...
+
+    def receive_activation(self) -> Tensor:
+        """From the rank before."""
+        ...
+
+    def send_gradient(self, g: Tensor) -> None:
+        """To the rank before."""
+        ...
+
+    def receive_gradient(self) -> Tensor:
+        """From the next rank."""
+        ...
+
+
+class LocalTransport:
+    """Queues within one process."""
+
+    def __init__(self, links: list[tuple[deque, deque]], rank: int) -> None:
+        self._links, self._rank = links, rank
+
+    @classmethod
+    def chain(cls, ranks: int) -> "list[LocalTransport]":
+        """A transport for every rank of a pipeline."""
+        links: list[tuple[deque, deque]] = [(deque(), deque()) for _ in range(ranks)]
+        return [cls(links, rank) for rank in range(ranks)]
+
+    def send_activation(self, x: Tensor) -> None:
+        """See `Transport`."""
+        self._links[self._rank][0].append(x.clone())
+
+    def receive_activation(self) -> Tensor:
+        """See `Transport`."""
+        return self._links[self._rank - 1][0].popleft()
+
+    def send_gradient(self, g: Tensor) -> None:
+        """See `Transport`."""
+        self._links[self._rank - 1][1].append(g.clone())
+
+    def receive_gradient(self) -> Tensor:
+        """See `Transport`."""
+        return self._links[self._rank][1].popleft()
+
+
+class DistributedTransport:
+    """Point to point over torch.distributed, a process group for each direction.
+
+    The first packet of a direction is preceded by a header with its dtype and shape; all others are alike. A receipt is
+    posted as soon as the one before is done.
+
+    Args:
+        timeout: how long a rank waits for its neighbour.
+        device: of the tensors.
+
+    Raises:
+        RecoupError: in a send or receive, when the neighbour is gone or silent for that long; the message names it.
+    """
+
+    def __init__(self, timeout: timedelta, device: torch.device) -> None:
+        self.rank, self.size, self._timeout = dist.get_rank(), dist.get_world_size(), timeout
+        ranks = list(range(self.size))
+        forward, backward = (dist.new_group(ranks, timeout=timeout) for _ in range(2))
+        self._out = {"activation": _Sender(self, forward, 1), "gradient": _Sender(self, backward, -1)}
+        self._in = {
+            "activation": _Receiver(self, forward, -1, device),
+            "gradient": _Receiver(self, backward, 1, device),
+        }
+
+    def send_activation(self, x: Tensor) -> None:
+        """See `Transport`."""
+        self._out["activation"].send(x)
+
+    def receive_activation(self) -> Tensor:
+        """See `Transport`."""
+        return self._in["activation"].receive()
+
+    def send_gradient(self, g: Tensor) -> None:
+        """See `Transport`."""
+        self._out["gradient"].send(g)
+
+    def receive_gradient(self) -> Tensor:
+        """See `Transport`."""
+        return self._in["gradient"].receive()
+
+    def settle(self) -> None:
+        """Wait until everything sent has left."""
+        for sender in self._out.values():
+            sender.settle(0)
+
+    def wait(self, work: Any, peer: int, what: str) -> None:
+        """Finish a transfer, or say whose fault it is that it cannot."""
+        try:
+            work.wait(self._timeout)
+        except (RuntimeError, ValueError) as error:
+            raise RecoupError(
+                f"pipeline: rank {self.rank} could not {what} rank {peer} within {self._timeout.total_seconds():g} s: "
+                f"it died or is stuck ({str(error).splitlines()[0][:160]})"
+            ) from None
+
+
+class _Sender:
+    """One direction out: a few transfers may be under way."""
+
+    MOST = 4
+
+    def __init__(self, owner: DistributedTransport, group: Any, step: int) -> None:
+        self._owner, self._group, self._peer = owner, group, owner.rank + step
+        self._shape: list[int] | None = None
+        self._under_way: deque[tuple[Any, Tensor]] = deque()
+
+    def send(self, x: Tensor) -> None:
+        header = _header(x)
+        if self._shape is None:
+            self._shape = header.tolist()
+            self._post(header.to(x.device))
+        elif header.tolist() != self._shape:
+            raise RecoupError(
+                f"pipeline: rank {self._owner.rank} would send {x.dtype} {list(x.shape)}, unlike the packets "
+                "before; all samples must have the same shape"
+            )
+        self._post(x.detach().contiguous().clone())
+        self.settle(self.MOST)
+
+    def settle(self, most: int) -> None:
+        while len(self._under_way) > most:
+            work, _ = self._under_way.popleft()
+            self._owner.wait(work, self._peer, "send to")
+
+    def _post(self, x: Tensor) -> None:
+        try:
+            work = dist.isend(x, self._peer, group=self._group)
+        except (RuntimeError, ValueError) as error:
+            raise RecoupError(f"pipeline: rank {self._owner.rank} cannot send to rank {self._peer}: {error}") from None
+        self._under_way.append((work, x))
+
+
+class _Receiver:
+    """One direction in: `post` begins a receipt early, so that it proceeds while the rank computes."""
+
+    def __init__(self, owner: DistributedTransport, group: Any, step: int, device: torch.device) -> None:
+        self._owner, self._group, self._peer, self._device = owner, group, owner.rank + step, device
+        self._like: Tensor | None = None
+        self._posted: tuple[Any, Tensor] | None = None
+
+    def receive(self) -> Tensor:
+        if self._like is None:
+            header = torch.empty(HEADER, dtype=torch.int64, device=self._device)
+            self._owner.wait(self._post(header), self._peer, "receive from")
+            self._like = _announced(header, self._device)
+        self.post()
+        assert self._posted is not None
+        work, buffer = self._posted
+        self._posted = None
+        self._owner.wait(work, self._peer, "receive from")
+        return buffer
+
+    def post(self) -> None:
+        if self._posted is None and self._like is not None:
+            buffer = torch.empty_like(self._like)
+            self._posted = self._post(buffer), buffer
+
+    def _post(self, buffer: Tensor) -> Any:
+        try:
+            return dist.irecv(buffer, self._peer, group=self._group)
+        except (RuntimeError, ValueError) as error:
+            raise RecoupError(
+                f"pipeline: rank {self._owner.rank} cannot receive from rank {self._peer}: {error}"
+            ) from None
+
+
+def _header(x: Tensor) -> Tensor:
+    if x.dtype not in DTYPES or x.dim() > HEADER - 2:
+        raise RecoupError(f"pipeline: a packet of {x.dtype} {list(x.shape)} cannot be sent")
+    sizes = [*x.shape, *[0] * (HEADER - 2 - x.dim())]
+    return torch.tensor([DTYPES.index(x.dtype), x.dim(), *sizes], dtype=torch.int64)
+
+
+def _announced(header: Tensor, device: torch.device) -> Tensor:
+    kind, dims, *sizes = header.tolist()
+    return torch.empty(sizes[:dims], dtype=DTYPES[kind], device=device)
