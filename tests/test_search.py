@@ -56,8 +56,20 @@ def test_bad_input(tmp_path):
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(RecoupError, match="no log of a search"):
         narrowest(model, batches, log=tmp_path / "other.json")
-    (tmp_path / "other.json").write_text('{"model": "x", "accuracy": {}}')
-    with pytest.raises(RecoupError, match="another model's"):
-        narrowest(model, batches, log=tmp_path / "other.json")
+    log = tmp_path / "log.json"
+    narrowest(model, batches, candidates=CANDIDATES[:1], calibration=batches, log=log)
+    kept, run = log.read_text(), {"candidates": CANDIDATES[:1], "log": log}
+    longer = [*batches, batches[0]]
+    relabelled = [(x, (y + 1) % 10) for x, y in batches]
+    for told, arguments, options in (
+        ("another model", (small_net(1), batches), {"calibration": batches}),
+        ("other batches", (model, longer), {"calibration": batches}),
+        ("other batches", (model, relabelled), {"calibration": batches}),
+        ("another calibration", (model, batches), {"calibration": longer}),
+        ("another calibration", (model, batches), {}),
+    ):
+        with pytest.raises(RecoupError, match=f"log of a search with {told}"):
+            narrowest(*arguments, **options, **run)
+    assert log.read_text() == kept
     with pytest.raises(RecoupError, match="emulated already"):
         narrowest(rc.emulate_(model, LBA()), batches)

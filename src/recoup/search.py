@@ -1,15 +1,14 @@
 """The narrowest accumulator of every layer that keeps a network within an accuracy budget."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from recoup.digest import of_batches, of_model
 from recoup.emulate import emulate_, restore_
 from recoup.emulated import emulated_layers
 from recoup.errors import RecoupError
@@ -30,7 +29,8 @@ class Found:
     """What a search found.
 
     Attributes:
-        layers: layer name -> config: a layer map for `emulate_`.
+        layers: layer name -> config: a layer map for `emulate_`. It holds no gains: if the search fitted them, call
+            `recoup.lba.correct_gain_` after `emulate_`, or the accuracy is another.
         accuracy: top-1 with it, in percent, on the batches searched with.
         reference: top-1 of the float network.
         uniform: top-1 with every candidate in all layers, as far as they were tried.
@@ -60,6 +60,7 @@ def narrowest(
 
     First the narrowest candidate that all layers bear together; from there each layer in turn, the one with the least
     residual first, takes the narrowest candidate that keeps the network's accuracy within ``budget`` points of float.
+    A layer that the first batch does not run keeps the common one.
     It is deterministic; a general optimiser would spend its trials on learning what the ordering says already.
 
     Args:
@@ -68,7 +69,8 @@ def narrowest(
         budget: points of top-1 that may be lost.
         candidates: the accumulators to choose from, the widest first.
         calibration: inputs for a gain per channel, fitted anew for every network measured; None: no repair.
-        log: a JSON file that keeps every measurement, so that an interrupted search goes on where it stopped.
+        log: a JSON file that keeps every measurement, so that an interrupted search goes on where it stopped. It
+            belongs to the model's tensors and to both sets of batches in their order.
         progress: called with a line per measurement.
 
     Raises:
@@ -109,17 +111,29 @@ class _Trial:
     def __init__(self, model: nn.Module, batches: Any, calibration: Any, log: Any, progress: Any) -> None:
         self.model, self.batches, self.calibration, self.progress = model, batches, calibration, progress
         self.path = None if log is None else Path(log)
-        self.identity = _digest(model)
+        self.identity = {}
         self.known: dict[str, float] = {}
         self.evaluations = 0
-        if self.path is not None and self.path.exists():
-            try:
-                content = json.loads(self.path.read_text("utf-8"))
-                identity, self.known = content["model"], dict(content["accuracy"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise RecoupError(f"lba.narrowest: {self.path} is no log of a search ({error})") from None
-            if identity != self.identity:
-                raise RecoupError(f"lba.narrowest: {self.path} is the log of another model's search")
+        if self.path is not None:
+            fitted = None if calibration is None else of_batches(calibration)
+            self.identity = {"model": of_model(model), "batches": of_batches(batches), "calibration": fitted}
+            if self.path.exists():
+                self.known = self._kept(self.path)
+
+    def _kept(self, path: Path) -> dict[str, float]:
+        """What an earlier run measured, if it was this search."""
+        try:
+            content = json.loads(path.read_text("utf-8"))
+            theirs, known = {name: content.get(name) for name in self.identity}, dict(content["accuracy"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RecoupError(f"lba.narrowest: {path} is no log of a search ({error})") from None
+        others = {"model": "another model", "batches": "other batches", "calibration": "another calibration"}
+        for name, other in others.items():
+            if theirs[name] != self.identity[name]:
+                raise RecoupError(
+                    f"lba.narrowest: {path} is the log of a search with {other}: choose another file, or delete it"
+                )
+        return known
 
     def names(self, config: LBA) -> list[str]:
         """The layers an LBA takes."""
@@ -130,7 +144,7 @@ class _Trial:
             restore_(self.model)
 
     def by_residual(self, config: LBA) -> list[str]:
-        """Layers that run, the one that a narrow accumulator disturbs least first; then the others."""
+        """Layers that run, the one that a narrow accumulator disturbs least first."""
         emulate_(self.model, config)
         try:
             rows = profile(self.model, self.batches, outputs=512)
@@ -145,7 +159,7 @@ class _Trial:
             self.known[key] = self._measure(assignment)
             self.evaluations += 1
             if self.path is not None:
-                write_atomically(self.path, json.dumps({"model": self.identity, "accuracy": self.known}, indent=1))
+                write_atomically(self.path, json.dumps({**self.identity, "accuracy": self.known}, indent=1))
             if self.progress is not None:
                 self.progress(f"{self.evaluations} networks measured, the last {self.known[key]:.2f} %")
         return self.known[key]
@@ -160,11 +174,3 @@ class _Trial:
             return evaluate(self.model, self.batches).top1
         finally:
             restore_(self.model)
-
-
-def _digest(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -6,7 +6,8 @@ import recoup as rc
 from recoup import lba
 from recoup.emulated import emulated_layers
 from recoup.errors import RecoupError
-from recoup.lba import LBA
+from recoup.lba import FP8, LBA
+from recoup.lba.attention import LBAAttentionProducts
 from recoup.models.attention import AttentionProducts
 
 NEAR = LBA.fp32()
@@ -68,8 +69,51 @@ def test_refused():
         lba.attention(heads(2, 3, 8), heads(2, 3, 7), heads(2, 3, 8), LBA())
     with pytest.raises(RecoupError, match="3 query heads are no multiple of 2"):
         lba.attention(heads(3, 4, 8), heads(2, 4, 8), heads(2, 4, 8), LBA())
-    with pytest.raises(RecoupError, match=r"block: q k\^T: operand a .* NaN"):
+    with pytest.raises(RecoupError, match=r"block: q k\^T: operand q .* NaN"):
         lba.attention(heads(2, 4, 8) * float("nan"), heads(2, 4, 8), heads(2, 4, 8), LBA(), layer="block")
+
+    q, k = heads(2, 3, 5, 8), heads(2, 3, 6, 8)
+    cases: list[tuple[str, tuple, dict]] = [
+        (r"config must be an LBA, .* got 'm7e4'", (q, k, k, "m7e4"), {}),
+        (
+            r"mask must be boolean .* or floating .* got torch.int64",
+            (q, k, k, LBA()),
+            {"mask": torch.ones(5, 6).long()},
+        ),
+        (
+            r"mask \[6, 5\] does not broadcast to the scores \[2, 3, 5, 6\]",
+            (q, k, k, LBA()),
+            {"mask": torch.ones(6, 5)},
+        ),
+        (r"mask \[4, 2, 3, 5, 6\] does not", (q, k, k, LBA()), {"mask": torch.ones(4, 2, 3, 5, 6)}),
+        (r"k \[2, 3, 6, 8\] and v \[2, 1, 6, 8\] do not fit", (q, k, k[:, :1], LBA()), {}),
+        ("do not fit", (q, k[:, :1], heads(2, 2, 6, 8), LBA()), {}),
+        ("do not fit", (q, k, heads(3, 3, 6, 8), LBA()), {}),
+        ("do not fit", (q, heads(3, 3, 6, 8), heads(3, 3, 6, 8), LBA()), {}),
+        (r"k \[6, 8\] .* do not fit", (q, k[0, 0], k[0, 0], LBA()), {}),
+    ]
+    for told, arguments, options in cases:
+        with pytest.raises(RecoupError, match=rf"block: .*{told}"):
+            lba.attention(*arguments, **options, layer="block")
+    with pytest.raises(RecoupError, match="config must be an LBA"):
+        LBAAttentionProducts("m7e4")  # type: ignore[arg-type]
+
+
+def test_no_keys_give_zeros():
+    q, none = heads(2, 3, 5, 8), heads(2, 3, 0, 8)
+    expected = F.scaled_dot_product_attention(q, none, none)
+    assert torch.equal(lba.attention(q, none, none, LBA()), expected)
+    assert torch.equal(lba.attention(q, none, none, LBA(operands=FP8), causal=True), expected)
+
+
+def test_autocast():
+    q, k, v = (heads(2, 6, 8, seed=s).bfloat16() for s in range(3))
+    for config in (LBA(), LBA(operands=FP8)):
+        expected = lba.attention(q.float(), k.float(), v.float(), config)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(lba.attention(q, k, v, config), expected)
+        with pytest.raises(RecoupError, match=r"block.* takes float32; got torch.bfloat16"):
+            lba.attention(q, k, v, config, layer="block")
 
 
 def test_hugging_face():

@@ -51,6 +51,17 @@ def test_refused(arguments, told):
         LBA(**arguments)
 
 
+def test_a_bias_is_an_integer():
+    with pytest.raises(RecoupError, match=r"LBA.biased\(bias='x'\): bias must be an integer from -256 to 256"):
+        LBA.biased(7, 4, bias="x")  # type: ignore[arg-type]
+
+
+def test_stochastic_anywhere():
+    random = Float.lba(4, 7, bias=10, rounding="stochastic")
+    assert not LBA(backward=LBA()).stochastic
+    assert all(c.stochastic for c in (LBA(random), LBA(None, random), LBA(promotion=random), LBA(backward=LBA(random))))
+
+
 def test_unknown_fields():
     with pytest.raises(RecoupError, match="unknown field 'bits'"):
         LBA.from_dict({"bits": 12})

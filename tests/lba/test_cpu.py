@@ -123,6 +123,44 @@ def test_23_bits_to_nearest_is_sequential_float32(seed, K):
         assert np.array_equal(lba.matmul(a, b, config).numpy(), expected)
 
 
+TIES = [
+    # The product has more bits than the sum: 1.0625 is a tie of the accumulator, which 2^-60 breaks.
+    (LBA(Float.parse("float32"), Float(3, -100, 100, False), None), [2.0**-60, 1.0625], 1.125),
+    # Just below the smallest normal, which a float64 sum rounds up to.
+    (LBA(Float.parse("float32"), Float.lba(4, 7, bias=10, rounding="nearest"), None), [2.0**-10, -(2.0**-70)], 0.0),
+    # The same in the sums of chunks, whose format is promotion's.
+    (LBA(Float(23, -200, 200), Float(23, -200, 200), 1, promotion=Float(3, -100, 100)), [2.0**-60, 1.0625], 1.125),
+    (LBA(Float(7, -200, 200), Float(7, -200, 200), 1, promotion=Float(7, -9, 9, False)), [2.0**-9, -(2.0**-70)], 0.0),
+]
+
+
+@pytest.mark.parametrize(("config", "terms", "expected"), TIES)
+def test_nearest_sums_round_once(config, terms, expected):
+    a, b = torch.tensor([terms]), torch.ones(len(terms), 1)
+    assert modelled(a, b, config).item() == expected
+    assert everywhere(a, b, config).item() == expected
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_nearest_sums_of_far_apart_terms_equal_the_fractions(data):
+    """Ties and smallest normals of the sums, and terms that only float64 loses beside them."""
+    edges = (st.sampled_from(values) for values in ((3, 7, 23), (-126, -10), (0, 100), (True, False)))
+    nearest = st.builds(Float, *edges, st.just("nearest"))
+    config = LBA(data.draw(nearest), data.draw(nearest), data.draw(st.sampled_from((1, 3))))
+    config = config.replace(promotion=data.draw(st.none() | nearest), underflow=data.draw(st.integers(0, 3)) > 0)
+    f = data.draw(st.sampled_from((config.accumulator, config.outer)))
+    at = data.draw(st.sampled_from((f.min_exponent, -1)))
+    far = data.draw(st.sampled_from((-60, -25)))
+    bits = st.sampled_from((0.0, 2.0 ** -(f.mantissa + 1), 3 * 2.0 ** -(f.mantissa + 1)))
+    signs = st.sampled_from((-1.0, 1.0))
+    terms = [data.draw(signs) * (1 + data.draw(bits)) * 2.0**at]
+    terms.insert(data.draw(st.integers(0, 1)), data.draw(signs) * 2.0 ** max(at + far, -126))
+    terms += data.draw(st.lists(st.builds(lambda sign, bits: sign * (1 + bits) * 2.0**at, signs, bits), max_size=2))
+    a, b = torch.tensor([terms]), torch.ones(len(terms), 1)
+    assert torch.equal(everywhere(a, b, config), modelled(a, b, config))
+
+
 def test_any_layout_is_read():
     a, b = torch.randn(12, 40), torch.randn(40, 50)
     y = lba.matmul(a, b, LBA())

@@ -13,11 +13,13 @@ import pytest
 import torch
 
 import recoup as rc
+from recoup.emulated import emulated_layers
 from recoup.errors import RecoupError
 from recoup.formats import Float, Int
 from recoup.lba import FP8, LBA, cpu, driver, quantize_operand, reference
 from recoup.lba.config import GRADIENTS
 from recoup.lba.geometry import Geometry
+from tests.networks import batches_of, small_net
 
 INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
 STOCHASTIC = Float.lba(3, 6, bias=4, rounding="stochastic")
@@ -130,6 +132,18 @@ class Kernels:
     def test_gradients_equal_the_reference(self, gradient, unit):
         self.check_gradients(UNITS[unit].replace(gradient=gradient))
 
+    def test_gradients_of_any_strides(self):
+        """b transposed, cut out and expanded: addresses keep the strides and the offset of its storage."""
+        config = LBA.biased(4, 3, gradient="recursive_of")
+        (a, grad) = gaussian(7, (2, 5, 12), (2, 5, 18), whole=True)
+        (long, wide, one) = gaussian(8, (2, 18, 12), (3, 14, 40), (1, 18, 12), whole=True)
+        for b in (long.mT, wide[1:, 2:, 1:37:2], one.expand(2, -1, -1).mT):
+            given = [a.to(self.device), b.to(self.device), grad.to(self.device)]
+            found = driver.gradients(self.gpu(), *given, config)
+            expected = [reference.gradients(a[i], b[i], grad[i], config) for i in range(2)]
+            for side in (0, 1):
+                assert torch.equal(found[side].cpu(), torch.stack([pair[side] for pair in expected]).float())
+
     def test_gradients_by_parts(self, monkeypatch):
         from recoup.lba import gpu
 
@@ -170,6 +184,17 @@ class TestCuda(Kernels):
         with torch.inference_mode():
             expected = model.conv1(x)
             assert torch.equal(model.to("cuda").conv1(x.cuda()).cpu(), expected)
+
+    def test_repairs_and_profiles_equal_the_cpus(self):
+        gains, rows = [], []
+        for device in ("cpu", "cuda"):
+            model = rc.emulate_(small_net(), LBA.biased(4, 4)).to(device)
+            batches = batches_of(2, 4)
+            rc.lba.correct_gain_(model, batches)
+            gains.append(torch.cat([layer.gain.cpu() for layer in emulated_layers(model).values()]))
+            rows.append(rc.lba.profile(model.stem, [batches[0]], outputs=64))
+        torch.testing.assert_close(*gains, rtol=2e-3, atol=0)  # cuDNN's convolutions may be TF32: 10 bits
+        assert rows[0] == rows[1]
 
 
 @pytest.mark.skipif(INTERPRETER, reason="this is that process")

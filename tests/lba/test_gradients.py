@@ -7,8 +7,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from recoup import lba
+from recoup.errors import RecoupError
 from recoup.formats import Float
-from recoup.lba import LBA, cpu, driver, reference
+from recoup.lba import LBA, cpu, cpu_gradient, driver, reference
 from recoup.lba.geometry import Geometry
 from recoup.lba.ops import convolution
 from tests.lba import exact
@@ -25,8 +26,7 @@ def whole(generator, *shape, most=6):
 
 def backward(a, b, grad, config):
     a, b = a.clone().requires_grad_(), b.clone().requires_grad_()
-    lba.matmul(a, b, config, seed=3).backward(grad)
-    return a.grad, b.grad
+    return torch.autograd.grad(lba.matmul(a, b, config, seed=3), (a, b), grad)
 
 
 @settings(max_examples=60)
@@ -141,3 +141,131 @@ def test_backward_products_on_a_unit(geometry):
     grad_a, grad_b = backward(a, b, g, LBA(backward=unit))
     assert torch.equal(grad_a, reference.matmul(g, b.t(), unit))
     assert torch.equal(grad_b, reference.matmul(a.t(), g, unit))
+
+
+RANDOM = Float.lba(4, 2, bias=6, rounding="stochastic")
+
+
+def test_a_stochastic_backward_unit_draws_seeds_of_its_own():
+    """With a symmetric and b = grad = a, all three products are a a: none shares its random bits with another."""
+    a = torch.randn(20, 20, generator=torch.Generator().manual_seed(0))
+    a = a + a.t()
+    unit = LBA(RANDOM, RANDOM)
+    config = unit.replace(backward=unit)
+
+    def products(seed):
+        x, w = a.clone().requires_grad_(), a.clone().requires_grad_()
+        y = lba.matmul(x, w, config, seed=seed)
+        y.backward(a)
+        return y.detach(), x.grad, w.grad
+
+    first, again, other = products(1), products(1), products(2)
+    assert all(torch.equal(p, q) for p, q in zip(first, again, strict=True))
+    assert not any(torch.equal(p, q) for p, q in zip(first, other, strict=True))
+    assert not any(torch.equal(first[i], first[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+    torch.manual_seed(0)
+    x = a.clone().requires_grad_()
+    drawn = [torch.autograd.grad(lba.matmul(x, a, LBA(backward=unit)).sum(), x)[0] for _ in range(2)]
+    assert not torch.equal(*drawn)
+
+
+def test_a_stochastic_backward_unit_of_a_convolution():
+    x, w = torch.randn(2, 4, 5, 5).requires_grad_(), torch.randn(6, 4, 3, 3).requires_grad_()
+    config = LBA(backward=LBA(RANDOM, RANDOM))
+    grads = []
+    for seed in (1, 1, 2):
+        y = convolution(x, w, config.code, [1, 1], [1, 1], [1, 1], 1, seed, "c")
+        grads.append(torch.autograd.grad(y, (x, w), torch.ones_like(y)))
+    assert all(torch.equal(p, q) for p, q in zip(grads[0], grads[1], strict=True))
+    assert not any(torch.equal(p, q) for p, q in zip(grads[0], grads[2], strict=True))
+
+
+@pytest.mark.parametrize("gradient", FINE)
+def test_what_is_not_finite_reaches_the_gradients(gradient):
+    """Everything that feeds a NaN output has a NaN gradient; the rest has its own."""
+    config = LBA.biased(3, 3, bias=2, gradient=gradient, nonfinite="propagate")
+    generator = torch.Generator().manual_seed(2)
+    a, b, g = whole(generator, 2, 4, 9) / 4, whole(generator, 2, 9, 5), whole(generator, 2, 4, 5)
+    plain = backward(a, b, g, config)
+    a[0, 1, 3], b[1, 2, 4] = torch.inf, torch.nan
+    found = backward(a, b, g, config)
+    lost = [torch.zeros_like(x, dtype=torch.bool) for x in found]
+    lost[0][0, 1], lost[1][0] = True, True  # row 1 of the first matrix's outputs
+    lost[0][1], lost[1][1, :, 4] = True, True  # column 4 of the second's
+    for got, bad, clean in zip(found, lost, plain, strict=True):
+        assert torch.equal(got.isnan(), bad)
+        assert torch.equal(got[~bad], clean[~bad])
+
+
+@pytest.mark.parametrize("geometry", [Geometry(*g) for g in GEOMETRIES], ids=repr)
+def test_what_is_not_finite_reaches_a_convolutions_gradients(geometry):
+    config = LBA.biased(3, 3, bias=2, gradient="recursive_of", nonfinite="propagate")
+    options = [list(geometry.stride), list(geometry.padding), list(geometry.dilation), geometry.groups]
+    generator = torch.Generator().manual_seed(2)
+    x, w = whole(generator, 3, 4, 9, 8, most=3), whole(generator, 8, 4 // geometry.groups, *geometry.kernel, most=3) / 4
+
+    def run(x, w):
+        x, w = x.clone().requires_grad_(), w.clone().requires_grad_()
+        y = convolution(x, w, config.code, *options, 0, "conv")
+        return y, *torch.autograd.grad(y, (x, w), torch.ones_like(y))
+
+    _, *plain = run(x, w)
+    for bad_x, bad_w in (([(1, 0, 2, 2)], []), ([], [(5, 0, 0, 0)]), ([(0, 3, 4, 4)], [(0, 0, 0, 0)])):
+        one, other = x.clone(), w.clone()
+        for place in bad_x:
+            one[place] = torch.nan
+        for place in bad_w:
+            other[place] = -torch.inf
+        y, *found = run(one, other)
+        # The model: an operand feeds the outputs that autograd gives it a gradient from, all weights being one.
+        inputs, filters = torch.ones_like(x).requires_grad_(), torch.ones_like(w).requires_grad_()
+        reached = torch.autograd.grad(
+            F.conv2d(inputs, filters, None, *options), (inputs, filters), y.isnan().float(), retain_graph=True
+        )
+        for got, count, clean in zip(found, reached, plain, strict=True):
+            assert torch.equal(got.isnan(), count > 0)
+            assert torch.equal(got[count == 0], clean[count == 0])
+
+
+def test_twice_differentiable_where_the_gradient_is_the_products():
+    a, b, x, w = torch.randn(3, 5), torch.randn(5, 4), torch.randn(2, 3, 6, 6), torch.randn(4, 3, 3, 3)
+
+    def second(run, *operands):
+        operands = [v.clone().requires_grad_() for v in operands]
+        first = torch.autograd.grad(run(*operands).sum(), operands, create_graph=True)
+        return torch.autograd.grad(sum((f**2).sum() for f in first), operands)
+
+    def emulated(x, w):
+        return convolution(x, w, LBA().code, [1, 1], [1, 1], [1, 1], 1, 0, "c")
+
+    for mine, plain, operands in (
+        (lambda a, b: lba.matmul(a, b, LBA()), torch.matmul, (a, b)),
+        (emulated, lambda x, w: F.conv2d(x, w, None, 1, 1), (x, w)),
+    ):
+        for got, expected in zip(second(mine, *operands), second(plain, *operands), strict=True):
+            torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("config", [LBA(gradient="recursive_of"), LBA(backward=LBA())], ids=repr)
+def test_other_gradients_are_not_differentiable(config):
+    a = torch.randn(3, 5, requires_grad=True)
+    (first,) = torch.autograd.grad(lba.matmul(a, torch.randn(5, 4), config).sum(), a, create_graph=True)
+    with pytest.raises(RecoupError, match=r"lba.matmul: .* cannot be differentiated again"):
+        first.sum().backward()
+    x, w = torch.randn(1, 2, 4, 4, requires_grad=True), torch.randn(3, 2, 3, 3, requires_grad=True)
+    y = convolution(x, w, config.code, [1, 1], [1, 1], [1, 1], 1, 0, "conv")
+    first = torch.autograd.grad(y.sum(), (x, w), create_graph=True)
+    with pytest.raises(RecoupError, match=r"conv: .* cannot be differentiated again"):
+        first[1].sum().backward()
+
+
+def test_partial_sums_are_few_where_they_are_large(monkeypatch):
+    config = LBA.biased(4, 3, gradient="recursive_of")
+    generator = torch.Generator().manual_seed(3)
+    a, b, g = whole(generator, 9, 30) / 8, whole(generator, 30, 300), whole(generator, 9, 300, most=3)
+    assert cpu_gradient.groups(1, 9, 30, 10) == cpu_gradient.GROUPS
+    assert cpu_gradient.groups(1, 8192, 8192, 1000) == 2
+    assert cpu_gradient.groups(1, 8192, 8192, 1) == 1
+    expected = backward(a, b, g, config)
+    monkeypatch.setattr(cpu_gradient, "PARTIAL_BYTES", 1)
+    assert all(torch.equal(p, q) for p, q in zip(backward(a, b, g, config), expected, strict=True))

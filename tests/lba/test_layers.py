@@ -146,6 +146,35 @@ def test_gains_travel_with_a_state_dict_and_go_with_the_weight():
     assert not fresh.load_state_dict(state).missing_keys
 
 
+@pytest.mark.parametrize("config", [LBA(), LBA(operands=FP8), LBA.int12(operands=Int(4))], ids=repr)
+@pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=lambda v: repr(v)[:60])
+def test_autocast_casts_the_input(layer, shape, config):
+    layer, x = rc.emulate_(copy.deepcopy(layer), config), whole(*shape)
+    expected = layer(x)
+    for dtype in (torch.float16, torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(layer(x.to(dtype)), expected)
+
+
+@pytest.mark.parametrize(
+    "config", [LBA(), LBA(operands=FP8), LBA(gradient="recursive_of"), LBA(backward=LBA()), LBA.int16()], ids=repr
+)
+@pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=lambda v: repr(v)[:60])
+def test_an_empty_batch(layer, shape, config):
+    last = isinstance(layer, nn.Linear)
+    size = (0, *shape[-(1 if last else layer.weight.dim() - 1) :])
+    x = torch.zeros(size, requires_grad=True)
+    expected = layer(x)
+    copied = rc.emulate_(copy.deepcopy(layer), config)
+    for mode in ("emulate", "baseline"):
+        copied.mode = mode
+        copied.zero_grad()
+        y = copied(x)
+        assert y.shape == expected.shape
+        y.sum().backward()
+        assert torch.equal(copied.weight.grad, torch.zeros_like(copied.weight))
+
+
 def test_autocast():
     model, x = rc.emulate_(small_net(), LBA()), images(2)
     with torch.autocast("cpu", torch.bfloat16):
@@ -160,7 +189,17 @@ def test_refused():
         layer[0](torch.zeros(2, 5))
     with pytest.raises(RecoupError, match=r"layer '1' .*must have 4 dimensions"):
         layer[1](torch.zeros(2, 5))
-    with pytest.raises(RecoupError, match=r"layer '0' .*: operand a .*NaN"):
+    with pytest.raises(RecoupError, match=r"layer '0' .*: operand input .*NaN"):
         layer[0](torch.full((1, 4), float("nan")))
+    with torch.no_grad():
+        next(layer[0].parameters())[1, 2] = torch.inf
+    with pytest.raises(RecoupError, match=r"layer '0' .*: operand weight .* 1 NaN or infinite"):
+        layer[0](torch.zeros(1, 4))
+    for drop_in in (LBALinear, LBAConv1d):
+        with pytest.raises(RecoupError, match=rf"{drop_in.__name__}: config must be an LBA, .* got 'm7e4'"):
+            drop_in(4, 3, 1, config="m7e4")
+    for config in (LBA(), LBA(operands=FP8)):
+        with pytest.raises(RecoupError, match=r"layer '0' .* takes float32; got torch.float16 \[2, 4\]"):
+            rc.emulate_(nn.Sequential(nn.Linear(4, 3)), config)(torch.zeros(2, 4).half())
     with pytest.raises(RecoupError, match="BatchNorm2d"):
         rc.emulate_(small_net(), LBA(), {"block1.bn1": LBA()})

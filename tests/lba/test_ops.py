@@ -133,6 +133,20 @@ def test_products_must_fit_an_integer(overflow):
         convolution(x, w, config.code, [1, 1], [0, 0], [1, 1], 1, 0, "c")
 
 
+def test_products_that_never_occur_are_not_counted():
+    config = LBA(None, Int(10), None)
+    w, x = torch.tensor([[[[100.0]], [[1.0]]]]), torch.tensor([[[[1.0]], [[100.0]]]])
+    arguments = (config.code, [1, 1], [0, 0], [1, 1])
+    assert convolution(x, w, *arguments, 1, 0, "c").item() == 200
+    w = w.view(2, 1, 1, 1)
+    assert convolution(x, w, *arguments, 2, 0, "c").flatten().tolist() == [100, 100]
+    with pytest.raises(RecoupError, match=r"products from .* to 10000 do not fit"):
+        convolution(x.flip(1), w, *arguments, 2, 0, "c")
+    w = torch.tensor([[[[-100.0]], [[1.0]]]])
+    with pytest.raises(RecoupError, match=r"products from -10000 to .* do not fit"):
+        convolution(x.flip(1), w, *arguments, 1, 0, "c")
+
+
 def test_a_convolution_that_does_not_fit():
     x, w = pair((1, 3, 4, 4), (2, 2, 3, 3))
     with pytest.raises(RecoupError, match=r"c: the input .* must have 2 channels"):

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from recoup import lba
 from recoup.formats import Float, Int
-from recoup.lba import LBA
+from recoup.lba import LBA, reference
 from recoup.lba.cpu import Cpu
 from recoup.lba.emit_integer import Whole
 from recoup.lba.emit_narrow import Narrow
@@ -60,6 +61,46 @@ def test_extremes_leave_float32():
     tiny, huge = Extent(2.0**-149, -149, -149), Extent(2.0**127, 127, 127)
     assert isinstance(plan(tiny, huge, math.inf, LBA(), True).form, Wide)
     assert isinstance(plan(tiny, tiny, math.inf, LBA(), True).form, Wide)
+
+
+def test_subnormals_that_are_zero_to_the_unit_stay_in_float32():
+    some = Extent(1.0, 0, -140)
+    for a, b in ((some, ONE), (ONE, some), (some, some)):
+        chosen = plan(a, b, math.inf, LBA(), True)
+        assert isinstance(chosen.form, Narrow)
+        assert chosen.a_least == (2.0**-13 if a is some else 0.0)
+        assert chosen.b_least == (2.0**-13 if b is some else 0.0)
+    for config in (LBA(underflow=False), LBA(product=None), LBA(product=Float(7, -130, 3, False, "zero"))):
+        assert isinstance(plan(some, ONE, math.inf, config, True).form, Wide)
+    x, w = torch.randn(9, 40), torch.randn(40, 9)
+    x[0, ::3], w[::2, 1] = 2.0**-140, -(2.0**-149)
+    assert torch.equal(lba.matmul(x, w, LBA()), reference.matmul(x, w, LBA()))
+
+
+SINGLE = Float.parse("float32")
+NEAREST = Float.lba(8, 23, bias=128, rounding="nearest")
+
+
+@pytest.mark.parametrize(
+    ("config", "rounding"),
+    [
+        (LBA.fp32(), "nearest"),
+        (LBA(NEAREST, NEAREST), "nearest"),
+        (LBA(SINGLE, SINGLE, 16, promotion=SINGLE), "nearest"),
+        (LBA(NEAREST.replace(mantissa=7), NEAREST.replace(mantissa=9)), "nearest"),
+        (LBA(NEAREST, NEAREST.replace(mantissa=7)), "odd"),  # ties of the sum among the products
+        (LBA(SINGLE, SINGLE, 16, promotion=SINGLE.replace(mantissa=22)), "odd"),
+        (LBA(SINGLE, Float.lba(4, 23, bias=10, rounding="nearest")), "odd"),  # products far below the smallest normal
+        (LBA(SINGLE, Float.lba(4, 23, bias=10, rounding="nearest"), underflow=False), "nearest"),
+        (LBA.fp32(gradient="recursive_of"), "odd"),
+        (LBA.fp32(product=None), "odd"),
+    ],
+    ids=repr,
+)
+def test_where_the_processors_own_rounding_does(config, rounding):
+    form = plan(ONE, ONE, math.inf, config, True).form
+    assert isinstance(form, Wide)
+    assert form.rounding == rounding
 
 
 def test_extents_come_from_bits():

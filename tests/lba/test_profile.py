@@ -8,7 +8,7 @@ import recoup as rc
 from recoup import lba
 from recoup.errors import RecoupError
 from recoup.formats import Float
-from recoup.lba import LBA
+from recoup.lba import LBA, reference
 from recoup.lba.profile import sample, sampled
 from tests.networks import batches_of, small_net
 
@@ -64,8 +64,20 @@ def test_every_layer_in_the_order_of_its_run():
     assert rows[0].to_dict()["name"] == "stem"
 
 
+@pytest.mark.parametrize("config", [LBA(), LBA.fp32(), LBA.int16("wrap", chunk=2)], ids=repr)
+def test_steps_stay_on_their_device(config):
+    """On a device without values, so that it runs where there is no GPU."""
+    x = torch.zeros(5, 4, device="meta")
+    for steps in (reference.steps(x, x.t(), config), reference.steps(x[:0], x.t(), config)):
+        for step in steps:
+            assert {v.device.type for v in (step.before, step.after, step.added, step.overflow)} == {"meta"}
+    assert reference.matmul(x, x.t(), config).device.type == "meta"
+
+
 def test_bad_input():
-    with pytest.raises(RecoupError, match="outputs must be at least 1"):
+    with pytest.raises(RecoupError, match=r"lba.profile\(outputs=0\): outputs must be an integer from 1"):
         lba.profile(rc.emulate_(small_net(), LBA()), batches_of(1, 2), outputs=0)
+    with pytest.raises(RecoupError, match=r"lba.profile\(outputs='x'\)"):
+        lba.profile(rc.emulate_(small_net(), LBA()), batches_of(1, 2), outputs="x")  # type: ignore[arg-type]
     with pytest.raises(RecoupError, match="no layer on a narrow accumulator"):
         lba.profile(small_net(), batches_of(1, 2))

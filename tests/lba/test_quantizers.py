@@ -56,6 +56,23 @@ def test_zeros_and_nothing(format):  # noqa: A002
         assert torch.equal(quantize_operand(x, format)[0], x)
 
 
+@pytest.mark.parametrize("format", [FP8, Int(8)])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_what_is_not_finite_stays_and_scales_nothing(format, value):  # noqa: A002
+    x = torch.randn(40)
+    x[7] = 0
+    expected, scale = quantize_operand(x, format)
+    x[7] = expected[7] = value
+    y, same = quantize_operand(x, format)
+    assert torch.equal(y.nan_to_num(9e9), expected.nan_to_num(9e9))
+    assert scale == same
+
+
+def test_other_formats_are_refused():
+    with pytest.raises(RecoupError, match=r"quantize_operand: format must be a Float or an Int; got 'fp8'"):
+        quantize_operand(torch.ones(3), "fp8")  # type: ignore[arg-type]
+
+
 def test_unsigned_is_refused():
     with pytest.raises(RecoupError, match="signed"):
         quantize_operand(torch.ones(3), Int(8, signed=False))

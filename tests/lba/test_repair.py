@@ -14,7 +14,8 @@ from recoup.emulated import emulated_layers, running
 from recoup.errors import RecoupError
 from recoup.formats import Float
 from recoup.lba import LBA
-from recoup.lba.repair import fitted_chunk
+from recoup.lba.repair import _Fit, fitted_chunk
+from recoup.models.attention import AttentionProducts
 from tests.networks import batches_of, small_net
 
 SHRINKING = LBA.biased(4, 3, bias=4)
@@ -100,6 +101,22 @@ def test_chunks_follow_the_length_of_the_sums():
     assert longest.product == Float.lba(4, 7, bias=10 + round(np.log2(longest.chunk) / 2))
     lba.choose_chunks_(rc.emulate_(rc.restore_(model), LBA.m7e4()), rescale=False)
     assert all(layer.config.product == LBA().product for layer in model.modules() if hasattr(layer, "gain"))
+
+
+def test_sums_of_the_fit_lie_where_the_layer_does():
+    layer = rc.emulate_(nn.Linear(4, 3, device="meta"), LBA())
+    fit = _Fit(layer, "channel")  # type: ignore[arg-type]
+    assert fit.cross.device.type == fit.square.device.type == fit.gain.device.type == "meta"
+
+
+def test_underflow_switches_in_attention_too():
+    model = rc.emulate_(nn.Sequential(AttentionProducts()), LBA())
+    lba.set_underflow_(model, False)
+    assert not model[0].config.underflow
+    lba.set_underflow_(model, True)
+    assert model[0].config == LBA()
+    with pytest.raises(RecoupError, match="no layer on a narrow accumulator"):
+        lba.set_underflow_(nn.Linear(2, 2), True)
 
 
 def test_underflow_switches_in_every_layer():

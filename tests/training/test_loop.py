@@ -13,8 +13,8 @@ from recoup.data import load
 from recoup.emulate import emulate_
 from recoup.emulated import emulated_layers
 from recoup.errors import RecoupError
-from recoup.lba import LBA
-from recoup.training import Settings, Stage, fine_tune, train
+from recoup.lba import LBA, correct_gain_
+from recoup.training import Settings, Stage, Trained, fine_tune, train
 from recoup.training.checkpoint import FILE
 from recoup.training.schedule import schedule
 
@@ -74,17 +74,15 @@ def test_resumed_after_any_step_is_the_same_run(digits, tmp_path, at, optimizer)
     with pytest.raises(Stopped):
         train(broken, digits, None, STAGES, settings, folder=tmp_path)
     hook.remove()
+    again = network()
     torch.manual_seed(99)
-    again = network(7)  # the checkpoint has the weights
-    if not (tmp_path / FILE).exists():
-        again = network()
     resumed = train(again, digits, None, STAGES, settings, folder=tmp_path)
     assert same(weights(whole), weights(again))
     drop = ("seconds",)
     assert [{k: v for k, v in row.items() if k not in drop} for row in resumed.epochs] == [
         {k: v for k, v in row.items() if k not in drop} for row in expected.epochs
     ]
-    finished = network(5)
+    finished = network()
     train(finished, digits, None, STAGES, settings, folder=tmp_path)
     assert same(weights(whole), weights(finished))
 
@@ -140,10 +138,47 @@ def test_another_run_is_refused(digits, tmp_path):
         train(network(), digits, None, STAGES, other, folder=tmp_path)
     with pytest.raises(RecoupError, match="stages was"):
         train(network(), digits, None, STAGES[:1], SETTINGS, folder=tmp_path)
+    with pytest.raises(RecoupError, match=r"weights was '.*' and is"):
+        train(network(7), digits, None, STAGES, SETTINGS, folder=tmp_path)
+    with pytest.raises(RecoupError, match=r"config of layer '1' was None and is 'LBA\(\)'"):
+        train(emulate_(network(), LBA()), digits, None, STAGES, SETTINGS, folder=tmp_path)
     assert (tmp_path / FILE).read_bytes() == kept
     (tmp_path / FILE).write_bytes(kept[:100])
     with pytest.raises(RecoupError, match="cut off or foreign"):
         train(network(), digits, None, STAGES, SETTINGS, folder=tmp_path)
+
+
+def test_gains_survive_an_interruption(digits, tmp_path):
+    def start():
+        model = emulate_(network(), LBA.biased(4, 4))
+        return correct_gain_(model, digits.batches(64))
+
+    def gains(model):
+        return {name: layer.gain.clone() for name, layer in emulated_layers(model).items()}
+
+    run = {"epochs": 1, "underflow_epochs": 1, "learning_rate": 0.05, "settings": SETTINGS}
+    whole, broken = start(), start()
+    expected = gains(whole)
+    fine_tune(whole, digits, **run)
+    steps = 0
+
+    def stop(module, args):
+        nonlocal steps
+        steps += module.training
+        if steps > 5:
+            raise Stopped
+
+    hook = broken.register_forward_pre_hook(stop)
+    with pytest.raises(Stopped):
+        fine_tune(broken, digits, **run, folder=tmp_path)
+    hook.remove()
+    for again in (start(), start()):  # goes on; then finds it finished
+        fine_tune(again, digits, **run, folder=tmp_path)
+        assert same(gains(again), expected)
+        assert same(weights(again), weights(whole))
+    without = emulate_(network(), LBA.biased(4, 4))
+    with pytest.raises(RecoupError, match="another run: weights"):
+        fine_tune(without, digits, **run, folder=tmp_path)
 
 
 def test_a_loss_that_is_not_finite_stops(digits, tmp_path):
@@ -160,8 +195,44 @@ def test_bad_input(digits):
         schedule("step", 10)
     with pytest.raises(RecoupError, match="warm_up"):
         schedule("cosine", 10, 10)
-    with pytest.raises(RecoupError, match="optimizer"):
-        Settings(optimizer="lion")  # type: ignore[arg-type]
+    with pytest.raises(RecoupError, match="no epoch"):
+        _ = Trained([]).top1
+    with pytest.raises(RecoupError, match="nothing was measured"):
+        _ = train(network(), digits, None, [Stage("a", 1, 0.1)], SETTINGS).top1
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"optimizer": "lion"}, "optimizer must be one of 'sgd', 'adamw'"),
+        ({"schedule": "poly"}, "schedule must be one of 'constant', 'cosine', 'linear'"),
+        ({"batch_size": "128"}, "batch_size must be an integer from 1"),
+        ({"save_every": 0}, "save_every must be an integer from 1"),
+        ({"warm_up": -1}, "warm_up must be an integer from 0"),
+        ({"seed": -1}, "seed must be an integer from 0"),
+        ({"clip": -1.0}, "clip must be a number above 0, or None"),
+        ({"clip": 0}, "clip must be"),
+        ({"clip": float("nan")}, "clip must be"),
+        ({"momentum": 1.0}, "momentum must be a number from 0 to below 1"),
+        ({"weight_decay": -0.1}, "weight_decay must be a number of at least 0"),
+        ({"label_smoothing": 2}, "label_smoothing must be a number from 0 to 1"),
+        ({"nesterov": True, "momentum": 0.0}, "nesterov needs a momentum"),
+        ({"nesterov": 1}, "nesterov must be True or False"),
+        ({"augment": "no"}, "augment must be True or False"),
+    ],
+)
+def test_bad_settings(values, told):
+    with pytest.raises(RecoupError, match=rf"Settings\(.*{told}"):
+        Settings(**values)
+
+
+def test_bad_stages(digits):
+    with pytest.raises(RecoupError, match=r"Stage\(epochs=-1\): epochs must be an integer from 0"):
+        Stage("a", -1, 0.1)
+    with pytest.raises(RecoupError, match=r"Stage\(learning_rate='1'\): learning_rate must be a number"):
+        Stage("a", 1, "1")  # type: ignore[arg-type]
+    with pytest.raises(RecoupError, match=r"epochs=-1"):
+        fine_tune(emulate_(network(), LBA()), digits, epochs=-1)
 
 
 def test_the_schedules():

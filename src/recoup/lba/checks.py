@@ -13,7 +13,16 @@ from recoup.formats import Int
 from recoup.lba.config import LBA
 from recoup.lba.geometry import Geometry
 
-__all__ = ["Faults", "check_finite", "check_products_fit", "check_range", "mark_convolution", "mark_product"]
+__all__ = [
+    "Faults",
+    "check_finite",
+    "check_products_fit",
+    "check_range",
+    "mark_convolution",
+    "mark_convolution_gradients",
+    "mark_gradients",
+    "mark_product",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +77,25 @@ def mark_convolution(y: Tensor, faults: Faults, geometry: Geometry) -> Tensor:
     return y
 
 
+def mark_gradients(grad_a: Tensor, grad_b: Tensor, faults: Faults) -> tuple[Tensor, Tensor]:
+    """NaN in the gradients [B, M, K] and [B, K, N] of every row and column that a NaN output is computed from."""
+    lost_BMN = mark_product(grad_a.new_zeros(*grad_a.shape[:2], grad_b.shape[2]), faults).isnan()
+    grad_a = grad_a.masked_fill(lost_BMN.any(2)[:, :, None], torch.nan)
+    return grad_a, grad_b.masked_fill(lost_BMN.any(1)[:, None, :], torch.nan)
+
+
+def mark_convolution_gradients(
+    grad_x: Tensor, grad_w: Tensor, grad: Tensor, faults: Faults, geometry: Geometry
+) -> tuple[Tensor, Tensor]:
+    """The same for images [N, C, H, W] and weight [O, C / groups, kh, kw]; grad [N, O, h, w] gives the shape."""
+    lost = mark_convolution(torch.zeros_like(grad), faults, geometry).isnan()
+    N, outputs, G = grad.shape[0], grad.shape[1], geometry.groups
+    pixels = lost.view(N, G, outputs // G, -1).any(2).transpose(0, 1).reshape(G, 1, -1)
+    reached = geometry.image(pixels.expand(G, grad_w[0].numel(), -1).float(), grad_x.shape) > 0
+    grad_w = grad_w.masked_fill(lost.any(3).any(2).any(0)[:, None, None, None], torch.nan)
+    return grad_x.masked_fill(reached, torch.nan), grad_w
+
+
 def check_products_fit(a: Tensor, b: Tensor, config: LBA) -> None:
     """Refuse products beyond an integer accumulator: a [B, M, K] b [B, K, N].
 
@@ -77,10 +105,15 @@ def check_products_fit(a: Tensor, b: Tensor, config: LBA) -> None:
         _check_extremes(a.amin(1), a.amax(1), b.amin(2), b.amax(2), config)
 
 
-def check_range(weight: Tensor, images: Tensor, config: LBA) -> None:
-    """The same for a convolution, with the largest activation of any place: weight [O, ...], images [N, ...]."""
+def check_range(weight: Tensor, images: Tensor, groups: int, config: LBA) -> None:
+    """The same for a convolution, channel by channel: weight [O, C / groups, kh, kw], images [N, C, H, W].
+
+    Within a channel every weight of its group counts with every pixel, also with those that a stride leaves out.
+    """
     if isinstance(config.accumulator, Int) and weight.numel() and images.numel():
-        _check_extremes(weight.amin(), weight.amax(), images.amin().clamp(max=0), images.amax().clamp(min=0), config)
+        w_GOCP = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+        low_GC, high_GC = (end.view(groups, -1) for end in (images.amin((0, 2, 3)), images.amax((0, 2, 3))))
+        _check_extremes(w_GOCP.amin((1, 3)), w_GOCP.amax((1, 3)), low_GC, high_GC, config)
 
 
 def _check_extremes(low_a: Tensor, high_a: Tensor, low_b: Tensor, high_b: Tensor, config: LBA) -> None:

@@ -38,7 +38,7 @@ class LBA:
             exponent is then unbounded below): the first stage of the paper's training.
         gradient: the derivative that training sees. ``identity``: of the exact product; ``recursive_of``,
             ``immediate_of``: terms that an overflow cut off get none; ``immediate_diff``, ``recursive_diff``: neither
-            do terms that did not change the sum. See `recoup.lba.gradients`.
+            do terms that did not change the sum. See `recoup.lba.reference.gradients`.
         scale: value of the least significant bit of an `Int` accumulator, a power of two.
         promotion: format that chunk sums are added up in; None: the accumulator's own.
         operands: what layers quantise weights and activations to before the product (`recoup.lba.quantize_operand`),
@@ -73,7 +73,8 @@ class LBA:
     operands: Float | Int | None = None
     backward: "LBA | None" = None
     nonfinite: Nonfinite = "error"
-    # Plain values that compilers trace: the config as an operator's argument, and whether any step draws random bits.
+    # Plain values that compilers trace: the config as an operator's argument, and whether any step, of the
+    # backward pass too, draws random bits.
     code: str = field(init=False, repr=False, compare=False)
     stochastic: bool = field(init=False, repr=False, compare=False)
 
@@ -105,6 +106,7 @@ class LBA:
 
         formats = (self.product, self.accumulator, self.promotion)
         random = any(isinstance(f, Float) and f.rounding == "stochastic" for f in formats)
+        random = random or (self.backward is not None and self.backward.stochastic)
         object.__setattr__(self, "stochastic", random)
         object.__setattr__(self, "code", json.dumps(self.to_dict()))
 
@@ -139,6 +141,7 @@ class LBA:
         """
         exponent = integer("LBA.biased", "exponent", exponent, (1, 8))
         bias = (1 << (exponent - 1)) + 2 if bias is None else bias
+        bias = integer("LBA.biased", "bias", bias, (-MAX_EXPONENT, MAX_EXPONENT))
         spread = 0 if chunk is None else round(math.log2(max(integer("LBA", "chunk", chunk, (1, MAX_CHUNK)), 1)) / 2)
         product = Float.lba(exponent, mantissa, bias + spread)
         return cls(product, Float.lba(exponent, mantissa, bias), chunk, **options)

@@ -1,7 +1,7 @@
 """Fine-grained gradients on the CPU: runs the kernels of `emit_gradient`.
 
-The columns are divided among at most `GROUPS` partial sums of a's gradient, added in order, so that results do not
-depend on the number of threads.
+The columns are divided among at most `GROUPS` partial sums of a's gradient (fewer where that is large), added in
+order, so that results do not depend on the number of threads.
 """
 
 import numpy as np
@@ -17,7 +17,13 @@ from recoup.lba.plan import Plan
 from recoup.threads import over_rows
 
 GROUPS = 8
+PARTIAL_BYTES = 1 << 28  # of all partial sums together
 MINIMUM_WORK = 1 << 17
+
+
+def groups(B: int, M: int, K: int, panels: int) -> int:
+    """How many partial sums of [B, M, K] there are; large ones two at least, so that two threads have work."""
+    return min(GROUPS, panels, max(2, PARTIAL_BYTES // (4 * B * M * K)))
 
 
 def gradients(
@@ -35,8 +41,8 @@ def gradients(
     short = tiles * tile.rows - M
     rows, raw = (F.pad(t, [0, 0, 0, short]).contiguous() for t in (scaled(x, chosen), x))
     g = F.pad(grad, [0, width - grad.shape[2], 0, short]).contiguous()
-    groups = min(GROUPS, panels)
-    grad_a = torch.zeros(groups, B, tiles * tile.rows, K)
+    parts = groups(B, tiles * tile.rows, K, panels)
+    grad_a = torch.zeros(parts, B, tiles * tile.rows, K)
     grad_b = torch.zeros(B, panels, K, tile.columns)
     terms, chunk = columns.terms.numpy(), min(config.chunk or K, K)
 
@@ -48,8 +54,8 @@ def gradients(
             group, batch = task // B, task % B
             row = batch * tiles * tile.rows
             native(
-                panels * group // groups,
-                panels * (group + 1) // groups,
+                panels * group // parts,
+                panels * (group + 1) // parts,
                 tiles,
                 K,
                 chunk,
@@ -76,5 +82,5 @@ def gradients(
                 1,
             )
 
-    over_rows(work, groups * B, tiles * tile.rows * width * K // groups, MINIMUM_WORK)
+    over_rows(work, parts * B, tiles * tile.rows * width * K // parts, MINIMUM_WORK)
     return grad_a.sum(0)[:, :M], grad_b.transpose(1, 2).reshape(B, K, width)[:, :, : grad.shape[2]]

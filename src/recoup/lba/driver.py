@@ -13,7 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recoup.formats import Int, quantize
-from recoup.lba.checks import check_finite, check_products_fit, check_range, mark_convolution, mark_product
+from recoup.lba.checks import (
+    Faults,
+    check_finite,
+    check_products_fit,
+    check_range,
+    mark_convolution,
+    mark_convolution_gradients,
+    mark_gradients,
+    mark_product,
+)
 from recoup.lba.config import LBA
 from recoup.lba.geometry import Geometry
 from recoup.lba.plan import Extent, Plan, chunk_bound, plan
@@ -76,14 +85,16 @@ class Machine(Protocol):
         ...
 
 
-def matmul(machine: Machine, a: Tensor, b: Tensor, config: LBA, seed: int = 0) -> Tensor:
-    """a [B, M, K] b [B, K, N] -> [B, M, N]; see `recoup.lba.matmul`."""
+def matmul(
+    machine: Machine, a: Tensor, b: Tensor, config: LBA, seed: int = 0, names: tuple[str, str] = ("a", "b")
+) -> Tensor:
+    """a [B, M, K] b [B, K, N] -> [B, M, N]; see `recoup.lba.matmul`. ``names``: what errors call a and b."""
     B, M, K = a.shape
     N = b.shape[2]
     if 0 in (B, M, N, K):
         return a.new_zeros(B, M, N)
     reach = machine.extent(a), machine.extent(b)
-    a, b, faults = check_finite(a, b, (reach[0].finite, reach[1].finite), config)
+    a, b, faults = check_finite(a, b, (reach[0].finite, reach[1].finite), config, names)
     if faults:
         return mark_product(matmul(machine, a, b, config, seed), faults)
     check_products_fit(a, b, config)
@@ -163,13 +174,13 @@ def convolution(machine: Machine, x: Tensor, weight: Tensor, geometry: Geometry,
     """x [N, C, H, W] and weight [O, C / groups, kh, kw] -> [N, O, h, w]."""
     N, outputs, G = x.shape[0], weight.shape[0], geometry.groups
     size = geometry.size(x)
-    if weight.numel() == 0:
+    if 0 in (weight.numel(), x.numel()):
         return x.new_zeros(N, outputs, *size)
     reach = machine.extent(weight), machine.extent(x)
     weight, x, faults = check_finite(weight, x, (reach[0].finite, reach[1].finite), config, ("weight", "input"))
     if faults:
         return mark_convolution(convolution(machine, x, weight, geometry, config, seed), faults, geometry)
-    check_range(weight, x, config)
+    check_range(weight, x, G, config)
     rows = weight.reshape(G, outputs // G, -1)
     whole = isinstance(config.accumulator, Int) and is_whole(weight) and is_whole(x)
     if whole and wraps(config, rows.shape[2] * reach[0].largest * reach[1].largest):
@@ -224,12 +235,17 @@ def _outer(*counts: tuple[int, int], device: torch.device) -> Tensor:
 def gradients(
     machine: Machine, a: Tensor, b: Tensor, grad: Tensor, config: LBA, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of a [B, M, K] and b [B, K, N] for grad [B, M, N]; see `reference.gradients`."""
+    """Gradients of a [B, M, K] and b [B, K, N] for grad [B, M, N]; see `reference.gradients`.
+
+    Rows of a and columns of b that reach a NaN output of operands that were not finite get NaN.
+    """
     B, M, K = a.shape
     N = b.shape[2]
     if 0 in (B, M, N, K):
         return torch.zeros_like(a), torch.zeros_like(b)
-    chosen = _gradient_plan(machine, a, b, config)
+    chosen, a, b, faults = _gradient_plan(machine, a, b, config)
+    if faults:
+        return mark_gradients(*gradients(machine, a, b, grad, config, seed), faults)
     return machine.gradients(a.detach(), matrix_columns(b), grad.detach(), chosen, config, Index(seed, 0, M * N, N))
 
 
@@ -243,8 +259,11 @@ def convolution_gradients(
     grad_x, grad_w = torch.zeros_like(x), weight.new_zeros(G, outputs // G, K)
     if 0 in (grad.numel(), weight.numel()):
         return grad_x, grad_w.view(weight.shape)
+    chosen, weight, x, faults = _gradient_plan(machine, weight, x, config)
+    if faults:
+        found = convolution_gradients(machine, grad, x, weight, geometry, config, seed)
+        return mark_convolution_gradients(*found, grad, faults, geometry)
     rows = weight.detach().reshape(G, outputs // G, K)
-    chosen = _gradient_plan(machine, weight, x, config)
     images = max(1, GRADIENT_BYTES // (4 * G * K * P))
     for start in range(0, N, images):
         block = x[start : start + images]
@@ -258,7 +277,8 @@ def convolution_gradients(
     return grad_x, grad_w.view(weight.shape)
 
 
-def _gradient_plan(machine: Machine, a: Tensor, b: Tensor, config: LBA) -> Plan:
+def _gradient_plan(machine: Machine, a: Tensor, b: Tensor, config: LBA) -> tuple[Plan, Tensor, Tensor, Faults]:
+    """How to compute, with the operands as `check_finite` leaves them."""
     reach = machine.extent(a), machine.extent(b)
-    check_finite(a, b, (reach[0].finite, reach[1].finite), config.replace(nonfinite="error"))
-    return plan(*reach, float("inf"), config, machine.fma)
+    a, b, faults = check_finite(a, b, (reach[0].finite, reach[1].finite), config)
+    return plan(*reach, float("inf"), config, machine.fma), a, b, faults

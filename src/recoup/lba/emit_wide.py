@@ -1,9 +1,18 @@
 """Steps in float64 lanes, for every format there is: nearest, stochastic, subnormals, fixed point, promotion.
 
 A product of float32 operands is exact. A sum is truncated by the processor where every format truncates, and rounded
-to odd elsewhere (see `reference.exact_sum`); where all is rounded to nearest and the product is quantised first, the
-processor's own rounding is enough: a float64 sum of two numbers of at most 24 bits is inexact only if their exponents
-differ by more than 29, and is then much nearer to a value of the format than to a tie.
+to odd elsewhere (see `reference.exact_sum`). Where sums are rounded to nearest, the processor's own rounding is enough
+if the addends are quantised, have no more bits than the sum's format, and the finest bit of a term is at least
+2^(min_exponent - 52) of that format (or nothing underflows):
+
+- Both addends have at most 24 bits, so their float64 sum is inexact only if the smaller is less than 2^-28 of the
+  larger one's leading bit. A sum below 2^(min_exponent + 1) is exact, its bits being multiples of the finest: so what
+  is flushed, or rounded to subnormals, is not rounded before.
+- An inexact sum is thus of normal magnitude, and so is the larger addend; having no more bits than the format, it is a
+  value of the format (or beyond its largest, which saturates either way). The next tie is at least 2^-25 of its
+  leading bit away, further than the sum and its float64 rounding, so both round to that value.
+
+A term of more bits may itself be a tie, and a smaller addend that float64 loses would have broken it.
 """
 
 from collections.abc import Callable

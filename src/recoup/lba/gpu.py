@@ -92,7 +92,7 @@ class Gpu:
         rows = max(1, min(M, FLAG_BYTES // (2 * K * N)))
         grad_a, grad_b = x.new_zeros(B, M, K), x.new_zeros(B, K, N)
         for batch in range(B):
-            right = Columns(columns.source.reshape(-1)[batch * columns.matrix :], columns.terms, columns.columns, 0)
+            right = _matrix_of(columns, batch)
             for first in range(0, M, rows):
                 part = slice(first, first + rows)
                 start = index.first + batch * index.matrix + first * index.row
@@ -187,6 +187,12 @@ def form_of(chosen: Plan, assembly: bool) -> tuple:
 
 def _quantiser(quantiser: Quantiser | None) -> tuple[str, bool]:
     return ("none", False) if quantiser is None else astuple(quantiser)  # type: ignore[return-value]
+
+
+def _matrix_of(columns: Columns, batch: int) -> Columns:
+    """The columns of one matrix. Kernels take an address; terms and columns count from it by the source's strides."""
+    start = columns.source.storage_offset() + batch * columns.matrix
+    return Columns(columns.source.as_strided((1,), (1,), start), columns.terms, columns.columns, 0)
 
 
 def _tables(chosen: Plan, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from recoup.convolution import Padded
 from recoup.emulated import Emulated
 from recoup.errors import RecoupError
 from recoup.lba.config import LBA
-from recoup.lba.ops import batched, convolution, draw_seed
+from recoup.lba.ops import as_float32, batched, checked_config, convolution, draw_seed
 from recoup.lba.quantizers import quantize_operand
 
 
@@ -44,7 +44,7 @@ class LBALayer(Emulated):
 
     def _begin(self, config: LBA | None) -> None:
         """What the constructors of the drop-ins share."""
-        super().convert(config or LBA(), type(self).__name__)
+        super().convert(checked_config(config, type(self).__name__), type(self).__name__)
         self.register_buffer("gain", None, persistent=False)
 
     @property
@@ -54,6 +54,7 @@ class LBALayer(Emulated):
 
     def _operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Input and weight as the unit multiplies them, and what its output is to be multiplied by."""
+        x = as_float32(x, self.title)
         if self.config.operands is None:
             return x, self.weight, None
         x, x_scale = quantize_operand(x, self.config.operands)
@@ -124,8 +125,8 @@ class LBALinear(LBALayer, nn.Linear):
         if not self.emulates:
             return self._finished(F.linear(x, w), scale, (-1,))
         rows = x if x.dim() > 1 else x.unsqueeze(0)
-        y = batched(rows, w.t(), self.config, draw_seed(self.config), self.title)
-        return self._finished(y.reshape(*input.shape[:-1], -1), scale, (-1,))
+        y = batched(rows, w.t(), self.config, draw_seed(self.config), self.title, "input weight")
+        return self._finished(y.reshape(*input.shape[:-1], self.out_features), scale, (-1,))
 
 
 class _Convolution(LBALayer, Padded):

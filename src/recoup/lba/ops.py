@@ -19,8 +19,9 @@ from recoup.lba import driver
 from recoup.lba.config import LBA
 from recoup.lba.cpu import Cpu
 from recoup.lba.geometry import Geometry
+from recoup.lba.reference import mix
 
-__all__ = ["batched", "convolution", "decode", "draw_seed", "matmul"]
+__all__ = ["as_float32", "batched", "checked_config", "convolution", "decode", "draw_seed", "matmul"]
 
 
 def matmul(a: Tensor, b: Tensor, config: LBA, *, seed: int | None = None) -> Tensor:
@@ -46,17 +47,19 @@ def matmul(a: Tensor, b: Tensor, config: LBA, *, seed: int | None = None) -> Ten
             fit its range.
 
     >>> a, b = torch.full((1, 32), 0.7), torch.full((32, 1), 0.7)
-    >>> (a @ b).item(), matmul(a, b, LBA()).item()  # M7E4 truncates
-    (15.680000305175781, 15.5625)
+    >>> round((a @ b).item(), 2), matmul(a, b, LBA()).item()  # M7E4 truncates
+    (15.68, 15.25)
     """
     check_shapes(a, b)
-    if not isinstance(config, LBA):
-        raise RecoupError(f"lba.matmul: config must be an LBA, such as LBA.m7e4(); got {config!r}")
+    checked_config(config, "lba.matmul")
     return batched(a, b, config, draw_seed(config, seed), "lba.matmul")
 
 
-def batched(a: Tensor, b: Tensor, config: LBA, seed: int, layer: str) -> Tensor:
-    """`matmul` under a layer's name: batch dimensions broadcast and become one; a's joins its rows where b has none."""
+def batched(a: Tensor, b: Tensor, config: LBA, seed: int, layer: str, names: str = "a b") -> Tensor:
+    """`matmul` under a layer's name: batch dimensions broadcast and become one; a's joins its rows where b has none.
+
+    ``names``: two words, what errors call a and b.
+    """
     batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     shape = (*batch, a.shape[-2], b.shape[-1])
     if b.dim() == 2:
@@ -66,7 +69,23 @@ def batched(a: Tensor, b: Tensor, config: LBA, seed: int, layer: str) -> Tensor:
         )
     else:
         a, b = (t.expand(*batch, *t.shape[-2:]).reshape(math.prod(batch), *t.shape[-2:]) for t in (a, b))
-    return product(a, b, config.code, seed, layer).view(shape)
+    return product(a, b, config.code, seed, layer, names).view(shape)
+
+
+def checked_config(config: Any, owner: str) -> LBA:
+    """A unit, the paper's for None; an error for anything else."""
+    if not isinstance(config, LBA | None):
+        raise RecoupError(f"{owner}: config must be an LBA, such as LBA.m7e4(); got {config!r}")
+    return LBA() if config is None else config
+
+
+def as_float32(x: Tensor, layer: str) -> Tensor:
+    """An operand that is quantised before the operator sees it: cast as the operator would, under autocast alone."""
+    if x.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(x.device.type):
+        return x.float()
+    if x.dtype != torch.float32:
+        raise RecoupError(f"{layer}: LBA emulation takes float32; got {x.dtype} {list(x.shape)}: convert with .float()")
+    return x
 
 
 def draw_seed(config: LBA, seed: int | None = None) -> int:
@@ -76,6 +95,14 @@ def draw_seed(config: LBA, seed: int | None = None) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
         raise RecoupError(f"lba.matmul(seed={seed!r}): seed must be an integer from 0 to 2^31 - 1")
     return seed
+
+
+def backward_seeds(config: LBA, seed: int) -> tuple[int, int]:
+    """Seeds of the two backward products of a call with ``seed``, so that none shares its random bits with another."""
+    if not config.stochastic:
+        return 0, 0
+    first, second = (int(mix(torch.tensor(seed ^ salt))) >> 1 for salt in (0x2545F491, 0x4F6CDD1D))
+    return first, second
 
 
 def check_shapes(a: Any, b: Any, layer: str = "lba.matmul") -> None:
@@ -111,40 +138,36 @@ def decode(code: str) -> LBA:
     return LBA.from_dict(json.loads(code))
 
 
-def _product(a: Tensor, b: Tensor, config: str, seed: int, layer: str) -> Tensor:
+def _product(a: Tensor, b: Tensor, config: str, seed: int, layer: str, names: str = "a b") -> Tensor:
     """float32 [B, M, K] x [B, K, N] -> float32 [B, M, N]."""
     check_dtypes(a, b, layer)
+    first, second = names.split()
     with _named(layer):
-        return driver.matmul(_machine(a.device), a, b, decode(config), seed)
+        return driver.matmul(_machine(a.device), a, b, decode(config), seed, (first, second))
 
 
-def _product_fake(a, b, config, seed, layer):
+def _product_fake(a, b, config, seed, layer, names="a b"):
     return a.new_empty(a.shape[0], a.shape[1], b.shape[2])
 
 
 def _product_backward(
     grad: Tensor, a: Tensor, b: Tensor, config: str, seed: int, needs: list[bool], layer: str
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of `_product`; an operator of its own, because it checks values, which tracing cannot."""
+    """The gradients of `_product` that torch has no operator for; one of its own, because it checks values, which
+    tracing cannot."""
     unit = decode(config)
-    if unit.gradient != "identity":
+    if unit.backward is None:
         with _named(layer):
             grad_a, grad_b = driver.gradients(_machine(a.device), a, b, grad.contiguous(), unit, seed)
     else:
-        grad_a = _transposed(grad, b.transpose(1, 2), unit, seed, layer) if needs[0] else None
-        grad_b = _transposed(a.transpose(1, 2), grad, unit, seed, layer) if needs[1] else None
+        code, title, seeds = unit.backward.code, f"{layer}, backward", backward_seeds(unit.backward, seed)
+        grad_a = _product(grad, b.mT, code, seeds[0], title, "grad b") if needs[0] else None
+        grad_b = _product(a.mT, grad, code, seeds[1], title, "a grad") if needs[1] else None
     return _kept(grad_a, a, needs[0]), _kept(grad_b, b, needs[1])
 
 
 def _product_backward_fake(grad, a, b, config, seed, needs, layer):
     return _kept(torch.empty_like(a), a, needs[0]), _kept(torch.empty_like(b), b, needs[1])
-
-
-def _transposed(x: Tensor, y: Tensor, unit: LBA, seed: int, layer: str) -> Tensor:
-    """A product of the backward pass, on what the config says."""
-    if unit.backward is None:
-        return torch.bmm(x, y)
-    return _product(x, y, unit.backward.code, seed, f"{layer}, backward")
 
 
 def _kept(grad: Tensor | None, operand: Tensor, needed: bool) -> Tensor:
@@ -208,13 +231,10 @@ def _convolution_backward(
     needs: list[bool],
     layer: str,
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of `_convolution`."""
+    """The gradients of `_convolution` that torch has no operator for."""
+    if 0 in (grad.numel(), weight.numel()):
+        return _kept(torch.zeros_like(x), x, needs[0]), _kept(torch.zeros_like(weight), weight, needs[1])
     unit = decode(config)
-    if unit.gradient == "identity" and unit.backward is None:
-        grad_x, grad_w, _ = torch.ops.aten.convolution_backward(
-            grad, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [*needs, False]
-        )
-        return _kept(grad_x, x, needs[0]), _kept(grad_w, weight, needs[1])
     geometry = Geometry.of(weight, stride, padding, dilation, groups)
     with _named(layer):
         if unit.backward is None:
@@ -235,15 +255,16 @@ def backward_products(
     the order (o, kh, kw); dw = grad [O, N P] columns^T [N P, K].
     """
     machine, grad_x, grad_w = _machine(x.device), None, None
+    seed_x, seed_w = backward_seeds(unit, seed)
     if needs[0]:
         spread, mirrored, adjoint = geometry.adjoint(grad, weight, x.shape)
-        grad_x = driver.convolution(machine, spread, mirrored, adjoint, unit, seed)
+        grad_x = driver.convolution(machine, spread, mirrored, adjoint, unit, seed_x)
     if needs[1]:
         N, G = x.shape[0], geometry.groups
         g_GOP = (
             grad.view(N, G, -1, grad.shape[2] * grad.shape[3]).permute(1, 2, 0, 3).reshape(G, weight.shape[0] // G, -1)
         )
-        grad_w = driver.matmul(machine, g_GOP, geometry.columns(x).transpose(1, 2), unit, seed).reshape(weight.shape)
+        grad_w = driver.matmul(machine, g_GOP, geometry.columns(x).mT, unit, seed_w).reshape(weight.shape)
     return grad_x, grad_w
 
 
@@ -279,25 +300,52 @@ def _named(layer: str) -> Iterator[None]:
 
 
 def _product_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    a, b, ctx.config, ctx.seed, ctx.layer = inputs
+    a, b, ctx.config, ctx.seed, ctx.layer, _ = inputs
     ctx.save_for_backward(a, b)
 
 
 def _product_gradient(ctx: Any, grad: Tensor) -> tuple:
-    needs = list(ctx.needs_input_grad[:2])
-    grads = product_backward(grad, *ctx.saved_tensors, ctx.config, ctx.seed, needs, ctx.layer)
-    return *(g if needed else None for g, needed in zip(grads, needs, strict=True)), None, None, None
+    needs, (a, b) = list(ctx.needs_input_grad[:2]), ctx.saved_tensors
+    if _plain(ctx.config):
+        grads = (torch.bmm(grad, b.mT) if needs[0] else None, torch.bmm(a.mT, grad) if needs[1] else None)
+    else:
+        grads = product_backward(grad, a, b, ctx.config, ctx.seed, needs, ctx.layer)
+    return *(g if needed else None for g, needed in zip(grads, needs, strict=True)), *[None] * 4
+
+
+def _plain(config: str) -> bool:
+    """Whether the gradients are torch's own, which can be differentiated again."""
+    unit = decode(config)
+    return unit.gradient == "identity" and unit.backward is None
 
 
 def _convolution_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, weight, *ctx.arguments, ctx.layer = inputs
+    x, weight, ctx.config, *ctx.geometry, ctx.seed, ctx.layer = inputs
     ctx.save_for_backward(x, weight)
 
 
 def _convolution_gradient(ctx: Any, grad: Tensor) -> tuple:
-    needs = list(ctx.needs_input_grad[:2])
-    grads = convolution_backward(grad.contiguous(), *ctx.saved_tensors, *ctx.arguments, needs, ctx.layer)
+    needs, (x, weight) = list(ctx.needs_input_grad[:2]), ctx.saved_tensors
+    if _plain(ctx.config):
+        stride, padding, dilation, groups = ctx.geometry
+        grads = torch.ops.aten.convolution_backward(
+            grad, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [*needs, False]
+        )[:2]
+    else:
+        arguments = (ctx.config, *ctx.geometry, ctx.seed, needs, ctx.layer)
+        grads = convolution_backward(grad.contiguous(), x, weight, *arguments)
     return *(g if needed else None for g, needed in zip(grads, needs, strict=True)), *[None] * 7
+
+
+def _last_context(ctx: Any, inputs: tuple, output: Any) -> None:
+    ctx.layer = inputs[-1]
+
+
+def _no_gradient(ctx: Any, *grads: Tensor) -> tuple:
+    raise RecoupError(
+        f"{ctx.layer}: gradients other than 'identity', and those of a backward unit, cannot be differentiated again "
+        "(create_graph=True): only LBA(gradient='identity', backward=None) has a second derivative"
+    )
 
 
 # Registered by hand: torch.library.custom_op imports the compiler, 140 MB and seconds, at an operator's first call.
@@ -325,3 +373,5 @@ convolution = _register("lba_convolution", _convolution, _convolution_fake)
 convolution_backward = _register("lba_convolution_backward", _convolution_backward, _convolution_backward_fake)
 _differentiable("lba_matmul", _product_gradient, _product_context)
 _differentiable("lba_convolution", _convolution_gradient, _convolution_context)
+for _name in ("lba_matmul_backward", "lba_convolution_backward"):
+    torch.library.register_autograd(f"recoup::{_name}", _no_gradient, setup_context=_last_context, lib=_library)

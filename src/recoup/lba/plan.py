@@ -148,7 +148,11 @@ def _scales(a: Extent, b: Extent, config: LBA, fma: bool) -> _Scales | None:
     tops = [f.max_exponent for f in (product, accumulator) if f is not None]
     if not fma and (config.product is None or config.underflow):
         return _unscaled(config) if config.product is not None else None
-    if min(a.low, b.low) < LOW:  # the kernels read such operands as zero
+    # The kernels read subnormal operands as zero. Underflow with the largest partner makes an operand zero anyway.
+    least_a = least_b = -math.inf
+    if product is not None and config.underflow:
+        least_a, least_b = product.min_exponent - b.high - 1, product.min_exponent - a.high - 1
+    if max(a.low, least_a) < LOW or max(b.low, least_b) < LOW:
         return None
     if not config.underflow:
         common = min(HIGH - 1 - max(tops), HIGH)
@@ -161,8 +165,6 @@ def _scales(a: Extent, b: Extent, config: LBA, fma: bool) -> _Scales | None:
         return None
     if product is None:
         return _split(a, b, at_product, at_sum)
-    # An operand that underflows with the largest partner is zero to the unit; so the others fit.
-    least_a, least_b = product.min_exponent - b.high - 1, product.min_exponent - a.high - 1
     scale_a = -a.high - 1
     scale_b = at_product - scale_a
     inside = a.high + b.high <= 124 + product.min_exponent and b.high + scale_b <= HIGH - 1
@@ -173,7 +175,7 @@ def _scales(a: Extent, b: Extent, config: LBA, fma: bool) -> _Scales | None:
     return _Scales(scale_a, scale_b, *least, at_product, at_sum)
 
 
-def _power(exponent: int) -> float:
+def _power(exponent: float) -> float:
     return 2.0**exponent if exponent >= LOW - 23 else 0.0
 
 
@@ -225,8 +227,9 @@ def _wide_plan(config: LBA) -> Plan:
     for slot, f in formats.items():
         if f is not None:
             _constants(f, config, slot, floats, integers)
-    sums = (formats[SUM], formats[OUTER])
-    near = config.product is not None and all(isinstance(f, Float) and f.rounding == "nearest" for f in sums)
+    near = _rounds_once(config.product, config.accumulator, config) and _rounds_once(
+        config.accumulator, config.outer, config
+    )
     total, outer = made[SUM], made[OUTER]
     assert total is not None
     assert outer is not None
@@ -236,6 +239,18 @@ def _wide_plan(config: LBA) -> Plan:
     units = isinstance(config.outer, Int)
     unscale = math.frexp(config.scale)[1] - 1 if units else 0
     return Plan(form, 0, 0, 0.0, 0.0, unscale, floats, integers)
+
+
+def _rounds_once(term: Float | Int | None, total: Float | Int, config: LBA) -> bool:
+    """Whether rounding ``term + total`` to float64 first leaves its rounding to nearest in ``total`` as it is.
+
+    The proof is in `emit_wide`; it needs terms with no more bits than the sum, and none that reach far below the sum's
+    smallest normal.
+    """
+    if not isinstance(term, Float) or not isinstance(total, Float) or total.rounding != "nearest":
+        return False
+    fine = term.min_exponent - term.mantissa
+    return term.mantissa <= total.mantissa and (not config.underflow or fine >= total.min_exponent - 52)
 
 
 def _quantiser(format: Float | Int, config: LBA, plain: bool) -> Quantiser:  # noqa: A002

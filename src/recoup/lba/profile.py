@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from recoup.batches import call, prepared
-from recoup.errors import RecoupError
+from recoup.formats.fields import integer
 from recoup.lba import reference
 from recoup.lba.config import LBA
 from recoup.lba.geometry import Geometry
 from recoup.lba.layers import LBALayer, LBALinear
 from recoup.lba.repair import lba_layers
 from recoup.modes import evaluating
+
+MAX_OUTPUTS = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +73,9 @@ def profile(
         progress: whether to show a progress bar.
 
     Raises:
-        RecoupError: no LBA layer, no or bad batches, outputs below 1.
+        RecoupError: no LBA layer, no or bad batches, outputs not an integer of at least 1.
     """
-    if outputs < 1:
-        raise RecoupError(f"lba.profile(outputs={outputs!r}): outputs must be at least 1")
+    integer("lba.profile", "outputs", outputs, (1, MAX_OUTPUTS))
     layers = lba_layers(model, "lba.profile")
     names = {layer: name for name, layer in layers.items()}
     rows: dict[str, LayerProfile] = {}
@@ -84,7 +85,7 @@ def profile(
         name = names[layer]
         if name not in rows:
             x = args[0] if args else kwargs["input"]
-            rows[name] = _measured(name, layer, *sample(layer, x, outputs, seed)[:2])
+            rows[name] = _measured(name, layer, *(part.cpu() for part in sample(layer, x, outputs, seed)[:2]))
 
     hooks = [layer.register_forward_pre_hook(observe, with_kwargs=True) for layer in layers.values()]
     try:

@@ -3,8 +3,6 @@
 The paper quantises them outside the unit, per tensor and per call.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -35,23 +33,25 @@ def quantize_operand(x: Tensor, format: Float | Int) -> tuple[Tensor, Tensor | N
 
     Returns:
         y and None for a `Float`; whole numbers and the scale (float32, no dimensions) for an `Int`. Gradients pass
-        straight through.
+        straight through. NaN and infinities stay what they are, for the unit to refuse or to propagate; the largest
+        magnitude is that of the finite elements.
+
+    Raises:
+        RecoupError: a format that is no Float and no signed Int.
 
     Source: the factor is that of the paper's authors' later code [pub]; symmetric integers are our definition.
     """
-    largest = x.detach().abs().amax() if x.numel() else x.new_zeros(())
+    if not isinstance(format, Float | Int):
+        raise RecoupError(f"quantize_operand: format must be a Float or an Int; got {format!r}")
+    if isinstance(format, Int) and not format.signed:
+        raise RecoupError(f"quantize_operand: {format!r} must be signed")
+    largest = x.detach().abs().nan_to_num(0.0, 0.0).amax() if x.numel() else x.new_zeros(())
     if isinstance(format, Int):
-        if not format.signed:
-            raise RecoupError(f"quantize_operand: {format!r} must be signed")
         scale = torch.where(largest > 0, largest / format.largest_value, 1.0).to(x.dtype)
-        return quantize(x / scale, format.replace(overflow="saturate")), scale
+        codes = quantize(x / scale, format.replace(overflow="saturate"))
+        return torch.where(x.isfinite(), codes, x), scale
     binades = format.max_exponent - format.min_exponent + 1
     half = 1 << (max(binades - 1, 1).bit_length() - 1)
     factor = torch.exp2(torch.ceil(half - torch.log2(largest.double())))
     factor = torch.where(largest > 0, factor, 1.0).clamp(2.0**-126, 2.0**126).to(x.dtype)
-    return quantize(x * factor, format) / factor, None
-
-
-def exponent_bits(format: Float) -> int:  # noqa: A002
-    """Bits of the exponent field of a format whose every code is a binade."""
-    return math.ceil(math.log2(format.max_exponent - format.min_exponent + 1))
+    return torch.where(x.isfinite(), quantize(x * factor, format) / factor, x), None

@@ -53,7 +53,7 @@ def matmul(a: Tensor, b: Tensor, config: LBA, seed: int = 0, first: int = 0) -> 
 
     Float64 sums become float32 by rounding to nearest even (exact for every accumulator within float32), saturating.
     """
-    y_MN = torch.zeros(a.shape[0], b.shape[1], dtype=torch.float64)
+    y_MN = torch.zeros(a.shape[0], b.shape[1], dtype=torch.float64, device=a.device)
     for step in steps(a, b, config, seed, first):
         if step.outer:
             y_MN = step.after
@@ -65,16 +65,17 @@ def steps(a: Tensor, b: Tensor, config: LBA, seed: int = 0, first: int = 0) -> I
     """All steps in their order: the terms of a chunk, then the addition of its sum."""
     (M, K), N = a.shape, b.shape[1]
     a_MK, b_KN = a.double(), b.double()
-    return run(lambda k: a_MK[:, k, None] * b_KN[None, k, :], K, random_base(M, N, seed, first), config)
+    base = random_base(M, N, seed, first).to(a.device)
+    return run(lambda k: a_MK[:, k, None] * b_KN[None, k, :], K, base, config)
 
 
 def run(product: Callable[[int], Tensor], K: int, base: Tensor, config: LBA) -> Iterator[Step]:
     """The steps of sums of any shape, whose exact k-th terms ``product`` gives in float64.
 
-    ``base``: per sum, what its random bits derive from; it has the sums' shape.
+    ``base``: per sum, what its random bits derive from; it has the sums' shape and device.
     """
     chunk = min(config.chunk or K, K)
-    y = torch.zeros(base.shape, dtype=torch.float64)
+    y = torch.zeros(base.shape, dtype=torch.float64, device=base.device)
     none = torch.zeros_like(y, dtype=torch.bool)
     for number, start in enumerate(range(0, K, max(chunk, 1))):
         s = torch.zeros_like(y)
@@ -177,7 +178,7 @@ def indicators(a: Tensor, b: Tensor, config: LBA, seed: int = 0, first: int = 0)
     overflow, recursive = config.gradient.endswith("_of"), config.gradient.startswith("recursive")
     K = a.shape[1]
     chunk = min(config.chunk or K, K)
-    passes_KMN = torch.ones(K, a.shape[0], b.shape[1], dtype=torch.bool)
+    passes_KMN = torch.ones(K, a.shape[0], b.shape[1], dtype=torch.bool, device=a.device)
     if config.gradient == "identity":
         return passes_KMN
     own_KMN, outer = passes_KMN.clone(), []

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -12,6 +12,7 @@ from recoup.batches import call, prepared
 from recoup.emulated import emulated_layers
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.formats import Float
+from recoup.lba.attention import LBAAttentionProducts
 from recoup.lba.config import LBA
 from recoup.lba.layers import LBALayer
 from recoup.modes import evaluating
@@ -22,9 +23,21 @@ M = TypeVar("M", bound=nn.Module)
 def lba_layers(model: nn.Module, purpose: str) -> dict[str, LBALayer]:
     """The LBA layers of a model by name; an error if there is none."""
     layers = {name: layer for name, layer in emulated_layers(model).items() if isinstance(layer, LBALayer)}
-    if not layers:
-        raise RecoupError(f"{purpose}: the model has no layer on a narrow accumulator: emulate_(model, LBA()) first")
+    _check_any(layers, purpose)
     return layers
+
+
+def lba_modules(model: nn.Module, purpose: str) -> dict[str, LBALayer | LBAAttentionProducts]:
+    """The same and the attention products: everything that has an LBA config."""
+    kinds = (LBALayer, LBAAttentionProducts)
+    modules = {name: module for name, module in emulated_layers(model).items() if isinstance(module, kinds)}
+    _check_any(modules, purpose)
+    return modules
+
+
+def _check_any(found: Mapping[str, nn.Module], purpose: str) -> None:
+    if not found:
+        raise RecoupError(f"{purpose}: the model has no layer on a narrow accumulator: emulate_(model, LBA()) first")
 
 
 def correct_gain_(
@@ -90,7 +103,7 @@ class _Fit:
 
     def __init__(self, layer: LBALayer, per: str) -> None:
         self.layer, self.per = layer, per
-        self.cross = self.square = torch.zeros(layer.weight.shape[0], dtype=torch.float64)
+        self.cross = self.square = torch.zeros(layer.weight.shape[0], dtype=torch.float64, device=layer.weight.device)
 
     def observe(self, layer: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
         assert isinstance(layer, LBALayer)
@@ -166,11 +179,13 @@ def with_chunk(config: LBA, chunk: int, *, rescale: bool = True) -> LBA:
 
 
 def set_underflow_(model: M, on: bool) -> M:
-    """Switch underflow on or off in every LBA layer, for the two stages of fine-tuning in a loop of your own.
+    """Switch underflow on or off in every LBA layer and attention product, for fine-tuning in a loop of your own.
+
+    The attention of Hugging Face transformers has the config it was registered with (`register_transformers`).
 
     Raises:
         RecoupError: no LBA layer.
     """
-    for layer in lba_layers(model, "set_underflow_").values():
-        layer.config = layer.config.replace(underflow=on)
+    for module in lba_modules(model, "set_underflow_").values():
+        module.config = module.config.replace(underflow=on)
     return model

@@ -1,7 +1,8 @@
 """A training run on disk: one safetensors file with its JSON inside, replaced whole.
 
-Weights, buffers, optimiser state and the random generators' states are tensors; where the run stands, its
-configuration and its history are JSON in the file's metadata. One file cannot be half of one run and half of another.
+Weights, buffers, gains of LBA layers, optimiser state and the random generators' states are tensors; where the run
+stands, its configuration and its history are JSON in the file's metadata. One file cannot be half of one run and half
+of another.
 """
 
 import json
@@ -13,16 +14,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from recoup.emulated import emulated_layers
 from recoup.errors import RecoupError
 from recoup.files import write_atomically
+from recoup.lba.layers import LBALayer
 
 FILE = "checkpoint.safetensors"
-SCHEMA = "1"
+SCHEMA = "2"
 
 
 def write(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
     """Keep a run; ``progress`` is JSON."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors |= {f"gain.{name}": layer.gain for name, layer in _layers(model).items() if layer.gain is not None}
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             if value is not None:
@@ -52,9 +56,17 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise RecoupError(f"{path}: cut off or foreign ({error})") from None
 
 
+def _layers(model: nn.Module) -> dict[str, LBALayer]:
+    """The layers that may have a gain, which no state_dict has as a tensor."""
+    return {name: layer for name, layer in emulated_layers(model).items() if isinstance(layer, LBALayer)}
+
+
 def restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put a checkpoint's tensors back: the next step is the one an uninterrupted run would have taken."""
     model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+    for name, layer in _layers(model).items():
+        gain = tensors.get(f"gain.{name}")
+        layer.gain = None if gain is None else gain.to(layer.weight.device)
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):

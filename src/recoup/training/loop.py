@@ -5,9 +5,9 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,67 +17,15 @@ from torch import nn
 
 from recoup.batches import device_of
 from recoup.data import Dataset
+from recoup.digest import of_model
+from recoup.emulated import emulated_layers
 from recoup.errors import RecoupError
 from recoup.evaluate import evaluate
 from recoup.training import checkpoint
-from recoup.training.schedule import Schedule, schedule
+from recoup.training.schedule import schedule
+from recoup.training.settings import Settings, Stage
 
 LOG = "training.jsonl"
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """Some epochs at one base learning rate.
-
-    Attributes:
-        name: in the log.
-        epochs: how many.
-        learning_rate: at its highest; every stage runs the schedule anew, with a fresh optimiser.
-        prepare: called with the model when the stage begins, and again when a run is resumed within it.
-    """
-
-    name: str
-    epochs: int
-    learning_rate: float
-    prepare: Callable[[nn.Module], object] = field(default=lambda _: None, compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How a network is trained.
-
-    Attributes:
-        batch_size: images a step; the last, shorter batch of an epoch is left out.
-        optimizer: ``sgd`` (with momentum, Nesterov if asked) or ``adamw``.
-        momentum, nesterov, weight_decay: the optimiser's.
-        schedule: of the learning rate: ``constant``, ``linear`` or ``cosine``, over a stage's steps.
-        warm_up: steps of linear rise at the start of every stage.
-        label_smoothing: of the cross-entropy.
-        clip: largest norm of the gradient, None for no limit.
-        augment: vary the images as the data set knows how.
-        seed: of the images' order and augmentation, and of dropout and stochastic rounding.
-        save_every: steps between checkpoints; the end of an epoch is always one.
-    """
-
-    batch_size: int = 128
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 1e-4
-    schedule: Schedule = "cosine"
-    warm_up: int = 0
-    label_smoothing: float = 0.0
-    clip: float | None = None
-    augment: bool = True
-    seed: int = 0
-    save_every: int = 200
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "save_every"):
-            if getattr(self, name) < 1:
-                raise RecoupError(f"Settings({name}={getattr(self, name)!r}): {name} must be at least 1")
-        if self.optimizer not in ("sgd", "adamw"):
-            raise RecoupError(f"Settings(optimizer={self.optimizer!r}): optimizer must be 'sgd' or 'adamw'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +36,11 @@ class Trained:
 
     @property
     def top1(self) -> float:
-        """Accuracy after the last epoch."""
+        """Accuracy after the last epoch, in percent; an error where none was measured."""
+        if not self.epochs:
+            raise RecoupError("Trained.top1: no epoch was trained")
+        if self.epochs[-1]["top1"] is None:
+            raise RecoupError("Trained.top1: nothing was measured: pass test images to train")
         return self.epochs[-1]["top1"]
 
 
@@ -97,7 +49,7 @@ def train(
     data: Dataset,
     test: Dataset | None,
     stages: Sequence[Stage],
-    settings: Settings = Settings(),
+    settings: Settings = Settings(),  # noqa: B008 -- frozen
     *,
     folder: str | Path | None = None,
     progress: bool = False,
@@ -105,8 +57,9 @@ def train(
     """Train a classifier in place, stage by stage.
 
     With a ``folder`` the run leaves checkpoint.safetensors (see `recoup.training.checkpoint`) and training.jsonl there.
-    Called again after it was interrupted or killed, with the same arguments and a model from the same source, it goes
-    on after the last checkpoint and ends with the weights of an uninterrupted run, bit for bit.
+    Called again after it was interrupted or killed, with the same arguments and the model as it was at the start (same
+    weights, gains and layers' configs), it goes on after the last checkpoint and ends with the weights of an
+    uninterrupted run, bit for bit.
 
     Args:
         model: maps images to logits. It ends in eval mode.
@@ -149,6 +102,8 @@ class _Run:
             "stages": [[s.name, s.epochs, s.learning_rate] for s in stages],
             "data": [data.name, data.split, len(data)],
             "model": [type(model).__name__, sum(p.numel() for p in model.parameters())],
+            "layers": {name: repr(layer.config) for name, layer in emulated_layers(model).items()},
+            "weights": of_model(model),
         }
 
     @property
@@ -170,7 +125,10 @@ class _Run:
                     tensors = None
         except KeyboardInterrupt as interrupt:
             if self.folder is not None:
-                interrupt.add_note(f"the run is kept in {self.folder}; the same command goes on from there")
+                interrupt.add_note(
+                    f"the run is kept in {self.folder}; the same call, with the model as it was at the start, goes on "
+                    "from there"
+                )
             raise
         finally:
             self.model.eval()
@@ -266,20 +224,26 @@ class _Run:
         if self.stage == len(self.stages):  # finished: only the weights are wanted
             self.stages[-1].prepare(self.model)
             checkpoint.restore(tensors, self.model, self._optimizer(self.stages[-1]))
-        elif self.epoch == self.stages[self.stage].epochs:
-            checkpoint.restore(tensors, self.model, self._optimizer(self.stages[self.stage]))
         return tensors
+
+
+def _flat(identity: dict[str, Any]) -> dict[str, Any]:
+    """Each setting and each layer's config under a name of its own."""
+    layers = {f"the config of layer {name!r}": config for name, config in identity["layers"].items()}
+    rest = {name: value for name, value in identity.items() if name not in ("settings", "layers")}
+    return {**identity["settings"], **layers, **rest}
 
 
 def _same(theirs: dict[str, Any], ours: dict[str, Any], path: Path) -> None:
     """Refuse a checkpoint of another run, by the first difference."""
-    flat = [{**identity, **identity["settings"]} for identity in (theirs, ours)]
-    for name in (*ours["settings"], *ours):
-        before, now = (identity.get(name) for identity in flat)
+    before_all, now_all = _flat(theirs), _flat(ours)
+    for name in {**now_all, **before_all}:
+        before, now = before_all.get(name), now_all.get(name)
         if before != now:
+            hint = "give the model as it was at the start, " if name == "weights" else ""
             raise RecoupError(
-                f"{path} is another run: {name} was {before!r} and is {now!r}; choose another folder, or delete it to "
-                "start anew"
+                f"{path} is another run: {name} was {before!r} and is {now!r}; {hint}choose another folder, or delete "
+                "it to start anew"
             )
 
 

@@ -81,10 +81,15 @@ class TrainingRecipe(BaseModel):
         return Settings(**{name: getattr(self, name) for name in (*names, "save_every")})
 
     @property
+    def emulates(self) -> bool:
+        """Whether any layer is to run on an LBA."""
+        return any(config is not None for config in (self.config, *self.layers.values()))
+
+    @property
     def stages(self) -> list[Stage]:
         """Two with an LBA, else one."""
-        if self.config is None or self.one_stage:
-            return [Stage("float" if self.config is None else "one stage", self.epochs, self.learning_rate)]
+        if not self.emulates or self.one_stage:
+            return [Stage("one stage" if self.emulates else "float", self.epochs, self.learning_rate)]
         return stages(self.epochs, self.underflow_epochs, self.learning_rate, self.underflow_learning_rate)
 
 
@@ -103,15 +108,17 @@ def run_training(
     Raises:
         RecoupError: a model, data or layers that do not fit; another run's folder; a loss that is not finite.
     """
-    if recipe.epochs + recipe.underflow_epochs * (recipe.config is not None) == 0:
+    if sum(stage.epochs for stage in recipe.stages) == 0:
         raise RecoupError("recoup train: epochs: there is nothing to train")
+    if recipe.layers and not recipe.emulates:
+        raise RecoupError("recoup train: layers: no layer has a config, and there is none for the others")
     _claim(recipe, folder, overwrite)
     torch.manual_seed(recipe.seed)
     model = load_model(recipe.model, recipe.weights)
     data = load_data(recipe.data, "train", limit=recipe.limit, seed=recipe.seed if recipe.limit else None)
     test = load_data(recipe.data, "test", limit=recipe.test_limit, seed=0 if recipe.test_limit else None)
     accuracy = {"float, before": evaluate(model, test.batches(250)).top1}
-    if recipe.config is not None:
+    if recipe.emulates:
         emulate_(model, recipe.config, recipe.layers)
         accuracy["emulated, before"] = evaluate(model, test.batches(250)).top1
     trained = train(model, data, test, recipe.stages, recipe.settings, folder=folder, progress=progress)

@@ -5,7 +5,7 @@ from pathlib import Path
 from torch import nn
 
 from recoup.data import Dataset
-from recoup.lba.repair import lba_layers, set_underflow_
+from recoup.lba.repair import lba_modules, set_underflow_
 from recoup.training.loop import Settings, Stage, Trained, train
 
 
@@ -51,7 +51,7 @@ def fine_tune(
 
     Source: Blumenfeld et al., ICLR 2024 (the two stages).
     """
-    lba_layers(model, "fine_tune")
+    lba_modules(model, "fine_tune")
     plan = stages(epochs, underflow_epochs, learning_rate, underflow_learning_rate)
     try:
         return train(model, data, test, plan, settings, folder=folder, progress=progress)

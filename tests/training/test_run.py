@@ -1,0 +1,61 @@
+"""What a recipe for `recoup train` means."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from recoup.errors import RecoupError
+from recoup.lba import LBA
+from recoup.models import load
+from recoup.training.run import TrainingRecipe, run_training
+
+BASE = {"model": "recoup.models:digits_net", "data": "digits", "limit": 128, "test_limit": 50, "batch_size": 64}
+
+
+def recipe(**values):
+    return TrainingRecipe.build({**BASE, **values})
+
+
+def test_layers_alone_say_what_is_emulated(tmp_path):
+    *_, last = [name for name, module in load(BASE["model"], None).named_modules() if hasattr(module, "weight")]
+    run = recipe(layers={last: "LBA.biased(5, 4)"}, epochs=1, underflow_epochs=1)
+    assert [stage.name for stage in run.stages] == ["without underflow", "with underflow"]
+    result = run_training(run, tmp_path, progress=False)
+    assert set(result["accuracy"]) >= {"float, before", "emulated, before", "after with underflow"}
+    assert json.loads((tmp_path / "training.json").read_text()) == result
+    assert all(value.isfinite().all() for value in load_file(tmp_path / "weights.safetensors").values())
+
+
+def test_the_stages():
+    assert [s.name for s in recipe().stages] == ["float"]
+    assert [s.name for s in recipe(config=LBA(), one_stage=True).stages] == ["one stage"]
+    assert [s.name for s in recipe(config=LBA(), epochs=0).stages] == ["with underflow"]
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"epochs": 0}, "nothing to train"),
+        ({"epochs": 0, "config": LBA(), "one_stage": True}, "nothing to train"),
+        ({"epochs": 0, "underflow_epochs": 0, "config": LBA()}, "nothing to train"),
+        ({"layers": {"re:.*": None}}, "layers: no layer has a config"),
+    ],
+)
+def test_nothing_to_do(tmp_path, values, told):
+    with pytest.raises(RecoupError, match=told):
+        run_training(recipe(**values), tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_start_is_part_of_the_run(tmp_path):
+    path = tmp_path / "start.pt"
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        torch.save(load(BASE["model"], None).state_dict(), path)
+        run = recipe(weights=str(path), epochs=1)
+        if not seed:
+            run_training(run, tmp_path / "out", progress=False)
+    with pytest.raises(RecoupError, match="another run: weights"):
+        run_training(run, tmp_path / "out", progress=False)
