@@ -2,7 +2,8 @@
 
 Legend: x, g, xhat, y, dx are flat arrays of [N, C, P] in memory order; S segments, each within one sample and one
 chunk: sample, first place, end, chunk. Sums are pairs (sum, error) that together are exact: every addition is followed
-by the exact error it made (Knuth's TwoSum), lane by lane, so that the loops are vectors.
+by the exact error it made (Knuth's TwoSum), lane by lane, so that the loops are vectors, with unsigned indices,
+or numba would look for negative ones.
 """
 
 from typing import Any
@@ -58,7 +59,7 @@ def _add_up(x, first, last, sums, errors):
     whole = source.size // LANES * LANES
     for i in range(0, whole, LANES):
         for j in range(LANES):
-            v, s = np.float64(source[i + j]), sums[j]
+            v, s = np.float64(source[np.uintp(i) + np.uintp(j)]), sums[j]
             t = s + v
             z = t - s
             errors[j] += (s - (t - z)) + (v - z)
@@ -78,7 +79,7 @@ def _add_up_products(x, y, first, last, sums, errors):
     whole = left.size // LANES * LANES
     for i in range(0, whole, LANES):
         for j in range(LANES):
-            v, s = np.float64(left[i + j]) * np.float64(right[i + j]), sums[j]
+            v, s = np.float64(left[np.uintp(i) + np.uintp(j)]) * np.float64(right[np.uintp(i) + np.uintp(j)]), sums[j]
             t = s + v
             z = t - s
             errors[j] += (s - (t - z)) + (v - z)

@@ -1,5 +1,8 @@
 """Range batch normalization out of a device's passes: two over the activations, two over the gradient, and the blocks.
 
+On the CPU, one process's finite batch takes `cpu_fused`, which has the blocks inside its passes; a group's batch, and
+one that holds NaN or infinities, the separate passes. The bits are the same.
+
 Legend: x [N, C, P]; n = N P; K chunks. A device's module (`cpu`, `gpu`) has `finite`, `moments`, `normalize`,
 `products` and `gradient`.
 """
@@ -33,6 +36,15 @@ def device_of(x: Tensor) -> Any:
             ) from None
         return gpu
     raise RecoupError(f"LightNorm runs on the CPU and CUDA; got {x.device}")
+
+
+def fused_for(x: Tensor) -> Any:
+    """The module with fused passes for x, or None."""
+    if x.device.type != "cpu" or x.numel() == 0:
+        return None
+    from recoup.lightnorm import cpu_fused
+
+    return cpu_fused
 
 
 def merged(x: Tensor) -> Tensor:
@@ -118,6 +130,10 @@ def forward(
 
     ``group``: a process group whose joined batch is normalized; chunks are then this process's share.
     """
+    fused = fused_for(x) if group is None else None
+    found = None if fused is None else fused.forward(x, gamma, beta, config, eps)
+    if found is not None:
+        return found
     device = device_of(x)
     x_q = taken(x, config.forward, config.forward_blocks, config, "the input")
     elements = x.shape[0] * x.shape[2]
@@ -136,6 +152,10 @@ def infer(
     x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, config: LightNorm, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Evaluation: y, xhat, r."""
+    fused = fused_for(x)
+    found = None if fused is None else fused.infer(x, gamma, beta, mean, var, config, eps)
+    if found is not None:
+        return found
     x_q = taken(x, config.forward, config.forward_blocks, config, "the input")
     r = once(1 / (var.detach().double() + eps).sqrt(), config.statistics)
     mu = once(mean.detach().double(), config.statistics)
@@ -147,6 +167,10 @@ def backward(
     grad: Tensor, xhat: Tensor, r: Tensor, gamma: Tensor, indices: Tensor, config: LightNorm, group: Any = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x [N, C, P], gamma and beta [C]; see `reference.backward`. No indices: statistics are constants."""
+    fused = fused_for(grad) if group is None else None
+    found = None if fused is None else fused.backward(grad, xhat, r, gamma, indices, config)
+    if found is not None:
+        return found
     device, dtype = device_of(grad), grad.dtype
     g = taken(grad, config.backward, config.backward_blocks, config, "the gradient")
     plain, cross = device.products(g, xhat)

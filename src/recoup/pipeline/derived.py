@@ -1,86 +1,116 @@
 """Modules whose backward pass would use stale weights: they save tensors computed *from* their parameters.
 
 The simulator overwrites parameters between forward and backward. A graph that saved a parameter itself sees the new
-values; one that saved a standardized, normalized or cast copy does not.
+values; one that saved a standardized, normalized or cast copy does not. Such copies are found in one forward pass: every
+operation is watched, and what stems from parameters (and constants) but not from the input must not be saved.
 """
 
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from recoup.errors import RecoupError
 
+ADVICE = (
+    "the backward pass would use the ones of the forward: use mitigation='stash', delays of 0, or a module that "
+    "computes them again in its backward pass (such as recoup.pipeline.norms.StandardizedConv2d)"
+)
 
-def refuse_derived_weights(model: nn.Module, x: Any, parameters: list[Tensor]) -> None:
-    """Raise if a forward pass saves a tensor that depends on parameters and not on the input.
 
-    Looked at in one forward pass, whose input is made to require a gradient so that activations can be told apart. An
-    input without gradient (tokens) allows only the check for parametrizations.
+def refuse_derived_weights(model: nn.Module, x: Any, parameters: Sequence[Tensor]) -> None:
+    """Raise if a forward pass of the model saves a tensor that depends on parameters and not on the input.
+
+    Args:
+        model: run once on ``x``; its buffers and the random state are put back.
+        x: an input; every tensor in it counts.
+        parameters: those that the pipeline overwrites; frozen ones are constants.
 
     Raises:
-        RecoupError: such a module; the message names it.
+        RecoupError: a parametrized, compiled or such a module; the message names it.
     """
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module):
             raise RecoupError(
-                f"pipeline: {name} is parametrized: its weight is computed anew in every pass, and {ADVICE}"
+                f"pipeline: {_shown(name)} is parametrized: its weight is computed anew in every pass, and {ADVICE}"
             )
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        return
-    probe = x.detach().clone().requires_grad_()
-    storages = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+        if type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None:
+            raise RecoupError(f"pipeline: {_shown(name)} is compiled: what it saves cannot be seen; pass it uncompiled")
     running: list[str] = []
     found: list[str] = []
-    state = torch.get_rng_state()
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    trace = _Origins(parameters, x)
 
     def pack(tensor: Tensor) -> Tensor:
-        if tensor.requires_grad and tensor.grad_fn is not None and tensor.untyped_storage().data_ptr() not in storages:
-            leaves = _leaves(tensor)
-            if leaves and id(probe) not in leaves:
-                found.append(running[-1] if running else "the model")
+        if _storage(tensor) in trace.derived:
+            found.append(running[-1] if running else "")
         return tensor
 
+    devices = {p.device for p in parameters if p.device.type == "cuda"}
+    saved = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with _as_it_was(model), _named(model, running), torch.random.fork_rng(devices), torch.enable_grad(), saved, trace:
+        model(x)
+    if found:
+        raise RecoupError(f"pipeline: {_shown(found[0])} saves weights derived from its parameters, and {ADVICE}")
+
+
+class _Origins(TorchDispatchMode):
+    """Sorts all storages by what they were computed from: the input, or parameters alone."""
+
+    def __init__(self, parameters: Iterable[Tensor], x: Any) -> None:
+        super().__init__()
+        self.parameters = {_storage(parameter) for parameter in parameters}
+        self.activations = {_storage(leaf) for leaf in tree_leaves(x) if isinstance(leaf, Tensor)}
+        self.derived: set[int] = set()
+        self._alive: list[Tensor] = []  # or an address could come back with another origin
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        before = {_storage(leaf) for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)}
+        after = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        self._alive += after
+        made = {_storage(leaf) for leaf in after} - self.parameters
+        if before & self.activations:
+            self.activations |= made
+            self.derived -= made
+        elif before & (self.parameters | self.derived):
+            self.derived |= made
+        return result
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _shown(name: str) -> str:
+    return name or "the model itself"
+
+
+@contextmanager
+def _named(model: nn.Module, running: list[str]) -> Iterator[None]:
+    """Keep the names of the modules whose forward runs in ``running``."""
     hooks = []
     for name, module in model.named_modules():
         hooks.append(module.register_forward_pre_hook(lambda *_, n=name: running.append(n)))
         hooks.append(module.register_forward_hook(lambda *_: running.pop() and None))
     try:
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            model(probe)
+        yield
     finally:
         for hook in hooks:
             hook.remove()
-        torch.set_rng_state(state)
+
+
+@contextmanager
+def _as_it_was(model: nn.Module) -> Iterator[None]:
+    """Put buffers back, whatever the forward pass did to them."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        yield
+    finally:
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])
-    if found:
-        raise RecoupError(
-            f"pipeline: {found[0] or 'the model'} saves weights derived from its parameters, and {ADVICE}"
-        )
-
-
-ADVICE = (
-    "the backward pass would use the ones of the forward: use mitigation='stash', delays of 0, or a module that "
-    "computes them again in its backward pass"
-)
-
-
-def _leaves(tensor: Tensor) -> set[int]:
-    """The ids of the leaf tensors a tensor's graph ends in."""
-    seen: set[Any] = set()
-    leaves: set[int] = set()
-    stack: list[Any] = [tensor.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        variable = getattr(node, "variable", None)
-        if variable is not None:
-            leaves.add(id(variable))
-        stack.extend(next_node for next_node, _ in node.next_functions)
-    return leaves

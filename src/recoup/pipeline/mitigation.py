@@ -1,16 +1,16 @@
 """What a pipeline does against the delay of its gradients: one frozen value."""
 
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
 
 from recoup.errors import RecoupError
-from recoup.formats.fields import boolean, choice, integer
+from recoup.formats.fields import Format, boolean, choice, integer
 
 Prediction = Literal["none", "velocity", "weight", "spectrain"]
 
 
 @dataclass(frozen=True, slots=True)
-class Mitigation:
+class Mitigation(Format):
     """How a stage's update and its forward weights make up for a delay of D updates.
 
     With momentum m, velocity v' = m v + g and learning rate eta:
@@ -81,10 +81,6 @@ class Mitigation:
         """What differs from the defaults; it can be pasted back."""
         changed = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default]
         return f"Mitigation({', '.join(changed)})"
-
-    def replace(self, **changes: Any) -> "Mitigation":
-        """A copy with some fields changed, validated again."""
-        return replace(self, **changes)
 
 
 NAMES = {

@@ -5,6 +5,7 @@ Started by torchrun: ``torchrun --nproc-per-node 4 --max-restarts 3 train.py``; 
 
 import io
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -165,6 +166,28 @@ def run_local(plan: Plan, samples: Samples, ranks: int) -> Metrics:
     return Metrics(workers[-1].losses, N, seconds, N / ticks(N, ranks))
 
 
+def initialize(backend: str = "gloo", timeout: float = 300.0) -> None:
+    """Join the processes that torchrun started: torch's ``init_process_group``, and sound after a restart.
+
+    A restarted worker of torchrun finds the addresses of the attempt before in the shared store, and fails to connect
+    to processes that are gone; here every attempt has keys of its own.
+
+    Args:
+        backend: ``gloo`` on CPUs, ``nccl`` on GPUs.
+        timeout: seconds to wait for the others, and for collective operations.
+
+    Raises:
+        RecoupError: not started by torchrun.
+    """
+    if "RANK" not in os.environ:
+        raise RecoupError("pipeline.initialize: not started by torchrun: torchrun --nproc-per-node 4 train.py")
+    wait = timedelta(seconds=timeout)
+    store, rank, ranks = next(dist.rendezvous("env://", timeout=wait))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"recoup/attempt-{attempt}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=wait)
+
+
 def run(
     plan: Plan,
     samples: Samples,
@@ -194,7 +217,7 @@ def run(
     """
     if not dist.is_available() or not dist.is_initialized():
         raise RecoupError(
-            "pipeline.run: torch.distributed is not initialized: start with torchrun and init_process_group"
+            "pipeline.run: torch.distributed is not initialized: start with torchrun and call pipeline.runtime.initialize()"
         )
     every = integer("pipeline.run", "every", every, (1, 1 << 31))
     rank, ranks, N = dist.get_rank(), dist.get_world_size(), len(samples)

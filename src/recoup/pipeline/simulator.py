@@ -24,6 +24,9 @@ from recoup.pipeline.optimizer import Ring, StageOptimizer
 from recoup.pipeline.schedule import check_delays
 from recoup.pipeline.stages import resolve
 
+# Every parameter begins where an allocation of its own could: matrix products of MKL and oneDNN round otherwise elsewhere.
+ALIGNMENT = 64
+
 Rate = float | Callable[[int], float]
 
 
@@ -94,16 +97,18 @@ class Simulator:
             raise RecoupError(
                 f"pipeline.Simulator: parameters must have one dtype and device; got {sorted(map(str, kinds))}"
             )
-        sizes = [sum(parameters[name].numel() for name in stage) for stage in names]
-        self._live = torch.cat([p.detach().reshape(-1) for p in first])
+        align = ALIGNMENT // first[0].element_size()
+        sizes = [sum(-(-parameters[name].numel() // align) * align for name in stage) for stage in names]
+        self._live = first[0].new_zeros(sum(sizes), requires_grad=False)
         self._gradient = torch.zeros_like(self._live)
         self._parameters = []
         at = 0
         for parameter in first:
             end = at + parameter.numel()
+            self._live[at:end].copy_(parameter.detach().reshape(-1))
             parameter.data = self._live[at:end].view(parameter.shape)  # no graph is alive yet
             self._parameters.append((parameter, self._gradient[at:end].view(parameter.shape)))
-            at = end
+            at += -(-parameter.numel() // align) * align
         self._marks = self._look()
         self._sizes = sizes
         self._parts = list(self._live.split(sizes))
@@ -236,6 +241,7 @@ class Simulator:
             "gradient": self._gradient.clone(),
             "optimizer": self._optimizer.state(),
             "ring": [rows.clone() for rows in self._ring.rows],
+            "buffers": {name: buffer.clone() for name, buffer in self.model.named_buffers()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -254,6 +260,9 @@ class Simulator:
         for rows, kept in zip(self._ring.rows, state["ring"], strict=True):
             rows.copy_(kept)
         self._gradient.copy_(state["gradient"])
+        with torch.no_grad():
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(state["buffers"][name])
         self.steps, self.updates = int(state["steps"]), int(state["updates"])
         self._written = self.updates - 1  # written again by the next forward pass, to the same bits
         self.settle()

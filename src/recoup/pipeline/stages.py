@@ -10,11 +10,17 @@ from torch import nn
 
 from recoup.errors import RecoupError
 from recoup.models.cifar import CifarResNet
+from recoup.models.digits import DigitsNet
+from recoup.models.mobilenet import MobileNet
 from recoup.models.vgg import VGG
+from recoup.pipeline import norms
 
 Stages = list[list[str]]
-WEIGHTLESS = (nn.ReLU, nn.Flatten, nn.Identity, nn.Dropout, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh)
-NORMS = (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d, nn.modules.batchnorm._BatchNorm)
+NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase, *norms.NORMS)
+POOLS = (
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d),
+)
 
 
 def automatic(model: nn.Module) -> Stages:
@@ -33,29 +39,34 @@ def automatic(model: nn.Module) -> Stages:
     [['0', '1'], ['2'], []]
     """
     if isinstance(model, nn.Sequential):
-        return [*_sequence(model, ""), []]
+        return [*_sequence(model, "", []), []]
     if isinstance(model, CifarResNet):
         return _cifar_resnet(model)
     if isinstance(model, VGG):
         return _vgg(model)
+    if isinstance(model, DigitsNet | MobileNet):
+        return [*_sequence(model.features, "features.", []), [], ["classifier"], []]  # pooling, classifier, loss
     raise RecoupError(
         f"pipeline.automatic: no rule for a {type(model).__name__}; give the stages as lists of module names, such as "
         f"{[[name] for name, _ in list(model.named_children())[:3]]}"
     )
 
 
-def _sequence(model: nn.Sequential, prefix: str) -> Stages:
-    """Every module starts a stage, but norms and what has no parameters join the one before."""
-    stages: Stages = []
+def _sequence(model: nn.Sequential, prefix: str, stages: Stages) -> Stages:
+    """A layer starts a stage, and so does pooling; norms and what has no parameters join the one before."""
     for name, module in model.named_children():
         path = f"{prefix}{name}"
         if isinstance(module, nn.Sequential):
-            stages += _sequence(module, f"{path}.")
-        elif stages and (isinstance(module, NORMS) or not any(True for _ in module.parameters())):
+            _sequence(module, f"{path}.", stages)
+        elif stages and not isinstance(module, POOLS) and (isinstance(module, NORMS) or _plain(module)):
             stages[-1].append(path)
         else:
             stages.append([path])
     return stages
+
+
+def _plain(module: nn.Module) -> bool:
+    return not any(True for _ in module.parameters())
 
 
 def _cifar_resnet(model: CifarResNet) -> Stages:
@@ -63,21 +74,20 @@ def _cifar_resnet(model: CifarResNet) -> Stages:
     for group in ("layer1", "layer2", "layer3"):
         for index, block in enumerate(getattr(model, group)):
             path = f"{group}.{index}"
-            shortcut = [f"{path}.shortcut"] if any(True for _ in block.shortcut.parameters()) else []
+            shortcut = [] if _plain(block.shortcut) else [f"{path}.shortcut"]
             stages += [[f"{path}.conv1", f"{path}.bn1"], [f"{path}.conv2", f"{path}.bn2", *shortcut], []]
     return [*stages, [], ["linear"], []]  # pooling, classifier, loss
 
 
-def _vgg(model: nn.Module) -> Stages:
+def _vgg(model: VGG) -> Stages:
+    """Convolution with its norm, ReLU and pooling apart; then global pooling, classifier, loss."""
     stages: Stages = []
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            stages.append([name])
-        elif isinstance(module, NORMS):
-            stages[-1].append(name)
-        elif isinstance(module, (nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)):
-            stages.append([name])
-    return [*stages, []]
+    for name, module in model.features.named_children():
+        if isinstance(module, NORMS):
+            stages[-1].append(f"features.{name}")
+        else:
+            stages.append([f"features.{name}"])
+    return [*stages, [], ["classifier"], []]
 
 
 def resolve(model: nn.Module, stages: Sequence[Iterable[str]]) -> list[list[str]]:
@@ -87,7 +97,7 @@ def resolve(model: nn.Module, stages: Sequence[Iterable[str]]) -> list[list[str]
         RecoupError: a stage that names no module, a module in two stages, a module with parameters in none, or a
             parameter that modules of two stages share; the message names them.
     """
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     owner: dict[str, int] = {}
     for index, names in enumerate(stages):
         if isinstance(names, str):
@@ -126,6 +136,7 @@ def resolve(model: nn.Module, stages: Sequence[Iterable[str]]) -> list[list[str]
     if missed:
         shown = ", ".join(dict.fromkeys(missed))
         raise RecoupError(f"pipeline: no stage holds {shown}: every module with parameters must be in one")
-    if any(parameter.dtype != torch.promote_types(parameter.dtype, torch.float32) for parameter in model.parameters()):
-        raise RecoupError("pipeline: parameters must be float32 or float64")
+    for name, parameter in model.named_parameters():
+        if parameter.dtype not in (torch.float32, torch.float64):
+            raise RecoupError(f"pipeline: {name} is {parameter.dtype}; parameters must be float32 or float64")
     return found

@@ -12,6 +12,10 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any, ParamSpec, TypeVar, cast
 
+from recoup.lightnorm import LightNorm
+from recoup.lightnorm.cost import widths
+from recoup.lightnorm.plots import Palette
+from recoup.lightnorm.plots import traffic_figure as draw_traffic
 from recoup.nbsmt import NBSMT
 from recoup.report.summary import Summary
 from recoup.study.configs import title
@@ -169,6 +173,20 @@ def shift_figure(results: Results) -> str | None:
     return svg(figure, "shift", f"Shift of BatchNorm statistics in {len(names)} layers. {'; '.join(said)}.")
 
 
+@styled
+def traffic_figure(results: Results) -> str | None:
+    """Stored and moved bits of every LightNorm config beside float32 batch norm; None where none was counted."""
+    counted = {row.config for row in results.traffic}
+    norms = {title(c): c for c in results.recipe.configs if isinstance(c, LightNorm) and repr(c) in counted}
+    if not norms:
+        return None
+    variants = {"float32 batch norm": None, **norms}
+    figure = draw_traffic(variants, palette=Palette(INK, MUTED, GRID, SERIES))
+    _clear(figure)
+    said = "; ".join(f"{name}: {widths(config).blocks:g}" for name, config in variants.items())
+    return svg(figure, "traffic", f"Bits an element moves in a training step, with whole blocks. {said}.")
+
+
 def svg(figure: Any, name: str, description: str) -> str:
     """A figure as one self-contained ``<svg>`` element, described for screen readers, coloured by CSS variables."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -205,11 +223,15 @@ def _canvas(rows: int, height: float, ratios: Sequence[float]) -> tuple[Any, lis
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    figure.patch.set_alpha(0)
     axes = figure.subplots(rows, 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": list(ratios)})
-    for axis in axes[:, 0]:
-        axis.patch.set_alpha(0)
+    _clear(figure)
     return figure, list(axes[:, 0])
+
+
+def _clear(figure: Any) -> None:
+    """The page shows through."""
+    for part in (figure, *figure.axes):
+        part.patch.set_alpha(0)
 
 
 def _series(index: int) -> tuple[str, str]:
@@ -231,7 +253,9 @@ def _references(axis: Any, summary: Summary, labelled: bool) -> None:
 
 def _line(axis: Any, places: Sequence[int], values: Sequence[float], index: int, label: str) -> None:
     colour, marker = _series(index + 1)  # the first is the 8-bit baseline's in every plot
-    axis.plot(places, values, color=colour, marker=marker, ms=4, lw=1.2, label=label)
+    again = (index + 1) // len(SERIES)  # colours and markers come round: hollow and dashed, then dotted
+    fill, dashes = ("none" if again else colour), ("-", "--", ":", "-.")[min(again, 3)]
+    axis.plot(places, values, color=colour, marker=marker, mfc=fill, ls=dashes, ms=4, lw=1.2, label=label)
 
 
 def _legend(figure: Any, axis: Any) -> None:

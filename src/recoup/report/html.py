@@ -8,7 +8,7 @@ from typing import Any
 from recoup.files import write_atomically
 from recoup.nbsmt import NBSMT
 from recoup.report import words
-from recoup.report.figures import accuracy_figure, layer_figure, shift_figure, unit_figure
+from recoup.report.figures import accuracy_figure, layer_figure, shift_figure, traffic_figure, unit_figure
 from recoup.report.summary import Cycles, Summary, summarize
 from recoup.study.configs import title
 from recoup.study.results import Results
@@ -57,11 +57,23 @@ def render(results: Results) -> str:
             if (rows := [row for row in results.units if row.config == repr(config)])
         ],
         unit_figure=unit_figure(results),
+        traffic_tables=[
+            (
+                title(config),
+                summary.traffic[repr(config)],
+                [row for row in results.traffic if row.config == repr(config)],
+            )
+            for config in results.recipe.configs
+            if repr(config) in summary.traffic
+        ],
+        traffic_figure=traffic_figure(results),
         profile_images=min(results.recipe.profile_images, results.calibration_images),
         accuracy_figure=accuracy_figure(results, summary),
         layer_figure=layer_figure(results),
         shift_figure=shift_figure(results),
-        terms=words.TERMS | (words.UNIT_TERMS if results.units else {}),
+        terms=words.TERMS
+        | (words.UNIT_TERMS if results.units else {})
+        | (words.TRAFFIC_TERMS if results.traffic else {}),
         modelled=words.MODELLED,
         not_modelled=words.NOT_MODELLED,
         facts=facts(results),

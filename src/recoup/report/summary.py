@@ -1,10 +1,12 @@
 """What results mean: estimates, gains, cycles and the verdict in plain words. Terminal, HTML and CSV all read this."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from recoup.lba.config import LBA
+from recoup.lightnorm.config import LightNorm
+from recoup.lightnorm.cost import Widths
 from recoup.nbsmt.config import NBSMT
 from recoup.study.configs import Config, title
 from recoup.study.intervals import Estimate, accuracy, of_test_set, over_seeds
@@ -37,7 +39,7 @@ class Line:
     Attributes:
         top1, top5: percent.
         gain: points of top1 over the same config's float statistics, seed by seed; None for those themselves.
-        recovered: gain / what the config lost against its baseline (8 bit for NB-SMT, float for LBA), a share; None
+        recovered: gain / what the config lost against its baseline (8 bit for NB-SMT, else float), a share; None
             where at most 0.1 points or one test image were lost.
     """
 
@@ -80,7 +82,7 @@ class Cycles:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The whole study: `lines` in the order measured, `cycles` by config, one verdict a config.
+    """The whole study: `lines` in the order measured, `cycles` and `traffic` (bits) by config, one verdict a config.
 
     ``resolution`` is half the width of the best accuracy's Wilson interval, ``threshold`` the loss up to which there is
     nothing to repair; both in points.
@@ -92,6 +94,7 @@ class Summary:
     resolution: float
     threshold: float
     seeds: int
+    traffic: dict[str, Widths] = field(default_factory=dict)
 
     def line(self, config: str, state: str) -> Line | None:
         """The line of a config and state, if it was measured."""
@@ -108,13 +111,30 @@ def summarize(results: Results) -> Summary:
     groups: dict[tuple[str, str], list[AccuracyRow]] = {}
     for row in results.accuracy:
         groups.setdefault((row.config, row.state), []).append(row)
-    units = {repr(c) for c in results.recipe.configs if isinstance(c, LBA)}
+    units = {repr(c) for c in results.recipe.configs if _against_float(c)}
     lines = tuple(_line(groups, config, state, titles[config], config in units) for config, state in groups)
     cycles = {repr(config): _cycles(config, results.cycles) for config in _threaded(results)}
     count, best = results.test_images, max(line.top1.mean for line in lines)
     resolution, threshold = of_test_set(best, count).half, _threshold(count)
-    silent = Summary(lines, cycles, (), resolution, threshold, len(results.recipe.calibration.seeds))
-    return replace(silent, verdicts=tuple(verdict(silent, config) for config in results.recipe.configs))
+    measured = [config for config in results.recipe.configs if any(line.config == repr(config) for line in lines)]
+    silent = Summary(lines, cycles, (), resolution, threshold, len(results.recipe.calibration.seeds), _traffic(results))
+    return replace(silent, verdicts=tuple(verdict(silent, config) for config in measured))
+
+
+def _against_float(config: Config) -> bool:
+    """Whether a config's baseline is the float network; NB-SMT's is 8 bit."""
+    return isinstance(config, LBA | LightNorm)
+
+
+def _traffic(results: Results) -> dict[str, Widths]:
+    """Bits that all batch norms move for one image in a training step, by config."""
+    totals: dict[str, Widths] = {}
+    for config in results.recipe.configs:
+        rows = [row for row in results.traffic if row.config == repr(config)]
+        if rows:
+            names = ("conventional", "ranges", "formats", "blocks")
+            totals[repr(config)] = Widths(*(sum(getattr(row, name) for row in rows) for name in names))
+    return totals
 
 
 def _threaded(results: Results) -> list[NBSMT]:
@@ -123,14 +143,21 @@ def _threaded(results: Results) -> list[NBSMT]:
 
 
 def verdict(summary: Summary, config: Config) -> str:
-    """One sentence: the baseline's accuracy (8 bit, or float for LBA), what becomes of it, what repair wins back."""
+    """One sentence: the baseline's accuracy (8 bit, or float), what becomes of it, what repair wins back."""
     name = repr(config)
-    unit = isinstance(config, LBA)
+    unit = _against_float(config)
     eight, bare = summary.line(FLOAT if unit else BASELINE, State.NONE), summary.line(name, State.NONE)
     saved = summary.cycles.get(name)
+    moved = summary.traffic.get(name)
     speed = f" in {saved.speedup:.1f}x fewer cycles" if saved else ""
+    speed += f" with {moved.ratio:.1f}x less batch norm traffic in training" if moved else ""
     repaired = next(
-        (line for state in (LBA_PREFERENCE if unit else PREFERENCE) if (line := summary.line(name, state))), None
+        (
+            line
+            for state in (LBA_PREFERENCE if isinstance(config, LBA) else PREFERENCE)
+            if (line := summary.line(name, state))
+        ),
+        None,
     )
     if eight is None or bare is None:
         only = repaired or summary.of(name)[0]

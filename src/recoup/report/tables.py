@@ -9,11 +9,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from recoup.files import write_atomically
-from recoup.study.results import AccuracyRow, CycleRow, LayerRow, Results, ShiftRow, UnitRow
+from recoup.study.results import AccuracyRow, CycleRow, LayerRow, Results, ShiftRow, TrafficRow, UnitRow
 
 
 def write_tables(results: Results, folder: Path) -> list[Path]:
-    """Write accuracy, layers, cycles, shifts and, of LBA, units, each whole or not at all: `recoup.study.results`."""
+    """Write accuracy, layers, cycles, shifts and, of LBA, units, of LightNorm traffic, each whole or not at all."""
     tables: list[tuple[str, type[BaseModel], Sequence[BaseModel]]] = [
         ("accuracy.csv", AccuracyRow, results.accuracy),
         ("layers.csv", LayerRow, results.layers),
@@ -22,6 +22,8 @@ def write_tables(results: Results, folder: Path) -> list[Path]:
     ]
     if results.units:
         tables.append(("units.csv", UnitRow, results.units))
+    if results.traffic:
+        tables.append(("traffic.csv", TrafficRow, results.traffic))
     paths = []
     for name, kind, rows in tables:
         paths.append(folder / name)

@@ -6,6 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from recoup.lightnorm.cost import Widths
 from recoup.report.html import heading, interval_text
 from recoup.report.summary import Cycles, Line, Summary, summarize
 from recoup.study.configs import title
@@ -28,6 +29,8 @@ def tables(results: Results) -> RenderableType:
             parts += [_units(title(config), units), Text()]
     if summary.cycles:
         parts += [_cycles(results, list(summary.cycles.values())), Text()]
+    if summary.traffic:
+        parts += [_traffic(results, summary.traffic), Text()]
     parts += [Text(f"note: {note}", style="yellow") for note in results.notes]
     parts += [Text(verdict, style="bold") for verdict in summary.verdicts]
     return Group(*parts, Text())
@@ -100,4 +103,16 @@ def _cycles(results: Results, rows: list[Cycles]) -> Table:
     table.add_row("1 thread (8 bit)", f"{rows[0].single:,}")
     for row in rows:
         table.add_row(row.title, f"{row.cycles:,}", f"{row.speedup:.2f}x", f"{row.emulated_speedup:.2f}x")
+    return table
+
+
+def _traffic(results: Results, totals: dict[str, Widths]) -> Table:
+    table = _table(
+        "Batch norm traffic an image and training step, kB (a model)", "hardware", "float32", "unit", "less by"
+    )
+    for config in results.recipe.configs:
+        bits = totals.get(repr(config))
+        if bits:
+            sizes = (f"{value / 8000:,.1f}" for value in (bits.conventional, bits.blocks))
+            table.add_row(title(config), *sizes, f"{bits.ratio:.2f}x")
     return table

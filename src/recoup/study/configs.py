@@ -7,9 +7,10 @@ from typing import Any
 from recoup.errors import RecoupError
 from recoup.formats import Float, Int
 from recoup.lba.config import LBA
+from recoup.lightnorm.config import LightNorm
 from recoup.nbsmt.config import NBSMT
 
-Config = NBSMT | LBA
+Config = NBSMT | LBA | LightNorm
 
 NBSMT_PRESETS: dict[str, NBSMT] = {"nbsmt-2t": NBSMT(threads=2), "nbsmt-4t": NBSMT(threads=4)}
 LBA_PRESETS: dict[str, LBA] = {
@@ -20,12 +21,20 @@ LBA_PRESETS: dict[str, LBA] = {
     "lba-int16": LBA.int16(operands=Int(8)),
     "lba-int12": LBA.int12(operands=Int(4)),
 }
-PRESETS: dict[str, Config] = {**NBSMT_PRESETS, **LBA_PRESETS}
+LIGHTNORM_PRESETS: dict[str, LightNorm] = {
+    "lightnorm": LightNorm(),
+    "lightnorm-fp10": LightNorm.fp10(),
+    "lightnorm-range": LightNorm.range(),
+}
+PRESETS: dict[str, Config] = {**NBSMT_PRESETS, **LBA_PRESETS, **LIGHTNORM_PRESETS}
 
 # What a configuration's text may call, and nothing else.
 CONSTRUCTORS: dict[str, Callable[..., Any]] = {
     "NBSMT": NBSMT,
     "LBA": LBA,
+    "LightNorm": LightNorm,
+    "LightNorm.range": LightNorm.range,
+    "LightNorm.fp10": LightNorm.fp10,
     "Float": Float,
     "Float.lba": Float.lba,
     "Float.ieee": Float.ieee,
@@ -35,7 +44,10 @@ CONSTRUCTORS: dict[str, Callable[..., Any]] = {
 }
 LONGEST, DEEPEST = 1000, 4  # characters and calls; Python's parser is not meant for hostile depth
 
-_LEGAL = f"a preset ({', '.join(PRESETS)}) or a repr such as NBSMT(threads=4, policy='S+A') or LBA.biased(7, 4)"
+_LEGAL = (
+    f"a preset ({', '.join(PRESETS)}) or a repr such as NBSMT(threads=4, policy='S+A'), LBA.biased(7, 4) or "
+    "LightNorm(block=8)"
+)
 
 
 def parse_config(text: str) -> Config:
@@ -48,6 +60,8 @@ def parse_config(text: str) -> Config:
 
     >>> parse_config("nbsmt-4t")
     NBSMT(threads=4, policy='S+A', rounding='nearest', pairing='halves')
+    >>> parse_config("LightNorm(forward=Float.parse('bfloat16'))").forward.bits
+    16
     >>> parse_config("LBA(accumulator=Float.lba(4, 5, bias=10), chunk=None)").accumulator.bits
     10
     """
@@ -55,14 +69,14 @@ def parse_config(text: str) -> Config:
     if name in PRESETS:
         return PRESETS[name]
     config = _built(_tree(name), text, DEEPEST)
-    if not isinstance(config, NBSMT | LBA):
+    if not isinstance(config, Config):
         raise RecoupError(f"config {_short(text)}: must be {_LEGAL}")
     return config
 
 
 def as_config(value: Any) -> Config:
     """A configuration from itself or its text; for recipes."""
-    if isinstance(value, NBSMT | LBA):
+    if isinstance(value, Config):
         return value
     if isinstance(value, str):
         return parse_config(value)
@@ -76,7 +90,11 @@ def title(config: Config) -> str:
     '4 threads, S+Aw, rounding half_up'
     >>> title(LBA.biased(5, 5, chunk=64))
     'M5E5 (11 bits), chunk 64'
+    >>> title(LightNorm(block=8, shared="max"))
+    'LightNorm, FP10 1-5-4, blocks of 8, largest exponent shared'
     """
+    if isinstance(config, LightNorm):
+        return _norm_title(config)
     if isinstance(config, LBA):
         return _lba_title(config)
     plain = NBSMT()
@@ -104,6 +122,34 @@ def _lba_title(config: LBA) -> str:
         kind = config.operands
         parts.append(f"W/A {'int' + str(kind.bits) if isinstance(kind, Int) else f'FP{kind.bits}'}")
     return ", ".join(parts)
+
+
+def _norm_title(config: LightNorm) -> str:
+    plain = LightNorm()
+    parts = ["LightNorm", _format_title(config.forward)]
+    usual = plain.backward if config.forward == plain.forward else config.forward
+    parts += [f"gradients {_format_title(config.backward)}"] if config.backward != usual else []
+    expected = None if config.forward is None else plain.statistics
+    parts += [f"statistics {_format_title(config.statistics)}"] if config.statistics != expected else []
+    if config.block is not None:
+        parts.append(f"blocks of {config.block}")
+        parts += ["largest exponent shared"] if config.shared == "max" else []
+    parts += [f"{config.chunks} chunk{'s' * (config.chunks > 1)}"] if config.chunks != plain.chunks else []
+    parts += [f"scale {config.scale}"] if config.scale != plain.scale else []
+    parts += ["non-finite values refused"] if config.nonfinite == "error" else []
+    return ", ".join(parts)
+
+
+def _format_title(form: Float | None) -> str:
+    """A width, exponent and mantissa, and what is not usual in them: FP10 1-5-4."""
+    if form is None:
+        return "float"
+    text = f"FP{form.bits} 1-{form.bits - 1 - form.mantissa}-{form.mantissa}"
+    usual = form.min_exponent + form.max_exponent == 1
+    text += "" if usual else f" 2^{form.min_exponent}..2^{form.max_exponent}"
+    text += " to nearest" if form.rounding == "nearest" else ""
+    text += " with subnormals" if form.subnormals else ""
+    return text + (f" up to {form.largest_value:g}" if form.largest is not None else "")
 
 
 def _tree(text: str) -> ast.expr:

@@ -16,6 +16,8 @@ from recoup.lba import choose_chunks_, correct_gain_
 from recoup.lba import profile as lba_profile
 from recoup.lba.config import LBA
 from recoup.lba.profile import LayerProfile as UnitProfile
+from recoup.lightnorm.config import LightNorm
+from recoup.lightnorm.cost import LayerTraffic, traffic
 from recoup.models import load as load_model
 from recoup.nbsmt.bias import correct_bias_
 from recoup.nbsmt.config import NBSMT
@@ -24,7 +26,7 @@ from recoup.nbsmt.profile import LayerProfile, profile
 from recoup.recalibrate import recalibrate_
 from recoup.study.configs import Config
 from recoup.study.machine import check_device
-from recoup.study.norms import Statistics, has_norms, shift
+from recoup.study.norms import Statistics, has_norms, only_norms, shift
 from recoup.study.progress import Display
 from recoup.study.recipe import Recipe
 from recoup.study.states import State
@@ -98,6 +100,11 @@ class Lab:
         batches = self._profiled(config, seed)
         return lba_profile(self.model, batches, outputs=UNIT_OUTPUTS) if self.recipe.profile_images else []
 
+    def traffic(self, config: LightNorm, seed: int) -> list[LayerTraffic]:
+        """What every batch norm moves for one image in a training step: a model, from shapes."""
+        batches = self._profiled(config, seed)
+        return list(traffic(self.model, next(iter(batches))[0][:1]).layers)
+
     def _profiled(self, config: Config, seed: int) -> Any:
         self._prepare(config, State.NONE, seed)
         return self._batches(self.images(seed, self.recipe.profile_images or 1), seed, "profile")
@@ -147,7 +154,8 @@ class Lab:
 
     def _calibrate(self, seed: int, batches: Any) -> None:
         if self._calibrated != seed:
-            chosen = {name: True if isinstance(own, NBSMT) else None for name, own in self.recipe.layers.items()}
+            others = {name: own for name, own in self.recipe.layers.items() if not only_norms(self.model, name)}
+            chosen = {name: True if isinstance(own, NBSMT) else None for name, own in others.items()}
             calibrate_(self.model, batches, chosen)
             self._calibrated = seed
 

@@ -1,5 +1,6 @@
 """BatchNorm statistics: keep them, put them back, and say how far they moved."""
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,16 @@ class Statistics:
 def has_norms(model: nn.Module) -> bool:
     """Whether there are statistics to recalibrate."""
     return bool(_norms(model))
+
+
+def only_norms(model: nn.Module, key: str) -> bool:
+    """Whether a layer map's key names batch norms and nothing else, so that calibration has no use for it."""
+    try:
+        pattern = re.compile(key.removeprefix("re:") if key.startswith("re:") else re.escape(key))
+    except re.error:
+        return False  # reported where the map is read
+    named = [module for name, module in model.named_modules() if pattern.fullmatch(name)]
+    return bool(named) and all(isinstance(module, _BatchNorm) for module in named)
 
 
 def shift(before: Statistics, after: Statistics) -> dict[str, tuple[float, float]]:

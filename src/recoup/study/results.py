@@ -109,7 +109,7 @@ class ShiftRow(Frozen):
     """How far a config moves the batch statistics that one BatchNorm layer sees.
 
     mean: average over channels of |mean_on - mean_off| / sqrt(stored variance); variance: geometric mean over
-    channels of var_on / var_off. "Off" is 8 bit; both from the first seed's calibration images.
+    channels of var_on / var_off. "Off" is 8 bit for NB-SMT, else float; both from the first seed's calibration images.
     """
 
     config: str
@@ -140,6 +140,24 @@ class UnitRow(Frozen):
     error: Annotated[float, Field(ge=0)]
 
 
+class TrafficRow(Frozen):
+    """What one call of a batch norm moves for one image in a training step under one config, in bits.
+
+    The fields are those of `recoup.lightnorm.cost.LayerTraffic`: a model, counted from shapes.
+    """
+
+    config: str
+    name: str
+    kind: str
+    emulated: bool
+    channels: Whole
+    elements: Whole
+    conventional: Whole
+    ranges: Whole
+    formats: Whole
+    blocks: Whole
+
+
 class Results(Frozen):
     """Everything a study measured, with what it takes to measure it again."""
 
@@ -159,6 +177,7 @@ class Results(Frozen):
     cycles: tuple[CycleRow, ...]
     shifts: tuple[ShiftRow, ...]
     units: tuple[UnitRow, ...] = ()
+    traffic: tuple[TrafficRow, ...] = ()
     notes: tuple[str, ...]
     seconds: float
 

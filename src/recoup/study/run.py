@@ -13,6 +13,7 @@ import torch
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.files import write_atomically
 from recoup.lba import LBA
+from recoup.lightnorm import LightNorm
 from recoup.nbsmt import NBSMT
 from recoup.study.configs import Config
 from recoup.study.lab import Lab
@@ -20,14 +21,22 @@ from recoup.study.machine import cpu_threads, describe
 from recoup.study.progress import displayed
 from recoup.study.recipe import Recipe
 from recoup.study.results import FILE as RESULTS
-from recoup.study.results import AccuracyRow, CycleRow, LayerRow, Results, ShiftRow, UnitRow
+from recoup.study.results import AccuracyRow, CycleRow, LayerRow, Results, ShiftRow, TrafficRow, UnitRow
 from recoup.study.states import BASELINE, FLOAT, State
 from recoup.study.store import Store
 from recoup.version import __version__
 
 RECIPE = "recipe.yaml"
 HEADER = "# Written by recoup: everything that decides the numbers in this folder.\n"
-MADE_FROM_RESULTS = ("report.html", "accuracy.csv", "layers.csv", "cycles.csv", "shifts.csv", "units.csv")
+MADE_FROM_RESULTS = (
+    "report.html",
+    "accuracy.csv",
+    "layers.csv",
+    "cycles.csv",
+    "shifts.csv",
+    "units.csv",
+    "traffic.csv",
+)
 
 
 @dataclass(frozen=True)
@@ -103,29 +112,40 @@ def plan(recipe: Recipe, has_norms: bool) -> tuple[list[Task], list[str]]:
     if len(states) < len(recipe.states):
         gone = [state for state in recipe.states if state not in states]
         notes.append(f"The network has no BatchNorm statistics, so these states do not exist: {', '.join(gone)}.")
+    configs, foreign = _that_apply(recipe, has_norms)
+    notes += foreign
     if not states:
         asked, left = ", ".join(recipe.states), f"'{State.NONE}' and '{State.BIAS}'"
         raise RecoupError(f"states {asked}: the network has no BatchNorm, so only {left} exist")
     baseline = [State.NONE] + [State.EIGHT_BIT] * (State.EIGHT_BIT in states)
     tasks = [Task(FLOAT, State.NONE, None, None)]
-    for config in recipe.configs:
+    for config in configs:
         if not any(state.applies(config) for state in states):
             raise RecoupError(f"states {', '.join(recipe.states)}: none of them exists for {config!r}")
     for seed in recipe.calibration.seeds:
-        if any(isinstance(config, NBSMT) for config in recipe.configs):
+        if any(isinstance(config, NBSMT) for config in configs):
             tasks += [Task(BASELINE, state, seed, NBSMT(threads=1)) for state in baseline]
-        for config in recipe.configs:
+        for config in configs:
             chosen = [state for state in states if state.applies(config)]
             tasks += [
                 Task(repr(config), state, seed, config) for state in chosen if _drawn(config, state, seed, recipe)
             ]
-    tasks += [Task(repr(config), None, recipe.calibration.seeds[0], config) for config in recipe.configs]
+    tasks += [Task(repr(config), None, recipe.calibration.seeds[0], config) for config in configs]
     return tasks, notes
 
 
+def _that_apply(recipe: Recipe, has_norms: bool) -> tuple[list[Config], list[str]]:
+    """The configs whose hardware the network has work for, and a note about the others."""
+    configs = [config for config in recipe.configs if has_norms or not isinstance(config, LightNorm)]
+    gone = ", ".join(repr(config) for config in recipe.configs if config not in configs)
+    if gone and not configs:
+        raise RecoupError(f"configs {gone}: the network has no BatchNorm statistics, so nothing is left to measure")
+    return configs, [f"The network has no BatchNorm statistics, so these are left out: {gone}."] if gone else []
+
+
 def _drawn(config: Config, state: State, seed: int, recipe: Recipe) -> bool:
-    """Whether a seed has a part in a measurement: a narrow accumulator without repair knows no calibration images."""
-    seedless = isinstance(config, LBA) and state in (State.NONE, State.CHUNKS)
+    """Whether a seed has a part in a measurement: only repair and 8-bit codes know calibration images."""
+    seedless = isinstance(config, LBA | LightNorm) and state in (State.NONE, State.CHUNKS)
     mixed = any(isinstance(own, NBSMT) for own in recipe.layers.values())
     return not seedless or mixed or seed == recipe.calibration.seeds[0]
 
@@ -157,6 +177,8 @@ def _notes(caught: list[warnings.WarningMessage]) -> list[str]:
 def _value(lab: Lab, task: Task) -> dict[str, Any]:
     if task.state is None and isinstance(task.hardware, LBA):
         return {"units": [unit.to_dict() for unit in lab.profile_units(task.hardware, task.seed or 0)]}
+    if task.state is None and isinstance(task.hardware, LightNorm):
+        return {"traffic": [layer.to_dict() for layer in lab.traffic(task.hardware, task.seed or 0)]}
     if task.state is None:
         layers, cost = lab.profile(cast("NBSMT", task.hardware), task.seed or 0)
         return {"layers": [layer.to_dict() for layer in layers], "cycles": [layer.to_dict() for layer in cost.layers]}
@@ -170,12 +192,16 @@ def _results(lab: Lab, tasks: list[Task], store: Store, notes: list[str]) -> Res
     layers: list[LayerRow] = []
     cycles: list[CycleRow] = []
     units: list[UnitRow] = []
+    traffic: list[TrafficRow] = []
     shifts: list[ShiftRow] = []
     for task in tasks:
         value = store[task.key]
         notes += [note for note in value["notes"] if note not in notes]
         if task.state is None and "units" in value:
             units += [UnitRow(config=task.config, **unit) for unit in value["units"]]
+            continue
+        if task.state is None and "traffic" in value:
+            traffic += [TrafficRow(config=task.config, **layer) for layer in value["traffic"]]
             continue
         if task.state is None:
             layers += [LayerRow(config=task.config, **layer) for layer in value["layers"]]
@@ -204,6 +230,7 @@ def _results(lab: Lab, tasks: list[Task], store: Store, notes: list[str]) -> Res
         cycles=tuple(cycles),
         shifts=tuple(shifts),
         units=tuple(units),
+        traffic=tuple(traffic),
         notes=tuple(notes),
         seconds=round(sum(store[task.key]["seconds"] for task in tasks), 3),
     )

@@ -3,6 +3,7 @@
 from enum import StrEnum
 
 from recoup.lba.config import LBA
+from recoup.lightnorm.config import LightNorm
 
 
 class State(StrEnum):
@@ -28,6 +29,8 @@ class State(StrEnum):
         """Whether the repair exists for a config's hardware."""
         if isinstance(config, LBA):
             return self not in (State.EIGHT_BIT, State.BIAS, State.PAIRED_BIAS)
+        if isinstance(config, LightNorm):
+            return self in (State.NONE, State.AVERAGE, State.PAIRED)
         return self not in (State.LAYER_GAIN, State.GAIN, State.GAIN_PAIRED, State.CHUNKS)
 
 
@@ -44,7 +47,7 @@ MEANING = {
     ),
     State.AVERAGE: (
         "BatchNorm statistics averaged over the calibration images with the hardware on: NB-SMT's published "
-        "repair (Shomron and Weiser, 2020)."
+        "repair (Shomron and Weiser, 2020). LightNorm layers store what they would in training: the range's estimate."
     ),
     State.PAIRED: (
         "The same images run with the hardware off and on, and the stored statistics move by the difference: recoup's "

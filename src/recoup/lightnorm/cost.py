@@ -1,0 +1,279 @@
+"""What batch normalization moves and computes on a LightNorm unit, against float32 batch norm: a model, counted here.
+
+All of this is our own count [our definition], from shapes alone: every pass over a feature map of N elements moves N
+elements between memory and the unit, in their stored width; statistics and parameters (a few words a channel) are not
+counted, nor is what other layers move. Per training step:
+
+    conventional   forward  read x for the mean, for the variance, to normalize; write y         3 R + 1 W
+                   backward read dy and x for the sums, dy and x for dx; write dx                4 R + 1 W
+    range          forward  read x for mean and range, to normalize; write y                     2 R + 1 W
+                   backward read dy and x for the sums, dy for dx; write dx                      3 R + 1 W
+
+With single-pass variance the conventional forward has 2 R + 1 W. x and y have the forward width, dy and dx the
+backward width. Away from the extrema dx needs no x, hence the read saved.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from recoup.batches import call, prepared
+from recoup.errors import RecoupError
+from recoup.formats import BlockFloat, Float
+from recoup.lightnorm.config import LightNorm
+from recoup.lightnorm.layers import LAYERS, LightNormLayer
+from recoup.modes import evaluating
+
+WORD = 32  # bits of float32
+FORWARD_WORDS, BACKWARD_WORDS = 3 + 1, 4 + 1
+RANGE_FORWARD_WORDS, RANGE_BACKWARD_WORDS = 2 + 1, 3 + 1
+KEPT_X = 1  # of the range's backward accesses: the stored activation, in the forward width
+FLOAT_SIGNIFICAND = 24  # float32's, hidden bit included
+
+
+@dataclass(frozen=True, slots=True)
+class Widths:
+    """Bits that one element of a feature map moves in a training step, as the three approximations come one by one.
+
+    Attributes:
+        conventional: float32 batch norm.
+        ranges: range batch norm in float32.
+        formats: range batch norm in the config's formats, without blocks.
+        blocks: range batch norm in the config's formats and blocks: the config itself.
+    """
+
+    conventional: float
+    ranges: float
+    formats: float
+    blocks: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times less the config moves."""
+        return self.conventional / self.blocks
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of range, format and blocks in the saving, each on top of those before it; all zero if none.
+
+        Each is negative where its step moves more: blocks in float32's place always save, the outlier rule's second
+        exponent and index can cost more than a narrow format saves.
+        """
+        steps = {
+            "range": self.conventional - self.ranges,
+            "format": self.ranges - self.formats,
+            "blocks": self.formats - self.blocks,
+        }
+        saved = self.conventional - self.blocks
+        return {name: step / saved if saved else 0.0 for name, step in steps.items()}
+
+
+def widths(config: LightNorm | None, channels: int | None = None, *, single_pass: bool = False) -> Widths:
+    """Bits an element of a training step; see the module for the accesses.
+
+    A format b bits wide costs b; no format 32; a block of g channels 1 + significand bits an element and, once a
+    block, its exponent. The outlier rule adds a second exponent and the outlier's index, ceil(log2 g) bits: equal
+    exponents say that there is none. Where there is no format, the outlier is float32 and adds 24 - significand bits.
+
+    Args:
+        config: None: conventional batch norm throughout.
+        channels: of the feature map; the last block of a place is ragged and pays for its exponent whole. None: as
+            many as whole blocks take.
+        single_pass: whether conventional batch norm takes mean and variance in one pass.
+
+    Raises:
+        RecoupError: channels below 1.
+
+    >>> widths(LightNorm(shared="max"))
+    Widths(conventional=288, ranges=224, formats=70, blocks=48.5)
+    >>> widths(LightNorm()).blocks
+    61.5
+    """
+    if channels is not None and channels < 1:
+        raise RecoupError(f"lightnorm widths(channels={channels}): a feature map has 1 channel or more")
+    conventional = (FORWARD_WORDS - single_pass + BACKWARD_WORDS) * WORD
+    if config is None:
+        return Widths(conventional, conventional, conventional, conventional)
+    forward, backward = _format_bits(config.forward), _format_bits(config.backward)
+    one = block_bits(config.forward_blocks, config.forward, channels)
+    other = block_bits(config.backward_blocks, config.backward, channels)
+    return Widths(conventional, _step(WORD, WORD), _step(forward, backward), _step(one, other))
+
+
+def _step(forward: float, backward: float) -> float:
+    return (RANGE_FORWARD_WORDS + KEPT_X) * forward + (RANGE_BACKWARD_WORDS - KEPT_X) * backward
+
+
+def _format_bits(format: Float | None) -> int:  # noqa: A002
+    return WORD if format is None else format.bits
+
+
+def block_bits(blocks: BlockFloat | None, format: Float | None, channels: int | None = None) -> float:  # noqa: A002
+    """Stored bits an element, ragged last blocks included; see `widths`.
+
+    >>> block_bits(LightNorm(shared="max").forward_blocks, None), block_bits(LightNorm().forward_blocks, None, 4)
+    (7.25, 13.75)
+    """
+    if blocks is None:
+        return _format_bits(format)
+    element = 1 + blocks.significand
+    block = (blocks.bits - element) * blocks.block
+    if format is None and blocks.shared == "outlier":
+        block += FLOAT_SIGNIFICAND - blocks.significand
+    channels = channels or blocks.block
+    return element + block * math.ceil(channels / blocks.block) / channels
+
+
+@dataclass(frozen=True, slots=True)
+class Operations:
+    """Operations of a layer's forward pass in training; divisions and roots are once a channel.
+
+    Conventional, an element: 5 additions and 3 multiplications; a channel: 3 divisions and a root. Range, an element: 3
+    additions, 2 multiplications and 2 comparisons; a channel: one reciprocal. What joins a channel's K chunk ranges,
+    about 2K operations, is not counted.
+    """
+
+    additions: int
+    multiplications: int
+    comparisons: int
+    divisions: int
+    roots: int
+
+    @classmethod
+    def conventional(cls, elements: int, channels: int) -> "Operations":
+        """Of float batch norm."""
+        return cls(5 * elements, 3 * elements, 0, 3 * channels, channels)
+
+    @classmethod
+    def ranges(cls, elements: int, channels: int) -> "Operations":
+        """Of range batch norm."""
+        return cls(3 * elements, 2 * elements, 2 * elements, channels, 0)
+
+    def __add__(self, other: "Operations") -> "Operations":
+        mine, theirs = asdict(self), asdict(other)
+        return Operations(**{name: mine[name] + theirs[name] for name in mine})
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTraffic:
+    """One call of a batch norm in a training step.
+
+    Attributes:
+        name, kind: of the layer; kind is its float class.
+        emulated: whether a LightNorm unit runs it; what is left counts as conventional everywhere.
+        channels, elements: of its feature map, all images of the example together.
+        conventional, ranges, formats, blocks: bits moved, as in `Widths`.
+    """
+
+    name: str
+    kind: str
+    emulated: bool
+    channels: int
+    elements: int
+    conventional: int
+    ranges: int
+    formats: int
+    blocks: int
+
+    @property
+    def ratio(self) -> float:
+        """How many times less the unit moves."""
+        return self.conventional / self.blocks
+
+    @property
+    def operations(self) -> Operations:
+        """Of the forward pass as configured."""
+        kind = Operations.ranges if self.emulated else Operations.conventional
+        return kind(self.elements, self.channels)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values, for tables and JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What a network's batch norms move in a training step on one example: layers in order of execution, and totals."""
+
+    layers: tuple[LayerTraffic, ...]
+
+    @property
+    def bits(self) -> Widths:
+        """Total bits, as the approximations come one by one; `Widths.shares` splits the saving."""
+        names = ("conventional", "ranges", "formats", "blocks")
+        return Widths(*(sum(getattr(layer, name) for layer in self.layers) for name in names))
+
+    @property
+    def ratio(self) -> float:
+        """How many times less the configured network moves than float32 batch norm."""
+        return self.bits.ratio
+
+    @property
+    def operations(self) -> Operations:
+        """Forward operations of all layers as configured."""
+        return sum((layer.operations for layer in self.layers), Operations(0, 0, 0, 0, 0))
+
+    @property
+    def conventional_operations(self) -> Operations:
+        """Forward operations of all layers with float batch norm."""
+        each = (Operations.conventional(layer.elements, layer.channels) for layer in self.layers)
+        return sum(each, Operations(0, 0, 0, 0, 0))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Layers and totals as plain values."""
+        return {"layers": [layer.to_dict() for layer in self.layers], "bits": asdict(self.bits), "ratio": self.ratio}
+
+
+@torch.no_grad()
+def traffic(model: nn.Module, inputs: Any, config: LightNorm | None = None, *, single_pass: bool = False) -> Traffic:
+    """The memory traffic of a model's batch norms in one training step on an example, from its shapes.
+
+    Args:
+        model: with batch norms, converted or not; it runs once, in eval mode, to learn the sizes.
+        inputs: one batch as in `recoup.batches`.
+        config: what batch norms that are not converted are counted as; None: conventional batch norm. A converted
+            layer counts with its own config.
+        single_pass: whether conventional batch norm takes mean and variance in one pass.
+
+    Returns:
+        A row for each call of BatchNorm1d, 2d or 3d. Bits of the whole example.
+
+    Raises:
+        RecoupError: a bad batch, or a model that runs no batch norm.
+    """
+    if config is not None and not isinstance(config, LightNorm):
+        raise RecoupError(f"lightnorm.traffic(config={config!r}): config must be a LightNorm or None")
+    found: list[LayerTraffic] = []
+
+    def record(name: str) -> Any:
+        def hook(module: nn.Module, _args: tuple, _kwargs: dict, output: Tensor) -> None:
+            assert isinstance(module, _BatchNorm)
+            found.append(_row(name, module, output, config, single_pass))
+
+        return hook
+
+    norms = {name: module for name, module in model.named_modules() if isinstance(module, tuple(LAYERS))}
+    hooks = [module.register_forward_hook(record(name), with_kwargs=True) for name, module in norms.items()]
+    try:
+        with evaluating(model):
+            for batch, _ in prepared(model, [inputs], "lightnorm.traffic"):
+                call(model, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not found:
+        raise RecoupError("lightnorm.traffic: the model ran no BatchNorm1d, BatchNorm2d or BatchNorm3d")
+    return Traffic(tuple(found))
+
+
+def _row(name: str, module: _BatchNorm, y: Tensor, config: LightNorm | None, single_pass: bool) -> LayerTraffic:
+    converted = isinstance(module, LightNormLayer)
+    own = module.config if converted and module.mode == "emulate" else None if converted else config
+    each = asdict(widths(own, module.num_features, single_pass=single_pass))
+    kind = module.float_class if converted else type(module)
+    bits = {step: round(value * y.numel()) for step, value in each.items()}  # whole: blocks lie within a place
+    return LayerTraffic(name, kind.__name__, own is not None, module.num_features, y.numel(), **bits)
