@@ -1,4 +1,4 @@
-"""`recoup train`: fine-tune a network on narrow accumulators, or train one in float."""
+"""`recoup train`: fine-tune on narrow accumulators, train with LightNorm, as a pipeline does, or in float."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,18 @@ def train(
     model: Annotated[str, typer.Option(help="A name such as resnet20, or package.module:factory.")],
     data: Annotated[str, typer.Option(help="digits, cifar10:DIR, mnist:DIR, imagefolder:DIR or hf:NAME.")],
     weights: Annotated[str | None, typer.Option(help="The float checkpoint to start from. [default: none]")] = None,
+    norm: Annotated[str | None, typer.Option(help="batch, group or none, for recoup's own models.")] = None,
+    pipeline: Annotated[
+        str | None,
+        typer.Option(
+            help="Batch one with a pipeline's delays: none, stash, sc, lwpv, lwpw, lwpv+sc, lwpw+sc, spectrain."
+        ),
+    ] = None,
+    reference_batch: Annotated[
+        int, typer.Option(help="Pipeline: batch size that --lr and --momentum belong to; they are scaled to one.")
+    ] = 128,
     config: Annotated[
-        str | None, typer.Option(help="lba-m7e4, LBA.biased(5, 4), LBA(gradient='recursive_of') ... [default: float]")
+        str | None, typer.Option(help="lba-m7e4, LBA.biased(5, 4), lightnorm, LightNorm(block=8) ... [default: float]")
     ] = None,
     layers: Annotated[
         list[str] | None,

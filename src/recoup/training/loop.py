@@ -3,16 +3,13 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from recoup.batches import device_of
@@ -22,6 +19,7 @@ from recoup.emulated import emulated_layers
 from recoup.errors import RecoupError
 from recoup.evaluate import evaluate
 from recoup.training import checkpoint
+from recoup.training.progress import bar
 from recoup.training.schedule import schedule
 from recoup.training.settings import Settings, Stage
 
@@ -116,7 +114,7 @@ class _Run:
         if tensors is None:
             torch.manual_seed(self.settings.seed)
         try:
-            with _bar(progress, sum(s.epochs for s in self.stages) * self.steps) as advance:
+            with bar(progress, sum(s.epochs for s in self.stages) * self.steps) as advance:
                 advance(
                     sum(s.epochs for s in self.stages[: self.stage]) * self.steps + self.epoch * self.steps + self.step
                 )
@@ -245,14 +243,3 @@ def _same(theirs: dict[str, Any], ours: dict[str, Any], path: Path) -> None:
                 f"{path} is another run: {name} was {before!r} and is {now!r}; {hint}choose another folder, or delete "
                 "it to start anew"
             )
-
-
-@contextmanager
-def _bar(shown: bool, total: int) -> Iterator[Callable[[int], None]]:
-    if not shown:
-        yield lambda _: None
-        return
-    columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("train", total=total)
-        yield lambda steps: bar.advance(task, steps)

@@ -14,10 +14,14 @@ from recoup.errors import RecoupError
 from recoup.evaluate import evaluate
 from recoup.files import write_atomically
 from recoup.lba.config import LBA
+from recoup.lightnorm.config import LightNorm
 from recoup.models import load as load_model
+from recoup.pipeline import Mitigation
 from recoup.study.configs import as_config
 from recoup.training.checkpoint import FILE as CHECKPOINT
 from recoup.training.loop import LOG, Settings, Stage, train
+from recoup.training.pipelined import FILE as PIPELINE
+from recoup.training.pipelined import train_pipelined
 from recoup.training.schedule import Schedule
 from recoup.training.two_stage import stages
 from recoup.version import __version__
@@ -25,14 +29,19 @@ from recoup.version import __version__
 RESULT, WEIGHTS, RECIPE = "training.json", "weights.safetensors", "training-recipe.json"
 
 
-def _unit(value: Any) -> LBA:
+def _unit(value: Any) -> LBA | LightNorm:
     config = as_config(value)
-    if not isinstance(config, LBA):
-        raise ValueError(f"{config!r} cannot be trained with; an LBA can, such as lba-m7e4")
+    if not isinstance(config, LBA | LightNorm):
+        raise ValueError(f"{config!r} cannot be trained with; an LBA or a LightNorm can, such as lba-m7e4")
     return config
 
 
-Unit = Annotated[LBA, PlainValidator(_unit), PlainSerializer(repr, return_type=str)]
+def _mitigation(name: Any) -> str:
+    Mitigation.parse(name)
+    return name
+
+
+Unit = Annotated[LBA | LightNorm, PlainValidator(_unit), PlainSerializer(repr, return_type=str)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
 
@@ -45,6 +54,9 @@ class TrainingRecipe(BaseModel):
     model: str
     data: str
     weights: str | None = None
+    norm: Literal["batch", "group", "none"] | None = None
+    pipeline: Annotated[str, PlainValidator(_mitigation)] | None = None
+    reference_batch: Annotated[int, Field(ge=1)] = 128
     config: Unit | None = None
     layers: dict[str, Unit | None] = {}
     epochs: Count = 5
@@ -82,13 +94,18 @@ class TrainingRecipe(BaseModel):
 
     @property
     def emulates(self) -> bool:
-        """Whether any layer is to run on an LBA."""
+        """Whether any layer is to run on emulated hardware."""
         return any(config is not None for config in (self.config, *self.layers.values()))
+
+    @property
+    def in_two_stages(self) -> bool:
+        """Whether there is an LBA, whose underflow comes last."""
+        return any(isinstance(config, LBA) for config in (self.config, *self.layers.values())) and not self.one_stage
 
     @property
     def stages(self) -> list[Stage]:
         """Two with an LBA, else one."""
-        if not self.emulates or self.one_stage:
+        if not self.in_two_stages:
             return [Stage("one stage" if self.emulates else "float", self.epochs, self.learning_rate)]
         return stages(self.epochs, self.underflow_epochs, self.learning_rate, self.underflow_learning_rate)
 
@@ -110,24 +127,42 @@ def run_training(
     """
     if sum(stage.epochs for stage in recipe.stages) == 0:
         raise RecoupError("recoup train: epochs: there is nothing to train")
+    if recipe.pipeline is not None and recipe.in_two_stages:
+        raise RecoupError("recoup train: pipeline: fine-tuning in two stages has no pipeline; add --one-stage")
     if recipe.layers and not recipe.emulates:
         raise RecoupError("recoup train: layers: no layer has a config, and there is none for the others")
     _claim(recipe, folder, overwrite)
     torch.manual_seed(recipe.seed)
-    model = load_model(recipe.model, recipe.weights)
+    options: dict[str, Any] = {} if recipe.norm is None else {"norm": recipe.norm}
+    model = load_model(recipe.model, recipe.weights, **options)
     data = load_data(recipe.data, "train", limit=recipe.limit, seed=recipe.seed if recipe.limit else None)
     test = load_data(recipe.data, "test", limit=recipe.test_limit, seed=0 if recipe.test_limit else None)
     accuracy = {"float, before": evaluate(model, test.batches(250)).top1}
     if recipe.emulates:
         emulate_(model, recipe.config, recipe.layers)
         accuracy["emulated, before"] = evaluate(model, test.batches(250)).top1
-    trained = train(model, data, test, recipe.stages, recipe.settings, folder=folder, progress=progress)
-    accuracy |= {f"after {row['stage']}": row["top1"] for row in trained.epochs}
+    if recipe.pipeline is None:
+        epochs = train(model, data, test, recipe.stages, recipe.settings, folder=folder, progress=progress).epochs
+        accuracy |= {f"after {row['stage']}": row["top1"] for row in epochs}
+    else:
+        epochs = train_pipelined(
+            model,
+            data,
+            test,
+            mitigation=recipe.pipeline,
+            epochs=recipe.epochs,
+            learning_rate=recipe.learning_rate,
+            settings=recipe.settings,
+            reference_batch=recipe.reference_batch,
+            folder=folder,
+            progress=progress,
+        )
+        accuracy |= {f"after the pipeline ({recipe.pipeline})": epochs[-1]["top1"]}
     restore_(model)
     write_atomically(folder / WEIGHTS, save({n: t.contiguous() for n, t in model.state_dict().items()}))
     result = {
         "accuracy": accuracy,
-        "epochs": trained.epochs,
+        "epochs": epochs,
         "recipe": recipe.model_dump(mode="json"),
         "recoup": __version__,
         "torch": torch.__version__,
@@ -141,7 +176,7 @@ def _claim(recipe: TrainingRecipe, folder: Path, overwrite: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path, text = folder / RECIPE, json.dumps(recipe.model_dump(mode="json"), indent=1) + "\n"
     if overwrite:
-        for name in (CHECKPOINT, LOG, RESULT, WEIGHTS, RECIPE):
+        for name in (CHECKPOINT, PIPELINE, LOG, RESULT, WEIGHTS, RECIPE):
             (folder / name).unlink(missing_ok=True)
     if path.exists():
         theirs, ours = json.loads(path.read_text("utf-8")), json.loads(text)
