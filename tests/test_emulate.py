@@ -99,7 +99,7 @@ def test_config_none_takes_only_what_the_map_names(model):
         ({"block9.conv1": None}, "'block9.conv1' matches no layer"),
         ({"block1": None}, "container"),
         ({"re:(": None}, "no regular expression"),
-        ({"block1.bn1": rc.NBSMT()}, "'block1.bn1' matches no layer.*BatchNorm2d"),
+        ({"block1.bn1": rc.NBSMT()}, "'block1.bn1' is a BatchNorm2d; NBSMT stands in for"),
         ({"stem": rc.NBSMT()}, "'stem'.*no activation scale.*calibrate_"),
         ({"block1.conv1": "NBSMT()"}, "no configuration"),
         ({7: None}, "names or 're:...'"),
@@ -233,3 +233,15 @@ def test_a_correction_does_not_outlive_its_weights(model):
     corrected._metadata["block1.conv1"]["recoup"]["order"] = torch.zeros(8, dtype=torch.long)
     with pytest.raises(RuntimeError, match="no permutation of 8 channels"):
         model.load_state_dict(corrected)
+
+
+def test_what_has_no_stand_in_is_told():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.up, self.rnn = nn.Linear(4, 4), nn.ConvTranspose2d(2, 2, 3), nn.LSTM(4, 4)
+            self.attend = nn.MultiheadAttention(4, 2)
+
+    told = r"3 layers left in float, because LBA has no stand-in .*up \(ConvTranspose2d\), rnn \(LSTM\), attend"
+    with pytest.warns(rc.RecoupWarning, match=told), pytest.warns(rc.RecoupWarning, match=r"attend\.out_proj"):
+        rc.emulate_(Mixed(), rc.LBA())

@@ -30,6 +30,10 @@ WINGS: dict[type, dict[type[nn.Module], type[nn.Module]]] = {
 """Config class -> float layer -> emulated layer."""
 
 
+FLOAT_ONLY = (nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear, nn.MultiheadAttention)
+"""What multiplies and accumulates and may have no emulated counterpart."""
+
+
 def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> M:
     """Emulate hardware in a model, in place.
 
@@ -40,7 +44,7 @@ def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> 
         model: any module, the layer itself included.
         config: the hardware of every layer that ``layers`` does not mention, e.g. ``NBSMT(threads=2)``; None: only
             the layers that ``layers`` mentions. NB-SMT takes the calibrated layers (see `calibrate_`), LBA every
-            linear layer, convolution and attention product, the first and the last layer included, LightNorm every
+            Linear, Conv1d, Conv2d and `AttentionProducts`, the first and the last layer included, LightNorm every
             batch norm.
         layers: ``{"name" or "re:regular expression": config or None}``; the first key that matches a layer's whole
             name decides, None leaves it in float.
@@ -54,7 +58,7 @@ def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> 
 
     Warns:
         RecoupWarning: layers that run otherwise than asked (a grouped convolution runs one thread) or that are passed
-            over because a subclass with a forward of its own cannot be taken apart.
+            over because a subclass with a forward of its own cannot be taken apart, or because LBA has no stand-in.
     """
     modules = dict(model.named_modules())
     candidates = [n for n, m in modules.items() if isinstance(m, Emulated) or any(type(m) in w for w in WINGS.values())]
@@ -86,8 +90,20 @@ def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> 
     if not plan:
         raise RecoupError(f"emulate_: {_why_nothing(model, config)}")
     _convert(plan, modules)
-    _warn(plan, passed_over)
+    _warn(plan, passed_over, _without_stand_in(modules, config))
     return model
+
+
+def _without_stand_in(modules: Mapping[str, nn.Module], config: Any) -> list[str]:
+    """Modules that multiply and accumulate and have no counterpart: under an LBA for all layers they stay float."""
+    if not isinstance(config, LBA):
+        return []
+    known = tuple(kind for wing in WINGS.values() for kind in wing)
+    return [
+        f"{name} ({type(module).__name__})"
+        for name, module in modules.items()
+        if isinstance(module, FLOAT_ONLY) and not isinstance(module, known)
+    ]
 
 
 def restore_(model: M) -> M:
@@ -130,7 +146,9 @@ def _convert(plan: Mapping[str, tuple[nn.Module, Any, type[nn.Module]]], modules
         raise
 
 
-def _warn(plan: Mapping[str, tuple[nn.Module, Any, type[nn.Module]]], passed_over: list[str]) -> None:
+def _warn(
+    plan: Mapping[str, tuple[nn.Module, Any, type[nn.Module]]], passed_over: list[str], without: list[str]
+) -> None:
     caveats: dict[str, list[str]] = {}
     for name, (module, _, _) in plan.items():
         caveat = module.caveat()  # type: ignore[operator]
@@ -138,6 +156,10 @@ def _warn(plan: Mapping[str, tuple[nn.Module, Any, type[nn.Module]]], passed_ove
             caveats.setdefault(caveat, []).append(name)
     if passed_over:
         caveats["left in float, because a subclass may compute something else"] = passed_over
+    if without:
+        caveats["left in float, because LBA has no stand-in for them (MultiheadAttention: its inner products)"] = (
+            without
+        )
     for caveat, names in caveats.items():
         shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
         warnings.warn(f"emulate_: {len(names)} layers {caveat}: {shown}", RecoupWarning, stacklevel=3)
