@@ -39,8 +39,8 @@ NETWORKS = {
 }
 MAIN = ("batch norm", "range", "range + FP10", "range + FP10 + BFP4")
 PLAN = [("ResNet-20", norm, seed) for seed in SEEDS for norm in MAIN]
-PLAN += [("ResNet-20", norm, seed) for seed in SEEDS for norm in NORMS if norm not in MAIN]
 PLAN += [("MobileNet-v1 x0.25", norm, seed) for seed in SEEDS for norm in MAIN]
+PLAN += [("ResNet-20", norm, seed) for seed in SEEDS for norm in NORMS if norm not in MAIN]
 METHODS = ("none", "paired", "average")
 
 
