@@ -18,3 +18,4 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(1)
+    assert torch.is_grad_enabled(), "the test left gradients switched off"

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from recoup import models
 from recoup.cli import app
+from recoup.demo import CONFIGS
 from recoup.study import Recipe, Results
 from recoup.study.store import Store
 from recoup.version import __version__
@@ -78,6 +79,17 @@ def test_options_become_a_recipe():
     assert recipe["array"] == {"rows": 8, "columns": 4}
     assert recipe["model_options"] == {"num_classes": 10}
     assert recipe["states"] == ["paired"]
+
+
+def test_norm_units_on_the_command_line():
+    recoup(
+        "evaluate", *SMALL, "--config", "lightnorm", "--layers", "features.1=LightNorm(block=8)", "--state", "paired"
+    )
+    found = Results.load("recoup-results")
+    assert [str(config) for config in found.recipe.configs][1:] == ["LightNorm()"]
+    assert str(found.recipe.layers["features.1"]) == "LightNorm(block=8)"
+    assert Path("recoup-results/traffic.csv").exists()
+    assert found.traffic[0].blocks < found.traffic[0].formats
 
 
 def test_run_with_changes(tmp_path):
@@ -230,7 +242,8 @@ def test_doctor(monkeypatch):
 
 def test_demo_end_to_end(monkeypatch):
     monkeypatch.setattr("recoup.demo.EPOCHS", 1)
-    monkeypatch.setattr("recoup.demo.CONFIGS", ["nbsmt-4t"])
+    assert "lightnorm" in CONFIGS
+    monkeypatch.setattr("recoup.demo.CONFIGS", ["nbsmt-4t", "lightnorm"])
     monkeypatch.setattr("recoup.demo.SEEDS", [0])
     monkeypatch.setattr("recoup.demo.IMAGES", 64)
     done = recoup("demo")
@@ -239,6 +252,7 @@ def test_demo_end_to_end(monkeypatch):
     assert Path("recoup-demo/report.html").exists()
     found = Results.load("recoup-demo")
     assert found.accuracy[0].top1 > 20
+    assert found.traffic
     again = recoup("demo", "--json")
     assert again.stderr == ""
     assert json.loads(again.stdout)["accuracy"] == found.to_dict()["accuracy"]

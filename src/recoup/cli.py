@@ -81,7 +81,9 @@ def evaluate(
     threads: Annotated[str | None, typer.Option(help="Threads a multiplier, comma-separated. [default: 2,4]")] = None,
     config: Annotated[
         list[str] | None,
-        typer.Option(help="Hardware: nbsmt-2t, nbsmt-4t, lba-m7e4 or NBSMT(threads=4, policy='S'). Repeatable."),
+        typer.Option(
+            help="Hardware: nbsmt-2t, nbsmt-4t, lba-m7e4, lightnorm or NBSMT(threads=4, policy='S'). Repeatable."
+        ),
     ] = None,
     layers: Annotated[
         list[str] | None,
@@ -105,7 +107,7 @@ def evaluate(
     as_json: Json = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """The main job: float, 8-bit and NB-SMT accuracy before and after repair, layers, and the array's cycles."""
+    """The main job: float accuracy, the hardware's before and after repair, layers, cycles and traffic."""
     from recoup.files import write_atomically
     from recoup.study import Recipe
 
@@ -252,7 +254,7 @@ def layer_option(text: str) -> tuple[str, str | None]:
 
 def _rpair(text: str) -> tuple[str, str, str]:
     """Split at the '=' before the config: a config's own arguments hold '=' too, a regular expression may."""
-    found = re.search(r"=(NBSMT|LBA)\b", text)
+    found = re.search(r"=(NBSMT|LBA|LightNorm)\b", text)
     if found:
         return text[: found.start()], "=", text[found.start() + 1 :]
     return text.rpartition("=")

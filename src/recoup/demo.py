@@ -23,6 +23,7 @@ MADE_BY = {"made by": f"recoup demo: {EPOCHS} epochs, batch {BATCH}, learning ra
 CONFIGS = [
     *("nbsmt-2t", "nbsmt-4t", "NBSMT(threads=4, policy='A', rounding='zero')"),
     *("lba-m7e4", "LBA.biased(4, 4)", "LBA.biased(3, 4)"),
+    "lightnorm",  # FP10 in blocks of four
 ]
 IMAGES, SEEDS = 1024, [0, 1, 2]
 # Tensors this small gain nothing from a second thread, and waiting for it on a busy machine costs a lot.
@@ -30,7 +31,10 @@ CPU_THREADS = 1
 
 
 def demo_recipe(folder: Path) -> Recipe:
-    """The demo as a recipe: digits_net on scikit-learn's digits, three multipliers, every repair, three seeds."""
+    """The demo as a recipe: digits_net on scikit-learn's digits on seven pieces of hardware, with repairs, three seeds.
+
+    Three multipliers, three accumulators and a batch norm unit.
+    """
     values = {
         "model": "recoup.models:digits_net",
         "weights": str(folder / WEIGHTS),

@@ -5,7 +5,7 @@ import pytest
 
 from recoup.report import render, write_html
 from recoup.report.figures import VARIABLES
-from tests.study.examples import results
+from tests.study.examples import norm_results, results
 
 VOID = {"meta", "br", "use", "path", "rect", "link", "input", "img"}
 
@@ -118,6 +118,22 @@ def test_sections_without_data_are_left_out():
     assert "Shift of BatchNorm statistics" not in html
     assert "Array cycles" not in html
     assert html.count("<svg") == 1
+
+
+def test_traffic_has_a_section_a_figure_and_tables():
+    html = render(norm_results())
+    page = Page(html)
+    assert page.open == []
+    labels = [str(attributes["aria-label"]) for tag, attributes in page.seen if tag == "svg"]
+    said = [label for label in labels if label.startswith("Bits an element moves")]
+    assert len(said) == 1
+    assert "float32 batch norm: 288; LightNorm, FP10 1-5-4, blocks of 4: 61.5" in said[0]
+    assert "A model, our own count" in html
+    assert "28 % · 68 % · 4 %" in html
+    assert html.count("<caption>LightNorm, FP10 1-5-4, blocks of") == 2
+    assert "<dt>batch norm traffic</dt>" in html
+    assert not any(colour in html for colour in VARIABLES)
+    assert "Batch norm traffic" not in render(results())
 
 
 def test_the_same_results_give_the_same_file(tmp_path):

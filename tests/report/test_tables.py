@@ -2,7 +2,7 @@ import csv
 import io
 
 from recoup.report import write_tables
-from tests.study.examples import FOUR, results
+from tests.study.examples import FOUR, norm_results, results
 
 
 def read(path):
@@ -33,3 +33,12 @@ def test_tables_without_rows_keep_their_header(tmp_path):
     paths = write_tables(results(layers=0), tmp_path)
     assert paths[1].read_text().startswith("config,name,kind,")
     assert len(paths[1].read_text().splitlines()) == 1
+
+
+def test_traffic_where_there_is_any(tmp_path):
+    made = norm_results()
+    paths = write_tables(made, tmp_path)
+    assert paths[-1].name == "traffic.csv"
+    rows = read(paths[-1])
+    assert len(rows) == len(made.traffic)
+    assert int(rows[0]["blocks"]) == made.traffic[0].blocks

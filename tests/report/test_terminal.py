@@ -1,7 +1,7 @@
 from rich.console import Console
 
 from recoup.report.terminal import MOST_LAYERS, tables
-from tests.study.examples import results
+from tests.study.examples import norm_results, results
 
 
 def shown(made, width=80):
@@ -32,3 +32,11 @@ def test_markup_in_names_is_text():
 
 def test_without_layers():
     assert "Cycles" not in shown(results(layers=0))
+
+
+def test_traffic_is_a_table():
+    text = shown(norm_results())
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert "Batch norm traffic" in text
+    assert "LightNorm, FP10 1-5-4, blocks of 4 1,179.6 251.9 4.68x" in " ".join(text.split())
+    assert "Batch norm traffic" not in shown(results())

@@ -1,11 +1,14 @@
 """A small study and its results, for tests."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from recoup.lightnorm import LightNorm
+from recoup.lightnorm.cost import widths
 from recoup.nbsmt.config import NBSMT
 from recoup.study import Recipe, Results, State
-from recoup.study.results import AccuracyRow, CycleRow, LayerRow, Machine, ShiftRow
+from recoup.study.results import AccuracyRow, CycleRow, LayerRow, Machine, ShiftRow, TrafficRow
 from recoup.study.states import BASELINE, FLOAT, NBSMT_STATES
 
 TWO, FOUR = NBSMT(threads=2), NBSMT(threads=4)
@@ -76,6 +79,24 @@ def results(seeds: tuple[int, ...] = (0, 1, 2), layers: int = 6, name: str = "co
         notes=("emulate_: 1 layers run one thread because grouped: x",),
         seconds=412.3,
     )  # fmt: skip
+
+
+def norm_results(layers: int = 4, top1: tuple[float, float, float] = (89.5, 90.0, 91.5)) -> Results:
+    """The same study with LightNorm units as well."""
+    made = results()
+    configs = (LightNorm(), LightNorm.fp10(block=32, shared="max"))
+    recipe = Recipe.build({**made.recipe.model_dump(mode="json"), "configs": ["nbsmt-4t", *map(repr, configs)]})
+    rows = [row for row in made.accuracy if row.config != repr(TWO)]
+    for config in configs:
+        rows.append(_row(repr(config), State.NONE, 0, top1[0]))
+        for state, value in ((State.AVERAGE, top1[1]), (State.PAIRED, top1[2])):
+            rows += [_row(repr(config), state, seed, value) for seed in (0, 1, 2)]
+    traffic = []
+    for config in configs:
+        each = {name: round(bits * 8192) for name, bits in asdict(widths(config, 32)).items()}
+        place = {"kind": "BatchNorm2d", "emulated": True, "channels": 32, "elements": 8192}
+        traffic += [TrafficRow(config=repr(config), name=f"bn{i}", **place, **each) for i in range(layers)]
+    return made.model_copy(update={"recipe": recipe, "accuracy": tuple(rows), "traffic": tuple(traffic)})
 
 
 def _row(config: str, state: State, seed: int | None, top1: float) -> AccuracyRow:

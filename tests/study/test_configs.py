@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from recoup.errors import RecoupError
 from recoup.formats import Float, Int
 from recoup.lba import LBA
+from recoup.lightnorm import LightNorm
 from recoup.nbsmt.config import NBSMT, PAIRINGS, POLICIES, ROUNDINGS
 from recoup.study.configs import NBSMT_PRESETS, PRESETS, as_config, parse_config, title
 
@@ -29,6 +30,9 @@ def test_every_repr_is_read_back(config):
 def test_presets_are_the_contracts():
     assert {"nbsmt-2t": NBSMT(threads=2), "nbsmt-4t": NBSMT(threads=4)} == NBSMT_PRESETS
     assert parse_config("lba-m7e4") == LBA.m7e4()
+    assert parse_config("lightnorm-fp10") == LightNorm.fp10()
+    assert parse_config("lightnorm-range") == LightNorm.range()
+    assert parse_config("lightnorm") == LightNorm()
     assert all(parse_config(repr(config)) == config for config in PRESETS.values())
     assert parse_config(" nbsmt-2t ") == NBSMT(threads=2)
 
@@ -78,6 +82,71 @@ def test_titles_of_units():
     assert "FP8" in title(LBA(operands=Float.lba(3, 4, bias=3, rounding="nearest")))
 
 
+VALUES = st.builds(
+    Float.ieee,
+    st.integers(2, 8),
+    st.integers(0, 23),
+    subnormals=st.booleans(),
+    rounding=st.sampled_from(("zero", "nearest")),
+) | st.sampled_from(("fp10_154", "fp10_163", "bfloat16", "float16", "e4m3fn")).map(Float.parse)
+NORMS = st.builds(
+    LightNorm,
+    forward=st.none() | VALUES,
+    backward=st.none() | VALUES,
+    statistics=st.none() | VALUES,
+    block=st.integers(1, 64),  # without blocks nothing is shared, and titles leave that field out
+    chunks=st.integers(1, 64),
+    scale=st.sampled_from(("gaussian", "paper", "hoffer")),
+    shared=st.sampled_from(("outlier", "max")),
+    nonfinite=st.sampled_from(("propagate", "error")),
+)
+
+
+@settings(deadline=None)
+@given(NORMS)
+def test_every_norm_is_read_back(config):
+    assert parse_config(repr(config)) == config
+    assert as_config(config) is config
+
+
+@settings(deadline=None)
+@given(NORMS, NORMS)
+def test_titles_tell_norms_apart(one, other):
+    assert (title(one) == title(other)) == (one == other)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("lightnorm", "LightNorm, FP10 1-5-4, blocks of 4"),
+        ("lightnorm-fp10", "LightNorm, FP10 1-5-4"),
+        ("lightnorm-range", "LightNorm, float"),
+        ("LightNorm.range(chunks=1, scale='paper')", "LightNorm, float, 1 chunk, scale paper"),
+        ("LightNorm(forward=Float.parse('bfloat16'))", None),
+        ("LightNorm(block=8, shared='max')", "LightNorm, FP10 1-5-4, blocks of 8, largest exponent shared"),
+    ],
+)
+def test_titles_of_norms(text, said):
+    assert title(parse_config(text)).startswith(
+        said or "LightNorm, FP16 1-8-7 to nearest with subnormals, gradients FP10"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("LightNorm(block=0)", "block must be"),
+        ("LightNorm(scale='wrong')", "scale must be"),
+        ("LightNorm(forward='fp10_154')", "must be a Float or None"),
+        ("LightNorm(forward=Float.parse('fp11'))", "unknown format"),
+        ("LightNorm.from_dict({})", "a preset"),
+    ],
+)
+def test_norms_refused(text, told):
+    with pytest.raises(RecoupError, match=told):
+        parse_config(text)
+
+
 def test_short_forms():
     assert parse_config("NBSMT(4, 'S')") == NBSMT(4, "S")
     assert parse_config('NBSMT(policy="aW")') == NBSMT(policy="aW")
@@ -123,7 +192,7 @@ def test_other_types_are_refused():
 @given(st.text(max_size=60))
 def test_any_text_gives_a_config_or_our_error(text):
     with contextlib.suppress(RecoupError):
-        assert isinstance(parse_config(text), NBSMT | LBA)
+        assert isinstance(parse_config(text), NBSMT | LBA | LightNorm)
 
 
 @settings(deadline=None)

@@ -4,7 +4,7 @@ import pytest
 
 from recoup.errors import RecoupError
 from recoup.study import Results
-from tests.study.examples import results
+from tests.study.examples import norm_results, results
 
 
 def test_what_is_saved_is_loaded(tmp_path):
@@ -48,6 +48,23 @@ def test_foreign_and_truncated_files(tmp_path, content):
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(RecoupError, match=r"results.json: not "):
         Results.load(tmp_path)
+
+
+def test_results_from_before_the_traffic_are_read(tmp_path):
+    saved = results()
+    path = saved.save(tmp_path)
+    content = json.loads(path.read_text())
+    for name in ("traffic", "units"):
+        assert content.pop(name) == []
+    path.write_text(json.dumps(content))
+    assert Results.load(tmp_path) == saved
+
+
+def test_traffic_is_saved(tmp_path):
+    saved = norm_results()
+    saved.save(tmp_path)
+    assert Results.load(tmp_path) == saved
+    assert len(saved.traffic) == 8
 
 
 def test_no_results(tmp_path):

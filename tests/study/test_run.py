@@ -5,9 +5,12 @@ import pytest
 import torch
 from torch import nn
 
+from recoup.emulate import emulate_
 from recoup.emulated import emulated_layers
 from recoup.errors import RecoupError
 from recoup.lba import LBA
+from recoup.lightnorm import LightNorm
+from recoup.recalibrate import recalibrate_
 from recoup.report import render
 from recoup.study import Recipe, Results, State, run
 from recoup.study.lab import Lab
@@ -243,3 +246,64 @@ def test_narrow_accumulators_beside_shared_multipliers(tmp_path):
     page = render(results)
     assert "M4E3 (8 bits), chunk 16" in page
     assert "gain per channel" in page
+
+
+def test_norm_units_beside_shared_multipliers(tmp_path):
+    norm = LightNorm()
+    results = run(small_recipe(tmp_path, configs=["nbsmt-4t", "lightnorm"]), progress=False)
+    measured = [(row.state, row.seed) for row in results.accuracy if row.config == repr(norm)]
+    repaired = [(state, seed) for seed in (3, 5) for state in (State.AVERAGE, State.PAIRED)]
+    assert measured == [(State.NONE, 3), *repaired]  # without repair no calibration image has a part in it
+    assert [(row.name, row.channels, row.elements) for row in results.traffic] == [
+        ("features.1", 16, 1024), ("features.4", 32, 2048), ("features.8", 32, 512), ("features.11", 64, 1024),
+    ]  # fmt: skip
+    assert all(row.config == repr(norm) and row.blocks * 288 == row.conventional * 61.5 for row in results.traffic)
+    assert {row.layer for row in results.shifts if row.config == repr(norm)} == {row.name for row in results.traffic}
+    assert {row.config for row in results.cycles} == {repr(FOUR)}
+    assert Results.load(tmp_path) == results
+    page = render(results)
+    assert "LightNorm, FP10 1-5-4, blocks of 4" in page
+    assert "4.7x less batch norm traffic" in page
+
+
+def test_paired_statistics_of_a_norm_unit_are_the_librarys(tmp_path):
+    lab = Lab(small_recipe(tmp_path, configs=["lightnorm"]))
+    lab._prepare(LightNorm(block=16), State.PAIRED, 3)
+    mine = Statistics.of(lab.model)
+    lab._reset()
+    emulate_(lab.model, LightNorm(block=16))
+    recalibrate_(lab.model, lab.images(3).batches(16, augment=True, seed=3), "paired")
+    after = Statistics.of(lab.model)
+    assert all(torch.equal(b, after.buffers[n][k]) for n, bs in mine.buffers.items() for k, b in bs.items())
+
+
+@pytest.mark.parametrize("config", ["nbsmt-4t", "lba-m7e4", "lightnorm-fp10"])
+def test_a_layer_map_that_mixes_hardware(tmp_path, config):
+    layers = {"features.1": "lightnorm-range", "features.3": "nbsmt-2t", "features.4": None}
+    recipe = small_recipe(tmp_path, configs=[config], layers=layers, states=["paired"], profile_images=0)
+    results = run(recipe, progress=False)
+    kind = type(results.recipe.configs[0])
+    lab = Lab(recipe)
+    lab._prepare(results.recipe.configs[0], State.PAIRED, 3)
+    configs = {name: layer.config for name, layer in emulated_layers(lab.model).items()}
+    assert configs["features.1"] == LightNorm.range()
+    assert configs["features.3"] == TWO
+    assert "features.4" not in configs
+    assert kind in {type(value) for value in configs.values()}
+    assert [row.emulated for row in results.traffic] == ([True, False, True, True] if kind is LightNorm else [])
+
+
+def test_norm_units_without_norms_are_left_out(tmp_path):
+    model = f"{__name__}:plain_net"
+    recipe = small_recipe(tmp_path, model=model, configs=["nbsmt-4t", "lightnorm"], profile_images=0)
+    results = run(recipe, progress=False)
+    assert {row.config for row in results.accuracy} == {FLOAT, BASELINE, repr(FOUR)}
+    assert any("these are left out: LightNorm()" in note for note in results.notes)
+    assert len([text for text in render(results).split("<li>") if "threads, S+A:" in text]) == 1
+    with pytest.raises(RecoupError, match="no BatchNorm statistics, so nothing is left"):
+        plan(small_recipe(tmp_path, configs=["lightnorm"]), has_norms=False)
+
+
+def test_states_that_no_norm_unit_has(tmp_path):
+    with pytest.raises(RecoupError, match=r"none of them exists for LightNorm\(\)"):
+        plan(small_recipe(tmp_path, configs=["lightnorm"], states=["bias correction"]), has_norms=True)

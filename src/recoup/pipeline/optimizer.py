@@ -56,7 +56,7 @@ class StageOptimizer:
         spikes = [spike(momentum, mitigation.compensation * D) for D in delays]
         self._a, self._b = (self._spread([pair[i] for pair in spikes]) for i in range(2))
         self._shrink = self._spread([mitigation.shrink**D for D in delays]) if mitigation.shrink != 1 else None
-        self._late = self._spread([float(max(D, 1)) for D in delays]) if mitigation.annealing else None
+        self._late = self._spread([float(max(D, 1)) for D in delays], torch.float64) if mitigation.annealing else None
         ahead = [mitigation.horizon * D for D in delays]
         self._back = None
         if mitigation.prediction == "spectrain":
@@ -64,9 +64,9 @@ class StageOptimizer:
             self._back = self._spread([mitigation.horizon * s for s in positions])
         self._ahead = self._spread(ahead)
 
-    def _spread(self, values: Sequence[float]) -> Tensor:
-        """A coefficient a stage, in the weights' dtype, for every element of the stage."""
-        each = torch.tensor(values, dtype=torch.float64).to(self.weights)
+    def _spread(self, values: Sequence[float], dtype: torch.dtype | None = None) -> Tensor:
+        """A coefficient a stage, in the weights' dtype unless another is given, for every element of the stage."""
+        each = torch.tensor(values, dtype=torch.float64).to(self.weights.device, dtype or self.weights.dtype)
         return each.repeat_interleave(torch.tensor(self._sizes, device=each.device))
 
     @torch.no_grad()
@@ -85,7 +85,7 @@ class StageOptimizer:
             change.add_(gradient.mul_(self._b))
         if self._late is not None:
             share = min(self.updates / self.mitigation.annealing, 1)
-            change = torch.div(change, self._late ** (1 - share), out=self._scratch)
+            change = torch.div(change, (self._late ** (1 - share)).to(change.dtype), out=self._scratch)
         self.weights.add_(change, alpha=-rate)
         self.updates += 1
 

@@ -182,9 +182,9 @@ def initialize(backend: str = "gloo", timeout: float = 300.0) -> None:
     if "RANK" not in os.environ:
         raise RecoupError("pipeline.initialize: not started by torchrun: torchrun --nproc-per-node 4 train.py")
     wait = timedelta(seconds=timeout)
-    store, rank, ranks = next(dist.rendezvous("env://", timeout=wait))
+    store, rank, ranks = next(dist.rendezvous("env://", timeout=wait))  # type: ignore[attr-defined]
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.PrefixStore(f"recoup/attempt-{attempt}", store)
+    store = dist.PrefixStore(f"recoup/attempt-{attempt}", store)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=wait)
 
 
@@ -217,7 +217,8 @@ def run(
     """
     if not dist.is_available() or not dist.is_initialized():
         raise RecoupError(
-            "pipeline.run: torch.distributed is not initialized: start with torchrun and call pipeline.runtime.initialize()"
+            "pipeline.run: torch.distributed is not initialized: start with torchrun and call "
+            "pipeline.runtime.initialize()"
         )
     every = integer("pipeline.run", "every", every, (1, 1 << 31))
     rank, ranks, N = dist.get_rank(), dist.get_world_size(), len(samples)

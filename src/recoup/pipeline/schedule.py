@@ -4,12 +4,13 @@ Legend: S stages, N samples; a tick is one forward and one backward of a stage.
 """
 
 from collections.abc import Sequence
-from typing import Literal, get_args
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Literal, get_args
 
 from recoup.errors import RecoupError
 from recoup.formats.fields import choice, integer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Schedule = Literal["fine-grained", "1f1b"]
 MAX_STAGES = 1 << 20
@@ -73,7 +74,7 @@ def weight_versions(values: Sequence[int], *, stash: bool = False) -> list[int]:
     return [delay + 1 if stash else 1 for delay in values]
 
 
-def gantt(stages: int = 4, samples: int = 8, update: int = 4) -> Figure:
+def gantt(stages: int = 4, samples: int = 8, update: int = 4) -> "Figure":
     """Who works on what, tick by tick: pipelined backpropagation, 1F1B and fill-and-drain.
 
     Args:
@@ -81,6 +82,8 @@ def gantt(stages: int = 4, samples: int = 8, update: int = 4) -> Figure:
         samples: how many pass.
         update: samples an update of the two synchronous schedules has; they drain after each.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, 6.6), layout="constrained")
     plans = {
         "pipelined backpropagation: an update every tick, never drained": _pipelined(stages, samples),
