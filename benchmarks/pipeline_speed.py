@@ -124,9 +124,7 @@ def many(rounds: int) -> dict[str, float]:
     """Milliseconds a step of all runs, and how many single runs that is."""
     delays = pipeline.delays(STAGES)
     alike = [Run(delays, "none", 1e-4, 0.999, 1e-4) for _ in range(RUNS)]
-    mixed = [
-        Run(delays if i % 2 else [0] * STAGES, METHODS[i % len(METHODS)], 1e-4, 0.999, 1e-4) for i in range(RUNS)
-    ]
+    mixed = [Run(delays if i % 2 else [0] * STAGES, METHODS[i % len(METHODS)], 1e-4, 0.999, 1e-4) for i in range(RUNS)]
     repeat = 10
     one = simulated(mlp(), mlp_stages(), "none", samples((WIDTH,)), repeat)
     plan = {"one": one, "32 seeds": batched(alike, repeat), "32 mixed": batched(mixed, repeat)}

@@ -139,8 +139,11 @@ def _paired(
         odd = sorted(other.keys() ^ norms.keys())[0]
         raise RecoupError(f"recalibrate_: batch norm {odd!r} is in only one of model and baseline")
     off, on = {name: Moments() for name in norms}, {name: Moments() for name in norms}
-    second = _measuring(baseline, other) if baseline is not None else ExitStack()
-    with _measuring(model, norms), second, _by_moments(norms):
+    with ExitStack() as both:  # entered in this order: each changes what the one before found
+        both.enter_context(_measuring(model, norms))
+        if baseline is not None:
+            both.enter_context(_measuring(baseline, other))
+        both.enter_context(_by_moments([*norms.values(), *other.values()]))
         for inputs, _ in prepared(model, batches, "recalibrate_ (paired)", progress):
             if baseline is None:
                 with running(model, "baseline"):
@@ -227,9 +230,9 @@ class _measuring(ExitStack):  # noqa: N801 -- used as a function
 
 
 @contextmanager
-def _by_moments(norms: dict[str, _BatchNorm]) -> Iterator[None]:
+def _by_moments(norms: Iterable[_BatchNorm]) -> Iterator[None]:
     """Norms that estimate the variance (LightNorm, by the range) measure it, as those they are paired with do."""
-    others = [norm for norm in norms.values() if hasattr(norm, "by_moments")]
+    others = [norm for norm in norms if hasattr(norm, "by_moments")]
     try:
         for norm in others:
             norm.by_moments = True  # type: ignore[assignment]

@@ -31,10 +31,12 @@ class Stage:
     def ahead(self, rate):
         if self.how.prediction == "weight":
             T = self.how.horizon * self.delay
-            return [
-                {n: (w[n] - b[n]) * T + w[n] for n in w} for w, b in zip(self.weights, self.before, strict=True)
-            ]
-        return self.by_velocity(self.horizon_forward(), rate) if self.horizon_forward() else [dict(w) for w in self.weights]
+            return [{n: (w[n] - b[n]) * T + w[n] for n in w} for w, b in zip(self.weights, self.before, strict=True)]
+        return (
+            self.by_velocity(self.horizon_forward(), rate)
+            if self.horizon_forward()
+            else [dict(w) for w in self.weights]
+        )
 
     def forward(self, k, x, rate):
         used, inputs = self.ahead(rate), []

@@ -16,7 +16,7 @@ from recoup.formats.constants import block_constants, float_constants, nearest_c
 from recoup.lightnorm.config import LightNorm
 from recoup.lightnorm.cpu import INTEGERS, _segments, rounding
 from recoup.lightnorm.cpu_fused_kernels import gradient_pass, moments_pass, normalize_pass, products_pass
-from recoup.lightnorm.cpu_fused_tiles import ANY, GENERAL, MASK, NEAREST, NONE, PLAIN, WHOLE
+from recoup.lightnorm.cpu_fused_tiles import ANY, GENERAL, MASK, NEAREST, NONE, WHOLE
 from recoup.lightnorm.cpu_fused_vectors import batch_statistics, gradient_statistics, parameters, running_statistics
 from recoup.lightnorm.cpu_kernels import LANES
 from recoup.lightnorm.scale import factors
@@ -161,7 +161,9 @@ def infer(
     """Evaluation; see `passes.infer`."""
     p = plan(config, 0, x.dtype, *x.shape)
     found, vectors = np.zeros(1, np.int64), np.empty((4, x.shape[1]))
-    deviation = (var.detach().double() + eps).sqrt().numpy()  # torch's root, which is the reference's, may be an ulp off
+    deviation = (
+        (var.detach().double() + eps).sqrt().numpy()
+    )  # torch's root, which is the reference's, may be an ulp off
     fine = running_statistics(mean.detach().numpy(), deviation, p.roundings[1], vectors)
     y, xhat = _normalized(x, _bits(x), gamma, beta, p, vectors, fine, found)
     return None if found[0] else (y, xhat, torch.from_numpy(vectors[1]))
@@ -218,9 +220,7 @@ def backward(
     result, spots, how = _bits(dx), indices.numpy(), p.backward[0 if fine else 1]
     arrays = keys, result
     over_rows(
-        lambda a, b: gradient_pass(
-            *arrays, a, b, p.linear, p.tiles, p.offsets, how, vectors, amounts, spots, found
-        ),
+        lambda a, b: gradient_pass(*arrays, a, b, p.linear, p.tiles, p.offsets, how, vectors, amounts, spots, found),
         *p.linear_rows,
     )
     return dx, dparameters[0], dparameters[1]

@@ -16,8 +16,8 @@ import numpy as np
 from numba import njit
 
 from recoup.formats.cpu_kernels import as_float, as_integer
-from recoup.lightnorm.cpu_kernels import GENERAL, LANES, TRUNCATE, _generally, _joined, _truncated
 from recoup.lightnorm.cpu_fused_tiles import copy, exact, infinity_of, share, take
+from recoup.lightnorm.cpu_kernels import GENERAL, LANES, TRUNCATE, _generally, _joined, _truncated
 
 _njit: Any = njit(nogil=True, cache=True)
 
@@ -39,7 +39,11 @@ def _add_up_products(row, other, size, sums, errors):
     """Add the products of two rows of bits."""
     for i in range(0, size, LANES):
         for j in range(LANES):
-            v, s = np.float64(as_float(row[np.uintp(i) + np.uintp(j)])) * np.float64(as_float(other[np.uintp(i) + np.uintp(j)])), sums[j]
+            v, s = (
+                np.float64(as_float(row[np.uintp(i) + np.uintp(j)]))
+                * np.float64(as_float(other[np.uintp(i) + np.uintp(j)])),
+                sums[j],
+            )
             t = s + v
             z = t - s
             errors[j] += (s - (t - z)) + (v - z)

@@ -12,7 +12,6 @@ whose exponent is the shared one or larger is a multiple of the quantum already.
 
 from typing import Any
 
-import numpy as np
 from numba import njit
 from numba.extending import intrinsic
 

@@ -1,8 +1,8 @@
 """How fast delayed momentum methods converge on convex quadratics: what each mitigation is worth, without training.
 
-On an eigenvalue of a quadratic with consistent delay D, a method is a linear recurrence of the error; the largest root of
-its characteristic polynomial, over all eigenvalues, is the factor the error shrinks by. Source of the analysis: Kosson
-et al., MLSys 2021, section 3.5; grids and refinement are our definition.
+On an eigenvalue of a quadratic with consistent delay D, a method is a linear recurrence of the error; the largest root
+of its characteristic polynomial, over all eigenvalues, is the factor the error shrinks by. Source of the analysis:
+Kosson et al., MLSys 2021; grids and refinement are our definition.
 
 Legend: m momentum, h = eta times the eigenvalue, z the factor of one update, T the horizon that a method predicts by.
 """

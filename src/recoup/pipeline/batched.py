@@ -8,7 +8,7 @@ c_R1 that broadcasts over it.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +74,9 @@ class Batched:
         loss: Callable[[Any, Any], Tensor] = nn.functional.cross_entropy,
     ) -> None:
         if not models or len(models) != len(runs):
-            raise RecoupError(f"pipeline.Batched: {len(models)} models for {len(runs)} runs; there must be one for each")
+            raise RecoupError(
+                f"pipeline.Batched: {len(models)} models for {len(runs)} runs; there must be one for each"
+            )
         for name, module in models[0].named_modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
                 raise RecoupError(f"pipeline.Batched: {name} is a batch norm in training: use group norm")
@@ -127,8 +129,8 @@ class Batched:
         found[list(self.diverged)] = math.nan
         return found
 
-    def _forward(self, live: dict[str, Tensor], x: Any, y: Any) -> Tensor:
-        def one(weights: dict[str, Tensor], x: Any, y: Any) -> Tensor:
+    def _forward(self, live: Mapping[str, Tensor], x: Any, y: Any) -> Tensor:
+        def one(weights: Any, x: Any, y: Any) -> Tensor:
             return self._loss(torch.func.functional_call(self._network, weights, (x,)), y)
 
         return torch.vmap(one, randomness="different")(live, x, y)
@@ -157,7 +159,7 @@ class Batched:
 class _Probe(nn.Module):
     """The batched forward pass as a module, for the check of saved weights."""
 
-    def __init__(self, batched: Batched, live: dict[str, Tensor]) -> None:
+    def __init__(self, batched: Batched, live: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.run = lambda pair: batched._forward(live, *pair)
 

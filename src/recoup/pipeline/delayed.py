@@ -67,8 +67,8 @@ class DelayedSGD(torch.optim.Optimizer):
         for parameter in group["params"]:
             if parameter.dtype not in (torch.float32, torch.float64) or not parameter.is_contiguous():
                 raise RecoupError(
-                    f"DelayedSGD: a parameter is {parameter.dtype} {list(parameter.shape)}; parameters must be contiguous "
-                    "float32 or float64"
+                    f"DelayedSGD: a parameter is {parameter.dtype} {list(parameter.shape)}; parameters must be "
+                    "contiguous float32 or float64"
                 )
 
     @torch.no_grad()

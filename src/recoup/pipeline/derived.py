@@ -1,8 +1,8 @@
 """Modules whose backward pass would use stale weights: they save tensors computed *from* their parameters.
 
 The simulator overwrites parameters between forward and backward. A graph that saved a parameter itself sees the new
-values; one that saved a standardized, normalized or cast copy does not. Such copies are found in one forward pass: every
-operation is watched, and what stems from parameters (and constants) but not from the input must not be saved.
+values; one that saved a standardized, normalized or cast copy does not. Such copies are found in one forward pass:
+every operation is watched, and what stems from parameters (and constants) but not from the input must not be saved.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -88,7 +88,7 @@ class _Standardized(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, w = ctx.saved_tensors
         v, inverse = _standardized(w, ctx.eps)
         stride, padding, dilation, groups = ctx.geometry
@@ -197,7 +197,7 @@ class _Controlled(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         y, inverse = ctx.saved_tensors
         along, offset = ctx.errors
         across = gradients[0] - ctx.pull * along.view(-1, 1, 1) * y

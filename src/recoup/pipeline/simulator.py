@@ -24,7 +24,7 @@ from recoup.pipeline.optimizer import Ring, StageOptimizer
 from recoup.pipeline.schedule import check_delays
 from recoup.pipeline.stages import resolve
 
-# Every parameter begins where an allocation of its own could: matrix products of MKL and oneDNN round otherwise elsewhere.
+# Every parameter begins where an allocation of its own could: elsewhere MKL's and oneDNN's products round otherwise.
 ALIGNMENT = 64
 
 Rate = float | Callable[[int], float]
