@@ -299,6 +299,7 @@ except RecoupError as error:
     assert "must be a multiple of 2" in str(error), error
 else:
     raise AssertionError("chunks=3 on two processes")
+dist.barrier()
 dist.destroy_process_group()
 """
 

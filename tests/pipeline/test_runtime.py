@@ -59,6 +59,7 @@ for mitigation in mitigations:
         print(f"rank {rank}: {error}", flush=True)
         os._exit(7)
     torch.save([net.state_dict(), metrics.losses], f"{folder}/{mitigation}-{rank}.pt")
+dist.barrier()
 dist.destroy_process_group()
 """
 
