@@ -3,44 +3,23 @@
 At batch one a run uses a fraction of the machine: most of its time goes to starting operations. Here every operation
 works on all runs (`torch.vmap`), and every run sees its own stale weights.
 
-Legend: R runs, P parameters; every parameter is one block w_Rn of all runs, and what differs between runs is a column
-c_R1 that broadcasts over it.
+Legend: R runs; every parameter is one `Block` of all runs.
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from recoup.errors import RecoupError
+from recoup.pipeline.block import Block, Run, mitigation_of
 from recoup.pipeline.derived import refuse_derived_weights
-from recoup.pipeline.mitigation import Mitigation
-from recoup.pipeline.optimizer import spike
+from recoup.pipeline.norms import OnlineNorm2d
 from recoup.pipeline.schedule import check_delays
 from recoup.pipeline.stages import resolve
-
-Rate = float | Callable[[int], float]
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What one run has of its own.
-
-    Attributes:
-        delays: D_s of every stage.
-        mitigation: a `Mitigation` or its name.
-        lr: the learning rate, or a function of the step.
-        momentum, weight_decay: as of `Simulator`.
-    """
-
-    delays: Sequence[int]
-    mitigation: Mitigation | str = "none"
-    lr: Rate = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 0.0
 
 
 class Batched:
@@ -51,14 +30,15 @@ class Batched:
 
     Args:
         models: one a run, of the same architecture and dtype, with that run's initial weights; they are not changed
-            (see `load`). Training-mode batch norm is refused, other buffers are constants.
+            (see `load`). Frozen parameters and buffers are each run's own, and constants; what moves its buffers in
+            training (batch norm, online norm) is refused.
         stages: lists of module names, as of `Simulator`.
         runs: one a model.
         loss: of (output, y), for one run; it must work under `torch.vmap`.
 
     Raises:
         RecoupError: models and runs that do not fit each other or the stages; what `Simulator` refuses; in a step
-            inputs without R rows.
+            inputs without R rows, a learning rate that is not a number from 0, autocast.
 
     >>> models = [nn.Linear(4, 2) for _ in range(2)]
     >>> batched = Batched(models, [["" ]], [Run([3], "sc"), Run([0])], nn.functional.cross_entropy)
@@ -78,21 +58,31 @@ class Batched:
                 f"pipeline.Batched: {len(models)} models for {len(runs)} runs; there must be one for each"
             )
         for name, module in models[0].named_modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
-                raise RecoupError(f"pipeline.Batched: {name} is a batch norm in training: use group norm")
+            if isinstance(module, nn.modules.batchnorm._BatchNorm | OnlineNorm2d) and module.training:
+                kind = "an online norm" if isinstance(module, OnlineNorm2d) else "a batch norm"
+                raise RecoupError(f"pipeline.Batched: {name} is {kind} in training: use group norm")
         self._network, self._loss, self.runs, self.steps = models[0], loss, list(runs), 0
         self.diverged: dict[int, int] = {}
         stages = [list(names) if not isinstance(names, str) else names for names in stages]
         delays = [check_delays(run.delays, len(stages)) for run in runs]
         parameters = [dict(model.named_parameters()) for model in models]
-        self._blocks: dict[str, _Block] = {}
+        _same_names(parameters, "parameters")
+        self._blocks: dict[str, Block] = {}
         for index, names in enumerate(resolve(models[0], stages)):
             for name in names:
                 if parameters[0][name].requires_grad:
                     each = [_matching(own, name, parameters[0][name], run) for run, own in enumerate(parameters)]
-                    self._blocks[name] = _Block(torch.stack(each), index, [d[index] for d in delays], self.runs)
+                    self._blocks[name] = Block(torch.stack(each), index, [d[index] for d in delays], self.runs)
+        if not self._blocks:
+            raise RecoupError("pipeline.Batched: the models have no parameters that require a gradient")
+        constants = [_constants(model) for model in models]
+        _same_names(constants, "frozen parameters and buffers")
+        self._constants = {
+            name: torch.stack([_matching(own, name, first, run) for run, own in enumerate(constants)])
+            for name, first in constants[0].items()
+        }
         self._unchecked = any(
-            delay and not _mitigation(run).stash for run, own in zip(runs, delays, strict=True) for delay in own
+            delay and not mitigation_of(run).stash for run, own in zip(runs, delays, strict=True) for delay in own
         )
 
     def step(self, x: Any, y: Any) -> Tensor:
@@ -104,7 +94,7 @@ class Batched:
         Args:
             x, y: tensors [R, ...], or tuples of them: row r is the input of run r, batch dimension included.
         """
-        rates = [run.lr(self.steps) if callable(run.lr) else run.lr for run in self.runs]
+        rates = self._checked(x, y)
         for block in self._blocks.values():
             block.show(self.steps, rates)
         live = {name: block.leaf for name, block in self._blocks.items()}
@@ -115,7 +105,8 @@ class Batched:
             losses = self._forward(live, x, y)
             for block in self._blocks.values():
                 block.turn(rates)
-            gradients = torch.autograd.grad(losses.sum(), list(live.values()))
+            leaves = list(live.values())
+            gradients = torch.autograd.grad(losses.sum(), leaves, allow_unused=True, materialize_grads=True)
         found = losses.detach()
         self._note(found)
         kept = [(block, run, block.w[run].clone()) for block in self._blocks.values() for run in self.diverged]
@@ -129,11 +120,26 @@ class Batched:
         found[list(self.diverged)] = math.nan
         return found
 
-    def _forward(self, live: Mapping[str, Tensor], x: Any, y: Any) -> Tensor:
-        def one(weights: Any, x: Any, y: Any) -> Tensor:
-            return self._loss(torch.func.functional_call(self._network, weights, (x,)), y)
+    def _checked(self, x: Any, y: Any) -> list[float]:
+        """The rates of this step; an error if they or the inputs do not fit."""
+        R = len(self.runs)
+        for leaf in tree_leaves((x, y)):
+            if isinstance(leaf, Tensor) and (leaf.dim() == 0 or len(leaf) != R):
+                raise RecoupError(f"pipeline.Batched: an input is {list(leaf.shape)}; it must have a row a run, {R}")
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+            raise RecoupError("pipeline.Batched: autocast saves cast weights, which stay stale; train in one dtype")
+        rates = [run.lr(self.steps) if callable(run.lr) else run.lr for run in self.runs]
+        for run, rate in enumerate(rates):
+            if not rate >= 0:
+                raise RecoupError(f"pipeline.Batched: the learning rate of run {run} in step {self.steps} is {rate!r}")
+        return [float(rate) for rate in rates]
 
-        return torch.vmap(one, randomness="different")(live, x, y)
+    def _forward(self, live: Mapping[str, Tensor], x: Any, y: Any) -> Tensor:
+        def one(weights: Any, constants: Any, x: Any, y: Any) -> Tensor:
+            return self._loss(torch.func.functional_call(self._network, {**constants, **weights}, (x,)), y)
+
+        over = (0, 0 if self._constants else None, 0, 0)
+        return torch.vmap(one, over, randomness="different")(live, self._constants, x, y)
 
     def _note(self, losses: Tensor) -> None:
         if losses.shape != (len(self.runs),):
@@ -155,129 +161,75 @@ class Batched:
             own[name].copy_(weights)
         return model
 
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the runs need to go on bit for bit, as tensors and plain values."""
+        return {
+            "configuration": self._configuration(),
+            "steps": self.steps,
+            "diverged": dict(self.diverged),
+            "blocks": {name: block.state() for name, block in self._blocks.items()},
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`; learning rates are not part of it.
+
+        Raises:
+            RecoupError: the state of other runs; the message says what differs. Nothing is then changed.
+        """
+        mine, theirs = self._configuration(), state.get("configuration", {})
+        for name, value in mine.items():
+            if theirs.get(name) != value:
+                raise RecoupError(
+                    f"pipeline.Batched: the state is of other runs: {name} is {theirs.get(name)!r}, here {value!r}"
+                )
+        for name, block in self._blocks.items():
+            block.load(state["blocks"][name])
+        self.steps, self.diverged = int(state["steps"]), {int(k): int(v) for k, v in state["diverged"].items()}
+
+    def _configuration(self) -> dict[str, Any]:
+        return {
+            "shapes": {name: [str(block.w.dtype), *block.shape] for name, block in self._blocks.items()},
+            "stages": {name: block.stage for name, block in self._blocks.items()},
+            "delays": {name: block.delays for name, block in self._blocks.items()},
+            "mitigations": [repr(mitigation_of(run)) for run in self.runs],
+            "momentum": [float(run.momentum) for run in self.runs],
+            "weight_decay": [float(run.weight_decay) for run in self.runs],
+        }
+
 
 class _Probe(nn.Module):
     """The batched forward pass as a module, for the check of saved weights."""
 
     def __init__(self, batched: Batched, live: Mapping[str, Tensor]) -> None:
         super().__init__()
+        self.network = batched._network  # so that errors can name its modules
         self.run = lambda pair: batched._forward(live, *pair)
 
     def forward(self, pair: tuple[Any, Any]) -> Tensor:
         return self.run(pair)
 
 
-class _Block:
-    """One parameter of all runs: newest weights, velocity, ring and the live weights that the graph refers to.
-
-    The same arithmetic as `StageOptimizer`, element by element. A coefficient that all runs share is a number.
-    """
-
-    def __init__(self, weights: Tensor, stage: int, delays: Sequence[int], runs: Sequence[Run]) -> None:
-        self.shape, self.delays = weights.shape, list(delays)
-        self.w = weights.detach().reshape(len(runs), -1).clone()
-        self.velocity, self.scratch = torch.zeros_like(self.w), torch.empty_like(self.w)
-        self.live = self.w.clone()
-        self.leaf = nn.Parameter(torch.empty(0, dtype=self.w.dtype, device=self.w.device))
-        self.leaf.data = self.live.view(self.shape)  # its version counter is its own, and we write through `live`
-        hows = [_mitigation(run) for run in runs]
-        self.momentum = self._column([run.momentum for run in runs])
-        self.decay = self._column([run.weight_decay for run in runs])
-        pairs = [spike(run.momentum, how.compensation * D) for run, how, D in zip(runs, hows, delays, strict=True)]
-        compensated = any(how.compensation for how in hows)
-        self.a, self.b = (self._column([pair[i] for pair in pairs]) if compensated else None for i in (0, 1))
-        shrinks = [how.shrink**D for how, D in zip(hows, delays, strict=True)]
-        self.shrink = self._column(shrinks) if min(shrinks) < 1 else None
-        self.annealing = [(max(D, 1), how.annealing) for how, D in zip(hows, delays, strict=True)]
-        by_velocity, by_weight, back = [], [], []
-        for how, D in zip(hows, delays, strict=True):
-            early = stage if how.prediction == "spectrain" else 0
-            by_velocity.append(how.horizon * (D + early) if how.prediction in ("velocity", "spectrain") else 0.0)
-            by_weight.append(how.horizon * D if how.prediction == "weight" else 0.0)
-            back.append(how.horizon * early)
-        self.by_velocity, self.by_weight, self.back = map(self._column, (by_velocity, by_weight, back))
-        self.before = self.w.clone() if self.by_weight is not None else None
-        self.stash = torch.tensor([[how.stash] for how in hows], device=self.w.device)
-        self.some_stash, self.all_stash = bool(self.stash.any()), bool(self.stash.all())
-        self.depth = max(delays) + 1
-        self.ring = self.w.expand(self.depth, *self.w.shape).clone()
-        self.same = len(set(delays)) == 1
-        self._rows = torch.arange(len(runs))
-
-    def _column(self, values: Sequence[float]) -> Tensor | float | None:
-        """Values [R, 1] of the weights' dtype; a number if all are the same; None if that is 0."""
-        if len(set(values)) == 1:
-            return values[0] or None
-        return torch.tensor(values, dtype=torch.float64).to(self.w)[:, None]
-
-    @torch.no_grad()
-    def show(self, step: int, rates: Sequence[float]) -> None:
-        """Predict, keep the prediction, and make live what this step's forward pass sees: version max(0, step - D)."""
-        now = self.ring[step % self.depth]
-        if self.by_velocity is not None:
-            torch.mul(self.velocity, self.by_velocity, out=now)
-            now.mul_(self._negative(rates)).add_(self.w)
-        else:
-            now.copy_(self.w)
-        if self.by_weight is not None and self.before is not None:
-            torch.sub(self.w, self.before, out=self.scratch)
-            now.add_(self.scratch.mul_(self.by_weight))
-        if self.same:
-            self.live.copy_(self.ring[max(0, step - self.delays[0]) % self.depth])
-        else:
-            rows = torch.tensor([max(0, step - D) % self.depth for D in self.delays])
-            torch.index_select(self.ring.flatten(0, 1), 0, rows * len(self.delays) + self._rows, out=self.live)
-
-    @torch.no_grad()
-    def turn(self, rates: Sequence[float]) -> None:
-        """Make live what the backward pass sees: the newest weights, those ahead, or with stashing the same."""
-        if self.all_stash:
-            return
-        newest = self.w
-        if self.back is not None:
-            newest = torch.mul(self.velocity, self.back, out=self.scratch).mul_(self._negative(rates)).add_(self.w)
-        if self.some_stash:
-            newest = torch.where(self.stash, self.live, newest)
-        self.live.copy_(newest)
-
-    @torch.no_grad()
-    def update(self, gradient: Tensor, rates: Sequence[float], step: int) -> None:
-        """One update; ``gradient`` is overwritten."""
-        if self.shrink is not None:
-            gradient.mul_(self.shrink)
-        if isinstance(self.decay, Tensor):
-            gradient.add_(self.w * self.decay)
-        elif self.decay:
-            gradient.add_(self.w, alpha=self.decay)
-        self.velocity.mul_(0.0 if self.momentum is None else self.momentum).add_(gradient)
-        if self.before is not None:
-            self.before.copy_(self.w)
-        change = self.velocity
-        if self.a is not None:
-            change = torch.mul(self.velocity, self.a, out=self.scratch)
-            change.add_(gradient.mul_(0.0 if self.b is None else self.b))
-        if any(K for _, K in self.annealing):
-            late = [D ** (1 - min(step / K, 1)) if K else 1.0 for D, K in self.annealing]
-            change = torch.div(change, torch.tensor(late, dtype=torch.float64).to(self.w)[:, None], out=self.scratch)
-        rate = self._negative(rates)
-        if isinstance(rate, Tensor):
-            self.w.add_(torch.mul(change, rate, out=self.scratch))
-        else:
-            self.w.add_(change, alpha=rate)
-
-    def _negative(self, rates: Sequence[float]) -> Tensor | float:
-        if len(set(rates)) == 1:
-            return -rates[0]
-        return torch.tensor(rates, dtype=torch.float64).neg().to(self.w)[:, None]
+def _constants(model: nn.Module) -> dict[str, Tensor]:
+    """What training does not change: frozen parameters and buffers."""
+    frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {**frozen, **dict(model.named_buffers())}
 
 
-def _mitigation(run: Run) -> Mitigation:
-    return Mitigation.parse(run.mitigation) if isinstance(run.mitigation, str) else run.mitigation
+def _same_names(each: Sequence[Mapping[str, Tensor]], kind: str) -> None:
+    for run, own in enumerate(each):
+        if other := set(own) ^ set(each[0]):
+            raise RecoupError(
+                f"pipeline.Batched: the first model and model {run} do not have the same {kind}: "
+                f"{', '.join(sorted(other))}"
+            )
 
 
-def _matching(own: dict[str, nn.Parameter], name: str, first: Tensor, run: int) -> Tensor:
+def _matching(own: Mapping[str, Tensor], name: str, first: Tensor, run: int) -> Tensor:
     """The parameter of a run's model, if it is like the first's."""
     found = own.get(name)
+    if found is not None and found.requires_grad != first.requires_grad:
+        raise RecoupError(f"pipeline.Batched: {name} is frozen in one of the first model and model {run}, not in both")
     if found is None or found.shape != first.shape or found.dtype != first.dtype or found.device != first.device:
         has = "nothing" if found is None else f"{found.dtype} {list(found.shape)}"
         raise RecoupError(

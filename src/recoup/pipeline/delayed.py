@@ -1,5 +1,6 @@
 """Spike Compensation and weight prediction for delayed training loops that exist already."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,12 +22,13 @@ class DelayedSGD(torch.optim.Optimizer):
 
     Args:
         params: parameters or groups; a group may have its own ``delay``, ``lr``, ``momentum`` and ``weight_decay``.
-        lr, momentum, weight_decay: as of `Simulator`; momentum and delay are fixed once a parameter was updated.
+        lr, momentum, weight_decay: as of `Simulator`; all of a group's values may change between steps.
         delay: D in updates.
         mitigation: a `Mitigation` or its name. Stashing and SpecTrain concern the backward pass, which is the loop's.
 
     Raises:
-        RecoupError: numbers out of range, stash or SpecTrain, a parameter that is not contiguous float32 or float64.
+        RecoupError: numbers out of range, stash or SpecTrain, a parameter that is not contiguous float32 or float64; a
+            step within `ahead`, which would be lost; the state of another mitigation.
 
     Source: Kosson et al., MLSys 2021.
 
@@ -53,27 +55,23 @@ class DelayedSGD(torch.optim.Optimizer):
                 f"DelayedSGD(mitigation={self.mitigation!r}): stash and spectrain choose the backward pass's weights, "
                 "which an optimizer cannot; use pipeline.Simulator"
             )
-        self._of: dict[Tensor, StageOptimizer] = {}
+        self._of: dict[Tensor, tuple[tuple[Any, ...], StageOptimizer]] = {}
+        self._within = False
         super().__init__(params, {"lr": lr, "delay": delay, "momentum": momentum, "weight_decay": weight_decay})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters; checked as in the constructor."""
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        group["delay"] = integer("DelayedSGD", "delay", group["delay"], (0, 1 << 20))
-        for name, top in (("lr", float("inf")), ("momentum", 1.0), ("weight_decay", float("inf"))):
-            if not 0 <= group[name] < top:
-                raise RecoupError(f"DelayedSGD({name}={group[name]!r}): {name} must be from 0 to below {top:g}")
-        for parameter in group["params"]:
-            if parameter.dtype not in (torch.float32, torch.float64) or not parameter.is_contiguous():
-                raise RecoupError(
-                    f"DelayedSGD: a parameter is {parameter.dtype} {list(parameter.shape)}; parameters must be "
-                    "contiguous float32 or float64"
-                )
+        try:
+            _check(self.param_groups[-1])
+        except RecoupError:
+            self.param_groups.pop()
+            raise
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One update of every parameter that has a gradient, which is left as it is."""
+        self._outside("step")
         value = None
         if closure is not None:
             with torch.enable_grad():
@@ -89,30 +87,61 @@ class DelayedSGD(torch.optim.Optimizer):
     @contextmanager
     def ahead(self) -> Iterator[None]:
         """Within it the parameters hold the predicted weights, after it the newest again, in place."""
+        self._outside("ahead")
         pairs = []
         for group in self.param_groups:
             for parameter in group["params"]:
                 own = self._optimizer(parameter, group)
                 pairs.append((own.weights, own.weights.clone(), own.ahead(float(group["lr"]))))
-        with torch.no_grad():
-            for weights, _, predicted in pairs:
-                weights.copy_(predicted)
+        self._within = True
         try:
+            with torch.no_grad():
+                for weights, _, predicted in pairs:
+                    weights.copy_(predicted)
             yield
         finally:
+            self._within = False
             with torch.no_grad():
                 for weights, newest, _ in pairs:
                     weights.copy_(newest)
 
+    def state_dict(self) -> dict[str, Any]:
+        """As of every torch optimizer, and the mitigation."""
+        return {**super().state_dict(), "mitigation": repr(self.mitigation)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As of every torch optimizer; copies.
+
+        Raises:
+            RecoupError: the state of another mitigation, or of another optimizer; nothing is then changed.
+        """
+        other, mine = state_dict.get("mitigation"), repr(self.mitigation)
+        if other != mine:
+            raise RecoupError(f"DelayedSGD: the state is of mitigation {other}, here {mine}")
+        super().load_state_dict(copy.deepcopy(state_dict))  # torch's own copies no tensors
+        self._of.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "mitigation": self.mitigation, "_of": {}, "_within": False}
+
+    def _outside(self, name: str) -> None:
+        if self._within:
+            raise RecoupError(
+                f"DelayedSGD.{name} within `ahead`: the parameters hold predicted weights, and leaving `ahead` would "
+                "undo it; leave it first"
+            )
+
     def _optimizer(self, parameter: Tensor, group: dict[str, Any]) -> StageOptimizer:
         """The parameter's own update, bound to its memory and to the state that torch saves and loads."""
-        own, state = self._of.get(parameter), self.state[parameter]
-        if own is None:
-            how = (group["momentum"], group["weight_decay"], self.mitigation)
-            # .data has a version counter of its own: the graph of a forward within `ahead` stays usable.
-            own = StageOptimizer(parameter.data.view(-1), [parameter.numel()], [group["delay"]], 0, *how)
-            self._of[parameter] = own
-        own.weights, own.weight_decay = parameter.data.view(-1), group["weight_decay"]
+        how, state = (group["delay"], group["momentum"]), self.state[parameter]
+        made, own = self._of.get(parameter, (None, None))
+        # .data has a version counter of its own: the graph of a forward within `ahead` stays usable.
+        weights = parameter.data.view(-1)
+        if own is None or made != how:  # the coefficients follow delay and momentum, which schedulers may change
+            fixed = (0, group["momentum"], group["weight_decay"], self.mitigation)
+            own = StageOptimizer(weights, [parameter.numel()], [group["delay"]], *fixed)
+            self._of[parameter] = how, own
+        own.weights, own.weight_decay = weights, group["weight_decay"]
         if "velocity" in state:
             own.velocity, own.before, own.updates = state["velocity"], state.get("before"), int(state["updates"])
         else:
@@ -120,3 +149,16 @@ class DelayedSGD(torch.optim.Optimizer):
             if own.before is not None:
                 state["before"] = own.before
         return own
+
+
+def _check(group: dict[str, Any]) -> None:
+    group["delay"] = integer("DelayedSGD", "delay", group["delay"], (0, 1 << 20))
+    for name, top in (("lr", float("inf")), ("momentum", 1.0), ("weight_decay", float("inf"))):
+        if not 0 <= group[name] < top:
+            raise RecoupError(f"DelayedSGD({name}={group[name]!r}): {name} must be from 0 to below {top:g}")
+    for parameter in group["params"]:
+        if parameter.dtype not in (torch.float32, torch.float64) or not parameter.is_contiguous():
+            raise RecoupError(
+                f"DelayedSGD: a parameter is {parameter.dtype} {list(parameter.shape)}; parameters must be "
+                "contiguous float32 or float64"
+            )

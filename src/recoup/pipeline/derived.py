@@ -3,9 +3,11 @@
 The simulator overwrites parameters between forward and backward. A graph that saved a parameter itself sees the new
 values; one that saved a standardized, normalized or cast copy does not. Such copies are found in one forward pass:
 every operation is watched, and what stems from parameters (and constants) but not from the input must not be saved.
+Where others decide what is saved (activation checkpoints, offloading), that cannot be seen, and is refused. What a
+custom `autograd.Function` keeps as attributes of its context is not seen.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +23,10 @@ ADVICE = (
     "the backward pass would use the ones of the forward: use mitigation='stash', delays of 0, or a module that "
     "computes them again in its backward pass (such as recoup.pipeline.norms.StandardizedConv2d)"
 )
+FOREIGN = (
+    "runs under saved-tensor hooks, such as those of activation checkpointing or offloading: the backward pass would "
+    "use recomputed activations or copies of the weights; switch them off, or use mitigation='stash'"
+)
 
 
 def refuse_derived_weights(model: nn.Module, x: Any, parameters: Sequence[Tensor]) -> None:
@@ -32,7 +38,7 @@ def refuse_derived_weights(model: nn.Module, x: Any, parameters: Sequence[Tensor
         parameters: those that the pipeline overwrites; frozen ones are constants.
 
     Raises:
-        RecoupError: a parametrized, compiled or such a module; the message names it.
+        RecoupError: a parametrized, compiled, checkpointed or such a module; the message names it.
     """
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module):
@@ -41,19 +47,27 @@ def refuse_derived_weights(model: nn.Module, x: Any, parameters: Sequence[Tensor
             )
         if type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None:
             raise RecoupError(f"pipeline: {_shown(name)} is compiled: what it saves cannot be seen; pass it uncompiled")
+    if _hooks() is not None:
+        raise RecoupError(f"pipeline: the step {FOREIGN}")
     running: list[str] = []
     found: list[str] = []
-    trace = _Origins(parameters, x)
+    foreign: list[str] = []
+
+    def here() -> str:
+        return running[-1] if running else ""
 
     def pack(tensor: Tensor) -> Tensor:
         if _storage(tensor) in trace.derived:
-            found.append(running[-1] if running else "")
+            found.append(here())
         return tensor
 
+    trace = _Origins(parameters, x, pack, lambda: foreign.append(here()))
     devices = {p.device for p in parameters if p.device.type == "cuda"}
     saved = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
     with _as_it_was(model), _named(model, running), torch.random.fork_rng(devices), torch.enable_grad(), saved, trace:
-        model(x)
+        _refuse_reentrant(model(x))
+    if foreign:
+        raise RecoupError(f"pipeline: {_shown(foreign[0])} {FOREIGN}")
     if found:
         raise RecoupError(f"pipeline: {_shown(found[0])} saves weights derived from its parameters, and {ADVICE}")
 
@@ -61,14 +75,20 @@ def refuse_derived_weights(model: nn.Module, x: Any, parameters: Sequence[Tensor
 class _Origins(TorchDispatchMode):
     """Sorts all storages by what they were computed from: the input, or parameters alone."""
 
-    def __init__(self, parameters: Iterable[Tensor], x: Any) -> None:
+    def __init__(
+        self, parameters: Iterable[Tensor], x: Any, pack: Callable[[Tensor], Tensor], foreign: Callable[[], None]
+    ) -> None:
         super().__init__()
+        self._pack, self._foreign = pack, foreign
         self.parameters = {_storage(parameter) for parameter in parameters}
         self.activations = {_storage(leaf) for leaf in tree_leaves(x) if isinstance(leaf, Tensor)}
         self.derived: set[int] = set()
         self._alive: list[Tensor] = []  # or an address could come back with another origin
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        hooks = _hooks()
+        if hooks and hooks[0] is not self._pack:
+            self._foreign()
         result = func(*args, **(kwargs or {}))
         before = {_storage(leaf) for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)}
         after = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
@@ -82,6 +102,28 @@ class _Origins(TorchDispatchMode):
         return result
 
 
+def _refuse_reentrant(output: Any) -> None:
+    """Raise if the graph has an activation checkpoint of torch's older kind, which is a node of its own."""
+    nodes = [leaf.grad_fn for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    seen: set[Any] = set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            raise RecoupError(
+                "pipeline: the model has activation checkpoints: its backward pass would compute activations anew, "
+                "with the newest weights; switch them off, or use mitigation='stash'"
+            )
+        seen.add(node)
+        nodes += [following for following, _ in node.next_functions]
+
+
+def _hooks() -> tuple[Any, Any] | None:
+    """The innermost hooks on saved tensors."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True)  # type: ignore[attr-defined]
+
+
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
@@ -93,10 +135,14 @@ def _shown(name: str) -> str:
 @contextmanager
 def _named(model: nn.Module, running: list[str]) -> Iterator[None]:
     """Keep the names of the modules whose forward runs in ``running``."""
+
+    def leave(*_: Any) -> None:
+        running.pop()
+
     hooks = []
     for name, module in model.named_modules():
         hooks.append(module.register_forward_pre_hook(lambda *_, n=name: running.append(n)))
-        hooks.append(module.register_forward_hook(lambda *_: running.pop() and None))
+        hooks.append(module.register_forward_hook(leave))
     try:
         yield
     finally:

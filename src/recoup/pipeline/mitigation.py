@@ -73,7 +73,7 @@ class Mitigation(Format):
         Raises:
             RecoupError: an unknown name; the message lists the known ones.
         """
-        if name not in NAMES:
+        if not isinstance(name, str) or name not in NAMES:
             raise RecoupError(f"Mitigation.parse({name!r}): the names are {', '.join(NAMES)}")
         return NAMES[name]
 

@@ -60,7 +60,8 @@ class StandardizedConv2d(nn.Conv2d):
     the newest.
 
     Raises:
-        RecoupError: padding_mode other than "zeros", padding as a word, eps not above 0.
+        RecoupError: padding_mode other than "zeros", padding as a word, eps not above 0, an input that is not
+            [N, C, H, W].
 
     Source: Qiao et al., 2019 (arXiv 1903.10520).
     """
@@ -75,16 +76,27 @@ class StandardizedConv2d(nn.Conv2d):
             )
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (nn.Conv2d's name)
+        if input.dim() != 4 or input.shape[1] != self.in_channels:
+            raise RecoupError(
+                f"StandardizedConv2d({self.in_channels}, {self.out_channels}): input is {list(input.shape)}; it must "
+                f"be [N, {self.in_channels}, H, W]"
+            )
         geometry = (self.stride, self.padding, self.dilation, self.groups)
         return _Standardized.apply(input, self.weight, self.bias, self.eps, geometry)  # type: ignore[return-value]
 
 
 class _Standardized(torch.autograd.Function):
+    generate_vmap_rule = True  # for `Batched`
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, eps: float, geometry: tuple[Any, ...]) -> Tensor:
-        ctx.save_for_backward(x, w)
-        ctx.eps, ctx.geometry, ctx.bias = eps, geometry, None if bias is None else list(bias.shape)
+    def forward(x: Tensor, w: Tensor, bias: Tensor | None, eps: float, geometry: tuple[Any, ...]) -> Tensor:
         return F.conv2d(x, _standardized(w, eps)[0], bias, *geometry)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004 (torch's signature)
+        x, w, bias, ctx.eps, ctx.geometry = inputs
+        ctx.save_for_backward(x, w)
+        ctx.bias = None if bias is None else list(bias.shape)
 
     @staticmethod
     @once_differentiable
@@ -120,8 +132,9 @@ class OnlineNorm2d(nn.Module):
                    x' = g~ / sqrt(var + eps) - (1 - a_b) e_1,    e_1 <- e_1 + mean(x')
         z = gamma y + beta, then divided by the root mean square of the sample if ``layer_scaling``
 
-    Means are over H and W. Samples of a batch are taken one after another. In evaluation the statistics stay. Forward
-    statistics move in forward passes and control errors in backward passes, also in a pipeline.
+    Means are over H and W. Samples of a batch are taken one after another, in both passes in their order. In evaluation
+    the statistics stay. Forward statistics move in forward passes and control errors in backward passes, also in a
+    pipeline.
 
     Args:
         num_features: C.
@@ -161,36 +174,43 @@ class OnlineNorm2d(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         _check(self, x_NCHW)
-        y = torch.cat([self._one(x) for x in x_NCHW.split(1)])
+        if self.training:
+            y = _Controlled.apply(x_NCHW, *self._statistics(x_NCHW), self.along, self.offset, self.alphas[1])
+        else:
+            y = _centred(x_NCHW, self.mean[None], torch.rsqrt(self.variance + self.eps)[None])
         y = y * self.weight.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
         if self.layer_scaling:
             y = y * torch.rsqrt(y.square().mean((1, 2, 3), keepdim=True) + self.eps)
         return y
 
-    def _one(self, x_1CHW: Tensor) -> Tensor:
-        inverse = torch.rsqrt(self.variance + self.eps)
-        mean = self.mean.clone()
-        if not self.training:
-            return (x_1CHW - mean.view(-1, 1, 1)) * inverse.view(-1, 1, 1)
-        with torch.no_grad():
-            keep = self.alphas[0]
-            variance, now = torch.var_mean(x_1CHW, (0, 2, 3), correction=0)
-            self.variance.mul_(keep).add_((1 - keep) * variance + keep * (1 - keep) * (now - mean).square())
+    @torch.no_grad()
+    def _statistics(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """mu and 1 / sqrt(var + eps) before each sample, [N, C]; moves the buffers past all of them."""
+        keep = self.alphas[0]
+        mean_NC, inverse_NC = x_NCHW.new_empty(x_NCHW.shape[:2]), x_NCHW.new_empty(x_NCHW.shape[:2])
+        for i, (variance, now) in enumerate(zip(*torch.var_mean(x_NCHW, (2, 3), correction=0), strict=True)):
+            mean_NC[i], inverse_NC[i] = self.mean, torch.rsqrt(self.variance + self.eps)
+            away = (now - self.mean).square()
+            self.variance.mul_(keep).add_((1 - keep) * variance + keep * (1 - keep) * away)
             self.mean.mul_(keep).add_(now, alpha=1 - keep)
-        return _Controlled.apply(x_1CHW, mean, inverse, self.along, self.offset, self.alphas[1])  # type: ignore[return-value]
+        return mean_NC, inverse_NC
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, layer_scaling={self.layer_scaling}"
 
 
+def _centred(x_NCHW: Tensor, mean_NC: Tensor, inverse_NC: Tensor) -> Tensor:
+    return (x_NCHW - mean_NC[..., None, None]) * inverse_NC[..., None, None]
+
+
 class _Controlled(torch.autograd.Function):
-    """The normalization, and its backward pass with the two control errors, which it moves."""
+    """The normalization, and its backward pass with the two control errors, which it moves in the samples' order."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, mean: Tensor, inverse: Tensor, along: Tensor, offset: Tensor, alpha: float
     ) -> Tensor:
-        y = (x - mean.view(-1, 1, 1)) * inverse.view(-1, 1, 1)
+        y = _centred(x, mean, inverse)
         ctx.save_for_backward(y, inverse)
         ctx.errors, ctx.pull = (along, offset), 1 - alpha  # not saved: they move between forward and backward
         return y
@@ -198,13 +218,14 @@ class _Controlled(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        y, inverse = ctx.saved_tensors
         along, offset = ctx.errors
-        across = gradients[0] - ctx.pull * along.view(-1, 1, 1) * y
-        along.add_((across * y).mean((0, 2, 3)))
-        to_x = across * inverse.view(-1, 1, 1) - ctx.pull * offset.view(-1, 1, 1)
-        offset.add_(to_x.mean((0, 2, 3)))
-        return to_x, None, None, None, None, None
+        found = torch.empty_like(gradients[0])
+        for to_x, gradient, y, inverse in zip(found, gradients[0], *ctx.saved_tensors, strict=True):
+            across = gradient - ctx.pull * along.view(-1, 1, 1) * y
+            along.add_((across * y).mean((1, 2)))
+            torch.sub(across * inverse.view(-1, 1, 1), ctx.pull * offset.view(-1, 1, 1), out=to_x)
+            offset.add_(to_x.mean((1, 2)))
+        return found, None, None, None, None, None
 
 
 NORMS = (FilterResponseNorm2d, OnlineNorm2d)

@@ -1,6 +1,9 @@
 """Hyperparameters for other batch sizes."""
 
+import math
+
 from recoup.errors import RecoupError
+from recoup.formats.fields import integer
 
 
 def scale_hyperparameters(lr: float, momentum: float, reference_batch: int, batch: int) -> tuple[float, float]:
@@ -14,7 +17,7 @@ def scale_hyperparameters(lr: float, momentum: float, reference_batch: int, batc
         (lr, momentum) for batches of ``batch``, as the losses are means over a batch.
 
     Raises:
-        RecoupError: lr not above 0, momentum not from 0 to below 1, batches below 1.
+        RecoupError: lr not above 0 or infinite, momentum not from 0 to below 1, batches that are not integers from 1.
 
     Source: Kosson et al., MLSys 2021 (Chiley et al., 2019).
 
@@ -22,11 +25,12 @@ def scale_hyperparameters(lr: float, momentum: float, reference_batch: int, batc
     >>> f"{lr:.3g} {momentum:.6f}"
     '6.43e-06 0.999177'
     """
-    if not lr > 0 or not 0 <= momentum < 1 or reference_batch < 1 or batch < 1:
+    if not 0 < lr < math.inf or not 0 <= momentum < 1:
         raise RecoupError(
-            f"scale_hyperparameters(lr={lr!r}, momentum={momentum!r}, reference_batch={reference_batch!r}, "
-            f"batch={batch!r}): lr must be above 0, momentum from 0 to below 1, batches at least 1"
+            f"scale_hyperparameters(lr={lr!r}, momentum={momentum!r}): lr must be above 0 and finite, momentum from 0 "
+            "to below 1"
         )
-    ratio = batch / reference_batch
+    owner, legal = "scale_hyperparameters", (1, 1 << 62)
+    ratio = integer(owner, "batch", batch, legal) / integer(owner, "reference_batch", reference_batch, legal)
     scaled = momentum**ratio
     return lr * ratio * (1 - scaled) / (1 - momentum), scaled

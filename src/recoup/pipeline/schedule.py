@@ -42,6 +42,8 @@ def constant_delays(stages: int, delay: int) -> list[int]:
 
 def check_delays(values: Sequence[int], stages: int) -> list[int]:
     """The delays as ints, or an error that names the stage."""
+    if not hasattr(values, "__len__"):
+        raise RecoupError(f"pipeline: delays={values!r} is no list; there must be one for each of {stages} stages")
     if len(values) != stages:
         raise RecoupError(f"pipeline: {len(values)} delays for {stages} stages; there must be one for each")
     return [integer("pipeline", f"delays[{s}]", value, (0, MAX_STAGES)) for s, value in enumerate(values)]
@@ -52,6 +54,9 @@ def utilisation(stages: int, samples: int, schedule: Literal["pipelined", "fill-
 
         fill-and-drain   N / (N + 2 S - 2)      for an update of N samples, emptied after each
         pipelined        the same for all N samples of the run: it fills and drains once
+
+    A worker does a forward and a backward in each tick. Where a worker does one pass at a time and all forwards of an
+    update come before its backwards, as in `gantt`, fill-and-drain and 1F1B reach N / (N + S - 1).
 
     >>> utilisation(34, 1, "fill-and-drain"), round(utilisation(34, 50_000), 4)
     (0.014925373134328358, 0.9987)
@@ -81,9 +86,16 @@ def gantt(stages: int = 4, samples: int = 8, update: int = 4) -> "Figure":
         stages: workers, a row each.
         samples: how many pass.
         update: samples an update of the two synchronous schedules has; they drain after each.
+
+    Raises:
+        RecoupError: a number below 1.
     """
     from matplotlib.figure import Figure
 
+    stages, samples, update = (
+        integer("pipeline.gantt", name, value, (1, MAX_STAGES))
+        for name, value in (("stages", stages), ("samples", samples), ("update", update))
+    )
     figure = Figure(figsize=(10, 6.6), layout="constrained")
     plans = {
         "pipelined backpropagation: an update every tick, never drained": _pipelined(stages, samples),

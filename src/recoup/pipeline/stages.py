@@ -17,9 +17,11 @@ from recoup.pipeline import norms
 
 Stages = list[list[str]]
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase, *norms.NORMS)
+JOINING = (*NORMS, nn.PReLU)  # with parameters, but part of the layer before
 POOLS = (
     *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
 )
 
 
@@ -54,11 +56,13 @@ def automatic(model: nn.Module) -> Stages:
 
 def _sequence(model: nn.Sequential, prefix: str, stages: Stages) -> Stages:
     """A layer starts a stage, and so does pooling; norms and what has no parameters join the one before."""
-    for name, module in model.named_children():
+    for name, module in model._modules.items():  # named_children skips what comes twice, such as a shared pooling
+        if module is None:
+            continue
         path = f"{prefix}{name}"
         if isinstance(module, nn.Sequential):
             _sequence(module, f"{path}.", stages)
-        elif stages and not isinstance(module, POOLS) and (isinstance(module, NORMS) or _plain(module)):
+        elif stages and not isinstance(module, POOLS) and (isinstance(module, JOINING) or _plain(module)):
             stages[-1].append(path)
         else:
             stages.append([path])
