@@ -1,7 +1,11 @@
 """LightNorm's fused passes on the CPU: `passes` in two passes over x and two over the gradient, bit for bit the same.
 
-Legend: x [N, C, P]; K chunks. Every function gives None where an input is NaN or infinite: `passes` then takes the
-separate passes of cpu.py, which find the channels.
+Float32 without formats, and formats that truncate and have no subnormals (FP10 among them), with or without blocks,
+take emitted kernels; all else, and a tensor with a value beyond its format's largest, those of cpu_fused_general.py.
+Every function gives None where an input is NaN or infinite: `passes` then takes the separate passes of cpu.py, which
+find the channels.
+
+Legend: x [N, C, P]; K chunks.
 """
 
 from functools import lru_cache
@@ -11,148 +15,148 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recoup.formats import BlockFloat, Float
-from recoup.formats.constants import block_constants, float_constants, nearest_constants
+from recoup.lightnorm import cpu_fused_general as general
 from recoup.lightnorm.config import LightNorm
-from recoup.lightnorm.cpu import INTEGERS, _segments, rounding
-from recoup.lightnorm.cpu_fused_kernels import gradient_pass, moments_pass, normalize_pass, products_pass
-from recoup.lightnorm.cpu_fused_tiles import ANY, GENERAL, MASK, NEAREST, NONE, WHOLE
+from recoup.lightnorm.cpu import _segments, rounding
+from recoup.lightnorm.cpu_fused_build import Recipe, kernel, recipe, small_products
+from recoup.lightnorm.cpu_fused_lanes import FOUND, LANES
+from recoup.lightnorm.cpu_fused_memory import fresh
 from recoup.lightnorm.cpu_fused_vectors import batch_statistics, gradient_statistics, parameters, running_statistics
-from recoup.lightnorm.cpu_kernels import LANES
 from recoup.lightnorm.scale import factors
 from recoup.threads import over_rows
 
-TILE, SHORTEST = 4096, 64  # elements of a tile: 16 KiB of float32; places of it at least
+TILE, SHORTEST, LONGEST = 8192, 64, 1024  # elements of a tile; places of it, at least and at most
 PANEL = 4096  # contiguous elements that a pass with sums reads before it goes to the next sample
-SPAN = 100  # exponents between a format's ends for which the blocks' powers of two stay normal float32
-FRACTION, BIAS = 23, 127
+STREAM = 1 << 25  # bytes of a result that the caches would not keep for its reader
+DEPTH = 4  # vectors of float64 that a channel's sums take
 
 
 class Plan(NamedTuple):
     """What a shape and a configuration fix.
 
     Attributes:
-        shape: C, P, channels of a panel, channels of a block, pitch of the scratch rows: of passes with sums.
+        sums: arguments of passes with sums before the range: tiles, their number, C, P, channels of a panel and of a
+            block, pitch of scratch rows.
         rows: panels; how many elements each has.
-        linear: C, P, channels of a block, blocks, pitch: of passes without.
-        linear_rows: samples' blocks; how many elements each has.
-        tiles: sample, first place, end, chunk; int64 [T, 4]. ``offsets``: where every sample's begin.
-        forward, backward: see `constants`, for ordinary factors and for others.
+        results: of passes with results: tiles, offsets, C, P, channels of a block, blocks, pitch.
+        result_rows: samples' blocks; how many elements each has.
+        scratch: float32 elements of scratch; lanes: float64 elements.
+        forward, backward: how to build.
+        products: ways to add up gradients, and the largest magnitude as bits up to which each holds.
         constants: C(m_k), float64 [K].
+        roundings: of parameters, statistics and the gradient's statistics.
+        held: arrays whose addresses are in ``sums`` and ``results``.
     """
 
-    shape: tuple[int, int, int, int, int]
+    sums: tuple[int, ...]
     rows: tuple[int, int]
-    linear: tuple[int, int, int, int, int]
-    linear_rows: tuple[int, int]
-    tiles: np.ndarray
-    offsets: np.ndarray
-    forward: tuple[np.ndarray, np.ndarray]
-    backward: tuple[np.ndarray, np.ndarray]
+    results: tuple[int, ...]
+    result_rows: tuple[int, int]
+    scratch: int
+    lanes: int
+    forward: Recipe | None
+    backward: Recipe | None
+    products: tuple[tuple[Recipe, int], ...]
     constants: np.ndarray
     roundings: tuple[tuple[int, ...], ...]
+    held: tuple[np.ndarray, ...]
 
 
 @lru_cache(maxsize=256)
 def plan(config: LightNorm, chunks: int, dtype: torch.dtype, N: int, C: int, P: int) -> Plan:
     """The plan of a call; ``chunks`` 0 where there are no batch statistics."""
     block = min(config.block or 1, C)
-    longest = max(SHORTEST, TILE // block // LANES * LANES)
-    tiles = _tiles(_segments(N, P, max(chunks, 1)), longest)
+    longest = min(LONGEST, max(SHORTEST, TILE // block // LANES * LANES))
+    tiles = general.tiles_of(_segments(N, P, max(chunks, 1)), longest)
+    offsets = np.searchsorted(tiles[:, 0], np.arange(N + 1)).astype(np.int64)
+    aligned = not P % LANES and not (tiles[:, 1:3] % LANES).any()
+    stream = aligned and N * C * P * dtype.itemsize >= STREAM
     pitch = (-(-int((tiles[:, 2] - tiles[:, 1]).max()) // LANES) + 1) * LANES  # rows never a page apart
     panel, blocks = min(C, -(-PANEL // (block * P)) * block), -(-C // block)
-    form, back = config.forward, config.backward
+    fore = recipe(config.forward, config.forward_blocks, dtype, C, N * P, stream)
+    back = recipe(config.backward, config.backward_blocks, dtype, C, N * P, stream)
     return Plan(
-        shape=(C, P, panel, block, pitch),
+        sums=(tiles.ctypes.data, len(tiles), C, P, panel, block, pitch),
         rows=(-(-C // panel), N * panel * P),
-        linear=(C, P, block, blocks, pitch),
-        linear_rows=(N * blocks, block * P),
-        tiles=tiles,
-        offsets=np.searchsorted(tiles[:, 0], np.arange(N + 1)),
-        forward=_pair(form, config.forward_blocks, dtype),
-        backward=_pair(back, config.backward_blocks, dtype),
+        results=(tiles.ctypes.data, offsets.ctypes.data, C, P, block, blocks, pitch),
+        result_rows=(N * blocks, block * P),
+        scratch=(block + 2) * pitch + FOUND,
+        lanes=panel * DEPTH * LANES,
+        forward=fore,
+        backward=back,
+        products=_products(config, fore, back, N * P),
         constants=factors(N * P, chunks, config.scale) if chunks else np.empty(0),
-        roundings=(rounding(form), rounding(config.statistics), rounding(config.gradient_statistics)),
+        roundings=(rounding(config.forward), rounding(config.statistics), rounding(config.gradient_statistics)),
+        held=(tiles, offsets),
     )
 
 
-def _tiles(segments: np.ndarray, longest: int) -> np.ndarray:
-    """Segments cut to a length, in order of the samples' places."""
-    out = [
-        (sample, start, min(start + longest, end), chunk)
-        for sample, begin, end, chunk in segments.tolist()
-        for start in range(begin, end, longest)
-    ]
-    return np.array(out, np.int64)
+def _products(
+    config: LightNorm, forward: Recipe | None, backward: Recipe | None, elements: int
+) -> tuple[tuple[Recipe, int], ...]:
+    """The ways to add up gradients, the fastest first."""
+    if backward is None:
+        return ()
+    small = None
+    if forward is not None and config.forward is not None and config.backward is not None:
+        small = small_products(backward, config.backward, config.forward, elements)
+    exact = backward, backward.top
+    return (exact,) if small is None else (small, exact)
 
 
-def _pair(form: Float | None, blocks: BlockFloat | None, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """The constants for ordinary factors, and for others, whose results may be NaN."""
-    fine = constants(form, blocks, dtype)
-    other = fine.copy()
-    other[36] = NONE if blocks is None else GENERAL
-    return fine, other
+def _add_up(name: str, how: Recipe, top: int, p: Plan, arrays: tuple[Tensor, ...], *more: int) -> bool:
+    """Run a pass with sums; whether no magnitude is above a limit."""
+    call, peaks = kernel(name, how), []
+    pointers = [v.data_ptr() for v in arrays]
+
+    def part(first: int, last: int) -> None:
+        scratch, lanes = torch.empty(p.scratch), torch.empty(p.lanes, dtype=torch.float64)
+        peak = np.empty(1, np.int32)
+        call(*p.sums, first, last, scratch.data_ptr(), lanes.data_ptr(), peak.ctypes.data, *pointers, *more)
+        peaks.append(int(peak[0]))
+
+    over_rows(part, *p.rows)
+    return max(peaks) <= top
 
 
-@lru_cache(maxsize=256)
-def constants(form: Float | None, blocks: BlockFloat | None, dtype: torch.dtype) -> np.ndarray:
-    """How the kernels round, int64.
+def _write(name: str, how: Recipe, p: Plan, arrays: tuple[Tensor, ...], *more: int) -> bool:
+    """Run a pass with results; whether all values are within the format."""
+    call, peaks = kernel(name, how), []
+    pointers = [v.data_ptr() for v in arrays]
 
-    0: how to the format; 1 - 10 `FloatConstants`; 11 - 17 `NearestConstants`; 18: how the input to blocks;
-    19 - 24 `BlockConstants`; 25 - 32 `cpu.rounding`; 33 - 35: the mask, smallest normal and largest value of the
-    format; 36: how results to blocks; 37: twice the bias, and one less than the significand, as exponents, so that this
-    less an exponent is the quantum's reciprocal; 38: one less than the significand, as an exponent.
-    """
-    how = np.zeros(40, np.int64)
-    how[25:33] = rounding(form)
-    if form is not None:
-        c, nearest = float_constants(form, dtype), nearest_constants(form, dtype)
-        how[0], how[1:11] = ANY, c
-        if nearest:
-            how[0], how[11:18] = NEAREST, nearest
-        if form.rounding == "zero" and not form.subnormals:
-            how[0], how[33:36] = MASK, (-1 << (c.fraction - form.mantissa), c.zero_below, c.largest)
-    if blocks is not None:
-        how[19:25] = block_constants(blocks, dtype)
-        how[18] = how[36] = WHOLE if _whole(form, blocks, dtype) else GENERAL
-        more = blocks.significand - 1
-        how[37], how[38] = (2 * BIAS + more) << FRACTION, more << FRACTION
-    return how
+    def part(first: int, last: int) -> None:
+        scratch, peak = torch.empty(p.scratch), np.empty(1, np.int32)
+        call(*p.results, first, last, scratch.data_ptr(), peak.ctypes.data, *pointers, *more)
+        peaks.append(int(peak[0]))
 
-
-def _whole(form: Float | None, blocks: BlockFloat, dtype: torch.dtype) -> bool:
-    """Whether the shorter kernel for blocks holds: see cpu_fused_tiles.py."""
-    if form is None or dtype != torch.float32 or form.rounding != "zero" or form.subnormals:
-        return False
-    ends = form.min_exponent, form.max_exponent
-    fits = blocks.min_exponent <= ends[0] and ends[1] <= blocks.max_exponent and blocks.rounding == "zero"
-    more = blocks.significand - 1
-    normal = ends[0] - more > -BIAS and more - ends[0] < BIAS and ends[1] - more < BIAS
-    return fits and normal and blocks.significand == form.mantissa + 1 and ends[1] - ends[0] + more < SPAN
-
-
-def _bits(x: Tensor) -> np.ndarray:
-    return x.detach().numpy().reshape(-1).view(INTEGERS[x.dtype])
+    over_rows(part, *p.result_rows)
+    return max(peaks) <= how.top
 
 
 def forward(
     x: Tensor, gamma: Tensor, beta: Tensor, config: LightNorm, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor] | None:
     """Training; see `passes.forward`."""
+    (N, C, P), K = x.shape, config.chunks
+    p = plan(config, K, x.dtype, N, C, P)
+    found = None if p.forward is None else _forward(x, gamma, beta, p, p.forward, K, eps)
+    return general.forward(x, gamma, beta, config, eps) if found is None else found
+
+
+def _forward(
+    x: Tensor, gamma: Tensor, beta: Tensor, p: Plan, how: Recipe, K: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor] | None:
     N, C, P = x.shape
-    p = plan(config, config.chunks, x.dtype, N, C, P)
-    keys, found, K = _bits(x), np.zeros(1, np.int64), config.chunks
-    sums, ends, indices = np.empty((C, 2)), np.empty((C, K, 2)), np.empty((C, K, 2), np.int64)
-    over_rows(
-        lambda a, b: moments_pass(keys, a, b, p.shape, p.tiles, p.forward[0], sums, ends, indices, found), *p.rows
-    )
-    if found[0]:
+    sums, ends = torch.empty(C, 2, dtype=torch.float64), torch.empty(C, K, 2, dtype=torch.float64)
+    indices = torch.empty(C, K, 2, dtype=torch.int64)
+    if not _add_up("moments", how, how.top, p, (x, sums, ends, indices), K):
         return None
-    vectors, s = np.empty((4, C)), np.empty(C)
-    fine = batch_statistics(sums, ends, p.constants, N * P, eps, p.roundings[1], vectors, s)
-    y, xhat = _normalized(x, keys, gamma, beta, p, vectors, fine, found)
-    mean, r = torch.from_numpy(vectors[0]), torch.from_numpy(vectors[1])
-    return y, xhat, mean, torch.from_numpy(s), r, torch.from_numpy(indices)
+    vectors, s = torch.empty(4, C, dtype=torch.float64), torch.empty(C, dtype=torch.float64)
+    fine = batch_statistics(
+        sums.numpy(), ends.numpy(), p.constants, N * P, eps, p.roundings[1], vectors.numpy(), s.numpy()
+    )
+    found = _normalized(x, gamma, beta, p, how, vectors) if fine else None
+    return None if found is None else (*found, vectors[0].clone(), s, vectors[1].clone(), indices)
 
 
 def infer(
@@ -160,67 +164,56 @@ def infer(
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """Evaluation; see `passes.infer`."""
     p = plan(config, 0, x.dtype, *x.shape)
-    found, vectors = np.zeros(1, np.int64), np.empty((4, x.shape[1]))
-    deviation = (
-        (var.detach().double() + eps).sqrt().numpy()
-    )  # torch's root, which is the reference's, may be an ulp off
-    fine = running_statistics(mean.detach().numpy(), deviation, p.roundings[1], vectors)
-    y, xhat = _normalized(x, _bits(x), gamma, beta, p, vectors, fine, found)
-    return None if found[0] else (y, xhat, torch.from_numpy(vectors[1]))
+    found = None
+    if p.forward is not None:
+        vectors = torch.empty(4, x.shape[1], dtype=torch.float64)
+        deviation = (var.detach().double() + eps).sqrt()  # torch's root, which is the reference's, may be an ulp off
+        running_statistics(mean.detach().numpy(), deviation.numpy(), p.roundings[1], vectors.numpy())
+        results = _normalized(x, gamma, beta, p, p.forward, vectors)
+        found = None if results is None else (*results, vectors[1].clone())
+    return general.infer(x, gamma, beta, mean, var, config, eps) if found is None else found
 
 
 def _normalized(
-    x: Tensor,
-    keys: np.ndarray,
-    gamma: Tensor,
-    beta: Tensor,
-    p: Plan,
-    vectors: np.ndarray,
-    fine: bool,
-    found: np.ndarray,
-) -> tuple[Tensor, Tensor]:
-    fine = parameters(gamma.detach().numpy(), beta.detach().numpy(), p.roundings[0], vectors) and fine
-    y, xhat = (torch.empty(x.shape, dtype=x.dtype) for _ in range(2))
-    result, normal, how = _bits(y), xhat.numpy().reshape(-1), p.forward[0 if fine else 1]
-    arrays = keys, normal, result
-    over_rows(
-        lambda a, b: normalize_pass(*arrays, a, b, p.linear, p.tiles, p.offsets, how, vectors, found), *p.linear_rows
-    )
-    return y, xhat
+    x: Tensor, gamma: Tensor, beta: Tensor, p: Plan, how: Recipe, vectors: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    parameters(gamma.detach().numpy(), beta.detach().numpy(), p.roundings[0], vectors.numpy())
+    y, xhat = fresh(x), fresh(x)
+    return (y, xhat) if _write("normalize", how, p, (x, xhat, y, vectors)) else None
 
 
 def backward(
     grad: Tensor, xhat: Tensor, r: Tensor, gamma: Tensor, indices: Tensor, config: LightNorm
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """Gradients; see `passes.backward`."""
+    p = plan(config, indices.shape[1], grad.dtype, *grad.shape)
+    found = None if p.backward is None else _backward(grad, xhat, r, gamma, indices, p, p.backward)
+    return general.backward(grad, xhat, r, gamma, indices, config) if found is None else found
+
+
+def _backward(
+    grad: Tensor, xhat: Tensor, r: Tensor, gamma: Tensor, indices: Tensor, p: Plan, how: Recipe
+) -> tuple[Tensor, Tensor, Tensor] | None:
     (N, C, P), K = grad.shape, indices.shape[1]
-    p = plan(config, K, grad.dtype, N, C, P)
-    keys, others, found = _bits(grad), _bits(xhat), np.zeros(1, np.int64)
-    plain, cross = np.empty((C, 2)), np.empty((C, 2))
-    over_rows(
-        lambda a, b: products_pass(keys, others, a, b, p.shape, p.tiles, p.backward[0], plain, cross, found), *p.rows
-    )
-    if found[0]:
+    plain, cross = (torch.empty(C, 2, dtype=torch.float64) for _ in range(2))
+    if not any(_add_up("products", way, top, p, (grad, xhat, plain, cross)) for way, top in p.products):
         return None
-    vectors, amounts, dparameters = np.empty((2, C)), np.empty((C, K)), torch.empty(2, C, dtype=grad.dtype)
+    vectors, amounts = torch.empty(2, C, dtype=torch.float64), torch.empty(C, K, dtype=torch.float64)
+    dparameters = torch.empty(2, C)
     fine = gradient_statistics(
-        plain,
-        cross,
+        plain.numpy(),
+        cross.numpy(),
         gamma.detach().numpy(),
         r.numpy(),
         p.constants,
         N * P,
         p.roundings[0],
         p.roundings[2],
-        vectors,
-        amounts,
+        vectors.numpy(),
+        amounts.numpy(),
         dparameters.numpy(),
     )
-    dx = torch.empty(grad.shape, dtype=grad.dtype)
-    result, spots, how = _bits(dx), indices.numpy(), p.backward[0 if fine else 1]
-    arrays = keys, result
-    over_rows(
-        lambda a, b: gradient_pass(*arrays, a, b, p.linear, p.tiles, p.offsets, how, vectors, amounts, spots, found),
-        *p.linear_rows,
-    )
+    dx = fresh(grad)
+    if not fine or not _write("gradient", how, p, (grad, dx, vectors, amounts, indices), K):
+        return None
     return dx, dparameters[0], dparameters[1]
