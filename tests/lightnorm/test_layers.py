@@ -43,7 +43,7 @@ def test_layers_are_batch_norms(layer, batch_norm, shape):
     exact = layer(6, config=RANGE).eval()
     exact.load_state_dict(plain.state_dict())
     torch.testing.assert_close(exact(x), plain(x), rtol=1e-5, atol=1e-6)
-    merged = passes.merged(x)
+    merged = passes.merged(x, unit.config)
     expected = passes.forward(merged, unit.weight, unit.bias, unit.config, unit.eps)[0]
     assert torch.equal(unit.train()(x), passes.split(expected, x.shape))
     plain.load_state_dict(unit.state_dict())
@@ -56,7 +56,7 @@ def test_running_statistics_follow_mean_and_scale(momentum):
     for step in range(3):
         x = drawn(4, 6, 5, 5, seed=step)
         unit(x)
-        _, _, mu, s, _, _ = passes.forward(passes.merged(x), unit.weight, unit.bias, RANGE, unit.eps)
+        _, _, mu, s, _, _ = passes.forward(passes.merged(x, RANGE), unit.weight, unit.bias, RANGE, unit.eps)
         factor = 1 / (step + 1) if momentum is None else momentum
         mean = ((1 - factor) * mean.double() + factor * mu).float()
         var = ((1 - factor) * var.double() + factor * (s - unit.eps) ** 2).float()
@@ -87,7 +87,8 @@ def test_memory_formats_and_strides():
     assert torch.equal(unit(wide), unit(wide.contiguous()))
     few, joined = drawn(30, 6, 2, 2), LightNorm2d(6)
     assert torch.equal(
-        joined(few), passes.split(passes.forward(passes.merged(few), *_ones(), joined.config, 1e-5)[0], few.shape)
+        joined(few),
+        passes.split(passes.forward(passes.merged(few, joined.config), *_ones(), joined.config, 1e-5)[0], few.shape),
     )
 
 
@@ -111,9 +112,9 @@ def test_gradients_are_the_backward_passes():
     unit, x = LightNorm2d(6), drawn(4, 6, 5, 5).requires_grad_()
     grad = drawn(4, 6, 5, 5, seed=1) * 0.01
     unit(x).backward(grad)
-    merged = passes.merged(x)
+    merged = passes.merged(x, unit.config)
     _, xhat, _, _, r, indices = passes.forward(merged, unit.weight, unit.bias, unit.config, unit.eps)
-    dx, dgamma, dbeta = passes.backward(passes.merged(grad), xhat, r, unit.weight, indices, unit.config)
+    dx, dgamma, dbeta = passes.backward(passes.merged(grad, unit.config), xhat, r, unit.weight, indices, unit.config)
     assert torch.equal(x.grad, passes.split(dx, x.shape))
     assert torch.equal(unit.weight.grad, dgamma)
     assert torch.equal(unit.bias.grad, dbeta)
@@ -242,7 +243,7 @@ def test_what_is_not_finite_is_kept_or_named():
     clean = [c for c in range(6) if c != 2]
     assert y[:, clean].isfinite().all()
     strict = rc.emulate_(nn.Sequential(nn.BatchNorm2d(6)), LightNorm(nonfinite="error"))
-    with pytest.raises(RecoupError, match=r"layer '0' .*the input \[4, 6, 25\] holds 1 NaN or infinite"):
+    with pytest.raises(RecoupError, match=r"layer '0' .*, given \[4, 6, 5, 5\]: the input holds 1 NaN or infinite"):
         strict(x)
 
 
@@ -284,13 +285,24 @@ folder = sys.argv[1]
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 given = torch.load(f"{folder}/given.pt", weights_only=True)
-unit = nn.Sequential(LightNorm2d(6))
-unit[0].load_state_dict(given["state"])
-synchronize_(unit)
-x = given["x"].chunk(2)[rank].clone().requires_grad_()
-y = unit(x)
-y.backward(given["grad"].chunk(2)[rank])
-torch.save([y.detach(), x.grad, unit[0].running_mean, unit[0].running_var], f"{folder}/found{rank}.pt")
+found = []
+for config in (LightNorm(), LightNorm(axis="place", block=8), LightNorm.range(chunks=2)):
+    unit = nn.Sequential(LightNorm2d(6, config=config))
+    unit[0].load_state_dict(given["state"])
+    synchronize_(unit)
+    x = given["x"].chunk(2)[rank].clone().requires_grad_()
+    y = unit(x)
+    y.backward(given["grad"].chunk(2)[rank])
+    found.append([y.detach(), x.grad, unit[0].running_mean, unit[0].running_var])
+torch.save(found, f"{folder}/found{rank}.pt")
+strict = nn.Sequential(LightNorm2d(6, config=LightNorm(nonfinite="error")))
+synchronize_(strict)
+try:
+    strict(x.detach() if rank else x.detach().log())  # the other process must not wait for this one
+except RecoupError as error:
+    assert ("of another process of the group" if rank else "given [4, 6, 3, 3]: the input holds") in str(error), error
+else:
+    raise AssertionError("NaN")
 odd = nn.Sequential(LightNorm2d(6, config=LightNorm(chunks=3)))
 synchronize_(odd)
 try:
@@ -305,11 +317,10 @@ dist.destroy_process_group()
 
 
 def test_two_processes_equal_one_on_the_joined_batch(tmp_path):
-    unit = LightNorm2d(6)
-    with torch.no_grad():
-        unit.weight.copy_(drawn(6))
-    x, grad = drawn(8, 6, 4, 4).requires_grad_(), drawn(8, 6, 4, 4, seed=1) * 0.01
-    torch.save({"x": x.detach(), "grad": grad, "state": unit.state_dict()}, tmp_path / "given.pt")
+    state = LightNorm2d(6).state_dict()
+    state["weight"].copy_(drawn(6))
+    x, grad = drawn(8, 6, 3, 3).requires_grad_(), drawn(8, 6, 3, 3, seed=1) * 0.01
+    torch.save({"x": x.detach(), "grad": grad, "state": state}, tmp_path / "given.pt")
     (tmp_path / "worker.py").write_text(WORKER)
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", tmp_path / "worker.py", tmp_path]
     done = subprocess.run(
@@ -321,14 +332,18 @@ def test_two_processes_equal_one_on_the_joined_batch(tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    y = unit(x)
-    y.backward(grad)
-    found = [torch.load(tmp_path / f"found{rank}.pt", weights_only=True) for rank in range(2)]
-    assert torch.equal(torch.cat([f[0] for f in found]), y)
-    assert torch.equal(torch.cat([f[1] for f in found]), x.grad)
-    for rank in range(2):
-        assert torch.equal(found[rank][2], unit.running_mean)
-        assert torch.equal(found[rank][3], unit.running_var)
+    files = [torch.load(tmp_path / f"found{rank}.pt", weights_only=True) for rank in range(2)]
+    configs = LightNorm(), LightNorm(axis="place", block=8), LightNorm.range(chunks=2)
+    for config, *found in zip(configs, *files, strict=True):
+        unit, x.grad = LightNorm2d(6, config=config), None
+        unit.load_state_dict(state)
+        y = unit(x)
+        y.backward(grad)
+        assert torch.equal(torch.cat([f[0] for f in found]), y)
+        assert torch.equal(torch.cat([f[1] for f in found]), x.grad)
+        for rank in range(2):
+            assert torch.equal(found[rank][2], unit.running_mean)
+            assert torch.equal(found[rank][3], unit.running_var)
 
 
 def test_synchronizing_needs_layers_and_processes():

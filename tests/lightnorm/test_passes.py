@@ -33,8 +33,10 @@ def drawn(seed, shape, dtype=torch.float32, scale=2.0):
 
 
 def same(x, y):
-    """Equal bits, NaN where NaN."""
-    return torch.equal(x.isnan(), y.isnan()) and torch.equal(x.nan_to_num(), y.nan_to_num())
+    """Equal bits, signs of zeros included; NaN where NaN."""
+    nan = y.isnan()
+    signs = torch.equal(x.signbit() | nan, y.signbit() | nan)
+    return signs and torch.equal(x.isnan(), nan) and torch.equal(x.nan_to_num(), y.nan_to_num())
 
 
 def check(x, grad, gamma, beta, config, eps=1e-5):

@@ -84,6 +84,19 @@ def test_rounding():
     drawn(figure)
 
 
+def test_rounding_along_places():
+    """Blocks of pixels run on over the rows of an image."""
+    x = torch.randn(2, 3, 3, 5, generator=torch.Generator().manual_seed(1)) * 2.0 ** torch.arange(-9, 6).view(3, 5)
+    config = LightNorm(block=15, shared="max", axis="place")
+    powers = plots.rounding_figure(x, config).axes[1]
+    zeros = 100 * ((x.abs() < 2.0**-4 * _power_of_two(x.abs().amax((2, 3), keepdim=True))).double().mean())
+    assert f"zeros: 0.0 % before, {zeros:.1f} % after" in powers.get_xlabel()
+
+
+def _power_of_two(x):
+    return torch.ldexp(torch.ones_like(x), torch.frexp(x).exponent - 1)
+
+
 @pytest.mark.parametrize("x", [torch.zeros(2, 3), torch.full((2, 3), 2.5), torch.tensor([[1.0], [0.0]])])
 def test_rounding_of_little(x):
     assert drawn(plots.rounding_figure(x, LightNorm()))

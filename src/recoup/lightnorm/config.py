@@ -10,6 +10,7 @@ from recoup.formats.fields import choice, integer
 
 Scale = Literal["gaussian", "paper", "hoffer"]
 Shared = Literal["outlier", "max"]
+Axis = Literal["channel", "place"]
 Nonfinite = Literal["propagate", "error"]
 
 MAX_MANTISSA, EXPONENTS = 23, (-126, 127)
@@ -36,9 +37,9 @@ class LightNorm:
         forward: format of activations, parameters and results; None: their own dtype.
         backward: format of gradients; None: their own dtype.
         statistics: format of mu and 1/s; the sums of the gradient have `gradient_statistics`. None: float64.
-        block: neighbouring channels at one place that share an exponent, the last block ragged; None: no blocks. Their
-            significand, hidden bit included, has one bit more than the format's mantissa, their exponents are the
-            format's; with no format 5 bits forward, 4 backward, and float32's exponents.
+        block: neighbours that share an exponent, the last block ragged; None: no blocks. Their significand, hidden bit
+            included, has one bit more than the format's mantissa, their exponents are the format's; with no format 5
+            bits forward, 4 backward, and float32's exponents.
         chunks: K; chunk sizes differ by at most one, the longer ones first. Range batch norm as Banner et al. wrote it
             has one.
         scale: C(m). ``paper``: 1 / sqrt(2 ln m); ``hoffer``: 0.5402 of that; ``gaussian`` (ours): 1 / E[range of m
@@ -46,6 +47,9 @@ class LightNorm:
         shared: ``outlier``: a lone largest element of a block keeps its own exponent; ``max``: it shares.
         nonfinite: a NaN or infinity makes its whole channel NaN (``propagate``), or raises an ``error`` that names the
             layer. Formats without codes for them would turn infinities into ordinary numbers.
+        axis: along what blocks lie. ``channel``: channels at one place of one sample; ``place`` (ours): places of one
+            channel of one sample, in memory order. Such a block ends with its sample: in an input [N, C] it has one
+            element.
 
     Raises:
         RecoupError: a field outside these values. Formats of values: mantissa up to 23 bits, exponents of float32's
@@ -66,6 +70,7 @@ class LightNorm:
     scale: Scale = "gaussian"
     shared: Shared = "outlier"
     nonfinite: Nonfinite = "propagate"
+    axis: Axis = field(default="channel", kw_only=True)
     code: str = field(init=False, repr=False, compare=False)  # JSON: a plain value that compilers trace
 
     def __post_init__(self) -> None:
@@ -78,6 +83,7 @@ class LightNorm:
         choice("LightNorm", "scale", self.scale, get_args(Scale))
         choice("LightNorm", "shared", self.shared, get_args(Shared))
         choice("LightNorm", "nonfinite", self.nonfinite, get_args(Nonfinite))
+        choice("LightNorm", "axis", self.axis, get_args(Axis))
         object.__setattr__(self, "code", json.dumps(self.to_dict()))
 
     @property
@@ -88,22 +94,28 @@ class LightNorm:
         return self.backward.replace(mantissa=self.backward.mantissa + STATISTICS_BITS, largest=None)
 
     @property
+    def blocks_of_places(self) -> bool:
+        """Whether there are blocks along the places, which end with their sample."""
+        return self.block is not None and self.axis == "place"
+
+    @property
     def forward_blocks(self) -> BlockFloat | None:
-        """The blocks of activations and results: channels are dimension 1."""
+        """The blocks of activations and results, of [N, C, P]."""
         return self._blocks(self.forward, DEFAULT_SIGNIFICAND)
 
     @property
     def backward_blocks(self) -> BlockFloat | None:
-        """The blocks of gradients."""
+        """The blocks of gradients, of [N, C, P]."""
         return self._blocks(self.backward, DEFAULT_SIGNIFICAND - 1)
 
     def _blocks(self, format: Float | None, significand: int) -> BlockFloat | None:  # noqa: A002
         if self.block is None:
             return None
+        dim = 2 if self.blocks_of_places else 1
         if format is None:
-            return BlockFloat(8, significand, self.block, 1, self.shared, "zero")
+            return BlockFloat(8, significand, self.block, dim, self.shared, "zero")
         exponent = max(2, max(-format.min_exponent + 1, format.max_exponent).bit_length() + 1)
-        return BlockFloat(exponent, format.mantissa + 1, self.block, 1, self.shared, "zero")
+        return BlockFloat(exponent, format.mantissa + 1, self.block, dim, self.shared, "zero")
 
     @classmethod
     def range(cls, **options: Any) -> "LightNorm":

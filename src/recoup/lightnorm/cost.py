@@ -72,7 +72,9 @@ class Widths:
         return {name: step / saved if saved else 0.0 for name, step in steps.items()}
 
 
-def widths(config: LightNorm | None, channels: int | None = None, *, single_pass: bool = False) -> Widths:
+def widths(
+    config: LightNorm | None, channels: int | None = None, *, places: int | None = None, single_pass: bool = False
+) -> Widths:
     """Bits an element of a training step; see the module for the accesses.
 
     A format b bits wide costs b; no format 32; a block of g channels 1 + significand bits an element and, once a
@@ -83,24 +85,27 @@ def widths(config: LightNorm | None, channels: int | None = None, *, single_pass
         config: None: conventional batch norm throughout.
         channels: of the feature map; the last block of a place is ragged and pays for its exponent whole. None: as
             many as whole blocks take.
+        places: of a sample, which count so where blocks lie along them (``axis="place"``).
         single_pass: whether conventional batch norm takes mean and variance in one pass.
 
     Raises:
-        RecoupError: channels below 1.
+        RecoupError: channels or places below 1.
 
     >>> widths(LightNorm(shared="max"))
     Widths(conventional=288, ranges=224, formats=70, blocks=48.5)
     >>> widths(LightNorm()).blocks
     61.5
     """
-    if channels is not None and channels < 1:
-        raise RecoupError(f"lightnorm widths(channels={channels}): a feature map has 1 channel or more")
+    for name, size in (("channel", channels), ("place", places)):
+        if size is not None and size < 1:
+            raise RecoupError(f"lightnorm widths({name}s={size}): a feature map has 1 {name} or more")
     conventional = (FORWARD_WORDS - single_pass + BACKWARD_WORDS) * WORD
     if config is None:
         return Widths(conventional, conventional, conventional, conventional)
     forward, backward = _format_bits(config.forward), _format_bits(config.backward)
-    one = block_bits(config.forward_blocks, config.forward, channels)
-    other = block_bits(config.backward_blocks, config.backward, channels)
+    length = places if config.axis == "place" else channels
+    one = block_bits(config.forward_blocks, config.forward, length)
+    other = block_bits(config.backward_blocks, config.backward, length)
     return Widths(conventional, _step(WORD, WORD), _step(forward, backward), _step(one, other))
 
 
@@ -112,8 +117,8 @@ def _format_bits(format: Float | None) -> int:  # noqa: A002
     return WORD if format is None else format.bits
 
 
-def block_bits(blocks: BlockFloat | None, format: Float | None, channels: int | None = None) -> float:  # noqa: A002
-    """Stored bits an element, ragged last blocks included; see `widths`.
+def block_bits(blocks: BlockFloat | None, format: Float | None, length: int | None = None) -> float:  # noqa: A002
+    """Stored bits an element, ragged last blocks included; see `widths`. ``length``: elements along the blocks' axis.
 
     >>> block_bits(LightNorm(shared="max").forward_blocks, None), block_bits(LightNorm().forward_blocks, None, 4)
     (7.25, 13.75)
@@ -124,8 +129,8 @@ def block_bits(blocks: BlockFloat | None, format: Float | None, channels: int | 
     block = (blocks.bits - element) * blocks.block
     if format is None and blocks.shared == "outlier":
         block += FLOAT_SIGNIFICAND - blocks.significand
-    channels = channels or blocks.block
-    return element + block * math.ceil(channels / blocks.block) / channels
+    length = length or blocks.block
+    return element + block * math.ceil(length / blocks.block) / length
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +278,10 @@ def traffic(model: nn.Module, inputs: Any, config: LightNorm | None = None, *, s
 def _row(name: str, module: _BatchNorm, y: Tensor, config: LightNorm | None, single_pass: bool) -> LayerTraffic:
     converted = isinstance(module, LightNormLayer)
     own = module.config if converted and module.mode == "emulate" else None if converted else config
-    each = asdict(widths(own, module.num_features, single_pass=single_pass))
+    places = math.prod(y.shape[2:]) or None  # an empty map moves nothing
+    each = asdict(widths(own, module.num_features, places=places, single_pass=single_pass))
     kind = module.float_class if converted else type(module)
-    bits = {step: round(value * y.numel()) for step, value in each.items()}  # whole: blocks lie within a place
+    bits = {
+        step: round(value * y.numel()) for step, value in each.items()
+    }  # whole: no block is part of two places or samples
     return LayerTraffic(name, kind.__name__, own is not None, module.num_features, y.numel(), **bits)

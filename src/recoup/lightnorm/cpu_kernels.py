@@ -1,9 +1,11 @@
 """LightNorm's numba kernels, one channel at a time; cpu.py calls them.
 
 Legend: x, g, xhat, y, dx are flat arrays of [N, C, P] in memory order; S segments, each within one sample and one
-chunk: sample, first place, end, chunk. Sums are pairs (sum, error) that together are exact: every addition is followed
-by the exact error it made (Knuth's TwoSum), lane by lane, so that the loops are vectors, with unsigned indices,
-or numba would look for negative ones.
+chunk: sample, first place, end, chunk. Sums are pairs (sum, error): every addition is followed by the exact error it
+made (Knuth's TwoSum), lane by lane, so that the loops are vectors, with unsigned indices, or numba would look for
+negative ones. A pair is exact while the errors' own sum is: where from the highest bit of a sum of magnitudes to the
+lowest bit of an element there are at most 106 bits, as there are for n FP10 activations (34 bits + log2 n). Wider
+values, which only floats without a format and gradients of absurd scale have, may lose bits 2^-105 n below the largest.
 """
 
 from typing import Any

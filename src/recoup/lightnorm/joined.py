@@ -12,6 +12,13 @@ from torch import Tensor
 from recoup.errors import RecoupError
 from recoup.lightnorm.config import LightNorm
 
+EVERYONE = "all processes"  # not the group itself: a layer that outlives destroy_process_group would keep it alive
+
+
+def members(group: Any) -> Any:
+    """The process group of a layer's ``group``: itself, or for EVERYONE the one of all processes now."""
+    return dist.group.WORLD if isinstance(group, str) and group == EVERYONE else group
+
 
 def joined_moments(device: Any, x: Tensor, config: LightNorm, group: Any) -> tuple[Tensor, Tensor, Tensor, int]:
     """Exact sums [C, 2], ends of all chunks [C, K, 2], indices of this process's chunks, elements of all processes."""
@@ -32,6 +39,11 @@ def joined_products(plain: Tensor, cross: Tensor, elements: int, group: Any) -> 
     pairs = _gathered(torch.stack([plain, cross]), group)
     total = added(pairs)
     return total[0], total[1], elements * len(pairs)
+
+
+def counted(found: int, device: torch.device, group: Any) -> int:
+    """The sum of a count over all processes."""
+    return sum(int(count) for count in _gathered(torch.tensor([found], device=device), group))
 
 
 def added(pairs: list[Tensor]) -> Tensor:

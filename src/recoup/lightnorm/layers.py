@@ -11,10 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from recoup.emulated import Emulated
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.lightnorm.config import LightNorm
-from recoup.lightnorm.ops import Joined, infer, train
-from recoup.lightnorm.passes import merged, quantized_moments
-
-HALF = (torch.float16, torch.bfloat16)
+from recoup.lightnorm.ops import Joined, infer, named, train
+from recoup.lightnorm.passes import HALF, merged, quantized_moments
 
 
 class LightNormLayer(Emulated, _BatchNorm):
@@ -48,9 +46,11 @@ class LightNormLayer(Emulated, _BatchNorm):
         device: Any = None,
         dtype: Any = None,
         *,
+        bias: bool = True,
         config: LightNorm | None = None,
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        options = {"device": device, "dtype": dtype, **({} if bias else {"bias": False})}  # older torch has no bias
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, **options)
         self.convert(LightNorm() if config is None else config, "")
 
     def convert(self, config: Any, layer: str) -> None:
@@ -74,12 +74,12 @@ class LightNormLayer(Emulated, _BatchNorm):
         return self._normalized(input)
 
     def _normalized(self, x: Tensor) -> Tensor:
+        self._check_channels(x)
         gamma, beta = self._parameters_for(x)
         if not (self.training or self.running_mean is None):
             assert self.running_var is not None
             return infer(x, gamma, beta, self.running_mean, self.running_var, self.config.code, self.eps, self.title)[0]
-        if self.training:
-            _verify_batch_size(x.shape)
+        _verify_batch_size(x.shape)
         if self.training and self.by_moments:
             return self._normalized_by_moments(x, gamma, beta)
         if self.group is None:
@@ -88,33 +88,41 @@ class LightNormLayer(Emulated, _BatchNorm):
             y, mean, s = Joined.apply(x, gamma, beta, self.config, self.eps, self.group, self.title)
         if self.training and self.track_running_stats:
             self._track(mean, s)
-        if not torch.compiler.is_compiling():
+        if not (torch.compiler.is_compiling() or mean.is_meta):
             self._count(mean, s)
         return y
 
     def _normalized_by_moments(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-        mean, var = quantized_moments(merged(x), self.config)
+        with named(self.title, x):
+            mean, var = quantized_moments(merged(x, self.config), self.config)
         y = infer(x, gamma, beta, mean, var, self.config.code, self.eps, self.title)[0]
         n = x.numel() // x.shape[1]
         self._track(mean, (var * (n / (n - 1))).sqrt() + self.eps)
         return y
 
+    def _check_channels(self, x: Tensor) -> None:
+        fixed = self.weight is not None or self.running_mean is not None
+        if fixed and x.shape[1] != self.num_features:
+            raise RecoupError(f"{self.title}: the input {list(x.shape)} has {x.shape[1]} channels")
+
     def _parameters_for(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if x.dtype not in (torch.float32, torch.float64):
             raise RecoupError(f"{self.title}: LightNorm takes floating point; got {x.dtype} {list(x.shape)}")
         if self.weight is None:
-            return x.new_ones(self.num_features), x.new_zeros(self.num_features)
+            return x.new_ones(x.shape[1]), x.new_zeros(x.shape[1])
         if self.weight.dtype != x.dtype and not (self.weight.dtype in HALF or x.dtype == torch.float32):
             raise RecoupError(f"{self.title}: the input is {x.dtype}, the parameters are {self.weight.dtype}")
-        return self.weight.to(x.dtype), self.bias.to(x.dtype)
+        shift = x.new_zeros(x.shape[1]) if self.bias is None else self.bias.to(x.dtype)
+        return self.weight.to(x.dtype), shift
 
     @torch.no_grad()
     def _track(self, mean: Tensor, s: Tensor) -> None:
         if self.running_mean is None or self.running_var is None:
             return
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        factor = 1.0 / self.num_batches_tracked.double() if self.momentum is None else self.momentum
+        factor: Any = 0.0 if self.momentum is None else self.momentum
+        if self.num_batches_tracked is not None:  # as torch, which without it leaves a cumulative mean where it is
+            self.num_batches_tracked.add_(1)
+            factor = 1.0 / self.num_batches_tracked.double() if self.momentum is None else factor
         for buffer, new in ((self.running_mean, mean), (self.running_var, (s - self.eps).square())):
             buffer.copy_((1 - factor) * buffer.double() + factor * new)
 
@@ -145,7 +153,8 @@ class LightNorm1d(LightNormLayer, nn.BatchNorm1d):
 
 
 class LightNorm2d(LightNormLayer, nn.BatchNorm2d):
-    """`nn.BatchNorm2d` on a LightNorm unit: inputs [N, C, H, W]; blocks are neighbouring channels at one pixel."""
+    """`nn.BatchNorm2d` on a LightNorm unit: inputs [N, C, H, W]; blocks are neighbouring channels at one pixel, or
+    neighbouring pixels of one channel."""
 
     float_class = nn.BatchNorm2d
 
@@ -177,6 +186,8 @@ def synchronize_(model: nn.Module, group: Any = None) -> nn.Module:
     """
     import torch.distributed as dist
 
+    from recoup.lightnorm.joined import EVERYONE
+
     layers = [module for module in model.modules() if isinstance(module, LightNormLayer)]
     if not layers:
         raise RecoupError(
@@ -185,5 +196,5 @@ def synchronize_(model: nn.Module, group: Any = None) -> nn.Module:
     if not dist.is_available() or not dist.is_initialized():
         raise RecoupError("lightnorm.synchronize_: torch.distributed is not initialized: init_process_group() first")
     for layer in layers:
-        layer.group = dist.group.WORLD if group is None else group
+        layer.group = EVERYONE if group is None else group
     return model

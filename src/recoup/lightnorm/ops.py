@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from recoup.errors import RecoupError
 from recoup.lightnorm import passes
 from recoup.lightnorm.config import LightNorm
 
-__all__ = ["Joined", "decode", "infer", "train"]
+__all__ = ["Joined", "decode", "infer", "named", "train"]
 
 
 @lru_cache(maxsize=1024)
@@ -30,16 +31,17 @@ def _train(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Batch statistics: y like x, xhat, and mu, s, r, float64 [C], indices int64 [C, K, 2]."""
     unit = decode(config)
+    _check_channels(x, layer, gamma, beta)
     _check_elements(x, unit, layer)
-    with _named(layer):
-        y, *rest = passes.forward(passes.merged(x), gamma, beta, unit, eps)
+    with named(layer, x):
+        y, *rest = passes.forward(passes.merged(x, unit), gamma, beta, unit, eps)
     return _like(x, y), *rest  # type: ignore[return-value]
 
 
 def _train_fake(x, gamma, beta, config, eps, layer):
-    C, vector = x.shape[1], torch.empty(x.shape[1], dtype=torch.float64, device=x.device)
-    indices = torch.empty(C, decode(config).chunks, 2, dtype=torch.int64, device=x.device)
-    xhat = x.new_empty(passes.merged_shape(x.shape))
+    C, vector, unit = x.shape[1], torch.empty(x.shape[1], dtype=torch.float64, device=x.device), decode(config)
+    indices = torch.empty(C, unit.chunks, 2, dtype=torch.int64, device=x.device)
+    xhat = x.new_empty(passes.merged_shape(x.shape, unit))
     return torch.empty_like(x), xhat, vector, vector.clone(), vector.clone(), indices
 
 
@@ -47,22 +49,26 @@ def _infer(
     x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, config: str, eps: float, layer: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Running statistics: y like x, xhat, r float64 [C]."""
-    with _named(layer):
-        y, xhat, r = passes.infer(passes.merged(x), gamma, beta, mean, var, decode(config), eps)
+    unit = decode(config)
+    _check_channels(x, layer, gamma, beta, mean, var)
+    with named(layer, x):
+        y, xhat, r = passes.infer(passes.merged(x, unit), gamma, beta, mean, var, unit, eps)
     return _like(x, y), xhat, r
 
 
 def _infer_fake(x, gamma, beta, mean, var, config, eps, layer):
     vector = torch.empty(x.shape[1], dtype=torch.float64, device=x.device)
-    return torch.empty_like(x), x.new_empty(passes.merged_shape(x.shape)), vector
+    return torch.empty_like(x), x.new_empty(passes.merged_shape(x.shape, decode(config))), vector
 
 
 def _backward(
     grad: Tensor, xhat: Tensor, r: Tensor, gamma: Tensor, indices: Tensor, config: str, layer: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx like grad, dgamma, dbeta; without indices the statistics are constants."""
-    with _named(layer):
-        dx, dgamma, dbeta = passes.backward(passes.merged(grad), xhat, r, gamma, indices, decode(config))
+    unit = decode(config)
+    _check_channels(grad, layer, r, gamma, indices)
+    with named(layer, grad):
+        dx, dgamma, dbeta = passes.backward(passes.merged(grad, unit), xhat, r, gamma, indices, unit)
     return _like(grad, dx), dgamma, dbeta
 
 
@@ -77,21 +83,30 @@ def _like(x: Tensor, merged: Tensor) -> Tensor:
     return y if y.stride() == like.stride() else like.copy_(y)
 
 
+def _check_channels(x: Tensor, layer: str, *vectors: Tensor) -> None:
+    """Kernels do not look where a vector ends."""
+    if any(vector.shape[0] != x.shape[1] for vector in vectors):
+        sizes = ", ".join(str(vector.shape[0]) for vector in vectors)
+        raise RecoupError(f"{layer}: {list(x.shape)} has {x.shape[1]} channels; its vectors have {sizes}")
+
+
 def _check_elements(x: Tensor, config: LightNorm, layer: str, ranks: int = 1) -> None:
     elements = x.numel() // max(x.shape[1], 1) * ranks
     if elements < 2 * config.chunks:
+        fewer = f" or LightNorm(chunks={elements // 2})" if elements > 1 else ""
         raise RecoupError(
             f"{layer}: a channel of the input {list(x.shape)} has {elements} elements; {config.chunks} chunks need at "
-            f"least {2 * config.chunks}: use larger batches or LightNorm(chunks={max(1, elements // 2)})"
+            f"least {2 * config.chunks}: use larger batches{fewer}"
         )
 
 
 @contextmanager
-def _named(layer: str) -> Iterator[None]:
+def named(layer: str, x: Tensor) -> Iterator[None]:
+    """Errors name the layer and the shape of what it was given."""
     try:
         yield
     except RecoupError as error:
-        raise RecoupError(f"{layer}: {error}") from None
+        raise RecoupError(f"{layer}, given {list(x.shape)}: {error}") from None
 
 
 def _train_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -99,9 +114,12 @@ def _train_context(ctx: Any, inputs: tuple, output: tuple) -> None:
     _, xhat, _, _, r, indices = output
     ctx.save_for_backward(xhat, r, gamma, indices)
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # no zeros of xhat's size for outputs without gradients
 
 
-def _train_gradient(ctx: Any, grad: Tensor, *_: Any) -> tuple:
+def _train_gradient(ctx: Any, grad: Tensor | None, *_: Any) -> tuple:
+    if grad is None:
+        return (None,) * 6
     grads = backward(grad, *ctx.saved_tensors, ctx.config, ctx.layer)
     return *grads, None, None, None
 
@@ -111,13 +129,26 @@ def _infer_context(ctx: Any, inputs: tuple, output: tuple) -> None:
     _, xhat, r = output
     ctx.save_for_backward(xhat, r, gamma)
     ctx.mark_non_differentiable(xhat, r)
+    ctx.set_materialize_grads(False)
 
 
-def _infer_gradient(ctx: Any, grad: Tensor, *_: Any) -> tuple:
+def _infer_gradient(ctx: Any, grad: Tensor | None, *_: Any) -> tuple:
+    if grad is None:
+        return (None,) * 8
     xhat, r, gamma = ctx.saved_tensors
     none = torch.empty(r.shape[0], 0, 2, dtype=torch.int64, device=r.device)
     grads = backward(grad, xhat, r, gamma, none, ctx.config, ctx.layer)
     return *grads, None, None, None, None, None
+
+
+def _backward_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    ctx.layer = inputs[-1]
+
+
+def _backward_gradient(ctx: Any, *_: Any) -> tuple:
+    raise RecoupError(
+        f"{ctx.layer}: LightNorm's gradients have no derivative of their own: no second derivatives (create_graph=True)"
+    )
 
 
 class Joined(torch.autograd.Function):
@@ -130,20 +161,27 @@ class Joined(torch.autograd.Function):
         """See `passes.forward`."""
         import torch.distributed as dist
 
-        _check_elements(x, config, layer, dist.get_world_size(group))
-        with _named(layer):
-            y, xhat, mean, s, r, indices = passes.forward(passes.merged(x), gamma, beta, config, eps, group)
+        from recoup.lightnorm.joined import members
+
         ctx.config, ctx.group, ctx.layer = config, group, layer
+        group = members(group)
+        _check_elements(x, config, layer, dist.get_world_size(group))
+        with named(layer, x):
+            y, xhat, mean, s, r, indices = passes.forward(passes.merged(x, config), gamma, beta, config, eps, group)
         ctx.save_for_backward(xhat, r, gamma, indices)
         ctx.mark_non_differentiable(mean, s)
         return _like(x, y), mean, s
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any):  # type: ignore[override]
         """See `passes.backward`."""
+        from recoup.lightnorm.joined import members
+
+        group = members(ctx.group)
         xhat, r, gamma, indices = ctx.saved_tensors
-        with _named(ctx.layer):
-            grads = passes.backward(passes.merged(grad), xhat, r, gamma, indices, ctx.config, ctx.group)
+        with named(ctx.layer, grad):
+            grads = passes.backward(passes.merged(grad, ctx.config), xhat, r, gamma, indices, ctx.config, group)
         return _like(grad, grads[0]), grads[1], grads[2], None, None, None, None
 
 
@@ -165,5 +203,6 @@ backward = _register("lightnorm_backward", _backward, _backward_fake)
 for _name, _gradient, _context in (
     ("lightnorm_train", _train_gradient, _train_context),
     ("lightnorm_infer", _infer_gradient, _infer_context),
+    ("lightnorm_backward", _backward_gradient, _backward_context),
 ):
     torch.library.register_autograd(f"recoup::{_name}", _gradient, setup_context=_context, lib=_library)

@@ -1,7 +1,7 @@
 """Range batch normalization out of a device's passes: two over the activations, two over the gradient, and the blocks.
 
-On the CPU, one process's finite batch takes `cpu_fused`, which has the blocks inside its passes; a group's batch, and
-one that holds NaN or infinities, the separate passes. The bits are the same.
+On the CPU, one process's finite batch takes `cpu_fused`, which has blocks of channels inside its passes; a group's
+batch, one that holds NaN or infinities, and blocks of places take the separate passes. The bits are the same.
 
 Legend: x [N, C, P]; n = N P; K chunks. A device's module (`cpu`, `gpu`) has `finite`, `moments`, `normalize`,
 `products` and `gradient`.
@@ -18,6 +18,8 @@ from recoup.formats import BlockFloat, Float, quantize
 from recoup.lightnorm.config import LightNorm
 from recoup.lightnorm.scale import factors
 
+HALF = (torch.float16, torch.bfloat16)
+INPUT, GRADIENT = "the input", "the gradient"
 FEW_PLACES = 16  # below, samples become places, so that loops over places are long
 
 
@@ -38,27 +40,30 @@ def device_of(x: Tensor) -> Any:
     raise RecoupError(f"LightNorm runs on the CPU and CUDA; got {x.device}")
 
 
-def fused_for(x: Tensor) -> Any:
-    """The module with fused passes for x, or None."""
-    if x.device.type != "cpu" or x.numel() == 0:
+def fused_for(x: Tensor, config: LightNorm) -> Any:
+    """The module with fused passes for x, or None: they know no blocks of places (``axis="place"``)."""
+    if x.device.type != "cpu" or x.numel() == 0 or config.blocks_of_places:
         return None
     from recoup.lightnorm import cpu_fused
 
     return cpu_fused
 
 
-def merged(x: Tensor) -> Tensor:
-    """[N, C, ...] as contiguous [N, C, P]; as [1, C, N P] where P is small: the order of elements is the same."""
+def merged(x: Tensor, config: LightNorm) -> Tensor:
+    """[N, C, ...] as contiguous [N, C, P]; as [1, C, N P] where P is small: the order of elements is the same.
+
+    Blocks of places end with their sample, so that with them samples are never joined.
+    """
     x = x.detach().flatten(2) if x.dim() > 2 else x.detach().unsqueeze(2)
-    if x.shape[2] < FEW_PLACES and x.shape[0] > 1:
-        x = x.transpose(0, 1).reshape(1, x.shape[1], -1)
-    return x.contiguous()
+    shape = merged_shape(x.shape, config)
+    return (x if tuple(x.shape) == shape else x.transpose(0, 1).reshape(shape)).contiguous()
 
 
-def merged_shape(shape: torch.Size) -> tuple[int, int, int]:
+def merged_shape(shape: torch.Size, config: LightNorm) -> tuple[int, int, int]:
     """The shape of `merged`."""
     samples, channels, places = shape[0], shape[1], math.prod(shape[2:])
-    return (1, channels, samples * places) if places < FEW_PLACES and samples > 1 else (samples, channels, places)
+    joined = places < FEW_PLACES and samples > 1 and not config.blocks_of_places
+    return (1, channels, samples * places) if joined else (samples, channels, places)
 
 
 def split(x: Tensor, shape: torch.Size) -> Tensor:
@@ -80,15 +85,28 @@ def once(x: Tensor, format: Float | None) -> Tensor:  # noqa: A002
     return x if format is None else quantize(x, format)
 
 
-def taken(x: Tensor, format: Float | None, blocks: BlockFloat | None, config: LightNorm, what: str) -> Tensor:  # noqa: A002
-    """B(F(x)) with NaN throughout the channels that hold a NaN or infinity, or an error."""
-    x_q = rounded(x, format, blocks)
-    if device_of(x).finite(x):
-        return x_q
-    bad = ~x.isfinite()
+def taken(x: Tensor, what: str, config: LightNorm, group: Any = None) -> Tensor:
+    """B(F(x)) in the formats of an input or a gradient, with NaN throughout the channels that hold a NaN or infinity,
+    or an error, on all processes of a group."""
+    forms = (config.forward, config.forward_blocks), (config.backward, config.backward_blocks)
+    x_q = rounded(x, *forms[what == GRADIENT])
+    bad = None if device_of(x).finite(x) else ~x.isfinite()
     if config.nonfinite == "error":
-        raise RecoupError(f"{what} {list(x.shape)} holds {int(bad.sum())} NaN or infinite values")
-    return x_q.masked_fill(bad.any(2).any(0)[:, None], torch.nan)
+        _refuse(0 if bad is None else int(bad.sum()), what, x.device, group)
+    return x_q if bad is None else x_q.masked_fill(bad.any(2).any(0)[:, None], torch.nan)
+
+
+def _refuse(found: int, what: str, device: torch.device, group: Any) -> None:
+    """An error if there is a NaN or infinity; the processes of a group must agree, or the others would wait forever."""
+    everywhere = found
+    if group is not None:
+        from recoup.lightnorm.joined import counted
+
+        everywhere = counted(found, device, group)
+    if found:
+        raise RecoupError(f"{what} holds {found} NaN or infinite values")
+    if everywhere:
+        raise RecoupError(f"{what} of another process of the group holds {everywhere} NaN or infinite values")
 
 
 def deviation(ends: Tensor, elements: int, config: LightNorm, eps: float) -> Tensor:
@@ -112,7 +130,7 @@ def statistics(
 
 def quantized_moments(x: Tensor, config: LightNorm) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of B(F(x)) per channel, float64."""
-    x_q = taken(x, config.forward, config.forward_blocks, config, "the input").double()
+    x_q = taken(x, INPUT, config).double()
     var, mean = torch.var_mean(x_q, (0, 2), correction=0)
     return mean, var
 
@@ -130,12 +148,12 @@ def forward(
 
     ``group``: a process group whose joined batch is normalized; chunks are then this process's share.
     """
-    fused = fused_for(x) if group is None else None
+    fused = fused_for(x, config) if group is None else None
     found = None if fused is None else fused.forward(x, gamma, beta, config, eps)
     if found is not None:
         return found
     device = device_of(x)
-    x_q = taken(x, config.forward, config.forward_blocks, config, "the input")
+    x_q = taken(x, INPUT, config, group)
     elements = x.shape[0] * x.shape[2]
     if group is None:
         sums, ends, indices = device.moments(x_q, config.chunks)
@@ -152,13 +170,14 @@ def infer(
     x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, config: LightNorm, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Evaluation: y, xhat, r."""
-    fused = fused_for(x)
+    mean, var = (v.detach().float() if v.dtype in HALF else v.detach() for v in (mean, var))
+    fused = fused_for(x, config)
     found = None if fused is None else fused.infer(x, gamma, beta, mean, var, config, eps)
     if found is not None:
         return found
-    x_q = taken(x, config.forward, config.forward_blocks, config, "the input")
-    r = once(1 / (var.detach().double() + eps).sqrt(), config.statistics)
-    mu = once(mean.detach().double(), config.statistics)
+    x_q = taken(x, INPUT, config)
+    r = once(1 / (var.double() + eps).sqrt(), config.statistics)
+    mu = once(mean.double(), config.statistics)
     y, xhat = device_of(x).normalize(x_q, mu, r, parameter(gamma, config), parameter(beta, config), config.forward)
     return rounded(y, None, config.forward_blocks), xhat, r
 
@@ -167,12 +186,13 @@ def backward(
     grad: Tensor, xhat: Tensor, r: Tensor, gamma: Tensor, indices: Tensor, config: LightNorm, group: Any = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x [N, C, P], gamma and beta [C]; see `reference.backward`. No indices: statistics are constants."""
-    fused = fused_for(grad) if group is None else None
+    fused = fused_for(grad, config) if group is None else None
     found = None if fused is None else fused.backward(grad, xhat, r, gamma, indices, config)
     if found is not None:
-        return found
+        dx, dgamma, dbeta = found
+        return dx, dgamma, dbeta.clone()  # results of an operator share no memory
     device, dtype = device_of(grad), grad.dtype
-    g = taken(grad, config.backward, config.backward_blocks, config, "the gradient")
+    g = taken(grad, GRADIENT, config, group)
     plain, cross = device.products(g, xhat)
     elements = grad.shape[0] * grad.shape[2]
     local = [once(v.sum(-1), config.gradient_statistics) for v in (cross, plain)]

@@ -111,7 +111,7 @@ def traffic_figure(variants: Mapping[str, LightNorm | None], *, palette: Palette
         each = widths(config)
         moved.barh(y, each.blocks, height=0.6, color=palette.series[1 if config else 0])
         times = f"  ({each.ratio:.1f}x less)" if config else ""
-        moved.text(each.blocks + 3, y, f"{each.blocks:g}{times}", va="center")
+        moved.text(each.blocks + 3, y, f"{each.blocks:.4g}{times}", va="center")
     stored.set_yticks(range(len(variants)), [_plain(name) for name in variants])
     stored.set_ylim(len(variants) - 0.5, -0.5)
     stored.set_xlim(0, WORD * 1.15)
@@ -267,7 +267,8 @@ def rounding_figure(x: Tensor, config: LightNorm, *, palette: Palette = LIGHT) -
         what = f"{x.dtype} {list(x.shape)}"
         raise RecoupError(f"lightnorm rounding_figure: needs finite floating point [N, C, ...] with values; got {what}")
     before = x.detach().cpu()
-    after = rounded(before, config.forward, config.forward_blocks)
+    places = before.flatten(2) if before.dim() > 2 else before.unsqueeze(2)
+    after = rounded(places, config.forward, config.forward_blocks)
     figure, (values, powers) = _canvas(2, 3.4)
     old, new = (t.double().numpy().ravel() for t in (before, after))
     reach = float(np.abs(old).max()) or 1.0

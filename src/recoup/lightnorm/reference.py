@@ -51,7 +51,7 @@ def rounded(x: Tensor, format: Float | None, dtype: torch.dtype) -> Tensor:  # n
 
 
 def blocked(x: Tensor, blocks: BlockFloat | None) -> Tensor:
-    """x [N, C, P] in blocks of channels."""
+    """x [N, C, P] in blocks of channels, or of a sample's places."""
     return x if blocks is None else formats.quantize(x, blocks)
 
 
@@ -155,10 +155,9 @@ def backward(grad: Tensor, saved: Saved, config: LightNorm) -> tuple[Tensor, Ten
         for k, factor in enumerate(factors(N * P, K, config.scale)):
             amount = slope * float(factor) * cross / K
             high, low = stats.largest[:, k], stats.smallest[:, k]
-            amount = torch.where(high == low, 0.0 * amount, amount)  # a constant chunk
-            rows = torch.arange(C)
-            dx_CN[rows, high] -= amount
-            dx_CN[rows, low] += amount
+            rows = (high != low).nonzero().squeeze(1)  # in a constant chunk the two would cancel
+            dx_CN[rows, high[rows]] -= amount[rows]
+            dx_CN[rows, low[rows]] += amount[rows]
     dx = rounded(dx_CN.view(C, N, P).transpose(0, 1), config.backward, dtype)
     return blocked(dx, config.backward_blocks).to(dtype), cross.to(dtype), total.to(dtype)
 
