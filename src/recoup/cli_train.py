@@ -18,8 +18,18 @@ def train(
             help="Batch one with a pipeline's delays: none, stash, sc, lwpv, lwpw, lwpv+sc, lwpw+sc, spectrain."
         ),
     ] = None,
+    delays: Annotated[
+        str,
+        typer.Option(
+            help="Pipeline: fine-grained, 1f1b, or the updates that all stages are late; 0 is plain SGD at batch one."
+        ),
+    ] = "fine-grained",
+    update_size: Annotated[
+        int, typer.Option(help="Pipeline: samples whose gradients are averaged into one update.")
+    ] = 1,
     reference_batch: Annotated[
-        int, typer.Option(help="Pipeline: batch size that --lr and --momentum belong to; they are scaled to one.")
+        int,
+        typer.Option(help="Pipeline: batch size that --lr and --momentum belong to; they are scaled to --update-size."),
     ] = 128,
     config: Annotated[
         str | None, typer.Option(help="lba-m7e4, LBA.biased(5, 4), lightnorm, LightNorm(block=8) ... [default: float]")

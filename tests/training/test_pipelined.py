@@ -1,9 +1,13 @@
 """Pipelined training is the simulator over a data set, and resumes to the same weights."""
 
 import copy
+import json
+from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 import recoup.data
 from recoup.errors import RecoupError
@@ -51,10 +55,61 @@ def test_it_is_the_simulator_over_the_data(digits):
     assert same(model, other)
 
 
-@pytest.mark.parametrize("at", [30, 60, 85])
-def test_an_interrupted_run_ends_with_the_same_weights(digits, tmp_path, monkeypatch, at):
-    whole, cut = network(), network()
-    rows = fit(whole, digits)
+@pytest.mark.parametrize("size", [1, 4])
+def test_without_delay_it_is_torch_sgd(digits, size):
+    model, plain = network(), network()
+    rows = fit(model, digits, mitigation="none", delays=0, update_size=size)
+    lr, momentum = scale_hyperparameters(0.05, 0.9, 16, size)
+    optimizer, factor = (
+        torch.optim.SGD(plain.parameters(), lr, momentum, weight_decay=1e-4),
+        schedule("cosine", 120 // size),
+    )
+    count, losses = 0, []
+    for epoch in range(2):
+        total = 0.0
+        for x, y in digits.batches(1, seed=3 * 100_003 + epoch, shuffle=True):
+            value = F.cross_entropy(plain(x), y)
+            value.backward()
+            total += value.item()
+            count += 1
+            if count % size == 0:
+                for parameter in plain.parameters():
+                    parameter.grad.div_(size)
+                optimizer.param_groups[0]["lr"] = lr * factor(count // size - 1)
+                optimizer.step()
+                optimizer.zero_grad()
+        losses.append(total / 60)
+    assert [row["loss"] for row in rows] == losses
+    assert same(model, plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "own"), [("1f1b", lambda S: delays(S, "1f1b")), (3, lambda S: [3] * S), ("3", lambda S: [3] * S)]
+)
+def test_delays_have_names(digits, name, own):
+    one, other = network(), network()
+    assert fit(one, digits, delays=name, epochs=1) == fit(other, digits, delays=own(len(automatic(other))), epochs=1)
+    assert same(one, other)
+
+
+class Noisy(nn.Module):
+    """Digits' network with dropout before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.noise, self.inner = nn.Dropout(0.2), network()
+
+    def forward(self, x):
+        return self.inner(self.noise(x))
+
+
+@pytest.mark.parametrize(("at", "size"), [(30, 1), (60, 1), (85, 1), (85, 3)])
+def test_an_interrupted_run_ends_with_the_same_weights(digits, tmp_path, monkeypatch, at, size):
+    torch.manual_seed(at)  # the seed is the settings', whatever ran before
+    stages = [["noise", "inner.features"], ["inner.classifier"]]
+    again = partial(fit, update_size=size, stages=stages)
+    whole, cut = Noisy(), Noisy()
+    rows = again(whole, digits)
     step, count = Simulator.step, [0]
 
     def failing(self, x, y):
@@ -65,12 +120,16 @@ def test_an_interrupted_run_ends_with_the_same_weights(digits, tmp_path, monkeyp
 
     monkeypatch.setattr(Simulator, "step", failing)
     with pytest.raises(KeyboardInterrupt):
-        fit(copy.deepcopy(cut), digits, folder=tmp_path)
+        again(copy.deepcopy(cut), digits, folder=tmp_path)
     monkeypatch.setattr(Simulator, "step", step)
-    assert fit(cut, digits, folder=tmp_path) == rows
+    assert again(cut, digits, folder=tmp_path) == rows
     assert same(cut, whole)
-    with pytest.raises(RecoupError, match="is of another run"):
-        fit(network(), digits, folder=tmp_path, epochs=3)
+    for change in ({"epochs": 3}, {"delays": 1}, {"update_size": 2}):
+        with pytest.raises(RecoupError, match="is of another run"):
+            again(Noisy(), digits, folder=tmp_path, **change)
+    (tmp_path / "pipeline.pt").write_bytes((tmp_path / "pipeline.pt").read_bytes()[:999])
+    with pytest.raises(RecoupError, match=r"pipeline.pt is no checkpoint \(.*delete it"):
+        again(Noisy(), digits, folder=tmp_path)
 
 
 def test_the_command(tmp_path):
@@ -86,3 +145,54 @@ def test_the_command(tmp_path):
     light = {"model": "digits_net", "data": "digits", "config": "LightNorm(block=8)", "epochs": 1, "limit": 128}
     result = run_training(TrainingRecipe.build({**light, "test_limit": 40}), tmp_path / "light", progress=False)
     assert list(result["accuracy"]) == ["float, before", "emulated, before", "after one stage"]
+
+
+def test_delays_and_update_size_of_the_command(tmp_path):
+    values = {"model": "digits_net", "norm": "group", "data": "digits", "epochs": 1, "limit": 40, "test_limit": 40}
+    one = TrainingRecipe.build({**values, "pipeline": "none", "delays": "0", "update_size": 4})
+    assert (one.delays, one.update_size) == (0, 4)
+    run_training(one, tmp_path, progress=False)
+    kept = json.loads((tmp_path / "training-recipe.json").read_text())
+    assert (kept["delays"], kept["update_size"]) == (0, 4)
+    for change, name in (
+        ({"delays": 1}, "delays"),
+        ({"delays": "1f1b"}, "delays"),
+        ({"update_size": 2}, "update_size"),
+    ):
+        with pytest.raises(RecoupError, match=f"holds another run .{name} was"):
+            run_training(TrainingRecipe.build({**one.model_dump(), **change}), tmp_path, progress=False)
+    for name in ("delays", "update_size"):  # a folder from before there was the option
+        kept.pop(name)
+    (tmp_path / "training-recipe.json").write_text(json.dumps(kept))
+    with pytest.raises(RecoupError, match="delays was 'fine-grained' and is 0"):
+        run_training(one, tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"delays": "2f2b"}, r"delays: delays '2f2b': must be fine-grained, 1f1b or an integer from 0"),
+        ({"delays": "-1"}, "an integer from 0"),
+        ({"delays": -1}, "an integer from 0"),
+        ({"delays": True}, "an integer from 0"),
+        ({"delays": 1 << 40}, "an integer from 0 to 1048576"),
+        ({"delays": None}, "an integer from 0"),
+        ({"update_size": 0}, "update_size: Input should be greater than or equal to 1"),
+    ],
+)
+def test_bad_delays_and_update_sizes(values, told):
+    with pytest.raises(RecoupError, match=told):
+        TrainingRecipe.build({"model": "digits_net", "data": "digits", "pipeline": "sc", **values})
+
+
+def test_an_update_larger_than_the_run_is_refused(digits):
+    with pytest.raises(RecoupError, match="update_size must be an integer from 1 to 120"):
+        fit(network(), digits, update_size=121)
+
+
+@pytest.mark.parametrize("values", [{"delays": 2}, {"update_size": 2}])
+def test_they_need_a_pipeline(tmp_path, values):
+    recipe = TrainingRecipe.build({"model": "digits_net", "data": "digits", **values})
+    with pytest.raises(RecoupError, match=f"{next(iter(values))}: only a pipeline has it; add --pipeline"):
+        run_training(recipe, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()

@@ -4,6 +4,8 @@ A packet is one tensor. Those of one direction arrive in the order in which they
 """
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -51,7 +53,7 @@ class LocalTransport:
 
     def send_activation(self, x: Tensor) -> None:
         """See `Transport`."""
-        self._links[self._rank][0].append(x.clone())
+        self._links[self._rank][0].append(x.detach().clone())
 
     def receive_activation(self) -> Tensor:
         """See `Transport`."""
@@ -59,7 +61,7 @@ class LocalTransport:
 
     def send_gradient(self, g: Tensor) -> None:
         """See `Transport`."""
-        self._links[self._rank - 1][1].append(g.clone())
+        self._links[self._rank - 1][1].append(g.detach().clone())
 
     def receive_gradient(self) -> Tensor:
         """See `Transport`."""
@@ -70,20 +72,23 @@ class DistributedTransport:
     """Point to point over torch.distributed, a process group for each direction.
 
     The first packet of a direction is preceded by a header with its dtype and shape; all others are alike. A receipt is
-    posted as soon as the one before is done.
+    posted as soon as the one before is done, if `expect` says that there will be one.
 
     Args:
         timeout: how long a rank waits for its neighbour.
         device: of the tensors.
 
     Raises:
-        RecoupError: in a send or receive, when the neighbour is gone or silent for that long; the message names it.
+        RecoupError: in a send, receive or barrier, when another rank is gone or silent for that long; of a neighbour
+            the message names it.
     """
 
     def __init__(self, timeout: timedelta, device: torch.device) -> None:
-        self.rank, self.size, self._timeout = dist.get_rank(), dist.get_world_size(), timeout
+        self.rank, self.size, self.device, self._timeout = dist.get_rank(), dist.get_world_size(), device, timeout
         ranks = list(range(self.size))
-        forward, backward = (dist.new_group(ranks, timeout=timeout) for _ in range(2))
+        with self._blamed("join all ranks"):
+            self._groups: list[Any] = [dist.new_group(ranks, timeout=timeout) for _ in range(3)]
+        forward, backward, self._all = self._groups
         self._out = {"activation": _Sender(self, forward, 1), "gradient": _Sender(self, backward, -1)}
         self._in = {
             "activation": _Receiver(self, forward, -1, device),
@@ -106,6 +111,39 @@ class DistributedTransport:
         """See `Transport`."""
         return self._in["gradient"].receive()
 
+    def expect(self, activations: int, gradients: int) -> None:
+        """How many packets are still to come, so that no receipt is posted for one that will not."""
+        self._in["activation"].remaining = activations
+        self._in["gradient"].remaining = gradients
+
+    def barrier(self, what: str) -> None:
+        """Wait for all ranks; ``what`` they are doing, for the error."""
+        with self._blamed(what):
+            work: Any = dist.barrier(group=self._all, async_op=True)
+            work.wait(self._timeout)
+
+    def broadcast(self, x: Tensor, owner: int) -> None:
+        """A rank's tensor to all ranks, in place."""
+        with self._blamed(f"share rank {owner}'s weights"):
+            work: Any = dist.broadcast(x, owner, group=self._all, async_op=True)
+            work.wait(self._timeout)
+
+    def close(self) -> None:
+        """Give the groups back; everything must have arrived."""
+        self.barrier("finish")
+        for group in self._groups:
+            dist.destroy_process_group(group)
+
+    @contextmanager
+    def _blamed(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:
+            raise RecoupError(
+                f"pipeline: rank {self.rank} could not {what} with all {self.size} ranks: one died, or is stuck for "
+                f"more than {self._timeout.total_seconds():g} s ({_first_line(error)})"
+            ) from None
+
     def settle(self) -> None:
         """Wait until everything sent has left."""
         for sender in self._out.values():
@@ -116,10 +154,14 @@ class DistributedTransport:
         try:
             work.wait(self._timeout)
         except (RuntimeError, ValueError) as error:
-            raise RecoupError(
-                f"pipeline: rank {self.rank} could not {what} rank {peer} within {self._timeout.total_seconds():g} s: "
-                f"it died or is stuck ({str(error).splitlines()[0][:160]})"
-            ) from None
+            raise self.blamed(peer, what, error) from None
+
+    def blamed(self, peer: int, what: str, error: Exception) -> RecoupError:
+        """The error of a transfer with a neighbour."""
+        return RecoupError(
+            f"pipeline: rank {self.rank} could not {what} rank {peer}: it died, or is stuck for more than "
+            f"{self._timeout.total_seconds():g} s ({_first_line(error)})"
+        )
 
 
 class _Sender:
@@ -129,15 +171,15 @@ class _Sender:
 
     def __init__(self, owner: DistributedTransport, group: Any, step: int) -> None:
         self._owner, self._group, self._peer = owner, group, owner.rank + step
-        self._shape: list[int] | None = None
+        self._kind: tuple[torch.dtype, torch.Size] | None = None
         self._under_way: deque[tuple[Any, Tensor]] = deque()
 
     def send(self, x: Tensor) -> None:
-        header = _header(x)
-        if self._shape is None:
-            self._shape = header.tolist()
-            self._post(header.to(x.device))
-        elif header.tolist() != self._shape:
+        kind = x.dtype, x.shape
+        if self._kind is None:
+            self._kind = kind
+            self._post(_header(x).to(x.device))
+        elif kind != self._kind:
             raise RecoupError(
                 f"pipeline: rank {self._owner.rank} would send {x.dtype} {list(x.shape)}, unlike the packets "
                 "before; all samples must have the same shape"
@@ -154,42 +196,41 @@ class _Sender:
         try:
             work = dist.isend(x, self._peer, group=self._group)
         except (RuntimeError, ValueError) as error:
-            raise RecoupError(f"pipeline: rank {self._owner.rank} cannot send to rank {self._peer}: {error}") from None
+            raise self._owner.blamed(self._peer, "send to", error) from None
         self._under_way.append((work, x))
 
 
 class _Receiver:
-    """One direction in: `post` begins a receipt early, so that it proceeds while the rank computes."""
+    """One direction in: a receipt is begun early, so that it proceeds while the rank computes."""
 
     def __init__(self, owner: DistributedTransport, group: Any, step: int, device: torch.device) -> None:
         self._owner, self._group, self._peer, self._device = owner, group, owner.rank + step, device
         self._like: Tensor | None = None
         self._posted: tuple[Any, Tensor] | None = None
+        self.remaining = 0
 
     def receive(self) -> Tensor:
         if self._like is None:
             header = torch.empty(HEADER, dtype=torch.int64, device=self._device)
             self._owner.wait(self._post(header), self._peer, "receive from")
             self._like = _announced(header, self._device)
-        self.post()
-        assert self._posted is not None
-        work, buffer = self._posted
+        work, buffer = self._posted or self._begin(self._like)
         self._posted = None
         self._owner.wait(work, self._peer, "receive from")
+        self.remaining -= 1
+        if self.remaining > 0:
+            self._posted = self._begin(self._like)
         return buffer
 
-    def post(self) -> None:
-        if self._posted is None and self._like is not None:
-            buffer = torch.empty_like(self._like)
-            self._posted = self._post(buffer), buffer
+    def _begin(self, like: Tensor) -> tuple[Any, Tensor]:
+        buffer = torch.empty_like(like)
+        return self._post(buffer), buffer
 
     def _post(self, buffer: Tensor) -> Any:
         try:
             return dist.irecv(buffer, self._peer, group=self._group)
         except (RuntimeError, ValueError) as error:
-            raise RecoupError(
-                f"pipeline: rank {self._owner.rank} cannot receive from rank {self._peer}: {error}"
-            ) from None
+            raise self._owner.blamed(self._peer, "receive from", error) from None
 
 
 def _header(x: Tensor) -> Tensor:
@@ -202,3 +243,7 @@ def _header(x: Tensor) -> Tensor:
 def _announced(header: Tensor, device: torch.device) -> Tensor:
     kind, dims, *sizes = header.tolist()
     return torch.empty(sizes[:dims], dtype=DTYPES[kind], device=device)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]

@@ -5,6 +5,7 @@ j = t - 2 (R - 1) + r back and updates. So the rank itself is 2 (R - 1 - r) upda
 that by, the ring of weights adds.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,16 +15,22 @@ import torch
 from torch import Tensor, nn
 
 from recoup.errors import RecoupError
+from recoup.pipeline.finite import scalar
 from recoup.pipeline.simulator import Simulator
+from recoup.pipeline.state import random_state, set_random_state
 from recoup.pipeline.transport import Transport
 
 
 @dataclass(slots=True)
 class UnderWay:
-    """A sample between its forward and its backward: what entered the rank, as a leaf, and what left it."""
+    """A sample between its forward and its backward: what entered the rank, as a leaf, and what left it.
+
+    ``before`` is what its forward pass found beside the weights, where that may be needed to run it again.
+    """
 
     entered: Tensor
     left: Tensor
+    before: dict[str, dict[str, Tensor]] | None = None
 
 
 class Worker:
@@ -36,6 +43,9 @@ class Worker:
         transport: links to the neighbours.
         inputs: sample number -> x, on the first rank.
         targets: sample number -> y, on the last.
+
+    Attributes:
+        keeps: whether `state` will be called: buffers and random states of samples under way are then kept.
     """
 
     def __init__(
@@ -53,13 +63,8 @@ class Worker:
         self.under_way: dict[int, UnderWay] = {}
         self.losses: list[float] = []
         self._held: dict[str, Tensor] = {}
-        late = 2 * (ranks - 1 - rank)
-        short = [delay for delay in core.delays if delay < late]
-        if short:
-            raise RecoupError(
-                f"pipeline: rank {rank} of {ranks} is {late} updates late, and a stage in it has a delay of "
-                f"{short[0]}; use fewer ranks, or delays of at least that"
-            )
+        self.keeps = False
+        lateness(rank, ranks, core.delays)
 
     @property
     def last(self) -> bool:
@@ -76,7 +81,9 @@ class Worker:
 
     def forward(self, k: int, entered: Tensor) -> None:
         """Send sample k on, through the weights that its stages' delays prescribe."""
+        before = self._surroundings() if self.keeps else None
         sample = self.run(k, entered)
+        sample.before = before
         self.under_way[k] = sample
         if not self.last:
             self.transport.send_activation(sample.left)
@@ -90,27 +97,47 @@ class Worker:
         self.core.show(k)
         with torch.enable_grad():
             left = self.part(entered)
+        if not isinstance(left, Tensor):
+            raise RecoupError(
+                f"pipeline: rank {self.rank}'s part of the model gives a {type(left).__name__}; every child of the "
+                "model must map one tensor to one tensor"
+            )
         return UnderWay(entered, left)
 
     def backward(self, j: int) -> None:
         """Bring sample j's gradient through, and update."""
         sample = self.under_way.pop(j)
-        flow: Tensor | None
-        if self.last:
-            left = sample.left.detach().requires_grad_()
-            with torch.enable_grad():
-                value = self.core.loss(left, self.targets(j))
-            (flow,) = torch.autograd.grad(value, left)
-            self.losses.append(self.core.checked(value, f"step {j} (rank {self.rank}, the last stage)"))
-        else:
-            flow = self._gradient()
+        flow = self._loss(j, sample) if self.last else self._gradient()
         self.core.attach()
         self.core.show_newest(j)
         sample.left.backward(flow)
+        self.core.refuse_gradient(f"step {j} (rank {self.rank})")
         if self.rank:
             gradient = sample.entered.grad
             self.transport.send_gradient(torch.zeros_like(sample.entered) if gradient is None else gradient)
         self.core.update()
+
+    def _loss(self, j: int, sample: UnderWay) -> Tensor:
+        """Compute sample j's loss; its gradient with respect to what left the last rank."""
+        left = sample.left.detach().requires_grad_()
+        with torch.enable_grad():
+            value = scalar(self.core.loss(left, self.targets(j)))
+        number = value.item()
+        if not math.isfinite(number):
+            where = f"step {j} (rank {self.rank}, the last stage)"
+            if self.rank and not sample.entered.isfinite().all():
+                raise RecoupError(
+                    f"pipeline: the loss of {where} is {number}: what came from rank {self.rank - 1} is not finite, so "
+                    f"the fault is before stage {self.core.first}; nothing was updated"
+                )
+            self.core.refuse_loss(number, sample.entered.detach(), where)
+        self.losses.append(number)
+        return torch.autograd.grad(value, left)[0]
+
+    def finish(self) -> None:
+        """Leave the newest weights in the part, and no gradient; whatever happened."""
+        self.core.settle()
+        self.core.clear()
 
     def _activation(self) -> Tensor:
         return self._held.pop("activation") if "activation" in self._held else self.transport.receive_activation()
@@ -125,17 +152,63 @@ class Worker:
         if not self.last and 0 <= t - 2 * (self.ranks - 1) + self.rank < samples:
             self._held["gradient"] = self._gradient()
 
+    def expected(self, samples: int) -> tuple[int, int]:
+        """How many activations and gradients the neighbours are still to send."""
+        forwards = self.core.steps + len(self.under_way)
+        activations = samples - forwards if self.rank else 0
+        gradients = 0 if self.last else samples - self.core.steps
+        return activations - ("activation" in self._held), gradients - ("gradient" in self._held)
+
     def state(self) -> dict[str, Any]:
         """At the boundary of two ticks, after `hold`: everything of this rank, packets in flight included."""
-        entered = {str(k): sample.entered.detach().clone() for k, sample in self.under_way.items()}
+        under_way = [(k, sample.entered.detach().clone(), sample.before) for k, sample in self.under_way.items()]
         losses = torch.tensor(self.losses, dtype=torch.float64)
-        return {"core": self.core.state_dict(), "under way": entered, "held": dict(self._held), "losses": losses}
+        return {"core": self.core.state_dict(), "under way": under_way, "held": dict(self._held), "losses": losses}
 
     def load(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`: samples under way are forwarded again, through the very weights they had seen."""
+        """The inverse of `state`.
+
+        Samples under way are forwarded again, through the very weights they had seen, and with the buffers and random
+        states that they had found.
+        """
+        device = next(self.part.parameters()).device
         self.core.load_state_dict(state["core"])
-        self.losses, self._held = state["losses"].tolist(), dict(state["held"])
-        self.under_way = {int(k): self.run(int(k), x) for k, x in state["under way"].items()}
+        self.losses = state["losses"].tolist()
+        self._held = {name: packet.to(device) for name, packet in state["held"].items()}
+        now = self._surroundings()
+        for k, entered, before in state["under way"]:
+            self._surround(before)
+            self.under_way[k] = self.run(k, entered.to(device))
+            self.under_way[k].before = before
+        self._surround(now)
+
+    def _surroundings(self) -> dict[str, dict[str, Tensor]]:
+        buffers = {name: buffer.clone() for name, buffer in self.part.named_buffers()}
+        return {"buffers": buffers, "random": random_state(next(self.part.parameters()).device)}
+
+    @torch.no_grad()
+    def _surround(self, with_: dict[str, dict[str, Tensor]]) -> None:
+        for name, buffer in self.part.named_buffers():
+            kept = with_["buffers"][name].to(buffer.device)
+            if not torch.equal(buffer, kept):  # a graph may hold it, and notices a write
+                buffer.copy_(kept)
+        set_random_state(with_["random"], next(self.part.parameters()).device)
+
+
+def lateness(rank: int, ranks: int, delays: Sequence[int]) -> int:
+    """Updates that a rank itself is late.
+
+    Raises:
+        RecoupError: a stage in it has a smaller delay.
+    """
+    late = 2 * (ranks - 1 - rank)
+    short = [delay for delay in delays if delay < late]
+    if short:
+        raise RecoupError(
+            f"pipeline: rank {rank} of {ranks} is {late} updates late, and a stage in it has a delay of {short[0]}; "
+            "use fewer ranks, or delays of at least that"
+        )
+    return late
 
 
 def pieces(children: int, ranks: int) -> list[range]:
@@ -148,14 +221,19 @@ def pieces(children: int, ranks: int) -> list[range]:
 
 
 def local_stages(
-    model: nn.Sequential, stages: Sequence[Sequence[str]], pieces_: Sequence[range], rank: int
+    names: Sequence[str], stages: Sequence[Sequence[str]], pieces_: Sequence[range], rank: int
 ) -> list[int]:
     """The indices of the stages whose modules lie in a rank; stages without modules belong to the rank before them.
+
+    Args:
+        names: of the model's children.
+        stages: of the whole pipeline.
+        pieces_: the children of every rank.
+        rank: which one.
 
     Raises:
         RecoupError: a stage with modules in two ranks, or a rank without a stage.
     """
-    names = [name for name, _ in model.named_children()]
     owner = {names[i]: r for r, piece in enumerate(pieces_) for i in piece}
     found: list[int] = []
     at = 0

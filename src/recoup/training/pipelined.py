@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,42 @@ from recoup.digest import of_model
 from recoup.errors import RecoupError
 from recoup.evaluate import evaluate
 from recoup.files import write_atomically
-from recoup.pipeline import Mitigation, Simulator, automatic, scale_hyperparameters
-from recoup.pipeline.schedule import delays as fine_grained
+from recoup.formats.fields import integer
+from recoup.pipeline import Mitigation, Simulator, automatic, constant_delays, scale_hyperparameters
+from recoup.pipeline.schedule import MAX_STAGES
+from recoup.pipeline.schedule import delays as scheduled
 from recoup.training.progress import bar
 from recoup.training.schedule import schedule
 from recoup.training.settings import Settings
 
 FILE = "pipeline.pt"
+SCHEDULES = ("fine-grained", "1f1b")
+
+
+def delays_named(value: str | int) -> str | int:
+    """What delays may be called: ``fine-grained``, ``1f1b``, or a number of updates, the same in all stages.
+
+    Raises:
+        RecoupError: anything else.
+    """
+    if value in SCHEDULES:
+        return value
+    number = int(value) if isinstance(value, str) and value.isdecimal() else value
+    if isinstance(number, int) and not isinstance(number, bool) and 0 <= number <= MAX_STAGES:
+        return number
+    raise RecoupError(
+        f"delays {value!r}: must be {', '.join(SCHEDULES)} or an integer from 0 to {MAX_STAGES}, for all stages"
+    )
+
+
+def _delays(value: str | int | Sequence[int] | None, stages: int) -> list[int]:
+    """Of every stage."""
+    if value is not None and not isinstance(value, str | int):
+        return list(value)
+    named = delays_named("fine-grained" if value is None else value)
+    if isinstance(named, int):
+        return constant_delays(stages, named)
+    return scheduled(stages, "1f1b" if named == "1f1b" else "fine-grained")
 
 
 def train_pipelined(
@@ -36,7 +66,8 @@ def train_pipelined(
     settings: Settings,
     reference_batch: int = 128,
     stages: Sequence[Sequence[str]] | None = None,
-    delays: Sequence[int] | None = None,
+    delays: str | int | Sequence[int] | None = None,
+    update_size: int = 1,
     folder: str | Path | None = None,
     progress: bool = False,
 ) -> list[dict[str, Any]]:
@@ -44,27 +75,29 @@ def train_pipelined(
 
     Args:
         model, data, test, folder, progress: as for `train`.
-        mitigation: see `Mitigation`; ``"none"`` with ``delays`` of zeros is plain SGD at batch one.
+        mitigation: see `Mitigation`; ``"none"`` with ``delays=0`` is plain SGD with momentum at batch one.
         epochs: passes over the data.
         learning_rate: at its highest, and ``settings.momentum``: those of batches of ``reference_batch``;
-            `scale_hyperparameters` turns them into those of batch one.
-        settings: momentum, weight decay, schedule, warm-up, augmentation, seed and save_every; ``batch_size`` is not
-            used.
-        reference_batch: 1 takes the hyperparameters as they are.
+            `scale_hyperparameters` turns them into those of ``update_size``.
+        settings: momentum, weight decay, schedule, warm-up (in updates), augmentation, seed and save_every (in
+            samples); ``batch_size`` is not used.
+        reference_batch: as large as ``update_size`` takes the hyperparameters as they are.
         stages: lists of module names; None: `pipeline.automatic`.
-        delays: of every stage; None: fine-grained.
+        delays: of every stage in updates, or one number for all, ``"1f1b"`` or ``"fine-grained"``; None: the latter.
+        update_size: samples whose gradients are averaged into one update. What is left of the last one is not used.
 
     Returns:
         A row per epoch: epoch, loss, top1, learning_rate.
 
     Raises:
-        RecoupError: what `Simulator` raises, with the sample; a checkpoint of another run.
+        RecoupError: what `Simulator` raises, with the sample; delays that do not exist; a checkpoint of another run.
     """
     stages = automatic(model) if stages is None else stages
-    delays = fine_grained(len(stages)) if delays is None else delays
-    rate, momentum = scale_hyperparameters(learning_rate, settings.momentum, reference_batch, 1)
-    total = epochs * len(data)
-    factor = schedule(settings.schedule, total, settings.warm_up)
+    delays = _delays(delays, len(stages))
+    update_size = integer("train_pipelined", "update_size", update_size, (1, max(1, epochs * len(data))))
+    rate, momentum = scale_hyperparameters(learning_rate, settings.momentum, reference_batch, update_size)
+    updates = epochs * len(data) // update_size
+    factor = schedule(settings.schedule, updates, settings.warm_up)
     how = Mitigation.parse(mitigation) if isinstance(mitigation, str) else mitigation
     identity = {
         "weights": of_model(model),
@@ -73,22 +106,26 @@ def train_pipelined(
         "rate": rate,
         "settings": repr(settings),
         "mitigation": repr(how),
-        "delays": list(delays),
+        "delays": delays,
+        "update_size": update_size,
     }
     simulator = Simulator(
         model,
         stages,
         delays,
-        lambda step: rate * factor(min(step, total - 1)),
+        lambda update: rate * factor(min(update, updates - 1)),
         momentum,
         settings.weight_decay,
         how,
         F.cross_entropy,
+        update_size=update_size,
     )
     keeper = _Keeper(None if folder is None else Path(folder), identity, simulator)
+    if not keeper.there:
+        torch.manual_seed(settings.seed)  # of dropout and stochastic rounding; a checkpoint has their state
     rows, loss = keeper.resume()
     device = device_of(model)
-    with bar(progress, total) as advance:
+    with bar(progress, epochs * len(data)) as advance:
         advance(simulator.steps)
         for epoch in range(simulator.steps // len(data), epochs):
             model.train()
@@ -119,15 +156,25 @@ class _Keeper:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
+    @property
+    def there(self) -> bool:
+        """Whether there is one."""
+        return self.path is not None and self.path.exists()
+
     def resume(self) -> tuple[list[dict[str, Any]], float]:
         """Take up what the folder keeps, if anything."""
         if self.path is None or not self.path.exists():
             return [], 0.0
         try:
             content = torch.load(self.path, weights_only=True, map_location="cpu")
-        except (RuntimeError, OSError) as error:
-            raise RecoupError(f"train_pipelined: {self.path} is no checkpoint ({error})") from None
-        theirs, ours = json.loads(content["identity"]), json.loads(self.identity)
+            theirs, rows, loss = json.loads(content["identity"]), json.loads(content["rows"]), float(content["loss"])
+            state = content["simulator"]
+        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError) as error:
+            raise RecoupError(
+                f"train_pipelined: {self.path} is no checkpoint ({type(error).__name__}: {error}); delete it to start "
+                "anew"
+            ) from error
+        ours = json.loads(self.identity)
         different = [name for name in ours if theirs.get(name) != ours[name]]
         if different:
             name = different[0]
@@ -135,8 +182,8 @@ class _Keeper:
                 f"train_pipelined: {self.path} is of another run ({name} was {theirs.get(name)!r}, is {ours[name]!r}): "
                 "choose another folder"
             )
-        self.simulator.load_state_dict(content["simulator"])
-        return json.loads(content["rows"]), float(content["loss"])
+        self.simulator.load_state_dict(state)
+        return rows, loss
 
     def save(self, rows: list[dict[str, Any]], loss: float) -> None:
         """Keep everything."""

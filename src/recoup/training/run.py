@@ -21,7 +21,7 @@ from recoup.study.configs import as_config
 from recoup.training.checkpoint import FILE as CHECKPOINT
 from recoup.training.loop import LOG, Settings, Stage, train
 from recoup.training.pipelined import FILE as PIPELINE
-from recoup.training.pipelined import train_pipelined
+from recoup.training.pipelined import delays_named, train_pipelined
 from recoup.training.schedule import Schedule
 from recoup.training.two_stage import stages
 from recoup.version import __version__
@@ -56,6 +56,8 @@ class TrainingRecipe(BaseModel):
     weights: str | None = None
     norm: Literal["batch", "group", "none"] | None = None
     pipeline: Annotated[str, PlainValidator(_mitigation)] | None = None
+    delays: Annotated[str | int, PlainValidator(delays_named)] = "fine-grained"
+    update_size: Annotated[int, Field(ge=1)] = 1
     reference_batch: Annotated[int, Field(ge=1)] = 128
     config: Unit | None = None
     layers: dict[str, Unit | None] = {}
@@ -129,6 +131,10 @@ def run_training(
         raise RecoupError("recoup train: epochs: there is nothing to train")
     if recipe.pipeline is not None and recipe.in_two_stages:
         raise RecoupError("recoup train: pipeline: fine-tuning in two stages has no pipeline; add --one-stage")
+    if recipe.pipeline is None:
+        for name in ("delays", "update_size"):
+            if getattr(recipe, name) != TrainingRecipe.model_fields[name].default:
+                raise RecoupError(f"recoup train: {name}: only a pipeline has it; add --pipeline none, or a mitigation")
     if recipe.layers and not recipe.emulates:
         raise RecoupError("recoup train: layers: no layer has a config, and there is none for the others")
     _claim(recipe, folder, overwrite)
@@ -154,6 +160,8 @@ def run_training(
             learning_rate=recipe.learning_rate,
             settings=recipe.settings,
             reference_batch=recipe.reference_batch,
+            delays=recipe.delays,
+            update_size=recipe.update_size,
             folder=folder,
             progress=progress,
         )
@@ -180,11 +188,13 @@ def _claim(recipe: TrainingRecipe, folder: Path, overwrite: bool) -> None:
             (folder / name).unlink(missing_ok=True)
     if path.exists():
         theirs, ours = json.loads(path.read_text("utf-8")), json.loads(text)
-        different = [name for name in ours if theirs.get(name) != ours[name]]
+        # a recipe written before an option existed has its default
+        theirs = {name: field.default for name, field in TrainingRecipe.model_fields.items()} | theirs
+        different = [name for name in ours if theirs[name] != ours[name]]
         if different:
             name = different[0]
             raise RecoupError(
-                f"{folder} holds another run ({name} was {theirs.get(name)!r} and is {ours[name]!r}): choose another "
+                f"{folder} holds another run ({name} was {theirs[name]!r} and is {ours[name]!r}): choose another "
                 "folder with --out, or use --overwrite"
             )
         return

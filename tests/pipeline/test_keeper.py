@@ -1,0 +1,136 @@
+"""Checkpoints of a run over processes: what is refused, and that a broken save leaves the one before."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from recoup.errors import RecoupError
+from recoup.pipeline import Mitigation
+from recoup.pipeline.keeper import MANIFEST, Keeper
+from recoup.pipeline.transport import LocalTransport
+from tests.pipeline.test_runtime import network, plan, rate, samples
+
+RANKS = 2
+
+
+def keepers(folder, barrier=lambda _: None, ranks=RANKS, **changes):
+    """One for every rank, and the workers; the ranks take turns, so that the barrier has nothing to do."""
+    links, made = LocalTransport.chain(ranks), plan(network(), changes.pop("mitigation", "sc"), **changes)
+    workers = [made.worker(rank, ranks, links[rank], samples(), torch.device("cpu")) for rank in range(ranks)]
+    for worker in workers:
+        worker.keeps = True
+    return [Keeper(folder, worker, made.identity(ranks, 40), barrier) for worker in workers], workers
+
+
+def saved(folder, tick=8):
+    made, workers = keepers(folder)
+    for t in range(tick):
+        for worker in workers:
+            worker.tick(t, 40)
+    for worker in workers:
+        worker.hold(tick, 40)
+    for keeper in reversed(made):
+        keeper.save(tick)
+    return workers
+
+
+def test_a_checkpoint_is_taken_up(tmp_path):
+    before = saved(tmp_path)
+    made, after = keepers(tmp_path)
+    assert [keeper.resume() for keeper in made] == [8, 8]
+    for one, other in zip(before, after, strict=True):
+        one.finish()
+        other.finish()
+        assert all(torch.equal(p, q) for p, q in zip(one.part.parameters(), other.part.parameters(), strict=True))
+        assert one.core.steps == other.core.steps > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [MANIFEST, "rank0-8.pt", "rank1-8.pt"]
+
+
+def test_an_empty_folder_is_a_start(tmp_path):
+    made, _ = keepers(tmp_path / "new")
+    assert [keeper.resume() for keeper in made] == [0, 0]
+
+
+def constant(k):
+    return rate(0)
+
+
+def other_loss(out, y):
+    return F.cross_entropy(out, y)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"lr": 0.1}, "learning rates"),
+        ({"lr": constant}, "learning rates"),
+        ({"loss": other_loss}, "loss"),
+        ({"momentum": 0.5}, "momentum"),
+        ({"weight_decay": 0.0}, "weight_decay"),
+        ({"mitigation": "lwpv"}, "mitigation"),
+        ({"cut": [1, 3]}, "children of the ranks"),
+        ({"delays": [9, 6, 4, 2, 0]}, "delays"),
+        ({"ranks": 1}, "children of the ranks"),
+    ],
+)
+def test_another_configuration_is_refused(changes, name, tmp_path):
+    saved(tmp_path)
+    made, workers = keepers(tmp_path, **changes)
+    for keeper in made:
+        with pytest.raises(RecoupError, match=f"holds another run's checkpoint: its {name} is"):
+            keeper.resume()
+    assert all(worker.core.steps == 0 for worker in workers)
+
+
+def test_a_mitigation_is_the_same_by_name_and_by_value(tmp_path):
+    saved(tmp_path)
+    made, _ = keepers(tmp_path, mitigation=Mitigation(compensation=1.0))
+    assert made[0].resume() == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        (MANIFEST, b'{"tick": 8, "ru', "is no manifest of a run .JSONDecodeError"),
+        (MANIFEST, b"[]", "is no manifest of a run .TypeError"),
+        (MANIFEST, b'{"tick": 8}', "is no manifest of a run .KeyError: 'run'"),
+        ("rank1-8.pt", None, "rank1-8.pt cannot be read .FileNotFoundError"),
+        ("rank1-8.pt", b"", "rank1-8.pt cannot be read .EOFError"),
+        ("rank1-8.pt", b"no tensors here", "rank1-8.pt cannot be read .UnpicklingError"),
+        ("rank1-8.pt", 2000, "rank1-8.pt cannot be read .RuntimeError"),
+    ],
+)
+def test_damaged_files_are_named(name, content, told, tmp_path):
+    saved(tmp_path)
+    path = tmp_path / name
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:content] if isinstance(content, int) else content)
+    made, _ = keepers(tmp_path)
+    with pytest.raises(RecoupError, match=told):
+        made[1].resume()
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_save_that_is_cut_off_leaves_the_one_before(at, tmp_path):
+    workers = saved(tmp_path)
+    count = []
+
+    def barrier(_):
+        count.append(1)
+        if len(count) > at:
+            raise KeyboardInterrupt
+
+    for t in range(8, 12):
+        for worker in workers:
+            worker.tick(t, 40)
+    for worker in workers:
+        worker.hold(12, 40)
+    keeper = Keeper(tmp_path, workers[0], json.loads((tmp_path / MANIFEST).read_text())["run"], barrier)
+    with pytest.raises(KeyboardInterrupt):
+        keeper.save(12)
+    assert json.loads((tmp_path / MANIFEST).read_text())["tick"] == (12 if at else 8)
+    assert {path.name for path in tmp_path.iterdir()} == {MANIFEST, "rank0-8.pt", "rank1-8.pt", "rank0-12.pt"}
