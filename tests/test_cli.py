@@ -15,6 +15,7 @@ from recoup import models
 from recoup.cli import app
 from recoup.demo import CONFIGS
 from recoup.study import Recipe, Results
+from recoup.study.pipeline import PipelineResults, Setting
 from recoup.study.store import Store
 from recoup.version import __version__
 from tests.study.examples import results, small_recipe
@@ -246,16 +247,30 @@ def test_demo_end_to_end(monkeypatch):
     monkeypatch.setattr("recoup.demo.CONFIGS", ["nbsmt-4t", "lightnorm"])
     monkeypatch.setattr("recoup.demo.SEEDS", [0])
     monkeypatch.setattr("recoup.demo.IMAGES", 64)
+    monkeypatch.setattr("recoup.demo.PIPELINE", Setting(stages=4, width=8, epochs=1, batch=100))
     done = recoup("demo")
     assert "trained a small network" in done.stderr
+    assert "trained the pipelines" in done.stderr
     assert "digits_net on digits" in done.stdout
-    assert Path("recoup-demo/report.html").exists()
+    assert "Pipelined Backpropagation: mean" in done.stdout
+    assert '<h2 id="pipeline">' in Path("recoup-demo/report.html").read_text()
     found = Results.load("recoup-demo")
     assert found.accuracy[0].top1 > 20
     assert found.traffic
     again = recoup("demo", "--json")
     assert again.stderr == ""
     assert json.loads(again.stdout)["accuracy"] == found.to_dict()["accuracy"]
+    chapter = PipelineResults.load(Path("recoup-demo"))
+    assert chapter is not None
+    assert json.loads(again.stdout)["pipeline"] == chapter.model_dump(mode="json")
+    assert chapter.labels() == ["SGDM", "PB", "SC", "LWP", "LWPv+SC"]
+    Path("recoup-demo/report.html").unlink()
+    recoup("report", "recoup-demo")
+    assert '<h2 id="pipeline">' in Path("recoup-demo/report.html").read_text()
+    monkeypatch.setattr("recoup.demo.PIPELINE", Setting(stages=4, width=8, epochs=1, batch=200))
+    assert "another pipeline study" in recoup("demo", code=2).stderr
+    Path("recoup-demo/pipeline.json").write_text("{")
+    assert "not a pipeline study" in recoup("report", "recoup-demo", code=2).stderr
 
 
 def test_the_demos_network_is_trained_again_where_it_was_cut_off(monkeypatch):

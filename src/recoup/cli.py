@@ -159,10 +159,12 @@ def report(folder: Annotated[Path, typer.Argument(help="A folder with results.js
     """Write report.html and the CSV tables anew from a folder's results.json."""
     from recoup.report import write_html, write_tables
     from recoup.study import Results
+    from recoup.study.pipeline import PipelineResults
 
     results = Results.load(folder)
     place = folder if folder.is_dir() else folder.parent
-    for path in [*write_tables(results, place), write_html(results, place)]:
+    pipeline = PipelineResults.load(place)
+    for path in [*write_tables(results, place), write_html(results, place, pipeline)]:
         typer.echo(path)
 
 
@@ -174,10 +176,12 @@ def demo(
     overwrite: Overwrite = False,
 ) -> None:
     """The whole story on scikit-learn's handwritten digits: trains a small network first, needs no download."""
-    from recoup.demo import demo_recipe, train_weights
+    from recoup.demo import demo_recipe, run_pipelines, train_weights
 
     if train_weights(out):
         typer.echo(f"recoup: trained a small network on scikit-learn's digits, kept in {out}", err=True)
+    if run_pipelines(out, overwrite=overwrite):
+        typer.echo(f"recoup: trained the pipelines at batch one, kept in {out}", err=True)
     _study(demo_recipe(out), overwrite, as_json)
 
 
@@ -203,16 +207,19 @@ def _study(recipe: "Recipe", overwrite: bool, as_json: bool) -> None:
     from recoup.report import write_html, write_tables
     from recoup.report.terminal import tables
     from recoup.study import run as run_study
+    from recoup.study.pipeline import PipelineResults
 
     with _importable(os.getcwd()):  # noqa: PTH109 -- a string for sys.path
         results: Results = run_study(recipe, overwrite=overwrite)
     folder = Path(recipe.out)
-    paths = [folder / "results.json", *write_tables(results, folder), write_html(results, folder)]
+    pipeline = PipelineResults.load(folder)
+    paths = [folder / "results.json", *write_tables(results, folder), write_html(results, folder, pipeline)]
     if as_json:
-        typer.echo(json.dumps(results.to_dict(), indent=1))
+        chapter = {} if pipeline is None else {"pipeline": pipeline.model_dump(mode="json")}
+        typer.echo(json.dumps({**results.to_dict(), **chapter}, indent=1))
         return
     console = Console()
-    console.print(tables(results))
+    console.print(tables(results, pipeline))
     console.print("Written: " + ", ".join(str(path) for path in paths), soft_wrap=True, highlight=False)
 
 

@@ -17,8 +17,13 @@ from recoup.lightnorm.cost import widths
 from recoup.lightnorm.plots import Palette
 from recoup.lightnorm.plots import traffic_figure as draw_traffic
 from recoup.nbsmt import NBSMT
+from recoup.palette import MARKERS
+from recoup.palette import Palette as PagePalette
+from recoup.pipeline.plots import curves_figure
+from recoup.report.pipeline import ChapterLine
 from recoup.report.summary import Summary
 from recoup.study.configs import title
+from recoup.study.pipeline import PipelineResults
 from recoup.study.results import Results
 from recoup.study.states import BASELINE, FLOAT, State
 
@@ -26,9 +31,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 INK, MUTED, GRID = "#010101", "#020202", "#030303"
-SERIES = ("#040404", "#050505", "#060606", "#070707")
-MARKERS = ("o", "s", "^", "D")
-VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--rule"} | {c: f"--series-{i + 1}" for i, c in enumerate(SERIES)}
+SERIES = ("#040404", "#050505", "#060606", "#070707", "#080808")
+PAGE = "#090909"
+VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--rule", PAGE: "--page"} | {
+    c: f"--series-{i + 1}" for i, c in enumerate(SERIES)
+}
 
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -187,6 +194,18 @@ def traffic_figure(results: Results) -> str | None:
     return svg(figure, "traffic", f"Bits an element moves in a training step, with whole blocks. {said}.")
 
 
+@styled
+def pipeline_figure(chapter: PipelineResults, lines: Sequence[ChapterLine]) -> str:
+    """Loss and accuracy of every method in the course of training, with the span of the seeds."""
+    runs = {label: chapter.of(label) for label in chapter.labels()}
+    losses = {label: [_with_gaps(row.losses, row.losses) for row in rows] for label, rows in runs.items()}
+    accuracies = {label: [_with_gaps(row.accuracies, row.losses) for row in rows] for label, rows in runs.items()}
+    figure = curves_figure(chapter.images, losses, accuracies, palette=PagePalette(INK, MUTED, GRID, SERIES, PAGE))
+    _clear(figure)
+    said = "; ".join(f"{line.label}: {line.text}" for line in lines)
+    return svg(figure, "pipeline", f"Training loss and test accuracy in the course of training. At the end, {said}.")
+
+
 def svg(figure: Any, name: str, description: str) -> str:
     """A figure as one self-contained ``<svg>`` element, described for screen readers, coloured by CSS variables."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -226,6 +245,11 @@ def _canvas(rows: int, height: float, ratios: Sequence[float]) -> tuple[Any, lis
     axes = figure.subplots(rows, 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": list(ratios)})
     _clear(figure)
     return figure, list(axes[:, 0])
+
+
+def _with_gaps(values: Sequence[float | None], losses: Sequence[float | None]) -> list[float]:
+    """NaN from where a run diverged on."""
+    return [math.nan if v is None or lost is None else v for v, lost in zip(values, losses, strict=True)]
 
 
 def _clear(figure: Any) -> None:

@@ -8,23 +8,33 @@ from typing import Any
 from recoup.files import write_atomically
 from recoup.nbsmt import NBSMT
 from recoup.report import words
-from recoup.report.figures import accuracy_figure, layer_figure, shift_figure, traffic_figure, unit_figure
+from recoup.report.figures import (
+    accuracy_figure,
+    layer_figure,
+    pipeline_figure,
+    shift_figure,
+    traffic_figure,
+    unit_figure,
+)
+from recoup.report.pipeline import MEANING as PIPELINE_MEANING
+from recoup.report.pipeline import chapter_lines, chapter_verdict, delays_text, spread
 from recoup.report.summary import Cycles, Summary, summarize
 from recoup.study.configs import title
+from recoup.study.pipeline import PipelineResults
 from recoup.study.results import Results
 from recoup.study.states import BASELINE, FLOAT, MEANING
 
 FILE = "report.html"
 
 
-def write_html(results: Results, folder: Path) -> Path:
-    """Write report.html, whole or not at all."""
+def write_html(results: Results, folder: Path, pipeline: PipelineResults | None = None) -> Path:
+    """Write report.html, whole or not at all; with the chapter of a pipeline study, if there is one."""
     path = folder / FILE
-    write_atomically(path, render(results))
+    write_atomically(path, render(results, pipeline))
     return path
 
 
-def render(results: Results) -> str:
+def render(results: Results, pipeline: PipelineResults | None = None) -> str:
     """The report's HTML. Every string of the user's is escaped."""
     from jinja2 import Environment, StrictUndefined
 
@@ -57,6 +67,7 @@ def render(results: Results) -> str:
             if (rows := [row for row in results.units if row.config == repr(config)])
         ],
         unit_figure=unit_figure(results),
+        pipeline=None if pipeline is None else _pipeline(pipeline),
         traffic_tables=[
             (
                 title(config),
@@ -112,6 +123,21 @@ def facts(results: Results) -> dict[str, Any]:
         "Software": f"recoup {machine.recoup}, torch {machine.torch}, Python {machine.python}",
         "Measuring took": f"{results.seconds:,.0f} s",
         "Date": results.date,
+    }
+
+
+def _pipeline(chapter: PipelineResults) -> dict[str, Any]:
+    lines = chapter_lines(chapter)
+    return {
+        "batch": chapter.setting.batch,
+        "verdict": chapter_verdict(chapter),
+        "setting": delays_text(chapter),
+        "lines": [
+            (line, spread(line.accuracy, line.accuracy_std, 2), spread(line.loss, line.loss_std, 3)) for line in lines
+        ],
+        "seeds": max(line.seeds for line in lines),
+        "meaning": {line.label: PIPELINE_MEANING[line.label] for line in lines if line.label in PIPELINE_MEANING},
+        "figure": pipeline_figure(chapter, lines),
     }
 
 

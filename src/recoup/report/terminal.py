@@ -8,15 +8,17 @@ from rich.text import Text
 
 from recoup.lightnorm.cost import Widths
 from recoup.report.html import heading, interval_text
+from recoup.report.pipeline import chapter_lines, chapter_verdict, delays_text, spread
 from recoup.report.summary import Cycles, Line, Summary, summarize
 from recoup.study.configs import title
+from recoup.study.pipeline import PipelineResults
 from recoup.study.results import LayerRow, Results, UnitRow
 
 MOST_LAYERS = 24  # beyond it a table shows the worst half of that; layers.csv and the report have them all
 
 
-def tables(results: Results) -> RenderableType:
-    """The accuracy of every state, the layers of every config, cycles, and the verdicts last, where the eye is."""
+def tables(results: Results, pipeline: PipelineResults | None = None) -> RenderableType:
+    """The accuracy of every state, layers, cycles, a pipeline study, and the verdicts last, where the eye is."""
     summary = summarize(results)
     parts: list[RenderableType] = [Text(), _accuracy(results, summary), Text()]
     for config in results.recipe.configs:
@@ -31,8 +33,12 @@ def tables(results: Results) -> RenderableType:
         parts += [_cycles(results, list(summary.cycles.values())), Text()]
     if summary.traffic:
         parts += [_traffic(results, summary.traffic), Text()]
+    verdicts = list(summary.verdicts)
+    if pipeline is not None:
+        parts += [_pipeline(pipeline), Text()]
+        verdicts.append(chapter_verdict(pipeline))
     parts += [Text(f"note: {note}", style="yellow") for note in results.notes]
-    parts += [Text(verdict, style="bold") for verdict in summary.verdicts]
+    parts += [Text(verdict, style="bold") for verdict in verdicts]
     return Group(*parts, Text())
 
 
@@ -115,4 +121,20 @@ def _traffic(results: Results, totals: dict[str, Widths]) -> Table:
         if bits:
             sizes = (f"{value / 8000:,.1f}" for value in (bits.conventional, bits.blocks))
             table.add_row(title(config), *sizes, f"{bits.ratio:.2f}x")
+    return table
+
+
+def _pipeline(chapter: PipelineResults) -> Table:
+    lines = chapter_lines(chapter)
+    name = f"Pipelined Backpropagation: mean and standard deviation of {max(line.seeds for line in lines)} seeds"
+    columns = ("method", "training loss", "times SGDM's", "accuracy %", "diverged")
+    table = _table(name, *columns, caption=delays_text(chapter))
+    for line in lines:
+        table.add_row(
+            escape(line.label),
+            spread(line.loss, line.loss_std, 3),
+            "" if line.against is None else f"{line.against:.2f}",
+            spread(line.accuracy, line.accuracy_std, 2),
+            f"{line.diverged} of {line.seeds}",
+        )
     return table
