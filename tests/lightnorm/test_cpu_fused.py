@@ -145,3 +145,31 @@ def test_results_do_not_depend_on_threads():
 def test_the_machine_takes_the_emitted_passes():
     assert recipe(FP10, LightNorm().forward_blocks, torch.float32, 16, 1024, stream=False) is not None
     assert host() is not None
+
+
+@pytest.mark.parametrize("block", [None, 4])
+def test_a_top_binade_that_is_incomplete_saturates(block):
+    assert FP10.max_exponent == 15
+    forward = FP10.replace(largest=40960.0)
+    backward = GRADIENT.replace(largest=2.0**GRADIENT.max_exponent * 1.25)
+    generator = torch.Generator().manual_seed(11)
+    x, grad = (torch.randn(2, 4, 64, generator=generator) for _ in range(2))
+    x[0, 0, 0], grad[0, 1, 3] = 60000.0, 2.0**GRADIENT.max_exponent * 1.9
+    check(x, grad, torch.ones(4), torch.zeros(4), LightNorm(forward=forward, backward=backward, block=block))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_torch_defaults_are_not_taken(dtype):
+    x, grad = (torch.randn(4, 8, 1024, generator=torch.Generator().manual_seed(i)) for i in range(2))
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        with torch.device("meta"):
+            gamma = torch.ones(8, dtype=torch.float32, device="cpu")
+            y, xhat, _, _, r, indices = passes.forward(x, gamma, gamma * 0, LightNorm(), 1e-5)
+            found = passes.backward(grad, xhat, r, gamma, indices, LightNorm())
+    finally:
+        torch.set_default_dtype(before)
+    assert [v.dtype for v in (y, xhat, *found)] == [torch.float32] * 5
+    check(x, grad, torch.ones(8), torch.zeros(8), LightNorm())
+    assert torch.equal(y, passes.forward(x, gamma, gamma * 0, LightNorm(), 1e-5)[0])

@@ -31,7 +31,9 @@ class LightNorm:
         xhat = F((x_q - mu) r),   y = B(F(F(gamma) xhat + F(beta)))
 
     with F the format ``forward``, S ``statistics`` and B the blocks; the gradients are in `recoup.lightnorm.reference`.
-    Sums are exact, every other operation is float64 rounded to nearest.
+    Every other operation is float64 rounded to nearest. Sums are exact where from the highest bit of the sum of
+    magnitudes to the lowest bit of an element there are at most 106 bits, as always for FP10 activations; of terms some
+    thirty decimal orders apart the smallest may be lost.
 
     Attributes:
         forward: format of activations, parameters and results; None: their own dtype.

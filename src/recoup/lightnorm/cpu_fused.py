@@ -104,13 +104,22 @@ def _products(
     return (exact,) if small is None else (small, exact)
 
 
+def _doubles(*shape: int) -> Tensor:
+    """Not filled; on the CPU in this dtype, whatever torch's defaults are."""
+    return torch.empty(shape, dtype=torch.float64, device="cpu")
+
+
+def _scratch(p: Plan) -> Tensor:
+    return torch.empty(p.scratch, dtype=torch.float32, device="cpu")
+
+
 def _add_up(name: str, how: Recipe, top: int, p: Plan, arrays: tuple[Tensor, ...], *more: int) -> bool:
     """Run a pass with sums; whether no magnitude is above a limit."""
     call, peaks = kernel(name, how), []
     pointers = [v.data_ptr() for v in arrays]
 
     def part(first: int, last: int) -> None:
-        scratch, lanes = torch.empty(p.scratch), torch.empty(p.lanes, dtype=torch.float64)
+        scratch, lanes = _scratch(p), _doubles(p.lanes)
         peak = np.empty(1, np.int32)
         call(*p.sums, first, last, scratch.data_ptr(), lanes.data_ptr(), peak.ctypes.data, *pointers, *more)
         peaks.append(int(peak[0]))
@@ -125,7 +134,7 @@ def _write(name: str, how: Recipe, p: Plan, arrays: tuple[Tensor, ...], *more: i
     pointers = [v.data_ptr() for v in arrays]
 
     def part(first: int, last: int) -> None:
-        scratch, peak = torch.empty(p.scratch), np.empty(1, np.int32)
+        scratch, peak = _scratch(p), np.empty(1, np.int32)
         call(*p.results, first, last, scratch.data_ptr(), peak.ctypes.data, *pointers, *more)
         peaks.append(int(peak[0]))
 
@@ -147,11 +156,11 @@ def _forward(
     x: Tensor, gamma: Tensor, beta: Tensor, p: Plan, how: Recipe, K: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor] | None:
     N, C, P = x.shape
-    sums, ends = torch.empty(C, 2, dtype=torch.float64), torch.empty(C, K, 2, dtype=torch.float64)
-    indices = torch.empty(C, K, 2, dtype=torch.int64)
+    sums, ends = _doubles(C, 2), _doubles(C, K, 2)
+    indices = torch.empty(C, K, 2, dtype=torch.int64, device="cpu")
     if not _add_up("moments", how, how.top, p, (x, sums, ends, indices), K):
         return None
-    vectors, s = torch.empty(4, C, dtype=torch.float64), torch.empty(C, dtype=torch.float64)
+    vectors, s = _doubles(4, C), _doubles(C)
     fine = batch_statistics(
         sums.numpy(), ends.numpy(), p.constants, N * P, eps, p.roundings[1], vectors.numpy(), s.numpy()
     )
@@ -166,7 +175,7 @@ def infer(
     p = plan(config, 0, x.dtype, *x.shape)
     found = None
     if p.forward is not None:
-        vectors = torch.empty(4, x.shape[1], dtype=torch.float64)
+        vectors = _doubles(4, x.shape[1])
         deviation = (var.detach().double() + eps).sqrt()  # torch's root, which is the reference's, may be an ulp off
         running_statistics(mean.detach().numpy(), deviation.numpy(), p.roundings[1], vectors.numpy())
         results = _normalized(x, gamma, beta, p, p.forward, vectors)
@@ -195,11 +204,11 @@ def _backward(
     grad: Tensor, xhat: Tensor, r: Tensor, gamma: Tensor, indices: Tensor, p: Plan, how: Recipe
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     (N, C, P), K = grad.shape, indices.shape[1]
-    plain, cross = (torch.empty(C, 2, dtype=torch.float64) for _ in range(2))
+    plain, cross = (_doubles(C, 2) for _ in range(2))
     if not any(_add_up("products", way, top, p, (grad, xhat, plain, cross)) for way, top in p.products):
         return None
-    vectors, amounts = torch.empty(2, C, dtype=torch.float64), torch.empty(C, K, dtype=torch.float64)
-    dparameters = torch.empty(2, C)
+    vectors, amounts = _doubles(2, C), _doubles(C, K)
+    dparameters = torch.empty(2, C, dtype=grad.dtype, device="cpu")
     fine = gradient_statistics(
         plain.numpy(),
         cross.numpy(),

@@ -37,6 +37,8 @@ def recipe(
     if form is None:
         return Recipe(None, 0, LARGEST, 0, False, stream=stream) if blocks is None else None
     low, high = EXPONENTS
+    if form.largest is not None:
+        return None  # an input's exponent would not say whether it saturates
     if form.rounding != "zero" or form.subnormals or form.min_exponent < low or form.max_exponent > high:
         return None
     if blocks is not None and not whole(form, blocks, dtype):

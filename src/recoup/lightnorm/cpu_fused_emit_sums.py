@@ -35,7 +35,7 @@ PRODUCTS = (*SUMS, "g", "xhat", "plain", "cross")
 
 def moments(recipe: Recipe) -> ir.Module:
     """Panels: every channel's exact sum as a pair [C, 2]; every chunk's maximum and minimum [C, K, 2] and their first
-    indices; ``peak``: the largest exponents and extrema met."""
+    indices; ``peak``: the largest exponents met."""
     module, b, v = function("moments", ir.VoidType(), signature(MOMENTS))
     tile = Tile(b, recipe, v["scratch"], v["pitch"])
     row = tile.at(v["scratch"], b.mul(v["pitch"], I64(2)))

@@ -180,7 +180,7 @@ def _normalized(
     found: np.ndarray,
 ) -> tuple[Tensor, Tensor]:
     fine = parameters(gamma.detach().numpy(), beta.detach().numpy(), p.roundings[0], vectors) and fine
-    y, xhat = (torch.empty(x.shape, dtype=x.dtype) for _ in range(2))
+    y, xhat = (torch.empty(x.shape, dtype=x.dtype, device="cpu") for _ in range(2))
     result, normal, how = _bits(y), xhat.numpy().reshape(-1), p.forward[0 if fine else 1]
     arrays = keys, normal, result
     over_rows(
@@ -202,7 +202,11 @@ def backward(
     )
     if found[0]:
         return None
-    vectors, amounts, dparameters = np.empty((2, C)), np.empty((C, K)), torch.empty(2, C, dtype=grad.dtype)
+    vectors, amounts, dparameters = (
+        np.empty((2, C)),
+        np.empty((C, K)),
+        torch.empty(2, C, dtype=grad.dtype, device="cpu"),
+    )
     fine = gradient_statistics(
         plain,
         cross,
@@ -216,7 +220,7 @@ def backward(
         amounts,
         dparameters.numpy(),
     )
-    dx = torch.empty(grad.shape, dtype=grad.dtype)
+    dx = torch.empty(grad.shape, dtype=grad.dtype, device="cpu")
     result, spots, how = _bits(dx), indices.numpy(), p.backward[0 if fine else 1]
     arrays = keys, result
     over_rows(

@@ -29,7 +29,7 @@ def _advise() -> Callable[[int, int, int], int] | None:
 
 def fresh(like: Tensor) -> Tensor:
     """A contiguous tensor of a tensor's shape and dtype, not filled."""
-    made = torch.empty(like.shape, dtype=like.dtype)
+    made = torch.empty(like.shape, dtype=like.dtype, device="cpu")
     size = made.numel() * made.element_size()
     advise = _advise() if size >= LARGE else None
     if advise is not None:

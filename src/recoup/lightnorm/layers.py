@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.functional import _verify_batch_size  # type: ignore[attr-defined]
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -88,7 +89,7 @@ class LightNormLayer(Emulated, _BatchNorm):
             y, mean, s = Joined.apply(x, gamma, beta, self.config, self.eps, self.group, self.title)
         if self.training and self.track_running_stats:
             self._track(mean, s)
-        if not (torch.compiler.is_compiling() or mean.is_meta):
+        if not (torch.compiler.is_compiling() or mean.is_meta or isinstance(mean, FakeTensor)):
             self._count(mean, s)
         return y
 
