@@ -37,7 +37,7 @@ def test_moved_parameters_are_refused():
     net = multilayer()
     simulator = make(net, 0.1)
     net.float()
-    with pytest.raises(RecoupError, match="written to or moved"):
+    with pytest.raises(RecoupError, match="was moved"):
         simulator.step(*vectors(1, dtype=torch.float32)[0])
 
 

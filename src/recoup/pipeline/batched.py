@@ -20,6 +20,7 @@ from recoup.pipeline.derived import refuse_derived_weights
 from recoup.pipeline.norms import OnlineNorm2d
 from recoup.pipeline.schedule import check_delays
 from recoup.pipeline.stages import resolve
+from recoup.pipeline.state import random_state, refuse_unlike, set_random_state
 
 
 class Batched:
@@ -130,7 +131,7 @@ class Batched:
             raise RecoupError("pipeline.Batched: autocast saves cast weights, which stay stale; train in one dtype")
         rates = [run.lr(self.steps) if callable(run.lr) else run.lr for run in self.runs]
         for run, rate in enumerate(rates):
-            if not rate >= 0:
+            if not 0 <= rate < math.inf:
                 raise RecoupError(f"pipeline.Batched: the learning rate of run {run} in step {self.steps} is {rate!r}")
         return [float(rate) for rate in rates]
 
@@ -162,11 +163,12 @@ class Batched:
         return model
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the runs need to go on bit for bit, as tensors and plain values."""
+        """Everything that the runs need to go on bit for bit, torch's default random generators included."""
         return {
             "configuration": self._configuration(),
             "steps": self.steps,
             "diverged": dict(self.diverged),
+            "random": random_state(self._device),
             "blocks": {name: block.state() for name, block in self._blocks.items()},
         }
 
@@ -175,17 +177,30 @@ class Batched:
         """The inverse of `state_dict`; learning rates are not part of it.
 
         Raises:
-            RecoupError: the state of other runs; the message says what differs. Nothing is then changed.
+            RecoupError: the state of other runs, or one that is incomplete; the message says what differs. Nothing is
+                then changed.
         """
-        mine, theirs = self._configuration(), state.get("configuration", {})
+        mine, theirs = self._configuration(), state.get("configuration") if isinstance(state, dict) else None
+        if not isinstance(theirs, dict):
+            raise RecoupError("pipeline.Batched: no state of a Batched: it has no configuration")
         for name, value in mine.items():
             if theirs.get(name) != value:
                 raise RecoupError(
                     f"pipeline.Batched: the state is of other runs: {name} is {theirs.get(name)!r}, here {value!r}"
                 )
+        ours = self.state_dict()
+        refuse_unlike(
+            {n: ours[n] for n in ("steps", "blocks")}, {n: state[n] for n in ("steps", "blocks") if n in state}
+        )
+        refuse_unlike({"cpu": ours["random"]["cpu"]}, {"cpu": state.get("random", {}).get("cpu")}, "the random state")
         for name, block in self._blocks.items():
             block.load(state["blocks"][name])
+        set_random_state(state["random"], self._device)
         self.steps, self.diverged = int(state["steps"]), {int(k): int(v) for k, v in state["diverged"].items()}
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self._blocks.values())).w.device
 
     def _configuration(self) -> dict[str, Any]:
         return {

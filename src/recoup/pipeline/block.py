@@ -67,8 +67,8 @@ class Block:
         self.momentum = self._column([run.momentum for run in runs])
         self.decay = self._column([run.weight_decay for run in runs])
         pairs = [spike(run.momentum, how.compensation * D) for run, how, D in zip(runs, hows, delays, strict=True)]
-        compensated = any(how.compensation for how in hows)
-        self.a, self.b = (self._column([pair[i] for pair in pairs]) if compensated else None for i in (0, 1))
+        self.compensated = any(how.compensation for how in hows)
+        self.a, self.b = (self._column([pair[i] for pair in pairs]) for i in (0, 1))
         shrinks = [how.shrink**D for how, D in zip(hows, delays, strict=True)]
         self.shrink = self._column(shrinks) if min(shrinks) < 1 else None
         self.annealing = [(max(D, 1), how.annealing) for how, D in zip(hows, delays, strict=True)]
@@ -136,8 +136,8 @@ class Block:
         if self.before is not None:
             self.before.copy_(self.w)
         change = self.velocity
-        if self.a is not None:
-            change = torch.mul(self.velocity, self.a, out=self.scratch)
+        if self.compensated:
+            change = torch.mul(self.velocity, 0.0 if self.a is None else self.a, out=self.scratch)
             change.add_(gradient.mul_(0.0 if self.b is None else self.b))
         if any(K for _, K in self.annealing):
             late = [D ** (1 - min(step / K, 1)) if K else 1.0 for D, K in self.annealing]

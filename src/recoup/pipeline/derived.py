@@ -7,17 +7,20 @@ Where others decide what is saved (activation checkpoints, offloading), that can
 custom `autograd.Function` keeps as attributes of its context is not seen.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from recoup.errors import RecoupError
+from recoup.pipeline.state import as_it_was
 
 ADVICE = (
     "the backward pass would use the ones of the forward: use mitigation='stash', delays of 0, or a module that "
@@ -34,7 +37,8 @@ def refuse_derived_weights(model: nn.Module, x: Any, parameters: Sequence[Tensor
 
     Args:
         model: run once on ``x``; its buffers and the random state are put back.
-        x: an input; every tensor in it counts.
+        x: an input; every tensor and numpy array in it counts, also within dataclasses, mappings and lists. The model
+            sees a copy of its tensors.
         parameters: those that the pipeline overwrites; frozen ones are constants.
 
     Raises:
@@ -61,13 +65,20 @@ def refuse_derived_weights(model: nn.Module, x: Any, parameters: Sequence[Tensor
             found.append(here())
         return tensor
 
-    trace = _Origins(parameters, x, pack, lambda: foreign.append(here()))
+    x = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, x)  # a pass may write to its input
+    activations = set(_addresses(x))
+    trace = _Origins(parameters, activations, pack, lambda: foreign.append(here()))
     devices = {p.device for p in parameters if p.device.type == "cuda"}
     saved = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-    with _as_it_was(model), _named(model, running), torch.random.fork_rng(devices), torch.enable_grad(), saved, trace:
+    with as_it_was(model), _named(model, running), torch.random.fork_rng(devices), torch.enable_grad(), saved, trace:
         _refuse_reentrant(model(x))
     if foreign:
         raise RecoupError(f"pipeline: {_shown(foreign[0])} {FOREIGN}")
+    if found and not activations:
+        raise RecoupError(
+            f"pipeline: no tensor was found in the input, a {type(x).__name__}, so what stems from it cannot be told "
+            "from what stems from weights alone; give the model tensors, or use mitigation='stash'"
+        )
     if found:
         raise RecoupError(f"pipeline: {_shown(found[0])} saves weights derived from its parameters, and {ADVICE}")
 
@@ -76,12 +87,16 @@ class _Origins(TorchDispatchMode):
     """Sorts all storages by what they were computed from: the input, or parameters alone."""
 
     def __init__(
-        self, parameters: Iterable[Tensor], x: Any, pack: Callable[[Tensor], Tensor], foreign: Callable[[], None]
+        self,
+        parameters: Iterable[Tensor],
+        activations: set[int],
+        pack: Callable[[Tensor], Tensor],
+        foreign: Callable[[], None],
     ) -> None:
         super().__init__()
         self._pack, self._foreign = pack, foreign
         self.parameters = {_storage(parameter) for parameter in parameters}
-        self.activations = {_storage(leaf) for leaf in tree_leaves(x) if isinstance(leaf, Tensor)}
+        self.activations = set(activations)
         self.derived: set[int] = set()
         self._alive: list[Tensor] = []  # or an address could come back with another origin
 
@@ -124,6 +139,23 @@ def _hooks() -> tuple[Any, Any] | None:
     return torch._C._autograd._top_saved_tensors_default_hooks(True)  # type: ignore[attr-defined]
 
 
+def _addresses(x: Any) -> Iterator[int]:
+    """Where the tensors and numpy arrays of an input lie."""
+    for leaf in tree_leaves(x):
+        if isinstance(leaf, Tensor):
+            yield _storage(leaf)
+        elif isinstance(leaf, np.ndarray):
+            yield leaf.ctypes.data
+        elif isinstance(leaf, Mapping):
+            yield from _addresses(list(leaf.values()))
+        elif isinstance(leaf, Sequence) and not isinstance(leaf, str | bytes):
+            yield from _addresses(list(leaf))
+        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            yield from _addresses([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
+        elif hasattr(leaf, "__dict__") and not isinstance(leaf, type):
+            yield from _addresses([value for value in vars(leaf).values() if value is not leaf])
+
+
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
@@ -148,15 +180,3 @@ def _named(model: nn.Module, running: list[str]) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@contextmanager
-def _as_it_was(model: nn.Module) -> Iterator[None]:
-    """Put buffers back, whatever the forward pass did to them."""
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                buffer.copy_(buffers[name])

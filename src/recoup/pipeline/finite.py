@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from recoup.errors import RecoupError
-from recoup.pipeline.derived import _as_it_was
+from recoup.pipeline.state import as_it_was
 
 
 def scalar(value: Any) -> Tensor:
@@ -50,7 +50,7 @@ def broken_stage(model: nn.Module, x: Any, stages: Sequence[Sequence[str]], part
             hooks.append(module.register_forward_hook(_told(found, f"the output of {_module(name)}", first + stage)))
     devices = {part.device for part in parts if part.device.type == "cuda"}
     try:
-        with _as_it_was(model), torch.random.fork_rng(devices), torch.no_grad():
+        with as_it_was(model), torch.random.fork_rng(devices), torch.no_grad():
             model(x)
     finally:
         for hook in hooks:

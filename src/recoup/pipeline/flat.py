@@ -10,6 +10,7 @@ from recoup.errors import RecoupError
 
 # Every parameter begins where an allocation of its own could: elsewhere MKL's and oneDNN's products round otherwise.
 ALIGNMENT = 64
+WRITTEN = "written to"  # the change that `FlatParameters.accept` undoes
 
 
 class FlatParameters:
@@ -104,4 +105,12 @@ class FlatParameters:
         index = next(i for i, mark in enumerate(self._marks) if now[i] != mark)
         found = self._trained[index]
         name = next(name for name, parameter in self._named.items() if parameter is found)
-        return f"{name} was {'written to or moved' if found.requires_grad else 'frozen'}"
+        if not found.requires_grad:
+            return f"{name} was frozen"
+        return f"{name} was {WRITTEN if now[index][1] == self._marks[index][1] else 'moved'}"
+
+    def accept(self) -> None:
+        """Take what others wrote as undone: the whole vector was written since. What was moved or frozen stays so."""
+        now = self._look()
+        if [mark[1:] for mark in now] == [mark[1:] for mark in self._marks]:
+            self._marks = now

@@ -20,7 +20,7 @@ from recoup.errors import RecoupError
 from recoup.formats.fields import boolean, integer
 from recoup.pipeline.derived import refuse_derived_weights
 from recoup.pipeline.finite import broken_stage, refuse_gradient, scalar
-from recoup.pipeline.flat import FlatParameters
+from recoup.pipeline.flat import WRITTEN, FlatParameters
 from recoup.pipeline.graphs import Graphs, Pass
 from recoup.pipeline.mitigation import Mitigation
 from recoup.pipeline.optimizer import Ring, StageOptimizer
@@ -39,7 +39,9 @@ class Simulator:
 
     Args:
         model: trained in place, in its dtype; after every step, also after an error, its parameters are the newest
-            weights. It must not change its parameters by itself.
+            weights. It must not change its parameters by itself, and what others write to them is refused in the next
+            step, or, by way of ``.data``, which torch does not count, undone. A copy.deepcopy of a Simulator is
+            refused too: make a new one and load the state.
         stages: lists of module names; see `pipeline.stages`. `automatic` makes them for common networks.
         delays: D_s of every stage, in updates; see `delays`.
         lr: the learning rate, or a function of the update's number; it may be set between steps.
@@ -203,11 +205,10 @@ class Simulator:
         raise RecoupError(f"pipeline: the loss of {where} is {number}: {reason}; nothing was updated")
 
     def refuse_gradient(self, where: str, total: float | None = None) -> None:
-        """Raise if an update is due and its gradient, whose sum is ``total``, is not finite."""
-        if (self.steps + 1) % self.update_size == 0:
-            total = self._flat.gradient.sum().item() if total is None else total
-            if not math.isfinite(total):  # the sum of large numbers may be infinite: look closer
-                refuse_gradient(self._flat.gradient, self._flat.sizes, self.first, where)
+        """Raise if the gradient so far, whose sum is ``total``, is not finite."""
+        total = self._flat.gradient.sum().item() if total is None else total
+        if not math.isfinite(total):  # the sum of large numbers may be infinite: look closer
+            refuse_gradient(self._flat.gradient, self._flat.sizes, self.first, where)
 
     def update(self) -> None:
         """Count a backward pass; after ``update_size`` of them, update."""
@@ -227,15 +228,19 @@ class Simulator:
     def _begin(self) -> Tensor | None:
         """Remember what an error must put back; the gradient of an update that is not complete."""
         gradient, under_way = self._flat.gradient, self.steps % self.update_size
-        if gradient._version != self._seen:  # a backward pass of somebody else, for which we are not to blame
-            if under_way:
-                raise RecoupError(
-                    "pipeline.Simulator: the parameters' gradients were changed between the samples of one update; use "
-                    "torch.autograd.grad for gradients of your own, or do it between updates"
-                )
+        if under_way:
+            self._refuse_foreign_gradient()
+        elif gradient._version != self._seen:  # a backward pass of somebody else
             gradient.zero_()
         self._buffers.keep()
         return gradient.clone() if under_way else None
+
+    def _refuse_foreign_gradient(self) -> None:
+        if self._flat.gradient._version != self._seen:
+            raise RecoupError(
+                "pipeline.Simulator: the parameters' gradients were changed between the samples of one update; use "
+                "torch.autograd.grad for gradients of your own, or do it between updates"
+            )
 
     def _undo(self, kept: Tensor | None) -> None:
         """No gradient and no statistics of an unfinished step."""
@@ -255,9 +260,10 @@ class Simulator:
         """Refuse what would silently use stale weights or statistics of one sample."""
         changed = self._flat.changed()
         if changed is not None:
+            advice = "make a new Simulator" + ", or use its load_state_dict" * changed.endswith(WRITTEN)
             raise RecoupError(
                 f"pipeline.Simulator: {changed} since the pipeline was filled, and older versions of it are under way: "
-                "make a new Simulator, or use its load_state_dict"
+                f"{advice}"
             )
         self._refuse_torn()
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
@@ -286,12 +292,18 @@ class Simulator:
         That is also the model's buffers and frozen parameters, and the state of torch's default random generators.
         """
         self._refuse_torn()
+        if self.steps % self.update_size:
+            self._refuse_foreign_gradient()
+        return self._state()
+
+    def _state(self) -> dict[str, Any]:
+        gradient = self._flat.gradient
         return {
             "configuration": self._configuration(),
             "steps": self.steps,
             "updates": self.updates,
             "written": self._written,
-            "gradient": self._flat.gradient.clone(),
+            "gradient": gradient.clone() if self.steps % self.update_size else torch.zeros_like(gradient),
             "optimizer": self._optimizer.state(),
             "ring": [rows.clone() for rows in self._ring.rows],
             "buffers": {name: buffer.clone() for name, buffer in self.model.named_buffers()},
@@ -315,11 +327,7 @@ class Simulator:
                 raise RecoupError(
                     f"pipeline.Simulator: the state is of another run: {name} is {theirs.get(name)!r}, here {value!r}"
                 )
-        torn, self._torn = self._torn, False
-        try:
-            ours = self.state_dict()
-        finally:
-            self._torn = torn
+        ours = self._state()
         rest = [name for name in ours if name not in ("configuration", "random")]  # generators differ with the machine
         refuse_unlike({name: ours[name] for name in rest}, {name: state[name] for name in rest if name in state})
         refuse_unlike({"cpu": ours["random"]["cpu"]}, {"cpu": state.get("random", {}).get("cpu")}, "the random state")
@@ -339,6 +347,7 @@ class Simulator:
         self.steps, self.updates, self._written = (int(state[name]) for name in ("steps", "updates", "written"))
         self._seen, self._torn = self._flat.gradient._version, False
         self.settle()
+        self._flat.accept()
 
     def _configuration(self) -> dict[str, Any]:
         return {

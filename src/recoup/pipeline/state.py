@@ -1,6 +1,7 @@
 """What belongs to a model beside its trained weights, kept and put back: buffers and random generators."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,12 +17,7 @@ class Buffers:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._places = [
-            (module._buffers, name)
-            for module in model.modules()
-            for name, b in module._buffers.items()
-            if b is not None
-        ]
+        self._places = [(module._buffers, name) for module in model.modules() for name in module._buffers]
         self._kept: list[tuple[Tensor | None, Tensor | None]] = []
 
     def keep(self) -> None:
@@ -37,6 +33,23 @@ class Buffers:
             home[name] = buffer
             if buffer is not None and kept is not None:
                 buffer.copy_(kept)
+
+
+@contextmanager
+def as_it_was(model: nn.Module) -> Iterator[None]:
+    """Put buffers back, whatever passes within did to them: written, replaced or created."""
+    homes = [module._buffers for module in model.modules()]
+    kept = [{name: (b, None if b is None else b.clone()) for name, b in home.items()} for home in homes]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for home, buffers in zip(homes, kept, strict=True):
+                home.clear()
+                for name, (buffer, value) in buffers.items():
+                    home[name] = buffer
+                    if buffer is not None and value is not None:
+                        buffer.copy_(value)
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
@@ -62,20 +75,20 @@ def refuse_unlike(ours: Any, theirs: Any, place: str = "the state") -> None:
     """
     if isinstance(ours, Tensor):
         if not isinstance(theirs, Tensor) or ours.shape != theirs.shape or ours.dtype != theirs.dtype:
-            raise RecoupError(f"pipeline.Simulator: {place} is {_kind(theirs)}; it must be {_kind(ours)}")
+            raise RecoupError(f"pipeline: {place} is {_kind(theirs)}; it must be {_kind(ours)}")
     elif isinstance(ours, dict):
         if not isinstance(theirs, dict) or set(ours) != set(theirs):
             keys = sorted(set(ours) ^ set(theirs)) if isinstance(theirs, dict) else _kind(theirs)
-            raise RecoupError(f"pipeline.Simulator: {place} is of another run or incomplete; it differs in {keys}")
+            raise RecoupError(f"pipeline: {place} is of another run or incomplete; it differs in {keys}")
         for name, value in ours.items():
             refuse_unlike(value, theirs[name], f"{place}[{name!r}]")
     elif isinstance(ours, list):
         if not isinstance(theirs, list) or len(ours) != len(theirs):
-            raise RecoupError(f"pipeline.Simulator: {place} must be a list of {len(ours)}; it is {_kind(theirs)}")
+            raise RecoupError(f"pipeline: {place} must be a list of {len(ours)}; it is {_kind(theirs)}")
         for index, (value, other) in enumerate(zip(ours, theirs, strict=True)):
             refuse_unlike(value, other, f"{place}[{index}]")
     elif type(ours) is not type(theirs):
-        raise RecoupError(f"pipeline.Simulator: {place} is {_kind(theirs)}; it must be {_kind(ours)}")
+        raise RecoupError(f"pipeline: {place} is {_kind(theirs)}; it must be {_kind(ours)}")
 
 
 def _kind(value: Any) -> str:

@@ -96,7 +96,7 @@ class Worker:
             entered.requires_grad_()
         self.core.show(k)
         with torch.enable_grad():
-            left = self.part(entered)
+            left = self.part(entered.clone())  # it may write to its input, and what entered must stay as it was
         if not isinstance(left, Tensor):
             raise RecoupError(
                 f"pipeline: rank {self.rank}'s part of the model gives a {type(left).__name__}; every child of the "
@@ -107,10 +107,10 @@ class Worker:
     def backward(self, j: int) -> None:
         """Bring sample j's gradient through, and update."""
         sample = self.under_way.pop(j)
-        flow = self._loss(j, sample) if self.last else self._gradient()
+        root, flow = (self._loss(j, sample), None) if self.last else (sample.left, self._gradient())
         self.core.attach()
         self.core.show_newest(j)
-        sample.left.backward(flow)
+        root.backward(flow)
         self.core.refuse_gradient(f"step {j} (rank {self.rank})")
         if self.rank:
             gradient = sample.entered.grad
@@ -118,10 +118,9 @@ class Worker:
         self.core.update()
 
     def _loss(self, j: int, sample: UnderWay) -> Tensor:
-        """Compute sample j's loss; its gradient with respect to what left the last rank."""
-        left = sample.left.detach().requires_grad_()
+        """Sample j's loss."""
         with torch.enable_grad():
-            value = scalar(self.core.loss(left, self.targets(j)))
+            value = scalar(self.core.loss(sample.left, self.targets(j)))
         number = value.item()
         if not math.isfinite(number):
             where = f"step {j} (rank {self.rank}, the last stage)"
@@ -132,7 +131,7 @@ class Worker:
                 )
             self.core.refuse_loss(number, sample.entered.detach(), where)
         self.losses.append(number)
-        return torch.autograd.grad(value, left)[0]
+        return value
 
     def finish(self) -> None:
         """Leave the newest weights in the part, and no gradient; whatever happened."""

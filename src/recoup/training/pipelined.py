@@ -19,7 +19,7 @@ from recoup.evaluate import evaluate
 from recoup.files import write_atomically
 from recoup.formats.fields import integer
 from recoup.pipeline import Mitigation, Simulator, automatic, constant_delays, scale_hyperparameters
-from recoup.pipeline.schedule import MAX_STAGES
+from recoup.pipeline.schedule import MAX_STAGES, check_delays
 from recoup.pipeline.schedule import delays as scheduled
 from recoup.training.progress import bar
 from recoup.training.schedule import schedule
@@ -48,7 +48,7 @@ def delays_named(value: str | int) -> str | int:
 def _delays(value: str | int | Sequence[int] | None, stages: int) -> list[int]:
     """Of every stage."""
     if value is not None and not isinstance(value, str | int):
-        return list(value)
+        return check_delays(value, stages)
     named = delays_named("fine-grained" if value is None else value)
     if isinstance(named, int):
         return constant_delays(stages, named)
