@@ -4,10 +4,8 @@ No function touches pyplot or leaves a matplotlib setting changed. Series differ
 distinct for colour-blind readers) and in marker or hatching.
 """
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ParamSpec, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -17,69 +15,13 @@ from recoup.lightnorm.config import LightNorm, Scale
 from recoup.lightnorm.cost import WORD, block_bits, widths
 from recoup.lightnorm.passes import rounded
 from recoup.lightnorm.scale import constant, gaussian_range
-
-P = ParamSpec("P")
+from recoup.palette import LIGHT, MARKERS, Palette, styled
 
 WIDTH = 9.2  # inches
-MARKERS = ("o", "s", "^", "D")
 SCALES: tuple[Scale, ...] = ("gaussian", "hoffer", "paper")
 CHUNK_SIZES = tuple(2**e for e in range(2, 18))
 DRAWS, LARGEST_DRAW, SEED = 400, 2**11, 0  # Monte Carlo: channels a size, largest chunk
 BINS = 81
-
-
-@dataclass(frozen=True, slots=True)
-class Palette:
-    """Colours: text, axes and their labels, grid, and series."""
-
-    ink: str = "#1b1f24"
-    muted: str = "#59636e"
-    grid: str = "#dfe3e8"
-    series: tuple[str, ...] = ("#59636e", "#0072b2", "#d55e00", "#009e73")
-
-    def style(self) -> dict[str, Any]:
-        """matplotlib's settings."""
-        return {
-            "font.size": 9,
-            "text.color": self.ink,
-            "axes.edgecolor": self.muted,
-            "axes.labelcolor": self.muted,
-            "axes.titlesize": 9.5,
-            "axes.titleweight": "bold",
-            "axes.titlelocation": "left",
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.linewidth": 0.6,
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "grid.color": self.grid,
-            "grid.linewidth": 0.6,
-            "xtick.color": self.muted,
-            "ytick.color": self.muted,
-            "xtick.major.size": 0,
-            "ytick.major.size": 0,
-            "xtick.minor.size": 0,
-            "ytick.minor.size": 0,
-            "legend.frameon": False,
-        }
-
-
-LIGHT = Palette()
-
-
-def _styled(draw: Callable[P, Any]) -> Callable[P, Any]:
-    """Draw in the style of the ``palette`` argument, whatever the user's settings, and leave those alone."""
-
-    @functools.wraps(draw)
-    def drawn(*args: P.args, **kwargs: P.kwargs) -> Any:
-        from matplotlib import rc_context
-
-        palette = kwargs.get("palette", LIGHT)
-        assert isinstance(palette, Palette)
-        with rc_context(cast("Any", palette.style())):
-            return draw(*args, **kwargs)
-
-    return drawn
 
 
 def _canvas(columns: int, height: float, **options: Any) -> tuple[Any, list[Any]]:
@@ -89,7 +31,7 @@ def _canvas(columns: int, height: float, **options: Any) -> tuple[Any, list[Any]
     return figure, list(figure.subplots(1, columns, squeeze=False, **options)[0])
 
 
-@_styled
+@styled
 def traffic_figure(variants: Mapping[str, LightNorm | None], *, palette: Palette = LIGHT) -> Any:
     """Stored bits of an element, and bits an element moves in a training step, a bar each a variant.
 
@@ -140,7 +82,7 @@ def _stored_bars(axis: Any, y: int, bits: tuple[float, float], palette: Palette)
         axis.text(value + 0.4, y + offset, f"{value:.4g}", va="center", fontsize=7.5)
 
 
-@_styled
+@styled
 def accuracy_figure(rows: Sequence[tuple[str, LightNorm | None, Sequence[float]]], *, palette: Palette = LIGHT) -> Any:
     """Accuracy against the stored bits of an activation: mean and span of the runs.
 
@@ -189,7 +131,7 @@ def _kind(config: LightNorm | None) -> int:
     return 1 if config.forward is None else 2 if config.block is None else 3
 
 
-@_styled
+@styled
 def scale_figure(*, chunks: int = 8, palette: Palette = LIGHT) -> Any:
     """s / sigma of Gaussian data by n, for each of the three constants.
 
@@ -248,7 +190,7 @@ def simulated_ranges(samples: int, chunks: int) -> np.ndarray:
     return np.ptp(x, axis=2).mean(1)
 
 
-@_styled
+@styled
 def rounding_figure(x: Tensor, config: LightNorm, *, palette: Palette = LIGHT) -> Any:
     """A feature map before and after LightNorm's rounding B(F(x)): values, and magnitudes by powers of two.
 

@@ -14,11 +14,9 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from recoup.lightnorm import LightNorm
 from recoup.lightnorm.cost import widths
-from recoup.lightnorm.plots import Palette
 from recoup.lightnorm.plots import traffic_figure as draw_traffic
 from recoup.nbsmt import NBSMT
-from recoup.palette import MARKERS
-from recoup.palette import Palette as PagePalette
+from recoup.palette import MARKERS, Palette
 from recoup.pipeline.plots import curves_figure
 from recoup.report.pipeline import ChapterLine
 from recoup.report.summary import Summary
@@ -37,29 +35,8 @@ VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--rule", PAGE: "--page"} | {
     c: f"--series-{i + 1}" for i, c in enumerate(SERIES)
 }
 
-STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "font.size": 9,
-    "text.color": INK,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": MUTED,
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "ytick.minor.size": 0,
-    "legend.frameon": False,
-}
+COLOURS = Palette(INK, MUTED, GRID, SERIES, PAGE)
+STYLE: dict[str, Any] = {"svg.fonttype": "none", **COLOURS.style()}
 WIDTH = 9.2  # inches; scaled to the page by the browser
 
 
@@ -188,7 +165,7 @@ def traffic_figure(results: Results) -> str | None:
     if not norms:
         return None
     variants = {"float32 batch norm": None, **norms}
-    figure = draw_traffic(variants, palette=Palette(INK, MUTED, GRID, SERIES))
+    figure = draw_traffic(variants, palette=COLOURS)
     _clear(figure)
     said = "; ".join(f"{name}: {widths(config).blocks:g}" for name, config in variants.items())
     return svg(figure, "traffic", f"Bits an element moves in a training step, with whole blocks. {said}.")
@@ -200,7 +177,7 @@ def pipeline_figure(chapter: PipelineResults, lines: Sequence[ChapterLine]) -> s
     runs = {label: chapter.of(label) for label in chapter.labels()}
     losses = {label: [_with_gaps(row.losses, row.losses) for row in rows] for label, rows in runs.items()}
     accuracies = {label: [_with_gaps(row.accuracies, row.losses) for row in rows] for label, rows in runs.items()}
-    figure = curves_figure(chapter.images, losses, accuracies, palette=PagePalette(INK, MUTED, GRID, SERIES, PAGE))
+    figure = curves_figure(chapter.images, losses, accuracies, palette=COLOURS)
     _clear(figure)
     said = "; ".join(f"{line.label}: {line.text}" for line in lines)
     return svg(figure, "pipeline", f"Training loss and test accuracy in the course of training. At the end, {said}.")
