@@ -50,6 +50,21 @@ def mitigation_of(run: Run) -> Mitigation:
     return Mitigation.parse(run.mitigation) if isinstance(run.mitigation, str) else run.mitigation
 
 
+class _Some:
+    """Some runs, and a column of values of theirs, or two; ``rows`` None: all runs."""
+
+    def __init__(self, rows: Tensor | None, first: Tensor, second: Tensor | None = None) -> None:
+        self.rows, self.first, self.second = rows, first, first if second is None else second
+
+    def of(self, x: Tensor) -> Tensor:
+        """Their rows."""
+        return x if self.rows is None else x.index_select(0, self.rows)
+
+    def put(self, part: Tensor, into: Tensor) -> None:
+        """Write their rows."""
+        into.copy_(part) if self.rows is None else into.index_copy_(0, self.rows, part)
+
+
 class Block:
     """One parameter of all runs: newest weights, velocity, ring and the live weights that the graph refers to.
 
@@ -67,8 +82,7 @@ class Block:
         self.momentum = self._column([run.momentum for run in runs])
         self.decay = self._column([run.weight_decay for run in runs])
         pairs = [spike(run.momentum, how.compensation * D) for run, how, D in zip(runs, hows, delays, strict=True)]
-        self.compensated = any(how.compensation for how in hows)
-        self.a, self.b = (self._column([pair[i] for pair in pairs]) for i in (0, 1))
+        self.spikes = self._some([how.compensation for how in hows], *zip(*pairs, strict=True))
         shrinks = [how.shrink**D for how, D in zip(hows, delays, strict=True)]
         self.shrink = self._column(shrinks) if min(shrinks) < 1 else None
         self.annealing = [(max(D, 1), how.annealing) for how, D in zip(hows, delays, strict=True)]
@@ -78,10 +92,11 @@ class Block:
             by_velocity.append(how.horizon * (D + early) if how.prediction in ("velocity", "spectrain") else 0.0)
             by_weight.append(how.horizon * D if how.prediction == "weight" else 0.0)
             back.append(how.horizon * early)
-        self.by_velocity, self.by_weight, self.back = map(self._column, (by_velocity, by_weight, back))
+        self.by_velocity, self.by_weight, self.back = (self._some(v, v) for v in (by_velocity, by_weight, back))
         self.before = self.w.clone() if self.by_weight is not None else None
-        self.stash = torch.tensor([[how.stash] for how in hows], device=self.w.device)
-        self.some_stash, self.all_stash = bool(self.stash.any()), bool(self.stash.all())
+        stashing = [run for run, how in enumerate(hows) if how.stash]
+        self.all_stash = len(stashing) == len(hows)
+        self.stashing = torch.tensor(stashing, device=self.w.device) if stashing else None
         self.depth = max(delays) + 1
         self.ring = self.w.expand(self.depth, *self.w.shape).clone()
         self.same = len(set(delays)) == 1
@@ -93,18 +108,24 @@ class Block:
             return values[0] or None
         return torch.tensor(values, dtype=torch.float64).to(self.w)[:, None]
 
+    def _some(self, which: Sequence[float], *values: Sequence[float]) -> "_Some | None":
+        """The runs whose entry of ``which`` is not 0, with their values; None if there are none."""
+        rows = [run for run, flag in enumerate(which) if flag]
+        if not rows:
+            return None
+        columns = [torch.tensor([v[run] for run in rows], dtype=torch.float64).to(self.w)[:, None] for v in values]
+        return _Some(None if len(rows) == len(which) else torch.tensor(rows, device=self.w.device), *columns)
+
     @torch.no_grad()
     def show(self, step: int, rates: Sequence[float]) -> None:
         """Predict, keep the prediction, and make live what this step's forward pass sees: version max(0, step - D)."""
         now = self.ring[step % self.depth]
+        now.copy_(self.w)
         if self.by_velocity is not None:
-            torch.mul(self.velocity, self.by_velocity, out=now)
-            now.mul_(self._negative(rates)).add_(self.w)
-        else:
-            now.copy_(self.w)
+            self._predict(now, self.by_velocity, rates)
         if self.by_weight is not None and self.before is not None:
-            torch.sub(self.w, self.before, out=self.scratch)
-            now.add_(self.scratch.mul_(self.by_weight))
+            w = self.by_weight.of(self.w)
+            self.by_weight.put(torch.sub(w, self.by_weight.of(self.before)).mul_(self.by_weight.first).add_(w), now)
         if self.same:
             self.live.copy_(self.ring[max(0, step - self.delays[0]) % self.depth])
         else:
@@ -116,12 +137,18 @@ class Block:
         """Make live what the backward pass sees: the newest weights, those ahead, or with stashing the same."""
         if self.all_stash:
             return
-        newest = self.w
+        kept = None if self.stashing is None else self.live.index_select(0, self.stashing)
+        self.live.copy_(self.w)
         if self.back is not None:
-            newest = torch.mul(self.velocity, self.back, out=self.scratch).mul_(self._negative(rates)).add_(self.w)
-        if self.some_stash:
-            newest = torch.where(self.stash, self.live, newest)
-        self.live.copy_(newest)
+            self._predict(self.live, self.back, rates)
+        if kept is not None and self.stashing is not None:
+            self.live.index_copy_(0, self.stashing, kept)
+
+    def _predict(self, into: Tensor, some: "_Some", rates: Sequence[float]) -> None:
+        """w - eta T v of some runs."""
+        rate = self._negative(rates)
+        part = some.of(self.velocity) * some.first
+        some.put(part.mul_(some.of(rate) if isinstance(rate, Tensor) else rate).add_(some.of(self.w)), into)
 
     @torch.no_grad()
     def update(self, gradient: Tensor, rates: Sequence[float], step: int) -> None:
@@ -136,9 +163,10 @@ class Block:
         if self.before is not None:
             self.before.copy_(self.w)
         change = self.velocity
-        if self.compensated:
-            change = torch.mul(self.velocity, 0.0 if self.a is None else self.a, out=self.scratch)
-            change.add_(gradient.mul_(0.0 if self.b is None else self.b))
+        if self.spikes is not None:
+            part = self.spikes.of(self.velocity) * self.spikes.first
+            change = self.scratch if self.spikes.rows is None else self.scratch.copy_(self.velocity)
+            self.spikes.put(part.add_(self.spikes.of(gradient) * self.spikes.second), change)
         if any(K for _, K in self.annealing):
             late = [D ** (1 - min(step / K, 1)) if K else 1.0 for D, K in self.annealing]
             change = torch.div(change, torch.tensor(late, dtype=torch.float64).to(self.w)[:, None], out=self.scratch)
