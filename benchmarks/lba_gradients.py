@@ -21,8 +21,8 @@ import recoup as rc
 from benchmarks.log import Log
 from benchmarks.measure import RESULTS, save
 from recoup.data import root
-from recoup.emulated import emulated_layers
 from recoup.lba.config import GRADIENTS
+from recoup.network.emulated import emulated_layers
 from recoup.training import Settings, Stage, train
 
 SEEDS = (0, 1, 2, 3, 4)

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from benchmarks.measure import interleaved, medians, save
 from recoup import lba
+from recoup.kernels.llvm import Target, host
 from recoup.lba import LBA, cpu
-from recoup.llvm import Target, host
 
 MAIN = (384, 1152, 1024)
 LAYERS = ((16, 144, 8192), (32, 288, 4096), (64, 576, 2048), (512, 4608, 512), (4096, 4096, 32), (64, 64, 64))

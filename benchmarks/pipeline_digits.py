@@ -26,7 +26,7 @@ from scipy import stats
 from benchmarks.log import Log
 from benchmarks.measure import RESULTS, save
 from recoup.pipeline import Mitigation
-from recoup.pipeline.plots import delay_figure
+from recoup.plots.pipeline import delay_figure
 from recoup.study.pipeline import PB, SGDM, Case, Setting, study
 
 SEEDS = range(5)

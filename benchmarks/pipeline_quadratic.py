@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.measure import RESULTS, save
 from recoup.pipeline.analysis import Method, half_life
-from recoup.pipeline.plots import half_life_figure
+from recoup.plots.pipeline import half_life_figure
 
 NAMES = {"gdm": "GDM", "sc": "SC", "lwp": "LWP", "lwpv+sc": "LWPv+SC", "lwpw+sc": "LWPw+SC"}
 METHODS: tuple[Method, ...] = get_args(Method)

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 import recoup as rc
-from recoup.demo import WEIGHTS, train_weights
-from recoup.lightnorm import plots
+from recoup.cli.demo import WEIGHTS, train_weights
+from recoup.plots import lightnorm as plots
 
 VARIANTS = {
     "batch norm": None,

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import recoup as rc
-from recoup.emulated import emulated_layers
 from recoup.nbsmt import NBSMTConv2d
+from recoup.network.emulated import emulated_layers
 from tests.networks import CONVOLUTIONS, images, small_net
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import recoup as rc
-from recoup.emulated import running
+from recoup.network.emulated import running
 from tests.networks import images, small_net
 
 NAMES = ["block1.bn1", "block1.bn2", "block2.bn1", "block2.bn2"]

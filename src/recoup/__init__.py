@@ -11,7 +11,7 @@ from recoup import data, formats, lba, lightnorm, models, nbsmt, pipeline
 from recoup.calibrate import calibrate_
 from recoup.emulate import emulate_, restore_
 from recoup.errors import RecoupError, RecoupWarning
-from recoup.evaluate import Accuracy, evaluate
+from recoup.evaluation import Accuracy, evaluate
 from recoup.formats import BlockFloat, Float, Int, quantize
 from recoup.lba import LBA
 from recoup.lightnorm import LightNorm, LightNorm1d, LightNorm2d, LightNorm3d

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recoup.batches import call, count, prepared
-from recoup.emulated import running
 from recoup.errors import RecoupError
-from recoup.modes import evaluating
 from recoup.nbsmt.layers import LAYERS, NBSMTLayer
-from recoup.selection import UNMATCHED, Selection
+from recoup.network.batches import call, count, prepared
+from recoup.network.emulated import running
+from recoup.network.modes import evaluating
+from recoup.network.selection import UNMATCHED, Selection
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -9,16 +9,16 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from recoup.emulated import Emulated, become, emulated_layers, keep_off_fast_path, revert
 from recoup.errors import RecoupError, RecoupWarning
-from recoup.lba.attention import ATTENTION
+from recoup.lba.attention_layers import ATTENTION
 from recoup.lba.config import LBA
 from recoup.lba.layers import LAYERS as LBA_LAYERS
 from recoup.lightnorm.config import LightNorm
 from recoup.lightnorm.layers import LAYERS as LIGHTNORM_LAYERS
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.layers import LAYERS as NBSMT_LAYERS
-from recoup.selection import UNMATCHED, Selection
+from recoup.network.emulated import Emulated, become, emulated_layers, keep_off_fast_path, revert
+from recoup.network.selection import UNMATCHED, Selection
 
 M = TypeVar("M", bound=nn.Module)
 

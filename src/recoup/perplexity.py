@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recoup.batches import call, prepared
 from recoup.errors import RecoupError
-from recoup.modes import evaluating
+from recoup.network.batches import call, prepared
+from recoup.network.modes import evaluating
 
 
 def nats_per_token(model: nn.Module, batches: Iterable[Any], *, progress: bool = False) -> float:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from recoup.batches import call, prepared
-from recoup.emulated import emulated_layers, running
 from recoup.errors import RecoupError
-from recoup.modes import evaluating
+from recoup.network.batches import call, prepared
+from recoup.network.emulated import emulated_layers, running
+from recoup.network.modes import evaluating
 
 Method = Literal["paired", "average", "ema"]
 M = TypeVar("M", bound=nn.Module)

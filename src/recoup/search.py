@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import nn
 
-from recoup.digest import of_batches, of_model
 from recoup.emulate import emulate_, restore_
-from recoup.emulated import emulated_layers
 from recoup.errors import RecoupError
-from recoup.evaluate import evaluate
-from recoup.files import write_atomically
+from recoup.evaluation import evaluate
 from recoup.lba.config import LBA
-from recoup.lba.profile import profile
+from recoup.lba.profiling import profile
 from recoup.lba.repair import correct_gain_
+from recoup.network.emulated import emulated_layers
+from recoup.storage.digest import of_batches, of_model
+from recoup.storage.files import write_atomically
 
 CANDIDATES = tuple(
     LBA.biased(m, e) for m, e in ((10, 5), (9, 5), (8, 5), (7, 4), (6, 4), (5, 4), (4, 4), (4, 3), (3, 3))

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from recoup import lba
 from recoup.errors import RecoupError
 from recoup.formats import Float, Int
+from recoup.kernels.llvm import Target, host
 from recoup.lba import LBA, cpu, reference
-from recoup.llvm import Target, host
 from tests.lba import exact
 from tests.lba.strategies import as_floats, fits, float32, operands, others, truncating
 

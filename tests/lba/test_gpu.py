@@ -13,12 +13,12 @@ import pytest
 import torch
 
 import recoup as rc
-from recoup.emulated import emulated_layers
 from recoup.errors import RecoupError
 from recoup.formats import Float, Int
 from recoup.lba import FP8, LBA, cpu, driver, quantize_operand, reference
 from recoup.lba.config import GRADIENTS
 from recoup.lba.geometry import Geometry
+from recoup.network.emulated import emulated_layers
 from tests.networks import batches_of, small_net
 
 INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"

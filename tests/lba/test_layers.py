@@ -8,10 +8,10 @@ from torch import nn
 
 import recoup as rc
 from recoup import lba
-from recoup.emulated import emulated_layers, running
 from recoup.errors import RecoupError
 from recoup.formats import Float, Int
 from recoup.lba import FP8, LBA, LBAConv1d, LBAConv2d, LBALinear, quantize_operand
+from recoup.network.emulated import emulated_layers, running
 from tests.networks import images, small_net
 
 WIDE = LBA(Float.lba(8, 23, 128), Float.lba(8, 23, 128))  # exact on small whole numbers

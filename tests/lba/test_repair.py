@@ -10,12 +10,12 @@ from torch import nn
 
 import recoup as rc
 from recoup import lba
-from recoup.emulated import emulated_layers, running
 from recoup.errors import RecoupError
 from recoup.formats import Float
 from recoup.lba import LBA
 from recoup.lba.repair import _Fit, fitted_chunk
 from recoup.models.attention import AttentionProducts
+from recoup.network.emulated import emulated_layers, running
 from tests.networks import batches_of, small_net
 
 SHRINKING = LBA.biased(4, 3, bias=4)

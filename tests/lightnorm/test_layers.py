@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 import recoup as rc
-from recoup.emulated import running
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.formats import Float
 from recoup.lightnorm import LightNorm, LightNorm1d, LightNorm2d, LightNorm3d, ops, passes
+from recoup.network.emulated import running
 from tests.networks import batches_of, images, small_net
 
 RANGE = LightNorm.range()

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 import recoup as rc
-from recoup.emulated import running
 from recoup.errors import RecoupError
 from recoup.nbsmt import reference
 from recoup.nbsmt.bias import correct_bias_, mean_loss
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.observe import hooked, nbsmt_layers, see
 from recoup.nbsmt.weights import weight_operand
+from recoup.network.emulated import running
 from tests.nbsmt.strategies import configs
 from tests.networks import CONVOLUTIONS, images, small_net
 

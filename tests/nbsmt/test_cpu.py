@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from recoup import llvm
 from recoup.errors import RecoupError
+from recoup.kernels import llvm
 from recoup.nbsmt.cpu import Int8Convolution, exact_convolution, probe
 
 INT8 = probe().name == "int8"

@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 
 import recoup as rc
-from recoup.emulated import emulated_layers
 from recoup.errors import RecoupError
 from recoup.models import mobilenet_v1, resnet18, resnet20
 from recoup.nbsmt import gpu, reference
@@ -29,6 +28,7 @@ from recoup.nbsmt.groups import groups
 from recoup.nbsmt.ops import convolution, encode
 from recoup.nbsmt.prepare import Geometry, as_2d
 from recoup.nbsmt.weights import quantize_weight
+from recoup.network.emulated import emulated_layers
 from tests.nbsmt.strategies import operands
 
 INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"

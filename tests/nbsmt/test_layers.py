@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch import nn
 
 import recoup as rc
-from recoup.emulated import emulated_layers, running
 from recoup.nbsmt import NBSMTConv1d, NBSMTConv2d, NBSMTLinear
+from recoup.network.emulated import emulated_layers, running
 from tests.networks import images, small_net
 
 FOUR = rc.NBSMT(threads=4)

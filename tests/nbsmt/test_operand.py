@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from llvmlite import binding
 
-from recoup import llvm
 from recoup.errors import RecoupError
+from recoup.kernels import llvm
 from recoup.nbsmt.codes import quantise_kernel, quantise_module
 from recoup.nbsmt.combine import Recipe, combine_module
 from recoup.nbsmt.config import NBSMT, PAIRINGS, POLICIES, ROUNDINGS

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 import recoup as rc
-from recoup.emulated import running
 from recoup.errors import RecoupError
 from recoup.nbsmt import ops, reference, reorder
 from recoup.nbsmt.config import NBSMT, PAIRINGS
 from recoup.nbsmt.observe import nbsmt_layers, see
-from recoup.nbsmt.profile import profile
+from recoup.nbsmt.profiling import profile
 from recoup.nbsmt.reorder import arrange, reorder_, slot_of_position, squared_losses
+from recoup.network.emulated import running
 from tests.networks import CONVOLUTIONS, images, small_net
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import recoup as rc
-from recoup.emulated import running
 from recoup.errors import RecoupError
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.observe import nbsmt_layers
 from recoup.nbsmt.throttle import _ranked, plan_throttling, throttle_
+from recoup.network.emulated import running
 from tests.networks import CONVOLUTIONS, images, small_net
 
 HARSH = NBSMT(threads=4, policy="S", rounding="zero")

@@ -3,8 +3,8 @@ import os
 import pytest
 import torch
 
+from recoup.cli.doctor import Check, examine
 from recoup.errors import RecoupError
-from recoup.study.doctor import Check, examine
 from recoup.study.machine import check_device, cores, cpu_threads, describe, processor
 
 
@@ -41,7 +41,7 @@ def test_doctor_reports_a_fault(monkeypatch):
     def broken(*_):
         raise OSError("no compiler")
 
-    monkeypatch.setattr("recoup.study.doctor.matmul", broken)
+    monkeypatch.setattr("recoup.cli.doctor.matmul", broken)
     assert Check("self-test", "OSError: no compiler", ok=False) in examine()
-    monkeypatch.setattr("recoup.study.doctor.matmul", lambda *_: torch.zeros(3, 1))
+    monkeypatch.setattr("recoup.cli.doctor.matmul", lambda *_: torch.zeros(3, 1))
     assert any(not check.ok and "expected [99, 100, 10]" in check.value for check in examine())

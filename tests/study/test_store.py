@@ -5,7 +5,7 @@ import stat
 import pytest
 
 from recoup.errors import RecoupError
-from recoup.files import write_atomically
+from recoup.storage.files import write_atomically
 from recoup.study.store import FILE, Store
 
 IDENTITY = {"model": "a", "calibration": {"images": 4}, "layers": {}}

@@ -11,9 +11,9 @@ from torch import nn
 
 from recoup.data import load
 from recoup.emulate import emulate_
-from recoup.emulated import emulated_layers
 from recoup.errors import RecoupError
 from recoup.lba import LBA, correct_gain_
+from recoup.network.emulated import emulated_layers
 from recoup.training import Settings, Stage, Trained, fine_tune, train
 from recoup.training.checkpoint import FILE
 from recoup.training.schedule import schedule
@@ -90,7 +90,7 @@ def test_resumed_after_any_step_is_the_same_run(digits, tmp_path, at, optimizer)
 SCRIPT = """
 import sys
 from pathlib import Path
-from recoup.cli import app
+from recoup.cli.main import app
 app(sys.argv[1:])
 """
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from recoup.data.augmentation import Augmentation, CenterCrop, CropFlip, ResizedCrop
 from recoup.errors import RecoupError
-from recoup.threads import over_rows
+from recoup.kernels.threads import over_rows
 
 if TYPE_CHECKING:
     from PIL.Image import Image

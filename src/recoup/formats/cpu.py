@@ -18,7 +18,7 @@ from recoup.formats.cpu_kernels import (
     int_kernel,
 )
 from recoup.formats.spec import BlockFloat, Float, Int
-from recoup.threads import over_rows
+from recoup.kernels.threads import over_rows
 
 __all__ = ["quantize"]
 

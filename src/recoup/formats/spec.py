@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any, Literal, get_args
 
 from recoup.errors import RecoupError
-from recoup.formats.fields import Format, boolean, choice, integer
+from recoup.fields import Format, boolean, choice, integer
 
 __all__ = ["BlockFloat", "Float", "Int"]
 

@@ -1,10 +1,10 @@
 """LBA: networks on accumulators of 12 bits and less."""
 
-from recoup.lba.attention import attention, register_transformers
+from recoup.lba.attention_layers import attention, register_transformers
 from recoup.lba.config import LBA
 from recoup.lba.layers import LBAConv1d, LBAConv2d, LBALinear
 from recoup.lba.ops import matmul
-from recoup.lba.profile import LayerProfile, profile
+from recoup.lba.profiling import LayerProfile, profile
 from recoup.lba.quantizers import FP8, quantize_operand
 from recoup.lba.repair import choose_chunks_, correct_gain_, set_underflow_
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from recoup.errors import RecoupError
+from recoup.fields import boolean, choice, integer
 from recoup.formats import Float, Int
-from recoup.formats.fields import boolean, choice, integer
 
 Gradient = Literal["identity", "recursive_of", "immediate_of", "immediate_diff", "recursive_diff"]
 Nonfinite = Literal["error", "propagate"]

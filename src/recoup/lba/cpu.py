@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recoup.errors import RecoupError
+from recoup.kernels.llvm import Target, host
+from recoup.kernels.magnitudes import magnitudes
+from recoup.kernels.threads import over_rows
 from recoup.lba.config import LBA
 from recoup.lba.driver import Columns, Index
 from recoup.lba.emit import Form, Shape, build
 from recoup.lba.plan import Extent, Plan
-from recoup.llvm import Target, host
-from recoup.magnitudes import magnitudes
-from recoup.threads import over_rows
 
 _target: ContextVar[Target | None] = ContextVar("recoup_lba_target", default=None)
 MINIMUM_WORK = 1 << 18  # multiply-adds that pay for one more thread

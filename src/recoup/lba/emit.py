@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from llvmlite import ir
 
-from recoup.llvm import Native, Target, fma, loop, splat
+from recoup.kernels.llvm import Native, Target, fma, loop, splat
 
 I1, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 16, 32, 64))
 VOID = ir.VoidType()

@@ -12,6 +12,7 @@ from typing import Any
 
 from llvmlite import ir
 
+from recoup.kernels.llvm import Native, Target, loop, splat
 from recoup.lba.emit import (
     EXCEPTIONS_MASKED,
     I16,
@@ -32,7 +33,6 @@ from recoup.lba.emit import (
     random_base,
     spots,
 )
-from recoup.llvm import Native, Target, loop, splat
 
 FLOATS, WORDS = ir.FloatType().as_pointer(), I16.as_pointer()
 

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recoup.convolution import Padded
-from recoup.emulated import Emulated
 from recoup.errors import RecoupError
 from recoup.lba.config import LBA
 from recoup.lba.ops import as_float32, batched, checked_config, convolution, draw_seed
 from recoup.lba.quantizers import quantize_operand
+from recoup.network.convolution import Padded
+from recoup.network.emulated import Emulated
 
 
 class LBALayer(Emulated):

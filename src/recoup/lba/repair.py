@@ -8,14 +8,14 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from recoup.batches import call, prepared
-from recoup.emulated import emulated_layers
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.formats import Float
-from recoup.lba.attention import LBAAttentionProducts
+from recoup.lba.attention_layers import LBAAttentionProducts
 from recoup.lba.config import LBA
 from recoup.lba.layers import LBALayer
-from recoup.modes import evaluating
+from recoup.network.batches import call, prepared
+from recoup.network.emulated import emulated_layers
+from recoup.network.modes import evaluating
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from recoup.errors import RecoupError
+from recoup.fields import choice, integer
 from recoup.formats import BlockFloat, Float
-from recoup.formats.fields import choice, integer
 
 Scale = Literal["gaussian", "paper", "hoffer"]
 Shared = Literal["outlier", "max"]

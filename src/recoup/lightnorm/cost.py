@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from recoup.batches import call, prepared
 from recoup.errors import RecoupError
 from recoup.formats import BlockFloat, Float
 from recoup.lightnorm.config import LightNorm
 from recoup.lightnorm.layers import LAYERS, LightNormLayer
-from recoup.modes import evaluating
+from recoup.network.batches import call, prepared
+from recoup.network.modes import evaluating
 
 WORD = 32  # bits of float32
 FORWARD_WORDS, BACKWARD_WORDS = 3 + 1, 4 + 1
@@ -239,7 +239,7 @@ def traffic(model: nn.Module, inputs: Any, config: LightNorm | None = None, *, s
 
     Args:
         model: with batch norms, converted or not; it runs once, in eval mode, to learn the sizes.
-        inputs: one batch as in `recoup.batches`.
+        inputs: one batch as in `recoup.network.batches`.
         config: what batch norms that are not converted are counted as; None: conventional batch norm. A converted
             layer counts with its own config.
         single_pass: whether conventional batch norm takes mean and variance in one pass.

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from recoup.formats import Float
+from recoup.kernels.magnitudes import magnitudes
+from recoup.kernels.threads import over_rows
 from recoup.lightnorm.cpu_kernels import (
     GENERAL,
     NONE,
@@ -20,8 +22,6 @@ from recoup.lightnorm.cpu_kernels import (
     products_kernel,
 )
 from recoup.lightnorm.scale import sizes
-from recoup.magnitudes import magnitudes
-from recoup.threads import over_rows
 
 INTEGERS = {torch.float32: np.int32, torch.float64: np.int64}
 INFINITE32 = 0x7F800000

@@ -9,11 +9,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.functional import _verify_batch_size  # type: ignore[attr-defined]
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from recoup.emulated import Emulated
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.lightnorm.config import LightNorm
 from recoup.lightnorm.ops import Joined, infer, named, train
 from recoup.lightnorm.passes import HALF, merged, quantized_moments
+from recoup.network.emulated import Emulated
 
 
 class LightNormLayer(Emulated, _BatchNorm):

@@ -1,6 +1,6 @@
 """Range batch normalization out of a device's passes: two over the activations, two over the gradient, and the blocks.
 
-On the CPU, one process's finite batch takes `cpu_fused`, which has blocks of channels inside its passes; a group's
+On the CPU, one process's finite batch takes `fused.emitted`, which has blocks of channels inside its passes; a group's
 batch, one that holds NaN or infinities, and blocks of places take the separate passes. The bits are the same.
 
 Legend: x [N, C, P]; n = N P; K chunks. A device's module (`cpu`, `gpu`) has `finite`, `moments`, `normalize`,
@@ -44,9 +44,9 @@ def fused_for(x: Tensor, config: LightNorm) -> Any:
     """The module with fused passes for x, or None: they know no blocks of places (``axis="place"``)."""
     if x.device.type != "cpu" or x.numel() == 0 or config.blocks_of_places:
         return None
-    from recoup.lightnorm import cpu_fused
+    from recoup.lightnorm.fused import emitted
 
-    return cpu_fused
+    return emitted
 
 
 def merged(x: Tensor, config: LightNorm) -> Tensor:

@@ -6,12 +6,12 @@ Text: :func:`chargpt`. :func:`load` builds any
 network from a string, :func:`load_weights_` fills it from a file.
 """
 
-from recoup.models.chargpt import chargpt, load_chargpt
 from recoup.models.cifar import resnet20, resnet32, resnet44, resnet56, resnet110
 from recoup.models.digits import digits_net
 from recoup.models.imagenet import resnet18, resnet34, resnet50
 from recoup.models.loading import load
 from recoup.models.mobilenet import mobilenet_v1
+from recoup.models.transformer import chargpt, load_chargpt
 from recoup.models.vgg import vgg11, vgg13, vgg16
 from recoup.models.weights import load_weights_
 

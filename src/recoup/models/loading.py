@@ -11,11 +11,11 @@ from typing import Any
 from torch import nn
 
 from recoup.errors import RecoupError
-from recoup.models.chargpt import chargpt
 from recoup.models.cifar import resnet20, resnet32, resnet44, resnet56, resnet110
 from recoup.models.digits import digits_net
 from recoup.models.imagenet import resnet18, resnet34, resnet50
 from recoup.models.mobilenet import mobilenet_v1
+from recoup.models.transformer import chargpt
 from recoup.models.vgg import vgg11, vgg13, vgg16
 from recoup.models.weights import load_weights_
 

@@ -4,9 +4,9 @@ from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.cost import Array, cycles
 from recoup.nbsmt.layers import NBSMTConv1d, NBSMTConv2d, NBSMTLinear
 from recoup.nbsmt.ops import backend, current_backend, matmul
-from recoup.nbsmt.profile import LayerProfile, profile
+from recoup.nbsmt.profiling import LayerProfile, profile
 from recoup.nbsmt.repair import correct_bias_, plan_throttling, reorder_, throttle_
-from recoup.nbsmt.statistics import statistics
+from recoup.nbsmt.slots import statistics
 
 __all__ = [
     "NBSMT",

@@ -10,14 +10,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from recoup.batches import call, prepared
-from recoup.modes import evaluating
 from recoup.nbsmt import reference
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.groups import Activation
 from recoup.nbsmt.observe import Seen, hooked, in_mode, nbsmt_layers
 from recoup.nbsmt.tally import Taps, activation_counts
 from recoup.nbsmt.weights import weight_operand
+from recoup.network.batches import call, prepared
+from recoup.network.modes import evaluating
 
 M = TypeVar("M", bound=nn.Module)
 

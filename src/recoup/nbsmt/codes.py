@@ -6,7 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from recoup import llvm
+from recoup.kernels import llvm
 
 LANES = 64
 """Codes per vector: a full vector register of bytes with AVX-512; LLVM splits it on narrower machines."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from recoup import llvm
+from recoup.kernels import llvm
 from recoup.nbsmt.codes import BYTE, COUNT, FLOAT, LANES, SIGNATURE
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.groups import Activation, ActivationValue

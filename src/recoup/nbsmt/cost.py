@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recoup.batches import call, device_of, prepared
 from recoup.errors import RecoupError
-from recoup.modes import evaluating
 from recoup.nbsmt.observe import Layer
+from recoup.network.batches import call, device_of, prepared
+from recoup.network.modes import evaluating
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +184,8 @@ def cycles(model: nn.Module, inputs: Any, array: Array | None = None) -> Cost:
 
     Args:
         model: any module; it runs once, in eval mode, to learn the sizes.
-        inputs: a batch as in `recoup.batches`, or the shape of one image, such as (3, 32, 32), for a batch of one.
+        inputs: a batch as in `recoup.network.batches`, or the shape of one image, such as (3, 32, 32), for a batch of
+            one.
         array: the array; None is 16 x 16.
 
     Returns:

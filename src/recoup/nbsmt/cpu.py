@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recoup import llvm
 from recoup.errors import RecoupError
+from recoup.kernels import llvm
 from recoup.nbsmt.operand import operands
 
 __all__ = ["Backend", "Int8Convolution", "exact_convolution", "operands", "probe"]

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from recoup.convolution import Padded
-from recoup.emulated import Emulated
 from recoup.errors import RecoupError
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.ops import convolution, encode
 from recoup.nbsmt.prepare import forget
+from recoup.network.convolution import Padded
+from recoup.network.emulated import Emulated
 
 TRAVELLING = ("activation_scale", "order", "bias_correction")
 """What a state_dict's metadata carries besides the float layer's keys."""

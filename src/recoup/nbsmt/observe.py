@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from recoup.emulated import Mode, emulated_layers
 from recoup.errors import RecoupError
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.layers import NBSMTConv1d, NBSMTConv2d, NBSMTLinear
@@ -15,6 +14,7 @@ from recoup.nbsmt.ops import convolution, encode
 from recoup.nbsmt.prepare import Geometry, as_2d
 from recoup.nbsmt.reference import quantize_activation
 from recoup.nbsmt.weights import quantize_weight
+from recoup.network.emulated import Mode, emulated_layers
 
 Layer = NBSMTConv1d | NBSMTConv2d | NBSMTLinear
 

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recoup import llvm
 from recoup.errors import RecoupError
+from recoup.kernels import llvm
+from recoup.kernels.threads import over_rows
 from recoup.nbsmt.codes import LANES, SAFE_SCALES, quantise_kernel
 from recoup.nbsmt.combine import SLACK, Recipe, combine_kernel
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.groups import Activation
-from recoup.threads import over_rows
 
 BLOCK = 4096
 """Codes in flight: with their re-arranged copies well inside a first-level cache of 32 KiB."""

@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from recoup.batches import call, prepared
 from recoup.errors import RecoupError
-from recoup.modes import evaluating
 from recoup.nbsmt import reference
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.observe import Seen, hooked, in_mode, nbsmt_layers
 from recoup.nbsmt.tally import CELLS
+from recoup.network.batches import call, prepared
+from recoup.network.modes import evaluating
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from recoup.batches import call, prepared
 from recoup.errors import RecoupError
-from recoup.evaluate import Accuracy, evaluate
-from recoup.modes import evaluating
+from recoup.evaluation import Accuracy, evaluate
 from recoup.nbsmt.observe import Layer, in_mode, nbsmt_layers
+from recoup.network.batches import call, prepared
+from recoup.network.modes import evaluating
 
 M = TypeVar("M", bound=nn.Module)
 Step = tuple[str, int]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from recoup.errors import RecoupError
-from recoup.formats.fields import choice, integer
+from recoup.fields import choice, integer
 
 Method = Literal["gdm", "sc", "lwp", "lwpv+sc", "lwpw+sc"]
 Floats = NDArray[np.float64]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recoup.errors import RecoupError
-from recoup.formats.fields import integer
+from recoup.fields import integer
 from recoup.pipeline.mitigation import Mitigation
 from recoup.pipeline.optimizer import StageOptimizer
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from recoup.errors import RecoupError
-from recoup.files import write_atomically
 from recoup.pipeline.worker import Worker
+from recoup.storage.files import write_atomically
 
 MANIFEST = "pipeline.json"
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from recoup.errors import RecoupError
-from recoup.formats.fields import Format, boolean, choice, integer
+from recoup.fields import Format, boolean, choice, integer
 
 Prediction = Literal["none", "velocity", "weight", "spectrain"]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from recoup.errors import RecoupError
-from recoup.formats.fields import integer
+from recoup.fields import integer
 
 
 class FilterResponseNorm2d(nn.Module):

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from recoup.errors import RecoupError
-from recoup.formats.fields import integer
+from recoup.fields import integer
 from recoup.pipeline.keeper import Keeper
 from recoup.pipeline.plan import Plan, Samples
 from recoup.pipeline.transport import DistributedTransport, LocalTransport

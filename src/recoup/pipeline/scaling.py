@@ -3,7 +3,7 @@
 import math
 
 from recoup.errors import RecoupError
-from recoup.formats.fields import integer
+from recoup.fields import integer
 
 
 def scale_hyperparameters(lr: float, momentum: float, reference_batch: int, batch: int) -> tuple[float, float]:

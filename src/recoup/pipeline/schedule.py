@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 from recoup.errors import RecoupError
-from recoup.formats.fields import choice, integer
+from recoup.fields import choice, integer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from recoup.errors import RecoupError
-from recoup.formats.fields import boolean, integer
+from recoup.fields import boolean, integer
 from recoup.pipeline.derived import refuse_derived_weights
 from recoup.pipeline.finite import broken_stage, refuse_gradient, scalar
 from recoup.pipeline.flat import WRITTEN, FlatParameters

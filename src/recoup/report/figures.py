@@ -14,10 +14,10 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from recoup.lightnorm import LightNorm
 from recoup.lightnorm.cost import widths
-from recoup.lightnorm.plots import traffic_figure as draw_traffic
 from recoup.nbsmt import NBSMT
-from recoup.palette import MARKERS, Palette
-from recoup.pipeline.plots import curves_figure
+from recoup.plots.lightnorm import traffic_figure as draw_traffic
+from recoup.plots.palette import MARKERS, Palette
+from recoup.plots.pipeline import curves_figure
 from recoup.report.pipeline import ChapterLine
 from recoup.report.summary import Summary
 from recoup.study.configs import title

@@ -5,7 +5,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from recoup.files import write_atomically
 from recoup.nbsmt import NBSMT
 from recoup.report import words
 from recoup.report.figures import (
@@ -19,6 +18,7 @@ from recoup.report.figures import (
 from recoup.report.pipeline import MEANING as PIPELINE_MEANING
 from recoup.report.pipeline import chapter_lines, chapter_verdict, delays_text, spread
 from recoup.report.summary import Cycles, Summary, summarize
+from recoup.storage.files import write_atomically
 from recoup.study.configs import title
 from recoup.study.pipeline import PipelineResults
 from recoup.study.results import Results

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from recoup.files import write_atomically
+from recoup.storage.files import write_atomically
 from recoup.study.results import AccuracyRow, CycleRow, LayerRow, Results, ShiftRow, TrafficRow, UnitRow
 
 

@@ -49,7 +49,7 @@ def over_seeds(values: Sequence[float]) -> Estimate:
 
 def of_test_set(percent: float, count: int) -> Estimate:
     """The Wilson score interval of an accuracy in percent, measured once on ``count`` images."""
-    from recoup.evaluate import Accuracy
+    from recoup.evaluation import Accuracy
 
     low, high = Accuracy(percent, percent, count).interval
     return Estimate(percent, None, low, high, "wilson", 1)

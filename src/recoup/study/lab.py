@@ -11,22 +11,22 @@ from recoup.calibrate import calibrate_
 from recoup.data import Dataset
 from recoup.data import load as load_data
 from recoup.emulate import emulate_, restore_
-from recoup.evaluate import Accuracy, evaluate
+from recoup.evaluation import Accuracy, evaluate
 from recoup.lba import choose_chunks_, correct_gain_
 from recoup.lba import profile as lba_profile
 from recoup.lba.config import LBA
-from recoup.lba.profile import LayerProfile as UnitProfile
+from recoup.lba.profiling import LayerProfile as UnitProfile
 from recoup.lightnorm.config import LightNorm
 from recoup.lightnorm.cost import LayerTraffic, traffic
 from recoup.models import load as load_model
 from recoup.nbsmt.bias import correct_bias_
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.cost import Array, Cost, cycles
-from recoup.nbsmt.profile import LayerProfile, profile
+from recoup.nbsmt.profiling import LayerProfile, profile
+from recoup.network.norms import Statistics, has_norms, only_norms, shift
 from recoup.recalibrate import recalibrate_
 from recoup.study.configs import Config
 from recoup.study.machine import check_device
-from recoup.study.norms import Statistics, has_norms, only_norms, shift
 from recoup.study.progress import Display
 from recoup.study.recipe import Recipe
 from recoup.study.states import State

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from recoup.data import load
 from recoup.errors import RecoupError
-from recoup.files import write_atomically
 from recoup.pipeline import Batched, Mitigation, Run, delays, scale_hyperparameters
+from recoup.storage.files import write_atomically
 from recoup.study.results import Frozen, Percent
 
 FILE = "pipeline.json"

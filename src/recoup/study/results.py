@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from recoup.errors import RecoupError
-from recoup.files import write_atomically
+from recoup.storage.files import write_atomically
 from recoup.study.recipe import Recipe
 
 FILE = "results.json"
@@ -58,7 +58,7 @@ class AccuracyRow(Frozen):
 class LayerRow(Frozen):
     """One layer under one config, without repair, on calibration images of the first seed.
 
-    The fields are those of `recoup.nbsmt.profile.LayerProfile`; rates and shares lie in 0..1.
+    The fields are those of `recoup.nbsmt.profiling.LayerProfile`; rates and shares lie in 0..1.
     """
 
     config: str
@@ -121,7 +121,7 @@ class ShiftRow(Frozen):
 class UnitRow(Frozen):
     """One layer on a narrow accumulator, without repair, on calibration images of the first seed.
 
-    The fields are those of `recoup.lba.profile.LayerProfile`; shares lie in 0..1.
+    The fields are those of `recoup.lba.profiling.LayerProfile`; shares lie in 0..1.
     """
 
     config: str

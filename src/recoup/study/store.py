@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recoup.errors import RecoupError
-from recoup.files import write_atomically
+from recoup.storage.files import write_atomically
 
 FILE = "measurements.json"
 SCHEMA = 1

@@ -14,10 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from recoup.emulated import emulated_layers
 from recoup.errors import RecoupError
-from recoup.files import write_atomically
 from recoup.lba.layers import LBALayer
+from recoup.network.emulated import emulated_layers
+from recoup.storage.files import write_atomically
 
 FILE = "checkpoint.safetensors"
 SCHEMA = "2"

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from recoup.batches import device_of
 from recoup.data import Dataset
-from recoup.digest import of_model
-from recoup.emulated import emulated_layers
 from recoup.errors import RecoupError
-from recoup.evaluate import evaluate
+from recoup.evaluation import evaluate
+from recoup.network.batches import device_of
+from recoup.network.emulated import emulated_layers
+from recoup.storage.digest import of_model
 from recoup.training import checkpoint
 from recoup.training.progress import bar
 from recoup.training.schedule import schedule

@@ -11,16 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from recoup.batches import device_of
 from recoup.data import Dataset
-from recoup.digest import of_model
 from recoup.errors import RecoupError
-from recoup.evaluate import evaluate
-from recoup.files import write_atomically
-from recoup.formats.fields import integer
+from recoup.evaluation import evaluate
+from recoup.fields import integer
+from recoup.network.batches import device_of
 from recoup.pipeline import Mitigation, Simulator, automatic, constant_delays, scale_hyperparameters
 from recoup.pipeline.schedule import MAX_STAGES, check_delays
 from recoup.pipeline.schedule import delays as scheduled
+from recoup.storage.digest import of_model
+from recoup.storage.files import write_atomically
 from recoup.training.progress import bar
 from recoup.training.schedule import schedule
 from recoup.training.settings import Settings

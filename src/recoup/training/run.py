@@ -11,12 +11,12 @@ from safetensors.torch import save
 from recoup.data import load as load_data
 from recoup.emulate import emulate_, restore_
 from recoup.errors import RecoupError
-from recoup.evaluate import evaluate
-from recoup.files import write_atomically
+from recoup.evaluation import evaluate
 from recoup.lba.config import LBA
 from recoup.lightnorm.config import LightNorm
 from recoup.models import load as load_model
 from recoup.pipeline import Mitigation
+from recoup.storage.files import write_atomically
 from recoup.study.configs import as_config
 from recoup.training.checkpoint import FILE as CHECKPOINT
 from recoup.training.loop import LOG, Settings, Stage, train

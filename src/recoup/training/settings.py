@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from recoup.errors import RecoupError
-from recoup.formats.fields import boolean, choice, integer
+from recoup.fields import boolean, choice, integer
 from recoup.training.schedule import SCHEDULES, Schedule
 
 LARGEST = 2**31 - 1

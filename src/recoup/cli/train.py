@@ -1,0 +1,82 @@
+"""`recoup train`: fine-tune on narrow accumulators, train with LightNorm, as a pipeline does, or in float."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def train(
+    model: Annotated[str, typer.Option(help="A name such as resnet20, or package.module:factory.")],
+    data: Annotated[str, typer.Option(help="digits, cifar10:DIR, mnist:DIR, imagefolder:DIR or hf:NAME.")],
+    weights: Annotated[str | None, typer.Option(help="The float checkpoint to start from. [default: none]")] = None,
+    norm: Annotated[str | None, typer.Option(help="batch, group or none, for recoup's own models.")] = None,
+    pipeline: Annotated[
+        str | None,
+        typer.Option(
+            help="Batch one with a pipeline's delays: none, stash, sc, lwpv, lwpw, lwpv+sc, lwpw+sc, spectrain."
+        ),
+    ] = None,
+    delays: Annotated[
+        str,
+        typer.Option(
+            help="Pipeline: fine-grained, 1f1b, or the updates that all stages are late; 0 is plain SGD at batch one."
+        ),
+    ] = "fine-grained",
+    update_size: Annotated[
+        int, typer.Option(help="Pipeline: samples whose gradients are averaged into one update.")
+    ] = 1,
+    reference_batch: Annotated[
+        int,
+        typer.Option(help="Pipeline: batch size that --lr and --momentum belong to; they are scaled to --update-size."),
+    ] = 128,
+    config: Annotated[
+        str | None, typer.Option(help="lba-m7e4, LBA.biased(5, 4), lightnorm, LightNorm(block=8) ... [default: float]")
+    ] = None,
+    layers: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=CONFIG or re:PATTERN=CONFIG, or =float. Repeatable, first match wins."),
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Epochs; with an LBA config without underflow (stage 1).")] = 5,
+    underflow_epochs: Annotated[int, typer.Option(help="Epochs with underflow (stage 2); LBA only.")] = 1,
+    one_stage: Annotated[bool, typer.Option("--one-stage", help="All epochs with the unit as it is.")] = False,
+    learning_rate: Annotated[float, typer.Option("--lr", help="Highest learning rate of the first stage.")] = 1e-3,
+    underflow_learning_rate: Annotated[
+        float | None, typer.Option("--underflow-lr", help="Of the second stage. [default: a tenth]")
+    ] = None,
+    schedule: Annotated[str, typer.Option(help="constant, linear or cosine.")] = "cosine",
+    warm_up: Annotated[int, typer.Option(help="Steps of linear rise.")] = 0,
+    optimizer: Annotated[str, typer.Option(help="sgd or adamw.")] = "sgd",
+    momentum: Annotated[float, typer.Option(help="Of sgd.")] = 0.9,
+    weight_decay: Annotated[float, typer.Option(help="Of either.")] = 1e-4,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
+    augment: Annotated[bool, typer.Option("--augment/--no-augment", help="As the data set knows how.")] = True,
+    seed: Annotated[int, typer.Option(help="Of order, augmentation, initial weights and random rounding.")] = 0,
+    limit: Annotated[int | None, typer.Option(help="Training images to use. [default: all]")] = None,
+    test_limit: Annotated[int | None, typer.Option(help="Test images to use. [default: all]")] = None,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
+    out: Annotated[Path, typer.Option(help="Folder for checkpoint, log, weights and training.json.")] = Path(
+        "recoup-training"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print results as JSON on standard output.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Discard what another run left there.")] = False,
+) -> None:
+    """Train, or fine-tune on narrow accumulators in two stages; interrupted or killed, the same command goes on."""
+    from recoup.training.run import TrainingRecipe, run_training
+
+    values: dict[str, Any] = {name: value for name, value in locals().items() if name in TrainingRecipe.model_fields}
+    values["layers"] = dict(_layer(text) for text in layers or [])
+    result = run_training(TrainingRecipe.build(values), out, overwrite=overwrite, progress=not as_json)
+    if as_json:
+        typer.echo(json.dumps(result, indent=1))
+        return
+    for name, value in result["accuracy"].items():
+        typer.echo(f"{name:24} {value:6.2f} %")
+    typer.echo(f"Written: {out / 'weights.safetensors'}, {out / 'training.json'}")
+
+
+def _layer(text: str) -> tuple[str, str | None]:
+    from recoup.cli.main import layer_option
+
+    return layer_option(text)

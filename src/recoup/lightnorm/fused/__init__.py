@@ -1,0 +1,1 @@
+"""LightNorm on the CPU: emitted passes that read every tensor as seldom as can be."""

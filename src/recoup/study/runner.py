@@ -1,0 +1,243 @@
+"""From a recipe to results: every measurement once, stored as soon as it is made."""
+
+import hashlib
+import time
+import warnings
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from recoup.errors import RecoupError, RecoupWarning
+from recoup.lba import LBA
+from recoup.lightnorm import LightNorm
+from recoup.nbsmt import NBSMT
+from recoup.storage.files import write_atomically
+from recoup.study.configs import Config
+from recoup.study.lab import Lab
+from recoup.study.machine import cpu_threads, describe
+from recoup.study.progress import displayed
+from recoup.study.recipe import Recipe
+from recoup.study.results import FILE as RESULTS
+from recoup.study.results import AccuracyRow, CycleRow, LayerRow, Results, ShiftRow, TrafficRow, UnitRow
+from recoup.study.states import BASELINE, FLOAT, State
+from recoup.study.store import Store
+from recoup.version import __version__
+
+RECIPE = "recipe.yaml"
+HEADER = "# Written by recoup: everything that decides the numbers in this folder.\n"
+MADE_FROM_RESULTS = (
+    "report.html",
+    "accuracy.csv",
+    "layers.csv",
+    "cycles.csv",
+    "shifts.csv",
+    "units.csv",
+    "traffic.csv",
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One measurement: the accuracy of ``config`` in ``state``, or (state None) its per-layer profile."""
+
+    config: str
+    state: State | None
+    seed: int | None
+    hardware: Config | None
+
+    @property
+    def key(self) -> str:
+        return " | ".join(
+            [self.config, self.state or "profile", "no seed" if self.seed is None else f"seed {self.seed}"]
+        )
+
+
+def run(recipe: Recipe, *, overwrite: bool = False, progress: bool = True) -> Results:
+    """Measure what a recipe asks for.
+
+    The folder ``recipe.out`` receives recipe.yaml and measurements.json at once, and results.json when all is measured.
+    Interrupted at any point, the same call goes on after the last finished measurement; so does one with further
+    seeds, configs or states. Whether or not it was interrupted, the numbers are the same.
+
+    Args:
+        recipe: what to measure.
+        overwrite: discard what another study left in the folder.
+        progress: whether to show a progress bar on standard error, if that is a terminal.
+
+    Raises:
+        RecoupError: a model, data or layers that do not fit; a folder with another study's measurements.
+        KeyboardInterrupt: with a note that says what is kept.
+    """
+    with cpu_threads(recipe.cpu_threads):
+        lab = Lab(recipe)
+        tasks, notes = plan(recipe, lab.has_norms)
+        identity = {**recipe.identity(), "parameters": lab.digest, "recoup": __version__, "torch": torch.__version__}
+        store = Store(Path(recipe.out), identity, overwrite=overwrite)
+        _claim(store, recipe, overwrite)
+        try:
+            _measure(lab, tasks, store, progress)
+        except KeyboardInterrupt as interrupt:
+            done = sum(task.key in store for task in tasks)
+            interrupt.add_note(
+                f"{done} of {len(tasks)} measurements are kept in {store.path}; the same command goes on from there"
+            )
+            raise
+        results = _results(lab, tasks, store, notes)
+        results.save(store.folder)
+        return results
+
+
+def _claim(store: Store, recipe: Recipe, overwrite: bool) -> None:
+    """Make sure that the folder holds this study or nothing, and write its recipe there."""
+    path, results = store.folder / RECIPE, store.folder / RESULTS
+    if overwrite:
+        for stale in (results, *(store.folder / name for name in MADE_FROM_RESULTS)):
+            stale.unlink(missing_ok=True)
+    elif results.exists() and not len(store):
+        raise RecoupError(f"{results} is from another study; choose another folder with --out, or use --overwrite")
+    if path.exists() and not overwrite and not path.read_text("utf-8", "replace").startswith(HEADER):
+        if Recipe.load(path) == recipe:
+            return  # the user's own file, with their comments
+        raise RecoupError(f"{path} is another recipe; choose another folder with --out, or use --overwrite")
+    write_atomically(path, HEADER + recipe.to_yaml())
+
+
+def plan(recipe: Recipe, has_norms: bool) -> tuple[list[Task], list[str]]:
+    """The measurements of a recipe in order, and what is left out with its reason."""
+    states = [state for state in recipe.states if has_norms or not state.needs_norms]
+    notes = []
+    if len(states) < len(recipe.states):
+        gone = [state for state in recipe.states if state not in states]
+        notes.append(f"The network has no BatchNorm statistics, so these states do not exist: {', '.join(gone)}.")
+    configs, foreign = _that_apply(recipe, has_norms)
+    notes += foreign
+    if not states:
+        asked, left = ", ".join(recipe.states), f"'{State.NONE}' and '{State.BIAS}'"
+        raise RecoupError(f"states {asked}: the network has no BatchNorm, so only {left} exist")
+    baseline = [State.NONE] + [State.EIGHT_BIT] * (State.EIGHT_BIT in states)
+    tasks = [Task(FLOAT, State.NONE, None, None)]
+    for config in configs:
+        if not any(state.applies(config) for state in states):
+            raise RecoupError(f"states {', '.join(recipe.states)}: none of them exists for {config!r}")
+    for seed in recipe.calibration.seeds:
+        if any(isinstance(config, NBSMT) for config in configs):
+            tasks += [Task(BASELINE, state, seed, NBSMT(threads=1)) for state in baseline]
+        for config in configs:
+            chosen = [state for state in states if state.applies(config)]
+            tasks += [
+                Task(repr(config), state, seed, config) for state in chosen if _drawn(config, state, seed, recipe)
+            ]
+    tasks += [Task(repr(config), None, recipe.calibration.seeds[0], config) for config in configs]
+    return tasks, notes
+
+
+def _that_apply(recipe: Recipe, has_norms: bool) -> tuple[list[Config], list[str]]:
+    """The configs whose hardware the network has work for, and a note about the others."""
+    configs = [config for config in recipe.configs if has_norms or not isinstance(config, LightNorm)]
+    gone = ", ".join(repr(config) for config in recipe.configs if config not in configs)
+    if gone and not configs:
+        raise RecoupError(f"configs {gone}: the network has no BatchNorm statistics, so nothing is left to measure")
+    return configs, [f"The network has no BatchNorm statistics, so these are left out: {gone}."] if gone else []
+
+
+def _drawn(config: Config, state: State, seed: int, recipe: Recipe) -> bool:
+    """Whether a seed has a part in a measurement: only repair and 8-bit codes know calibration images."""
+    seedless = isinstance(config, LBA | LightNorm) and state in (State.NONE, State.CHUNKS)
+    mixed = any(isinstance(own, NBSMT) for own in recipe.layers.values())
+    return not seedless or mixed or seed == recipe.calibration.seeds[0]
+
+
+def _measure(lab: Lab, tasks: list[Task], store: Store, progress: bool) -> None:
+    with displayed(tasks, progress) as lab.display:
+        for task in tasks:
+            if task.key not in store:
+                lab.display.begin(task.key)
+                with warnings.catch_warnings(record=True) as caught:
+                    warnings.simplefilter("always", RecoupWarning)
+                    started = time.perf_counter()
+                    value = _value(lab, task)
+                    value["seconds"] = round(time.perf_counter() - started, 3)
+                value["notes"] = _notes(caught)
+                store.put(task.key, value)
+            lab.display.finish()
+
+
+def _notes(caught: list[warnings.WarningMessage]) -> list[str]:
+    """recoup's own warnings, for the report; others are passed on."""
+    for warning in caught:
+        if not issubclass(warning.category, RecoupWarning):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    own = [str(warning.message) for warning in caught if issubclass(warning.category, RecoupWarning)]
+    return list(dict.fromkeys(own))
+
+
+def _value(lab: Lab, task: Task) -> dict[str, Any]:
+    if task.state is None and isinstance(task.hardware, LBA):
+        return {"units": [unit.to_dict() for unit in lab.profile_units(task.hardware, task.seed or 0)]}
+    if task.state is None and isinstance(task.hardware, LightNorm):
+        return {"traffic": [layer.to_dict() for layer in lab.traffic(task.hardware, task.seed or 0)]}
+    if task.state is None:
+        layers, cost = lab.profile(cast("NBSMT", task.hardware), task.seed or 0)
+        return {"layers": [layer.to_dict() for layer in layers], "cycles": [layer.to_dict() for layer in cost.layers]}
+    accuracy, moved = lab.accuracy(task.hardware, task.state, task.seed or 0)
+    return {"top1": accuracy.top1, "top5": accuracy.top5, "count": accuracy.count, "shift": moved}
+
+
+def _results(lab: Lab, tasks: list[Task], store: Store, notes: list[str]) -> Results:
+    recipe, first = lab.recipe, lab.recipe.calibration.seeds[0]
+    accuracy: list[AccuracyRow] = []
+    layers: list[LayerRow] = []
+    cycles: list[CycleRow] = []
+    units: list[UnitRow] = []
+    traffic: list[TrafficRow] = []
+    shifts: list[ShiftRow] = []
+    for task in tasks:
+        value = store[task.key]
+        notes += [note for note in value["notes"] if note not in notes]
+        if task.state is None and "units" in value:
+            units += [UnitRow(config=task.config, **unit) for unit in value["units"]]
+            continue
+        if task.state is None and "traffic" in value:
+            traffic += [TrafficRow(config=task.config, **layer) for layer in value["traffic"]]
+            continue
+        if task.state is None:
+            layers += [LayerRow(config=task.config, **layer) for layer in value["layers"]]
+            cycles += [CycleRow(config=task.config, **layer) for layer in value["cycles"]]
+            continue
+        numbers = {name: value[name] for name in ("top1", "top5", "count", "seconds")}
+        accuracy.append(AccuracyRow(config=task.config, state=task.state, seed=task.seed, **numbers))
+        if task.seed == first:
+            shifts += [
+                ShiftRow(config=task.config, layer=n, mean=m, variance=v) for n, (m, v) in value["shift"].items()
+            ]
+    images = lab.images(first, 1)
+    return Results(
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        recipe=recipe,
+        machine=describe(lab.device),
+        model_name=type(lab.model).__name__,
+        parameters=sum(parameter.numel() for parameter in lab.model.parameters()),
+        weights_sha256=_file_digest(recipe.weights),
+        data_name=images.name,
+        test_images=accuracy[0].count,
+        calibration_images=recipe.calibration.images,
+        augmented=lab.augmented(images),
+        accuracy=tuple(accuracy),
+        layers=tuple(layers),
+        cycles=tuple(cycles),
+        shifts=tuple(shifts),
+        units=tuple(units),
+        traffic=tuple(traffic),
+        notes=tuple(notes),
+        seconds=round(sum(store[task.key]["seconds"] for task in tasks), 3),
+    )
+
+
+def _file_digest(path: str | None) -> str | None:
+    if path is None:
+        return None
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
