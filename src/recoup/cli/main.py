@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -110,6 +109,7 @@ def evaluate(
     """The main job: float accuracy, the hardware's before and after repair, layers, cycles and traffic."""
     from recoup.storage.files import write_atomically
     from recoup.study import Recipe
+    from recoup.study.configs import layer_option
 
     values: dict[str, Any] = {
         "model": model,
@@ -249,22 +249,6 @@ def _configs(threads: str | None, configs: list[str] | None) -> list[str]:
     if not asked:
         raise RecoupError(f"--threads {threads!r}: name 2, 4 or both; one thread is the baseline and always measured")
     return asked
-
-
-def layer_option(text: str) -> tuple[str, str | None]:
-    """NAME=CONFIG as a layer map's entry."""
-    name, equals, config = _rpair(text)
-    if not equals:
-        raise RecoupError(f"--layers {text!r}: must be NAME=CONFIG, for example re:layer1.*=nbsmt-2t or fc=float")
-    return name, None if config == "float" else config
-
-
-def _rpair(text: str) -> tuple[str, str, str]:
-    """Split at the '=' before the config: a config's own arguments hold '=' too, a regular expression may."""
-    found = re.search(r"=(NBSMT|LBA|LightNorm)\b", text)
-    if found:
-        return text[: found.start()], "=", text[found.start() + 1 :]
-    return text.rpartition("=")
 
 
 def _pair(text: str, option: str) -> tuple[str, Any]:

@@ -63,10 +63,11 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Discard what another run left there.")] = False,
 ) -> None:
     """Train, or fine-tune on narrow accumulators in two stages; interrupted or killed, the same command goes on."""
+    from recoup.study.configs import layer_option
     from recoup.training.run import TrainingRecipe, run_training
 
     values: dict[str, Any] = {name: value for name, value in locals().items() if name in TrainingRecipe.model_fields}
-    values["layers"] = dict(_layer(text) for text in layers or [])
+    values["layers"] = dict(layer_option(text) for text in layers or [])
     result = run_training(TrainingRecipe.build(values), out, overwrite=overwrite, progress=not as_json)
     if as_json:
         typer.echo(json.dumps(result, indent=1))
@@ -74,9 +75,3 @@ def train(
     for name, value in result["accuracy"].items():
         typer.echo(f"{name:24} {value:6.2f} %")
     typer.echo(f"Written: {out / 'weights.safetensors'}, {out / 'training.json'}")
-
-
-def _layer(text: str) -> tuple[str, str | None]:
-    from recoup.cli.main import layer_option
-
-    return layer_option(text)

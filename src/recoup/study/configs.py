@@ -1,6 +1,7 @@
 """Hardware configurations as text: a preset's name or a configuration's repr, read without running anything."""
 
 import ast
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -81,6 +82,22 @@ def as_config(value: Any) -> Config:
     if isinstance(value, str):
         return parse_config(value)
     raise RecoupError(f"config {_short(repr(value))}: must be {_LEGAL}")
+
+
+def layer_option(text: str) -> tuple[str, str | None]:
+    """NAME=CONFIG as a layer map's entry."""
+    name, equals, config = _rpair(text)
+    if not equals:
+        raise RecoupError(f"--layers {text!r}: must be NAME=CONFIG, for example re:layer1.*=nbsmt-2t or fc=float")
+    return name, None if config == "float" else config
+
+
+def _rpair(text: str) -> tuple[str, str, str]:
+    """Split at the '=' before the config: a config's own arguments hold '=' too, a regular expression may."""
+    found = re.search(r"=(NBSMT|LBA|LightNorm)\b", text)
+    if found:
+        return text[: found.start()], "=", text[found.start() + 1 :]
+    return text.rpartition("=")
 
 
 def title(config: Config) -> str:
