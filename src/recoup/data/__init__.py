@@ -5,8 +5,7 @@ again with the same images. Nothing is downloaded except by ``hf:NAME``.
 """
 
 from recoup.data.augmentation import CenterCrop, CropFlip, ResizedCrop
-from recoup.data.batches import Batches
-from recoup.data.dataset import Dataset
+from recoup.data.dataset import Batches, Dataset
 from recoup.data.loading import load, root
 from recoup.data.pictures import Pictures
 
