@@ -7,12 +7,10 @@ from typing import Any
 from llvmlite import ir
 
 from recoup.kernels import llvm
+from recoup.nbsmt.faults import NEGATIVE, NOT_FINITE
 
 LANES = 64
 """Codes per vector: a full vector register of bytes with AVX-512; LLVM splits it on narrower machines."""
-
-NEGATIVE, NOT_FINITE = 1, 2
-"""What can be wrong with activations, as bits."""
 
 SAFE_SCALES = 2.0**-64, 2.0**64
 """Scales for which the fast quotient's intermediate results neither overflow nor become subnormal."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from recoup.errors import RecoupError
 from recoup.nbsmt.config import NBSMT
+from recoup.nbsmt.faults import BAD_WEIGHT, raise_fault
 from recoup.nbsmt.gpu_plan import Plan
 from recoup.nbsmt.prepare import Geometry, as_2d
 from recoup.nbsmt.weights import quantize_weight, weight_operand
@@ -63,11 +64,9 @@ def accumulate(
             readings.append(_reading(faults))
             convolution.convolve(plan, operand_PK, weight_OLK, offset_O, sums[part])
         found = readings[-1]()
-    if found & operands.BAD_WEIGHT:
+    if found & BAD_WEIGHT:
         _refuse_weight(weight, config, layer)
     if found:
-        from recoup.nbsmt.ops import raise_fault
-
         raise_fault(layer, x, found)
     return sums.permute(0, 3, 1, 2), scale_O
 

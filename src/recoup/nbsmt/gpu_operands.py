@@ -20,11 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from recoup.nbsmt.faults import BAD_WEIGHT, NEGATIVE, NOT_FINITE
 from recoup.nbsmt.gpu_plan import Plan, tables
-from recoup.nbsmt.ops import NEGATIVE, NOT_FINITE
-
-BAD_WEIGHT = 4
-"""NaN or infinity among the weights: a bit of ``faults``, next to NEGATIVE and NOT_FINITE for the activations."""
 
 _NEGATIVE, _NOT_FINITE, _BAD_WEIGHT = tl.constexpr(NEGATIVE), tl.constexpr(NOT_FINITE), tl.constexpr(BAD_WEIGHT)
 _ONES = tl.constexpr(0x55555555)  # a 1 in every case of a table

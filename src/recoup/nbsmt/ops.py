@@ -15,11 +15,10 @@ from torch import Tensor
 from recoup.errors import RecoupError
 from recoup.nbsmt import cpu
 from recoup.nbsmt.config import NBSMT
+from recoup.nbsmt.faults import raise_fault
 from recoup.nbsmt.prepare import Geometry, as_2d, prepare
 from recoup.nbsmt.reference import activation_operand, quantize_activation
 from recoup.nbsmt.weights import quantize_weight, weight_operand
-
-NEGATIVE, NOT_FINITE = 1, 2
 
 _backend: ContextVar[str | None] = ContextVar("recoup_nbsmt_backend", default=None)
 
@@ -177,17 +176,6 @@ def _accumulate(
         raise_fault(layer, x, faults)
     operand = operand_PJ.view(*x_NHWC.shape[:3], -1).permute(0, 3, 1, 2)
     return prepared.accumulate(operand, geometry, name), prepared.scale_O
-
-
-def raise_fault(layer: str, x: Tensor, faults: int) -> None:
-    """The error for an input that unsigned 8-bit codes cannot hold."""
-    if faults & NOT_FINITE:
-        raise RecoupError(f"{layer}: the input {list(x.shape)} holds NaN or infinity")
-    raise RecoupError(
-        f"{layer}: the input {list(x.shape)} holds negative values (least {float(x.min()):.6g}); NB-SMT activations "
-        "are unsigned and clipping them would be silent: put a ReLU before the layer or leave it in float "
-        '(layers={"name": None})'
-    )
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:
