@@ -18,6 +18,9 @@ from llvmlite import binding, ir
 
 from recoup.errors import RecoupError
 
+I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+F, D, P, VOID = ir.FloatType(), ir.DoubleType(), ir.PointerType(), ir.VoidType()  # P: an address, of anything
+
 # What each named level has, as far as kernels ask; LLVM itself derives the instructions from the name.
 _LEVELS: dict[str, frozenset[str]] = {
     "x86-64": frozenset(),
@@ -135,20 +138,25 @@ def function(name: str, result: Any, arguments: dict[str, Any]) -> tuple[ir.Modu
 def splat(builder: ir.IRBuilder, scalar: Any, lanes: int) -> Any:
     """A vector with the same value in every lane."""
     undefined = ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined)
-    return shuffle(builder, builder.insert_element(undefined, scalar, ir.IntType(32)(0)), [0] * lanes)
+    return shuffle(builder, builder.insert_element(undefined, scalar, I32(0)), [0] * lanes)
 
 
 def shuffle(builder: ir.IRBuilder, a: Any, order: Sequence[int], b: Any = None) -> Any:
     """Lane i of the result is lane ``order[i]`` of a, or of a followed by b."""
-    index = ir.Constant(ir.VectorType(ir.IntType(32), len(order)), list(order))
+    index = ir.Constant(ir.VectorType(I32, len(order)), list(order))
     return builder.shuffle_vector(a, ir.Constant(a.type, ir.Undefined) if b is None else b, index)
+
+
+def declared(builder: ir.IRBuilder, name: str, result: Any, arguments: Sequence[Any]) -> Any:
+    """A function that the module does not define, such as one of LLVM's own: declared once."""
+    found = builder.module.globals.get(name)
+    return found or ir.Function(builder.module, ir.FunctionType(result, list(arguments)), name)
 
 
 def fma(builder: ir.IRBuilder, x: Any, y: Any, z: Any) -> Any:
     """x y + z with one rounding, for float32 scalars and vectors. Slow where `Target.fma` is false."""
     lanes = f"v{x.type.count}f32" if isinstance(x.type, ir.VectorType) else "f32"
-    intrinsic = builder.module.declare_intrinsic(f"llvm.fma.{lanes}", (), ir.FunctionType(x.type, [x.type] * 3))
-    return builder.call(intrinsic, [x, y, z])
+    return builder.call(declared(builder, f"llvm.fma.{lanes}", x.type, [x.type] * 3), [x, y, z])
 
 
 class Loop:

@@ -15,14 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recoup.kernels.lanes import FOUND, LANES
 from recoup.kernels.memory import fresh
 from recoup.kernels.threads import over_rows
+from recoup.kernels.vector import FOUND
 from recoup.lightnorm.config import LightNorm
 from recoup.lightnorm.cpu import _segments, rounding
 from recoup.lightnorm.fused import general
 from recoup.lightnorm.fused.build import Recipe, kernel, recipe, small_products
 from recoup.lightnorm.fused.statistics import batch_statistics, gradient_statistics, parameters, running_statistics
+from recoup.lightnorm.fused.tile_ir import LANES
 from recoup.lightnorm.scale import factors
 
 TILE, SHORTEST, LONGEST = 8192, 64, 1024  # elements of a tile; places of it, at least and at most

@@ -9,10 +9,9 @@ from typing import Any
 
 from llvmlite import ir
 
-from recoup.kernels.lanes import I64, LANES, VD, D
-from recoup.kernels.llvm import function
+from recoup.kernels.llvm import I64, D, function
 from recoup.lightnorm.fused.sums_ir import least, signature
-from recoup.lightnorm.fused.tile_ir import Recipe, Tile
+from recoup.lightnorm.fused.tile_ir import LANES, VD, Recipe, Tile
 
 RESULTS = ("tiles", "offsets", "channels", "places", "block", "blocks", "pitch", "first", "last", "scratch", "peak")
 NORMALIZE = (*RESULTS, "x", "xhat", "y", "vectors")

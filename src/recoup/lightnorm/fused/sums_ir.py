@@ -14,9 +14,8 @@ from typing import Any
 
 from llvmlite import ir
 
-from recoup.kernels.lanes import I64, LANES, VD, D, F, P
-from recoup.kernels.llvm import function
-from recoup.lightnorm.fused.tile_ir import Recipe, Tile
+from recoup.kernels.llvm import I64, D, F, P, function
+from recoup.lightnorm.fused.tile_ir import LANES, VD, Recipe, Tile
 
 SUMS = ("tiles", "count", "channels", "places", "panel", "block", "pitch", "first", "last", "scratch", "lanes", "peak")
 OF_SUMS = ("tiles", "scratch", "lanes", "peak")
@@ -123,8 +122,8 @@ def _biased(tile: Tile, sums: Sequence[Any], x: Any, y: Any) -> list[Any]:
     """A sum and its errors and one more product, where the sum never leaves the binade of its bias: it then is a
     multiple of one power of two, so that what it took of x y, and what is left of it, are exact."""
     b, (s, errors) = tile.b, sums
-    t = tile.fma(x, y, s)
-    left = tile.fma(x, y, b.fsub(s, t))
+    t = tile.multiply_add(x, y, s)
+    left = tile.multiply_add(x, y, b.fsub(s, t))
     return [t, b.fadd(errors, left)]
 
 

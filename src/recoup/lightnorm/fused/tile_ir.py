@@ -13,9 +13,12 @@ from typing import Any
 
 from llvmlite import ir
 
-from recoup.kernels.lanes import I64, LANES, VD, VI, Lanes
+from recoup.kernels.llvm import I32, I64, D
+from recoup.kernels.vector import Vector
 
-SIGN, INFINITY, MAGNITUDE = -(1 << 31), 0x7F800000, (1 << 31) - 1
+LANES = 16  # float32 of an AVX-512 register; LLVM cuts them to smaller ones
+VI, VD = ir.VectorType(I32, LANES), ir.VectorType(D, LANES)
+SIGN, INFINITY = -(1 << 31), 0x7F800000
 FRACTION, BIAS = 23, 127
 UNROLLED = 8  # channels of a block whose loop is written out
 
@@ -46,7 +49,7 @@ class Recipe:
     stream: bool = False
 
 
-class Tile(Lanes):
+class Tile(Vector):
     """A tile being written.
 
     Args:
@@ -56,7 +59,7 @@ class Tile(Lanes):
     """
 
     def __init__(self, b: ir.IRBuilder, recipe: Recipe, scratch: Any, pitch: Any) -> None:
-        super().__init__(b)
+        super().__init__(b, LANES)
         self.recipe = recipe
         self.up, self.down = scratch, self.at(scratch, pitch)
         self._peak = b.alloca(VI)
@@ -113,14 +116,10 @@ class Tile(Lanes):
     def affine(self, gamma: Any, x: Any, beta: Any) -> Any:
         """F(gamma x + beta) of float32 lanes; gamma and beta float64. gamma x is exact in float64."""
         if not self.recipe.single:
-            return self.narrowed(self.fma(gamma, self.wide(x), beta))
+            return self.narrowed(self.multiply_add(gamma, self.wide(x), beta))
         sum_ = self.fma_toward_zero(self.narrow(gamma), x, self.narrow(beta))
         mask = self.constant(-1 << (FRACTION - (self.recipe.mantissa or 0)), VI)
         return self.flushed(self.floats(self.b.and_(self.bits(sum_), mask)))
-
-    def magnitude(self, x: Any) -> Any:
-        """|x| as bits, in the order of magnitudes; NaN above all."""
-        return self.b.and_(self.bits(x), self.constant(MAGNITUDE, VI))
 
     def shared(self, x: Any, index: Any) -> Any:
         """B(x) of values of the format."""
