@@ -1,0 +1,183 @@
+"""The rules of the house, held against the source text of src/recoup: nothing of recoup is imported.
+
+Every rule gives findings by a key. An exception is either OWED, for a reason that stays, or one of KNOWN
+(tests/architecture/known.py): faults that somebody is still to mend, a table that can only shrink. The rules themselves
+are tested in tests/architecture/test_rules.py.
+"""
+
+import re
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+from tests.architecture.arrows import between_wings, circles, hidden_modules, room_edges, unlisted, upward
+from tests.architecture.chains import chains
+from tests.architecture.known import KNOWN
+from tests.architecture.libraries import loaded_at_once, misplaced
+from tests.architecture.sizes import long_files, long_functions, without_a_job
+from tests.architecture.tree import Findings, Tree
+from tests.architecture.words import template_words, wing_words
+
+FOLDER = Path(__file__).resolve().parents[1] / "src" / "recoup"
+LONGEST_FILE, LONGEST_FUNCTION = 400, 60
+
+# From the ground. Arrows point down or along a floor; a new room or module of the top level belongs on one of them.
+FLOORS: tuple[frozenset[str], ...] = (
+    frozenset({"errors", "version"}),
+    frozenset({"fields", "storage"}),
+    frozenset({"kernels", "network", "models", "gates"}),
+    frozenset({"formats", "data"}),
+    frozenset({"evaluation", "perplexity", "recalibrate", "knapsack"}),
+    frozenset({"nbsmt", "lba", "lightnorm", "tensorcore", "pipeline"}),
+    frozenset({"wings", "plots"}),
+    frozenset({"policy", "emulate", "calibrate", "repair", "save", "silicon"}),
+    frozenset({"cost"}),
+    frozenset({"search", "study"}),
+    frozenset({"training", "report"}),
+    frozenset({"cli"}),
+    frozenset({"recoup", "__main__"}),
+)
+WINGS = frozenset({"nbsmt", "lba", "lightnorm", "tensorcore", "pipeline"})
+
+# Who may import a library: rooms or modules below the root.
+LIBRARIES: dict[str, tuple[str, ...]] = {
+    "llvmlite": ("kernels", "formats.cpu*", "nbsmt.codes", "nbsmt.combine", "lba", "lightnorm.fused"),
+    "numba": ("kernels", "formats.cpu*", "lightnorm.cpu*", "lightnorm.fused"),
+    "triton": ("kernels.operators", "formats.gpu*", "nbsmt.gpu*", "lba.gpu*", "lightnorm.gpu*", "tensorcore.gpu*"),
+    "amaranth": ("gates", "silicon", "nbsmt.rtl", "lba.rtl", "lightnorm.rtl"),
+    "scipy": ("knapsack", "study.intervals", "pipeline.analysis", "search"),
+    "dask": ("search", "study"),
+    "transformers": ("lba.attention_layers", "models"),
+    "safetensors": ("storage", "models", "save", "training", "cli.demo"),
+    "datasets": ("data.hub",),
+    "pyarrow": ("data.cifar",),
+    "PIL": ("data",),
+    "sklearn": ("data.digits",),
+    "xxhash": ("nbsmt.prepare",),
+    "yaml": ("policy", "study", "cli"),
+    "pydantic": ("policy", "search", "study", "training", "report"),
+    "matplotlib": ("plots", "report"),
+    "jinja2": ("report",),
+    "rich": ("network.batches", "study.progress", "training.progress", "report.terminal", "cli"),
+    "typer": ("cli",),
+    "torchvision": (),  # its wheel needs the CUDA build of torch
+}
+EVERYONE = frozenset({"torch", "numpy"})
+# What `import recoup` may load; extras that may be missing and what only some commands need come later.
+AT_ONCE = frozenset({"llvmlite", "numba", "scipy", "safetensors", "xxhash", "rich"})
+
+# What speaks of a wing in code.
+WORDS: dict[str, re.Pattern[str]] = {
+    "nbsmt": re.compile(r"(?i:nb-?smt|sysmt)"),
+    "lba": re.compile(r"(?<![A-Za-z])lba(?![a-z])|LBA|(?i:fmaq)"),
+    "lightnorm": re.compile(r"(?i:light[_-]?norm)"),
+    "tensorcore": re.compile(r"(?i:tensor[_-]?core)"),
+    "pipeline": re.compile(r"(?i:pipeline)"),
+}
+
+# Reasons that stay. Keys are those of the findings; `*` stands for any letters.
+OWED: dict[str, dict[str, str]] = {
+    "words": {
+        "recoup/__init__.py: *": "the public names",
+        "recoup/wings.py: *": "the wings there are",
+        "recoup/cli/demo.py: *": "the demo's chapters are chosen by hand",
+        "recoup/formats/spec.py: lba": "Float.lba is the name of a number format",
+        "recoup/kernels/llvm.py: pipeline": "LLVM's own pipeline of passes",
+        "recoup/training/*.py: pipeline": "training as a pipeline does is one of its two loops",
+        "recoup/cli/train.py: pipeline": "the option of that loop",
+        **{
+            f"recoup/{room}/{wing}.*: {wing}": "one file a wing"
+            for wing in WINGS
+            for room in ("study/measures", "report/chapters", "plots")
+        },
+    },
+    "long functions": {
+        "recoup/cli/train.py:train": "a parameter an option, each with its help",
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def tree() -> Tree:
+    return Tree.of_folder(FOLDER)
+
+
+def judged(
+    rule: str,
+    found: Findings,
+    owed: Mapping[str, Mapping[str, str]] = OWED,
+    known: Mapping[str, frozenset[str]] = KNOWN,
+) -> list[str]:
+    """What is neither owed nor known, and the known faults that are no longer found."""
+    reasons, debts = owed.get(rule, {}), known.get(rule, frozenset())
+    left = {key: place for key, place in found.items() if not any(fnmatchcase(key, pattern) for pattern in reasons)}
+    new = [f"{place} [{rule}]" for key, place in left.items() if key not in debts]
+    stale = [f"{key} is mended: strike it out of KNOWN[{rule!r}]" for key in sorted(debts - left.keys())]
+    return new + stale
+
+
+def test_every_room_has_a_floor_and_arrows_point_down(tree: Tree):
+    assert judged("floors", unlisted(tree, FLOORS)) == []
+    assert judged("arrows", upward(tree, FLOORS)) == []
+
+
+def test_a_room_is_on_one_floor():
+    rooms = [room for floor in FLOORS for room in floor]
+    assert len(rooms) == len(set(rooms))
+
+
+def test_a_wing_never_imports_another(tree: Tree):
+    assert judged("wings", between_wings(tree, WINGS)) == []
+
+
+def test_there_are_no_circles(tree: Tree):
+    assert judged("circles", circles(tree.edges)) == []
+    assert judged("circles of rooms", circles(room_edges(tree))) == []
+
+
+def test_libraries_are_imported_by_their_users_alone(tree: Tree):
+    assert judged("libraries", misplaced(tree, LIBRARIES, EVERYONE)) == []
+
+
+def test_importing_recoup_loads_no_extras_and_nothing_of_one_command_alone(tree: Tree):
+    assert judged("loaded", loaded_at_once(tree, "recoup", frozenset(LIBRARIES) - AT_ONCE)) == []
+
+
+def test_no_name_hides_a_module(tree: Tree):
+    assert judged("hidden", hidden_modules(tree)) == []
+
+
+def test_nobody_outside_a_wing_asks_for_its_classes(tree: Tree):
+    assert judged("chains", chains(tree, WINGS)) == []
+
+
+def test_nobody_outside_a_wing_speaks_of_it(tree: Tree):
+    assert judged("words", wing_words(tree, WORDS) | template_words(FOLDER, WORDS)) == []
+
+
+def test_files_and_functions_can_be_seen_whole(tree: Tree):
+    assert judged("long files", long_files(tree, LONGEST_FILE)) == []
+    assert judged("long functions", long_functions(tree, LONGEST_FUNCTION)) == []
+
+
+def test_every_module_says_its_job(tree: Tree):
+    assert judged("jobs", without_a_job(tree)) == []
+
+
+def test_every_wing_has_its_words(tree: Tree):
+    """A new wing is added to all three tables: WINGS, WORDS, FLOORS."""
+    assert set(WORDS) == WINGS
+    assert WINGS in FLOORS
+    assert len(tree) > 150  # the folder was found
+
+
+def test_judgement():
+    owed, known = {"r": {"a/*: x": "a reason"}}, {"r": frozenset({"b", "c"})}
+    assert judged("r", {"a/1: x": "a/1:5: x", "b": "b:1: b", "c": "c:1: c"}, owed, known) == []
+    assert judged("r", {"a/1: y": "a/1:5: y", "c": "c:1: c"}, owed, known) == [
+        "a/1:5: y [r]",
+        "b is mended: strike it out of KNOWN['r']",
+    ]
+    assert judged("s", {"a/1: x": "a/1:5: x"}, owed, known) == ["a/1:5: x [s]"]
