@@ -1,30 +1,53 @@
-"""What a kept result belongs to: short digests of a model's tensors and of batches."""
+"""What a kept result belongs to: digests of networks, batches and files, the same on every machine and device.
+
+What they are made of decides whether a folder is taken up again, so none of it changes between versions.
+"""
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-LENGTH = 16  # hexadecimal digits, 64 bits: against mistakes, not against attacks
+SHORT = 16  # hexadecimal digits, 64 bits: against mistakes, not against attacks
 
 
 def of_model(model: nn.Module) -> str:
-    """Of parameters and buffers by name, with those that no state_dict holds (the gains of emulated layers)."""
-    digest = hashlib.sha256()
-    for name, tensor in {**model.state_dict(), **dict(model.named_buffers())}.items():
-        digest.update(name.encode())
-        digest.update(_bytes(tensor))
-    return digest.hexdigest()[:LENGTH]
+    """Of parameters and buffers by name, with those that no state_dict holds (the gains of emulated layers); short."""
+    return _of_tensors({**model.state_dict(), **dict(model.named_buffers())}, described=False)[:SHORT]
+
+
+def of_state(model: nn.Module) -> str:
+    """Of what the state_dict holds, by name, type and shape; all 64 digits."""
+    return _of_tensors(model.state_dict(), described=True)
 
 
 def of_batches(batches: Iterable[Any]) -> str:
-    """Of batches in their order, inputs and labels; one pass over them."""
+    """Of batches in their order, inputs and labels; one pass over them; short."""
     digest = hashlib.sha256()
     for batch in batches:
         _feed(digest, batch)
-    return digest.hexdigest()[:LENGTH]
+    return digest.hexdigest()[:SHORT]
+
+
+def of_file(path: Path) -> str:
+    """The sha256 of a file's bytes, as ``sha256sum`` prints it.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _of_tensors(tensors: Mapping[str, Tensor], described: bool) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update((f"{name} {tensor.dtype} {list(tensor.shape)};" if described else name).encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
 
 
 def _feed(digest: Any, value: Any) -> None:
