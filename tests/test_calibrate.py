@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import recoup as rc
-from recoup.calibrate import kept_images
+from recoup.network.images import kept_images
 from tests.networks import CONVOLUTIONS, images, small_net
 
 

@@ -7,7 +7,7 @@
 >>> rc.evaluate(model, test_batches)                    # doctest: +SKIP
 """
 
-from recoup import data, formats, lba, lightnorm, models, nbsmt, pipeline
+from recoup import data, formats, lba, lightnorm, models, nbsmt, pipeline, wings
 from recoup.calibrate import calibrate_
 from recoup.emulate import emulate_, restore_
 from recoup.errors import RecoupError, RecoupWarning
@@ -49,4 +49,5 @@ __all__ = [
     "reorder_",
     "restore_",
     "throttle_",
+    "wings",
 ]

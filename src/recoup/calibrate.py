@@ -11,14 +11,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from recoup.errors import RecoupError
-from recoup.nbsmt.layers import LAYERS, NBSMTLayer
 from recoup.network.batches import call, count, prepared
-from recoup.network.emulated import running
+from recoup.network.emulated import Emulated, running
+from recoup.network.images import first_images, keep_images
 from recoup.network.modes import evaluating
 from recoup.network.selection import UNMATCHED, Selection
+from recoup.wings import cards, wing_of
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -53,10 +54,9 @@ def calibrate_(
         RecoupError: no or bad batches; a layer whose inputs are negative (unsigned codes would clip them), NaN,
             infinite or all zero; a key that matches nothing; nothing left to calibrate. No scale is changed then.
     """
+    kinds = {kind for card in cards().values() if not card.seedless for kind in card.layers}
     candidates: dict[str, nn.Module] = {
-        name: module
-        for name, module in model.named_modules()
-        if type(module) in LAYERS or isinstance(module, NBSMTLayer)
+        name: module for name, module in model.named_modules() if type(module) in kinds or _scaled(module)
     }
     chosen = Selection(layers, candidates, "calibrate_")
     ranges: dict[str, _Range] = {}
@@ -70,45 +70,22 @@ def calibrate_(
             for inputs, _ in prepared(model, batches, "calibrate_", progress):
                 call(model, inputs)
                 if keep > (held := sum(map(count, kept))):
-                    kept.append(_first(inputs, keep - held))
+                    kept.append(first_images(inputs, keep - held))
     finally:
         for hook in hooks:
             hook.remove()
     scales = _scales(_selected(chosen, candidates, ranges))
     for name, module in candidates.items():
         module.activation_scale = scales.get(name)  # type: ignore[assignment]
-        if isinstance(module, NBSMTLayer):
-            module.bias_correction = None  # it belonged to the old scale
-    model.__dict__["_recoup_images"] = _Images(kept)
+        if isinstance(module, Emulated):
+            module.rescaled()
+    keep_images(model, kept)
     return model
 
 
-def _first(inputs: Any, images: int) -> Any:
-    """A copy of a batch's first images: the caller may reuse its buffer."""
-    if isinstance(inputs, Tensor):
-        return inputs[:images].clone()
-    return {name: value[:images].clone() for name, value in inputs.items()}
-
-
-def kept_images(model: nn.Module) -> list[Any]:
-    """The calibration images `calibrate_` kept on the model; an error where there are none."""
-    images = model.__dict__.get("_recoup_images")
-    if images is None or not images.batches:
-        raise RecoupError("the model holds no calibration images (never calibrated, or unpickled): pass batches")
-    return images.batches
-
-
-@dataclass
-class _Images:
-    """Calibration images: shared by copies of the model, left out of pickles."""
-
-    batches: list[Any]
-
-    def __deepcopy__(self, memo: dict) -> "_Images":
-        return self
-
-    def __reduce__(self) -> tuple:
-        return _Images, ([],)
+def _scaled(module: nn.Module) -> bool:
+    """Whether a layer is emulated on hardware that works on activation scales."""
+    return isinstance(module, Emulated) and not wing_of(module.config, "calibrate_").seedless
 
 
 @dataclass
@@ -142,7 +119,7 @@ def _selected(chosen: Selection, candidates: Mapping[str, nn.Module], ranges: di
         wanted = chosen.of(name)
         if wanted is UNMATCHED:
             inner = name in ranges and name not in (order[0], order[-1])
-            wanted = inner or (name in ranges and isinstance(candidates[name], NBSMTLayer))
+            wanted = inner or (name in ranges and _scaled(candidates[name]))
         elif wanted and name not in ranges:
             raise RecoupError(f"calibrate_: layer {name!r} is to be calibrated, but the model never ran it")
         if wanted:

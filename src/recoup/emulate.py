@@ -1,6 +1,6 @@
 """Put hardware under a model's layers, in place, and take it away again.
 
-Every wing registers the layers it stands in for in `WINGS`; a model may mix them.
+Which layers a config stands in for is on its wing's card (`recoup.wings`); a model may mix wings.
 """
 
 import warnings
@@ -10,28 +10,11 @@ from typing import Any, TypeVar
 from torch import nn
 
 from recoup.errors import RecoupError, RecoupWarning
-from recoup.lba.attention_layers import ATTENTION
-from recoup.lba.config import LBA
-from recoup.lba.layers import LAYERS as LBA_LAYERS
-from recoup.lightnorm.config import LightNorm
-from recoup.lightnorm.layers import LAYERS as LIGHTNORM_LAYERS
-from recoup.nbsmt.config import NBSMT
-from recoup.nbsmt.layers import LAYERS as NBSMT_LAYERS
 from recoup.network.emulated import Emulated, become, emulated_layers, keep_off_fast_path, revert
 from recoup.network.selection import UNMATCHED, Selection
+from recoup.wings import cards, wing_of
 
 M = TypeVar("M", bound=nn.Module)
-
-WINGS: dict[type, dict[type[nn.Module], type[nn.Module]]] = {
-    NBSMT: NBSMT_LAYERS,
-    LBA: LBA_LAYERS | ATTENTION,
-    LightNorm: LIGHTNORM_LAYERS,
-}
-"""Config class -> float layer -> emulated layer."""
-
-
-FLOAT_ONLY = (nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear, nn.MultiheadAttention)
-"""What multiplies and accumulates and may have no emulated counterpart."""
 
 
 def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> M:
@@ -61,7 +44,8 @@ def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> 
             over because a subclass with a forward of its own cannot be taken apart, or because LBA has no stand-in.
     """
     modules = dict(model.named_modules())
-    candidates = [n for n, m in modules.items() if isinstance(m, Emulated) or any(type(m) in w for w in WINGS.values())]
+    known = {kind for card in cards().values() for kind in card.layers}
+    candidates = [n for n, m in modules.items() if isinstance(m, Emulated) or type(m) in known]
     chosen = Selection(layers, candidates, "emulate_", others=modules)
     for value in [config, *(layers or {}).values()]:
         _layers_of(value)
@@ -74,7 +58,7 @@ def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> 
         if wanted is None:
             continue
         target = _layers_of(wanted).get(type(module))
-        if target is not None and (asked or _ready(wanted, module)):
+        if target is not None and (asked or wing_of(wanted, "emulate_").ready(module)):
             plan[name] = (module, wanted, target)
         elif isinstance(module, Emulated) and module.float_class in _layers_of(wanted):
             raise RecoupError(
@@ -90,19 +74,18 @@ def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> 
     if not plan:
         raise RecoupError(f"emulate_: {_why_nothing(model, config)}")
     _convert(plan, modules)
-    _warn(plan, passed_over, _without_stand_in(modules, config))
+    _warn(plan, passed_over, _without_stand_in(modules, config), config)
     return model
 
 
 def _without_stand_in(modules: Mapping[str, nn.Module], config: Any) -> list[str]:
-    """Modules that multiply and accumulate and have no counterpart: under an LBA for all layers they stay float."""
-    if not isinstance(config, LBA):
-        return []
-    known = tuple(kind for wing in WINGS.values() for kind in wing)
+    """Modules that multiply and have no counterpart in any wing: under a config for all layers they stay float."""
+    kinds = () if config is None else wing_of(config, "emulate_").float_only
+    known = tuple(kind for card in cards().values() for kind in card.layers)
     return [
         f"{name} ({type(module).__name__})"
         for name, module in modules.items()
-        if isinstance(module, FLOAT_ONLY) and not isinstance(module, known)
+        if isinstance(module, kinds) and not isinstance(module, known)
     ]
 
 
@@ -117,19 +100,8 @@ def restore_(model: M) -> M:
     return model
 
 
-def _layers_of(config: Any) -> dict[type[nn.Module], type[nn.Module]]:
-    if config is None:
-        return {}
-    try:
-        return WINGS[type(config)]
-    except KeyError:
-        known = ", ".join(wing.__name__ for wing in WINGS)
-        raise RecoupError(f"emulate_: {config!r} is no configuration of a wing ({known}) and not None") from None
-
-
-def _ready(config: Any, module: nn.Module) -> bool:
-    """Whether a layer is taken without being named: for NB-SMT the calibrated ones, the others stay in float."""
-    return not isinstance(config, NBSMT) or getattr(module, "activation_scale", None) is not None
+def _layers_of(config: Any) -> Mapping[type[nn.Module], type[nn.Module]]:
+    return {} if config is None else wing_of(config, "emulate_").layers
 
 
 def _convert(plan: Mapping[str, tuple[nn.Module, Any, type[nn.Module]]], modules: Mapping[str, nn.Module]) -> None:
@@ -147,7 +119,7 @@ def _convert(plan: Mapping[str, tuple[nn.Module, Any, type[nn.Module]]], modules
 
 
 def _warn(
-    plan: Mapping[str, tuple[nn.Module, Any, type[nn.Module]]], passed_over: list[str], without: list[str]
+    plan: Mapping[str, tuple[nn.Module, Any, type[nn.Module]]], passed_over: list[str], without: list[str], config: Any
 ) -> None:
     caveats: dict[str, list[str]] = {}
     for name, (module, _, _) in plan.items():
@@ -157,16 +129,18 @@ def _warn(
     if passed_over:
         caveats["left in float, because a subclass may compute something else"] = passed_over
     if without:
-        caveats["left in float, because LBA has no stand-in for them (MultiheadAttention: its inner products)"] = (
-            without
-        )
+        note = wing_of(config, "emulate_").float_only_note
+        because = f"left in float, because {type(config).__name__} has no stand-in for them"
+        caveats[f"{because} ({note})" if note else because] = without
     for caveat, names in caveats.items():
         shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
         warnings.warn(f"emulate_: {len(names)} layers {caveat}: {shown}", RecoupWarning, stacklevel=3)
 
 
 def _why_nothing(model: nn.Module, config: Any) -> str:
-    if isinstance(config, NBSMT) and any(type(module) in NBSMT_LAYERS for module in model.modules()):
-        return "no layer has an activation scale: run calibrate_(model, batches) first"
+    if config is not None:
+        card = wing_of(config, "emulate_")
+        if card.unready and any(type(module) in card.layers for module in model.modules()):
+            return card.unready
     kinds = ", ".join(t.__name__ for t in _layers_of(config)) or "nothing"
     return f"the model has no layer to emulate (config {config!r} takes {kinds}; the layer map left none)"

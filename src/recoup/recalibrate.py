@@ -18,6 +18,7 @@ from recoup.errors import RecoupError
 from recoup.network.batches import call, prepared
 from recoup.network.emulated import emulated_layers, running
 from recoup.network.modes import evaluating
+from recoup.network.wing import Repair
 
 Method = Literal["paired", "average", "ema"]
 M = TypeVar("M", bound=nn.Module)
@@ -253,3 +254,23 @@ def _norms(model: nn.Module) -> dict[str, _BatchNorm]:
             "recalibrate_: the model has no batch norm with running statistics; for other networks use correct_bias_"
         )
     return norms
+
+
+AVERAGE = Repair(
+    "recalibrated on hardware",
+    "statistics",
+    "BatchNorm statistics averaged over the calibration images with the hardware on: NB-SMT's published "
+    "repair (Shomron and Weiser, 2020). LightNorm layers store what they would in training: the range's estimate.",
+    "recalibration on the hardware",
+    lambda model, batches: recalibrate_(model, batches, "average"),
+    needs_norms=True,
+)
+PAIRED = Repair(
+    "paired",
+    "statistics",
+    "The same images run with the hardware off and on, and the stored statistics move by the difference: recoup's "
+    "repair. It corrects what the hardware did and nothing else.",
+    "paired recalibration",
+    lambda model, batches: recalibrate_(model, batches, "paired"),
+    needs_norms=True,
+)

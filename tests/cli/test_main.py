@@ -90,7 +90,7 @@ def test_norm_units_on_the_command_line():
     assert [str(config) for config in found.recipe.configs][1:] == ["LightNorm()"]
     assert str(found.recipe.layers["features.1"]) == "LightNorm(block=8)"
     assert Path("recoup-results/traffic.csv").exists()
-    assert found.traffic[0].blocks < found.traffic[0].formats
+    assert found.rows("traffic")[0].blocks < found.rows("traffic")[0].formats
 
 
 def test_run_with_changes(tmp_path):
@@ -256,7 +256,7 @@ def test_demo_end_to_end(monkeypatch):
     assert '<h2 id="pipeline">' in Path("recoup-demo/report.html").read_text()
     found = Results.load("recoup-demo")
     assert found.accuracy[0].top1 > 20
-    assert found.traffic
+    assert found.rows("traffic")
     again = recoup("demo", "--json")
     assert again.stderr == ""
     assert json.loads(again.stdout)["accuracy"] == found.to_dict()["accuracy"]

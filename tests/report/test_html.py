@@ -113,7 +113,7 @@ def test_names_that_look_like_markup_elsewhere():
 
 def test_sections_without_data_are_left_out():
     made = results()
-    html = render(made.model_copy(update={"layers": (), "cycles": (), "shifts": (), "notes": ()}))
+    html = render(made.model_copy(update={"tables": {}, "shifts": (), "notes": ()}))
     assert "Layer by layer" not in html
     assert "Shift of BatchNorm statistics" not in html
     assert "Array cycles" not in html

@@ -2,8 +2,7 @@ import pytest
 
 from recoup.report.summary import summarize, verdict
 from recoup.study import Recipe, Results, State
-from recoup.study.states import BASELINE
-from tests.study.examples import FOUR, TWO, norm_results, results
+from tests.study.examples import BASELINE, FOUR, TWO, norm_results, results
 
 
 def verdicts(made: Results) -> list[str]:
@@ -18,7 +17,7 @@ def without(results: Results, *states: str) -> Results:
 
 def test_gains_are_taken_seed_by_seed():
     summary = summarize(results())
-    line = summary.line(repr(FOUR), State.PAIRED)
+    line = summary.line(repr(FOUR), "paired")
     assert line is not None
     assert line.gain == pytest.approx(91.6 - 90.25)
     assert line.gain_interval is not None
@@ -29,7 +28,7 @@ def test_gains_are_taken_seed_by_seed():
 
 def test_float_and_baseline_lines():
     summary = summarize(results())
-    floating, eight = summary.lines[0], summary.line(BASELINE, State.EIGHT_BIT)
+    floating, eight = summary.lines[0], summary.line(BASELINE, "recalibrated at 8 bit")
     assert (floating.title, floating.top1.kind, floating.gain, floating.recovered) == ("float", "wilson", None, None)
     assert eight is not None
     assert eight.gain == pytest.approx(-0.3)
@@ -39,7 +38,7 @@ def test_float_and_baseline_lines():
 
 def test_a_single_seed_gets_the_test_sets_interval():
     summary = summarize(results(seeds=(7,)))
-    line = summary.line(repr(TWO), State.PAIRED)
+    line = summary.line(repr(TWO), "paired")
     assert line is not None
     assert (line.top1.kind, line.top1.std, line.gain_interval) == ("wilson", None, None)
 
@@ -65,11 +64,11 @@ def test_verdict_in_plain_words():
 @pytest.mark.parametrize(
     ("top1", "said"),
     [
-        ({State.NONE: 91.68, State.PAIRED: 91.7}, "becomes 91.68 %; there is nothing to repair"),
-        ({State.NONE: 91.7, State.PAIRED: 91.7}, "at 8 bit stays 91.70 %; there is nothing to repair"),
-        ({State.NONE: 92.5, State.PAIRED: 91.7}, "becomes 92.50 %; there is nothing to repair"),
-        ({State.NONE: 90.0, State.PAIRED: 89.9}, "paired recalibration does not help (89.90 %)"),
-        ({State.NONE: 90.0, State.PAIRED: 91.8}, "paired recalibration brings back all of the loss (91.80 %)"),
+        ({State.NONE: 91.68, "paired": 91.7}, "becomes 91.68 %; there is nothing to repair"),
+        ({State.NONE: 91.7, "paired": 91.7}, "at 8 bit stays 91.70 %; there is nothing to repair"),
+        ({State.NONE: 92.5, "paired": 91.7}, "becomes 92.50 %; there is nothing to repair"),
+        ({State.NONE: 90.0, "paired": 89.9}, "paired recalibration does not help (89.90 %)"),
+        ({State.NONE: 90.0, "paired": 91.8}, "paired recalibration brings back all of the loss (91.80 %)"),
     ],
 )
 def test_verdicts_of_other_outcomes(top1, said):
@@ -85,8 +84,8 @@ def test_verdicts_of_other_outcomes(top1, said):
 
 def test_the_quoted_repair_is_fixed_not_picked():
     made = results(layers=0)
-    assert "recalibration on the hardware brings back" in verdicts(without(made, State.PAIRED))[1]
-    bare = without(made, State.PAIRED, State.AVERAGE, State.BIAS, State.EIGHT_BIT)
+    assert "recalibration on the hardware brings back" in verdicts(without(made, "paired"))[1]
+    bare = without(made, "paired", "recalibrated on hardware", "bias correction", "recalibrated at 8 bit")
     assert verdicts(bare)[1].endswith("falls to 90.25 %; no repair was measured.")
     only = summarize(without(made, State.NONE))
     assert verdict(only, FOUR) == "4 threads, S+A: 91.60\N{NO-BREAK SPACE}% (paired)."

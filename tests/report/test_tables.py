@@ -14,13 +14,13 @@ def test_one_row_a_measurement(tmp_path):
     paths = write_tables(made, tmp_path)
     assert [path.name for path in paths] == ["accuracy.csv", "layers.csv", "cycles.csv", "shifts.csv"]
     accuracy, layers, cycles, shifts = map(read, paths)
-    assert (len(accuracy), len(layers)) == (len(made.accuracy), len(made.layers))
-    assert (len(cycles), len(shifts)) == (len(made.cycles), len(made.shifts))
+    assert (len(accuracy), len(layers)) == (len(made.accuracy), len(made.rows("layers")))
+    assert (len(cycles), len(shifts)) == (len(made.rows("cycles")), len(made.shifts))
     assert accuracy[0]["seed"] == ""
     assert float(accuracy[-1]["top1"]) == made.accuracy[-1].top1
     assert layers[-1]["config"] == repr(FOUR)
     assert layers[-1]["weight_shape"] == "16x16x3x3"
-    assert float(layers[-1]["error"]) == made.layers[-1].error
+    assert float(layers[-1]["error"]) == made.rows("layers")[-1].error
 
 
 def test_names_with_commas_and_quotes_survive(tmp_path):
@@ -40,5 +40,5 @@ def test_traffic_where_there_is_any(tmp_path):
     paths = write_tables(made, tmp_path)
     assert paths[-1].name == "traffic.csv"
     rows = read(paths[-1])
-    assert len(rows) == len(made.traffic)
-    assert int(rows[0]["blocks"]) == made.traffic[0].blocks
+    assert len(rows) == len(made.rows("traffic"))
+    assert int(rows[0]["blocks"]) == made.rows("traffic")[0].blocks

@@ -8,9 +8,13 @@ from recoup.lightnorm import LightNorm
 from recoup.lightnorm.cost import widths
 from recoup.nbsmt.config import NBSMT
 from recoup.study import Recipe, Results, State
-from recoup.study.results import AccuracyRow, CycleRow, LayerRow, Machine, ShiftRow, TrafficRow
-from recoup.study.states import BASELINE, FLOAT, NBSMT_STATES
+from recoup.study.measures.lightnorm import TrafficRow
+from recoup.study.measures.nbsmt import CycleRow, LayerRow
+from recoup.study.repairs import FLOAT
+from recoup.study.results import AccuracyRow, Machine, ShiftRow
 
+BASELINE = "8-bit"
+NBSMT_STATES = (State.NONE, "recalibrated at 8 bit", "recalibrated on hardware", "paired", "bias correction")
 TWO, FOUR = NBSMT(threads=2), NBSMT(threads=4)
 ACCURACY = {  # of each state, by config: what a study of a real network looks like
     repr(TWO): (91.5, 91.2, 91.25, 91.55, 91.45),
@@ -48,7 +52,7 @@ def results(seeds: tuple[int, ...] = (0, 1, 2), layers: int = 6, name: str = "co
         jitter = 0.04 * (index - (len(seeds) - 1) / 2)
         accuracy += [
             _row(BASELINE, State.NONE, seed, 91.7 + jitter),
-            _row(BASELINE, State.EIGHT_BIT, seed, 91.4 + jitter),
+            _row(BASELINE, "recalibrated at 8 bit", seed, 91.4 + jitter),
         ]
         for config, values in ACCURACY.items():
             accuracy += [_row(config, state, seed, v + jitter) for state, v in zip(NBSMT_STATES, values, strict=True)]
@@ -89,14 +93,16 @@ def norm_results(layers: int = 4, top1: tuple[float, float, float] = (89.5, 90.0
     rows = [row for row in made.accuracy if row.config != repr(TWO)]
     for config in configs:
         rows.append(_row(repr(config), State.NONE, 0, top1[0]))
-        for state, value in ((State.AVERAGE, top1[1]), (State.PAIRED, top1[2])):
+        for state, value in (("recalibrated on hardware", top1[1]), ("paired", top1[2])):
             rows += [_row(repr(config), state, seed, value) for seed in (0, 1, 2)]
     traffic = []
     for config in configs:
         each = {name: round(bits * 8192) for name, bits in asdict(widths(config, 32)).items()}
         place = {"kind": "BatchNorm2d", "emulated": True, "channels": 32, "elements": 8192}
         traffic += [TrafficRow(config=repr(config), name=f"bn{i}", **place, **each) for i in range(layers)]
-    return made.model_copy(update={"recipe": recipe, "accuracy": tuple(rows), "traffic": tuple(traffic)})
+    return made.model_copy(
+        update={"recipe": recipe, "accuracy": tuple(rows), "tables": {**made.tables, "traffic": tuple(traffic)}}
+    )
 
 
 def _row(config: str, state: State, seed: int | None, top1: float) -> AccuracyRow:

@@ -9,7 +9,9 @@ from pydantic import ValidationError
 
 from recoup.errors import RecoupError
 from recoup.nbsmt.config import NBSMT
-from recoup.study import Recipe, State
+from recoup.study import Recipe
+from recoup.study.repairs import states
+from recoup.wings import cards
 from tests.study.test_configs import CONFIGS
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=20)
@@ -38,7 +40,7 @@ RECIPES = st.builds(
             ),
             "configs": st.lists(HARDWARE, min_size=1, max_size=4, unique=True),
             "layers": st.dictionaries(TEXT, st.none() | CONFIGS, max_size=3),
-            "states": st.lists(st.sampled_from(list(State)), min_size=1, unique=True),
+            "states": st.lists(st.sampled_from(states(cards().values())), min_size=1, unique=True),
             "array": st.fixed_dictionaries({"rows": st.integers(1, 512), "columns": st.integers(1, 512)}),
             "out": TEXT,
         },
@@ -57,7 +59,7 @@ def test_defaults():
     recipe = Recipe.from_yaml(MINIMAL)
     assert recipe.configs == (NBSMT(threads=2), NBSMT(threads=4))
     assert recipe.calibration.seeds == (0, 1, 2)
-    assert State.PAIRED in recipe.states
+    assert "paired" in recipe.states
     with pytest.raises(ValidationError):
         recipe.model = "other"  # type: ignore[misc]
 
@@ -85,7 +87,7 @@ def test_layers_and_configs_are_objects():
         (MINIMAL + "configs: [NBSMT(threads=4, policy='S')]\n", "line 3: configs.0: .*double quotes"),
         (MINIMAL + "configs: [nbsmt-2t, NBSMT(threads=2)]\n", "configs: the same one is given twice"),
         (MINIMAL + "configs: [NBSMT(threads=1)]\n", "one thread is the 8-bit baseline"),
-        (MINIMAL + "states: [pared]\n", "states.0: .*'paired'.*; got 'pared'"),
+        (MINIMAL + "states: [pared]\n", "states.0: state 'pared': must be one of .*'paired'"),
         (MINIMAL + "layers: {fc: 4}\n", "layers.fc: .*a preset"),
         (MINIMAL + "layers: [fc]\n", "layers: "),
         (MINIMAL + "device: tpu\n", "device: .*'tpu'"),

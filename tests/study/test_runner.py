@@ -16,10 +16,12 @@ from recoup.report import render
 from recoup.study import Recipe, Results, State, run
 from recoup.study.lab import Lab
 from recoup.study.machine import cpu_threads
+from recoup.study.repairs import FLOAT
+from recoup.study.repairs import states as states_of
 from recoup.study.runner import plan
-from recoup.study.states import BASELINE, FLOAT
 from recoup.study.store import Store
-from tests.study.examples import FOUR, TWO, small_recipe
+from recoup.wings import wing_of
+from tests.study.examples import BASELINE, FOUR, TWO, small_recipe
 
 
 def numbers(results: Results) -> dict:
@@ -49,12 +51,12 @@ def test_every_state_is_measured(finished):
     states = [(row.config, row.state, row.seed) for row in results.accuracy]
     wanted = [(FLOAT, State.NONE, None)]
     for seed in (3, 5):
-        wanted += [(BASELINE, State.NONE, seed), (BASELINE, State.EIGHT_BIT, seed)]
+        wanted += [(BASELINE, State.NONE, seed), (BASELINE, "recalibrated at 8 bit", seed)]
         wanted += [(repr(FOUR), state, seed) for state in results.recipe.states if state.applies(FOUR)]
     assert states == wanted
-    assert {row.name for row in results.layers} == {"features.3", "features.7", "features.10"}
-    assert [row.name for row in results.cycles if not row.emulated] == ["features.0", "classifier"]
-    assert all(row.cycles < row.single for row in results.cycles if row.emulated)
+    assert {row.name for row in results.rows("layers")} == {"features.3", "features.7", "features.10"}
+    assert [row.name for row in results.rows("cycles") if not row.emulated] == ["features.0", "classifier"]
+    assert all(row.cycles < row.single for row in results.rows("cycles") if row.emulated)
     assert {row.layer for row in results.shifts} == {"features.1", "features.4", "features.8", "features.11"}
     assert results.test_images == 40
     assert Results.load(folder) == results
@@ -63,7 +65,7 @@ def test_every_state_is_measured(finished):
 def test_finished_work_is_not_done_again(finished, monkeypatch):
     folder, results = finished
     monkeypatch.setattr(Lab, "accuracy", None)
-    monkeypatch.setattr(Lab, "profile", None)
+    monkeypatch.setattr(Lab, "profiled", None)
     assert numbers(run(small_recipe(folder), progress=False)) == numbers(results)
 
 
@@ -94,7 +96,7 @@ def test_an_interrupt_within_a_measurement(tmp_path, monkeypatch, finished):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("recoup.study.lab.recalibrate_", interrupted)
+        patch.setattr("recoup.recalibrate.recalibrate_", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(small_recipe(tmp_path), progress=False)
     assert numbers(run(small_recipe(tmp_path), progress=False)) == numbers(finished[1])
@@ -117,7 +119,7 @@ def test_another_study_in_the_folder(finished, tmp_path):
         run(other, progress=False)
     results = run(other, overwrite=True, progress=False)
     assert results.test_images == 20
-    assert results.layers == ()
+    assert results.rows("layers") == []
     assert [row.state for row in results.accuracy if row.config == repr(FOUR)] == ["paired", "paired"]
 
 
@@ -147,9 +149,9 @@ def test_the_users_own_recipe_is_kept(tmp_path):
 
 
 def test_every_measurement_starts_from_the_float_checkpoint(tmp_path):
-    recipe = small_recipe(tmp_path, states=[*State])
+    recipe = small_recipe(tmp_path, states=states_of([wing_of(FOUR, "test")]))
     with_history, fresh = Lab(recipe), {}
-    states = [state for state in State if state.applies(FOUR)]
+    states = recipe.states
     for state in states:
         fresh[state] = Lab(recipe).accuracy(FOUR, state, 3)
     for state in [*states, *reversed(states)]:
@@ -159,7 +161,7 @@ def test_every_measurement_starts_from_the_float_checkpoint(tmp_path):
 def test_the_models_statistics_and_layers_come_back(tmp_path):
     lab = Lab(small_recipe(tmp_path))
     before, digest = Statistics.of(lab.model), lab.digest
-    lab.accuracy(FOUR, State.PAIRED_BIAS, 3)
+    lab.accuracy(FOUR, "paired + bias", 3)
     lab.accuracy(None, State.NONE, 0)
     after = Statistics.of(lab.model)
     assert all(torch.equal(b, after.buffers[n][k]) for n, bs in before.buffers.items() for k, b in bs.items())
@@ -171,7 +173,7 @@ def test_the_models_statistics_and_layers_come_back(tmp_path):
 def test_layer_maps_hold_for_baseline_and_config(tmp_path):
     recipe = small_recipe(tmp_path, layers={"features.3": "nbsmt-2t", "features.7": None})
     results = run(recipe, progress=False)
-    assert {row.name: row.threads for row in results.layers} == {"features.3": 2, "features.10": 4}
+    assert {row.name: row.threads for row in results.rows("layers")} == {"features.3": 2, "features.10": 4}
 
 
 def plain_net():
@@ -229,19 +231,19 @@ def test_narrow_accumulators_beside_shared_multipliers(tmp_path):
     results = run(small_recipe(tmp_path, configs=["nbsmt-4t", "LBA.biased(4, 3)"]), progress=False)
     rows = {(row.state, row.seed): row.top1 for row in results.accuracy if row.config == repr(unit)}
     assert set(rows) == {
-        (state, 3 if state is State.NONE else seed)  # nothing is calibrated before the first repair
+        (state, 3 if state == State.NONE else seed)  # nothing is calibrated before the first repair
         for state in results.recipe.states
         if state.applies(unit)
         for seed in (3, 5)
     }
-    assert {row.name for row in results.units} == {
+    assert {row.name for row in results.rows("units")} == {
         "features.0",
         "features.3",
         "features.7",
         "features.10",
         "classifier",
     }
-    assert all(row.config == repr(unit) and row.bits == 8 and 0 < row.slope < 1.01 for row in results.units)
+    assert all(row.config == repr(unit) and row.bits == 8 and 0 < row.slope < 1.01 for row in results.rows("units"))
     assert Results.load(tmp_path) == results
     page = render(results)
     assert "M4E3 (8 bits), chunk 16" in page
@@ -252,14 +254,18 @@ def test_norm_units_beside_shared_multipliers(tmp_path):
     norm = LightNorm()
     results = run(small_recipe(tmp_path, configs=["nbsmt-4t", "lightnorm"]), progress=False)
     measured = [(row.state, row.seed) for row in results.accuracy if row.config == repr(norm)]
-    repaired = [(state, seed) for seed in (3, 5) for state in (State.AVERAGE, State.PAIRED)]
+    repaired = [(state, seed) for seed in (3, 5) for state in ("recalibrated on hardware", "paired")]
     assert measured == [(State.NONE, 3), *repaired]  # without repair no calibration image has a part in it
-    assert [(row.name, row.channels, row.elements) for row in results.traffic] == [
+    assert [(row.name, row.channels, row.elements) for row in results.rows("traffic")] == [
         ("features.1", 16, 1024), ("features.4", 32, 2048), ("features.8", 32, 512), ("features.11", 64, 1024),
     ]  # fmt: skip
-    assert all(row.config == repr(norm) and row.blocks * 288 == row.conventional * 61.5 for row in results.traffic)
-    assert {row.layer for row in results.shifts if row.config == repr(norm)} == {row.name for row in results.traffic}
-    assert {row.config for row in results.cycles} == {repr(FOUR)}
+    assert all(
+        row.config == repr(norm) and row.blocks * 288 == row.conventional * 61.5 for row in results.rows("traffic")
+    )
+    assert {row.layer for row in results.shifts if row.config == repr(norm)} == {
+        row.name for row in results.rows("traffic")
+    }
+    assert {row.config for row in results.rows("cycles")} == {repr(FOUR)}
     assert Results.load(tmp_path) == results
     page = render(results)
     assert "LightNorm, FP10 1-5-4, blocks of 4" in page
@@ -268,7 +274,7 @@ def test_norm_units_beside_shared_multipliers(tmp_path):
 
 def test_paired_statistics_of_a_norm_unit_are_the_librarys(tmp_path):
     lab = Lab(small_recipe(tmp_path, configs=["lightnorm"]))
-    lab._prepare(LightNorm(block=16), State.PAIRED, 3)
+    lab._prepare(LightNorm(block=16), "paired", 3)
     mine = Statistics.of(lab.model)
     lab._reset()
     emulate_(lab.model, LightNorm(block=16))
@@ -284,13 +290,13 @@ def test_a_layer_map_that_mixes_hardware(tmp_path, config):
     results = run(recipe, progress=False)
     kind = type(results.recipe.configs[0])
     lab = Lab(recipe)
-    lab._prepare(results.recipe.configs[0], State.PAIRED, 3)
+    lab._prepare(results.recipe.configs[0], "paired", 3)
     configs = {name: layer.config for name, layer in emulated_layers(lab.model).items()}
     assert configs["features.1"] == LightNorm.range()
     assert configs["features.3"] == TWO
     assert "features.4" not in configs
     assert kind in {type(value) for value in configs.values()}
-    assert [row.emulated for row in results.traffic] == ([True, False, True, True] if kind is LightNorm else [])
+    assert [row.emulated for row in results.rows("traffic")] == ([True, False, True, True] if kind is LightNorm else [])
 
 
 def test_norm_units_without_norms_are_left_out(tmp_path):

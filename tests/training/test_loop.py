@@ -253,5 +253,5 @@ def test_fine_tuning_switches_underflow_on_last(digits):
     fine_tune(model, digits, epochs=1, underflow_epochs=1, learning_rate=0.05, settings=SETTINGS)
     assert seen == [False] * 8 + [True] * 8
     assert all(layer.config.underflow for layer in emulated_layers(model).values())
-    with pytest.raises(RecoupError, match="no layer on a narrow accumulator"):
+    with pytest.raises(RecoupError, match="no layer whose hardware is fine-tuned in phases"):
         fine_tune(network(), digits)

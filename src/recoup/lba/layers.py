@@ -35,6 +35,8 @@ class LBALayer(Emulated):
     gain: Tensor | None
 
     extras: ClassVar[tuple[str, ...]] = (*Emulated.extras, "gain")
+    travelling: ClassVar[tuple[str, ...]] = ("gain",)
+    fitted: ClassVar[tuple[str, ...]] = ("gain",)
 
     def convert(self, config: LBA, layer: str) -> None:
         super().convert(config, layer)
@@ -74,37 +76,8 @@ class LBALayer(Emulated):
         text = super().extra_repr()
         return text if config is None else f"{text}, {config!r}" + (", gain" if self.gain is not None else "")
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        """Keys stay those of the float layer; the gain travels in the state_dict's metadata."""
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        metadata = getattr(destination, "_metadata", None)
-        if metadata is not None:
-            metadata.setdefault(prefix[:-1], {})["recoup"] = {"gain": self.gain}
-
-    def _load_from_state_dict(
-        self,
-        state_dict: Any,
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        before = self.weight.detach().clone() if self.gain is not None else None
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        if before is not None and not torch.equal(before, self.weight.detach()):
-            self.gain = None  # it belonged to the old weight
-        travelled = local_metadata.get("recoup")
-        if travelled is None or "gain" not in travelled:
-            return
-        gain = travelled["gain"]
-        if gain is not None and gain.shape != self.weight.shape[:1]:
-            error_msgs.append(f"{prefix}gain has shape {list(gain.shape)}")
-        else:
-            self.gain = None if gain is None else gain.to(self.weight.device)
+    def fault(self, name: str, value: Any) -> str | None:
+        return f"has shape {list(value.shape)}" if name == "gain" and value.shape != self.weight.shape[:1] else None
 
 
 class LBALinear(LBALayer, nn.Linear):

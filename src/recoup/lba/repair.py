@@ -16,6 +16,8 @@ from recoup.lba.layers import LBALayer
 from recoup.network.batches import call, prepared
 from recoup.network.emulated import emulated_layers
 from recoup.network.modes import evaluating
+from recoup.network.wing import Repair
+from recoup.recalibrate import PAIRED
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -189,3 +191,34 @@ def set_underflow_(model: M, on: bool) -> M:
     for module in lba_modules(model, "set_underflow_").values():
         module.config = module.config.replace(underflow=on)
     return model
+
+
+LAYER_GAIN = Repair(
+    "gain per layer",
+    "gain",
+    "Every layer's accumulator output times one factor, fitted in closed form: truncation shrinks sums.",
+    "a gain per layer",
+    lambda model, batches: correct_gain_(model, batches, "layer"),
+)
+GAIN = Repair(
+    "gain per channel",
+    "gain",
+    "Every output channel's sum times a factor of its own, fitted in closed form on the calibration images: it "
+    "undoes the shrink of truncated sums, and also serves networks without BatchNorm.",
+    "a gain per channel",
+    lambda model, batches: correct_gain_(model, batches, "channel"),
+)
+GAIN_PAIRED = Repair.combined(
+    "gain + paired",
+    "A gain per channel first, then paired recalibration of what remains.",
+    "a gain per channel with paired recalibration",
+    (GAIN, PAIRED),
+)
+CHUNKS = Repair(
+    "chunk near sqrt(K)",
+    "structure",
+    "Chunks of a power of two near the square root of the sum's length: inner and outer sums are alike.",
+    "a chunk near sqrt(K)",
+    lambda model, _: choose_chunks_(model),
+    needs_images=False,
+)

@@ -17,6 +17,7 @@ from recoup.nbsmt.observe import Seen, hooked, in_mode, nbsmt_layers
 from recoup.nbsmt.tally import Taps, activation_counts
 from recoup.nbsmt.weights import weight_operand
 from recoup.network.batches import call, prepared
+from recoup.network.images import kept_images
 from recoup.network.modes import evaluating
 
 M = TypeVar("M", bound=nn.Module)
@@ -52,8 +53,6 @@ def correct_bias_(model: M, batches: Iterable[Any] | None = None, *, progress: b
     """
     layers = nbsmt_layers(model, "correct_bias_")
     if batches is None:
-        from recoup.calibrate import kept_images  # calibrate imports the layers of this package
-
         batches = kept_images(model)
     before = {name: layer.bias_correction for name, layer in layers.items()}
     lost: dict[str, _Mean] = {}

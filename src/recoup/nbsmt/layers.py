@@ -16,9 +16,6 @@ from recoup.nbsmt.prepare import forget
 from recoup.network.convolution import Padded
 from recoup.network.emulated import Emulated
 
-TRAVELLING = ("activation_scale", "order", "bias_correction")
-"""What a state_dict's metadata carries besides the float layer's keys."""
-
 
 class NBSMTLayer(Emulated):
     """What the three layers share.
@@ -37,6 +34,9 @@ class NBSMTLayer(Emulated):
     order: Tensor | None
 
     extras: ClassVar[tuple[str, ...]] = (*Emulated.extras, "bias_correction", "order")
+    travelling: ClassVar[tuple[str, ...]] = ("activation_scale", "order", "bias_correction")
+    fitted: ClassVar[tuple[str, ...]] = ("bias_correction",)
+    measured: ClassVar[tuple[str, ...]] = ("activation_scale",)
 
     def convert(self, config: NBSMT, layer: str) -> None:
         super().convert(config, layer)
@@ -91,45 +91,16 @@ class NBSMTLayer(Emulated):
             return text
         return f"{text}, {config!r}" + (", one thread because grouped" if self.caveat() else "")
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        """Keys stay those of the float layer; scale, correction and order travel in the state_dict's metadata."""
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        metadata = getattr(destination, "_metadata", None)
-        if metadata is not None:
-            metadata.setdefault(prefix[:-1], {})["recoup"] = {name: getattr(self, name, None) for name in TRAVELLING}
+    def rescaled(self) -> None:
+        self.bias_correction = None  # it belonged to the old scale
 
-    def _load_from_state_dict(
-        self,
-        state_dict: Any,
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        # Set aside while the weight is loaded: with assign=True it is replaced, which the guard below would refuse.
-        kept, self.bias_correction = self.bias_correction, None
-        before = self.weight.detach().clone() if kept is not None else None
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        if before is not None and torch.equal(before, self.weight.detach()):
-            self.bias_correction = kept  # the same weights: the correction still belongs to them
-        travelled = local_metadata.get("recoup")
-        if travelled is None:  # a float checkpoint: scale and order stay
-            return
-        scale, order, correction = (travelled.get(name) for name in TRAVELLING)
+    def fault(self, name: str, value: Any) -> str | None:
         channels = self.weight.shape[1] * getattr(self, "groups", 1)
-        if order is not None and order.sort().values.tolist() != list(range(channels)):
-            error_msgs.append(f"{prefix}order is no permutation of {channels} channels")
-        elif correction is not None and correction.shape != self.weight.shape[:1]:
-            error_msgs.append(f"{prefix}bias_correction has shape {list(correction.shape)}")
-        else:
-            device = self.weight.device
-            self.activation_scale = self.activation_scale if scale is None else scale
-            self.order = None if order is None else order.to(device)
-            self.bias_correction = None if correction is None else correction.to(device)
+        if name == "order" and value.sort().values.tolist() != list(range(channels)):
+            return f"is no permutation of {channels} channels"
+        if name == "bias_correction" and value.shape != self.weight.shape[:1]:
+            return f"has shape {list(value.shape)}"
+        return None
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Refuse to replace the weight under a bias correction, as folding a batch norm does: it would stay behind."""

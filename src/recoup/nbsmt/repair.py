@@ -7,5 +7,41 @@ threads where it hurts), then `correct_bias_` or, for networks with batch norm, 
 from recoup.nbsmt.bias import correct_bias_
 from recoup.nbsmt.reorder import reorder_
 from recoup.nbsmt.throttle import Throttling, plan_throttling, throttle_
+from recoup.network.wing import Repair
+from recoup.recalibrate import PAIRED, recalibrate_
 
-__all__ = ["Throttling", "correct_bias_", "plan_throttling", "reorder_", "throttle_"]
+__all__ = [
+    "BIAS",
+    "EIGHT_BIT",
+    "PAIRED_BIAS",
+    "Throttling",
+    "correct_bias_",
+    "plan_throttling",
+    "reorder_",
+    "throttle_",
+]
+
+BIAS = Repair(
+    "bias correction",
+    "bias",
+    "The mean error of every output channel, known in closed form, is subtracted as a bias; BatchNorm statistics "
+    "stay. It also serves networks without BatchNorm.",
+    "bias correction",
+    correct_bias_,
+)
+EIGHT_BIT = Repair(
+    "recalibrated at 8 bit",
+    "statistics",
+    "BatchNorm statistics averaged over the calibration images in plain 8-bit arithmetic, then NB-SMT switched on. "
+    "What this gains or loses comes from the calibration images and from 8 bits, not from NB-SMT.",
+    "recalibration at 8 bit",
+    lambda model, batches: recalibrate_(model, batches, "average"),
+    needs_norms=True,
+    on_baseline=True,
+)
+PAIRED_BIAS = Repair.combined(
+    "paired + bias",
+    "Bias correction first, then paired recalibration of what remains.",
+    "bias correction and paired recalibration",
+    (BIAS, PAIRED),
+)

@@ -4,11 +4,12 @@ An emulated layer *is* the float layer: the converter changes the object's class
 buffers, hooks, names and other references to the layer stay as they are, and giving the class back restores it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 Mode = Literal["emulate", "baseline", "float"]
 
@@ -19,6 +20,9 @@ class Emulated(nn.Module):
     Attributes:
         float_class: the torch layer this one stands in for.
         extras: attributes that conversion adds and `restore` takes away again.
+        travelling: what a state_dict's metadata carries besides the float layer's keys, which stay as they are.
+        fitted: of these, what belongs to the layer's weight and goes when another one is loaded.
+        measured: of these, what stays where a state_dict has none: activation scales.
         config: the wing's frozen config object.
         mode: ``emulate`` (as configured), ``baseline`` (the same number formats without the shortcut whose harm is
             being measured; for NB-SMT plain 8-bit arithmetic) or ``float`` (the layer as torch computes it).
@@ -28,6 +32,9 @@ class Emulated(nn.Module):
 
     float_class: ClassVar[type[nn.Module]]
     extras: ClassVar[tuple[str, ...]] = ("config", "mode", "layer", "title", "fast_path_hook")
+    travelling: ClassVar[tuple[str, ...]] = ()
+    fitted: ClassVar[tuple[str, ...]] = ()
+    measured: ClassVar[tuple[str, ...]] = ()
 
     config: Any
     mode: Mode = "emulate"
@@ -41,6 +48,63 @@ class Emulated(nn.Module):
 
     def release(self) -> None:
         """Called before the layer turns back: let go of what was prepared for it."""
+
+    def rescaled(self) -> None:
+        """Called when `calibrate_` has measured the layer's activation scale anew."""
+
+    def fault(self, name: str, value: Any) -> str | None:  # noqa: ARG002 -- for wings to fill in
+        """What is wrong with a travelling extra that a state_dict brings, as in "has shape [3]", or None."""
+        return None
+
+    def extra_tensors(self) -> dict[str, Tensor]:
+        """The travelling extras there are, as tensors."""
+        found = {name: getattr(self, name, None) for name in self.travelling}
+        return {name: torch.as_tensor(value) for name, value in found.items() if value is not None}
+
+    def take_extras(self, values: Mapping[str, Any]) -> None:
+        """Set every travelling extra, on the layer's device; what ``values`` lacks becomes None unless measured."""
+        device = next((p.device for p in self.parameters(recurse=False)), None)
+        for name in self.travelling:
+            value = values.get(name)
+            if value is not None or name not in self.measured:
+                setattr(self, name, value.to(device) if isinstance(value, Tensor) else value)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Keys stay those of the float layer; the travelling extras go into the state_dict's metadata."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        metadata = getattr(destination, "_metadata", None)
+        if metadata is not None and self.travelling:
+            extras = {name: getattr(self, name, None) for name in self.travelling}
+            metadata.setdefault(prefix[:-1], {})["recoup"] = extras
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # Set aside while the weight is loaded: with assign=True it is replaced, which a wing's guard may refuse.
+        kept = {name: value for name in self.fitted if (value := getattr(self, name, None)) is not None}
+        for name in kept:
+            setattr(self, name, None)
+        before = self.weight.detach().clone() if kept else None  # type: ignore[operator]
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if before is not None and torch.equal(before, self.weight.detach()):  # type: ignore[operator]
+            for name, value in kept.items():
+                setattr(self, name, value)  # the same weights: what was fitted still belongs to them
+        travelled = local_metadata.get("recoup")
+        if travelled is None or not self.travelling or not set(self.travelling) & travelled.keys():
+            return  # a float checkpoint, or of another wing: scale and order stay
+        faults = [f"{prefix}{n} {f}" for n, v in travelled.items() if v is not None and (f := self.fault(n, v))]
+        error_msgs += faults[:1]
+        if not faults:
+            self.take_extras(travelled)
 
     def caveat(self) -> str | None:
         """What runs otherwise than the config asks, as in "are grouped and run one thread", or None."""

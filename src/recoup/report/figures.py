@@ -22,8 +22,8 @@ from recoup.report.pipeline import ChapterLine
 from recoup.report.summary import Summary
 from recoup.study.configs import title
 from recoup.study.pipeline import PipelineResults
+from recoup.study.repairs import FLOAT, NONE
 from recoup.study.results import Results
-from recoup.study.states import BASELINE, FLOAT, State
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -38,6 +38,8 @@ VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--rule", PAGE: "--page"} | {
 COLOURS = Palette(INK, MUTED, GRID, SERIES, PAGE)
 STYLE: dict[str, Any] = {"svg.fonttype": "none", **COLOURS.style()}
 WIDTH = 9.2  # inches; scaled to the page by the browser
+
+BASELINE = "8-bit"
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
@@ -81,20 +83,20 @@ def accuracy_figure(results: Results, summary: Summary) -> str:
 @styled
 def layer_figure(results: Results) -> str | None:
     """Relative error (log scale) and collision rate of every layer; None where no layer was profiled."""
-    if not results.layers:
+    if not results.rows("layers"):
         return None
-    names = list(dict.fromkeys(row.name for row in results.layers))
+    names = list(dict.fromkeys(row.name for row in results.rows("layers")))
     figure, axes = _canvas(2, 4.3 + _name_space(names), [1.25, 1])
     said = []
     for index, config in enumerate(c for c in results.recipe.configs if isinstance(c, NBSMT)):
-        rows = [row for row in results.layers if row.config == repr(config)]
+        rows = [row for row in results.rows("layers") if row.config == repr(config)]
         places = [names.index(row.name) for row in rows]
         _line(axes[0], places, [row.error or math.nan for row in rows], index, title(config))
         _line(axes[1], places, [100 * row.collisions for row in rows], index, title(config))
         worst = max(rows, key=lambda row: row.error, default=None)
         if worst is not None:
             said.append(f"{title(config)}: largest error {worst.error:.2g} in {worst.name}")
-    if any(row.error for row in results.layers):
+    if any(row.error for row in results.rows("layers")):
         axes[0].set_yscale("log")
     axes[0].set_title("Error against 8 bit (relative mean square, log scale)")
     axes[1].set_title("Slots with a collision, %")
@@ -107,14 +109,14 @@ def layer_figure(results: Results) -> str | None:
 @styled
 def unit_figure(results: Results) -> str | None:
     """Slope and residual of every layer on a narrow accumulator; None where no such layer was profiled."""
-    if not results.units:
+    if not results.rows("units"):
         return None
-    names = list(dict.fromkeys(row.name for row in results.units))
+    names = list(dict.fromkeys(row.name for row in results.rows("units")))
     figure, axes = _canvas(3, 5.4 + _name_space(names), [1, 1, 1])
-    said, configs = [], list(dict.fromkeys(row.config for row in results.units))
+    said, configs = [], list(dict.fromkeys(row.config for row in results.rows("units")))
     titles = {repr(config): title(config) for config in results.recipe.configs}
     for index, config in enumerate(configs):
-        rows = [row for row in results.units if row.config == config]
+        rows = [row for row in results.rows("units") if row.config == config]
         places = [names.index(row.name) for row in rows]
         _line(axes[0], places, [row.slope for row in rows], index, titles[config])
         _line(axes[1], places, [row.residual for row in rows], index, titles[config])
@@ -160,7 +162,7 @@ def shift_figure(results: Results) -> str | None:
 @styled
 def traffic_figure(results: Results) -> str | None:
     """Stored and moved bits of every LightNorm config beside float32 batch norm; None where none was counted."""
-    counted = {row.config for row in results.traffic}
+    counted = {row.config for row in results.rows("traffic")}
     norms = {title(c): c for c in results.recipe.configs if isinstance(c, LightNorm) and repr(c) in counted}
     if not norms:
         return None
@@ -242,7 +244,7 @@ def _series(index: int) -> tuple[str, str]:
 def _references(axis: Any, summary: Summary, labelled: bool) -> None:
     """The float and 8-bit accuracies as vertical lines; the labels go to opposite sides, for the two lie close."""
     kinds = ((FLOAT, "float", "--"), (BASELINE, "8 bit", "-"))
-    lines = [(summary.line(config, State.NONE), name, dashes) for config, name, dashes in kinds]
+    lines = [(summary.line(config, NONE), name, dashes) for config, name, dashes in kinds]
     found = sorted((line.top1.mean, name, dashes) for line, name, dashes in lines if line is not None)
     for (mean, name, dashes), side in zip(found, ("right", "left"), strict=False):
         axis.axvline(mean, color=MUTED, lw=1, ls=dashes, zorder=0.9)

@@ -21,10 +21,12 @@ from recoup.report.summary import Cycles, Summary, summarize
 from recoup.storage.files import write_atomically
 from recoup.study.configs import title
 from recoup.study.pipeline import PipelineResults
+from recoup.study.repairs import FLOAT, meaning
 from recoup.study.results import Results
-from recoup.study.states import BASELINE, FLOAT, MEANING
 
 FILE = "report.html"
+
+BASELINE = "8-bit"
 
 
 def write_html(results: Results, folder: Path, pipeline: PipelineResults | None = None) -> Path:
@@ -53,18 +55,20 @@ def render(results: Results, pipeline: PipelineResults | None = None) -> str:
         interval_text=interval_text(results, summary),
         kinds=words.INTERVALS,
         states={
-            state: MEANING[state] for state in results.recipe.states if any(r.state == state for r in results.accuracy)
+            state: meaning(state, results.recipe.configs)
+            for state in results.recipe.states
+            if any(row.state == state for row in results.accuracy)
         },
         cycle_rows=_cycle_rows(summary),
         layer_tables=[
-            (title(config), [row for row in results.layers if row.config == repr(config)])
+            (title(config), [row for row in results.rows("layers") if row.config == repr(config)])
             for config in results.recipe.configs
             if isinstance(config, NBSMT)
         ],
         unit_tables=[
             (title(config), rows)
             for config in results.recipe.configs
-            if (rows := [row for row in results.units if row.config == repr(config)])
+            if (rows := [row for row in results.rows("units") if row.config == repr(config)])
         ],
         unit_figure=unit_figure(results),
         pipeline=None if pipeline is None else _pipeline(pipeline),
@@ -72,7 +76,7 @@ def render(results: Results, pipeline: PipelineResults | None = None) -> str:
             (
                 title(config),
                 summary.traffic[repr(config)],
-                [row for row in results.traffic if row.config == repr(config)],
+                [row for row in results.rows("traffic") if row.config == repr(config)],
             )
             for config in results.recipe.configs
             if repr(config) in summary.traffic
@@ -83,8 +87,8 @@ def render(results: Results, pipeline: PipelineResults | None = None) -> str:
         layer_figure=layer_figure(results),
         shift_figure=shift_figure(results),
         terms=words.TERMS
-        | (words.UNIT_TERMS if results.units else {})
-        | (words.TRAFFIC_TERMS if results.traffic else {}),
+        | (words.UNIT_TERMS if results.rows("units") else {})
+        | (words.TRAFFIC_TERMS if results.rows("traffic") else {}),
         modelled=words.MODELLED,
         not_modelled=words.NOT_MODELLED,
         facts=facts(results),

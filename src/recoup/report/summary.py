@@ -10,26 +10,26 @@ from recoup.lightnorm.cost import Widths
 from recoup.nbsmt.config import NBSMT
 from recoup.study.configs import Config, title
 from recoup.study.intervals import Estimate, accuracy, of_test_set, over_seeds
-from recoup.study.results import AccuracyRow, CycleRow, Results
-from recoup.study.states import BASELINE, FLOAT, State
+from recoup.study.measures.nbsmt import CycleRow
+from recoup.study.repairs import FLOAT, NONE, sentence
+from recoup.study.results import AccuracyRow, Results
 
 WORTH_REPAIRING = 0.1  # points; of a smaller loss, or of a single image, the share won back says nothing
 
 SPACE = "\N{NO-BREAK SPACE}"
 
 # The repair a verdict quotes is fixed here, not picked by its result.
-PREFERENCE = (State.PAIRED, State.AVERAGE, State.PAIRED_BIAS, State.BIAS)
-LBA_PREFERENCE = (State.GAIN, State.LAYER_GAIN, State.GAIN_PAIRED, State.PAIRED, State.AVERAGE, State.CHUNKS)
-REPAIRS = {
-    State.PAIRED: "paired recalibration",
-    State.AVERAGE: "recalibration on the hardware",
-    State.PAIRED_BIAS: "bias correction and paired recalibration",
-    State.BIAS: "bias correction",
-    State.GAIN: "a gain per channel",
-    State.LAYER_GAIN: "a gain per layer",
-    State.GAIN_PAIRED: "a gain per channel with paired recalibration",
-    State.CHUNKS: "a chunk near sqrt(K)",
-}
+PREFERENCE = ("paired", "recalibrated on hardware", "paired + bias", "bias correction")
+LBA_PREFERENCE = (
+    "gain per channel",
+    "gain per layer",
+    "gain + paired",
+    "paired",
+    "recalibrated on hardware",
+    "chunk near sqrt(K)",
+)
+
+BASELINE = "8-bit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ def summarize(results: Results) -> Summary:
         groups.setdefault((row.config, row.state), []).append(row)
     units = {repr(c) for c in results.recipe.configs if _against_float(c)}
     lines = tuple(_line(groups, config, state, titles[config], config in units) for config, state in groups)
-    cycles = {repr(config): _cycles(config, results.cycles) for config in _threaded(results)}
+    cycles = {repr(config): _cycles(config, results.rows("cycles")) for config in _threaded(results)}
     count, best = results.test_images, max(line.top1.mean for line in lines)
     resolution, threshold = of_test_set(best, count).half, _threshold(count)
     measured = [config for config in results.recipe.configs if any(line.config == repr(config) for line in lines)]
@@ -130,7 +130,7 @@ def _traffic(results: Results) -> dict[str, Widths]:
     """Bits that all batch norms move for one image in a training step, by config."""
     totals: dict[str, Widths] = {}
     for config in results.recipe.configs:
-        rows = [row for row in results.traffic if row.config == repr(config)]
+        rows = [row for row in results.rows("traffic") if row.config == repr(config)]
         if rows:
             names = ("conventional", "ranges", "formats", "blocks")
             totals[repr(config)] = Widths(*(sum(getattr(row, name) for row in rows) for name in names))
@@ -139,14 +139,14 @@ def _traffic(results: Results) -> dict[str, Widths]:
 
 def _threaded(results: Results) -> list[NBSMT]:
     """The configs whose cycles were counted."""
-    return [config for config in results.recipe.configs if isinstance(config, NBSMT)] if results.cycles else []
+    return [config for config in results.recipe.configs if isinstance(config, NBSMT)] if results.rows("cycles") else []
 
 
 def verdict(summary: Summary, config: Config) -> str:
     """One sentence: the baseline's accuracy (8 bit, or float), what becomes of it, what repair wins back."""
     name = repr(config)
     unit = _against_float(config)
-    eight, bare = summary.line(FLOAT if unit else BASELINE, State.NONE), summary.line(name, State.NONE)
+    eight, bare = summary.line(FLOAT if unit else BASELINE, NONE), summary.line(name, NONE)
     saved = summary.cycles.get(name)
     moved = summary.traffic.get(name)
     speed = f" in {saved.speedup:.1f}x fewer cycles" if saved else ""
@@ -170,7 +170,7 @@ def verdict(summary: Summary, config: Config) -> str:
     text += f" falls to {percent(bare.top1.mean)}{speed}"
     if repaired is None:
         return f"{text}; no repair was measured."
-    how, now = REPAIRS[State(repaired.state)], percent(repaired.top1.mean)
+    how, now = sentence(config, repaired.state), percent(repaired.top1.mean)
     if repaired.top1.mean <= bare.top1.mean:
         return f"{text}; {how} does not help ({now})."
     share = repaired.recovered or 0.0
@@ -191,8 +191,8 @@ def _line(
     groups: dict[tuple[str, str], list[AccuracyRow]], config: str, state: str, name: str, unit: bool = False
 ) -> Line:
     rows = groups[config, state]
-    bare, eight = groups.get((config, State.NONE), []), groups.get((FLOAT if unit else BASELINE, State.NONE), [])
-    gains = _differences(rows, bare) if state != State.NONE else []
+    bare, eight = groups.get((config, NONE), []), groups.get((FLOAT if unit else BASELINE, NONE), [])
+    gains = _differences(rows, bare) if state != NONE else []
     losses = _differences(eight, bare) if config not in (FLOAT, BASELINE) else []
     loss = round(fmean(losses), 6) if losses else 0.0
     gain = fmean(gains) if gains else None

@@ -9,21 +9,24 @@ from typing import Any
 from pydantic import BaseModel
 
 from recoup.storage.files import write_atomically
-from recoup.study.results import AccuracyRow, CycleRow, LayerRow, Results, ShiftRow, TrafficRow, UnitRow
+from recoup.study.measures.lba import UnitRow
+from recoup.study.measures.lightnorm import TrafficRow
+from recoup.study.measures.nbsmt import CycleRow, LayerRow
+from recoup.study.results import AccuracyRow, Results, ShiftRow
 
 
 def write_tables(results: Results, folder: Path) -> list[Path]:
     """Write accuracy, layers, cycles, shifts and, of LBA, units, of LightNorm traffic, each whole or not at all."""
     tables: list[tuple[str, type[BaseModel], Sequence[BaseModel]]] = [
         ("accuracy.csv", AccuracyRow, results.accuracy),
-        ("layers.csv", LayerRow, results.layers),
-        ("cycles.csv", CycleRow, results.cycles),
+        ("layers.csv", LayerRow, results.rows("layers")),
+        ("cycles.csv", CycleRow, results.rows("cycles")),
         ("shifts.csv", ShiftRow, results.shifts),
     ]
-    if results.units:
-        tables.append(("units.csv", UnitRow, results.units))
-    if results.traffic:
-        tables.append(("traffic.csv", TrafficRow, results.traffic))
+    if results.rows("units"):
+        tables.append(("units.csv", UnitRow, results.rows("units")))
+    if results.rows("traffic"):
+        tables.append(("traffic.csv", TrafficRow, results.rows("traffic")))
     paths = []
     for name, kind, rows in tables:
         paths.append(folder / name)

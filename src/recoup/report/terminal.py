@@ -11,8 +11,10 @@ from recoup.report.html import heading, interval_text
 from recoup.report.pipeline import chapter_lines, chapter_verdict, delays_text, spread
 from recoup.report.summary import Cycles, Line, Summary, summarize
 from recoup.study.configs import title
+from recoup.study.measures.lba import UnitRow
+from recoup.study.measures.nbsmt import LayerRow
 from recoup.study.pipeline import PipelineResults
-from recoup.study.results import LayerRow, Results, UnitRow
+from recoup.study.results import Results
 
 MOST_LAYERS = 24  # beyond it a table shows the worst half of that; layers.csv and the report have them all
 
@@ -22,11 +24,11 @@ def tables(results: Results, pipeline: PipelineResults | None = None) -> Rendera
     summary = summarize(results)
     parts: list[RenderableType] = [Text(), _accuracy(results, summary), Text()]
     for config in results.recipe.configs:
-        rows = [row for row in results.layers if row.config == repr(config)]
+        rows = [row for row in results.rows("layers") if row.config == repr(config)]
         if rows:
             parts += [_layers(title(config), rows), Text()]
     for config in results.recipe.configs:
-        units = [row for row in results.units if row.config == repr(config)]
+        units = [row for row in results.rows("units") if row.config == repr(config)]
         if units:
             parts += [_units(title(config), units), Text()]
     if summary.cycles:

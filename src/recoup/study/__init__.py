@@ -7,8 +7,8 @@
 
 from recoup.study.configs import parse_config
 from recoup.study.recipe import Recipe
+from recoup.study.repairs import State
 from recoup.study.results import Results
 from recoup.study.runner import run
-from recoup.study.states import State
 
 __all__ = ["Recipe", "Results", "State", "parse_config", "run"]

@@ -12,27 +12,29 @@ from recoup.data import Dataset
 from recoup.data import load as load_data
 from recoup.emulate import emulate_, restore_
 from recoup.evaluation import Accuracy, evaluate
-from recoup.lba import choose_chunks_, correct_gain_
-from recoup.lba import profile as lba_profile
-from recoup.lba.config import LBA
-from recoup.lba.profiling import LayerProfile as UnitProfile
-from recoup.lightnorm.config import LightNorm
-from recoup.lightnorm.cost import LayerTraffic, traffic
 from recoup.models import load as load_model
-from recoup.nbsmt.bias import correct_bias_
-from recoup.nbsmt.config import NBSMT
-from recoup.nbsmt.cost import Array, Cost, cycles
-from recoup.nbsmt.profiling import LayerProfile, profile
 from recoup.network.norms import Statistics, has_norms, only_norms, shift
-from recoup.recalibrate import recalibrate_
+from recoup.network.wing import Repair
+from recoup.recalibrate import PAIRED
 from recoup.study.configs import Config
 from recoup.study.machine import check_device
 from recoup.study.progress import Display
 from recoup.study.recipe import Recipe
-from recoup.study.states import State
+from recoup.study.repairs import NONE, repair
+from recoup.wings import wing_of
 
 Shifts = dict[str, tuple[float, float]]
-UNIT_OUTPUTS = 512  # sampled outputs a layer; every one takes K reference steps
+
+
+def baseline_of(config: Config) -> Config | None:
+    """The baseline hardware of a config's wing; None is the float network."""
+    of = wing_of(config, "baseline").baseline.of
+    return None if of is None else of(config)
+
+
+def needs_scales(config: Config | None) -> bool:
+    """Whether hardware works on activation scales, which calibration images decide."""
+    return config is not None and not wing_of(config, "calibration").seedless
 
 
 class Lab:
@@ -52,7 +54,7 @@ class Lab:
         self.model: nn.Module = model.to(self.device).eval()
         self.has_norms = has_norms(model)
         self._float = Statistics.of(model)
-        self._eight_bit: dict[int, Statistics] = {}
+        self._on_baseline: dict[tuple[str, int], Statistics] = {}
         self._calibrated: int | None = None
 
     @cached_property
@@ -81,81 +83,66 @@ class Lab:
         wanted = self.recipe.calibration.augment
         return images.augmentation is not None if wanted is None else wanted
 
-    def accuracy(self, config: Config | None, state: State, seed: int) -> tuple[Accuracy, Shifts]:
+    def accuracy(self, config: Config | None, state: str, seed: int) -> tuple[Accuracy, Shifts]:
         """Accuracy of a state (``config`` None: the float network), and how far ``paired`` moved the statistics."""
         self._prepare(config, state, seed)
-        moved = shift(self._float, Statistics.of(self.model)) if state is State.PAIRED else {}
+        moved = shift(self._float, Statistics.of(self.model)) if state == PAIRED.name else {}
         batches = self.test.batches(self.recipe.test.batch_size)
         return evaluate(self.model, self.display.watch(batches, "test")), moved
 
-    def profile(self, config: NBSMT, seed: int) -> tuple[list[LayerProfile], Cost]:
-        """The per-layer figures of a config without repair, on the first calibration images of a seed; its cost."""
-        batches = self._profiled(config, seed)
-        array = Array(self.recipe.array.rows, self.recipe.array.columns)
-        cost = cycles(self.model, next(iter(batches))[0][:1], array)
-        return profile(self.model, batches) if self.recipe.profile_images else [], cost
-
-    def profile_units(self, config: LBA, seed: int) -> list[UnitProfile]:
-        """The per-layer figures of a narrow accumulator without repair."""
-        batches = self._profiled(config, seed)
-        return lba_profile(self.model, batches, outputs=UNIT_OUTPUTS) if self.recipe.profile_images else []
-
-    def traffic(self, config: LightNorm, seed: int) -> list[LayerTraffic]:
-        """What every batch norm moves for one image in a training step: a model, from shapes."""
-        batches = self._profiled(config, seed)
-        return list(traffic(self.model, next(iter(batches))[0][:1]).layers)
-
-    def _profiled(self, config: Config, seed: int) -> Any:
-        self._prepare(config, State.NONE, seed)
+    def profiled(self, config: Config, seed: int) -> Any:
+        """Calibration images for the per-layer figures; the model now runs on a config's hardware without repair."""
+        self._prepare(config, NONE, seed)
         return self._batches(self.images(seed, self.recipe.profile_images or 1), seed, "profile")
 
-    def _prepare(self, config: Config | None, state: State, seed: int) -> None:
+    def _prepare(self, config: Config | None, state: str, seed: int) -> None:
         self._reset()
         if config is None:
             return
         batches = self._batches(self._drawn(seed), seed, "calibrate")
         if self._calibrates(config):
             self._calibrate(seed, batches)
-        if state is State.EIGHT_BIT and seed not in self._eight_bit:
-            self._emulate(NBSMT(threads=1))
-            recalibrate_(self.model, batches, "average")
-            self._eight_bit[seed] = Statistics.of(self.model)
-            self._reset()
+        repaired = repair(config, state)
+        elsewhere = None
+        if repaired is not None and repaired.on_baseline:
+            elsewhere = self._measured_on_baseline(config, repaired, seed, batches)
         self._emulate(config)
-        if state is State.EIGHT_BIT:
-            self._eight_bit[seed].put(self.model)
-        if state is State.AVERAGE:
-            recalibrate_(self.model, batches, "average")
-        if state in (State.BIAS, State.PAIRED_BIAS):
-            correct_bias_(self.model, batches)
-        if state is State.CHUNKS:
-            choose_chunks_(self.model)
-        if state in (State.LAYER_GAIN, State.GAIN, State.GAIN_PAIRED):
-            correct_gain_(self.model, batches, "layer" if state is State.LAYER_GAIN else "channel")
-        if state in (State.PAIRED, State.PAIRED_BIAS, State.GAIN_PAIRED):
-            recalibrate_(self.model, batches, "paired")
+        if elsewhere is not None:
+            elsewhere.put(self.model)
+        elif repaired is not None:
+            repaired.apply(self.model, batches)
+
+    def _measured_on_baseline(self, config: Config, repaired: Repair, seed: int, batches: Any) -> Statistics:
+        """The statistics that a repair finds on a wing's baseline, once a seed."""
+        key = (repaired.name, seed)
+        if key not in self._on_baseline:
+            self._emulate(baseline_of(config))
+            repaired.apply(self.model, batches)
+            self._on_baseline[key] = Statistics.of(self.model)
+            self._reset()
+        return self._on_baseline[key]
 
     def _reset(self) -> None:
         restore_(self.model)
         self._float.put(self.model)
 
     def _emulate(self, config: Config) -> None:
-        """The baseline, NB-SMT with one thread, is that of a layer's own config too."""
-        single = isinstance(config, NBSMT) and config.threads == 1
+        """Under a wing's baseline, layers with a config of that wing of their own run its baseline too."""
+        alike = type(config) if baseline_of(config) == config else None
         layers = {
-            name: own.replace(threads=1) if single and isinstance(own, NBSMT) else own
+            name: baseline_of(own) if alike is not None and type(own) is alike else own
             for name, own in self.recipe.layers.items()
         }
         emulate_(self.model, config, layers)
 
     def _calibrates(self, config: Config) -> bool:
-        """Whether a config, or a layer's own, works on calibrated 8-bit codes."""
-        return any(isinstance(hardware, NBSMT) for hardware in (config, *self.recipe.layers.values()))
+        """Whether a config, or a layer's own, works on activation scales."""
+        return any(needs_scales(hardware) for hardware in (config, *self.recipe.layers.values()))
 
     def _calibrate(self, seed: int, batches: Any) -> None:
         if self._calibrated != seed:
             others = {name: own for name, own in self.recipe.layers.items() if not only_norms(self.model, name)}
-            chosen = {name: True if isinstance(own, NBSMT) else None for name, own in others.items()}
+            chosen = {name: True if needs_scales(own) else None for name, own in others.items()}
             calibrate_(self.model, batches, chosen)
             self._calibrated = seed
 

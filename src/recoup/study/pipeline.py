@@ -20,7 +20,7 @@ from recoup.data import load
 from recoup.errors import RecoupError
 from recoup.pipeline import Batched, Mitigation, Run, delays, scale_hyperparameters
 from recoup.storage.files import write_atomically
-from recoup.study.results import Frozen, Percent
+from recoup.study.rows import Frozen, Percent
 
 FILE = "pipeline.json"
 SCHEMA = 1

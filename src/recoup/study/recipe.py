@@ -21,12 +21,14 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError, model_validator
 
-from recoup.nbsmt.config import NBSMT
-from recoup.study.configs import NBSMT_PRESETS, Config, as_config
-from recoup.study.states import DEFAULT, State
+from recoup.network.wing import Card
+from recoup.study.configs import as_config
+from recoup.study.repairs import State, default
 from recoup.study.yamlfile import Source, read_yaml, refuse
+from recoup.wings import cards, wing_of
 
-Hardware = Annotated[Config, PlainValidator(as_config), PlainSerializer(repr, return_type=str)]
+Hardware = Annotated[Any, PlainValidator(as_config), PlainSerializer(repr, return_type=str)]
+Repaired = Annotated[State, PlainValidator(State), PlainSerializer(str, return_type=str)]
 Scalar = bool | int | float | str | None
 Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]
@@ -76,6 +78,11 @@ class Array(Strict):
     columns: Count = 16
 
 
+def first_presets() -> tuple[Any, ...]:
+    """The hardware that is measured where a recipe names none: the presets of the first wing."""
+    return tuple(next(iter(cards().values())).presets.values())
+
+
 class Recipe(Strict):
     """What to measure; see the module's docstring for its YAML.
 
@@ -87,7 +94,7 @@ class Recipe(Strict):
         calibration, test: which images.
         configs: the hardware to try; presets or reprs.
         layers: name or ``re:...`` -> config, or null for float; first match wins, the rest follow ``configs``.
-        states: the repairs to measure under every config.
+        states: the repairs to measure under every config; none: those that the cards of the wings present name.
         profile_images: calibration images for the per-layer figures; 0 leaves all but cycles out.
         array: rows and columns for the cycle count.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
@@ -101,9 +108,9 @@ class Recipe(Strict):
     data: Text
     calibration: Calibration = Calibration()
     test: Test = Test()
-    configs: tuple[Hardware, ...] = Field(default=tuple(NBSMT_PRESETS.values()), min_length=1)
+    configs: tuple[Hardware, ...] = Field(default_factory=first_presets, min_length=1)
     layers: dict[Text, Hardware | None] = {}
-    states: tuple[State, ...] = Field(default=DEFAULT, min_length=1)
+    states: tuple[Repaired, ...] = ()
     profile_images: Annotated[int, Field(ge=0, strict=True)] = 256
     array: Array = Array()
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
@@ -112,8 +119,13 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _sensible(self) -> "Recipe":
-        if any(isinstance(config, NBSMT) and config.threads == 1 for config in self.configs):
-            raise ValueError("configs: one thread is the 8-bit baseline, which is always measured; leave it out")
+        for config in self.configs:
+            baseline = wing_of(config, "configs").baseline
+            if baseline.of is not None and baseline.of(config) == config:
+                raise ValueError(
+                    f"configs: {baseline.hardware} is the {baseline.name} baseline, which is always measured; leave it "
+                    "out"
+                )
         for name in ("spec", "weights"):
             if name in self.model_options:
                 raise ValueError(f"model_options: {name!r} is not for the factory; give model and weights themselves")
@@ -121,7 +133,15 @@ class Recipe(Strict):
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise ValueError(f"{name}: the same one is given twice")
+        if not self.states:
+            self.__dict__["states"] = tuple(State(name) for name in default(self.wings))
         return self
+
+    @property
+    def wings(self) -> tuple[Card, ...]:
+        """The wings present, in the order in which they were registered."""
+        present = {type(config) for config in (*self.configs, *self.layers.values())}
+        return tuple(card for config, card in cards().items() if config in present)
 
     def identity(self) -> dict[str, Any]:
         """What decides a single measurement: all but which of them to make, how fast, and where results go."""

@@ -1,27 +1,27 @@
 """What a study found, as results.json holds it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from recoup.errors import RecoupError
 from recoup.storage.files import write_atomically
+from recoup.study.measures import tables
 from recoup.study.recipe import Recipe
+from recoup.study.rows import Frozen, Percent, Row
 
 FILE = "results.json"
 SCHEMA = 1
-
-Percent = Annotated[float, Field(ge=0, le=100)]
-Rate = Annotated[float, Field(ge=0, le=1)]
-Whole = Annotated[int, Field(ge=0)]
-
-
-class Frozen(BaseModel):
-    """Frozen, finite numbers only, and an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class Machine(Frozen):
@@ -55,56 +55,6 @@ class AccuracyRow(Frozen):
     seconds: Annotated[float, Field(ge=0)]
 
 
-class LayerRow(Frozen):
-    """One layer under one config, without repair, on calibration images of the first seed.
-
-    The fields are those of `recoup.nbsmt.profiling.LayerProfile`; rates and shares lie in 0..1.
-    """
-
-    config: str
-    name: str
-    kind: str
-    weight_shape: tuple[int, ...]
-    output_shape: tuple[int, ...]
-    threads: int
-    policy: str
-    macs: Whole
-    collisions: Rate
-    lossy: Rate
-    utilization: Rate
-    error: Annotated[float, Field(ge=0)]
-    mean_shift: Annotated[float, Field(ge=0)]
-    zero_activations: Rate
-    wide_activations: Rate
-    saturated: Rate
-    zero_weights: Rate
-    wide_weights: Rate
-
-
-class CycleRow(Frozen):
-    """What one call of a layer costs for one image on the recipe's array under one config.
-
-    The fields are those of `recoup.nbsmt.cost.LayerCost`; ``single``: cycles with one thread. Layers that are left in
-    float are counted as 8-bit arithmetic with one thread.
-    """
-
-    config: str
-    name: str
-    emulated: bool
-    threads: int
-    M: Whole
-    C: Whole
-    N: Whole
-    taps: Whole
-    groups: Whole
-    cycles: Whole
-    single: Whole
-    macs: Whole
-    activation_bytes: Whole
-    weight_bytes: Whole
-    output_bytes: Whole
-
-
 class ShiftRow(Frozen):
     """How far a config moves the batch statistics that one BatchNorm layer sees.
 
@@ -118,48 +68,12 @@ class ShiftRow(Frozen):
     variance: Annotated[float, Field(ge=0)]
 
 
-class UnitRow(Frozen):
-    """One layer on a narrow accumulator, without repair, on calibration images of the first seed.
-
-    The fields are those of `recoup.lba.profiling.LayerProfile`; shares lie in 0..1.
-    """
-
-    config: str
-    name: str
-    kind: str
-    terms: Whole
-    chunk: Whole
-    bits: Whole
-    outputs: Whole
-    underflowed: Rate
-    swamped: Rate
-    saturated: Rate
-    overflowed: Rate
-    slope: float
-    residual: Annotated[float, Field(ge=0)]
-    error: Annotated[float, Field(ge=0)]
-
-
-class TrafficRow(Frozen):
-    """What one call of a batch norm moves for one image in a training step under one config, in bits.
-
-    The fields are those of `recoup.lightnorm.cost.LayerTraffic`: a model, counted from shapes.
-    """
-
-    config: str
-    name: str
-    kind: str
-    emulated: bool
-    channels: Whole
-    elements: Whole
-    conventional: Whole
-    ranges: Whole
-    formats: Whole
-    blocks: Whole
-
-
 class Results(Frozen):
-    """Everything a study measured, with what it takes to measure it again."""
+    """Everything a study measured, with what it takes to measure it again.
+
+    ``tables`` holds the wings' own rows by the fields that their measures name (`recoup.study.measures`); results.json
+    has each as a field beside ``accuracy``.
+    """
 
     schema_version: Literal[1] = SCHEMA
     date: str
@@ -173,13 +87,37 @@ class Results(Frozen):
     calibration_images: int
     augmented: bool
     accuracy: tuple[AccuracyRow, ...]
-    layers: tuple[LayerRow, ...]
-    cycles: tuple[CycleRow, ...]
+    tables: Mapping[str, tuple[Any, ...]] = {}
     shifts: tuple[ShiftRow, ...]
-    units: tuple[UnitRow, ...] = ()
-    traffic: tuple[TrafficRow, ...] = ()
     notes: tuple[str, ...]
     seconds: float
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, values: Any) -> Any:
+        """The wings' tables from the fields they have in results.json."""
+        if not isinstance(values, Mapping):
+            return values
+        if "tables" in values:
+            return {**values, "tables": {name: rows for name, rows in values["tables"].items() if rows}}
+        known = tables()
+        rows = {name: _rows(name, values[name], known[name]) for name in known if values.get(name)}
+        return {name: value for name, value in values.items() if name not in known} | {"tables": rows}
+
+    @model_serializer(mode="wrap")
+    def _spread(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The wings' tables as fields of their own, behind accuracy."""
+        spread: dict[str, Any] = {}
+        for name, value in handler(self).items():
+            if name == "tables":
+                spread |= {table: [row.model_dump(mode="json") for row in rows] for table, rows in self.tables.items()}
+            else:
+                spread[name] = value
+        return spread
+
+    def rows(self, table: str, config: str | None = None) -> list[Any]:
+        """The rows of a wing's table, all or those of one config; none where the study has no such table."""
+        return [row for row in self.tables.get(table, ()) if config is None or row.config == config]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -214,5 +152,15 @@ class Results(Frozen):
             return cls.model_validate(content)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise RecoupError(f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}") from None
+            place = "".join(f"{part}." for part in first["loc"])[:-1]
+            place += ": " if place else ""
+            raise RecoupError(f"{path}: {place}{first['msg'].removeprefix('Value error, ')}") from None
+
+
+def _rows(table: str, values: Any, kind: type[Row]) -> tuple[Any, ...]:
+    try:
+        return TypeAdapter(tuple[kind, ...]).validate_python(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in (table, *first["loc"]))
+        raise ValueError(f"{place}: {first['msg']}") from None

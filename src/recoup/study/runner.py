@@ -6,37 +6,33 @@ import warnings
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from recoup.errors import RecoupError, RecoupWarning
-from recoup.lba import LBA
-from recoup.lightnorm import LightNorm
-from recoup.nbsmt import NBSMT
 from recoup.storage.files import write_atomically
 from recoup.study.configs import Config
-from recoup.study.lab import Lab
+from recoup.study.lab import Lab, baseline_of, needs_scales
 from recoup.study.machine import cpu_threads, describe
+from recoup.study.measures import measure_of, tables
 from recoup.study.progress import displayed
 from recoup.study.recipe import Recipe
+from recoup.study.repairs import FLOAT, NONE, State, states
+from recoup.study.repairs import repair as repair_of
 from recoup.study.results import FILE as RESULTS
-from recoup.study.results import AccuracyRow, CycleRow, LayerRow, Results, ShiftRow, TrafficRow, UnitRow
-from recoup.study.states import BASELINE, FLOAT, State
+from recoup.study.results import AccuracyRow, Results, ShiftRow
 from recoup.study.store import Store
 from recoup.version import __version__
+from recoup.wings import wing_of
 
 RECIPE = "recipe.yaml"
 HEADER = "# Written by recoup: everything that decides the numbers in this folder.\n"
-MADE_FROM_RESULTS = (
-    "report.html",
-    "accuracy.csv",
-    "layers.csv",
-    "cycles.csv",
-    "shifts.csv",
-    "units.csv",
-    "traffic.csv",
-)
+
+
+def made_from_results() -> list[str]:
+    """The files that a report writes from results.json."""
+    return ["report.html", *(f"{name}.csv" for name in ("accuracy", "shifts", *tables()))]
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,7 @@ class Task:
     """One measurement: the accuracy of ``config`` in ``state``, or (state None) its per-layer profile."""
 
     config: str
-    state: State | None
+    state: str | None
     seed: int | None
     hardware: Config | None
 
@@ -94,7 +90,7 @@ def _claim(store: Store, recipe: Recipe, overwrite: bool) -> None:
     """Make sure that the folder holds this study or nothing, and write its recipe there."""
     path, results = store.folder / RECIPE, store.folder / RESULTS
     if overwrite:
-        for stale in (results, *(store.folder / name for name in MADE_FROM_RESULTS)):
+        for stale in (results, *(store.folder / name for name in made_from_results())):
             stale.unlink(missing_ok=True)
     elif results.exists() and not len(store):
         raise RecoupError(f"{results} is from another study; choose another folder with --out, or use --overwrite")
@@ -107,47 +103,60 @@ def _claim(store: Store, recipe: Recipe, overwrite: bool) -> None:
 
 def plan(recipe: Recipe, has_norms: bool) -> tuple[list[Task], list[str]]:
     """The measurements of a recipe in order, and what is left out with its reason."""
-    states = [state for state in recipe.states if has_norms or not state.needs_norms]
+    chosen = [state for state in recipe.states if has_norms or not state.needs_norms]
     notes = []
-    if len(states) < len(recipe.states):
-        gone = [state for state in recipe.states if state not in states]
+    if len(chosen) < len(recipe.states):
+        gone = [state for state in recipe.states if state not in chosen]
         notes.append(f"The network has no BatchNorm statistics, so these states do not exist: {', '.join(gone)}.")
     configs, foreign = _that_apply(recipe, has_norms)
     notes += foreign
-    if not states:
-        asked, left = ", ".join(recipe.states), f"'{State.NONE}' and '{State.BIAS}'"
-        raise RecoupError(f"states {asked}: the network has no BatchNorm, so only {left} exist")
-    baseline = [State.NONE] + [State.EIGHT_BIT] * (State.EIGHT_BIT in states)
-    tasks = [Task(FLOAT, State.NONE, None, None)]
+    if not chosen:
+        left = [f"'{state}'" for state in states(recipe.wings) if not State(state).needs_norms]
+        asked, exist = ", ".join(recipe.states), " and ".join([", ".join(left[:-1]), left[-1]] if left[1:] else left)
+        raise RecoupError(f"states {asked}: the network has no BatchNorm, so only {exist} exist")
     for config in configs:
-        if not any(state.applies(config) for state in states):
+        if not any(state.applies(config) for state in chosen):
             raise RecoupError(f"states {', '.join(recipe.states)}: none of them exists for {config!r}")
+    tasks = [Task(FLOAT, NONE, None, None)]
     for seed in recipe.calibration.seeds:
-        if any(isinstance(config, NBSMT) for config in configs):
-            tasks += [Task(BASELINE, state, seed, NBSMT(threads=1)) for state in baseline]
+        tasks += _baselines(configs, chosen, seed)
         for config in configs:
-            chosen = [state for state in states if state.applies(config)]
             tasks += [
-                Task(repr(config), state, seed, config) for state in chosen if _drawn(config, state, seed, recipe)
+                Task(repr(config), state, seed, config)
+                for state in chosen
+                if state.applies(config) and _drawn(config, state, seed, recipe)
             ]
-    tasks += [Task(repr(config), None, recipe.calibration.seeds[0], config) for config in configs]
+    measured = [config for config in configs if wing_of(config, "study").measure is not None]
+    tasks += [Task(repr(config), None, recipe.calibration.seeds[0], config) for config in measured]
     return tasks, notes
+
+
+def _baselines(configs: list[Config], chosen: list[State], seed: int) -> list[Task]:
+    """The baselines that are hardware themselves, once a wing, bare and with the repairs that are measured on them."""
+    tasks: dict[str, list[Task]] = {}
+    for config in configs:
+        card, hardware = wing_of(config, "study"), baseline_of(config)
+        if hardware is not None and card.baseline.name not in tasks:
+            repaired = [s for s in chosen if (found := card.repair(s)) is not None and found.on_baseline]
+            tasks[card.baseline.name] = [Task(card.baseline.name, state, seed, hardware) for state in (NONE, *repaired)]
+    return [task for made in tasks.values() for task in made]
 
 
 def _that_apply(recipe: Recipe, has_norms: bool) -> tuple[list[Config], list[str]]:
     """The configs whose hardware the network has work for, and a note about the others."""
-    configs = [config for config in recipe.configs if has_norms or not isinstance(config, LightNorm)]
+    configs = [config for config in recipe.configs if has_norms or not wing_of(config, "study").needs_norms]
     gone = ", ".join(repr(config) for config in recipe.configs if config not in configs)
     if gone and not configs:
         raise RecoupError(f"configs {gone}: the network has no BatchNorm statistics, so nothing is left to measure")
     return configs, [f"The network has no BatchNorm statistics, so these are left out: {gone}."] if gone else []
 
 
-def _drawn(config: Config, state: State, seed: int, recipe: Recipe) -> bool:
-    """Whether a seed has a part in a measurement: only repair and 8-bit codes know calibration images."""
-    seedless = isinstance(config, LBA | LightNorm) and state in (State.NONE, State.CHUNKS)
-    mixed = any(isinstance(own, NBSMT) for own in recipe.layers.values())
-    return not seedless or mixed or seed == recipe.calibration.seeds[0]
+def _drawn(config: Config, state: str, seed: int, recipe: Recipe) -> bool:
+    """Whether a seed has a part in a measurement: only repairs and activation scales know calibration images."""
+    repaired = repair_of(config, state)
+    images = repaired is not None and repaired.needs_images
+    scales = any(needs_scales(hardware) for hardware in (config, *recipe.layers.values()))
+    return images or scales or seed == recipe.calibration.seeds[0]
 
 
 def _measure(lab: Lab, tasks: list[Task], store: Store, progress: bool) -> None:
@@ -175,13 +184,10 @@ def _notes(caught: list[warnings.WarningMessage]) -> list[str]:
 
 
 def _value(lab: Lab, task: Task) -> dict[str, Any]:
-    if task.state is None and isinstance(task.hardware, LBA):
-        return {"units": [unit.to_dict() for unit in lab.profile_units(task.hardware, task.seed or 0)]}
-    if task.state is None and isinstance(task.hardware, LightNorm):
-        return {"traffic": [layer.to_dict() for layer in lab.traffic(task.hardware, task.seed or 0)]}
     if task.state is None:
-        layers, cost = lab.profile(cast("NBSMT", task.hardware), task.seed or 0)
-        return {"layers": [layer.to_dict() for layer in layers], "cycles": [layer.to_dict() for layer in cost.layers]}
+        measure = measure_of(wing_of(task.hardware, "study"))
+        assert measure is not None
+        return measure.measure(lab, task.hardware, task.seed or 0)
     accuracy, moved = lab.accuracy(task.hardware, task.state, task.seed or 0)
     return {"top1": accuracy.top1, "top5": accuracy.top5, "count": accuracy.count, "shift": moved}
 
@@ -189,23 +195,15 @@ def _value(lab: Lab, task: Task) -> dict[str, Any]:
 def _results(lab: Lab, tasks: list[Task], store: Store, notes: list[str]) -> Results:
     recipe, first = lab.recipe, lab.recipe.calibration.seeds[0]
     accuracy: list[AccuracyRow] = []
-    layers: list[LayerRow] = []
-    cycles: list[CycleRow] = []
-    units: list[UnitRow] = []
-    traffic: list[TrafficRow] = []
     shifts: list[ShiftRow] = []
+    kinds = tables(recipe.wings)
+    rows: dict[str, list[Any]] = {name: [] for name in kinds}
     for task in tasks:
         value = store[task.key]
         notes += [note for note in value["notes"] if note not in notes]
-        if task.state is None and "units" in value:
-            units += [UnitRow(config=task.config, **unit) for unit in value["units"]]
-            continue
-        if task.state is None and "traffic" in value:
-            traffic += [TrafficRow(config=task.config, **layer) for layer in value["traffic"]]
-            continue
         if task.state is None:
-            layers += [LayerRow(config=task.config, **layer) for layer in value["layers"]]
-            cycles += [CycleRow(config=task.config, **layer) for layer in value["cycles"]]
+            for name in kinds.keys() & value.keys():
+                rows[name] += [kinds[name](config=task.config, **row) for row in value[name]]
             continue
         numbers = {name: value[name] for name in ("top1", "top5", "count", "seconds")}
         accuracy.append(AccuracyRow(config=task.config, state=task.state, seed=task.seed, **numbers))
@@ -226,11 +224,8 @@ def _results(lab: Lab, tasks: list[Task], store: Store, notes: list[str]) -> Res
         calibration_images=recipe.calibration.images,
         augmented=lab.augmented(images),
         accuracy=tuple(accuracy),
-        layers=tuple(layers),
-        cycles=tuple(cycles),
+        tables={name: tuple(found) for name, found in rows.items()},
         shifts=tuple(shifts),
-        units=tuple(units),
-        traffic=tuple(traffic),
         notes=tuple(notes),
         seconds=round(sum(store[task.key]["seconds"] for task in tasks), 3),
     )

@@ -12,9 +12,8 @@ from recoup.data import load as load_data
 from recoup.emulate import emulate_, restore_
 from recoup.errors import RecoupError
 from recoup.evaluation import evaluate
-from recoup.lba.config import LBA
-from recoup.lightnorm.config import LightNorm
 from recoup.models import load as load_model
+from recoup.network.wing import Phase
 from recoup.pipeline import Mitigation
 from recoup.storage.files import write_atomically
 from recoup.study.configs import as_config
@@ -25,14 +24,18 @@ from recoup.training.pipelined import delays_named, train_pipelined
 from recoup.training.schedule import Schedule
 from recoup.training.two_stage import stages
 from recoup.version import __version__
+from recoup.wings import cards, wing_of
 
 RESULT, WEIGHTS, RECIPE = "training.json", "weights.safetensors", "training-recipe.json"
 
 
-def _unit(value: Any) -> LBA | LightNorm:
+def _unit(value: Any) -> Any:
     config = as_config(value)
-    if not isinstance(config, LBA | LightNorm):
-        raise ValueError(f"{config!r} cannot be trained with; an LBA or a LightNorm can, such as lba-m7e4")
+    if not wing_of(config, "recoup train").trains:
+        able = [card for card in cards().values() if card.trains]
+        named = " or ".join(card.config.__name__ for card in able)
+        example = next((name for card in able for name in card.presets), named)
+        raise ValueError(f"{config!r} cannot be trained with; {named} can, such as {example}")
     return config
 
 
@@ -41,7 +44,7 @@ def _mitigation(name: Any) -> str:
     return name
 
 
-Unit = Annotated[LBA | LightNorm, PlainValidator(_unit), PlainSerializer(repr, return_type=str)]
+Unit = Annotated[Any, PlainValidator(_unit), PlainSerializer(repr, return_type=str)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
 
@@ -100,16 +103,19 @@ class TrainingRecipe(BaseModel):
         return any(config is not None for config in (self.config, *self.layers.values()))
 
     @property
-    def in_two_stages(self) -> bool:
-        """Whether there is an LBA, whose underflow comes last."""
-        return any(isinstance(config, LBA) for config in (self.config, *self.layers.values())) and not self.one_stage
+    def phases(self) -> tuple[Phase, ...]:
+        """Those of the first wing present that fine-tunes in phases, as LBA, whose underflow comes last."""
+        configs = [config for config in (self.config, *self.layers.values()) if config is not None]
+        found = [phases for config in configs if (phases := wing_of(config, "recoup train").phases)]
+        return () if self.one_stage or not found else found[0]
 
     @property
     def stages(self) -> list[Stage]:
-        """Two with an LBA, else one."""
-        if not self.in_two_stages:
+        """One, or those of the phases."""
+        if not self.phases:
             return [Stage("one stage" if self.emulates else "float", self.epochs, self.learning_rate)]
-        return stages(self.epochs, self.underflow_epochs, self.learning_rate, self.underflow_learning_rate)
+        rates = (self.learning_rate, self.underflow_learning_rate)
+        return stages(self.phases, self.epochs, self.underflow_epochs, *rates)
 
 
 def run_training(
@@ -129,7 +135,7 @@ def run_training(
     """
     if sum(stage.epochs for stage in recipe.stages) == 0:
         raise RecoupError("recoup train: epochs: there is nothing to train")
-    if recipe.pipeline is not None and recipe.in_two_stages:
+    if recipe.pipeline is not None and recipe.phases:
         raise RecoupError("recoup train: pipeline: fine-tuning in two stages has no pipeline; add --one-stage")
     if recipe.pipeline is None:
         for name in ("delays", "update_size"):

@@ -1,29 +1,34 @@
-"""LBA's fine-tuning in two stages: first without underflow, then with it."""
+"""Fine-tuning in phases, as the wings' cards name them: LBA's come first without underflow, then with it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
 
 from recoup.data import Dataset
-from recoup.lba.repair import lba_modules, set_underflow_
+from recoup.errors import RecoupError
+from recoup.network.emulated import emulated_layers
+from recoup.network.wing import Phase
 from recoup.training.loop import Settings, Stage, Trained, train
+from recoup.wings import wing_of
 
 
 def stages(
+    phases: Sequence[Phase],
     epochs: int = 5,
-    underflow_epochs: int = 1,
+    last_epochs: int = 1,
     learning_rate: float = 1e-3,
-    underflow_learning_rate: float | None = None,
+    last_learning_rate: float | None = None,
 ) -> list[Stage]:
-    """The two stages for `train`: truncation and overflow alone, then everything the unit does.
+    """The stages for `train`: every phase but the last for ``epochs``, the last, the hardware as it is, for its own.
 
-    Underflow has regions of zero gradient, which is why it comes last. 5 + 1 epochs are the paper's on ImageNet; the
-    learning rates are our definition: the second stage has a tenth of the first's unless it is given.
+    LBA's underflow has regions of zero gradient, which is why it comes last. 5 + 1 epochs are the paper's on ImageNet;
+    the learning rates are our definition: the last stage has a tenth of the others' unless it is given.
     """
-    second = learning_rate / 10 if underflow_learning_rate is None else underflow_learning_rate
-    first = Stage("without underflow", epochs, learning_rate, lambda model: set_underflow_(model, False))
-    last = Stage("with underflow", underflow_epochs, second, lambda model: set_underflow_(model, True))
-    return [stage for stage in (first, last) if stage.epochs]
+    last = learning_rate / 10 if last_learning_rate is None else last_learning_rate
+    plan = [Stage(phase.name, epochs, learning_rate, phase.prepare) for phase in phases[:-1]]
+    plan += [Stage(phase.name, last_epochs, last, phase.prepare) for phase in phases[-1:]]
+    return [stage for stage in plan if stage.epochs]
 
 
 def fine_tune(
@@ -47,13 +52,16 @@ def fine_tune(
         epochs, underflow_epochs, learning_rate, underflow_learning_rate: see `stages`.
 
     Raises:
-        RecoupError: no LBA layer, and what `train` raises.
+        RecoupError: no layer whose hardware is fine-tuned in phases, and what `train` raises.
 
     Source: Blumenfeld et al., ICLR 2024 (the two stages).
     """
-    lba_modules(model, "fine_tune")
-    plan = stages(epochs, underflow_epochs, learning_rate, underflow_learning_rate)
+    cards = [wing_of(layer.config, "fine_tune") for layer in emulated_layers(model).values()]
+    phases = next((card.phases for card in cards if card.phases), ())
+    if not phases:
+        raise RecoupError("fine_tune: the model has no layer whose hardware is fine-tuned in phases: emulate_ it first")
+    plan = stages(phases, epochs, underflow_epochs, learning_rate, underflow_learning_rate)
     try:
         return train(model, data, test, plan, settings, folder=folder, progress=progress)
     finally:
-        set_underflow_(model, True)
+        phases[-1].prepare(model)

@@ -1,0 +1,71 @@
+"""LBA's card: what the rest of recoup knows about narrow accumulators."""
+
+from torch import nn
+
+from recoup.formats import Int
+from recoup.lba.attention_layers import ATTENTION
+from recoup.lba.config import LBA
+from recoup.lba.layers import LAYERS
+from recoup.lba.repair import CHUNKS, GAIN, GAIN_PAIRED, LAYER_GAIN, set_underflow_
+from recoup.network.wing import Card, Phase
+from recoup.recalibrate import AVERAGE, PAIRED
+
+
+def title(config: LBA) -> str:
+    """The accumulator's width, and what differs from the defaults.
+
+    >>> title(LBA.biased(5, 5, chunk=64))
+    'M5E5 (11 bits), chunk 64'
+    """
+    total = config.accumulator
+    if isinstance(total, Int):
+        parts = [f"int{total.bits}, {'wraps' if total.overflow == 'wrap' else 'saturates'}"]
+    else:
+        exponent = (total.max_exponent - total.min_exponent).bit_length()
+        parts = [f"M{total.mantissa}E{exponent} ({total.bits} bits)"]
+        parts += [f"rounding {total.rounding}"] if total.rounding != "zero" else []
+        expected = LBA.biased(total.mantissa, min(max(exponent, 1), 8), -total.min_exponent, chunk=config.chunk)
+        parts += ["fused"] if config.product is None else []
+        parts += ["own product format"] if config.product not in (None, expected.product) else []
+    parts.append("no chunks" if config.chunk is None else f"chunk {config.chunk}")
+    parts += ["without underflow"] if not config.underflow else []
+    parts += ["promoted"] if config.promotion is not None else []
+    if config.operands is not None:
+        kind = config.operands
+        parts.append(f"W/A {'int' + str(kind.bits) if isinstance(kind, Int) else f'FP{kind.bits}'}")
+    return ", ".join(parts)
+
+
+CARD = Card(
+    config=LBA,
+    layers=LAYERS | ATTENTION,
+    title=title,
+    presets={
+        "lba-m7e4": LBA.m7e4(),
+        "lba-m10e5": LBA.m10e5(),
+        "lba-fp32": LBA.fp32(),
+        "lba-hopper": LBA.hopper(),
+        "lba-int16": LBA.int16(operands=Int(8)),
+        "lba-int12": LBA.int12(operands=Int(4)),
+    },
+    constructors={
+        "LBA": LBA,
+        **{
+            f"LBA.{name}": getattr(LBA, name)
+            for name in ("biased", "m7e4", "m10e5", "fp32", "hopper", "int16", "int12")
+        },
+    },
+    example="LBA.biased(7, 4)",
+    repairs=(CHUNKS, LAYER_GAIN, GAIN, AVERAGE, PAIRED, GAIN_PAIRED),
+    default=(AVERAGE.name, PAIRED.name, GAIN.name),
+    quoted=(GAIN.name, LAYER_GAIN.name, GAIN_PAIRED.name, PAIRED.name, AVERAGE.name, CHUNKS.name),
+    float_only=(nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear, nn.MultiheadAttention),
+    float_only_note="MultiheadAttention: its inner products",
+    trains=True,
+    phases=(
+        Phase("without underflow", lambda model: set_underflow_(model, False)),
+        Phase("with underflow", lambda model: set_underflow_(model, True)),
+    ),
+    measure="recoup.study.measures.lba",
+    chapter="recoup.report.chapters.lba",
+)

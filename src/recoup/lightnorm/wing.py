@@ -1,0 +1,61 @@
+"""LightNorm's card: what the rest of recoup knows about range batch norm."""
+
+from recoup.formats import Float
+from recoup.lightnorm.config import LightNorm
+from recoup.lightnorm.layers import LAYERS
+from recoup.network.wing import Card
+from recoup.recalibrate import AVERAGE, PAIRED
+
+
+def title(config: LightNorm) -> str:
+    """Formats and blocks, and what differs from the defaults.
+
+    >>> title(LightNorm(block=8, shared="max"))
+    'LightNorm, FP10 1-5-4, blocks of 8, largest exponent shared'
+    """
+    plain = LightNorm()
+    parts = ["LightNorm", _format_title(config.forward)]
+    usual = plain.backward if config.forward == plain.forward else config.forward
+    parts += [f"gradients {_format_title(config.backward)}"] if config.backward != usual else []
+    expected = None if config.forward is None else plain.statistics
+    parts += [f"statistics {_format_title(config.statistics)}"] if config.statistics != expected else []
+    if config.block is not None:
+        parts.append(f"blocks of {config.block}")
+        parts += ["largest exponent shared"] if config.shared == "max" else []
+    parts += [f"{config.chunks} chunk{'s' * (config.chunks > 1)}"] if config.chunks != plain.chunks else []
+    parts += [f"scale {config.scale}"] if config.scale != plain.scale else []
+    parts += ["non-finite values refused"] if config.nonfinite == "error" else []
+    return ", ".join(parts)
+
+
+def _format_title(form: Float | None) -> str:
+    """A width, exponent and mantissa, and what is not usual in them: FP10 1-5-4."""
+    if form is None:
+        return "float"
+    text = f"FP{form.bits} 1-{form.bits - 1 - form.mantissa}-{form.mantissa}"
+    usual = form.min_exponent + form.max_exponent == 1
+    text += "" if usual else f" 2^{form.min_exponent}..2^{form.max_exponent}"
+    text += " to nearest" if form.rounding == "nearest" else ""
+    text += " with subnormals" if form.subnormals else ""
+    return text + (f" up to {form.largest_value:g}" if form.largest is not None else "")
+
+
+CARD = Card(
+    config=LightNorm,
+    layers=LAYERS,
+    title=title,
+    presets={
+        "lightnorm": LightNorm(),
+        "lightnorm-fp10": LightNorm.fp10(),
+        "lightnorm-range": LightNorm.range(),
+    },
+    constructors={"LightNorm": LightNorm, "LightNorm.range": LightNorm.range, "LightNorm.fp10": LightNorm.fp10},
+    example="LightNorm(block=8)",
+    repairs=(AVERAGE, PAIRED),
+    default=(AVERAGE.name, PAIRED.name),
+    quoted=(PAIRED.name, AVERAGE.name),
+    needs_norms=True,
+    trains=True,
+    measure="recoup.study.measures.lightnorm",
+    chapter="recoup.report.chapters.lightnorm",
+)

@@ -1,0 +1,52 @@
+"""NB-SMT's card: what the rest of recoup knows about the shared multiplier."""
+
+from typing import Any
+
+from torch import nn
+
+from recoup.nbsmt.config import NBSMT
+from recoup.nbsmt.layers import LAYERS
+from recoup.nbsmt.repair import BIAS, EIGHT_BIT, PAIRED_BIAS
+from recoup.network.wing import Baseline, Card
+from recoup.recalibrate import AVERAGE, PAIRED
+
+
+def title(config: NBSMT) -> str:
+    """What it is, and what differs from the defaults.
+
+    >>> title(NBSMT(4, "S+Aw", "half_up"))
+    '4 threads, S+Aw, rounding half_up'
+    """
+    plain = NBSMT()
+    fields = [f for f in ("rounding", "pairing") if getattr(config, f) != getattr(plain, f)]
+    extra = [f"{field} {getattr(config, field)}" for field in fields]
+    threads = f"{config.threads} thread{'s' if config.threads > 1 else ''}"
+    return ", ".join([threads, config.policy, *extra])
+
+
+def calibrated(module: nn.Module) -> bool:
+    """Whether a layer has its activation scale."""
+    return getattr(module, "activation_scale", None) is not None
+
+
+def eight_bit(config: Any) -> NBSMT:
+    """The same arithmetic without sharing: one thread."""
+    return config.replace(threads=1)
+
+
+CARD = Card(
+    config=NBSMT,
+    layers=LAYERS,
+    title=title,
+    presets={"nbsmt-2t": NBSMT(threads=2), "nbsmt-4t": NBSMT(threads=4)},
+    example="NBSMT(threads=4, policy='S+A')",
+    baseline=Baseline("8-bit", "8 bit", "at 8 bit", eight_bit, hardware="one thread"),
+    repairs=(BIAS, EIGHT_BIT, AVERAGE, PAIRED, PAIRED_BIAS),
+    default=(EIGHT_BIT.name, AVERAGE.name, PAIRED.name, BIAS.name),
+    quoted=(PAIRED.name, AVERAGE.name, PAIRED_BIAS.name, BIAS.name),
+    seedless=False,
+    ready=calibrated,
+    unready="no layer has an activation scale: run calibrate_(model, batches) first",
+    measure="recoup.study.measures.nbsmt",
+    chapter="recoup.report.chapters.nbsmt",
+)

@@ -1,0 +1,182 @@
+"""What a wing tells the rest of recoup about itself: its card, and the repairs that win its accuracy back.
+
+Nothing above the wings asks which wing a config is of; it asks the card. A config class and its layers are enough:
+
+    Card(config=Trunc, layers={nn.Linear: TruncLinear})
+
+and every other field has a default. `recoup.wings.register` makes a card known.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from torch import nn
+
+from recoup.errors import RecoupError
+from recoup.network.emulated import Emulated
+
+Stage = Literal["structure", "gain", "bias", "statistics"]
+STAGES: tuple[str, ...] = get_args(Stage)
+"""The stages of repair in the order of the signal; each is measured with the earlier ones in place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """One way to win accuracy back, as a record that studies, reports and the command line read.
+
+    Attributes:
+        name: what tables and recipes call the repaired state, such as ``paired``.
+        stage: what it changes; of a combination, what it changes last.
+        meaning: a sentence or two for the report.
+        sentence: how a verdict says it, as in "*a gain per channel* brings back 80 % of the loss".
+        apply: does it, in place: ``apply(model, batches)``.
+        needs_norms: whether it is about batch norm statistics, so that a network without them has no such state.
+        needs_images: whether calibration images decide it.
+        on_baseline: whether it is measured with the wing's baseline hardware and only its statistics are carried over.
+        parts: of a combination, the repairs that it does one after the other.
+    """
+
+    name: str
+    stage: Stage
+    meaning: str
+    sentence: str
+    apply: Callable[[nn.Module, Iterable[Any]], object]
+    needs_norms: bool = False
+    needs_images: bool = True
+    on_baseline: bool = False
+    parts: tuple["Repair", ...] = ()
+
+    @classmethod
+    def combined(cls, name: str, meaning: str, sentence: str, parts: tuple["Repair", ...]) -> "Repair":
+        """Several repairs, one after the other."""
+
+        def apply(model: nn.Module, batches: Iterable[Any]) -> None:
+            for part in parts:
+                part.apply(model, batches)
+
+        return cls(
+            name,
+            parts[-1].stage,
+            meaning,
+            sentence,
+            apply,
+            needs_norms=any(part.needs_norms for part in parts),
+            needs_images=any(part.needs_images for part in parts),
+            parts=parts,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """What a wing's accuracy is compared with: the float network, or hardware without the shortcut under study.
+
+    Attributes:
+        name: of its rows in results, such as ``8-bit``.
+        title: in tables and plots.
+        phrase: in sentences, as in "91.70 % *at 8 bit*".
+        of: the baseline of one of the wing's configs; None: the float network.
+        hardware: what it is, as in "*one thread* is the 8-bit baseline".
+    """
+
+    name: str
+    title: str
+    phrase: str
+    of: Callable[[Any], Any] | None = None
+    hardware: str = ""
+
+
+FLOAT = Baseline("float", "float", "in float")
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A part of a training that runs otherwise than the rest: its name in the log, and what prepares the model."""
+
+    name: str
+    prepare: Callable[[nn.Module], object]
+
+
+def _always(_: nn.Module) -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """A wing: its config class, its layers, and what others need to know to name, measure and repair it.
+
+    Attributes:
+        config: the frozen config class; ``repr`` of an object is its text in recipes and on the command line.
+        layers: float layer class -> the `Emulated` class that stands in for it.
+        title: how tables call a config; by default its repr.
+        presets: names that recipes and the command line know.
+        constructors: what a config's text may call, by name; by default the config class alone.
+        example: one more config text for help and errors.
+        baseline: what accuracy is compared with.
+        repairs: in the order in which they are applied.
+        default: the names of those that a study measures unless it says otherwise.
+        quoted: names in the order in which a verdict prefers them; fixed here, not picked by result.
+        seedless: whether the bare hardware knows nothing of calibration images. False: it works on activation scales
+            that `calibrate_` measures.
+        ready: whether a layer is taken without being named in a layer map.
+        unready: what to do about a model in which none is, for errors.
+        float_only: classes that multiply and that the wing has no stand-in for, which must be said.
+        float_only_note: more about them, for that warning.
+        needs_norms: whether a network without batch norm has no work for this hardware.
+        trains: whether networks can be trained on the emulated layers.
+        phases: of fine-tuning, where it has more than one; the last runs the hardware as it is.
+        cost: ``cost(layer, config)``, what one layer costs on this hardware.
+        measure: the module of its rows and how they are measured, such as ``recoup.study.measures.nbsmt``.
+        chapter: the module of its part of the report.
+        rtl: the module that generates its hardware.
+    """
+
+    config: type
+    layers: Mapping[type[nn.Module], type[nn.Module]]
+    title: Callable[[Any], str] = repr
+    presets: Mapping[str, Any] = field(default_factory=dict)
+    constructors: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    example: str = ""
+    baseline: Baseline = FLOAT
+    repairs: tuple[Repair, ...] = ()
+    default: tuple[str, ...] = ()
+    quoted: tuple[str, ...] = ()
+    seedless: bool = True
+    ready: Callable[[nn.Module], bool] = _always
+    unready: str = ""
+    float_only: tuple[type[nn.Module], ...] = ()
+    float_only_note: str = ""
+    needs_norms: bool = False
+    trains: bool = False
+    phases: tuple[Phase, ...] = ()
+    cost: Callable[[nn.Module, Any], Any] | None = None
+    measure: str | None = None
+    chapter: str | None = None
+    rtl: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.config, type):
+            raise RecoupError(f"Card(config={self.config!r}): config must be a class")
+        if not self.layers:
+            raise RecoupError(
+                f"Card(config={self.config.__name__}): layers is empty; map float layers to emulated ones"
+            )
+        for plain, emulated in self.layers.items():
+            if not (isinstance(emulated, type) and issubclass(emulated, Emulated) and issubclass(emulated, plain)):
+                raise RecoupError(
+                    f"Card(config={self.config.__name__}): layers: {emulated!r} must be a class that derives from "
+                    f"recoup.wings.Emulated and from {plain.__name__}"
+                )
+        known = {repair.name for repair in self.repairs}
+        for name in (*self.default, *self.quoted):
+            if name not in known:
+                raise RecoupError(f"Card(config={self.config.__name__}): {name!r} is none of its repairs")
+
+    def repair(self, name: str) -> Repair | None:
+        """The repair of a name, if the wing has it."""
+        return next((repair for repair in self.repairs if repair.name == name), None)
+
+    @property
+    def callables(self) -> dict[str, Callable[..., Any]]:
+        """What a config's text may call: the constructors, by default the class itself."""
+        return dict(self.constructors) or {self.config.__name__: self.config}

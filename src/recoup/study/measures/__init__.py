@@ -1,0 +1,38 @@
+"""What a wing measures beside accuracy: a file a kind, named on the wing's card.
+
+Such a module has ``ROWS``, the tables of `recoup.study.Results` that it fills (field -> class of its rows), and
+``measure(lab, config, seed)``, which gives the rows of one config as plain values, without their ``config``.
+"""
+
+import importlib
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from recoup.network.wing import Card
+from recoup.study.rows import Row
+from recoup.wings import cards
+
+if TYPE_CHECKING:
+    from recoup.study.lab import Lab
+
+
+class Measure(Protocol):
+    """The module of a kind of measurement."""
+
+    ROWS: Mapping[str, type[Row]]
+
+    def measure(self, lab: "Lab", config: Any, seed: int) -> dict[str, list[dict[str, Any]]]:
+        """The rows of a config by table."""
+        ...
+
+
+def measure_of(card: Card) -> Measure | None:
+    """What a wing measures; None where accuracy is all."""
+    return None if card.measure is None else importlib.import_module(card.measure)  # type: ignore[return-value]
+
+
+def tables(present: Iterable[Card] | None = None) -> dict[str, type[Row]]:
+    """The tables of some wings, by default of all registered ones: field of results -> class of its rows."""
+    chosen = cards().values() if present is None else present
+    found = [measure for card in chosen if (measure := measure_of(card)) is not None]
+    return {field: row for measure in found for field, row in measure.ROWS.items()}

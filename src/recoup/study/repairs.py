@@ -1,0 +1,93 @@
+"""The states of a network in which accuracy is measured: what was done to it after the hardware was switched on.
+
+A state is named by a repair of the wings present (`recoup.wings.Card.repairs`), or it is `NONE`: the bare hardware.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from recoup.errors import RecoupError
+from recoup.network.wing import FLOAT as FLOAT_BASELINE
+from recoup.network.wing import Card, Repair
+from recoup.wings import cards, wing_of
+
+NONE = "float statistics"
+MEANING = "The checkpoint's own BatchNorm statistics; nothing repaired."
+FLOAT = FLOAT_BASELINE.name  # the row of the float network; those of other baselines are called as their card says
+
+
+class State(str):
+    """The name of a state of some registered wing.
+
+    >>> State("paired").needs_norms
+    True
+    >>> State(State.NONE).needs_norms
+    False
+
+    Raises:
+        RecoupError: a name that no wing's card has.
+    """
+
+    __slots__ = ()
+    NONE = NONE
+
+    def __new__(cls, name: str) -> "State":
+        if name not in states(cards().values()):
+            legal = ", ".join(repr(state) for state in states(cards().values()))
+            raise RecoupError(f"state {name!r}: must be one of {legal}")
+        return super().__new__(cls, name)
+
+    @property
+    def needs_norms(self) -> bool:
+        """Whether the state is about BatchNorm statistics, so that a network without them has no such state."""
+        return any(repair.needs_norms for repair in self._repairs(cards().values()))
+
+    def applies(self, config: Any) -> bool:
+        """Whether the state exists for a config's hardware."""
+        return self == NONE or wing_of(config, "state").repair(self) is not None
+
+    def _repairs(self, present: Iterable[Card]) -> list[Repair]:
+        return [repair for card in present if (repair := card.repair(self)) is not None]
+
+
+def states(present: Iterable[Card]) -> list[str]:
+    """`NONE` and every repair of some wings, each name once."""
+    return list(dict.fromkeys([NONE, *(repair.name for card in present for repair in card.repairs)]))
+
+
+def default(present: Iterable[Card]) -> list[str]:
+    """What a study measures unless its recipe says otherwise."""
+    return list(dict.fromkeys([NONE, *(name for card in present for name in card.default)]))
+
+
+def repair(config: Any, state: str) -> Repair | None:
+    """The repair that a state of a config's hardware is; None is the bare hardware.
+
+    Raises:
+        RecoupError: the hardware has no such repair.
+    """
+    if state == NONE:
+        return None
+    found = wing_of(config, "state").repair(state)
+    if found is None:
+        raise RecoupError(f"state {state!r}: {config!r} has no such repair")
+    return found
+
+
+def sentence(config: Any, state: str) -> str:
+    """How a verdict calls a state."""
+    found = repair(config, state)
+    return state if found is None else found.sentence
+
+
+def meaning(state: str, configs: Sequence[Any]) -> str:
+    """What a state means under some hardware: each wing's sentences, once where wings say the same."""
+    if state == NONE:
+        return MEANING
+    said: list[str] = []
+    for card in dict.fromkeys(wing_of(config, "state").config for config in configs):
+        found = cards()[card].repair(state)
+        for text in [] if found is None else found.meaning.removesuffix(".").split(". "):
+            if not any(other.startswith(text) for other in said):
+                said.append(text)
+    return ". ".join(said) + "."

@@ -1,0 +1,21 @@
+"""What every row of a study's tables is made of: frozen records of plain, finite values."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Percent = Annotated[float, Field(ge=0, le=100)]
+Rate = Annotated[float, Field(ge=0, le=1)]
+Whole = Annotated[int, Field(ge=0)]
+
+
+class Frozen(BaseModel):
+    """Frozen, finite numbers only, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Row(Frozen):
+    """A row of a wing's own table: of one config, named by its repr."""
+
+    config: str

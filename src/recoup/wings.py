@@ -1,0 +1,97 @@
+"""The wings there are: config class -> card.
+
+>>> sorted(config.__name__ for config in cards())
+['LBA', 'LightNorm', 'NBSMT']
+A wing of your own is known from the moment its card is registered:
+
+    recoup.wings.register(Card(config=Trunc, layers={nn.Linear: TruncLinear}))
+"""
+
+from typing import Any
+
+from recoup.errors import RecoupError
+from recoup.lba.wing import CARD as LBA_CARD
+from recoup.lightnorm.wing import CARD as LIGHTNORM_CARD
+from recoup.nbsmt.wing import CARD as NBSMT_CARD
+from recoup.network.emulated import Emulated
+from recoup.network.wing import FLOAT, Baseline, Card, Phase, Repair
+
+__all__ = [
+    "FLOAT",
+    "Baseline",
+    "Card",
+    "Emulated",
+    "Phase",
+    "Repair",
+    "cards",
+    "forget",
+    "is_config",
+    "register",
+    "wing_of",
+]
+
+_CARDS: dict[type, Card] = {card.config: card for card in (NBSMT_CARD, LBA_CARD, LIGHTNORM_CARD)}
+
+
+def cards() -> dict[type, Card]:
+    """Every card by its config class, in the order in which they were registered."""
+    return dict(_CARDS)
+
+
+def register(card: Card) -> Card:
+    """Make a wing known to emulation, studies, reports and the command line. Its own card may be registered again.
+
+    Raises:
+        RecoupError: no card; a preset or constructor that another wing has; a preset whose repr is not read back.
+    """
+    if not isinstance(card, Card):
+        raise RecoupError(f"wings.register({card!r}): must be a recoup.wings.Card")
+    others = [other for config, other in _CARDS.items() if not _same(config, card.config)]
+    for kind in ("presets", "callables"):
+        taken = {name: other for other in others for name in getattr(other, kind)}
+        for name in getattr(card, kind):
+            if name in taken and getattr(card, kind)[name] is not getattr(taken[name], kind)[name]:
+                raise RecoupError(
+                    f"wings.register: {name!r} is taken by {taken[name].config.__name__}; give {card.config.__name__} "
+                    "another name"
+                )
+    for config in [config for config in _CARDS if _same(config, card.config)]:
+        del _CARDS[config]
+    for plain, emulated in card.layers.items():
+        if not hasattr(emulated, "float_class"):
+            emulated.float_class = plain  # type: ignore[attr-defined]
+    _CARDS[card.config] = card
+    return card
+
+
+def forget(config: type) -> None:
+    """Take a registered wing out again, as tests do.
+
+    Raises:
+        RecoupError: no wing of that config.
+    """
+    if _CARDS.pop(config, None) is None:
+        raise RecoupError(f"wings.forget({config!r}): no such wing")
+
+
+def _same(one: type, other: type) -> bool:
+    """The same class, or the same module loaded again."""
+    return one is other or (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
+
+
+def wing_of(config: Any, purpose: str) -> Card:
+    """The card of a config.
+
+    Raises:
+        RecoupError: a config of no registered wing; the message names those there are.
+    """
+    try:
+        return _CARDS[type(config)]
+    except KeyError:
+        known = ", ".join(wing.__name__ for wing in _CARDS)
+        raise RecoupError(f"{purpose}: {config!r} is no configuration of a wing ({known}) and not None") from None
+
+
+def is_config(value: Any) -> bool:
+    """Whether a value is a config of a registered wing."""
+    return type(value) in _CARDS
