@@ -8,10 +8,11 @@ from recoup.lightnorm import LightNorm
 from recoup.lightnorm.cost import widths
 from recoup.nbsmt.config import NBSMT
 from recoup.study import Recipe, Results, State
+from recoup.study.machine import Machine
 from recoup.study.measures.lightnorm import TrafficRow
 from recoup.study.measures.nbsmt import CycleRow, LayerRow
 from recoup.study.repairs import FLOAT
-from recoup.study.results import AccuracyRow, Machine, ShiftRow
+from recoup.study.results import AccuracyRow, ShiftRow
 
 BASELINE = "8-bit"
 NBSMT_STATES = (State.NONE, "recalibrated at 8 bit", "recalibrated on hardware", "paired", "bias correction")

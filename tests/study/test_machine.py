@@ -6,10 +6,11 @@ import torch
 from recoup.cli.doctor import Check, examine
 from recoup.errors import RecoupError
 from recoup.study.machine import check_device, cores, cpu_threads, describe, processor
+from recoup.wings import cards
 
 
 def test_the_machine_is_described():
-    machine = describe(torch.device("cpu"))
+    machine = describe(torch.device("cpu"), cards().values())
     assert machine.backend in ("int8", "float32")
     assert machine.torch == torch.__version__
     assert 1 <= cores() <= (os.cpu_count() or 1)

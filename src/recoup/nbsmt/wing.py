@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 
+from recoup.nbsmt import cpu
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.layers import LAYERS
 from recoup.nbsmt.repair import BIAS, EIGHT_BIT, PAIRED_BIAS
@@ -34,6 +35,12 @@ def eight_bit(config: Any) -> NBSMT:
     return config.replace(threads=1)
 
 
+def path() -> tuple[str, str, str]:
+    """How the CPU computes the products: backend, instruction set, reason."""
+    probe = cpu.probe()
+    return probe.name, probe.isa, probe.reason
+
+
 CARD = Card(
     config=NBSMT,
     layers=LAYERS,
@@ -47,6 +54,7 @@ CARD = Card(
     seedless=False,
     ready=calibrated,
     unready="no layer has an activation scale: run calibrate_(model, batches) first",
+    path=path,
     measure="recoup.study.measures.nbsmt",
     chapter="recoup.report.chapters.nbsmt",
 )

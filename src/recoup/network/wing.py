@@ -125,6 +125,8 @@ class Card:
         needs_norms: whether a network without batch norm has no work for this hardware.
         trains: whether networks can be trained on the emulated layers.
         phases: of fine-tuning, where it has more than one; the last runs the hardware as it is.
+        path: which of several equal paths the hardware's emulation takes on this processor: its name, the instruction
+            set, and why; None where there is nothing to say.
         cost: ``cost(layer, config)``, what one layer costs on this hardware.
         measure: the module of its rows and how they are measured, such as ``recoup.study.measures.nbsmt``.
         chapter: the module of its part of the report.
@@ -149,6 +151,7 @@ class Card:
     needs_norms: bool = False
     trains: bool = False
     phases: tuple[Phase, ...] = ()
+    path: Callable[[], tuple[str, str, str]] | None = None
     cost: Callable[[nn.Module, Any], Any] | None = None
     measure: str | None = None
     chapter: str | None = None

@@ -118,10 +118,11 @@ def interval_text(results: Results, summary: Summary) -> str:
 def facts(results: Results) -> dict[str, Any]:
     """What else decides or explains the numbers."""
     machine, weights = results.machine, results.recipe.weights
+    same = "Every path gives the same bits."
     return {
         "Weights": f"{weights} (sha256 {results.weights_sha256})" if weights else "none given; the factory's own",
         "Started in": "the folder that the recipe's relative paths start from",
-        "Path taken": f"{machine.backend} ({machine.isa}): {machine.reason}. Every path gives the same bits.",
+        **({"Path taken": f"{machine.backend} ({machine.isa}): {machine.reason}. {same}"} if machine.backend else {}),
         "Machine": f"{machine.cpu}, {machine.cores} cores, {machine.torch_threads} threads; {machine.device}",
         "System": machine.system,
         "Software": f"recoup {machine.recoup}, torch {machine.torch}, Python {machine.python}",

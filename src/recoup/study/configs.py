@@ -87,10 +87,10 @@ def layer_option(text: str) -> tuple[str, str | None]:
 
 def _rpair(text: str) -> tuple[str, str, str]:
     """Split at the '=' before the config: a config's own arguments hold '=' too, a regular expression may."""
-    found = re.search(r"=(NBSMT|LBA|LightNorm)\b", text)
-    if found:
-        return text[: found.start()], "=", text[found.start() + 1 :]
-    return text.rpartition("=")
+    names = [*presets(), *(name for card in cards().values() for name in card.callables), "float"]
+    known = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+    found = re.search(rf"=(?=(?:{known})(?:\(|$))", text) or re.search(r"=(?=[A-Za-z_][\w.-]*(?:\(|$))", text)
+    return (text[: found.start()], "=", text[found.end() :]) if found else text.rpartition("=")
 
 
 def title(config: Config) -> str:
@@ -132,7 +132,9 @@ def _built(node: ast.expr, text: str, depth: int) -> Any:
     named = {str(keyword.arg): _built(keyword.value, text, depth - 1) for keyword in node.keywords}
     try:
         return constructor(*positional, **named)
-    except TypeError as error:  # an unknown or doubled argument, or a value of a type no field takes
+    except RecoupError:
+        raise
+    except (TypeError, ValueError) as error:  # an unknown or doubled argument, or a value that no field takes
         raise RecoupError(f"config {_short(text)}: {str(error).replace('.__init__', '')}") from None
 
 

@@ -2,16 +2,32 @@
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from recoup.errors import RecoupError
-from recoup.nbsmt import cpu
-from recoup.study.results import Machine
+from recoup.network.wing import Card
+from recoup.study.rows import Frozen
 from recoup.version import __version__
+
+
+class Machine(Frozen):
+    """Where the study ran, and by which path: all paths give the same bits, not the same speed."""
+
+    cpu: str
+    cores: int
+    torch_threads: int
+    device: str
+    backend: str
+    isa: str
+    reason: str
+    system: str
+    python: str
+    torch: str
+    recoup: str
 
 
 def cores() -> int:
@@ -55,13 +71,13 @@ def cpu_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def describe(device: torch.device) -> Machine:
-    """The machine, and which path NB-SMT layers take on ``device``."""
-    probe = cpu.probe()
+def describe(device: torch.device, wings: Iterable[Card] = ()) -> Machine:
+    """The machine, and which path the first of some wings that has several takes on ``device``."""
+    path = next((card.path for card in wings if card.path is not None), None)
     if device.type == "cuda":
         backend, isa, reason = "cuda", torch.cuda.get_device_name(device), "the network lies on the GPU"
     else:
-        backend, isa, reason = probe.name, probe.isa, probe.reason
+        backend, isa, reason = ("", "", "") if path is None else path()
     return Machine(
         cpu=processor(),
         cores=cores(),

@@ -16,28 +16,13 @@ from pydantic import (
 
 from recoup.errors import RecoupError
 from recoup.storage.files import write_atomically
+from recoup.study.machine import Machine
 from recoup.study.measures import tables
 from recoup.study.recipe import Recipe
 from recoup.study.rows import Frozen, Percent, Row
 
 FILE = "results.json"
 SCHEMA = 1
-
-
-class Machine(Frozen):
-    """Where the study ran, and by which path: all paths give the same bits, not the same speed."""
-
-    cpu: str
-    cores: int
-    torch_threads: int
-    device: str
-    backend: str
-    isa: str
-    reason: str
-    system: str
-    python: str
-    torch: str
-    recoup: str
 
 
 class AccuracyRow(Frozen):

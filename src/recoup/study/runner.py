@@ -215,7 +215,7 @@ def _results(lab: Lab, tasks: list[Task], store: Store, notes: list[str]) -> Res
     return Results(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         recipe=recipe,
-        machine=describe(lab.device),
+        machine=describe(lab.device, recipe.wings),
         model_name=type(lab.model).__name__,
         parameters=sum(parameter.numel() for parameter in lab.model.parameters()),
         weights_sha256=_file_digest(recipe.weights),
