@@ -29,13 +29,13 @@ class Vector:
 
     Attributes:
         b: the builder.
-        scalar, integer: types of the kernel's own numbers.
+        double, scalar, integer: types of the kernel's own numbers.
         vector, integers: types of vectors of them.
         zero: of type ``vector``.
     """
 
     def __init__(self, builder: ir.IRBuilder, lanes: int, double: bool = False) -> None:
-        self.b, self.lanes = builder, lanes
+        self.b, self.lanes, self.double = builder, lanes, double
         self.scalar, self.integer = (D, I64) if double else (F, I32)
         self.vector, self.integers = self.of(self.scalar), self.of(self.integer)
         self.zero = ir.Constant(self.vector, None)

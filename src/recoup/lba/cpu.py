@@ -3,48 +3,24 @@
 Legend: B matrices of a batch, M rows, N columns, K terms.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recoup.errors import RecoupError
-from recoup.kernels.llvm import Target, host
 from recoup.kernels.magnitudes import magnitudes
 from recoup.kernels.threads import over_rows
 from recoup.lba.config import LBA
+from recoup.lba.cpu_gradient import gradients
 from recoup.lba.driver import Columns, Index
-from recoup.lba.emit import Form, Shape, build
+from recoup.lba.emit import build
 from recoup.lba.plan import Extent, Plan
+from recoup.lba.tiles import current_target, fitted, padded, shape, target
 
-_target: ContextVar[Target | None] = ContextVar("recoup_lba_target", default=None)
+__all__ = ["Cpu", "target"]
+
+
 MINIMUM_WORK = 1 << 18  # multiply-adds that pay for one more thread
-
-
-@contextmanager
-def target(level: str | None) -> Iterator[None]:
-    """Emulate with the instructions of ``x86-64`` (SSE2), ``haswell`` (AVX2, FMA) or ``skylake-avx512``; None: all.
-
-    The processor must have them. The bits are the same.
-    """
-    wanted = None if level is None else Target.named(level)
-    if wanted is not None and not wanted.features <= host().features:
-        missing = ", ".join(sorted(wanted.features - host().features))
-        raise RecoupError(f"lba.cpu.target({level!r}): this processor lacks {missing}")
-    token = _target.set(wanted)
-    try:
-        yield
-    finally:
-        _target.reset(token)
-
-
-def current_target() -> Target:
-    """The processor that kernels are built for."""
-    return _target.get() or host()
 
 
 class Cpu:
@@ -69,27 +45,7 @@ class Cpu:
         self, x: Tensor, columns: Columns, grad: Tensor, chosen: Plan, config: LBA, index: Index
     ) -> tuple[Tensor, Tensor]:
         """See `driver.Machine`."""
-        from recoup.lba.cpu_gradient import gradients
-
         return gradients(x, columns, grad, chosen, config, index)
-
-
-def padded(columns: Columns, tile: Shape) -> tuple[np.ndarray, np.ndarray]:
-    """Columns up to a multiple of the tile's (the last repeated); which vectors of them lie side by side."""
-    places = columns.columns.numpy()
-    short = -len(places) % tile.columns
-    places = np.concatenate([places, np.repeat(places[-1:], short)]) if short else places
-    steps = np.diff(places.reshape(-1, tile.lanes), axis=1)
-    return places, np.ascontiguousarray((steps == 1).all(1), dtype=np.uint8)
-
-
-def shape(form: Form, target: Target) -> Shape:
-    """Lanes, rows and vectors of a tile: what the registers hold."""
-    if "avx512f" in target.features:
-        return Shape(8, 4, 2) if form.wide else Shape(16, 8, 2)
-    if "avx2" in target.features:
-        return Shape(4, 2, 2) if form.wide else Shape(8, 3, 2)
-    return Shape(2, 2, 2) if form.wide else Shape(4, 2, 2)
 
 
 def _product(x: Tensor, columns: Columns, chosen: Plan, config: LBA, index: Index) -> Tensor:
@@ -150,9 +106,3 @@ def _product(x: Tensor, columns: Columns, chosen: Plan, config: LBA, index: Inde
     else:
         over_rows(over_panels, B * panels, work * tiles, MINIMUM_WORK)
     return y[:, :M, :N]
-
-
-def fitted(whole: Shape, M: int, N: int) -> Shape:
-    """A smaller tile where rows or columns are few."""
-    tiles = -(-M // whole.rows)
-    return Shape(whole.lanes, -(-M // tiles), 1 if whole.lanes >= N else whole.vectors)

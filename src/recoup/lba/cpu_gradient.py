@@ -11,10 +11,10 @@ from torch import Tensor
 
 from recoup.kernels.threads import over_rows
 from recoup.lba.config import LBA
-from recoup.lba.cpu import current_target, fitted, padded, shape
 from recoup.lba.driver import Columns, Index, scaled
 from recoup.lba.emit_gradient import build
 from recoup.lba.plan import Plan
+from recoup.lba.tiles import current_target, fitted, padded, shape
 
 GROUPS = 8
 PARTIAL_BYTES = 1 << 28  # of all partial sums together

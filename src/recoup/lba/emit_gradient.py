@@ -12,55 +12,24 @@ from typing import Any
 
 from llvmlite import ir
 
-from recoup.kernels.llvm import Native, Target, loop, splat
-from recoup.lba.emit import (
-    EXCEPTIONS_MASKED,
-    I16,
-    I32,
-    I64,
-    OUTER,
-    PRODUCT,
-    SUM,
-    VOID,
-    Code,
-    Form,
-    Shape,
-    draws,
-    enter,
-    internal,
-    leave,
-    packing,
-    random_base,
-    spots,
-)
-
-FLOATS, WORDS = ir.FloatType().as_pointer(), I16.as_pointer()
+from recoup.kernels.llvm import I1, I16, I32, I64, VOID, F, Native, P, Target, loop
+from recoup.kernels.rounding import EXCEPTIONS_MASKED, internal, rounding
+from recoup.lba.emit import chunk_counter, chunk_end, operand, packing, panel_columns, term_counter
+from recoup.lba.emit_code import OUTER, PRODUCT, SUM, Code, Form, Shape
+from recoup.lba.emit_random import draws, random_base
 
 
-def kinds(form: Form) -> dict[str, tuple[Any, Any]]:
+def kinds() -> dict[str, tuple[Any, Any]]:
     """The kernel's arguments: name -> (LLVM type, ctypes type)."""
-    scalar = ir.DoubleType() if form.wide else ir.FloatType()
-    size, address = (I64, ctypes.c_int64), ctypes.c_void_p
-    floats = (FLOATS, address)
+    size, address = (I64, ctypes.c_int64), (P, ctypes.c_void_p)
     return {
         **dict.fromkeys(("first", "last", "tiles", "K", "chunk"), size),
-        "a": floats,
-        "a_raw": floats,
-        "b": floats,
-        "b_terms": (I64.as_pointer(), address),
-        "b_columns": (I64.as_pointer(), address),
-        "b_straight": (ir.IntType(8).as_pointer(), address),
-        "b_scale": (ir.FloatType(), ctypes.c_float),
+        **dict.fromkeys(("a", "a_raw", "b", "b_terms", "b_columns", "b_straight"), address),
+        "b_scale": (F, ctypes.c_float),
         "b_least": (I32, ctypes.c_int32),
-        "g": floats,
+        "g": address,
         "g_stride": size,
-        "grad_a": floats,
-        "grad_b": floats,
-        "floats": (scalar.as_pointer(), address),
-        "integers": ((I64 if form.wide else I32).as_pointer(), address),
-        "panel": (scalar.as_pointer(), address),
-        "panel_raw": floats,
-        "words": (WORDS, address),
+        **dict.fromkeys(("grad_a", "grad_b", "floats", "integers", "panel", "panel_raw", "words"), address),
         **dict.fromkeys(("seed_base", "index", "index_row", "index_column"), size),
     }
 
@@ -73,7 +42,7 @@ def build(form: Form, shape: Shape, target: Target, overflow: bool, recursive: b
     [tiles * rows, K], scaled and not; ``g`` is zero where it is padding. ``words`` is scratch for (2 K + chunks) *
     places words.
     """
-    types = kinds(form)
+    types = kinds()
     module = ir.Module("lba_gradient")
     plain = _Plain()
     pack, pack_raw = packing(module, form, shape), packing(module, plain, shape, "pack_raw")
@@ -82,30 +51,27 @@ def build(form: Form, shape: Shape, target: Target, overflow: bool, recursive: b
     made = ir.Function(module, ir.FunctionType(VOID, [llvm for llvm, _ in types.values()]), "gradient")
     b = ir.IRBuilder(made.append_basic_block("entry"))
     v = dict(zip(types, made.args, strict=True))
+    code = Code(b, shape, False, target)
     with loop(b, v["first"], v["last"]) as panels:
         column = b.mul(panels.index, I64(shape.columns))
-        layout = [v["K"], v["b"], v["b_terms"], *spots(b, v, column, shape)]
-        saved = enter(b, plain.control, target)  # the caller's word may flush
-        b.call(pack_raw, [*layout, ir.FloatType()(1.0), I32(0), v["panel_raw"]])
-        leave(b, saved, target)
-        saved = enter(b, form.control, target)
-        b.call(pack, [*layout, v["b_scale"], v["b_least"], v["panel"]])
-        leave(b, saved, target)
-        grad_b = b.gep(v["grad_b"], [b.mul(column, v["K"])])
+        layout = [v["K"], v["b"], v["b_terms"], *panel_columns(code, v, column)]
+        with rounding(b, plain.control, target):  # the caller's word may flush
+            b.call(pack_raw, [*layout, F(1.0), I32(0), v["panel_raw"]])
+        with rounding(b, form.control, target):
+            b.call(pack, [*layout, v["b_scale"], v["b_least"], v["panel"]])
+        grad_b = code.at(v["grad_b"], b.mul(column, v["K"]))
         with loop(b, I64(0), v["tiles"]) as tiles:
             row = b.mul(tiles.index, I64(shape.rows))
             offset = b.mul(row, v["K"])
-            spot = b.add(b.mul(row, v["index_row"]), b.mul(column, v["index_column"]))
-            random = [v["seed_base"], b.add(v["index"], spot), v["index_row"], v["index_column"]]
-            saved = enter(b, form.control, target)
-            arguments = [v["K"], v["chunk"], b.gep(v["a"], [offset]), v["K"], v["panel"], v["words"]]
-            b.call(forward, [*arguments, v["floats"], v["integers"], *random])
-            leave(b, saved, target)
-            saved = enter(b, plain.control, target)
-            g = b.gep(v["g"], [b.add(b.mul(row, v["g_stride"]), column)])
-            pieces = [b.gep(v["a_raw"], [offset]), v["panel_raw"], v["words"], g, v["g_stride"]]
-            b.call(backward, [v["K"], v["chunk"], *pieces, b.gep(v["grad_a"], [offset]), grad_b])
-            leave(b, saved, target)
+            index = b.add(v["index"], b.add(b.mul(row, v["index_row"]), b.mul(column, v["index_column"])))
+            random = [v["seed_base"], index, v["index_row"], v["index_column"]]
+            with rounding(b, form.control, target):
+                arguments = [v["K"], v["chunk"], code.at(v["a"], offset), v["K"], v["panel"], v["words"]]
+                b.call(forward, [*arguments, v["floats"], v["integers"], *random])
+            with rounding(b, plain.control, target):
+                g = code.at(v["g"], b.add(b.mul(row, v["g_stride"]), column))
+                pieces = [code.at(v["a_raw"], offset), v["panel_raw"], v["words"], g, v["g_stride"]]
+                b.call(backward, [v["K"], v["chunk"], *pieces, code.at(v["grad_a"], offset), grad_b])
     b.ret_void()
     return Native(module, "gradient", None, [c for _, c in types.values()], target)
 
@@ -117,68 +83,56 @@ class _Plain:
     control = EXCEPTIONS_MASKED
 
 
-def _places(shape: Shape) -> list[tuple[int, int]]:
-    return [(row, vector) for row in range(shape.rows) for vector in range(shape.vectors)]
-
-
-def _word(b: ir.IRBuilder, base: Any, step: Any, shape: Shape, place: int) -> Any:
-    count = shape.rows * shape.vectors
-    return b.gep(base, [b.add(b.mul(step, I64(count)), I64(place))])
+def _word(code: Code, base: Any, step: Any, place: int) -> Any:
+    """The address of a step's indicators at one place of the tile."""
+    return code.at(base, code.b.add(code.b.mul(step, I64(len(code.shape.places))), I64(place)), I16)
 
 
 def _keep(code: Code, flags: Any, pointer: Any) -> None:
-    b = code.b
-    word = b.bitcast(flags, ir.IntType(code.lanes))
-    b.store(word if code.lanes == 16 else b.zext(word, I16), pointer)
+    word = code.word(flags)
+    code.b.store(word if code.lanes == 16 else code.b.zext(word, I16), pointer)
 
 
-def _regions(b: ir.IRBuilder, words: Any, K: Any, shape: Shape) -> tuple[Any, Any, Any]:
+def _regions(code: Code, words: Any, K: Any) -> tuple[Any, Any, Any]:
     """Where the words lie: of the steps, of the products, of the outer steps."""
-    size = b.mul(K, I64(shape.rows * shape.vectors))
-    own = b.gep(words, [size])
-    return words, own, b.gep(own, [size])
+    size = code.b.mul(K, I64(len(code.shape.places)))
+    own = code.at(words, size, I16)
+    return words, own, code.at(own, size, I16)
 
 
 def _forward(module: ir.Module, form: Form, shape: Shape, target: Target, overflow: bool) -> Any:
     """Keep an indicator of every step of one tile: it did not overflow, or it changed the sum."""
-    scalar = ir.DoubleType() if form.wide else ir.FloatType()
-    arguments = {"K": I64, "chunk": I64, "a": FLOATS, "a_stride": I64, "panel": scalar.as_pointer(), "words": WORDS}
-    arguments |= {"floats": scalar.as_pointer(), "integers": (I64 if form.wide else I32).as_pointer()}
+    arguments = {"K": I64, "chunk": I64, "a": P, "a_stride": I64, "panel": P, "words": P, "floats": P, "integers": P}
     arguments |= dict.fromkeys(("seed_base", "index", "index_row", "index_column"), I64)
     made, b, v = internal(module, "forward", arguments)
-    code = Code(b, form.wide, shape.lanes, target)
+    code = Code(b, shape, form.wide, target)
     code.load_constants(v["floats"], v["integers"])
-    places = _places(shape)
-    passed, own, outer_words = _regions(b, v["words"], v["K"], shape)
-    bases = [random_base(code, v, shape, *place) for place in places] if form.random else []
-    zeros = [code.zero] * len(places)
+    passed, own, outer_words = _regions(code, v["words"], v["K"])
+    bases = [random_base(code, v, *place) for place in shape.places] if form.random else []
+    zeros = [code.zero] * len(shape.places)
     with loop(b, I64(0), v["K"], v["chunk"], [*zeros, I64(0)]) as chunks:
         *outer, number = chunks.values
-        end = b.add(chunks.index, v["chunk"])
-        stop = b.select(b.icmp_signed("<", end, v["K"]), end, v["K"])
-        with loop(b, chunks.index, stop, 1, zeros) as terms:
-            counter = b.trunc(b.mul(terms.index, I64(2)), I32)
+        with loop(b, chunks.index, chunk_end(code, v, chunks.index), 1, zeros) as terms:
+            counter = term_counter(code, terms.index)
             following = []
-            for i, ((row, vector), s) in enumerate(zip(places, terms.values, strict=True)):
-                x = b.load(b.gep(v["a"], [b.add(b.mul(I64(row), v["a_stride"]), terms.index)]))
-                x = splat(b, b.fpext(x, scalar) if form.wide else x, shape.lanes)
-                at = b.add(b.mul(terms.index, I64(shape.columns)), I64(vector * shape.lanes))
-                w = b.load(b.bitcast(b.gep(v["panel"], [at]), code.vector.as_pointer()), align=4)
+            for i, ((row, vector), s) in enumerate(zip(shape.places, terms.values, strict=True)):
+                x = operand(code, v["a"], b.add(b.mul(I64(row), v["a_stride"]), terms.index))
+                w = code.load(v["panel"], b.add(b.mul(terms.index, I64(shape.columns)), I64(vector * shape.lanes)))
                 step = form.term(code, x, w, s, draws(code, bases, i, counter))
                 passes = form.inside(code, step.total, SUM) if overflow else b.fcmp_unordered("!=", step.result, s)
-                _keep(code, passes, _word(b, passed, terms.index, shape, i))
+                _keep(code, passes, _word(code, passed, terms.index, i))
                 if overflow and step.product is not None:
-                    _keep(code, form.inside(code, step.product, PRODUCT), _word(b, own, terms.index, shape, i))
+                    _keep(code, form.inside(code, step.product, PRODUCT), _word(code, own, terms.index, i))
                 elif overflow:
-                    b.store(I16(-1), _word(b, own, terms.index, shape, i))
+                    b.store(I16(-1), _word(code, own, terms.index, i))
                 following.append(step.result)
             terms.carry(*following)
-        counter = b.trunc(b.add(b.mul(v["K"], I64(2)), number), I32)
+        counter = chunk_counter(code, v, number)
         added = []
         for i, (s, y) in enumerate(zip(terms.values, outer, strict=True)):
             step = form.add(code, s, y, draws(code, bases, i, counter))
             passes = form.inside(code, step.total, OUTER) if overflow else b.fcmp_unordered("!=", step.result, y)
-            _keep(code, passes, _word(b, outer_words, number, shape, i))
+            _keep(code, passes, _word(code, outer_words, number, i))
             added.append(step.result)
         chunks.carry(*added, b.add(number, I64(1)))
     b.ret_void()
@@ -187,79 +141,62 @@ def _forward(module: ir.Module, form: Form, shape: Shape, target: Target, overfl
 
 def _backward(module: ir.Module, shape: Shape, target: Target, overflow: bool, recursive: bool) -> Any:
     """Walk back over the steps of one tile: what still reaches the output adds to both gradients."""
-    arguments = {"K": I64, "chunk": I64, "a": FLOATS, "panel": FLOATS, "words": WORDS, "g": FLOATS, "g_stride": I64}
-    made, b, v = internal(module, "backward", {**arguments, "grad_a": FLOATS, "grad_b": FLOATS})
-    code = Code(b, False, shape.lanes, target)
-    places = _places(shape)
-    passed, own, outer_words = _regions(b, v["words"], v["K"], shape)
-    g = []
-    for row, vector in places:
-        at = b.add(b.mul(I64(row), v["g_stride"]), I64(vector * shape.lanes))
-        g.append(_vector(code, b.gep(v["g"], [at])))
-    all_live = [I16(-1)] * len(places)
+    arguments = {"K": I64, "chunk": I64, "a": P, "panel": P, "words": P, "g": P, "g_stride": I64}
+    made, b, v = internal(module, "backward", {**arguments, "grad_a": P, "grad_b": P})
+    code = Code(b, shape, False, target)
+    passed, own, outer_words = _regions(code, v["words"], v["K"])
+    g = [
+        code.load(v["g"], b.add(b.mul(I64(row), v["g_stride"]), I64(vector * shape.lanes)))
+        for row, vector in shape.places
+    ]
+    places = range(len(g))
     last = b.sdiv(b.sub(v["K"], I64(1)), v["chunk"])
-    with loop(b, I64(0), b.add(last, I64(1)), 1, all_live) as chunks:
+    with loop(b, I64(0), b.add(last, I64(1)), 1, [I16(-1) for _ in places]) as chunks:
         number = b.sub(last, chunks.index)
         start = b.mul(number, v["chunk"])
-        end = b.add(start, v["chunk"])
-        stop = b.select(b.icmp_signed("<", end, v["K"]), end, v["K"])
-        reach = [b.load(_word(b, outer_words, number, shape, i)) for i in range(len(places))]
+        stop = chunk_end(code, v, start)
+        reach = [b.load(_word(code, outer_words, number, i), typ=I16) for i in places]
         if recursive:
             reach = [b.and_(word, later) for word, later in zip(reach, chunks.values, strict=True)]
         with loop(b, I64(0), b.sub(stop, start), 1, reach) as terms:
             k = b.sub(b.sub(stop, I64(1)), terms.index)
             before = terms.values if recursive else reach
-            live = [b.and_(b.load(_word(b, passed, k, shape, i)), w) for i, w in enumerate(before)]
-            reaches = [b.and_(w, b.load(_word(b, own, k, shape, i))) for i, w in enumerate(live)] if overflow else live
-            _spread(code, v, shape, k, [_selected(code, w, x) for w, x in zip(reaches, g, strict=True)])
+            live = [b.and_(b.load(_word(code, passed, k, i), typ=I16), w) for i, w in enumerate(before)]
+            reaches = [
+                b.and_(w, b.load(_word(code, own, k, i), typ=I16)) if overflow else w for i, w in enumerate(live)
+            ]
+            _spread(code, v, k, [_selected(code, w, x) for w, x in zip(reaches, g, strict=True)])
             terms.carry(*(live if recursive else reach))
         chunks.carry(*reach)
     b.ret_void()
     return made
 
 
-def _spread(code: Code, v: dict[str, Any], shape: Shape, k: Any, g: list[Any]) -> None:
+def _spread(code: Code, v: dict[str, Any], k: Any, g: list[Any]) -> None:
     """Add a term's products: grad_b[k] += sum over rows of a g, grad_a[row, k] += sum over columns of b g."""
-    b = code.b
-    at = b.mul(k, I64(shape.columns))
-    ws = [_vector(code, b.gep(v["panel"], [b.add(at, I64(n * shape.lanes))])) for n in range(shape.vectors)]
-    targets = [b.gep(v["grad_b"], [b.add(at, I64(n * shape.lanes))]) for n in range(shape.vectors)]
-    sums = [_vector(code, pointer) for pointer in targets]
-    for row in range(shape.rows):
-        spot = b.add(b.mul(I64(row), v["K"]), k)
-        x = splat(b, b.load(b.gep(v["a"], [spot])), shape.lanes)
-        mine = g[row * shape.vectors : (row + 1) * shape.vectors]
-        sums = [_multiply_add(code, x, part, total) for part, total in zip(mine, sums, strict=True)]
-        across = b.fmul(mine[0], ws[0])
-        for part, w in zip(mine[1:], ws[1:], strict=True):
+    b, vectors = code.b, code.shape.vectors
+    places = [b.add(b.mul(k, I64(code.shape.columns)), I64(n * code.lanes)) for n in range(vectors)]
+    ws = [code.load(v["panel"], place) for place in places]
+    sums = [code.load(v["grad_b"], place) for place in places]
+    for row in range(code.shape.rows):
+        at = b.add(b.mul(I64(row), v["K"]), k)
+        x, parts = operand(code, v["a"], at), g[row * vectors : (row + 1) * vectors]
+        sums = [_multiply_add(code, x, part, total) for part, total in zip(parts, sums, strict=True)]
+        across = b.fmul(parts[0], ws[0])
+        for part, w in zip(parts[1:], ws[1:], strict=True):
             across = _multiply_add(code, part, w, across)
-        pointer = b.gep(v["grad_a"], [spot])
-        b.store(b.fadd(b.load(pointer), _summed(code, across)), pointer)
-    for total, pointer in zip(sums, targets, strict=True):
-        b.store(total, b.bitcast(pointer, code.vector.as_pointer()), align=4)
-
-
-def _vector(code: Code, pointer: Any) -> Any:
-    return code.b.load(code.b.bitcast(pointer, code.vector.as_pointer()), align=4)
+        code.put(b.fadd(code.get(v["grad_a"], at, F), code.reduced(across, b.fadd)), v["grad_a"], at)
+    for total, place in zip(sums, places, strict=True):
+        code.store(total, v["grad_b"], place)
 
 
 def _selected(code: Code, word: Any, x: Any) -> Any:
+    """The lanes whose bit is set, zero elsewhere."""
     b = code.b
     bits = word if code.lanes == 16 else b.trunc(word, ir.IntType(code.lanes))
-    return b.select(b.bitcast(bits, ir.VectorType(ir.IntType(1), code.lanes)), x, code.zero)
+    return b.select(b.bitcast(bits, code.of(I1)), x, code.zero)
 
 
 def _multiply_add(code: Code, x: Any, y: Any, z: Any) -> Any:
+    """x y + z, rounded once where the processor does that in one instruction."""
     return code.fma(x, y, z) if code.target.fma else code.b.fadd(code.b.fmul(x, y), z)
-
-
-def _summed(code: Code, x: Any) -> Any:
-    """The lanes' sum, by halves."""
-    b, lanes = code.b, code.lanes
-    while lanes > 1:
-        lanes //= 2
-        undefined = ir.Constant(x.type, ir.Undefined)
-        low = b.shuffle_vector(x, undefined, ir.Constant(ir.VectorType(I32, lanes), list(range(lanes))))
-        high = b.shuffle_vector(x, undefined, ir.Constant(ir.VectorType(I32, lanes), list(range(lanes, 2 * lanes))))
-        x = b.fadd(low, high)
-    return b.extract_element(x, I32(0))

@@ -6,7 +6,8 @@ Product and sum are whole numbers below 2^24, so float32 arithmetic is exact in 
 from dataclasses import dataclass
 from typing import Any
 
-from recoup.lba.emit import EXCEPTIONS_MASKED, Code, Step
+from recoup.kernels.rounding import EXCEPTIONS_MASKED
+from recoup.lba.emit_code import Code, Step
 
 TOP, BOTTOM = 0, 1  # places in the float constants
 MAX_BITS = 24
@@ -22,8 +23,7 @@ class Whole:
 
     def term(self, code: Code, x: Any, w: Any, s: Any, draw: Any) -> Step:
         """s = saturate(x w + s)."""
-        b = code.b
-        return self._limited(code, code.fma(x, w, s) if code.target.fma else b.fadd(b.fmul(x, w), s))
+        return self._limited(code, code.multiply_add(x, w, s))
 
     def add(self, code: Code, s: Any, y: Any, draw: Any) -> Step:
         """y = saturate(s + y)."""
@@ -36,4 +36,4 @@ class Whole:
 
     def _limited(self, code: Code, total: Any) -> Step:
         top, bottom = code.float_constants[TOP], code.float_constants[BOTTOM]
-        return Step(code.maximum(code.minimum(total, top), bottom), None, total)
+        return Step(code.larger(code.smaller(total, top), bottom), None, total)

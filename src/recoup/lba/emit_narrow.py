@@ -10,7 +10,8 @@ the underflow is a comparison.
 from dataclasses import dataclass
 from typing import Any
 
-from recoup.lba.emit import EXCEPTIONS_MASKED, FLUSH, FLUSH_RESULTS, PRODUCT, TOWARD_ZERO, Code, Step
+from recoup.kernels.rounding import EXCEPTIONS_MASKED, FLUSH, FLUSH_RESULTS, TOWARD_ZERO
+from recoup.lba.emit_code import PRODUCT, Code, Step
 
 # Places in the constants: floats, then integers.
 RATIO, PRODUCT_TOP, SUM_TOP = 0, 1, 2

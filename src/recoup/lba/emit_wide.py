@@ -19,9 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from llvmlite import ir
-
-from recoup.lba.emit import EXCEPTIONS_MASKED, I64, OUTER, PRODUCT, SUM, TOWARD_ZERO, Code, Step
+from recoup.kernels.rounding import EXCEPTIONS_MASKED, TOWARD_ZERO
+from recoup.lba.emit_code import OUTER, PRODUCT, SUM, Code, Step
 
 Kind = Literal["mask", "zero", "nearest", "stochastic", "saturate", "wrap"]
 SLOT = 8  # constants of each of the three quantisers
@@ -120,7 +119,7 @@ def quantise(code: Code, x: Any, how: Quantiser, slot: int, draw: Callable[[], A
         return code.limit(cut, top)
     size = code.floats(code.magnitude(x))
     normal = b.and_(
-        code.bits(code.maximum(size, low)), code.bits_constant(EXPONENT)
+        code.bits(code.larger(size, low)), code.constant(EXPONENT, code.integers)
     )  # of the binade, as a power of two
     large = code.floats(b.add(normal, integers[at + SPREAD]))
     rounded = b.fsub(b.fadd(size, large), large)
@@ -136,15 +135,15 @@ def quantise(code: Code, x: Any, how: Quantiser, slot: int, draw: Callable[[], A
             rounded = b.fadd(rounded, b.select(up, quantum, code.zero))
     if how.flush:
         rounded = b.select(b.fcmp_ordered(">=", size, low), rounded, code.zero)
-    rounded = code.minimum(rounded, top)
-    return code.floats(b.or_(code.bits(rounded), b.and_(code.bits(x), code.bits_constant(SIGN))))
+    rounded = code.smaller(rounded, top)
+    return code.floats(b.or_(code.bits(rounded), b.and_(code.bits(x), code.constant(SIGN, code.integers))))
 
 
 def _fixed(code: Code, x: Any, how: Quantiser, at: int) -> Any:
     b, floats = code.b, code.float_constants
     units = _whole(code, x)
     if how.kind == "saturate":
-        return code.maximum(code.minimum(units, floats[at + TOP]), floats[at + BOTTOM])
+        return code.larger(code.smaller(units, floats[at + TOP]), floats[at + BOTTOM])
     turns = b.fmul(b.fsub(units, floats[at + BOTTOM]), floats[at + INVERSE_RANGE])
     whole = _whole(code, turns)
     whole = b.fsub(whole, b.select(b.fcmp_ordered(">", whole, turns), code.constant(1.0), code.zero))
@@ -160,14 +159,10 @@ def _whole(code: Code, x: Any) -> Any:
 def odd_sum(code: Code, x: Any, y: Any) -> Any:
     """`reference.exact_sum`."""
     b = code.b
-    total = b.fadd(x, y)
-    part = b.fsub(total, x)
-    error = b.fadd(b.fsub(x, b.fsub(total, part)), b.fsub(y, part))
-    bits, one = code.bits(total), code.bits_constant(1)
-    flags = ir.VectorType(ir.IntType(1), code.lanes)
+    total, error = code.two_sum(x, y)
+    bits, one = code.bits(total), code.constant(1, code.integers)
     outward = b.icmp_signed("==", b.fcmp_ordered(">", error, code.zero), b.fcmp_ordered(">", total, code.zero))
-    assert outward.type == flags
-    moved = b.add(bits, b.select(outward, one, code.bits_constant(-1)))
-    even = b.icmp_signed("==", b.and_(bits, one), ir.Constant(ir.VectorType(I64, code.lanes), None))
+    moved = b.add(bits, b.select(outward, one, code.constant(-1, code.integers)))
+    even = b.icmp_signed("==", b.and_(bits, one), code.constant(0, code.integers))
     inexact = b.and_(b.fcmp_ordered("!=", error, code.zero), even)
     return code.floats(b.select(inexact, moved, bits))

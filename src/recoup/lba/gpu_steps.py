@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from recoup.lba import emit_integer, emit_narrow, emit_wide
-from recoup.lba.emit import OUTER, PRODUCT, SUM
+from recoup.lba.emit_code import OUTER, PRODUCT, SUM
 
 RATIO, PRODUCT_TOP, SUM_TOP = (
     tl.constexpr(place) for place in (emit_narrow.RATIO, emit_narrow.PRODUCT_TOP, emit_narrow.SUM_TOP)

@@ -16,7 +16,7 @@ from recoup.lba import emit_integer as integer
 from recoup.lba import emit_narrow as narrow
 from recoup.lba import emit_wide as wide
 from recoup.lba.config import LBA
-from recoup.lba.emit import CONSTANTS, OUTER, PRODUCT, SUM, Form
+from recoup.lba.emit_code import CONSTANTS, OUTER, PRODUCT, SUM, Form
 from recoup.lba.emit_integer import Whole
 from recoup.lba.emit_narrow import Narrow
 from recoup.lba.emit_wide import Quantiser, Wide

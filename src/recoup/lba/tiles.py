@@ -1,0 +1,63 @@
+"""The tiles that a product is computed in: for which processor, of which shape, over which columns.
+
+Legend: M rows, N columns.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import numpy as np
+
+from recoup.errors import RecoupError
+from recoup.kernels.llvm import Target, host
+from recoup.lba.driver import Columns
+from recoup.lba.emit_code import Form, Shape
+
+_target: ContextVar[Target | None] = ContextVar("recoup_lba_target", default=None)
+
+
+@contextmanager
+def target(level: str | None) -> Iterator[None]:
+    """Emulate with the instructions of ``x86-64`` (SSE2), ``haswell`` (AVX2, FMA) or ``skylake-avx512``; None: all.
+
+    The processor must have them. The bits are the same.
+    """
+    wanted = None if level is None else Target.named(level)
+    if wanted is not None and not wanted.features <= host().features:
+        missing = ", ".join(sorted(wanted.features - host().features))
+        raise RecoupError(f"lba.cpu.target({level!r}): this processor lacks {missing}")
+    token = _target.set(wanted)
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
+def current_target() -> Target:
+    """The processor that kernels are built for."""
+    return _target.get() or host()
+
+
+def padded(columns: Columns, tile: Shape) -> tuple[np.ndarray, np.ndarray]:
+    """Columns up to a multiple of the tile's (the last repeated); which vectors of them lie side by side."""
+    places = columns.columns.numpy()
+    short = -len(places) % tile.columns
+    places = np.concatenate([places, np.repeat(places[-1:], short)]) if short else places
+    steps = np.diff(places.reshape(-1, tile.lanes), axis=1)
+    return places, np.ascontiguousarray((steps == 1).all(1), dtype=np.uint8)
+
+
+def shape(form: Form, target: Target) -> Shape:
+    """Lanes, rows and vectors of a tile: what the registers hold."""
+    if "avx512f" in target.features:
+        return Shape(8, 4, 2) if form.wide else Shape(16, 8, 2)
+    if "avx2" in target.features:
+        return Shape(4, 2, 2) if form.wide else Shape(8, 3, 2)
+    return Shape(2, 2, 2) if form.wide else Shape(4, 2, 2)
+
+
+def fitted(whole: Shape, M: int, N: int) -> Shape:
+    """A smaller tile where rows or columns are few."""
+    tiles = -(-M // whole.rows)
+    return Shape(whole.lanes, -(-M // tiles), 1 if whole.lanes >= N else whole.vectors)

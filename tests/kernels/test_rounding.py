@@ -1,0 +1,92 @@
+"""The control word: what a kernel asks for holds within its block, and the caller's is back after it."""
+
+import ctypes
+
+import numpy as np
+import pytest
+import torch
+from llvmlite import ir
+
+from recoup.kernels.llvm import I64, VOID, Native, P, Target, assembly, host
+from recoup.kernels.rounding import EXCEPTIONS_MASKED, FLUSH, FLUSH_RESULTS, TOWARD_ZERO, internal, rounding
+from recoup.kernels.vector import Vector
+
+LANES = 4
+TINY = 2.0**-140  # subnormal
+NEAREST, TRUNCATING = EXCEPTIONS_MASKED, EXCEPTIONS_MASKED | TOWARD_ZERO
+X = np.array([1 + 2.0**-23, -1 - 2.0**-23, 2.0**-120, TINY], np.float32)
+Y = np.array([1.5 * 2.0**-24, -1.5 * 2.0**-24, 2.0**-20, 2.0**60], np.float32)
+ADDED = {False: [1 + 2.0**-22, -1 - 2.0**-22], True: [1 + 2.0**-23, -1 - 2.0**-23]}
+
+
+def module(control: int, target: Target) -> ir.Module:
+    """out[0] = x + y and out[1] = x y within the block, and out[2] = x + y after it, in vectors."""
+    made = ir.Module("rounding")
+    work, b, v = internal(made, "work", {"x": P, "y": P, "out": P})
+    code = Vector(b, LANES)
+    x, y = (code.load(v[name], I64(0)) for name in ("x", "y"))
+    code.store(b.fadd(x, y), v["out"], I64(0))
+    code.store(b.fmul(x, y), v["out"], I64(LANES))
+    b.ret_void()
+    outer = ir.Function(made, ir.FunctionType(VOID, [P, P, P]), "outer")
+    b = ir.IRBuilder(outer.append_basic_block("entry"))
+    x, y, out = outer.args
+    scratch = Vector(b, LANES).at(out, I64(2 * LANES))
+    with rounding(b, control, target):
+        b.call(work, [x, y, out])
+    b.call(work, [x, y, scratch])
+    b.ret_void()
+    return made
+
+
+def run(control: int) -> np.ndarray:
+    """[inside the block or after it, sum or product, lane]."""
+    out = np.full((2, 2, LANES), np.nan, np.float32)
+    call = Native(module(control, host()), "outer", None, [ctypes.c_void_p] * 3)
+    call(X.ctypes.data, Y.ctypes.data, out.ctypes.data)
+    return out
+
+
+X86 = pytest.mark.skipif(host().machine != "x86_64", reason="another processor's word")
+
+
+@pytest.mark.parametrize("toward_zero", [False, True])
+def test_sums_round_as_asked_and_as_before_after_it(toward_zero):
+    out = run(TRUNCATING if toward_zero else NEAREST)
+    assert out[0, 0, :2].tolist() == ADDED[toward_zero]
+    assert out[1, 0, :2].tolist() == ADDED[False]
+    assert (X + Y)[:2].tolist() == ADDED[False]
+
+
+@X86
+@pytest.mark.parametrize(
+    ("control", "product", "operand"), [(0, True, True), (FLUSH_RESULTS, False, True), (FLUSH, False, False)]
+)
+def test_results_and_operands_below_the_normal_numbers(control, product, operand):
+    inside, after = run(TRUNCATING | control)
+    assert (inside[1, 2] != 0) == product  # 2^-140 from normal operands
+    assert (inside[1, 3] != 0) == operand  # 2^-80 from a subnormal one
+    assert after[1, 2:].tolist() == [TINY, 2.0**-80]
+    assert (X * Y)[2:].tolist() == [TINY, 2.0**-80]
+
+
+@X86
+def test_the_callers_word_neither_reaches_the_block_nor_is_lost():
+    if not torch.set_flush_denormal(True):
+        pytest.skip("torch cannot set the word here")
+    try:
+        inside, after = run(TRUNCATING)
+        flushed = torch.tensor([TINY]) * 0.5
+    finally:
+        torch.set_flush_denormal(False)
+    assert inside[1, 2:].tolist() == [TINY, 2.0**-80]
+    assert after[1, 2:].tolist() == [0, 0]
+    assert flushed.item() == 0
+
+
+@pytest.mark.parametrize("level", ["x86-64", "skylake-avx512"])
+def test_arithmetic_stays_between_the_changes_of_the_word(level):
+    text = assembly(module(TRUNCATING, Target.named(level)), Target.named(level))
+    outer = text[text.index("outer:") :]
+    order = [word for line in outer.splitlines() for word in ("ldmxcsr", "stmxcsr", "call") if word in line]
+    assert order == ["stmxcsr", "ldmxcsr", "call", "ldmxcsr", "call"]
