@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from recoup.errors import RecoupError
+from recoup.kernels import operators
 from recoup.nbsmt import gpu
 from recoup.nbsmt.config import NBSMT, POLICIES, THREADS
 from recoup.nbsmt.gpu_plan import Plan
@@ -68,10 +69,10 @@ def test_devices_that_cannot_run_the_kernels_are_refused(monkeypatch):
     x: Any = SimpleNamespace(is_cuda=True, device=torch.device("cuda:0"))
     with pytest.raises(RecoupError, match="the input lies on cuda:0, the weight on cpu"):
         gpu._check_device(x, torch.zeros(1), None, "layer")
-    monkeypatch.setattr(gpu, "_capability", lambda _: (7, 5))
+    monkeypatch.setattr(operators, "capability", lambda _: (7, 5))
     with pytest.raises(RecoupError, match=r"need compute capability 8\.0 or later; cuda:0 has 7\.5"):
         gpu._check_device(x, x, None, "layer")
-    monkeypatch.setattr(gpu, "_capability", lambda _: (9, 0))
+    monkeypatch.setattr(operators, "capability", lambda _: (9, 0))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(RecoupError, match="CUDA graph"):
         gpu._check_device(x, x, None, "layer")

@@ -1,7 +1,6 @@
 """Whether this installation works, and which path the emulation takes on this machine."""
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import torch
 
 from recoup.data import root
 from recoup.errors import RecoupError
+from recoup.kernels.operators import has_triton
 from recoup.nbsmt import NBSMT, cpu, matmul
 from recoup.study.machine import cores, processor
 from recoup.version import __version__
@@ -72,7 +72,7 @@ def _cuda() -> str:
     if not torch.cuda.is_available():
         return "none; the CPU runs everything"
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    triton = importlib.util.find_spec("triton") is not None
+    triton = has_triton()
     return f"{', '.join(names)}; Triton {'found' if triton else 'missing: pip install recoup[gpu]'}"
 
 

@@ -17,6 +17,7 @@ from recoup.errors import RecoupError
 from recoup.formats import cpu
 from recoup.formats.constants import kernel_dtype
 from recoup.formats.spec import BlockFloat, Float, Int
+from recoup.kernels.operators import needs_triton, register
 
 __all__ = ["quantize"]
 
@@ -105,23 +106,15 @@ def _random(x: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def _gpu_quantize() -> Backend:
-    try:
+    with needs_triton(
+        "a CUDA tensor", "quantize: {who} needs triton, which is not installed; pip install 'recoup[gpu]'"
+    ):
         from recoup.formats import gpu
-    except ImportError as error:
-        raise RecoupError(
-            "quantize: a CUDA tensor needs triton, which is not installed; pip install 'recoup[gpu]'"
-        ) from error
     return gpu.quantize
-
-
-_library = torch.library.Library("recoup", "FRAGMENT")
 
 
 def _operator(name: str, family: type[Format], fields: str, random: bool) -> Callable[..., Tensor]:
     """Define ``recoup::name(x, <random,> fields)`` for CPU, CUDA, tracing, autograd and vmap."""
-    signature = f"Tensor x, {'Tensor? random, ' if random else ''}{fields}"
-    _library.define(f"{name}({signature}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
-    operator = getattr(torch.ops.recoup, name).default
 
     @lru_cache(maxsize=1024)
     def plan(dtype: torch.dtype, *values: Any) -> tuple[Format, torch.dtype]:
@@ -153,11 +146,18 @@ def _operator(name: str, family: type[Format], fields: str, random: bool) -> Cal
         return operator(*tensors, *format.to_dict().values()), 0
 
     nothing = (None,) * (random + len(fields.split(",")))
-    _library.impl(name, lambda x, *arguments: run(cpu.quantize, x, arguments), "CPU")
-    _library.impl(name, lambda x, *arguments: run(_gpu_quantize(), x, arguments), "CUDA")
-    torch.library.register_fake(f"recoup::{name}", fake, lib=_library)
-    torch.library.register_autograd(f"recoup::{name}", lambda _, gradient: (gradient, *nothing), lib=_library)
-    torch.library.register_vmap(f"recoup::{name}", batched, lib=_library)
+    operator = register(
+        name,
+        {
+            "CPU": lambda x, *arguments: run(cpu.quantize, x, arguments),
+            "CUDA": lambda x, *arguments: run(_gpu_quantize(), x, arguments),
+        },
+        fake,
+        schema=f"(Tensor x, {'Tensor? random, ' if random else ''}{fields}) -> Tensor",
+        backward=lambda _, gradient: (gradient, *nothing),
+        vmap=batched,
+        waits=False,
+    )
     return operator
 
 

@@ -14,6 +14,7 @@ import triton
 from torch import Tensor
 
 from recoup.errors import RecoupError
+from recoup.kernels.operators import check_capability
 from recoup.lba.config import LBA
 from recoup.lba.driver import Columns, Index, scaled
 from recoup.lba.emit_integer import Whole
@@ -22,8 +23,6 @@ from recoup.lba.emit_wide import Quantiser, Wide
 from recoup.lba.gpu_kernels import back_kernel, product_kernel, steps_kernel
 from recoup.lba.plan import Extent, Plan
 
-CAPABILITY = (8, 0)
-"""The least compute capability: Triton supports no older GPUs."""
 FLAG_BYTES = 1 << 29  # of the indicators of a block of rows
 MAGNITUDE = 0x7FFFFFFF
 OPTIONS = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}
@@ -164,9 +163,7 @@ class Gpu:
                 f"LBA on CUDA computes at most 2^31 tiles of {self.block[0]} x {self.block[1]} sums and 65,535 "
                 f"matrices in a call; got {grid[0]} and {grid[1]}: use smaller batches"
             )
-        if x.is_cuda and torch.cuda.get_device_capability(x.device) < CAPABILITY:
-            needed, has = (".".join(map(str, v)) for v in (CAPABILITY, torch.cuda.get_device_capability(x.device)))
-            raise RecoupError(f"LBA's kernels need compute capability {needed} or later; {x.device} has {has}")
+        check_capability(x, "LBA's")
 
 
 def form_of(chosen: Plan, assembly: bool) -> tuple:

@@ -6,8 +6,6 @@ composes with autograd, autocast, torch.compile and DDP.
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor
 
 from recoup.errors import RecoupError
+from recoup.kernels.operators import named, needs_triton, on_device, register
 from recoup.lba import driver
 from recoup.lba.config import LBA
 from recoup.lba.cpu import Cpu
@@ -142,7 +141,7 @@ def _product(a: Tensor, b: Tensor, config: str, seed: int, layer: str, names: st
     """float32 [B, M, K] x [B, K, N] -> float32 [B, M, N]."""
     check_dtypes(a, b, layer)
     first, second = names.split()
-    with _named(layer):
+    with named(layer):
         return driver.matmul(_machine(a.device), a, b, decode(config), seed, (first, second))
 
 
@@ -157,7 +156,7 @@ def _product_backward(
     tracing cannot."""
     unit = decode(config)
     if unit.backward is None:
-        with _named(layer):
+        with named(layer):
             grad_a, grad_b = driver.gradients(_machine(a.device), a, b, grad.contiguous(), unit, seed)
     else:
         code, title, seeds = unit.backward.code, f"{layer}, backward", backward_seeds(unit.backward, seed)
@@ -203,7 +202,7 @@ def _convolution(
     geometry.check(x, weight, layer)
     if x.numel() == 0:
         return _convolution_fake(x, weight, config, stride, padding, dilation, groups, seed, layer).zero_()
-    with _named(layer):
+    with named(layer):
         y = driver.convolution(_machine(x.device), x, weight.contiguous(), geometry, decode(config), seed)
     return y.contiguous(memory_format=_memory_format(x))
 
@@ -236,7 +235,7 @@ def _convolution_backward(
         return _kept(torch.zeros_like(x), x, needs[0]), _kept(torch.zeros_like(weight), weight, needs[1])
     unit = decode(config)
     geometry = Geometry.of(weight, stride, padding, dilation, groups)
-    with _named(layer):
+    with named(layer):
         if unit.backward is None:
             grad_x, grad_w = driver.convolution_gradients(
                 _machine(x.device), grad, x, weight.contiguous(), geometry, unit, seed
@@ -273,30 +272,13 @@ def _convolution_backward_fake(grad, x, weight, config, stride, padding, dilatio
 
 
 def _machine(device: torch.device) -> driver.Machine:
-    if device.type == "cpu":
-        return Cpu()
-    if device.type == "cuda":
-        return _gpu()
-    raise RecoupError(f"LBA emulation runs on the CPU and CUDA; got {device}")
+    return on_device(device, "LBA emulation", Cpu, _gpu)
 
 
 def _gpu() -> driver.Machine:
-    """Imported here, so that recoup needs no Triton until a CUDA tensor arrives."""
-    try:
+    with needs_triton("LBA needs"):
         from recoup.lba.gpu import Gpu
-    except ImportError as error:
-        raise RecoupError(
-            f"on CUDA, LBA needs Triton ({error}): pip install 'recoup[gpu]', or move the model to the CPU"
-        ) from None
     return Gpu()
-
-
-@contextmanager
-def _named(layer: str) -> Iterator[None]:
-    try:
-        yield
-    except RecoupError as error:
-        raise RecoupError(f"{layer}: {error}") from None
 
 
 def _product_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -348,30 +330,24 @@ def _no_gradient(ctx: Any, *grads: Tensor) -> tuple:
     )
 
 
-# Registered by hand: torch.library.custom_op imports the compiler, 140 MB and seconds, at an operator's first call.
-_library = torch.library.Library("recoup", "FRAGMENT")
-
-
-def _register(name: str, implementation: Callable, fake: Callable) -> Callable:
-    schema = torch.library.infer_schema(implementation, mutates_args=(), op_name=name)
-    # Every call checks its operands, which waits for the GPU: a CUDA graph cannot hold that.
-    _library.define(schema, tags=(torch.Tag.cudagraph_unsafe,))
-    _library.impl(name, implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"recoup::{name}", fake, lib=_library)
-    return getattr(torch.ops.recoup, name).default
-
-
-def _differentiable(name: str, backward: Callable, context: Callable) -> None:
-    torch.library.register_autograd(f"recoup::{name}", backward, setup_context=context, lib=_library)
-    for device in ("cpu", "cuda"):
-        torch.library.register_autocast(f"recoup::{name}", device, torch.float32, lib=_library)
-
-
-product = _register("lba_matmul", _product, _product_fake)
-product_backward = _register("lba_matmul_backward", _product_backward, _product_backward_fake)
-convolution = _register("lba_convolution", _convolution, _convolution_fake)
-convolution_backward = _register("lba_convolution_backward", _convolution_backward, _convolution_backward_fake)
-_differentiable("lba_matmul", _product_gradient, _product_context)
-_differentiable("lba_convolution", _convolution_gradient, _convolution_context)
-for _name in ("lba_matmul_backward", "lba_convolution_backward"):
-    torch.library.register_autograd(f"recoup::{_name}", _no_gradient, setup_context=_last_context, lib=_library)
+product = register(
+    "lba_matmul", _product, _product_fake, backward=_product_gradient, context=_product_context, autocast=True
+)
+product_backward = register(
+    "lba_matmul_backward", _product_backward, _product_backward_fake, backward=_no_gradient, context=_last_context
+)
+convolution = register(
+    "lba_convolution",
+    _convolution,
+    _convolution_fake,
+    backward=_convolution_gradient,
+    context=_convolution_context,
+    autocast=True,
+)
+convolution_backward = register(
+    "lba_convolution_backward",
+    _convolution_backward,
+    _convolution_backward_fake,
+    backward=_no_gradient,
+    context=_last_context,
+)

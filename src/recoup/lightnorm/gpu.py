@@ -16,6 +16,7 @@ from torch import Tensor
 from recoup.errors import RecoupError
 from recoup.formats import Float
 from recoup.formats.constants import LAYOUTS
+from recoup.kernels.operators import check_capability
 from recoup.lightnorm.cpu import rounding
 from recoup.lightnorm.gpu_kernels import (
     extrema_kernel,
@@ -36,8 +37,6 @@ TILE = 1024  # elements of a program of `normalize` and `gradient`
 FLAT = 4096  # of `finite`
 PAIRS = 128  # of extrema
 MAX_ELEMENTS, MAX_PIECES = 1 << 30, 1 << 16
-CAPABILITY = (8, 0)
-"""The least compute capability: Triton supports no older GPUs."""
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 
 
@@ -174,6 +173,4 @@ def _check(x: Tensor, pieces: int = 1) -> None:
             f"or several of {LANES * STEPS} elements); got {elements} elements and {pieces} pieces of "
             f"{list(x.shape)}: use smaller batches or fewer chunks"
         )
-    if x.is_cuda and torch.cuda.get_device_capability(x.device) < CAPABILITY:
-        needed, has = (".".join(map(str, v)) for v in (CAPABILITY, torch.cuda.get_device_capability(x.device)))
-        raise RecoupError(f"LightNorm's kernels need compute capability {needed} or later; {x.device} has {has}")
+    check_capability(x, "LightNorm's")

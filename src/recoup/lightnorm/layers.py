@@ -10,8 +10,9 @@ from torch.nn.functional import _verify_batch_size  # type: ignore[attr-defined]
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from recoup.errors import RecoupError, RecoupWarning
+from recoup.kernels.operators import named
 from recoup.lightnorm.config import LightNorm
-from recoup.lightnorm.ops import Joined, infer, named, train
+from recoup.lightnorm.ops import Joined, infer, train
 from recoup.lightnorm.passes import HALF, merged, quantized_moments
 from recoup.network.emulated import Emulated
 

@@ -4,8 +4,6 @@ Legend: x [N, C, ...]; xhat as `passes.merged` lays it out; K chunks.
 """
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -14,10 +12,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from recoup.errors import RecoupError
+from recoup.kernels.operators import named, register
 from recoup.lightnorm import passes
 from recoup.lightnorm.config import LightNorm
 
-__all__ = ["Joined", "decode", "infer", "named", "train"]
+__all__ = ["Joined", "decode", "infer", "train"]
 
 
 @lru_cache(maxsize=1024)
@@ -100,15 +99,6 @@ def _check_elements(x: Tensor, config: LightNorm, layer: str, ranks: int = 1) ->
         )
 
 
-@contextmanager
-def named(layer: str, x: Tensor) -> Iterator[None]:
-    """Errors name the layer and the shape of what it was given."""
-    try:
-        yield
-    except RecoupError as error:
-        raise RecoupError(f"{layer}, given {list(x.shape)}: {error}") from None
-
-
 def _train_context(ctx: Any, inputs: tuple, output: tuple) -> None:
     _, gamma, _, ctx.config, _, ctx.layer = inputs
     _, xhat, _, _, r, indices = output
@@ -185,24 +175,8 @@ class Joined(torch.autograd.Function):
         return _like(grad, grads[0]), grads[1], grads[2], None, None, None, None
 
 
-_library = torch.library.Library("recoup", "FRAGMENT")
-
-
-def _register(name: str, implementation: Callable, fake: Callable) -> Callable:
-    schema = torch.library.infer_schema(implementation, mutates_args=(), op_name=name)
-    # Every call looks for NaN, which waits for the GPU: a CUDA graph cannot hold that.
-    _library.define(schema, tags=(torch.Tag.cudagraph_unsafe,))
-    _library.impl(name, implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"recoup::{name}", fake, lib=_library)
-    return getattr(torch.ops.recoup, name).default
-
-
-train = _register("lightnorm_train", _train, _train_fake)
-infer = _register("lightnorm_infer", _infer, _infer_fake)
-backward = _register("lightnorm_backward", _backward, _backward_fake)
-for _name, _gradient, _context in (
-    ("lightnorm_train", _train_gradient, _train_context),
-    ("lightnorm_infer", _infer_gradient, _infer_context),
-    ("lightnorm_backward", _backward_gradient, _backward_context),
-):
-    torch.library.register_autograd(f"recoup::{_name}", _gradient, setup_context=_context, lib=_library)
+train = register("lightnorm_train", _train, _train_fake, backward=_train_gradient, context=_train_context)
+infer = register("lightnorm_infer", _infer, _infer_fake, backward=_infer_gradient, context=_infer_context)
+backward = register(
+    "lightnorm_backward", _backward, _backward_fake, backward=_backward_gradient, context=_backward_context
+)

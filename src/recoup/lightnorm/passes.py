@@ -15,6 +15,7 @@ from torch import Tensor
 
 from recoup.errors import RecoupError
 from recoup.formats import BlockFloat, Float, quantize
+from recoup.kernels.operators import needs_triton, on_device
 from recoup.lightnorm.config import LightNorm
 from recoup.lightnorm.scale import factors
 
@@ -25,19 +26,19 @@ FEW_PLACES = 16  # below, samples become places, so that loops over places are l
 
 def device_of(x: Tensor) -> Any:
     """The module with the passes for x's device."""
-    if x.device.type == "cpu":
-        from recoup.lightnorm import cpu
+    return on_device(x.device, "LightNorm", _cpu, _gpu)
 
-        return cpu
-    if x.device.type == "cuda":
-        try:
-            from recoup.lightnorm import gpu
-        except ImportError as error:
-            raise RecoupError(
-                f"on CUDA, LightNorm needs Triton ({error}): pip install 'recoup[gpu]', or move the model to the CPU"
-            ) from None
-        return gpu
-    raise RecoupError(f"LightNorm runs on the CPU and CUDA; got {x.device}")
+
+def _cpu() -> Any:
+    from recoup.lightnorm import cpu
+
+    return cpu
+
+
+def _gpu() -> Any:
+    with needs_triton("LightNorm needs"):
+        from recoup.lightnorm import gpu
+    return gpu
 
 
 def fused_for(x: Tensor, config: LightNorm) -> Any:

@@ -9,21 +9,18 @@ Shape suffixes: those of gpu_operands.py.
 """
 
 from collections.abc import Callable
-from functools import cache
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from recoup.errors import RecoupError
+from recoup.kernels.operators import check_capability, named, needs_triton
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.faults import BAD_WEIGHT, raise_fault
 from recoup.nbsmt.gpu_plan import Plan
 from recoup.nbsmt.prepare import Geometry, as_2d
 from recoup.nbsmt.weights import quantize_weight, weight_operand
-
-CAPABILITY = (8, 0)
-"""The least compute capability: Triton supports no older GPUs."""
 
 
 def accumulate(
@@ -72,14 +69,8 @@ def accumulate(
 
 
 def _kernels(layer: str) -> tuple[ModuleType, ModuleType]:
-    """The Triton kernels; imported here, so that recoup needs no Triton until a CUDA tensor arrives."""
-    try:
+    with named(layer), needs_triton("NB-SMT layers need"):
         from recoup.nbsmt import gpu_convolution, gpu_operands
-    except ImportError as error:
-        raise RecoupError(
-            f"{layer}: on CUDA, NB-SMT layers need Triton ({error}): pip install 'recoup[gpu]', or move the model to "
-            "the CPU"
-        ) from None
     return gpu_operands, gpu_convolution
 
 
@@ -100,10 +91,8 @@ def _reading(faults: Tensor) -> Callable[[], int]:
 
 def _refuse_weight(weight: Tensor, config: NBSMT, layer: str) -> None:
     """Raise what the CPU raises for these weights, if anything."""
-    try:
+    with named(layer):
         weight_operand(quantize_weight(weight)[0], config)
-    except RecoupError as error:
-        raise RecoupError(f"{layer}: {error}") from None
 
 
 def _check_sums(weight: Tensor, weight_OLK: Tensor, config: NBSMT, layer: str) -> None:
@@ -143,14 +132,7 @@ def _check_device(x: Tensor, weight: Tensor, order: Tensor | None, layer: str) -
             raise RecoupError(f"{layer}: the input lies on {x.device}, the {name} on {tensor.device}")
     if not x.is_cuda:  # Triton's interpreter
         return
-    capability = _capability(x.device)
-    if capability < CAPABILITY:
-        needed, has = (".".join(map(str, version)) for version in (CAPABILITY, capability))
-        raise RecoupError(f"{layer}: NB-SMT's kernels need compute capability {needed} or later; {x.device} has {has}")
+    with named(layer):
+        check_capability(x, "NB-SMT's")
     if torch.cuda.is_current_stream_capturing():
         raise RecoupError(f"{layer}: NB-SMT layers check their input in every call and cannot run inside a CUDA graph")
-
-
-@cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)

@@ -4,7 +4,7 @@ The convolution is one operator of the torch.library, with a fake implementation
 that it composes with autograd, torch.compile and DDP.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from recoup.errors import RecoupError
-from recoup.nbsmt import cpu
+from recoup.kernels.operators import named, on_device, register
+from recoup.nbsmt import cpu, gpu
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.faults import raise_fault
 from recoup.nbsmt.prepare import Geometry, as_2d, prepare
@@ -123,14 +124,9 @@ def _convolution(
     _check_shapes(x, weight, order, geometry, layer)
     if x.numel() == 0:
         return _empty_output(x, weight, geometry).zero_()
-    if x.device.type == "cuda":
-        from recoup.nbsmt import gpu
-
-        sums, scale_O = gpu.accumulate(x, weight, order, scale, _config(config), geometry, layer)
-    elif x.device.type == "cpu":
-        sums, scale_O = _accumulate(x, weight, order, scale, _config(config), geometry, layer)
-    else:
-        raise RecoupError(f"{layer}: NB-SMT emulation runs on the CPU and CUDA; got {x.device}")
+    with named(layer):
+        accumulate = on_device(x.device, "NB-SMT emulation", lambda: _accumulate, lambda: gpu.accumulate)
+    sums, scale_O = accumulate(x, weight, order, scale, _config(config), geometry, layer)
     y = sums.mul_((scale_O * scale).view(1, -1, 1, 1))
     return y.contiguous(memory_format=_memory_format(x))
 
@@ -163,10 +159,8 @@ def _output_size(x: Tensor, kernel: torch.Size, geometry: Geometry) -> list[int]
 def _accumulate(
     x: Tensor, weight: Tensor, order: Tensor | None, scale: float, config: NBSMT, geometry: Geometry, layer: str
 ) -> tuple[Tensor, Tensor]:
-    try:
+    with named(layer):
         prepared = prepare(weight, config, order)
-    except RecoupError as error:
-        raise RecoupError(f"{layer}: {error}") from None
     name = current_backend()
     x_NHWC = (x if order is None else x.index_select(1, order)).permute(0, 2, 3, 1).contiguous()
     dtype = torch.uint8 if name == "int8" else torch.float32
@@ -233,22 +227,7 @@ def _backward(ctx, grad: Tensor):
     return *(g if needed else None for g, needed in zip(grads, needs, strict=True)), *[None] * 8
 
 
-# Registered by hand: torch.library.custom_op imports the compiler, 140 MB and seconds, at an operator's first call.
-_library = torch.library.Library("recoup", "FRAGMENT")
-
-
-def _register(name: str, implementation: Callable, fake: Callable) -> Callable:
-    schema = torch.library.infer_schema(implementation, mutates_args=(), op_name=name)
-    # Every call checks its input, which waits for the GPU: a CUDA graph cannot hold that.
-    _library.define(schema, tags=(torch.Tag.cudagraph_unsafe,))
-    _library.impl(name, implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"recoup::{name}", fake, lib=_library)
-    return getattr(torch.ops.recoup, name).default
-
-
-convolution = _register("nbsmt_convolution", _convolution, _convolution_fake)
-convolution_backward = _register("nbsmt_convolution_backward", _convolution_backward, _backward_fake)
-_NAME = "recoup::nbsmt_convolution"
-torch.library.register_autograd(_NAME, _backward, setup_context=_setup_context, lib=_library)
-torch.library.register_autocast(_NAME, "cpu", torch.float32, lib=_library)
-torch.library.register_autocast(_NAME, "cuda", torch.float32, lib=_library)
+convolution = register(
+    "nbsmt_convolution", _convolution, _convolution_fake, backward=_backward, context=_setup_context, autocast=True
+)
+convolution_backward = register("nbsmt_convolution_backward", _convolution_backward, _backward_fake)

@@ -1,0 +1,139 @@
+"""What every operator of the torch.library needs: one way to register it, its device's kernels, errors by layer.
+
+A wing's operators run on the CPU and on CUDA, where their kernels are Triton's. Triton is imported when a CUDA tensor
+arrives and not before, so that recoup installs and runs without it.
+"""
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from functools import cache
+from types import TracebackType
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from recoup.errors import RecoupError
+
+__all__ = ["CAPABILITY", "check_capability", "has_triton", "named", "needs_triton", "on_device", "register"]
+
+CAPABILITY = (8, 0)
+"""The least compute capability: Triton supports no older GPUs."""
+
+WITHOUT_TRITON = "on CUDA, {who} Triton ({error}): pip install 'recoup[gpu]', or move the model to the CPU"
+
+Backend = TypeVar("Backend")
+
+# Registered by hand: torch.library.custom_op imports the compiler, 140 MB and seconds, at an operator's first call.
+_library = torch.library.Library("recoup", "FRAGMENT")
+
+
+def register(
+    name: str,
+    run: Callable | Mapping[str, Callable],
+    fake: Callable,
+    *,
+    schema: str | None = None,
+    backward: Callable | None = None,
+    context: Callable | None = None,
+    vmap: Callable | None = None,
+    autocast: bool = False,
+    waits: bool = True,
+) -> Callable:
+    """Define the operator ``recoup::name`` and return it.
+
+    Args:
+        name: within the namespace ``recoup``.
+        run: what computes it: one function that asks for the device itself, or one for each of torch's dispatch keys
+            (``CPU``, ``CUDA``).
+        fake: the results' shapes, dtypes and strides, for tracing.
+        schema: arguments and results in torch's notation; None: those of run's annotations.
+        backward, context: the gradient, as torch.library.register_autograd takes them; None: the operator has none.
+        vmap: as torch.library.register_vmap takes it; None: the operator cannot be batched.
+        autocast: whether autocast turns half precision operands into float32 rather than leaving them.
+        waits: whether a call looks at the values of its operands. That waits for the GPU, which a CUDA graph cannot
+            hold.
+    """
+    if schema is None:
+        assert not isinstance(run, Mapping), "a schema is inferred from one function"
+        schema = torch.library.infer_schema(run, mutates_args=())
+    tag = torch.Tag.cudagraph_unsafe if waits else torch.Tag.pt2_compliant_tag
+    _library.define(f"{name}{schema}", tags=(tag,))
+    for key, function in run.items() if isinstance(run, Mapping) else [("CompositeExplicitAutograd", run)]:
+        _library.impl(name, function, key)
+    full = f"recoup::{name}"
+    torch.library.register_fake(full, fake, lib=_library)
+    if backward is not None:
+        torch.library.register_autograd(full, backward, setup_context=context, lib=_library)
+    if vmap is not None:
+        torch.library.register_vmap(full, vmap, lib=_library)
+    if autocast:
+        for device in ("cpu", "cuda"):
+            torch.library.register_autocast(full, device, torch.float32, lib=_library)
+    return getattr(torch.ops.recoup, name).default
+
+
+class named:  # noqa: N801 -- used as a function
+    """A block whose errors name the layer and, where it is given, the shape of the layer's input."""
+
+    __slots__ = ("given", "layer")
+
+    def __init__(self, layer: str, given: Tensor | None = None) -> None:
+        self.layer, self.given = layer, given
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, RecoupError):
+            given = "" if self.given is None else f", given {list(self.given.shape)}"
+            raise RecoupError(f"{self.layer}{given}: {error}") from None
+
+
+def on_device(device: torch.device, who: str, cpu: Callable[[], Backend], cuda: Callable[[], Backend]) -> Backend:
+    """What ``cpu`` or ``cuda`` gives; an error for any other device, on which ``who`` does not run."""
+    if device.type == "cpu":
+        return cpu()
+    if device.type == "cuda":
+        return cuda()
+    raise RecoupError(f"{who} runs on the CPU and CUDA; got {device}")
+
+
+def has_triton() -> bool:
+    """Whether Triton is installed; it is not imported."""
+    return importlib.util.find_spec("triton") is not None
+
+
+class needs_triton:  # noqa: N801 -- used as a function
+    """A block that imports Triton's kernels: where that fails, an error that says who needs them and what to install.
+
+    ``who``: "LBA needs"; ``sentence``: another error, with ``{who}`` and ``{error}`` where they belong.
+    """
+
+    __slots__ = ("sentence", "who")
+
+    def __init__(self, who: str, sentence: str = WITHOUT_TRITON) -> None:
+        self.who, self.sentence = who, sentence
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if isinstance(error, ImportError):
+            raise RecoupError(self.sentence.format(who=self.who, error=error)) from error
+
+
+def check_capability(x: Tensor, whose: str) -> None:
+    """Refuse a GPU that Triton does not support; on a CPU tensor a kernel runs in Triton's interpreter.
+
+    ``whose``: "LBA's", the kernels that were asked for.
+    """
+    if x.is_cuda and (has := capability(x.device)) < CAPABILITY:
+        least, here = (".".join(map(str, version)) for version in (CAPABILITY, has))
+        raise RecoupError(f"{whose} kernels need compute capability {least} or later; {x.device} has {here}")
+
+
+@cache
+def capability(device: torch.device) -> tuple[int, int]:
+    """A GPU's compute capability; looked up once, for the driver takes longer than a small kernel."""
+    return torch.cuda.get_device_capability(device)
