@@ -27,8 +27,8 @@ def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> 
         model: any module, the layer itself included.
         config: the hardware of every layer that ``layers`` does not mention, e.g. ``NBSMT(threads=2)``; None: only
             the layers that ``layers`` mentions. NB-SMT takes the calibrated layers (see `calibrate_`), LBA every
-            Linear, Conv1d, Conv2d and `AttentionProducts`, the first and the last layer included, LightNorm every
-            batch norm.
+            Linear, Conv1d, Conv2d and `models.attention.AttentionProducts`, the first and the last layer included,
+            LightNorm every batch norm.
         layers: ``{"name" or "re:regular expression": config or None}``; the first key that matches a layer's whole
             name decides, None leaves it in float.
 

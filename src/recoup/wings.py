@@ -2,6 +2,7 @@
 
 >>> sorted(config.__name__ for config in cards())
 ['LBA', 'LightNorm', 'NBSMT']
+
 A wing of your own is known from the moment its card is registered:
 
     recoup.wings.register(Card(config=Trunc, layers={nn.Linear: TruncLinear}))

@@ -238,6 +238,16 @@ def test_subnormals_count_where_the_processor_flushes_them() -> None:
     assert supported or torch.backends.cpu.get_cpu_capability() == "DEFAULT"
 
 
+@pytest.mark.parametrize("payload", [1, 1 << 21, 1 << 22, (1 << 23) - 1])
+def test_every_nan_is_one(payload: int) -> None:
+    x = torch.tensor([0x7F800000 | payload], dtype=torch.int32).view(torch.float32)
+    assert encode(x, Float.parse("e5m2")).tolist() == [0x7E]
+    assert encode(x, Float.parse("e4m3fn")).tolist() == [0x7F]
+    for format in (Int(), BlockFloat(dim=0), Float.lba(4, 7, bias=10)):
+        with pytest.raises(RecoupError, match=r"x\[0\] is nan, for which"):
+            encode(x, format)
+
+
 def test_any_layout_of_memory_and_any_shape() -> None:
     format = Float.parse("e5m2")
     x = quantize(torch.randn(6, 5, 4), format)

@@ -129,7 +129,7 @@ class Vector:
         return self.b.call(declared(self.b, f"llvm.trunc.{_suffix(x.type)}", x.type, [x.type]), [x])
 
     def fma(self, x: Any, y: Any, z: Any) -> Any:
-        """x y + z in float32, rounded once; slow where `Target.fma` is false."""
+        """x y + z in float32, rounded once; slow where `llvm.Target.fma` is false."""
         return llvm.fma(self.b, x, y, z)
 
     def multiply_add(self, x: Any, y: Any, z: Any) -> Any:

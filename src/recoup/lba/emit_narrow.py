@@ -3,8 +3,8 @@
 Exact because the processor rounds toward zero: a product truncated to 24 bits and then, by a mask, to fewer is the
 truncated exact product. Where multiply-add is one instruction, operands come scaled by powers of two so that the
 smallest normal of the product is 2^-126, and flush-to-zero does the underflow; the accumulator has a scale of its
-own, and the ratio between the two is a factor of the multiply-add. Elsewhere (`compare`) all is at its own scale and
-the underflow is a comparison.
+own, and the ratio between the two is a factor of the multiply-add. Elsewhere (`Narrow.compare`) all is at its own
+scale and the underflow is a comparison.
 """
 
 from dataclasses import dataclass

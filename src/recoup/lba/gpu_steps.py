@@ -4,7 +4,8 @@ In float32 (``wide`` False) a step is `emit_narrow`'s: operands come scaled so t
 and product and sum round toward zero. Triton has no such arithmetic, so it is PTX; Triton's interpreter, and kernels
 built with PTX False, compute the same bits in float64. In float64 a step is `emit_wide`'s, with sums rounded to odd.
 
-The constants are those of a `Plan`: tables of floats and integers, by the places that emit_narrow and emit_wide name.
+The constants are those of a `plan.Plan`: tables of floats and integers, by the places that emit_narrow and emit_wide
+name.
 """
 
 # Triton's language is typed for its own compiler, which drops branches of constants only whole:

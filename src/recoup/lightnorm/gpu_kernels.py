@@ -41,7 +41,7 @@ def joined(total, error, SIZE: tl.constexpr, LOG: tl.constexpr):
 
 @triton.jit
 def rounded(v, mask, low, top, spread, depth, MODE: tl.constexpr, NEAREST: tl.constexpr, FLUSH: tl.constexpr):
-    """float64 to a format, as float64: `cpu_kernels._truncated` and `_generally`; NaN is kept."""
+    """float64 to a format, as float64: `cpu_kernels._truncated` and `cpu_kernels._generally`; NaN is kept."""
     bits = v.to(tl.int64, bitcast=True)
     sign, size = bits & SIGN, bits & MAGNITUDE
     low, top = low.to(tl.int64), top.to(tl.int64)

@@ -28,7 +28,7 @@ class LightNormLayer(Emulated, _BatchNorm):
         group: a process group whose joined batch is normalized in training (`synchronize_`), or None.
         by_moments: whether training mode takes mean and variance of the rounded input instead of the range's estimate:
             what paired recalibration compares, because a converted network's statistics are moments.
-        saturated: channels whose mean or reciprocal left the `statistics` format in training so far; it warns once.
+        saturated: channels whose mean or reciprocal left `LightNorm.statistics` in training so far; it warns once.
     """
 
     extras: ClassVar[tuple[str, ...]] = (*Emulated.extras, "group", "by_moments", "saturated")

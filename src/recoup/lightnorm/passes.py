@@ -3,8 +3,8 @@
 On the CPU, one process's finite batch takes `fused.emitted`, which has blocks of channels inside its passes; a group's
 batch, one that holds NaN or infinities, and blocks of places take the separate passes. The bits are the same.
 
-Legend: x [N, C, P]; n = N P; K chunks. A device's module (`cpu`, `gpu`) has `finite`, `moments`, `normalize`,
-`products` and `gradient`.
+Legend: x [N, C, P]; n = N P; K chunks. A device's module (`cpu`, `gpu`) has ``finite``, ``moments``, ``normalize``,
+``products`` and ``gradient``.
 """
 
 import math

@@ -131,8 +131,8 @@ def backward(grad: Tensor, saved: Saved, config: LightNorm) -> tuple[Tensor, Ten
         dx = B(F'((g - m) (gamma r) - a_k [first maximum of chunk k] + a_k [first minimum])),
         a_k = gamma r C(m_k) S / K,  multiplied in this order
 
-    with F' the format ``backward`` and S' `gradient_statistics`. Rounding passes gradients straight through. In eval
-    mode (no extrema) mu and s are constants: dx = B(F'(g gamma r)).
+    with F' the format ``backward`` and S' `LightNorm.gradient_statistics`. Rounding passes gradients straight through.
+    In eval mode (no extrema) mu and s are constants: dx = B(F'(g gamma r)).
 
     Source: the closed form of section 3 of our specification, checked by central differences; the order of operations
     is our definition.

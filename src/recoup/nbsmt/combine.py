@@ -67,8 +67,8 @@ def combine_kernel(recipe: Recipe, target: llvm.Target | None = None) -> llvm.Na
 def combine_module(recipe: Recipe) -> ir.Module:
     """Code for the whole pass over pixels ``first .. last``, ``block`` at a time: the codes stay in the nearest cache.
 
-    ``quantise`` is the address of a `quantise_kernel`; ``codes`` (block * C bytes) and ``rows`` (block * Cp * copies
-    bytes, used where rows differ from codes) are scratch memory, each with `SLACK` behind. Returns the faults.
+    ``quantise`` is the address of a `codes.quantise_kernel`; ``codes`` (block * C bytes) and ``rows`` (block * Cp *
+    copies bytes, used where rows differ from codes) are scratch memory, each with `SLACK` behind. Returns the faults.
     """
     pointer, G = BYTE.as_pointer(), len(recipe.activations)
     arguments = {"x": FLOAT.as_pointer(), "out": FLOAT.as_pointer() if recipe.floats else pointer}

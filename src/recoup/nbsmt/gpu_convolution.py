@@ -51,8 +51,8 @@ def convolve(
 
     Args:
         plan: configuration and sizes.
-        operand_PK: from `activation_operands`; any part of the batch.
-        weight_OLK, offset_O: from `weight_operands`.
+        operand_PK: from `gpu_operands.activation_operands`; any part of the batch.
+        weight_OLK, offset_O: from `gpu_operands.weight_operands`.
         out: contiguous, for the same part of the batch.
         block: another block than `tile` would choose.
     """

@@ -19,7 +19,7 @@ class Emulated(nn.Module):
 
     Attributes:
         float_class: the torch layer this one stands in for.
-        extras: attributes that conversion adds and `restore` takes away again.
+        extras: attributes that conversion adds and `emulate.restore_` takes away again.
         travelling: what a state_dict's metadata carries besides the float layer's keys, which stay as they are.
         fitted: of these, what belongs to the layer's weight and goes when another one is loaded.
         measured: of these, what stays where a state_dict has none: activation scales.

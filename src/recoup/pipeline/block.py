@@ -68,7 +68,7 @@ class _Some:
 class Block:
     """One parameter of all runs: newest weights, velocity, ring and the live weights that the graph refers to.
 
-    The same arithmetic as `StageOptimizer`, element by element. A coefficient that all runs share is a number.
+    The same arithmetic as `optimizer.StageOptimizer`, element by element. A coefficient of all runs is a number.
     """
 
     def __init__(self, weights: Tensor, stage: int, delays: Sequence[int], runs: Sequence[Run]) -> None:

@@ -4,7 +4,7 @@ The simulator overwrites parameters between forward and backward. A graph that s
 values; one that saved a standardized, normalized or cast copy does not. Such copies are found in one forward pass:
 every operation is watched, and what stems from parameters (and constants) but not from the input must not be saved.
 Where others decide what is saved (activation checkpoints, offloading), that cannot be seen, and is refused. What a
-custom `autograd.Function` keeps as attributes of its context is not seen.
+custom `torch.autograd.Function` keeps as attributes of its context is not seen.
 """
 
 import dataclasses

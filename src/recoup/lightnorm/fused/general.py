@@ -98,10 +98,10 @@ def _pair(form: Float | None, blocks: BlockFloat | None, dtype: torch.dtype) -> 
 def constants(form: Float | None, blocks: BlockFloat | None, dtype: torch.dtype) -> np.ndarray:
     """How the kernels round, int64.
 
-    0: how to the format; 1 - 10 `FloatConstants`; 11 - 17 `NearestConstants`; 18: how the input to blocks;
-    19 - 24 `BlockConstants`; 25 - 32 `cpu.rounding`; 33 - 35: the mask, smallest normal and largest value of the
-    format; 36: how results to blocks; 37: twice the bias, and one less than the significand, as exponents, so that this
-    less an exponent is the quantum's reciprocal; 38: one less than the significand, as an exponent.
+    0: how to the format; of `formats.constants`, 1 - 10 ``FloatConstants``, 11 - 17 ``NearestConstants``; 18: how the
+    input to blocks, 19 - 24 ``BlockConstants``; 25 - 32 `cpu.rounding`; 33 - 35: the mask, smallest normal and largest
+    value of the format; 36: how results to blocks; 37: twice the bias, and one less than the significand, as exponents,
+    so that this less an exponent is the quantum's reciprocal; 38: one less than the significand, as an exponent.
     """
     how = np.zeros(40, np.int64)
     how[25:33] = rounding(form)

@@ -5,7 +5,7 @@ sample, rounds them to the format and to blocks in a scratch tile that stays in 
 once. What was rounded is not stored: rounding it again in the second pass is cheaper than writing and reading it.
 
 Legend: ``keys`` the input's bits, flat in the order [N, C, P]; ``tiles`` [T, 4]: sample, first place, end, chunk;
-``how`` the constants of `emitted.constants`; ``found[0]`` becomes 1 where an input is NaN or infinite, and the caller
+``how`` the constants of `general.constants`; ``found[0]`` becomes 1 where an input is NaN or infinite, and the caller
 then takes the separate passes. Scratch rows are ``pitch`` apart and zero beyond the tile, so that sums run over whole
 lanes. Their indices are unsigned: numba would look for negative ones, and then no loop is a vector.
 """

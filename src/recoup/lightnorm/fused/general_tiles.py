@@ -1,6 +1,6 @@
 """A tile of activations in the scratch memory of LightNorm's fused kernels: read, rounded to a format and to blocks.
 
-Legend: W channels of a block, rows ``pitch`` apart, n places of each. ``how``: see `emitted.constants`.
+Legend: W channels of a block, rows ``pitch`` apart, n places of each. ``how``: see `general.constants`.
 
 Truncation to a format without subnormals is a mask, a comparison and a minimum. Blocks of such values, whose
 significand is the format's, are shorter than formats' own kernel has them: no element is subnormal, and an element
