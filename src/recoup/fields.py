@@ -1,12 +1,15 @@
-"""Checks of a format's fields, and what every format can do: copy itself with changes, become plain values."""
+"""What frozen values are made of: checks of their fields, copies with changes, plain values; and hardware's configs."""
 
+import json
 import operator
-from dataclasses import fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from typing import Any, Self
 
 from recoup.errors import RecoupError
 
-__all__ = ["Format", "boolean", "choice", "integer"]
+__all__ = ["Config", "Value", "boolean", "choice", "integer"]
 
 
 def integer(owner: str, name: str, value: Any, legal: tuple[int, int], note: str = "") -> int:
@@ -33,27 +36,98 @@ def boolean(owner: str, name: str, value: Any) -> None:
         raise RecoupError(f"{owner}({name}={value!r}): {name} must be True or False")
 
 
-class Format:
-    """What the formats share: copies with changes, and plain values for YAML and JSON."""
+class Value:
+    """A frozen dataclass that can be copied with changes and become plain values for YAML and JSON."""
 
     __slots__ = ()
+
+    @classmethod
+    def inner(cls) -> tuple[type["Value"], ...]:
+        """The classes of the values among its fields, for classes that have such fields."""
+        return ()
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated again."""
         return replace(self, **changes)  # type: ignore[type-var]
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        """The fields as plain values; a value among them is its own fields, under its class's name if `inner` has
+        several."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}  # type: ignore[arg-type]
+        inner = self.inner()
+        for name, value in values.items() if inner else ():
+            if isinstance(value, inner):
+                values[name] = value.to_dict() if len(inner) == 1 else {type(value).__name__: value.to_dict()}
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """The inverse of `to_dict`; an unknown field is an error that names it."""
-        known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+        known = [f.name for f in fields(cls) if f.init]  # type: ignore[arg-type]
         for name in values:
             if name not in known:
                 raise RecoupError(f"{cls.__name__}: unknown field {name!r}; the fields are {', '.join(known)}")
-        return cls(**values)
+        kinds = {kind.__name__: kind for kind in cls.inner()}
+        return cls(**{name: cls._read(value, kinds) for name, value in values.items()})
+
+    @classmethod
+    def _read(cls, value: Any, kinds: dict[str, type["Value"]]) -> Any:
+        if not kinds or not isinstance(value, dict):
+            return value
+        if len(kinds) == 1:
+            return next(iter(kinds.values())).from_dict(value)
+        if len(value) != 1 or next(iter(value)) not in kinds:
+            raise RecoupError(
+                f"{cls.__name__}: {value!r} is no format; expected its fields under one of {', '.join(kinds)}"
+            )
+        name, inside = next(iter(value.items()))
+        return kinds[name].from_dict(inside)
+
+    def _changed(self, short: Callable[[Any], str] = repr) -> str:
+        """A repr of what differs from the defaults; ``short`` writes a field's value."""
+        told = ((f.name, getattr(self, f.name), f.default) for f in fields(self) if f.init)  # type: ignore[arg-type]
+        named = [f"{name}={short(value)}" for name, value, default in told if value != default]
+        return f"{type(self).__name__}({', '.join(named)})"
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True, slots=True)
+class Config(Value):
+    """A hardware idea: a value that validates itself (`_check`) and that an operator takes as a string, its ``code``.
+
+    A subclass is a frozen dataclass with slots:
+
+        @dataclass(frozen=True, slots=True)
+        class Truncation(Config):
+            bits: int = 8
+
+            def _check(self) -> None:
+                self._set("bits", integer("Truncation", "bits", self.bits, (1, 16)))
+
+    Attributes:
+        code: `to_dict` as JSON. It is made once, with the config: compilers trace it as a plain string.
+
+    Raises:
+        RecoupError: whatever `_check` refuses.
+    """
+
+    code: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self._check()
+        self._set("code", json.dumps(self.to_dict()))
+
+    def _check(self) -> None:
+        """Refuse what is not legal, and bring fields into their own types."""
+
+    @classmethod
+    def from_code(cls, code: str) -> Self:
+        """The config of a ``code``; one object for all calls with it."""
+        return _decoded(cls, code)
+
+
+@lru_cache(maxsize=1024)
+def _decoded(kind: type[Config], code: str) -> Any:
+    return kind.from_dict(json.loads(code))

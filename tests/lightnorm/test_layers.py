@@ -14,7 +14,7 @@ from torch import nn
 import recoup as rc
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.formats import Float
-from recoup.lightnorm import LightNorm, LightNorm1d, LightNorm2d, LightNorm3d, ops, passes
+from recoup.lightnorm import LightNorm, LightNorm1d, LightNorm2d, LightNorm3d, passes
 from recoup.network.emulated import running
 from tests.networks import batches_of, images, small_net
 
@@ -261,7 +261,7 @@ def test_configs_travel():
     for config in (LightNorm(), RANGE, LightNorm.fp10(chunks=4, nonfinite="error"), LightNorm(statistics=None)):
         assert LightNorm.from_dict(config.to_dict()) == config
         assert eval(repr(config), {"LightNorm": LightNorm, "Float": Float}) == config  # noqa: S307
-        assert ops.decode(config.code) == config
+        assert LightNorm.from_code(config.code) == config
         assert hash(config) == hash(config.replace())
     with pytest.raises(RecoupError, match="unknown field 'bits'"):
         LightNorm.from_dict({"bits": 3})

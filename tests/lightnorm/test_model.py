@@ -11,7 +11,7 @@ from torch import nn
 
 from recoup.errors import RecoupError
 from recoup.formats import Float
-from recoup.lightnorm import LightNorm, LightNorm1d, LightNorm2d, ops, passes, reference
+from recoup.lightnorm import LightNorm, LightNorm1d, LightNorm2d, passes, reference
 from recoup.lightnorm.cost import block_bits, traffic, widths
 from recoup.lightnorm.scale import factors
 from recoup.study.configs import parse_config
@@ -172,7 +172,7 @@ def test_the_axis_travels():
     config = LightNorm(block=8, axis="place")
     assert repr(config) == "LightNorm(block=8, axis='place')"
     assert eval(repr(config), {"LightNorm": LightNorm}) == config  # noqa: S307
-    assert LightNorm.from_dict(config.to_dict()) == ops.decode(config.code) == config
+    assert LightNorm.from_dict(config.to_dict()) == LightNorm.from_code(config.code) == config
     assert config != LightNorm(block=8)
     assert LightNorm.from_dict({"block": 8}).axis == "channel"  # what was stored before there was a choice
     assert parse_config(repr(config)) == config

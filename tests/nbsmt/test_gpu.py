@@ -25,7 +25,7 @@ from recoup.nbsmt import gpu, reference
 from recoup.nbsmt.config import NBSMT, PAIRINGS, POLICIES, ROUNDINGS
 from recoup.nbsmt.gpu_plan import Plan
 from recoup.nbsmt.groups import groups
-from recoup.nbsmt.ops import convolution, encode
+from recoup.nbsmt.ops import convolution
 from recoup.nbsmt.prepare import Geometry, as_2d
 from recoup.nbsmt.weights import quantize_weight
 from recoup.network.emulated import emulated_layers
@@ -220,7 +220,7 @@ class Kernels:
     @pytest.mark.parametrize("value", [-1.0, -1e-45, torch.nan, torch.inf, -torch.inf])
     def test_faults_raise_what_the_cpu_raises(self, value):
         x, weight = sample(11, (1, 3, 4, 4), (1, 3, 1, 1))
-        arguments = (encode(NBSMT()), [2, 2], [0, 0], [1, 1], 1, "layer 'a'")
+        arguments = (NBSMT().code, [2, 2], [0, 0], [1, 1], 1, "layer 'a'")
         for target in (x, weight) if abs(value) != 1 and not -1 < value < 0 else (x,):
             before = target[0, 1, -1, -1].clone()  # a pixel that the stride leaves out: the CPU looks at it too
             target[0, 1, -1, -1] = value
@@ -268,7 +268,7 @@ class TestCuda(Kernels):
 
     def test_weights_written_through_data_count(self):
         x, weight = (v.to(self.device) for v in sample(12, (1, 8, 3, 3), (2, 8, 1, 1)))
-        arguments = (None, 0.5, encode(NBSMT()), [1, 1], [0, 0], [1, 1], 1, "layer")
+        arguments = (None, 0.5, NBSMT().code, [1, 1], [0, 0], [1, 1], 1, "layer")
         before = convolution(x, weight, *arguments)
         weight.data.neg_()
         assert not torch.equal(convolution(x, weight, *arguments), before)

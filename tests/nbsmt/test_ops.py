@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import recoup as rc
 from recoup.nbsmt import cpu, ops, reference
-from recoup.nbsmt.ops import convolution, encode
+from recoup.nbsmt.ops import convolution
 from recoup.nbsmt.weights import quantize_weight
 from tests.nbsmt import port
 from tests.nbsmt.strategies import configs, operands
@@ -102,7 +102,7 @@ def test_convolution_equals_integers(name, config, seed, channels, kernel, geome
     if last:
         x = x.contiguous(memory_format=torch.channels_last)
     with backend(name):
-        y = convolution(x, weight, None, scale, encode(config), *map(list, geometry), 1, "layer")
+        y = convolution(x, weight, None, scale, config.code, *map(list, geometry), 1, "layer")
     assert torch.equal(y, integer_convolution(x, weight, scale, config, geometry))
     assert y.is_contiguous(
         memory_format=torch.channels_last if last and not x.is_contiguous() else torch.contiguous_format
@@ -115,7 +115,7 @@ def test_a_sum_beyond_24_bits_is_exact_or_correctly_rounded(name):
     weight[1] = -1
     code, scale_O = quantize_weight(weight)
     with backend(name):
-        y = convolution(x, weight, None, 1.0, encode(rc.NBSMT(threads=1)), [1, 1], [0, 0], [1, 1], 1, "layer")
+        y = convolution(x, weight, None, 1.0, rc.NBSMT(threads=1).code, [1, 1], [0, 0], [1, 1], 1, "layer")
     total = (255 * code.flatten(1).long().sum(1)).double()
     assert abs(int(total[0])) > 2**24
     assert torch.equal(y.flatten(), total.float() * scale_O)
@@ -125,7 +125,7 @@ def test_a_grouped_convolution_runs_plain_8_bit():
     x, weight = torch.rand(2, 6, 5, 5), torch.randn(6, 1, 3, 3)
     for name in BACKENDS:
         with backend(name):
-            y = convolution(x, weight, None, 0.01, encode(rc.NBSMT(threads=1)), [1, 1], [1, 1], [1, 1], 6, "layer")
+            y = convolution(x, weight, None, 0.01, rc.NBSMT(threads=1).code, [1, 1], [1, 1], [1, 1], 6, "layer")
         code, scale_O = quantize_weight(weight)
         sums = F.conv2d(torch.round(x / 0.01).clamp(0, 255).double(), code.double(), None, 1, 1, 1, 6)
         assert torch.equal(y, sums.float() * (scale_O * 0.01).view(1, -1, 1, 1))
@@ -134,7 +134,7 @@ def test_a_grouped_convolution_runs_plain_8_bit():
 def arguments(**changes):
     values = {
         "x": torch.rand(2, 6, 5, 5), "weight": torch.randn(4, 6, 3, 3), "order": None, "scale": 0.01,
-        "config": encode(rc.NBSMT()), "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1,
+        "config": rc.NBSMT().code, "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1,
         "layer": "'c1'",
     }  # fmt: skip
     return {**values, **changes}

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any, Literal, get_args
 
 from recoup.errors import RecoupError
-from recoup.fields import Format, boolean, choice, integer
+from recoup.fields import Value, boolean, choice, integer
 
 __all__ = ["BlockFloat", "Float", "Int"]
 
@@ -25,7 +25,7 @@ MAX_LISTED = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class Float(Format):
+class Float(Value):
     """Floating point with one sign bit, ``mantissa`` stored fraction bits and a range of binades.
 
     The values are zero of either sign and
@@ -231,7 +231,7 @@ def _named_floats() -> dict[str, Float]:
 
 
 @dataclass(frozen=True, slots=True)
-class Int(Format):
+class Int(Value):
     """Integers of ``bits`` bits: two's complement, or unsigned.
 
         y = the integer nearest to x, ties to even; then the overflow policy
@@ -275,7 +275,7 @@ class Int(Format):
 
 
 @dataclass(frozen=True, slots=True)
-class BlockFloat(Format):
+class BlockFloat(Value):
     """Block floating point: neighbours along one dimension share an exponent.
 
     With ``e_i = floor(log2|x_i|)`` (zeros and NaN ignored; an infinity counts as above every finite exponent), E the

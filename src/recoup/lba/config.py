@@ -1,12 +1,11 @@
 """The LBA configuration: the datapath of a multiply-accumulate unit with a narrow accumulator."""
 
-import json
 import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from recoup.errors import RecoupError
-from recoup.fields import boolean, choice, integer
+from recoup.fields import Config, Value, boolean, choice, integer
 from recoup.formats import Float, Int
 
 Gradient = Literal["identity", "recursive_of", "immediate_of", "immediate_diff", "recursive_diff"]
@@ -18,7 +17,7 @@ MAX_CHUNK = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
-class LBA:
+class LBA(Config):
     """Matrix products on a fused multiply-add unit (FMAq) whose product and sum are kept in few bits.
 
         s_0 = 0,   s_i = Q_acc(Q_prod(x_i w_i) + s_{i-1})        within a chunk of consecutive i
@@ -73,12 +72,15 @@ class LBA:
     operands: Float | Int | None = None
     backward: "LBA | None" = None
     nonfinite: Nonfinite = "error"
-    # Plain values that compilers trace: the config as an operator's argument, and whether any step, of the
-    # backward pass too, draws random bits.
-    code: str = field(init=False, repr=False, compare=False)
+    # Whether any step, of the backward pass too, draws random bits: a plain value that compilers trace.
     stochastic: bool = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
+    @classmethod
+    def inner(cls) -> tuple[type[Value], ...]:
+        """Formats, and the backward unit."""
+        return Float, Int, cls
+
+    def _check(self) -> None:
         _check_float("product", self.product, optional=True)
         _check_float("promotion", self.promotion, optional=True)
         if isinstance(self.accumulator, Int):
@@ -87,11 +89,11 @@ class LBA:
             _check_float("accumulator", self.accumulator, optional=False)
         if self.chunk is not None:
             note = ", or None for no chunks"
-            object.__setattr__(self, "chunk", integer("LBA", "chunk", self.chunk, (1, MAX_CHUNK), note))
+            self._set("chunk", integer("LBA", "chunk", self.chunk, (1, MAX_CHUNK), note))
         boolean("LBA", "underflow", self.underflow)
         choice("LBA", "gradient", self.gradient, GRADIENTS)
         choice("LBA", "nonfinite", self.nonfinite, get_args(Nonfinite))
-        object.__setattr__(self, "scale", self._checked_scale())
+        self._set("scale", self._checked_scale())
         if not isinstance(self.operands, Float | Int | None):
             raise RecoupError(f"LBA(operands={self.operands!r}): operands must be a Float, an Int or None")
         if self.backward is not None and (not isinstance(self.backward, LBA) or self.backward.backward is not None):
@@ -107,8 +109,7 @@ class LBA:
         formats = (self.product, self.accumulator, self.promotion)
         random = any(isinstance(f, Float) and f.rounding == "stochastic" for f in formats)
         random = random or (self.backward is not None and self.backward.stochastic)
-        object.__setattr__(self, "stochastic", random)
-        object.__setattr__(self, "code", json.dumps(self.to_dict()))
+        self._set("stochastic", random)
 
     def _checked_scale(self) -> float:
         scale, limit = self.scale, 2.0**SCALE_EXPONENT
@@ -185,26 +186,7 @@ class LBA:
 
     def __repr__(self) -> str:
         """What differs from the defaults, with formats by their short constructors; it can be pasted back."""
-        plain = {f.name: f.default for f in fields(self) if f.init}
-        changed = {name: getattr(self, name) for name in plain if getattr(self, name) != plain[name]}
-        return f"LBA({', '.join(f'{name}={_short(value)}' for name, value in changed.items())})"
-
-    def replace(self, **changes: Any) -> "LBA":
-        """A copy with some fields changed, validated again."""
-        return replace(self, **changes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values, for YAML and JSON; a format is its fields under its name."""
-        return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.init}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "LBA":
-        """The inverse of `to_dict`; unknown fields are an error that names them."""
-        known = [f.name for f in fields(cls) if f.init]
-        unknown = [name for name in values if name not in known]
-        if unknown:
-            raise RecoupError(f"LBA: unknown field {unknown[0]!r}; the fields are {', '.join(known)}")
-        return cls(**{name: _value(value) for name, value in values.items()})
+        return self._changed(_short)
 
 
 def _short(value: Any) -> str:
@@ -219,20 +201,6 @@ def _short(value: Any) -> str:
     )
     rounding = "" if value.rounding == "zero" else f", rounding={value.rounding!r}"
     return f"Float.lba({exponent}, {value.mantissa}, bias={-value.min_exponent}{rounding})" if lba else repr(value)
-
-
-def _plain(value: Any) -> Any:
-    return {type(value).__name__: value.to_dict()} if isinstance(value, Float | Int | LBA) else value
-
-
-def _value(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    kinds = {"Float": Float, "Int": Int, "LBA": LBA}
-    if len(value) != 1 or next(iter(value)) not in kinds:
-        raise RecoupError(f"LBA: {value!r} is no format; expected its fields under one of {', '.join(kinds)}")
-    name, inner = next(iter(value.items()))
-    return kinds[name].from_dict(inner)
 
 
 def _check_float(name: str, value: Any, *, optional: bool) -> None:

@@ -4,9 +4,7 @@ Each is one operator of the torch.library with a fake implementation and the gra
 composes with autograd, autocast, torch.compile and DDP.
 """
 
-import json
 import math
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,7 +18,7 @@ from recoup.lba.cpu import Cpu
 from recoup.lba.geometry import Geometry
 from recoup.lba.reference import mix
 
-__all__ = ["as_float32", "batched", "checked_config", "convolution", "decode", "draw_seed", "matmul"]
+__all__ = ["as_float32", "batched", "checked_config", "convolution", "draw_seed", "matmul"]
 
 
 def matmul(a: Tensor, b: Tensor, config: LBA, *, seed: int | None = None) -> Tensor:
@@ -131,18 +129,12 @@ def check_dtypes(a: Tensor, b: Tensor, layer: str) -> None:
         )
 
 
-@lru_cache(maxsize=1024)
-def decode(code: str) -> LBA:
-    """A configuration from its ``code``, an operator's string argument."""
-    return LBA.from_dict(json.loads(code))
-
-
 def _product(a: Tensor, b: Tensor, config: str, seed: int, layer: str, names: str = "a b") -> Tensor:
     """float32 [B, M, K] x [B, K, N] -> float32 [B, M, N]."""
     check_dtypes(a, b, layer)
     first, second = names.split()
     with named(layer):
-        return driver.matmul(_machine(a.device), a, b, decode(config), seed, (first, second))
+        return driver.matmul(_machine(a.device), a, b, LBA.from_code(config), seed, (first, second))
 
 
 def _product_fake(a, b, config, seed, layer, names="a b"):
@@ -154,7 +146,7 @@ def _product_backward(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of `_product` that torch has no operator for; one of its own, because it checks values, which
     tracing cannot."""
-    unit = decode(config)
+    unit = LBA.from_code(config)
     if unit.backward is None:
         with named(layer):
             grad_a, grad_b = driver.gradients(_machine(a.device), a, b, grad.contiguous(), unit, seed)
@@ -203,7 +195,7 @@ def _convolution(
     if x.numel() == 0:
         return _convolution_fake(x, weight, config, stride, padding, dilation, groups, seed, layer).zero_()
     with named(layer):
-        y = driver.convolution(_machine(x.device), x, weight.contiguous(), geometry, decode(config), seed)
+        y = driver.convolution(_machine(x.device), x, weight.contiguous(), geometry, LBA.from_code(config), seed)
     return y.contiguous(memory_format=_memory_format(x))
 
 
@@ -233,7 +225,7 @@ def _convolution_backward(
     """The gradients of `_convolution` that torch has no operator for."""
     if 0 in (grad.numel(), weight.numel()):
         return _kept(torch.zeros_like(x), x, needs[0]), _kept(torch.zeros_like(weight), weight, needs[1])
-    unit = decode(config)
+    unit = LBA.from_code(config)
     geometry = Geometry.of(weight, stride, padding, dilation, groups)
     with named(layer):
         if unit.backward is None:
@@ -297,7 +289,7 @@ def _product_gradient(ctx: Any, grad: Tensor) -> tuple:
 
 def _plain(config: str) -> bool:
     """Whether the gradients are torch's own, which can be differentiated again."""
-    unit = decode(config)
+    unit = LBA.from_code(config)
     return unit.gradient == "identity" and unit.backward is None
 
 

@@ -1,11 +1,10 @@
 """The LightNorm configuration: number formats, blocks and statistics of a range batch normalization unit."""
 
-import json
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from recoup.errors import RecoupError
-from recoup.fields import choice, integer
+from recoup.fields import Config, Value, choice, integer
 from recoup.formats import BlockFloat, Float
 
 Scale = Literal["gaussian", "paper", "hoffer"]
@@ -20,7 +19,7 @@ MAX_BLOCK, MAX_CHUNKS = 1 << 20, 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class LightNorm:
+class LightNorm(Config):
     """Range batch normalization in low precision: sigma estimated from ranges, values in FP10, in blocks that share
     an exponent.
 
@@ -73,20 +72,23 @@ class LightNorm:
     shared: Shared = "outlier"
     nonfinite: Nonfinite = "propagate"
     axis: Axis = field(default="channel", kw_only=True)
-    code: str = field(init=False, repr=False, compare=False)  # JSON: a plain value that compilers trace
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         for name in ("forward", "backward", "statistics"):
-            _check(name, getattr(self, name))
+            _check_format(name, getattr(self, name))
         if self.block is not None:
             note = ", or None for no blocks"
-            object.__setattr__(self, "block", integer("LightNorm", "block", self.block, (1, MAX_BLOCK), note))
-        object.__setattr__(self, "chunks", integer("LightNorm", "chunks", self.chunks, (1, MAX_CHUNKS)))
+            self._set("block", integer("LightNorm", "block", self.block, (1, MAX_BLOCK), note))
+        self._set("chunks", integer("LightNorm", "chunks", self.chunks, (1, MAX_CHUNKS)))
         choice("LightNorm", "scale", self.scale, get_args(Scale))
         choice("LightNorm", "shared", self.shared, get_args(Shared))
         choice("LightNorm", "nonfinite", self.nonfinite, get_args(Nonfinite))
         choice("LightNorm", "axis", self.axis, get_args(Axis))
-        object.__setattr__(self, "code", json.dumps(self.to_dict()))
+
+    @classmethod
+    def inner(cls) -> tuple[type[Value], ...]:
+        """Formats."""
+        return (Float,)
 
     @property
     def gradient_statistics(self) -> Float | None:
@@ -131,27 +133,7 @@ class LightNorm:
 
     def __repr__(self) -> str:
         """What differs from the defaults; it can be pasted back."""
-        changed = {f.name: getattr(self, f.name) for f in fields(self) if f.init and getattr(self, f.name) != f.default}
-        return f"LightNorm({', '.join(f'{name}={_short(value)}' for name, value in changed.items())})"
-
-    def replace(self, **changes: Any) -> "LightNorm":
-        """A copy with some fields changed, validated again."""
-        return replace(self, **changes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values, for YAML and JSON."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
-        return {name: value.to_dict() if isinstance(value, Float) else value for name, value in values.items()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "LightNorm":
-        """The inverse of `to_dict`; unknown fields are an error that names them."""
-        known = [f.name for f in fields(cls) if f.init]
-        unknown = [name for name in values if name not in known]
-        if unknown:
-            raise RecoupError(f"LightNorm: unknown field {unknown[0]!r}; the fields are {', '.join(known)}")
-        made: dict[str, Any] = {n: Float.from_dict(v) if isinstance(v, dict) else v for n, v in values.items()}
-        return cls(**made)
+        return self._changed(_short)
 
 
 def _short(value: Any) -> str:
@@ -161,7 +143,7 @@ def _short(value: Any) -> str:
     return repr(value)
 
 
-def _check(name: str, value: Any) -> None:
+def _check_format(name: str, value: Any) -> None:
     if value is None:
         return
     if not isinstance(value, Float):

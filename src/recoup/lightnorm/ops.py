@@ -3,8 +3,6 @@
 Legend: x [N, C, ...]; xhat as `passes.merged` lays it out; K chunks.
 """
 
-import json
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,20 +14,14 @@ from recoup.kernels.operators import named, register
 from recoup.lightnorm import passes
 from recoup.lightnorm.config import LightNorm
 
-__all__ = ["Joined", "decode", "infer", "train"]
-
-
-@lru_cache(maxsize=1024)
-def decode(code: str) -> LightNorm:
-    """A configuration from its ``code``, an operator's string argument."""
-    return LightNorm.from_dict(json.loads(code))
+__all__ = ["Joined", "infer", "train"]
 
 
 def _train(
     x: Tensor, gamma: Tensor, beta: Tensor, config: str, eps: float, layer: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Batch statistics: y like x, xhat, and mu, s, r, float64 [C], indices int64 [C, K, 2]."""
-    unit = decode(config)
+    unit = LightNorm.from_code(config)
     _check_channels(x, layer, gamma, beta)
     _check_elements(x, unit, layer)
     with named(layer, x):
@@ -38,7 +30,11 @@ def _train(
 
 
 def _train_fake(x, gamma, beta, config, eps, layer):
-    C, vector, unit = x.shape[1], torch.empty(x.shape[1], dtype=torch.float64, device=x.device), decode(config)
+    C, vector, unit = (
+        x.shape[1],
+        torch.empty(x.shape[1], dtype=torch.float64, device=x.device),
+        LightNorm.from_code(config),
+    )
     indices = torch.empty(C, unit.chunks, 2, dtype=torch.int64, device=x.device)
     xhat = x.new_empty(passes.merged_shape(x.shape, unit))
     return torch.empty_like(x), xhat, vector, vector.clone(), vector.clone(), indices
@@ -48,7 +44,7 @@ def _infer(
     x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, config: str, eps: float, layer: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Running statistics: y like x, xhat, r float64 [C]."""
-    unit = decode(config)
+    unit = LightNorm.from_code(config)
     _check_channels(x, layer, gamma, beta, mean, var)
     with named(layer, x):
         y, xhat, r = passes.infer(passes.merged(x, unit), gamma, beta, mean, var, unit, eps)
@@ -57,14 +53,14 @@ def _infer(
 
 def _infer_fake(x, gamma, beta, mean, var, config, eps, layer):
     vector = torch.empty(x.shape[1], dtype=torch.float64, device=x.device)
-    return torch.empty_like(x), x.new_empty(passes.merged_shape(x.shape, decode(config))), vector
+    return torch.empty_like(x), x.new_empty(passes.merged_shape(x.shape, LightNorm.from_code(config))), vector
 
 
 def _backward(
     grad: Tensor, xhat: Tensor, r: Tensor, gamma: Tensor, indices: Tensor, config: str, layer: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx like grad, dgamma, dbeta; without indices the statistics are constants."""
-    unit = decode(config)
+    unit = LightNorm.from_code(config)
     _check_channels(grad, layer, r, gamma, indices)
     with named(layer, grad):
         dx, dgamma, dbeta = passes.backward(passes.merged(grad, unit), xhat, r, gamma, indices, unit)

@@ -1,9 +1,10 @@
 """The NB-SMT configuration: what the shared multiplier does when threads collide."""
 
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from recoup.errors import RecoupError
+from recoup.fields import Config
 
 Policy = Literal["S", "A", "W", "Aw", "aW", "S+A", "S+W", "S+Aw", "S+aW"]
 Rounding = Literal["nearest", "half_up", "zero"]
@@ -21,7 +22,7 @@ _NOT_SEPARABLE = (
 
 
 @dataclass(frozen=True, slots=True)
-class NBSMT:
+class NBSMT(Config):
     """Two or four threads that share one 8-bit multiply-accumulate unit (non-blocking simultaneous multithreading).
 
     The reduction dimension K is split among the threads; every cycle the unit takes one unsigned 8-bit activation
@@ -56,35 +57,25 @@ class NBSMT:
     policy: Policy = "S+A"
     rounding: Rounding = "nearest"
     pairing: Pairing = "halves"
+    _single: "NBSMT | None" = field(init=False, repr=False, compare=False)  # made once, so that compilers trace it
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         if isinstance(self.threads, bool) or self.threads not in THREADS:
             raise RecoupError(f"NBSMT(threads={self.threads!r}): threads must be 1, 2 or 4")
-        object.__setattr__(self, "threads", int(self.threads))
+        self._set("threads", int(self.threads))
         for name, legal in (("policy", POLICIES), ("rounding", ROUNDINGS), ("pairing", PAIRINGS)):
             value = getattr(self, name)
             if value not in legal:
                 hint = _NOT_SEPARABLE if name == "policy" else ""
                 raise RecoupError(f"NBSMT({name}={value!r}): {name} must be one of {', '.join(legal)}{hint}")
+        self._set("_single", None if self.threads == 1 else self.replace(threads=1))
+
+    @property
+    def single(self) -> "NBSMT":
+        """The same unit on one thread: the plain array, with exact 8-bit arithmetic."""
+        return self._single or self
 
     @property
     def zero_test(self) -> bool:
         """Whether zero operands free the multiplier (the policy contains ``S``)."""
         return "S" in self.policy
-
-    def replace(self, **changes: Any) -> "NBSMT":
-        """A copy with some fields changed, validated again."""
-        return replace(self, **changes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values, for YAML and JSON."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "NBSMT":
-        """The inverse of `to_dict`; unknown fields are an error that names them."""
-        known = [field.name for field in fields(cls)]
-        unknown = [name for name in values if name not in known]
-        if unknown:
-            raise RecoupError(f"NBSMT: unknown field {unknown[0]!r}; the fields are {', '.join(known)}")
-        return cls(**values)

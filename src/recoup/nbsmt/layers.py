@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from recoup.errors import RecoupError
 from recoup.nbsmt.config import NBSMT
-from recoup.nbsmt.ops import convolution, encode
+from recoup.nbsmt.ops import convolution
 from recoup.nbsmt.prepare import forget
 from recoup.network.convolution import Padded
 from recoup.network.emulated import Emulated
@@ -60,7 +60,7 @@ class NBSMTLayer(Emulated):
     def active_config(self) -> NBSMT:
         """The configuration this layer really runs: one thread where it is grouped or in ``baseline`` mode."""
         single = self.mode == "baseline" or getattr(self, "groups", 1) > 1
-        return self.config.replace(threads=1) if single else self.config
+        return self.config.single if single else self.config
 
     def caveat(self) -> str | None:
         grouped = getattr(self, "groups", 1) > 1 and self.config.threads > 1
@@ -73,7 +73,7 @@ class NBSMTLayer(Emulated):
         config = self.active_config
         order = self.order if config.threads > 1 else None
         return convolution(
-            x, self.weight, order, self.activation_scale, encode(config), stride, padding, dilation, groups, self.title
+            x, self.weight, order, self.activation_scale, config.code, stride, padding, dilation, groups, self.title
         )
 
     def _offset(self, y: Tensor, shape: tuple[int, ...]) -> Tensor:

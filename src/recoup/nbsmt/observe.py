@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from recoup.errors import RecoupError
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.layers import NBSMTConv1d, NBSMTConv2d, NBSMTLinear
-from recoup.nbsmt.ops import convolution, encode
+from recoup.nbsmt.ops import convolution
 from recoup.nbsmt.prepare import Geometry, as_2d
 from recoup.nbsmt.reference import quantize_activation
 from recoup.nbsmt.weights import quantize_weight
@@ -56,7 +56,7 @@ class Seen:
             self.layer.weight,
             order if config.threads > 1 else None,
             self.scale,
-            encode(config),
+            config.code,
             list(g.stride),
             list(g.padding),
             list(g.dilation),

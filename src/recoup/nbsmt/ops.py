@@ -7,7 +7,6 @@ that it composes with autograd, torch.compile and DDP.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -80,17 +79,6 @@ def check_operands(x: Tensor, w: Tensor, purpose: str = "nbsmt.matmul") -> None:
         raise RecoupError(f"{purpose}: x lies on {x.device}, w on {w.device}")
 
 
-@lru_cache
-def _config(code: str) -> NBSMT:
-    threads, policy, rounding, pairing = code.split("|")
-    return NBSMT(int(threads), policy, rounding, pairing)  # type: ignore[arg-type]
-
-
-def encode(config: NBSMT) -> str:
-    """A configuration as an operator's string argument."""
-    return f"{config.threads}|{config.policy}|{config.rounding}|{config.pairing}"
-
-
 def _convolution(
     x: Tensor,
     weight: Tensor,
@@ -110,7 +98,7 @@ def _convolution(
         weight: float32 [O, I], [O, I, k] or [O, I, kh, kw]; quantised here, see `quantize_weight`.
         order: permutation of the channels among the threads, or None.
         scale: the activation scale.
-        config: `encode` of the configuration.
+        config: the configuration's ``code``.
         stride, padding, dilation, groups: of the convolution; groups > 1 needs threads = 1.
         layer: what errors call the layer.
 
@@ -126,7 +114,7 @@ def _convolution(
         return _empty_output(x, weight, geometry).zero_()
     with named(layer):
         accumulate = on_device(x.device, "NB-SMT emulation", lambda: _accumulate, lambda: gpu.accumulate)
-    sums, scale_O = accumulate(x, weight, order, scale, _config(config), geometry, layer)
+    sums, scale_O = accumulate(x, weight, order, scale, NBSMT.from_code(config), geometry, layer)
     y = sums.mul_((scale_O * scale).view(1, -1, 1, 1))
     return y.contiguous(memory_format=_memory_format(x))
 

@@ -1,16 +1,16 @@
 """What a pipeline does against the delay of its gradients: one frozen value."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from recoup.errors import RecoupError
-from recoup.fields import Format, boolean, choice, integer
+from recoup.fields import Value, boolean, choice, integer
 
 Prediction = Literal["none", "velocity", "weight", "spectrain"]
 
 
 @dataclass(frozen=True, slots=True)
-class Mitigation(Format):
+class Mitigation(Value):
     """How a stage's update and its forward weights make up for a delay of D updates.
 
     With momentum m, velocity v' = m v + g and learning rate eta:
@@ -79,8 +79,7 @@ class Mitigation(Format):
 
     def __repr__(self) -> str:
         """What differs from the defaults; it can be pasted back."""
-        changed = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default]
-        return f"Mitigation({', '.join(changed)})"
+        return self._changed()
 
 
 NAMES = {
