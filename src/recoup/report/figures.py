@@ -15,14 +15,15 @@ from typing import Any, ParamSpec, TypeVar, cast
 from recoup.lightnorm import LightNorm
 from recoup.lightnorm.cost import widths
 from recoup.nbsmt import NBSMT
+from recoup.network.wing import FLOAT, Baseline
 from recoup.plots.lightnorm import traffic_figure as draw_traffic
 from recoup.plots.palette import MARKERS, Palette
 from recoup.plots.pipeline import curves_figure
 from recoup.report.pipeline import ChapterLine
-from recoup.report.summary import Summary
+from recoup.report.summary import Summary, baselines
 from recoup.study.configs import title
 from recoup.study.pipeline import PipelineResults
-from recoup.study.repairs import FLOAT, NONE
+from recoup.study.repairs import NONE
 from recoup.study.results import Results
 
 P = ParamSpec("P")
@@ -38,8 +39,6 @@ VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--rule", PAGE: "--page"} | {
 COLOURS = Palette(INK, MUTED, GRID, SERIES, PAGE)
 STYLE: dict[str, Any] = {"svg.fonttype": "none", **COLOURS.style()}
 WIDTH = 9.2  # inches; scaled to the page by the browser
-
-BASELINE = "8-bit"
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
@@ -57,13 +56,14 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 @styled
 def accuracy_figure(results: Results, summary: Summary) -> str:
-    """Top-1 accuracy per state, one panel a config, with the 8-bit and float accuracies as lines."""
-    names = [BASELINE, *(repr(config) for config in results.recipe.configs)]
+    """Top-1 accuracy per state, one panel a config, with those of the baselines as lines."""
+    hardware = {baseline.name: baseline for baseline in baselines(results)[1:]}
+    names = [*hardware, *(repr(config) for config in results.recipe.configs)]
     panels = [(name, summary.of(name)) for name in names if summary.of(name)]
     heights = [len(lines) + 0.9 for _, lines in panels]
     figure, axes = _canvas(len(panels), 0.30 * sum(heights) + 0.7, heights)
     for index, (axis, (name, lines)) in enumerate(zip(axes, panels, strict=True)):
-        _references(axis, summary, labelled=index == 0)
+        _references(axis, [FLOAT, *hardware.values()], summary, labelled=index == 0)
         colour, marker = _series(index)
         for y, line in enumerate(lines):
             spread = [[line.top1.mean - line.top1.low], [line.top1.high - line.top1.mean]]
@@ -73,7 +73,7 @@ def accuracy_figure(results: Results, summary: Summary) -> str:
         axis.set_yticks(range(len(lines)), [line.state for line in lines])
         axis.set_ylim(len(lines) - 0.45, -0.55)
         axis.grid(visible=False, axis="y")
-        axis.set_title("8 bit, one thread" if name == BASELINE else lines[0].title, pad=6)
+        axis.set_title(_panel_title(hardware[name]) if name in hardware else lines[0].title, pad=6)
         axis.tick_params(labelbottom=index == len(panels) - 1)
     axes[-1].set_xlabel("top-1 accuracy, %")
     said = "; ".join(f"{line.title}, {line.state}: {line.top1.mean:.2f} %" for line in summary.lines)
@@ -241,21 +241,26 @@ def _series(index: int) -> tuple[str, str]:
     return SERIES[index % len(SERIES)], MARKERS[index % len(MARKERS)]
 
 
-def _references(axis: Any, summary: Summary, labelled: bool) -> None:
-    """The float and 8-bit accuracies as vertical lines; the labels go to opposite sides, for the two lie close."""
-    kinds = ((FLOAT, "float", "--"), (BASELINE, "8 bit", "-"))
-    lines = [(summary.line(config, NONE), name, dashes) for config, name, dashes in kinds]
-    found = sorted((line.top1.mean, name, dashes) for line, name, dashes in lines if line is not None)
-    for (mean, name, dashes), side in zip(found, ("right", "left"), strict=False):
-        axis.axvline(mean, color=MUTED, lw=1, ls=dashes, zorder=0.9)
+def _panel_title(baseline: Baseline) -> str:
+    return ", ".join(part for part in (baseline.title, baseline.hardware) if part)
+
+
+def _references(axis: Any, shown: Sequence[Baseline], summary: Summary, labelled: bool) -> None:
+    """The baselines' accuracies as vertical lines; the labels of the lowest two go apart, for they lie close."""
+    lines = [(summary.line(baseline.name, NONE), baseline.title) for baseline in shown]
+    dashes = ["--", *("-" for _ in lines[1:])]  # the first is the float network
+    found = sorted((line.top1.mean, name, d) for (line, name), d in zip(lines, dashes, strict=True) if line is not None)
+    for index, (mean, name, dash) in enumerate(found):
+        axis.axvline(mean, color=MUTED, lw=1, ls=dash, zorder=0.9)
         if labelled:
+            side = "left" if index else "right"
             place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
             offset = (-3 if side == "right" else 3, 2)
             axis.annotate(name, (mean, 1), offset, ha=side, va="bottom", fontsize=8, color=MUTED, **place)
 
 
 def _line(axis: Any, places: Sequence[int], values: Sequence[float], index: int, label: str) -> None:
-    colour, marker = _series(index + 1)  # the first is the 8-bit baseline's in every plot
+    colour, marker = _series(index + 1)  # the first is the baselines' in every plot
     again = (index + 1) // len(SERIES)  # colours and markers come round: hollow and dashed, then dotted
     fill, dashes = ("none" if again else colour), ("-", "--", ":", "-.")[min(again, 3)]
     axis.plot(places, values, color=colour, marker=marker, mfc=fill, ls=dashes, ms=4, lw=1.2, label=label)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from recoup.nbsmt import NBSMT
+from recoup.recalibrate import PAIRED
 from recoup.report import words
 from recoup.report.figures import (
     accuracy_figure,
@@ -17,16 +18,14 @@ from recoup.report.figures import (
 )
 from recoup.report.pipeline import MEANING as PIPELINE_MEANING
 from recoup.report.pipeline import chapter_lines, chapter_verdict, delays_text, spread
-from recoup.report.summary import Cycles, Summary, summarize
+from recoup.report.summary import Cycles, Summary, baselines, summarize
 from recoup.storage.files import write_atomically
 from recoup.study.configs import title
 from recoup.study.pipeline import PipelineResults
-from recoup.study.repairs import FLOAT, meaning
+from recoup.study.repairs import meaning
 from recoup.study.results import Results
 
 FILE = "report.html"
-
-BASELINE = "8-bit"
 
 
 def write_html(results: Results, folder: Path, pipeline: PipelineResults | None = None) -> Path:
@@ -51,7 +50,8 @@ def render(results: Results, pipeline: PipelineResults | None = None) -> str:
         results=results,
         summary=summary,
         heading=heading(results),
-        configs=[FLOAT, BASELINE, *names],
+        configs=[*(baseline.name for baseline in baselines(results)), *names],
+        ours=PAIRED.name,
         interval_text=interval_text(results, summary),
         kinds=words.INTERVALS,
         states={

@@ -4,32 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
-from recoup.lba.config import LBA
-from recoup.lightnorm.config import LightNorm
 from recoup.lightnorm.cost import Widths
 from recoup.nbsmt.config import NBSMT
+from recoup.network.wing import FLOAT, Baseline
 from recoup.study.configs import Config, title
 from recoup.study.intervals import Estimate, accuracy, of_test_set, over_seeds
 from recoup.study.measures.nbsmt import CycleRow
-from recoup.study.repairs import FLOAT, NONE, sentence
+from recoup.study.repairs import NONE, sentence
 from recoup.study.results import AccuracyRow, Results
+from recoup.wings import wing_of
 
 WORTH_REPAIRING = 0.1  # points; of a smaller loss, or of a single image, the share won back says nothing
 
 SPACE = "\N{NO-BREAK SPACE}"
-
-# The repair a verdict quotes is fixed here, not picked by its result.
-PREFERENCE = ("paired", "recalibrated on hardware", "paired + bias", "bias correction")
-LBA_PREFERENCE = (
-    "gain per channel",
-    "gain per layer",
-    "gain + paired",
-    "paired",
-    "recalibrated on hardware",
-    "chunk near sqrt(K)",
-)
-
-BASELINE = "8-bit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +26,8 @@ class Line:
     Attributes:
         top1, top5: percent.
         gain: points of top1 over the same config's float statistics, seed by seed; None for those themselves.
-        recovered: gain / what the config lost against its baseline (8 bit for NB-SMT, else float), a share; None
-            where at most 0.1 points or one test image were lost.
+        recovered: gain / what the config lost against its wing's baseline, a share; None where at most 0.1 points or
+            one test image were lost.
     """
 
     config: str
@@ -107,23 +94,32 @@ class Summary:
 
 def summarize(results: Results) -> Summary:
     """Derive everything the reports show from what was measured."""
-    titles = {FLOAT: "float", BASELINE: "8 bit"} | {repr(c): title(c) for c in results.recipe.configs}
+    configs = {repr(config): config for config in results.recipe.configs}
+    titles = {b.name: b.title for b in baselines(results)} | {name: title(c) for name, c in configs.items()}
     groups: dict[tuple[str, str], list[AccuracyRow]] = {}
     for row in results.accuracy:
         groups.setdefault((row.config, row.state), []).append(row)
-    units = {repr(c) for c in results.recipe.configs if _against_float(c)}
-    lines = tuple(_line(groups, config, state, titles[config], config in units) for config, state in groups)
+    lines = tuple(
+        _line(groups, name, state, titles[name], baseline_of(configs[name]) if name in configs else None)
+        for name, state in groups
+    )
     cycles = {repr(config): _cycles(config, results.rows("cycles")) for config in _threaded(results)}
     count, best = results.test_images, max(line.top1.mean for line in lines)
     resolution, threshold = of_test_set(best, count).half, _threshold(count)
-    measured = [config for config in results.recipe.configs if any(line.config == repr(config) for line in lines)]
+    measured = [config for name, config in configs.items() if any(line.config == name for line in lines)]
     silent = Summary(lines, cycles, (), resolution, threshold, len(results.recipe.calibration.seeds), _traffic(results))
-    return replace(silent, verdicts=tuple(verdict(silent, config) for config in measured))
+    return replace(silent, verdicts=tuple(verdict(silent, config, _saving(silent, config)) for config in measured))
 
 
-def _against_float(config: Config) -> bool:
-    """Whether a config's baseline is the float network; NB-SMT's is 8 bit."""
-    return isinstance(config, LBA | LightNorm)
+def baseline_of(config: Config) -> Baseline:
+    """What a config's accuracy is compared with."""
+    return wing_of(config, "report").baseline
+
+
+def baselines(results: Results) -> list[Baseline]:
+    """The float network, and the other baselines of the hardware that was measured, each once."""
+    found = [FLOAT, *(baseline_of(config) for config in results.recipe.configs)]
+    return list({baseline.name: baseline for baseline in found}.values())
 
 
 def _traffic(results: Results) -> dict[str, Widths]:
@@ -142,32 +138,26 @@ def _threaded(results: Results) -> list[NBSMT]:
     return [config for config in results.recipe.configs if isinstance(config, NBSMT)] if results.rows("cycles") else []
 
 
-def verdict(summary: Summary, config: Config) -> str:
-    """One sentence: the baseline's accuracy (8 bit, or float), what becomes of it, what repair wins back."""
-    name = repr(config)
-    unit = _against_float(config)
-    eight, bare = summary.line(FLOAT if unit else BASELINE, NONE), summary.line(name, NONE)
-    saved = summary.cycles.get(name)
-    moved = summary.traffic.get(name)
-    speed = f" in {saved.speedup:.1f}x fewer cycles" if saved else ""
-    speed += f" with {moved.ratio:.1f}x less batch norm traffic in training" if moved else ""
-    repaired = next(
-        (
-            line
-            for state in (LBA_PREFERENCE if isinstance(config, LBA) else PREFERENCE)
-            if (line := summary.line(name, state))
-        ),
-        None,
-    )
-    if eight is None or bare is None:
+def _saving(summary: Summary, config: Config) -> str:
+    saved, moved = summary.cycles.get(repr(config)), summary.traffic.get(repr(config))
+    text = f" in {saved.speedup:.1f}x fewer cycles" if saved else ""
+    return text + (f" with {moved.ratio:.1f}x less batch norm traffic in training" if moved else "")
+
+
+def verdict(summary: Summary, config: Config, saving: str = "") -> str:
+    """One sentence: the baseline's accuracy, what becomes of it, with which saving, and what repair wins back."""
+    name, baseline = repr(config), baseline_of(config)
+    before, bare = summary.line(baseline.name, NONE), summary.line(name, NONE)
+    repaired = next((line for state in _quoted(config) if (line := summary.line(name, state))), None)
+    if before is None or bare is None:
         only = repaired or summary.of(name)[0]
-        return f"{title(config)}: {percent(only.top1.mean)} ({only.state}){speed}."
-    loss = round(eight.top1.mean - bare.top1.mean, 6)  # accuracies are quotients, rounded
-    text = f"{title(config)}: {percent(eight.top1.mean)} {'in float' if unit else 'at 8 bit'}"
+        return f"{title(config)}: {percent(only.top1.mean)} ({only.state}){saving}."
+    loss = round(before.top1.mean - bare.top1.mean, 6)  # accuracies are quotients, rounded
+    text = f"{title(config)}: {percent(before.top1.mean)} {baseline.phrase}"
     if loss <= summary.threshold:
-        held = "stays" if percent(eight.top1.mean) == percent(bare.top1.mean) else "becomes"
-        return f"{text} {held} {percent(bare.top1.mean)}{speed}; there is nothing to repair."
-    text += f" falls to {percent(bare.top1.mean)}{speed}"
+        held = "stays" if percent(before.top1.mean) == percent(bare.top1.mean) else "becomes"
+        return f"{text} {held} {percent(bare.top1.mean)}{saving}; there is nothing to repair."
+    text += f" falls to {percent(bare.top1.mean)}{saving}"
     if repaired is None:
         return f"{text}; no repair was measured."
     how, now = sentence(config, repaired.state), percent(repaired.top1.mean)
@@ -176,6 +166,12 @@ def verdict(summary: Summary, config: Config) -> str:
     share = repaired.recovered or 0.0
     won = "all of the loss" if share >= 0.995 else f"{100 * share:.0f}{SPACE}% of the loss"
     return f"{text}; {how} brings back {won} ({now})."
+
+
+def _quoted(config: Config) -> Sequence[str]:
+    """The repairs that a verdict may quote, by preference: fixed on the wing's card, not picked by their results."""
+    card = wing_of(config, "report")
+    return card.quoted or [repair.name for repair in card.repairs]
 
 
 def percent(value: float) -> str:
@@ -188,12 +184,12 @@ def percent(value: float) -> str:
 
 
 def _line(
-    groups: dict[tuple[str, str], list[AccuracyRow]], config: str, state: str, name: str, unit: bool = False
+    groups: dict[tuple[str, str], list[AccuracyRow]], config: str, state: str, name: str, baseline: Baseline | None
 ) -> Line:
-    rows = groups[config, state]
-    bare, eight = groups.get((config, NONE), []), groups.get((FLOAT if unit else BASELINE, NONE), [])
+    """One line of the table; baselines themselves have none to lose against."""
+    rows, bare = groups[config, state], groups.get((config, NONE), [])
     gains = _differences(rows, bare) if state != NONE else []
-    losses = _differences(eight, bare) if config not in (FLOAT, BASELINE) else []
+    losses = [] if baseline is None else _differences(groups.get((baseline.name, NONE), []), bare)
     loss = round(fmean(losses), 6) if losses else 0.0
     gain = fmean(gains) if gains else None
     return Line(

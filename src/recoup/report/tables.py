@@ -9,28 +9,20 @@ from typing import Any
 from pydantic import BaseModel
 
 from recoup.storage.files import write_atomically
-from recoup.study.measures.lba import UnitRow
-from recoup.study.measures.lightnorm import TrafficRow
-from recoup.study.measures.nbsmt import CycleRow, LayerRow
 from recoup.study.results import AccuracyRow, Results, ShiftRow
 
 
 def write_tables(results: Results, folder: Path) -> list[Path]:
-    """Write accuracy, layers, cycles, shifts and, of LBA, units, of LightNorm traffic, each whole or not at all."""
-    tables: list[tuple[str, type[BaseModel], Sequence[BaseModel]]] = [
-        ("accuracy.csv", AccuracyRow, results.accuracy),
-        ("layers.csv", LayerRow, results.rows("layers")),
-        ("cycles.csv", CycleRow, results.rows("cycles")),
-        ("shifts.csv", ShiftRow, results.shifts),
-    ]
-    if results.rows("units"):
-        tables.append(("units.csv", UnitRow, results.rows("units")))
-    if results.rows("traffic"):
-        tables.append(("traffic.csv", TrafficRow, results.rows("traffic")))
+    """Write accuracy, every table of the wings that has rows, and shifts, each whole or not at all."""
+    tables: dict[str, tuple[type[BaseModel], Sequence[BaseModel]]] = {
+        "accuracy": (AccuracyRow, results.accuracy),
+        **{name: (type(rows[0]), rows) for name, rows in results.tables.items() if rows},
+        "shifts": (ShiftRow, results.shifts),
+    }
     paths = []
-    for name, kind, rows in tables:
-        paths.append(folder / name)
-        write_atomically(folder / name, _table(kind.model_fields, rows))
+    for name, (kind, rows) in tables.items():
+        paths.append(folder / f"{name}.csv")
+        write_atomically(paths[-1], _table(kind.model_fields, rows))
     return paths
 
 
