@@ -17,9 +17,7 @@ KNOWN: dict[str, frozenset[str]] = {
         {
             "recoup/nbsmt/reorder.py:reorder_",
             "recoup/nbsmt/throttle.py:plan_throttling",
-            "recoup/pipeline/runtime.py:run",
             "recoup/plots/pipeline.py:delay_figure",
-            "recoup/training/pipelined.py:train_pipelined",
             "recoup/training/run.py:run_training",
         }
     ),

@@ -1,17 +1,13 @@
 """Checkpoints of a run over processes: a file a rank, and a manifest that is written when all are there."""
 
-import io
 import json
-import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from recoup.errors import RecoupError
 from recoup.pipeline.worker import Worker
 from recoup.storage.files import write_atomically
+from recoup.storage.statefile import Difference, StateFile, kind_and_text, readable, torch_bytes, torch_state
 
 MANIFEST = "pipeline.json"
 
@@ -27,8 +23,9 @@ class Keeper:
     """
 
     def __init__(self, folder: Path, worker: Worker, identity: dict[str, Any], barrier: Callable[[str], None]) -> None:
-        self.folder, self.worker, self.identity, self.barrier = folder, worker, identity, barrier
+        self.folder, self.worker, self.barrier = folder, worker, barrier
         folder.mkdir(parents=True, exist_ok=True)
+        self.manifest = StateFile(folder / MANIFEST, identity, _encoded, _decoded, _damaged, _foreign)
 
     def resume(self) -> int:
         """Load the last checkpoint, if there is one; the tick to go on with.
@@ -36,49 +33,25 @@ class Keeper:
         Raises:
             RecoupError: another run's checkpoint, with the first difference; a file that is missing or damaged.
         """
-        tick = self._agreed()
+        tick = self.manifest.read() or 0
         if tick:
             file = self._file(tick)
-            broken = (OSError, RuntimeError, KeyError, TypeError, AttributeError, EOFError, pickle.UnpicklingError)
-            try:
-                self.worker.load(torch.load(file, weights_only=True, map_location="cpu"))
-            except broken as error:
-                raise RecoupError(
-                    f"pipeline.run: {file} cannot be read ({type(error).__name__}: {error}); restore it, or delete "
-                    f"{MANIFEST} there to start anew"
-                ) from error
+            readable(
+                lambda: self.worker.load(torch_state(file)),
+                lambda error: (
+                    f"pipeline.run: {file} cannot be read ({kind_and_text(error)}); restore it, or delete {MANIFEST} "
+                    "there to start anew"
+                ),
+            )
         self.barrier("load the checkpoint")
-        return tick
-
-    def _agreed(self) -> int:
-        """The manifest's tick; 0 without one."""
-        path = self.folder / MANIFEST
-        if not path.exists():
-            return 0
-        try:
-            manifest = json.loads(path.read_text("utf-8"))
-            tick, theirs = int(manifest["tick"]), dict(manifest["run"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RecoupError(
-                f"pipeline.run: {path} is no manifest of a run ({type(error).__name__}: {error}); delete it to "
-                "start anew"
-            ) from error
-        for name, value in json.loads(json.dumps(self.identity)).items():
-            if theirs.get(name) != value:
-                raise RecoupError(
-                    f"pipeline.run: {self.folder} holds another run's checkpoint: its {name} is "
-                    f"{_short(theirs.get(name))}, this one's {_short(value)}; choose another folder"
-                )
         return tick
 
     def save(self, tick: int) -> None:
         """Keep everything at the beginning of a tick; the previous checkpoint stays until this one is whole."""
-        buffer = io.BytesIO()
-        torch.save(self.worker.state(), buffer)
-        write_atomically(self._file(tick), buffer.getvalue())
+        write_atomically(self._file(tick), torch_bytes(self.worker.state()))
         self.barrier("write a checkpoint")
         if self.worker.rank == 0:
-            write_atomically(self.folder / MANIFEST, json.dumps({"tick": tick, "run": self.identity}))
+            self.manifest.write(tick)
         self.barrier("write the manifest of a checkpoint")
         for old in self.folder.glob(f"rank{self.worker.rank}-*.pt"):
             if old != self._file(tick):
@@ -86,6 +59,27 @@ class Keeper:
 
     def _file(self, tick: int) -> Path:
         return self.folder / f"rank{self.worker.rank}-{tick}.pt"
+
+
+def _encoded(tick: int, identity: Mapping[str, Any]) -> str:
+    return json.dumps({"tick": tick, "run": identity})
+
+
+def _decoded(path: Path) -> tuple[int, dict[str, Any]]:
+    content = json.loads(path.read_text("utf-8"))
+    return int(content["tick"]), dict(content["run"])
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    return f"pipeline.run: {path} is no manifest of a run ({kind_and_text(error)}); delete it to start anew"
+
+
+def _foreign(path: Path, different: list[Difference]) -> str:
+    name, before, now = different[0]
+    return (
+        f"pipeline.run: {path.parent} holds another run's checkpoint: its {name} is {_short(before)}, this one's "
+        f"{_short(now)}; choose another folder"
+    )
 
 
 def _short(value: Any) -> str:

@@ -141,10 +141,7 @@ def run(
     device = torch.device(device)
     transport = DistributedTransport(timedelta(seconds=timeout), device)
     worker = plan.worker(rank, ranks, transport, samples, device)
-    keeper = None
-    if folder is not None:
-        worker.keeps = True
-        keeper = Keeper(Path(folder), worker, plan.identity(ranks, N), transport.barrier)
+    keeper = None if folder is None else _keeper(Path(folder), plan, worker, ranks, N, transport)
     begun = 0 if keeper is None else keeper.resume()
     transport.barrier("begin")  # a rank that starts late is not a rank that is stuck
     before, start = worker.core.steps, time.perf_counter()
@@ -162,6 +159,11 @@ def run(
     _share(plan, worker, ranks, transport)
     transport.close()
     return Metrics(worker.losses, worker.core.steps - before, seconds, N / ticks(N, ranks))
+
+
+def _keeper(folder: Path, plan: Plan, worker: Worker, ranks: int, N: int, transport: DistributedTransport) -> Keeper:
+    worker.keeps = True
+    return Keeper(folder, worker, plan.identity(ranks, N), transport.barrier)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recoup.errors import RecoupError
-from recoup.storage.files import write_atomically
+from recoup.storage.statefile import Difference, StateFile, kind_and_text
 
 FILE = "measurements.json"
 SCHEMA = 1
@@ -28,15 +28,18 @@ class Store:
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        self.folder, self.path = folder, folder / FILE
-        self._identity = json.loads(json.dumps(identity))
-        self._values: dict[str, Any] = {}
+        self.folder = folder
+        self._file = StateFile(folder / FILE, identity, _encoded, _decoded, _damaged, _foreign)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RecoupError(f"{folder}: cannot be made a folder for results ({error.strerror})") from None
-        if not overwrite:
-            self._values = self._read()
+        self._values: dict[str, Any] = {} if overwrite else self._file.read() or {}
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._file.path
 
     def __contains__(self, key: str) -> bool:
         return key in self._values
@@ -50,38 +53,33 @@ class Store:
     def put(self, key: str, value: Any) -> None:
         """Add one measurement."""
         values = {**self._values, key: value}
-        content = {"schema": SCHEMA, "identity": self._identity, "measurements": values}
-        write_atomically(self.path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        self._file.write(values)
         self._values = values
 
-    def _read(self) -> dict[str, Any]:
-        try:
-            content = json.loads(self.path.read_text("utf-8"))
-            schema, identity, values = content["schema"], content["identity"], content["measurements"]
-            if schema != SCHEMA or not isinstance(identity, dict) or not isinstance(values, dict):
-                raise ValueError(f"schema {schema}")
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise RecoupError(
-                f"{self.path}: not a file of finished measurements ({type(error).__name__}: {error}); "
-                "choose another folder with --out, or begin anew with --overwrite"
-            ) from None
-        different = _differences(identity, self._identity)
-        if different:
-            raise RecoupError(
-                f"{self.folder} holds measurements of another study ({'; '.join(different[:3])}); "
-                "choose another folder with --out, or replace them with --overwrite"
-            )
-        return values
+
+def _encoded(values: dict[str, Any], identity: Mapping[str, Any]) -> str:
+    content = {"schema": SCHEMA, "identity": identity, "measurements": values}
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
-def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for key in dict.fromkeys([*ours, *theirs]):
-        one, other = theirs.get(key), ours.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            found += _differences(one, other, f"{prefix}{key}.")
-        elif one != other:
-            found.append(f"{prefix}{key} was {one!r}, is {other!r}")
-    return found
+def _decoded(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    content = json.loads(path.read_text("utf-8"))
+    schema, identity, values = content["schema"], content["identity"], content["measurements"]
+    if schema != SCHEMA or not isinstance(identity, dict) or not isinstance(values, dict):
+        raise ValueError(f"schema {schema}")
+    return values, identity
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    return (
+        f"{path}: not a file of finished measurements ({kind_and_text(error)}); choose another folder with --out, or "
+        "begin anew with --overwrite"
+    )
+
+
+def _foreign(path: Path, different: list[Difference]) -> str:
+    told = "; ".join(f"{name} was {before!r}, is {now!r}" for name, before, now in different[:3])
+    return (
+        f"{path.parent} holds measurements of another study ({told}); choose another folder with --out, or replace "
+        "them with --overwrite"
+    )

@@ -18,12 +18,14 @@ from recoup.evaluation import evaluate
 from recoup.network.batches import device_of
 from recoup.network.emulated import emulated_layers
 from recoup.storage.digest import of_model
+from recoup.storage.files import write_atomically
 from recoup.training import checkpoint
 from recoup.training.progress import bar
 from recoup.training.schedule import schedule
 from recoup.training.settings import Settings, Stage
 
 LOG = "training.jsonl"
+PROGRESS = ("stage", "epoch", "step", "loss", "rows")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +97,15 @@ class _Run:
         self.stage = self.epoch = self.step = 0  # of the epoch
         self.loss = 0.0
         self.rows: list[dict[str, Any]] = []
-        self.identity = {
+        identity = {
             "settings": asdict(settings),
+            "layers": {name: repr(layer.config) for name, layer in emulated_layers(model).items()},
             "stages": [[s.name, s.epochs, s.learning_rate] for s in stages],
             "data": [data.name, data.split, len(data)],
             "model": [type(model).__name__, sum(p.numel() for p in model.parameters())],
-            "layers": {name: repr(layer.config) for name, layer in emulated_layers(model).items()},
             "weights": of_model(model),
         }
+        self.file = None if folder is None else checkpoint.state_file(folder, identity)
 
     @property
     def steps(self) -> int:
@@ -203,43 +206,22 @@ class _Run:
         )
 
     def _save(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.folder is None:
+        if self.folder is None or self.file is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        where = {name: getattr(self, name) for name in ("stage", "epoch", "step", "loss", "rows", "identity")}
-        checkpoint.write(self.folder / checkpoint.FILE, self.model, optimizer, where)
-        checkpoint.write_atomically(self.folder / LOG, "".join(json.dumps(row) + "\n" for row in self.rows))
+        where = {name: getattr(self, name) for name in PROGRESS}
+        self.file.write((checkpoint.tensors(self.model, optimizer), where))
+        write_atomically(self.folder / LOG, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def _resume(self) -> Any:
         """The tensors of the last checkpoint, None without one; the counters are set to it."""
-        path = None if self.folder is None else self.folder / checkpoint.FILE
-        if path is None or not path.exists():
+        kept = None if self.file is None else self.file.read()
+        if kept is None:
             return None
-        tensors, where = checkpoint.read(path)
-        _same(where["identity"], json.loads(json.dumps(self.identity)), path)
-        for name in ("stage", "epoch", "step", "loss", "rows"):
+        tensors, where = kept
+        for name in PROGRESS:
             setattr(self, name, where[name])
         if self.stage == len(self.stages):  # finished: only the weights are wanted
             self.stages[-1].prepare(self.model)
             checkpoint.restore(tensors, self.model, self._optimizer(self.stages[-1]))
         return tensors
-
-
-def _flat(identity: dict[str, Any]) -> dict[str, Any]:
-    """Each setting and each layer's config under a name of its own."""
-    layers = {f"the config of layer {name!r}": config for name, config in identity["layers"].items()}
-    rest = {name: value for name, value in identity.items() if name not in ("settings", "layers")}
-    return {**identity["settings"], **layers, **rest}
-
-
-def _same(theirs: dict[str, Any], ours: dict[str, Any], path: Path) -> None:
-    """Refuse a checkpoint of another run, by the first difference."""
-    before_all, now_all = _flat(theirs), _flat(ours)
-    for name in {**now_all, **before_all}:
-        before, now = before_all.get(name), now_all.get(name)
-        if before != now:
-            hint = "give the model as it was at the start, " if name == "weights" else ""
-            raise RecoupError(
-                f"{path} is another run: {name} was {before!r} and is {now!r}; {hint}choose another folder, or delete "
-                "it to start anew"
-            )

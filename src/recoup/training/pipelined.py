@@ -1,9 +1,7 @@
 """Training as a pipeline does it: one sample at a time, late weights, mitigations; resumable after any sample."""
 
-import io
 import json
-import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from recoup.pipeline import Mitigation, Simulator, automatic, constant_delays, s
 from recoup.pipeline.schedule import MAX_STAGES, check_delays
 from recoup.pipeline.schedule import delays as scheduled
 from recoup.storage.digest import of_model
-from recoup.storage.files import write_atomically
+from recoup.storage.statefile import Difference, StateFile, kind_and_text, torch_bytes, torch_state
 from recoup.training.progress import bar
 from recoup.training.schedule import schedule
 from recoup.training.settings import Settings
@@ -99,38 +97,42 @@ def train_pipelined(
     updates = epochs * len(data) // update_size
     factor = schedule(settings.schedule, updates, settings.warm_up)
     how = Mitigation.parse(mitigation) if isinstance(mitigation, str) else mitigation
-    identity = {
-        "weights": of_model(model),
-        "data": [data.name, data.split, len(data)],
-        "epochs": epochs,
-        "rate": rate,
-        "settings": repr(settings),
-        "mitigation": repr(how),
-        "delays": delays,
-        "update_size": update_size,
-    }
+    identity = {"weights": of_model(model), "data": [data.name, data.split, len(data)], "epochs": epochs, "rate": rate}
+    identity |= {"settings": repr(settings), "mitigation": repr(how), "delays": delays, "update_size": update_size}
+
+    def falling(update: int) -> float:
+        return rate * factor(min(update, updates - 1))
+
     simulator = Simulator(
-        model,
-        stages,
-        delays,
-        lambda update: rate * factor(min(update, updates - 1)),
-        momentum,
-        settings.weight_decay,
-        how,
-        F.cross_entropy,
-        update_size=update_size,
+        model, stages, delays, falling, momentum, settings.weight_decay, how, F.cross_entropy, update_size=update_size
     )
     keeper = _Keeper(None if folder is None else Path(folder), identity, simulator)
     if not keeper.there:
         torch.manual_seed(settings.seed)  # of dropout and stochastic rounding; a checkpoint has their state
+    rows = _trained(model, data, test, simulator, keeper, epochs, settings, progress)
+    model.eval()
+    return rows
+
+
+def _trained(
+    model: nn.Module,
+    data: Dataset,
+    test: Dataset | None,
+    simulator: Simulator,
+    keeper: "_Keeper",
+    epochs: int,
+    settings: Settings,
+    progress: bool,
+) -> list[dict[str, Any]]:
+    """All epochs from where the keeper was left; their rows."""
     rows, loss = keeper.resume()
     device = device_of(model)
+    augment = settings.augment and data.augmentation is not None
     with bar(progress, epochs * len(data)) as advance:
         advance(simulator.steps)
         for epoch in range(simulator.steps // len(data), epochs):
             model.train()
             done = simulator.steps - epoch * len(data)
-            augment = settings.augment and data.augmentation is not None
             batches = data.batches(1, augment=augment, seed=settings.seed * 100_003 + epoch, shuffle=True)
             for index, (x, y) in enumerate(batches):
                 if index < done:
@@ -143,7 +145,6 @@ def train_pipelined(
             row = {"epoch": epoch + 1, "loss": loss / len(data), "top1": top1, "learning_rate": simulator.rate}
             rows, loss = [*rows, row], 0.0
             keeper.save(rows, loss)
-    model.eval()
     return rows
 
 
@@ -151,45 +152,48 @@ class _Keeper:
     """One checkpoint: the simulator's state, and the rows and the loss so far."""
 
     def __init__(self, folder: Path | None, identity: dict[str, Any], simulator: Simulator) -> None:
-        self.path = None if folder is None else folder / FILE
-        self.identity, self.simulator = json.dumps(identity), simulator
+        self.simulator, self.file = simulator, None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
+            self.file = StateFile(folder / FILE, identity, _encoded, _decoded, _damaged, _foreign)
 
     @property
     def there(self) -> bool:
         """Whether there is one."""
-        return self.path is not None and self.path.exists()
+        return self.file is not None and self.file.path.exists()
 
     def resume(self) -> tuple[list[dict[str, Any]], float]:
         """Take up what the folder keeps, if anything."""
-        if self.path is None or not self.path.exists():
+        kept = None if self.file is None else self.file.read()
+        if kept is None:
             return [], 0.0
-        try:
-            content = torch.load(self.path, weights_only=True, map_location="cpu")
-            theirs, rows, loss = json.loads(content["identity"]), json.loads(content["rows"]), float(content["loss"])
-            state = content["simulator"]
-        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, KeyError, TypeError, ValueError) as error:
-            raise RecoupError(
-                f"train_pipelined: {self.path} is no checkpoint ({type(error).__name__}: {error}); delete it to start "
-                "anew"
-            ) from error
-        ours = json.loads(self.identity)
-        different = [name for name in ours if theirs.get(name) != ours[name]]
-        if different:
-            name = different[0]
-            raise RecoupError(
-                f"train_pipelined: {self.path} is of another run ({name} was {theirs.get(name)!r}, is {ours[name]!r}): "
-                "choose another folder"
-            )
+        rows, loss, state = kept
         self.simulator.load_state_dict(state)
         return rows, loss
 
     def save(self, rows: list[dict[str, Any]], loss: float) -> None:
         """Keep everything."""
-        if self.path is None:
-            return
-        buffer = io.BytesIO()
-        state = {"identity": self.identity, "rows": json.dumps(rows), "loss": loss}
-        torch.save({**state, "simulator": self.simulator.state_dict()}, buffer)
-        write_atomically(self.path, buffer.getvalue())
+        if self.file is not None:
+            self.file.write((rows, loss, self.simulator.state_dict()))
+
+
+def _encoded(state: tuple[list[dict[str, Any]], float, Any], identity: Mapping[str, Any]) -> bytes:
+    rows, loss, simulator = state
+    return torch_bytes(
+        {"identity": json.dumps(identity), "rows": json.dumps(rows), "loss": loss, "simulator": simulator}
+    )
+
+
+def _decoded(path: Path) -> tuple[Any, dict[str, Any]]:
+    content = torch_state(path)
+    state = json.loads(content["rows"]), float(content["loss"]), content["simulator"]
+    return state, json.loads(content["identity"])
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    return f"train_pipelined: {path} is no checkpoint ({kind_and_text(error)}); delete it to start anew"
+
+
+def _foreign(path: Path, different: list[Difference]) -> str:
+    name, before, now = different[0]
+    return f"train_pipelined: {path} is of another run ({name} was {before!r}, is {now!r}): choose another folder"
