@@ -18,7 +18,6 @@ KNOWN: dict[str, frozenset[str]] = {
             "recoup/nbsmt/reorder.py:reorder_",
             "recoup/nbsmt/throttle.py:plan_throttling",
             "recoup/plots/pipeline.py:delay_figure",
-            "recoup/training/run.py:run_training",
         }
     ),
     "chains": frozenset(

@@ -59,3 +59,30 @@ def test_the_start_is_part_of_the_run(tmp_path):
             run_training(run, tmp_path / "out", progress=False)
     with pytest.raises(RecoupError, match="another run: weights"):
         run_training(run, tmp_path / "out", progress=False)
+
+
+def test_a_folder_is_one_runs(tmp_path):
+    run = recipe(epochs=1)
+    first = run_training(run, tmp_path, progress=False)
+    weights = (tmp_path / "weights.safetensors").read_bytes()
+    other = recipe(epochs=1, seed=1)
+    with pytest.raises(RecoupError, match=r"holds another run \(seed was 0 and is 1\): .*--overwrite"):
+        run_training(other, tmp_path, progress=False)
+    assert (tmp_path / "weights.safetensors").read_bytes() == weights
+    assert run_training(run, tmp_path, progress=False)["epochs"] == first["epochs"]
+    assert run_training(other, tmp_path, overwrite=True, progress=False)["recipe"]["seed"] == 1
+    assert (tmp_path / "weights.safetensors").read_bytes() != weights
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b'{"model": ', b"\xff"])
+def test_a_damaged_recipe_is_told(tmp_path, content):
+    (tmp_path / "training-recipe.json").write_bytes(content)
+    with pytest.raises(RecoupError, match=r"training-recipe.json is no recipe of a training run \(\w+Error: .*--over"):
+        run_training(recipe(epochs=1), tmp_path, progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["training-recipe.json"]
+
+
+def test_a_file_in_the_folders_place_is_told(tmp_path):
+    (tmp_path / "out").write_text("x")
+    with pytest.raises(RecoupError, match="out: cannot be made a folder for results"):
+        run_training(recipe(epochs=1), tmp_path / "out", progress=False)

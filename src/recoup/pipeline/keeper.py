@@ -7,6 +7,7 @@ from typing import Any
 
 from recoup.pipeline.worker import Worker
 from recoup.storage.files import write_atomically
+from recoup.storage.folder import make
 from recoup.storage.statefile import Difference, StateFile, kind_and_text, readable, torch_bytes, torch_state
 
 MANIFEST = "pipeline.json"
@@ -24,7 +25,7 @@ class Keeper:
 
     def __init__(self, folder: Path, worker: Worker, identity: dict[str, Any], barrier: Callable[[str], None]) -> None:
         self.folder, self.worker, self.barrier = folder, worker, barrier
-        folder.mkdir(parents=True, exist_ok=True)
+        make(folder)
         self.manifest = StateFile(folder / MANIFEST, identity, _encoded, _decoded, _damaged, _foreign)
 
     def resume(self) -> int:

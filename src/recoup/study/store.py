@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from recoup.errors import RecoupError
+from recoup.storage.folder import make
 from recoup.storage.statefile import Difference, StateFile, kind_and_text
 
 FILE = "measurements.json"
@@ -30,10 +30,7 @@ class Store:
     def __init__(self, folder: Path, identity: Mapping[str, Any], *, overwrite: bool = False) -> None:
         self.folder = folder
         self._file = StateFile(folder / FILE, identity, _encoded, _decoded, _damaged, _foreign)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RecoupError(f"{folder}: cannot be made a folder for results ({error.strerror})") from None
+        make(folder)
         self._values: dict[str, Any] = {} if overwrite else self._file.read() or {}
 
     @property

@@ -19,6 +19,7 @@ from recoup.network.batches import device_of
 from recoup.network.emulated import emulated_layers
 from recoup.storage.digest import of_model
 from recoup.storage.files import write_atomically
+from recoup.storage.folder import make
 from recoup.training import checkpoint
 from recoup.training.progress import bar
 from recoup.training.schedule import schedule
@@ -208,7 +209,7 @@ class _Run:
     def _save(self, optimizer: torch.optim.Optimizer) -> None:
         if self.folder is None or self.file is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make(self.folder)
         where = {name: getattr(self, name) for name in PROGRESS}
         self.file.write((checkpoint.tensors(self.model, optimizer), where))
         write_atomically(self.folder / LOG, "".join(json.dumps(row) + "\n" for row in self.rows))

@@ -18,6 +18,7 @@ from recoup.pipeline import Mitigation, Simulator, automatic, constant_delays, s
 from recoup.pipeline.schedule import MAX_STAGES, check_delays
 from recoup.pipeline.schedule import delays as scheduled
 from recoup.storage.digest import of_model
+from recoup.storage.folder import make
 from recoup.storage.statefile import Difference, StateFile, kind_and_text, torch_bytes, torch_state
 from recoup.training.progress import bar
 from recoup.training.schedule import schedule
@@ -154,7 +155,7 @@ class _Keeper:
     def __init__(self, folder: Path | None, identity: dict[str, Any], simulator: Simulator) -> None:
         self.simulator, self.file = simulator, None
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+            make(folder)
             self.file = StateFile(folder / FILE, identity, _encoded, _decoded, _damaged, _foreign)
 
     @property

@@ -16,6 +16,8 @@ from recoup.models import load as load_model
 from recoup.network.wing import Phase
 from recoup.pipeline import Mitigation
 from recoup.storage.files import write_atomically
+from recoup.storage.folder import reserve
+from recoup.storage.statefile import kind_and_text, readable
 from recoup.study.configs import as_config
 from recoup.training.checkpoint import FILE as CHECKPOINT
 from recoup.training.loop import LOG, Settings, Stage, train
@@ -27,6 +29,7 @@ from recoup.version import __version__
 from recoup.wings import cards, wing_of
 
 RESULT, WEIGHTS, RECIPE = "training.json", "weights.safetensors", "training-recipe.json"
+RESULTS = (CHECKPOINT, PIPELINE, LOG, RESULT, WEIGHTS)
 
 
 def _unit(value: Any) -> Any:
@@ -133,17 +136,8 @@ def run_training(
     Raises:
         RecoupError: a model, data or layers that do not fit; another run's folder; a loss that is not finite.
     """
-    if sum(stage.epochs for stage in recipe.stages) == 0:
-        raise RecoupError("recoup train: epochs: there is nothing to train")
-    if recipe.pipeline is not None and recipe.phases:
-        raise RecoupError("recoup train: pipeline: fine-tuning in two stages has no pipeline; add --one-stage")
-    if recipe.pipeline is None:
-        for name in ("delays", "update_size"):
-            if getattr(recipe, name) != TrainingRecipe.model_fields[name].default:
-                raise RecoupError(f"recoup train: {name}: only a pipeline has it; add --pipeline none, or a mitigation")
-    if recipe.layers and not recipe.emulates:
-        raise RecoupError("recoup train: layers: no layer has a config, and there is none for the others")
-    _claim(recipe, folder, overwrite)
+    _check(recipe)
+    _reserve(recipe, folder, overwrite)
     torch.manual_seed(recipe.seed)
     options: dict[str, Any] = {} if recipe.norm is None else {"norm": recipe.norm}
     model = load_model(recipe.model, recipe.weights, **options)
@@ -185,23 +179,40 @@ def run_training(
     return result
 
 
-def _claim(recipe: TrainingRecipe, folder: Path, overwrite: bool) -> None:
+def _check(recipe: TrainingRecipe) -> None:
+    """Refuse options that do not go together."""
+    if sum(stage.epochs for stage in recipe.stages) == 0:
+        raise RecoupError("recoup train: epochs: there is nothing to train")
+    if recipe.pipeline is not None and recipe.phases:
+        raise RecoupError("recoup train: pipeline: fine-tuning in two stages has no pipeline; add --one-stage")
+    if recipe.pipeline is None:
+        for name in ("delays", "update_size"):
+            if getattr(recipe, name) != TrainingRecipe.model_fields[name].default:
+                raise RecoupError(f"recoup train: {name}: only a pipeline has it; add --pipeline none, or a mitigation")
+    if recipe.layers and not recipe.emulates:
+        raise RecoupError("recoup train: layers: no layer has a config, and there is none for the others")
+
+
+def _reserve(recipe: TrainingRecipe, folder: Path, overwrite: bool) -> None:
     """Make sure that the folder holds this run or nothing."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path, text = folder / RECIPE, json.dumps(recipe.model_dump(mode="json"), indent=1) + "\n"
-    if overwrite:
-        for name in (CHECKPOINT, PIPELINE, LOG, RESULT, WEIGHTS, RECIPE):
-            (folder / name).unlink(missing_ok=True)
-    if path.exists():
-        theirs, ours = json.loads(path.read_text("utf-8")), json.loads(text)
-        # a recipe written before an option existed has its default
-        theirs = {name: field.default for name, field in TrainingRecipe.model_fields.items()} | theirs
-        different = [name for name in ours if theirs[name] != ours[name]]
-        if different:
-            name = different[0]
-            raise RecoupError(
-                f"{folder} holds another run ({name} was {theirs[name]!r} and is {ours[name]!r}): choose another "
-                "folder with --out, or use --overwrite"
-            )
-        return
-    write_atomically(path, text)
+    ours = recipe.model_dump(mode="json")
+    # a recipe written before an option existed has its default
+    defaults = {name: field.default for name, field in TrainingRecipe.model_fields.items()}
+
+    def damaged(error: Exception) -> str:
+        return (
+            f"{folder / RECIPE} is no recipe of a training run ({kind_and_text(error)}): choose another folder with "
+            "--out, or use --overwrite"
+        )
+
+    def same(text: str) -> bool:
+        theirs = defaults | readable(lambda: dict(json.loads(text)), damaged)
+        for name, value in ours.items():
+            if theirs[name] != value:
+                raise RecoupError(
+                    f"{folder} holds another run ({name} was {theirs[name]!r} and is {value!r}): choose another "
+                    "folder with --out, or use --overwrite"
+                )
+        return True
+
+    reserve(folder, RECIPE, json.dumps(ours, indent=1) + "\n", same, results=RESULTS, overwrite=overwrite)
