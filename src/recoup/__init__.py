@@ -7,17 +7,22 @@
 >>> rc.evaluate(model, test_batches)                    # doctest: +SKIP
 """
 
-from recoup import data, formats, lba, lightnorm, models, nbsmt, pipeline, wings
-from recoup.calibrate import calibrate_
-from recoup.emulate import emulate_, restore_
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from recoup.errors import RecoupError, RecoupWarning
-from recoup.evaluation import Accuracy, evaluate
-from recoup.formats import BlockFloat, Float, Int, quantize
-from recoup.lba import LBA
-from recoup.lightnorm import LightNorm, LightNorm1d, LightNorm2d, LightNorm3d
-from recoup.nbsmt import NBSMT, correct_bias_, reorder_, throttle_
-from recoup.recalibrate import recalibrate_
 from recoup.version import __version__
+
+if TYPE_CHECKING:
+    from recoup import data, formats, lba, lightnorm, models, nbsmt, pipeline, wings
+    from recoup.calibrate import calibrate_
+    from recoup.emulate import emulate_, restore_
+    from recoup.evaluation import Accuracy, evaluate
+    from recoup.formats import BlockFloat, Float, Int, quantize
+    from recoup.lba import LBA
+    from recoup.lightnorm import LightNorm, LightNorm1d, LightNorm2d, LightNorm3d
+    from recoup.nbsmt import NBSMT, correct_bias_, reorder_, throttle_
+    from recoup.recalibrate import recalibrate_
 
 __all__ = [
     "LBA",
@@ -51,3 +56,49 @@ __all__ = [
     "throttle_",
     "wings",
 ]
+
+# Name -> the module that has it; a package is its own. They are imported when they are first used: torch takes seconds,
+# and `recoup --help` needs none of it.
+_PLACES = {
+    "Accuracy": "recoup.evaluation",
+    "BlockFloat": "recoup.formats",
+    "Float": "recoup.formats",
+    "Int": "recoup.formats",
+    "LBA": "recoup.lba",
+    "LightNorm": "recoup.lightnorm",
+    "LightNorm1d": "recoup.lightnorm",
+    "LightNorm2d": "recoup.lightnorm",
+    "LightNorm3d": "recoup.lightnorm",
+    "NBSMT": "recoup.nbsmt",
+    "calibrate_": "recoup.calibrate",
+    "correct_bias_": "recoup.nbsmt",
+    "data": "recoup.data",
+    "emulate_": "recoup.emulate",
+    "evaluate": "recoup.evaluation",
+    "formats": "recoup.formats",
+    "lba": "recoup.lba",
+    "lightnorm": "recoup.lightnorm",
+    "models": "recoup.models",
+    "nbsmt": "recoup.nbsmt",
+    "pipeline": "recoup.pipeline",
+    "quantize": "recoup.formats",
+    "recalibrate_": "recoup.recalibrate",
+    "reorder_": "recoup.nbsmt",
+    "restore_": "recoup.emulate",
+    "throttle_": "recoup.nbsmt",
+    "wings": "recoup.wings",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'recoup' has no attribute {name!r}")
+    place = _PLACES[name]
+    module = importlib.import_module(place)
+    found = module if place == f"recoup.{name}" else getattr(module, name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,13 +1,16 @@
 """The embedded demonstration: a small network on real handwritten digits, trained here and measured; pipelines."""
 
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+import typer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
+from recoup.cli.common import Json, Overwrite, run_recipe
 from recoup.data import load
 from recoup.errors import RecoupError
 from recoup.models import digits_net
@@ -118,3 +121,16 @@ def _train(model: nn.Module) -> None:
             F.cross_entropy(model(x), y).backward()
             optimizer.step()
             schedule.step()
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for weights and results.")] = Path("recoup-demo"),
+    as_json: Json = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """The whole story on scikit-learn's handwritten digits: trains a small network first, needs no download."""
+    if train_weights(out):
+        typer.echo(f"recoup: trained a small network on scikit-learn's digits, kept in {out}", err=True)
+    if run_pipelines(out, overwrite=overwrite):
+        typer.echo(f"recoup: trained the pipelines at batch one, kept in {out}", err=True)
+    run_recipe(demo_recipe(out), overwrite, as_json)

@@ -1,6 +1,7 @@
 """Whether this installation works, and which path the emulation takes on this machine."""
 
 import importlib.metadata
+import json
 import os
 import platform
 from collections.abc import Callable
@@ -8,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import typer
 
+from recoup.cli.common import Json
 from recoup.data import root
 from recoup.errors import RecoupError
 from recoup.kernels.operators import has_triton
@@ -95,3 +98,15 @@ def _data() -> str:
     folder = root()
     state = "found" if Path(folder).is_dir() else "not there; only tests and benchmarks on real data need it"
     return f"{folder}: {state}"
+
+
+def doctor(as_json: Json = False) -> None:
+    """Versions, the processor, and which path the emulation takes; exit code 1 if something does not work."""
+    checks = examine()
+    if as_json:
+        typer.echo(json.dumps([{"name": c.name, "value": c.value, "ok": c.ok} for c in checks], indent=1))
+    else:
+        width = max(len(check.name) for check in checks)
+        for check in checks:
+            typer.echo(f"{'ok   ' if check.ok else 'FAULT'}  {check.name:{width}}  {check.value}")
+    raise typer.Exit(0 if all(check.ok for check in checks) else 1)

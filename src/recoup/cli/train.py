@@ -6,11 +6,20 @@ from typing import Annotated, Any
 
 import typer
 
+from recoup.cli.common import Wing, load_wings
+from recoup.study.configs import examples, layer_option
+from recoup.training.run import TrainingRecipe, run_training
+from recoup.wings import cards
+
+TRAINABLE = [name for card in cards().values() if card.trains for name in card.presets]
+
 
 def train(
     model: Annotated[str, typer.Option(help="A name such as resnet20, or package.module:factory.")],
     data: Annotated[str, typer.Option(help="digits, cifar10:DIR, mnist:DIR, imagefolder:DIR or hf:NAME.")],
-    weights: Annotated[str | None, typer.Option(help="The float checkpoint to start from. [default: none]")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="The float checkpoint to start from.", show_default="none")
+    ] = None,
     norm: Annotated[str | None, typer.Option(help="batch, group or none, for recoup's own models.")] = None,
     pipeline: Annotated[
         str | None,
@@ -32,7 +41,8 @@ def train(
         typer.Option(help="Pipeline: batch size that --lr and --momentum belong to; they are scaled to --update-size."),
     ] = 128,
     config: Annotated[
-        str | None, typer.Option(help="lba-m7e4, LBA.biased(5, 4), lightnorm, LightNorm(block=8) ... [default: float]")
+        str | None,
+        typer.Option(help=f"Hardware: {', '.join(TRAINABLE)}, or as in Python: {examples()}.", show_default="float"),
     ] = None,
     layers: Annotated[
         list[str] | None,
@@ -43,7 +53,7 @@ def train(
     one_stage: Annotated[bool, typer.Option("--one-stage", help="All epochs with the unit as it is.")] = False,
     learning_rate: Annotated[float, typer.Option("--lr", help="Highest learning rate of the first stage.")] = 1e-3,
     underflow_learning_rate: Annotated[
-        float | None, typer.Option("--underflow-lr", help="Of the second stage. [default: a tenth]")
+        float | None, typer.Option("--underflow-lr", help="Of the second stage.", show_default="a tenth")
     ] = None,
     schedule: Annotated[str, typer.Option(help="constant, linear or cosine.")] = "cosine",
     warm_up: Annotated[int, typer.Option(help="Steps of linear rise.")] = 0,
@@ -53,18 +63,18 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
     augment: Annotated[bool, typer.Option("--augment/--no-augment", help="As the data set knows how.")] = True,
     seed: Annotated[int, typer.Option(help="Of order, augmentation, initial weights and random rounding.")] = 0,
-    limit: Annotated[int | None, typer.Option(help="Training images to use. [default: all]")] = None,
-    test_limit: Annotated[int | None, typer.Option(help="Test images to use. [default: all]")] = None,
+    limit: Annotated[int | None, typer.Option(help="Training images to use.", show_default="all")] = None,
+    test_limit: Annotated[int | None, typer.Option(help="Test images to use.", show_default="all")] = None,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
     out: Annotated[Path, typer.Option(help="Folder for checkpoint, log, weights and training.json.")] = Path(
         "recoup-training"
     ),
+    wing: Wing = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print results as JSON on standard output.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Discard what another run left there.")] = False,
 ) -> None:
     """Train, or fine-tune on narrow accumulators in two stages; interrupted or killed, the same command goes on."""
-    from recoup.study.configs import layer_option
-    from recoup.training.run import TrainingRecipe, run_training
+    load_wings(wing)
 
     values: dict[str, Any] = {name: value for name, value in locals().items() if name in TrainingRecipe.model_fields}
     values["layers"] = dict(layer_option(text) for text in layers or [])

@@ -1,0 +1,121 @@
+"""What the commands share: how errors are told, options of several commands, a study from recipe to report."""
+
+import functools
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from recoup.errors import RecoupError
+
+if TYPE_CHECKING:
+    from recoup.study import Recipe, Results
+
+DEBUG: ContextVar[bool] = ContextVar("debug", default=False)
+
+Json = Annotated[bool, typer.Option("--json", help="Print results as JSON, and nothing else, on standard output.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Discard what another study left in the folder.")]
+Wing = Annotated[
+    list[str] | None,
+    typer.Option("--wing", help="A module with hardware of your own, package.module: it registers it. Repeatable."),
+]
+
+
+def reported(command: Callable[..., None]) -> Callable[..., None]:
+    """Errors as one line on standard error with exit code 2; Ctrl-C with what is kept and 130."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (RecoupError, OSError) as error:
+            if isinstance(error, BrokenPipeError) or DEBUG.get():
+                raise
+            typer.echo(f"recoup: {error}", err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt as interrupt:
+            notes = getattr(interrupt, "__notes__", [])
+            typer.echo("\n".join(["recoup: interrupted", *(f"recoup: {note}" for note in notes)]), err=True)
+            raise typer.Exit(130) from None
+
+    return run
+
+
+def load_wings(modules: Sequence[str] | None) -> None:
+    """Import the modules that register wings of the user's own, from the folder the command is started in too.
+
+    Raises:
+        RecoupError: a module that is not there, fails, or registers nothing.
+    """
+    from recoup.wings import cards
+
+    for name in modules or []:
+        known, fresh = set(cards()), name not in sys.modules
+        with importable(os.getcwd()):  # noqa: PTH109 -- a string for sys.path
+            try:
+                importlib.import_module(name)
+            except RecoupError:
+                raise
+            except Exception as error:  # a module of the user's may fail in any way
+                raise RecoupError(f"--wing {name!r}: {type(error).__name__}: {error}") from error
+        if fresh and set(cards()) == known:
+            raise RecoupError(f"--wing {name!r}: registers no hardware; it is to call recoup.wings.register(Card(...))")
+
+
+def run_recipe(recipe: "Recipe", overwrite: bool, as_json: bool) -> None:
+    """Measure, write results, tables and report, and print them."""
+    from rich.console import Console
+
+    from recoup.report import write_html, write_tables
+    from recoup.report.terminal import tables
+    from recoup.study import run as run_study
+    from recoup.study.pipeline import PipelineResults
+
+    with importable(os.getcwd()):  # noqa: PTH109 -- a string for sys.path
+        results: Results = run_study(recipe, overwrite=overwrite)
+    folder = Path(recipe.out)
+    pipeline = PipelineResults.load(folder)
+    paths = [folder / "results.json", *write_tables(results, folder), write_html(results, folder, pipeline)]
+    if as_json:
+        chapter = {} if pipeline is None else {"pipeline": pipeline.model_dump(mode="json")}
+        typer.echo(json.dumps({**results.to_dict(), **chapter}, indent=1))
+        return
+    console = Console()
+    console.print(tables(results, pipeline))
+    console.print("Written: " + ", ".join(str(path) for path in paths), soft_wrap=True, highlight=False)
+
+
+@contextmanager
+def importable(folder: str) -> Iterator[None]:
+    """Models beside the user may be named as module:factory, as with ``python -m``."""
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def integers(text: str, option: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise RecoupError(f"{option} {text!r}: must be whole numbers separated by commas, such as 0,1,2") from None
+
+
+def pair(text: str, option: str) -> tuple[str, Any]:
+    import yaml
+
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise RecoupError(f"{option} {text!r}: must be KEY=VALUE")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise RecoupError(f"{option} {text!r}: {value!r} is not a YAML value") from None

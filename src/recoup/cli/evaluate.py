@@ -1,0 +1,104 @@
+"""`recoup evaluate`: a study from options."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from recoup.cli.common import Json, Overwrite, Wing, integers, load_wings, pair, run_recipe
+from recoup.errors import RecoupError
+from recoup.storage.files import write_atomically
+from recoup.study import Recipe
+from recoup.study.configs import examples, layer_option, presets
+from recoup.study.repairs import states
+from recoup.wings import cards
+
+
+def evaluate(
+    model: Annotated[str, typer.Option(help="A name such as resnet20, or package.module:factory.")],
+    data: Annotated[str, typer.Option(help="digits, cifar10:DIR, mnist:DIR, imagefolder:DIR or hf:NAME.")],
+    weights: Annotated[str | None, typer.Option(help="The float checkpoint: .safetensors or a torch file.")] = None,
+    threads: Annotated[
+        str | None, typer.Option(help="Threads a multiplier, comma-separated.", show_default="2,4 without --config")
+    ] = None,
+    config: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"Hardware: a preset ({', '.join(presets())}), or as in Python: {examples()}. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    layers: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=CONFIG or re:PATTERN=CONFIG, or =float. Repeatable, first match wins."),
+    ] = None,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"A state to measure: {', '.join(states(cards().values()))}. Repeatable.",
+            show_default="those that belong to the hardware",
+        ),
+    ] = None,
+    calibration_images: Annotated[int, typer.Option(help="Training images to calibrate and repair with.")] = 1024,
+    augment: Annotated[
+        bool | None,
+        typer.Option("--augment/--no-augment", help="Augment them.", show_default="where the data know how"),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Draws of calibration images, comma-separated.")] = "0,1,2",
+    limit: Annotated[int | None, typer.Option(help="Test images to use.", show_default="all")] = None,
+    batch_size: Annotated[int, typer.Option(help="Test images a batch.")] = 250,
+    profile_images: Annotated[int, typer.Option(help="Images for the per-layer figures; 0: none.")] = 256,
+    array: Annotated[str, typer.Option(help="Rows x columns of the array.")] = "16x16",
+    model_option: Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the factory. Repeatable.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    cpu_threads: Annotated[
+        int | None, typer.Option(help="CPU threads for torch.", show_default="torch's choice")
+    ] = None,
+    out: Annotated[str, typer.Option(help="Folder for results.json, CSV tables and report.html.")] = "recoup-results",
+    save_recipe: Annotated[Path | None, typer.Option(help="Also write the recipe to this file.")] = None,
+    wing: Wing = None,
+    as_json: Json = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """The main job: float accuracy, the hardware's before and after repair, layers, cycles and traffic."""
+    load_wings(wing)
+    values: dict[str, Any] = {
+        "model": model,
+        "weights": weights,
+        "model_options": dict(pair(text, "--model-option") for text in model_option or []),
+        "data": data,
+        "calibration": {"images": calibration_images, "augment": augment, "seeds": integers(seeds, "--seeds")},
+        "test": {"limit": limit, "batch_size": batch_size},
+        "configs": _configs(threads, config),
+        "layers": dict(layer_option(text) for text in layers or []),
+        "profile_images": profile_images,
+        "array": _array(array),
+        "device": device,
+        "cpu_threads": cpu_threads,
+        "out": out,
+    }
+    if state:
+        values["states"] = state
+    recipe = Recipe.build(values, "recoup evaluate")
+    if save_recipe is not None:
+        write_atomically(save_recipe, recipe.to_yaml())
+    run_recipe(recipe, overwrite, as_json)
+
+
+def _configs(threads: str | None, configs: list[str] | None) -> list[str]:
+    """The configs asked for; ``--threads`` is short for the first wing's, whose single thread is always measured."""
+    if threads is None and configs:
+        return configs
+    first = next(iter(cards().values())).config
+    counts = [count for count in integers(threads or "2,4", "--threads") if count != 1]
+    asked = [f"{first.__name__}(threads={count})" for count in counts] + (configs or [])
+    if not asked:
+        raise RecoupError(f"--threads {threads!r}: name 2, 4 or both; one thread is the baseline and always measured")
+    return asked
+
+
+def _array(text: str) -> dict[str, int]:
+    rows, x, columns = text.lower().partition("x")
+    if not x or not rows.isdecimal() or not columns.isdecimal():
+        raise RecoupError(f"--array {text!r}: must be ROWSxCOLUMNS, such as 16x16")
+    return {"rows": int(rows), "columns": int(columns)}
