@@ -77,9 +77,9 @@ def narrowest(
         RecoupError: an emulated model, no candidates, no candidate within the budget, a log of another search.
     """
     if emulated_layers(model):
-        raise RecoupError("lba.narrowest: the model is emulated already: restore_ it first")
+        raise RecoupError("search.narrowest: the model is emulated already: restore_ it first")
     if not candidates:
-        raise RecoupError("lba.narrowest: candidates is empty")
+        raise RecoupError("search.narrowest: candidates is empty")
     trial = _Trial(model, batches, calibration, log, progress)
     reference = trial.accuracy(None)
     names, uniform = trial.names(candidates[0]), {}
@@ -91,7 +91,7 @@ def narrowest(
         start = config
     if start is None:
         raise RecoupError(
-            f"lba.narrowest: even {candidates[0]!r} in all layers falls from {reference:.2f} to "
+            f"search.narrowest: even {candidates[0]!r} in all layers falls from {reference:.2f} to "
             f"{uniform[candidates[0]]:.2f} %, more than budget={budget}: offer wider candidates or a repair"
         )
     chosen, best = dict.fromkeys(names, start), uniform[start]
@@ -126,12 +126,12 @@ class _Trial:
             content = json.loads(path.read_text("utf-8"))
             theirs, known = {name: content.get(name) for name in self.identity}, dict(content["accuracy"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RecoupError(f"lba.narrowest: {path} is no log of a search ({error})") from None
+            raise RecoupError(f"search.narrowest: {path} is no log of a search ({error})") from None
         others = {"model": "another model", "batches": "other batches", "calibration": "another calibration"}
         for name, other in others.items():
             if theirs[name] != self.identity[name]:
                 raise RecoupError(
-                    f"lba.narrowest: {path} is the log of a search with {other}: choose another file, or delete it"
+                    f"search.narrowest: {path} is the log of a search with {other}: choose another file, or delete it"
                 )
         return known
 

@@ -1,6 +1,5 @@
 """The network under measurement: puts it into a state, measures, and depends on nothing that was measured before."""
 
-import hashlib
 from functools import cached_property
 from typing import Any, cast
 
@@ -16,6 +15,7 @@ from recoup.models import load as load_model
 from recoup.network.norms import Statistics, has_norms, only_norms, shift
 from recoup.network.wing import Repair
 from recoup.recalibrate import PAIRED
+from recoup.storage.digest import of_state
 from recoup.study.configs import Config
 from recoup.study.machine import check_device
 from recoup.study.progress import Display
@@ -60,11 +60,7 @@ class Lab:
     @cached_property
     def digest(self) -> str:
         """A fingerprint of every parameter and buffer of the float model."""
-        digest = hashlib.sha256()
-        for name, tensor in self.model.state_dict().items():
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return of_state(self.model)
 
     @cached_property
     def test(self) -> Dataset:

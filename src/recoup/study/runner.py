@@ -1,6 +1,5 @@
 """From a recipe to results: every measurement once, stored as soon as it is made."""
 
-import hashlib
 import time
 import warnings
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from recoup.errors import RecoupError, RecoupWarning
+from recoup.storage.digest import of_file
 from recoup.storage.files import write_atomically
 from recoup.study.configs import Config
 from recoup.study.lab import Lab, baseline_of, needs_scales
@@ -218,7 +218,7 @@ def _results(lab: Lab, tasks: list[Task], store: Store, notes: list[str]) -> Res
         machine=describe(lab.device, recipe.wings),
         model_name=type(lab.model).__name__,
         parameters=sum(parameter.numel() for parameter in lab.model.parameters()),
-        weights_sha256=_file_digest(recipe.weights),
+        weights_sha256=None if recipe.weights is None else of_file(Path(recipe.weights)),
         data_name=images.name,
         test_images=accuracy[0].count,
         calibration_images=recipe.calibration.images,
@@ -229,10 +229,3 @@ def _results(lab: Lab, tasks: list[Task], store: Store, notes: list[str]) -> Res
         notes=tuple(notes),
         seconds=round(sum(store[task.key]["seconds"] for task in tasks), 3),
     )
-
-
-def _file_digest(path: str | None) -> str | None:
-    if path is None:
-        return None
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
