@@ -5,13 +5,6 @@ An entry that is no longer found fails the test, so that the tables only shrink.
 
 KNOWN: dict[str, frozenset[str]] = {
     "libraries": frozenset({"recoup/pipeline/schedule.py: matplotlib"}),
-    "long functions": frozenset(
-        {
-            "recoup/nbsmt/reorder.py:reorder_",
-            "recoup/nbsmt/throttle.py:plan_throttling",
-            "recoup/plots/pipeline.py:delay_figure",
-        }
-    ),
     "chains": frozenset(
         {
             "report.figures: LightNorm",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from recoup.errors import RecoupError
 from recoup.nbsmt import reference
 from recoup.nbsmt.config import NBSMT
-from recoup.nbsmt.observe import Seen, hooked, in_mode, nbsmt_layers
+from recoup.nbsmt.observe import Layer, Seen, hooked, in_mode, nbsmt_layers
 from recoup.nbsmt.tally import CELLS
 from recoup.network.batches import call, prepared
 from recoup.network.modes import evaluating
@@ -56,21 +56,7 @@ def reorder_(model: M, batches: Iterable[Any], *, progress: bool = False) -> M:
         RecoupError: no NB-SMT layer; none in which the order matters (one thread, or a policy without ``S``, under
             which every pair collides whatever it meets); a layer that is bias-corrected; no or bad batches.
     """
-    layers = {
-        name: layer
-        for name, layer in nbsmt_layers(model, "reorder_").items()
-        if layer.config.threads > 1 and layer.config.zero_test and layer.caveat() is None
-    }
-    if not layers:
-        raise RecoupError(
-            "reorder_: the order matters in no layer: it needs 2 or 4 threads and a policy with S (zero operands)"
-        )
-    corrected = [layer.title for layer in layers.values() if layer.bias_correction is not None]
-    if corrected:
-        raise RecoupError(
-            f"reorder_: {corrected[0]} has a bias correction, which belongs to its present order: reorder_ first, then "
-            "correct_bias_ (restore_ and emulate_ take corrections away)"
-        )
+    layers = _orderable(model)
     batches = batches if hasattr(batches, "__len__") else list(batches)
     affinity: dict[str, _Affinity] = {}
     errors: dict[str, Tensor] = {}
@@ -99,6 +85,26 @@ def reorder_(model: M, batches: Iterable[Any], *, progress: bool = False) -> M:
         if new < old:
             layers[name].order = orders[name]
     return model
+
+
+def _orderable(model: nn.Module) -> dict[str, Layer]:
+    """The layers whose result depends on the order, by name."""
+    layers = {
+        name: layer
+        for name, layer in nbsmt_layers(model, "reorder_").items()
+        if layer.config.threads > 1 and layer.config.zero_test and layer.caveat() is None
+    }
+    if not layers:
+        raise RecoupError(
+            "reorder_: the order matters in no layer: it needs 2 or 4 threads and a policy with S (zero operands)"
+        )
+    corrected = [layer.title for layer in layers.values() if layer.bias_correction is not None]
+    if corrected:
+        raise RecoupError(
+            f"reorder_: {corrected[0]} has a bias correction, which belongs to its present order: reorder_ first, then "
+            "correct_bias_ (restore_ and emulate_ take corrections away)"
+        )
+    return layers
 
 
 def slot_of_position(channels: int, config: NBSMT, device: torch.device) -> Tensor:

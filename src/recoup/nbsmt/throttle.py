@@ -1,6 +1,6 @@
 """Throttling: fewer threads in the layers where they hurt, until the accuracy is within a budget."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -113,6 +113,15 @@ def plan_throttling(model: nn.Module, batches: Iterable[Any], budget: float, *, 
                 f"throttle_(budget={budget!r}): with one thread in every layer top-1 is {after.top1:.4g}, with 8-bit "
                 f"arithmetic {baseline.top1:.4g}, though both are the same: the batches differ from reading to reading"
             )
+    kept, after = _taken_back(kept, after, floor, accuracy)
+    slowed = dict(kept)  # where a layer takes both steps, the one to a single thread comes last
+    return Throttling(slowed, baseline, before, after)
+
+
+def _taken_back(
+    kept: Sequence[Step], after: Accuracy, floor: float, accuracy: Callable[[Sequence[Step]], Accuracy]
+) -> tuple[Sequence[Step], Accuracy]:
+    """The steps without those that the budget can spare, the least useful tried first, and their accuracy."""
     for step in reversed(kept[:-1]):  # without the last one the prefix is known to miss the budget
         name, threads = step
         if threads == 2 and (name, 1) in kept:
@@ -121,8 +130,7 @@ def plan_throttling(model: nn.Module, batches: Iterable[Any], budget: float, *, 
         found = accuracy(rest)
         if found.top1 >= floor:
             kept, after = rest, found
-    slowed = dict(kept)  # where a layer takes both steps, the one to a single thread comes last
-    return Throttling(slowed, baseline, before, after)
+    return kept, after
 
 
 @contextmanager

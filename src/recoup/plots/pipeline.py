@@ -98,11 +98,7 @@ def delay_figure(
     delays = sorted({delay for row in sweeps.values() for delay in row})
     step = min((b - a for a, b in pairwise(delays)), default=1.0)
     if reference is not None:
-        name, values = reference
-        kept = _finite(values)
-        if kept.size:
-            axis.axhspan(kept.min(), kept.max(), color=palette.series[0], alpha=BAND, lw=0)
-            axis.axhline(kept.mean(), color=palette.series[0], lw=1.3, label=_plain(name))
+        _level(axis, *reference, palette.series[0])
     others = replace(palette, series=palette.series[1:] or palette.series)  # the first is the reference's
     lost: dict[int, list[float]] = {}
     for index, (label, row) in enumerate(sweeps.items()):
@@ -129,6 +125,14 @@ def delay_figure(
     axis.set_title(measure + (" (log scale)" if log else "") + ": mean and span of the runs")
     _legend(figure, axis)
     return figure
+
+
+def _level(axis: Any, name: str, values: Sequence[float], colour: str) -> None:
+    """A level line at the mean of the finite values, and a band over their span."""
+    kept = _finite(values)
+    if kept.size:
+        axis.axhspan(kept.min(), kept.max(), color=colour, alpha=BAND, lw=0)
+        axis.axhline(kept.mean(), color=colour, lw=1.3, label=_plain(name))
 
 
 @styled
