@@ -95,7 +95,8 @@ OWED: dict[str, dict[str, str]] = {
         },
     },
     "long functions": {
-        "recoup/cli/train.py:train": "a parameter an option, each with its help",
+        "recoup/cli/evaluate.py:evaluate": "a parameter an option, each with its help",
+        "recoup/cli/train.py:train": "the same",
     },
 }
 

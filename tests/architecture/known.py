@@ -16,9 +16,11 @@ KNOWN: dict[str, frozenset[str]] = {
     ),
     "words": frozenset(
         {
+            "recoup/cli/common.py: pipeline",
             "recoup/cli/doctor.py: nbsmt",
             "recoup/cli/main.py: pipeline",
             "recoup/cli/train.py: lba",
+            "recoup/cli/report.py: pipeline",
             "recoup/recalibrate.py: lightnorm",
             "recoup/recalibrate.py: nbsmt",
             "recoup/report/figures.py: lightnorm",
