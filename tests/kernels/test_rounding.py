@@ -7,8 +7,9 @@ import pytest
 import torch
 from llvmlite import ir
 
-from recoup.kernels.llvm import I64, VOID, Native, P, Target, assembly, host
+from recoup.kernels.llvm import I64, Native, P, Target, assembly, host
 from recoup.kernels.rounding import EXCEPTIONS_MASKED, FLUSH, FLUSH_RESULTS, TOWARD_ZERO, internal, rounding
+from recoup.kernels.signature import Signature
 from recoup.kernels.vector import Vector
 
 LANES = 4
@@ -21,21 +22,18 @@ ADDED = {False: [1 + 2.0**-22, -1 - 2.0**-22], True: [1 + 2.0**-23, -1 - 2.0**-2
 
 def module(control: int, target: Target) -> ir.Module:
     """out[0] = x + y and out[1] = x y within the block, and out[2] = x + y after it, in vectors."""
-    made = ir.Module("rounding")
-    work, b, v = internal(made, "work", {"x": P, "y": P, "out": P})
-    code = Vector(b, LANES)
-    x, y = (code.load(v[name], I64(0)) for name in ("x", "y"))
-    code.store(b.fadd(x, y), v["out"], I64(0))
-    code.store(b.fmul(x, y), v["out"], I64(LANES))
+    made, signature = ir.Module("rounding"), Signature.of(x=P, y=P, out=P)
+    work = internal(made, "work", signature)
+    b, code = work.b, Vector(work.b, LANES)
+    x, y = (code.load(work[name], I64(0)) for name in ("x", "y"))
+    code.store(b.fadd(x, y), work["out"], I64(0))
+    code.store(b.fmul(x, y), work["out"], I64(LANES))
     b.ret_void()
-    outer = ir.Function(made, ir.FunctionType(VOID, [P, P, P]), "outer")
-    b = ir.IRBuilder(outer.append_basic_block("entry"))
-    x, y, out = outer.args
-    scratch = Vector(b, LANES).at(out, I64(2 * LANES))
-    with rounding(b, control, target):
-        b.call(work, [x, y, out])
-    b.call(work, [x, y, scratch])
-    b.ret_void()
+    outer = signature.define(made, "outer")
+    with rounding(outer.b, control, target):
+        work.call(outer)
+    work.call(outer, out=Vector(outer.b, LANES).at(outer["out"], I64(2 * LANES)))
+    outer.b.ret_void()
     return made
 
 

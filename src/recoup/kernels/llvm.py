@@ -89,6 +89,7 @@ class Native:
 
     Attributes:
         address: of the machine code, valid as long as this object lives.
+        call: the function itself, as ctypes calls it.
     """
 
     def __init__(
@@ -98,10 +99,10 @@ class Native:
         self._engine = binding.create_mcjit_compiler(compiled, machine)  # owns the code
         self._engine.finalize_object()
         self.address: int = self._engine.get_function_address(name)
-        self._call = ctypes.CFUNCTYPE(result, *arguments)(self.address)
+        self.call = ctypes.CFUNCTYPE(result, *arguments)(self.address)
 
     def __call__(self, *arguments: Any) -> Any:
-        return self._call(*arguments)
+        return self.call(*arguments)
 
 
 def assembly(module: ir.Module, target: Target) -> str:

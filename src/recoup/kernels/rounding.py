@@ -13,6 +13,7 @@ from typing import Any
 from llvmlite import ir
 
 from recoup.kernels.llvm import I32, I64, VOID, P, Target, declared
+from recoup.kernels.signature import Definition, Signature
 
 # Of x86's MXCSR. FLUSH: operands below the normal numbers are zero too, not only results.
 EXCEPTIONS_MASKED, TOWARD_ZERO, FLUSH_RESULTS, FLUSH = 0x1F80, 0x6000, 0x8000, 0x8040
@@ -58,9 +59,9 @@ def _set_rounding(b: ir.IRBuilder) -> Any:
     return declared(b, "llvm.set.rounding", VOID, [I32])
 
 
-def internal(module: ir.Module, name: str, arguments: dict[str, Any]) -> tuple[Any, ir.IRBuilder, dict[str, Any]]:
-    """A function of its own that is not inlined: see above."""
-    made = ir.Function(module, ir.FunctionType(VOID, list(arguments.values())), name)
-    made.linkage = "internal"
-    made.attributes.add("noinline")
-    return made, ir.IRBuilder(made.append_basic_block("entry")), dict(zip(arguments, made.args, strict=True))
+def internal(module: ir.Module, name: str, signature: Signature) -> Definition:
+    """Start a function of its own that is not inlined: see above."""
+    made = signature.define(module, name)
+    made.function.linkage = "internal"
+    made.function.attributes.add("noinline")
+    return made

@@ -15,10 +15,9 @@ from recoup.lba.cpu_gradient import gradients
 from recoup.lba.driver import Columns, Index
 from recoup.lba.emit import build
 from recoup.lba.plan import Extent, Plan
-from recoup.lba.tiles import current_target, fitted, padded, shape, target
+from recoup.lba.tiles import FLOAT32, current_target, fitted, padded, shape, shared_arguments, target
 
 __all__ = ["Cpu", "target"]
-
 
 MINIMUM_WORK = 1 << 18  # multiply-adds that pay for one more thread
 
@@ -51,42 +50,34 @@ class Cpu:
 def _product(x: Tensor, columns: Columns, chosen: Plan, config: LBA, index: Index) -> Tensor:
     """The kernel over all matrices: x [B, M, K] scaled -> [B, M, N] in the kernel's element type and scale."""
     B, M, K = x.shape
-    N = len(columns.columns)
-    tile = fitted(shape(chosen.form, current_target()), M, N)
-    native = build(chosen.form, tile, current_target())
+    processor = current_target()
+    tile = fitted(shape(chosen.form, processor), M, len(columns.columns))
     tiles = -(-M // tile.rows)
-    places, straight = padded(columns, tile)
-    panels = len(places) // tile.columns
     rows = F.pad(x, [0, 0, 0, tiles * tile.rows - M]) if M % tile.rows else x
-    y = torch.empty(B, tiles * tile.rows, len(places), dtype=torch.float64 if chosen.form.wide else torch.float32)
-    terms, scratch_type = columns.terms.numpy(), np.float64 if chosen.form.wide else np.float32
-    chunk = min(config.chunk or K, K)
-    size = y.element_size()
+    places, straight = padded(columns, tile)
+    width, panels = len(places), len(places) // tile.columns
+    y = torch.empty(B, tiles * tile.rows, width, dtype=torch.float64 if chosen.form.wide else torch.float32)
+    scratch_type = np.float64 if chosen.form.wide else np.float32
+    kernel = build(chosen.form, tile, processor).bind(
+        K=K,
+        chunk=min(config.chunk or K, K),
+        a_stride=K,
+        c_stride=width,
+        **shared_arguments(columns, places, straight, chosen, index),
+    )
 
     def call(batch: int, panel: tuple[int, int], row_tile: tuple[int, int], scratch: np.ndarray) -> None:
         row = row_tile[0] * tile.rows
-        native(
-            *panel,
-            row_tile[1] - row_tile[0],
-            K,
-            chunk,
-            rows.data_ptr() + 4 * K * (batch * tiles * tile.rows + row),
-            K,
-            columns.source.data_ptr() + 4 * batch * columns.matrix,
-            terms.ctypes.data,
-            places.ctypes.data,
-            straight.ctypes.data,
-            2.0**chosen.b_scale,
-            chosen.b_least_bits,
-            y.data_ptr() + size * len(places) * (batch * tiles * tile.rows + row),
-            len(places),
-            chosen.floats.ctypes.data,
-            chosen.integers.ctypes.data,
-            scratch.ctypes.data,
-            index.base,
-            index.first + batch * index.matrix + row * index.row,
-            index.row,
-            1,
+        place = batch * tiles * tile.rows + row
+        kernel(
+            first=panel[0],
+            last=panel[1],
+            tiles=row_tile[1] - row_tile[0],
+            a=rows.data_ptr() + FLOAT32 * K * place,
+            b=columns.source.data_ptr() + FLOAT32 * columns.matrix * batch,
+            c=y.data_ptr() + y.element_size() * width * place,
+            panel=scratch.ctypes.data,
+            index=index.first + batch * index.matrix + row * index.row,
         )
 
     def over_panels(first: int, last: int) -> None:
@@ -105,4 +96,4 @@ def _product(x: Tensor, columns: Columns, chosen: Plan, config: LBA, index: Inde
         over_rows(over_tiles, tiles, work * B * panels, MINIMUM_WORK)
     else:
         over_rows(over_panels, B * panels, work * tiles, MINIMUM_WORK)
-    return y[:, :M, :N]
+    return y[:, :M, : len(columns.columns)]

@@ -14,11 +14,11 @@ from recoup.lba.config import LBA
 from recoup.lba.driver import Columns, Index, scaled
 from recoup.lba.emit_gradient import build
 from recoup.lba.plan import Plan
-from recoup.lba.tiles import current_target, fitted, padded, shape
+from recoup.lba.tiles import FLOAT32, current_target, fitted, padded, shape, shared_arguments
 
 GROUPS = 8
 PARTIAL_BYTES = 1 << 28  # of all partial sums together
-MINIMUM_WORK = 1 << 17
+MINIMUM_WORK = 1 << 17  # multiply-adds, each with its share of both gradients, that pay for one more thread
 
 
 def groups(B: int, M: int, K: int, panels: int) -> int:
@@ -31,20 +31,26 @@ def gradients(
 ) -> tuple[Tensor, Tensor]:
     """x [B, M, K] and grad [B, M, N] -> gradients [B, M, K] and [B, K, N]; see `reference.gradients`."""
     B, M, K = x.shape
-    tile = fitted(shape(chosen.form, current_target()), M, grad.shape[2])
-    native = build(
-        chosen.form, tile, current_target(), config.gradient.endswith("_of"), config.gradient.startswith("recursive")
-    )
+    N, processor = grad.shape[2], current_target()
+    tile = fitted(shape(chosen.form, processor), M, N)
     tiles = -(-M // tile.rows)
     places, straight = padded(columns, tile)
     width, panels = len(places), len(places) // tile.columns
     short = tiles * tile.rows - M
     rows, raw = (F.pad(t, [0, 0, 0, short]).contiguous() for t in (scaled(x, chosen), x))
-    g = F.pad(grad, [0, width - grad.shape[2], 0, short]).contiguous()
+    g = F.pad(grad, [0, width - N, 0, short]).contiguous()
     parts = groups(B, tiles * tile.rows, K, panels)
     grad_a = torch.zeros(parts, B, tiles * tile.rows, K)
     grad_b = torch.zeros(B, panels, K, tile.columns)
-    terms, chunk = columns.terms.numpy(), min(config.chunk or K, K)
+    overflow, recursive = config.gradient.endswith("_of"), config.gradient.startswith("recursive")
+    chunk = min(config.chunk or K, K)
+    kernel = build(chosen.form, tile, processor, overflow, recursive).bind(
+        tiles=tiles,
+        K=K,
+        chunk=chunk,
+        g_stride=width,
+        **shared_arguments(columns, places, straight, chosen, index),
+    )
 
     def work(first: int, last: int) -> None:
         panel = np.empty(K * tile.columns, np.float64 if chosen.form.wide else np.float32)
@@ -53,34 +59,20 @@ def gradients(
         for task in range(first, last):
             group, batch = task // B, task % B
             row = batch * tiles * tile.rows
-            native(
-                panels * group // parts,
-                panels * (group + 1) // parts,
-                tiles,
-                K,
-                chunk,
-                rows.data_ptr() + 4 * K * row,
-                raw.data_ptr() + 4 * K * row,
-                columns.source.data_ptr() + 4 * batch * columns.matrix,
-                terms.ctypes.data,
-                places.ctypes.data,
-                straight.ctypes.data,
-                2.0**chosen.b_scale,
-                chosen.b_least_bits,
-                g.data_ptr() + 4 * width * row,
-                width,
-                grad_a.data_ptr() + 4 * K * (group * B * tiles * tile.rows + row),
-                grad_b.data_ptr() + 4 * batch * K * width,
-                chosen.floats.ctypes.data,
-                chosen.integers.ctypes.data,
-                panel.ctypes.data,
-                panel_raw.ctypes.data,
-                words.ctypes.data,
-                index.base,
-                index.first + batch * index.matrix,
-                index.row,
-                1,
+            kernel(
+                first=panels * group // parts,
+                last=panels * (group + 1) // parts,
+                a=rows.data_ptr() + FLOAT32 * K * row,
+                a_raw=raw.data_ptr() + FLOAT32 * K * row,
+                b=columns.source.data_ptr() + FLOAT32 * columns.matrix * batch,
+                g=g.data_ptr() + FLOAT32 * width * row,
+                grad_a=grad_a.data_ptr() + FLOAT32 * K * (group * B * tiles * tile.rows + row),
+                grad_b=grad_b.data_ptr() + FLOAT32 * K * width * batch,
+                panel=panel.ctypes.data,
+                panel_raw=panel_raw.ctypes.data,
+                words=words.ctypes.data,
+                index=index.first + batch * index.matrix,
             )
 
     over_rows(work, parts * B, tiles * tile.rows * width * K // parts, MINIMUM_WORK)
-    return grad_a.sum(0)[:, :M], grad_b.transpose(1, 2).reshape(B, K, width)[:, :, : grad.shape[2]]
+    return grad_a.sum(0)[:, :M], grad_b.transpose(1, 2).reshape(B, K, width)[:, :, :N]

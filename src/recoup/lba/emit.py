@@ -7,56 +7,32 @@ tiling, so results depend on nothing but the operands.
 Legend: M rows, N columns, K terms; a tile covers ``rows`` rows and one panel, ``vectors * lanes`` columns.
 """
 
-import ctypes
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from llvmlite import ir
 
-from recoup.kernels.llvm import I8, I32, I64, VOID, D, F, Native, P, Target, loop
+from recoup.kernels.llvm import I8, I32, I64, D, F, P, Target, loop
 from recoup.kernels.rounding import internal, rounding
+from recoup.kernels.signature import Definition, Kernel, Signature
 from recoup.kernels.vector import Vector
 from recoup.lba.emit_code import Code, Form, Shape
 from recoup.lba.emit_random import draws, random_base
 
+# Where B lies and how it is taken: see `build`.
+SOURCE = {"b": P, "b_terms": P, "b_columns": P, "b_straight": P, "b_scale": F, "b_least": I32}
+# What random bits depend on: the seed, mixed, and an output's index, which grows by so much per row and column.
+RANDOM = {"seed_base": I64, "index": I64, "index_row": I64, "index_column": I64}
+SIZES, CONSTANTS = {"K": I64, "chunk": I64}, {"floats": P, "integers": P}
+ROWS, SUMS = {"a": P, "a_stride": I64}, {"c": P, "c_stride": I64}
 
-@dataclass(frozen=True, slots=True)
-class Arguments:
-    """Names and types of a kernel's arguments, in order."""
-
-    @staticmethod
-    def types() -> dict[str, tuple[Any, Any]]:
-        """name -> (LLVM type, ctypes type)."""
-        size, address = (I64, ctypes.c_int64), (P, ctypes.c_void_p)
-        return {
-            "first": size,
-            "last": size,
-            "tiles": size,
-            "K": size,
-            "chunk": size,
-            "a": address,
-            "a_stride": size,
-            "b": address,
-            "b_terms": address,
-            "b_columns": address,
-            "b_straight": address,
-            "b_scale": (F, ctypes.c_float),
-            "b_least": (I32, ctypes.c_int32),
-            "c": address,
-            "c_stride": size,
-            "floats": address,
-            "integers": address,
-            "panel": address,
-            "seed_base": size,
-            "index": size,
-            "index_row": size,
-            "index_column": size,
-        }
+PANELS = Signature.of(first=I64, last=I64, tiles=I64, **SIZES, **ROWS, **SOURCE, **SUMS, **CONSTANTS, panel=P, **RANDOM)
+PACK = Signature.of(K=I64, **SOURCE, panel=P)
+TILE = Signature.of(**SIZES, **ROWS, **SUMS, **CONSTANTS, panel=P, **RANDOM)
 
 
 @cache
-def build(form: Form, shape: Shape, target: Target) -> Native:
+def build(form: Form, shape: Shape, target: Target) -> Kernel:
     """Compile a form's kernel: columns panels ``first .. last`` of C = A B, all row tiles.
 
     ``a`` float32 [tiles * rows, K], row stride ``a_stride``; element (k, n) of B is ``b[b_terms[k] + b_columns[n]]``,
@@ -64,62 +40,70 @@ def build(form: Form, shape: Shape, target: Target) -> Native:
     zero where its magnitude's bits are below ``b_least``; ``c`` [tiles * rows, panels * columns]. ``panel`` is scratch
     for K * columns elements.
     """
-    types = Arguments.types()
     module = ir.Module("lba")
     tile = _tile(module, form, shape, target)
     pack = packing(module, form, shape)
-    made = ir.Function(module, ir.FunctionType(VOID, [llvm for llvm, _ in types.values()]), "panels")
-    b = ir.IRBuilder(made.append_basic_block("entry"))
-    v = dict(zip(types, made.args, strict=True))
-    code = Code(b, shape, form.wide, target)
-    with rounding(b, form.control, target), loop(b, v["first"], v["last"]) as panels:
-        column = b.mul(panels.index, I64(shape.columns))
-        source = [v["K"], v["b"], v["b_terms"], *panel_columns(code, v, column)]
-        b.call(pack, [*source, v["b_scale"], v["b_least"], v["panel"]])
-        with loop(b, I64(0), v["tiles"]) as tiles:
+    panels = PANELS.define(module, "panels")
+    b, code = panels.b, Code(panels, shape, form.wide, target)
+    with rounding(b, form.control, target), loop(b, panels["first"], panels["last"]) as turn:
+        # Panels outside, row tiles inside: a panel is packed once, and then is read from the caches by every tile.
+        column = b.mul(turn.index, I64(shape.columns))
+        pack.call(panels, **panel_columns(code, column))
+        with loop(b, I64(0), panels["tiles"]) as tiles:
             row = b.mul(tiles.index, I64(shape.rows))
-            a = code.at(v["a"], b.mul(row, v["a_stride"]), F)
-            c = code.at(v["c"], b.add(b.mul(row, v["c_stride"]), column), code.scalar)
-            index = b.add(v["index"], b.add(b.mul(row, v["index_row"]), b.mul(column, v["index_column"])))
-            rest = [v[n] for n in ("floats", "integers", "panel", "seed_base")]
-            strides = [v["index_row"], v["index_column"]]
-            b.call(tile, [v["K"], v["chunk"], a, v["a_stride"], c, v["c_stride"], *rest, index, *strides])
+            a = code.at(panels["a"], b.mul(row, panels["a_stride"]), F)
+            c = code.at(panels["c"], b.add(b.mul(row, panels["c_stride"]), column), code.scalar)
+            tile.call(panels, a=a, c=c, index=output_index(code, row, column))
     b.ret_void()
-    return Native(module, "panels", None, [c for _, c in types.values()], target)
+    return Kernel(module, "panels", PANELS, target)
 
 
-def panel_columns(code: Code, v: dict[str, Any], column: Any) -> list[Any]:
-    """Where a panel's columns lie, and which vectors of them side by side."""
+def panel_columns(code: Code, column: Any) -> dict[str, Any]:
+    """Where the columns of the panel from ``column`` on lie, and which vectors of them side by side."""
     vector = code.b.udiv(column, I64(code.lanes))
-    return [code.at(v["b_columns"], column, I64), code.at(v["b_straight"], vector, I8)]
+    return {
+        "b_columns": code.at(code.v["b_columns"], column, I64),
+        "b_straight": code.at(code.v["b_straight"], vector, I8),
+    }
 
 
-def packing(module: ir.Module, form: Any, shape: Shape, name: str = "pack") -> Any:
-    """Columns of B side by side: panel[k][column], in the kernel's element type."""
-    types = {"K": I64, "b": P, "terms": P, "columns": P, "straight": P, "scale": F, "least": I32, "panel": P}
-    made, b, v = internal(module, name, types)
-    code = Vector(b, shape.lanes)
-    scale, least = code.everywhere(v["scale"]), code.everywhere(v["least"])
+def output_index(code: Code, row: Any, column: Any) -> Any:
+    """The index of a tile's first output."""
+    b, v = code.b, code.v
+    return b.add(v["index"], b.add(b.mul(row, v["index_row"]), b.mul(column, v["index_column"])))
+
+
+def packing(module: ir.Module, form: Any, shape: Shape, name: str = "pack") -> Definition:
+    """Columns of B side by side: panel[k][column], in the kernel's element type.
+
+    The tiles then read whole vectors from successive addresses, whatever B's layout, and each column is scaled once
+    instead of once a row.
+    """
+    pack = internal(module, name, PACK)
+    b, code = pack.b, Vector(pack.b, shape.lanes)
+    scale, least = code.everywhere(pack["b_scale"]), code.everywhere(pack["b_least"])
 
     def scaled(x: Any) -> Any:
         return b.fmul(b.select(b.icmp_signed(">=", code.magnitude(x), least), x, code.zero), scale)
 
     for vector in range(shape.vectors):
         place = I64(vector * shape.lanes)
-        offsets = code.load(v["columns"], place, None, code.of(I64))
-        first = code.get(v["columns"], place, I64)
-        straight = b.icmp_unsigned("!=", code.get(v["straight"], I64(vector), I8), I8(0))
+        offsets = code.load(pack["b_columns"], place, None, code.of(I64))
+        first = code.get(pack["b_columns"], place, I64)
+        straight = b.icmp_unsigned("!=", code.get(pack["b_straight"], I64(vector), I8), I8(0))
         with b.if_else(straight) as (then, otherwise):
             for block, gathered in ((then, False), (otherwise, True)):
-                with block, loop(b, I64(0), v["K"]) as terms:
-                    term = code.get(v["terms"], terms.index, I64)
+                with block, loop(b, I64(0), pack["K"]) as terms:
+                    term = code.get(pack["b_terms"], terms.index, I64)
                     value = (
-                        _gathered(code, v["b"], term, offsets) if gathered else code.load(v["b"], b.add(term, first))
+                        _gathered(code, pack["b"], term, offsets)
+                        if gathered
+                        else code.load(pack["b"], b.add(term, first))
                     )
                     value = code.wide(value) if form.wide else scaled(value)
-                    code.store(value, v["panel"], b.add(b.mul(terms.index, I64(shape.columns)), place))
+                    code.store(value, pack["panel"], b.add(b.mul(terms.index, I64(shape.columns)), place))
     b.ret_void()
-    return made
+    return pack
 
 
 def _gathered(code: Vector, source: Any, term: Any, offsets: Any) -> Any:
@@ -131,20 +115,22 @@ def _gathered(code: Vector, source: Any, term: Any, offsets: Any) -> Any:
     return value
 
 
-def _tile(module: ir.Module, form: Form, shape: Shape, target: Target) -> Any:
-    """All sums of one tile."""
-    sizes = dict.fromkeys(("seed_base", "index", "index_row", "index_column"), I64)
-    addresses = {"a": P, "a_stride": I64, "c": P, "c_stride": I64, "floats": P, "integers": P, "panel": P}
-    made, b, v = internal(module, "tile", {"K": I64, "chunk": I64, **addresses, **sizes})
-    code = Code(b, shape, form.wide, target)
-    code.load_constants(v["floats"], v["integers"])
-    rows = [code.at(v["a"], b.mul(I64(row), v["a_stride"]), F) for row in range(shape.rows)]
-    bases = [random_base(code, v, *place) for place in shape.places] if form.random else []
+def _tile(module: ir.Module, form: Form, shape: Shape, target: Target) -> Definition:
+    """All sums of one tile.
+
+    The sums are values of the loop over k, never memory. Those of a term do not depend on each other, so their steps
+    overlap: a step alone takes a dozen cycles, and so would each term of a tile of one register.
+    """
+    tile = internal(module, "tile", TILE)
+    b, code = tile.b, Code(tile, shape, form.wide, target)
+    code.load_constants()
+    rows = [code.at(tile["a"], b.mul(I64(row), tile["a_stride"]), F) for row in range(shape.rows)]
+    bases = [random_base(code, *place) for place in shape.places] if form.random else []
     zeros = [code.zero] * len(shape.places)
-    with loop(b, I64(0), v["K"], v["chunk"], [*zeros, I64(0)]) as chunks:
+    with loop(b, I64(0), tile["K"], tile["chunk"], [*zeros, I64(0)]) as chunks:
         *outer, number = chunks.values
-        with loop(b, chunks.index, chunk_end(code, v, chunks.index), 1, zeros) as terms:
-            panel = code.at(v["panel"], b.mul(terms.index, I64(shape.columns)), code.scalar)
+        with loop(b, chunks.index, chunk_end(code, chunks.index), 1, zeros) as terms:
+            panel = code.at(tile["panel"], b.mul(terms.index, I64(shape.columns)), code.scalar)
             ws = [code.load(panel, I64(vector * shape.lanes)) for vector in range(shape.vectors)]
             xs = [operand(code, row, terms.index) for row in rows]
             counter = term_counter(code, terms.index)
@@ -153,22 +139,22 @@ def _tile(module: ir.Module, form: Form, shape: Shape, target: Target) -> Any:
                 for i, ((row, vector), s) in enumerate(zip(shape.places, terms.values, strict=True))
             ]
             terms.carry(*sums)
-        counter = chunk_counter(code, v, number)
+        counter = chunk_counter(code, number)
         added = [
             form.add(code, s, y, draws(code, bases, i, counter)).result
             for i, (s, y) in enumerate(zip(terms.values, outer, strict=True))
         ]
         chunks.carry(*added, b.add(number, I64(1)))
     for (row, vector), y in zip(shape.places, chunks.values[:-1], strict=True):
-        code.store(y, v["c"], b.add(b.mul(I64(row), v["c_stride"]), I64(vector * shape.lanes)))
+        code.store(y, tile["c"], b.add(b.mul(I64(row), tile["c_stride"]), I64(vector * shape.lanes)))
     b.ret_void()
-    return made
+    return tile
 
 
-def chunk_end(code: Code, v: dict[str, Any], start: Any) -> Any:
+def chunk_end(code: Code, start: Any) -> Any:
     """Where the chunk from ``start`` on ends: the last may be short."""
-    end = code.b.add(start, v["chunk"])
-    return code.b.select(code.b.icmp_signed("<", end, v["K"]), end, v["K"])
+    b, end = code.b, code.b.add(start, code.v["chunk"])
+    return b.select(b.icmp_signed("<", end, code.v["K"]), end, code.v["K"])
 
 
 def operand(code: Code, row: Any, k: Any) -> Any:
@@ -182,6 +168,6 @@ def term_counter(code: Code, k: Any) -> Any:
     return code.b.trunc(code.b.mul(k, I64(2)), I32)
 
 
-def chunk_counter(code: Code, v: dict[str, Any], number: Any) -> Any:
-    """What the addition of a chunk's sum counts by: after all terms'."""
-    return code.b.trunc(code.b.add(code.b.mul(v["K"], I64(2)), number), I32)
+def chunk_counter(code: Code, number: Any) -> Any:
+    """What the addition of a chunk's sum counts by: after all terms."""
+    return code.b.trunc(code.b.add(code.b.mul(code.v["K"], I64(2)), number), I32)

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from llvmlite import ir
-
 from recoup.kernels.llvm import I16, I32, I64, Target, declared
+from recoup.kernels.signature import Definition
 from recoup.kernels.vector import Vector
 
 CONSTANTS = 32  # floats and integers a form may take; more than any does, so that all kernels take tables of one size
@@ -74,26 +73,30 @@ class Form(Protocol):
 
 
 class Code(Vector):
-    """The arithmetic of a tile being written, with its form's constants in every lane.
+    """The arithmetic of a kernel being written, over the tiles of a shape.
 
     Args:
-        builder: where.
-        shape: of the tile.
+        function: where.
+        shape: of a tile.
         double: float64 lanes, else float32.
         target: the processor.
+
+    Attributes:
+        v: the function's arguments by name.
+        float_constants, integer_constants: the form's, in every lane, once they are loaded.
     """
 
-    def __init__(self, builder: ir.IRBuilder, shape: Shape, double: bool, target: Target) -> None:
-        super().__init__(builder, shape.lanes, double)
-        self.shape, self.target = shape, target
+    def __init__(self, function: Definition, shape: Shape, double: bool, target: Target) -> None:
+        super().__init__(function.b, shape.lanes, double)
+        self.v, self.shape, self.target = function.arguments, shape, target
         self.float_constants: list[Any] = []
         self.integer_constants: list[Any] = []
 
-    def load_constants(self, floats: Any, integers: Any) -> None:
+    def load_constants(self) -> None:
         """Broadcast every constant, once a tile: they then stay in registers. LLVM drops those a form does not use."""
         for i in range(CONSTANTS):
-            self.float_constants.append(self.everywhere(self.get(floats, I64(i), self.scalar)))
-            self.integer_constants.append(self.everywhere(self.get(integers, I64(i), self.integer)))
+            self.float_constants.append(self.everywhere(self.get(self.v["floats"], I64(i), self.scalar)))
+            self.integer_constants.append(self.everywhere(self.get(self.v["integers"], I64(i), self.integer)))
 
     def limit(self, x: Any, top: Any) -> Any:
         """x with its magnitude limited to top.

@@ -6,74 +6,74 @@ last step, who still reaches the output. Gradients use the operands as they are,
 Legend: as in emit.py; place: one of the rows x vectors registers of a tile.
 """
 
-import ctypes
 from functools import cache
 from typing import Any
 
 from llvmlite import ir
 
-from recoup.kernels.llvm import I1, I16, I32, I64, VOID, F, Native, P, Target, loop
+from recoup.kernels.llvm import I1, I16, I32, I64, F, P, Target, loop
 from recoup.kernels.rounding import EXCEPTIONS_MASKED, internal, rounding
-from recoup.lba.emit import chunk_counter, chunk_end, operand, packing, panel_columns, term_counter
+from recoup.kernels.signature import Definition, Kernel, Signature
+from recoup.lba.emit import (
+    CONSTANTS,
+    RANDOM,
+    SIZES,
+    SOURCE,
+    chunk_counter,
+    chunk_end,
+    operand,
+    output_index,
+    packing,
+    panel_columns,
+    term_counter,
+)
 from recoup.lba.emit_code import OUTER, PRODUCT, SUM, Code, Form, Shape
 from recoup.lba.emit_random import draws, random_base
 
-
-def kinds() -> dict[str, tuple[Any, Any]]:
-    """The kernel's arguments: name -> (LLVM type, ctypes type)."""
-    size, address = (I64, ctypes.c_int64), (P, ctypes.c_void_p)
-    return {
-        **dict.fromkeys(("first", "last", "tiles", "K", "chunk"), size),
-        **dict.fromkeys(("a", "a_raw", "b", "b_terms", "b_columns", "b_straight"), address),
-        "b_scale": (F, ctypes.c_float),
-        "b_least": (I32, ctypes.c_int32),
-        "g": address,
-        "g_stride": size,
-        **dict.fromkeys(("grad_a", "grad_b", "floats", "integers", "panel", "panel_raw", "words"), address),
-        **dict.fromkeys(("seed_base", "index", "index_row", "index_column"), size),
-    }
+GRADIENTS, SCRATCH = {"g": P, "g_stride": I64, "grad_a": P, "grad_b": P}, {"panel": P, "panel_raw": P, "words": P}
+GRADIENT = Signature.of(
+    first=I64, last=I64, tiles=I64, **SIZES, a=P, a_raw=P, **SOURCE, **GRADIENTS, **CONSTANTS, **SCRATCH, **RANDOM
+)
+FORWARD = Signature.of(**SIZES, a=P, a_stride=I64, panel=P, words=P, **CONSTANTS, **RANDOM)
+BACKWARD = Signature.of(**SIZES, a_raw=P, panel_raw=P, words=P, **GRADIENTS)
+EVERY_LANE = I16(-1)
 
 
 @cache
-def build(form: Form, shape: Shape, target: Target, overflow: bool, recursive: bool) -> Native:
+def build(form: Form, shape: Shape, target: Target, overflow: bool, recursive: bool) -> Kernel:
     """Compile the gradient kernel: column panels ``first .. last``, all row tiles.
 
     It adds to ``grad_a`` [tiles * rows, K] and ``grad_b`` [panels, K, columns]. ``a`` and ``a_raw`` are contiguous
     [tiles * rows, K], scaled and not; ``g`` is zero where it is padding. ``words`` is scratch for (2 K + chunks) *
     places words.
     """
-    types = kinds()
     module = ir.Module("lba_gradient")
     plain = _Plain()
     pack, pack_raw = packing(module, form, shape), packing(module, plain, shape, "pack_raw")
     forward = _forward(module, form, shape, target, overflow)
     backward = _backward(module, shape, target, overflow, recursive)
-    made = ir.Function(module, ir.FunctionType(VOID, [llvm for llvm, _ in types.values()]), "gradient")
-    b = ir.IRBuilder(made.append_basic_block("entry"))
-    v = dict(zip(types, made.args, strict=True))
-    code = Code(b, shape, False, target)
-    with loop(b, v["first"], v["last"]) as panels:
+    gradient = GRADIENT.define(module, "gradient")
+    b, code = gradient.b, Code(gradient, shape, False, target)
+    with loop(b, gradient["first"], gradient["last"]) as panels:
         column = b.mul(panels.index, I64(shape.columns))
-        layout = [v["K"], v["b"], v["b_terms"], *panel_columns(code, v, column)]
+        columns = panel_columns(code, column)
         with rounding(b, plain.control, target):  # the caller's word may flush
-            b.call(pack_raw, [*layout, F(1.0), I32(0), v["panel_raw"]])
+            pack_raw.call(gradient, **columns, b_scale=F(1.0), b_least=I32(0), panel=gradient["panel_raw"])
         with rounding(b, form.control, target):
-            b.call(pack, [*layout, v["b_scale"], v["b_least"], v["panel"]])
-        grad_b = code.at(v["grad_b"], b.mul(column, v["K"]))
-        with loop(b, I64(0), v["tiles"]) as tiles:
+            pack.call(gradient, **columns)
+        grad_b = code.at(gradient["grad_b"], b.mul(column, gradient["K"]))
+        with loop(b, I64(0), gradient["tiles"]) as tiles:
             row = b.mul(tiles.index, I64(shape.rows))
-            offset = b.mul(row, v["K"])
-            index = b.add(v["index"], b.add(b.mul(row, v["index_row"]), b.mul(column, v["index_column"])))
-            random = [v["seed_base"], index, v["index_row"], v["index_column"]]
+            start = b.mul(row, gradient["K"])
             with rounding(b, form.control, target):
-                arguments = [v["K"], v["chunk"], code.at(v["a"], offset), v["K"], v["panel"], v["words"]]
-                b.call(forward, [*arguments, v["floats"], v["integers"], *random])
+                a, index = code.at(gradient["a"], start), output_index(code, row, column)
+                forward.call(gradient, a=a, a_stride=gradient["K"], index=index)
             with rounding(b, plain.control, target):
-                g = code.at(v["g"], b.add(b.mul(row, v["g_stride"]), column))
-                pieces = [code.at(v["a_raw"], offset), v["panel_raw"], v["words"], g, v["g_stride"]]
-                b.call(backward, [v["K"], v["chunk"], *pieces, code.at(v["grad_a"], offset), grad_b])
+                g = code.at(gradient["g"], b.add(b.mul(row, gradient["g_stride"]), column))
+                a_raw, grad_a = (code.at(gradient[name], start) for name in ("a_raw", "grad_a"))
+                backward.call(gradient, a_raw=a_raw, g=g, grad_a=grad_a, grad_b=grad_b)
     b.ret_void()
-    return Native(module, "gradient", None, [c for _, c in types.values()], target)
+    return Kernel(module, "gradient", GRADIENT, target)
 
 
 class _Plain:
@@ -93,26 +93,24 @@ def _keep(code: Code, flags: Any, pointer: Any) -> None:
     code.b.store(word if code.lanes == 16 else code.b.zext(word, I16), pointer)
 
 
-def _regions(code: Code, words: Any, K: Any) -> tuple[Any, Any, Any]:
+def _regions(code: Code) -> tuple[Any, Any, Any]:
     """Where the words lie: of the steps, of the products, of the outer steps."""
-    size = code.b.mul(K, I64(len(code.shape.places)))
-    own = code.at(words, size, I16)
-    return words, own, code.at(own, size, I16)
+    size = code.b.mul(code.v["K"], I64(len(code.shape.places)))
+    own = code.at(code.v["words"], size, I16)
+    return code.v["words"], own, code.at(own, size, I16)
 
 
-def _forward(module: ir.Module, form: Form, shape: Shape, target: Target, overflow: bool) -> Any:
+def _forward(module: ir.Module, form: Form, shape: Shape, target: Target, overflow: bool) -> Definition:
     """Keep an indicator of every step of one tile: it did not overflow, or it changed the sum."""
-    arguments = {"K": I64, "chunk": I64, "a": P, "a_stride": I64, "panel": P, "words": P, "floats": P, "integers": P}
-    arguments |= dict.fromkeys(("seed_base", "index", "index_row", "index_column"), I64)
-    made, b, v = internal(module, "forward", arguments)
-    code = Code(b, shape, form.wide, target)
-    code.load_constants(v["floats"], v["integers"])
-    passed, own, outer_words = _regions(code, v["words"], v["K"])
-    bases = [random_base(code, v, *place) for place in shape.places] if form.random else []
+    forward = internal(module, "forward", FORWARD)
+    b, v, code = forward.b, forward.arguments, Code(forward, shape, form.wide, target)
+    code.load_constants()
+    passed, own, outer_words = _regions(code)
+    bases = [random_base(code, *place) for place in shape.places] if form.random else []
     zeros = [code.zero] * len(shape.places)
     with loop(b, I64(0), v["K"], v["chunk"], [*zeros, I64(0)]) as chunks:
         *outer, number = chunks.values
-        with loop(b, chunks.index, chunk_end(code, v, chunks.index), 1, zeros) as terms:
+        with loop(b, chunks.index, chunk_end(code, chunks.index), 1, zeros) as terms:
             counter = term_counter(code, terms.index)
             following = []
             for i, ((row, vector), s) in enumerate(zip(shape.places, terms.values, strict=True)):
@@ -124,10 +122,10 @@ def _forward(module: ir.Module, form: Form, shape: Shape, target: Target, overfl
                 if overflow and step.product is not None:
                     _keep(code, form.inside(code, step.product, PRODUCT), _word(code, own, terms.index, i))
                 elif overflow:
-                    b.store(I16(-1), _word(code, own, terms.index, i))
+                    b.store(EVERY_LANE, _word(code, own, terms.index, i))
                 following.append(step.result)
             terms.carry(*following)
-        counter = chunk_counter(code, v, number)
+        counter = chunk_counter(code, number)
         added = []
         for i, (s, y) in enumerate(zip(terms.values, outer, strict=True)):
             step = form.add(code, s, y, draws(code, bases, i, counter))
@@ -136,25 +134,24 @@ def _forward(module: ir.Module, form: Form, shape: Shape, target: Target, overfl
             added.append(step.result)
         chunks.carry(*added, b.add(number, I64(1)))
     b.ret_void()
-    return made
+    return forward
 
 
-def _backward(module: ir.Module, shape: Shape, target: Target, overflow: bool, recursive: bool) -> Any:
+def _backward(module: ir.Module, shape: Shape, target: Target, overflow: bool, recursive: bool) -> Definition:
     """Walk back over the steps of one tile: what still reaches the output adds to both gradients."""
-    arguments = {"K": I64, "chunk": I64, "a": P, "panel": P, "words": P, "g": P, "g_stride": I64}
-    made, b, v = internal(module, "backward", {**arguments, "grad_a": P, "grad_b": P})
-    code = Code(b, shape, False, target)
-    passed, own, outer_words = _regions(code, v["words"], v["K"])
+    backward = internal(module, "backward", BACKWARD)
+    b, v, code = backward.b, backward.arguments, Code(backward, shape, False, target)
+    passed, own, outer_words = _regions(code)
     g = [
         code.load(v["g"], b.add(b.mul(I64(row), v["g_stride"]), I64(vector * shape.lanes)))
         for row, vector in shape.places
     ]
     places = range(len(g))
     last = b.sdiv(b.sub(v["K"], I64(1)), v["chunk"])
-    with loop(b, I64(0), b.add(last, I64(1)), 1, [I16(-1) for _ in places]) as chunks:
+    with loop(b, I64(0), b.add(last, I64(1)), 1, [EVERY_LANE for _ in places]) as chunks:
         number = b.sub(last, chunks.index)
         start = b.mul(number, v["chunk"])
-        stop = chunk_end(code, v, start)
+        stop = chunk_end(code, start)
         reach = [b.load(_word(code, outer_words, number, i), typ=I16) for i in places]
         if recursive:
             reach = [b.and_(word, later) for word, later in zip(reach, chunks.values, strict=True)]
@@ -165,22 +162,22 @@ def _backward(module: ir.Module, shape: Shape, target: Target, overflow: bool, r
             reaches = [
                 b.and_(w, b.load(_word(code, own, k, i), typ=I16)) if overflow else w for i, w in enumerate(live)
             ]
-            _spread(code, v, k, [_selected(code, w, x) for w, x in zip(reaches, g, strict=True)])
+            _spread(code, k, [_selected(code, w, x) for w, x in zip(reaches, g, strict=True)])
             terms.carry(*(live if recursive else reach))
         chunks.carry(*reach)
     b.ret_void()
-    return made
+    return backward
 
 
-def _spread(code: Code, v: dict[str, Any], k: Any, g: list[Any]) -> None:
+def _spread(code: Code, k: Any, g: list[Any]) -> None:
     """Add a term's products: grad_b[k] += sum over rows of a g, grad_a[row, k] += sum over columns of b g."""
-    b, vectors = code.b, code.shape.vectors
+    b, v, vectors = code.b, code.v, code.shape.vectors
     places = [b.add(b.mul(k, I64(code.shape.columns)), I64(n * code.lanes)) for n in range(vectors)]
-    ws = [code.load(v["panel"], place) for place in places]
+    ws = [code.load(v["panel_raw"], place) for place in places]
     sums = [code.load(v["grad_b"], place) for place in places]
     for row in range(code.shape.rows):
         at = b.add(b.mul(I64(row), v["K"]), k)
-        x, parts = operand(code, v["a"], at), g[row * vectors : (row + 1) * vectors]
+        x, parts = operand(code, v["a_raw"], at), g[row * vectors : (row + 1) * vectors]
         sums = [_multiply_add(code, x, part, total) for part, total in zip(parts, sums, strict=True)]
         across = b.fmul(parts[0], ws[0])
         for part, w in zip(parts[1:], ws[1:], strict=True):

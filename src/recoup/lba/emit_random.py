@@ -3,7 +3,7 @@
 They depend on nothing else, so a tile of any shape, on any thread, draws the same bits for an output.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from recoup.kernels.llvm import I32, I64
@@ -15,9 +15,9 @@ ROUNDS, LAST_SHIFT = ((16, 0x7FEB352D), (15, 0x846CA68B)), 16
 UNUSED = 8  # of 32 bits: 24 are drawn
 
 
-def random_base(code: Code, v: Mapping[str, Any], row: int, vector: int) -> Any:
+def random_base(code: Code, row: int, vector: int) -> Any:
     """`reference.random_base` of the outputs at one place of the tile, as 32-bit lanes."""
-    b, words, wide = code.b, code.of(I32), code.of(I64)
+    b, v, words, wide = code.b, code.v, code.of(I32), code.of(I64)
     start = b.add(v["index"], b.mul(I64(row), v["index_row"]))
     lanes = code.numbers(I64, vector * code.lanes)
     index = b.add(code.everywhere(start), b.mul(lanes, code.everywhere(v["index_column"])))

@@ -11,8 +11,11 @@ import numpy as np
 
 from recoup.errors import RecoupError
 from recoup.kernels.llvm import Target, host
-from recoup.lba.driver import Columns
+from recoup.lba.driver import Columns, Index
 from recoup.lba.emit_code import Form, Shape
+from recoup.lba.plan import Plan
+
+FLOAT32 = 4  # bytes of an operand's element
 
 _target: ContextVar[Target | None] = ContextVar("recoup_lba_target", default=None)
 
@@ -46,6 +49,27 @@ def padded(columns: Columns, tile: Shape) -> tuple[np.ndarray, np.ndarray]:
     places = np.concatenate([places, np.repeat(places[-1:], short)]) if short else places
     steps = np.diff(places.reshape(-1, tile.lanes), axis=1)
     return places, np.ascontiguousarray((steps == 1).all(1), dtype=np.uint8)
+
+
+def shared_arguments(
+    columns: Columns, places: np.ndarray, straight: np.ndarray, chosen: Plan, index: Index
+) -> dict[str, float]:
+    """What the kernels of products and of gradients take alike: B as `padded` has it, the plan, the random bits.
+
+    Addresses among them are those of the arguments' arrays.
+    """
+    return {
+        "b_terms": columns.terms.data_ptr(),
+        "b_columns": places.ctypes.data,
+        "b_straight": straight.ctypes.data,
+        "b_scale": 2.0**chosen.b_scale,
+        "b_least": chosen.b_least_bits,
+        "floats": chosen.floats.ctypes.data,
+        "integers": chosen.integers.ctypes.data,
+        "seed_base": index.base,
+        "index_row": index.row,
+        "index_column": 1,
+    }
 
 
 def shape(form: Form, target: Target) -> Shape:
