@@ -36,8 +36,6 @@ KNOWN: dict[str, frozenset[str]] = {
             "recoup/report/terminal.py: lightnorm",
             "recoup/report/terminal.py: nbsmt",
             "recoup/report/terminal.py: pipeline",
-            "recoup/report/words.py: lightnorm",
-            "recoup/report/words.py: nbsmt",
             "recoup/search.py: lba",
             "recoup/study/configs.py: nbsmt",
             "recoup/study/pipeline.py: pipeline",

@@ -1,6 +1,7 @@
 from rich.console import Console
 
-from recoup.report.terminal import MOST_LAYERS, tables
+from recoup.report.chapters import MOST_LAYERS
+from recoup.report.terminal import tables
 from tests.study.examples import norm_results, results
 
 

@@ -61,7 +61,7 @@ def accuracy_figure(results: Results, summary: Summary) -> str:
     names = [*hardware, *(repr(config) for config in results.recipe.configs)]
     panels = [(name, summary.of(name)) for name in names if summary.of(name)]
     heights = [len(lines) + 0.9 for _, lines in panels]
-    figure, axes = _canvas(len(panels), 0.30 * sum(heights) + 0.7, heights)
+    figure, axes = canvas(len(panels), 0.30 * sum(heights) + 0.7, heights)
     for index, (axis, (name, lines)) in enumerate(zip(axes, panels, strict=True)):
         _references(axis, [FLOAT, *hardware.values()], summary, labelled=index == 0)
         colour, marker = _series(index)
@@ -86,13 +86,13 @@ def layer_figure(results: Results) -> str | None:
     if not results.rows("layers"):
         return None
     names = list(dict.fromkeys(row.name for row in results.rows("layers")))
-    figure, axes = _canvas(2, 4.3 + _name_space(names), [1.25, 1])
+    figure, axes = canvas(2, 4.3 + name_space(names), [1.25, 1])
     said = []
     for index, config in enumerate(c for c in results.recipe.configs if isinstance(c, NBSMT)):
         rows = [row for row in results.rows("layers") if row.config == repr(config)]
         places = [names.index(row.name) for row in rows]
-        _line(axes[0], places, [row.error or math.nan for row in rows], index, title(config))
-        _line(axes[1], places, [100 * row.collisions for row in rows], index, title(config))
+        plot_line(axes[0], places, [row.error or math.nan for row in rows], index, title(config))
+        plot_line(axes[1], places, [100 * row.collisions for row in rows], index, title(config))
         worst = max(rows, key=lambda row: row.error, default=None)
         if worst is not None:
             said.append(f"{title(config)}: largest error {worst.error:.2g} in {worst.name}")
@@ -101,37 +101,9 @@ def layer_figure(results: Results) -> str | None:
     axes[0].set_title("Error against 8 bit (relative mean square, log scale)")
     axes[1].set_title("Slots with a collision, %")
     axes[1].set_ylim(0, 105)
-    _legend(figure, axes[0])
-    _layer_ticks(axes, names)
+    legend(figure, axes[0])
+    layer_ticks(axes, names)
     return svg(figure, "layers", f"Relative error and collision rate of {len(names)} layers. {'; '.join(said)}.")
-
-
-@styled
-def unit_figure(results: Results) -> str | None:
-    """Slope and residual of every layer on a narrow accumulator; None where no such layer was profiled."""
-    if not results.rows("units"):
-        return None
-    names = list(dict.fromkeys(row.name for row in results.rows("units")))
-    figure, axes = _canvas(3, 5.4 + _name_space(names), [1, 1, 1])
-    said, configs = [], list(dict.fromkeys(row.config for row in results.rows("units")))
-    titles = {repr(config): title(config) for config in results.recipe.configs}
-    for index, config in enumerate(configs):
-        rows = [row for row in results.rows("units") if row.config == config]
-        places = [names.index(row.name) for row in rows]
-        _line(axes[0], places, [row.slope for row in rows], index, titles[config])
-        _line(axes[1], places, [row.residual for row in rows], index, titles[config])
-        _line(axes[2], places, [100 * row.swamped for row in rows], index, titles[config])
-        worst = min(rows, key=lambda row: row.slope)
-        said.append(f"{titles[config]}: least slope {worst.slope:.3f} in {worst.name}")
-    axes[0].axhline(1, color=MUTED, lw=1)
-    axes[1].set_ylim(bottom=0)
-    axes[2].set_ylim(bottom=0)
-    axes[0].set_title("Slope of the accumulator's sums on the exact ones (1: no shrink)")
-    axes[1].set_title("Residual after the slope, relative to the exact sums")
-    axes[2].set_title("Products that leave the sum as it was, %")
-    _legend(figure, axes[0])
-    _layer_ticks(axes, names)
-    return svg(figure, "units", f"Slope, residual and swamped products of {len(names)} layers. {'; '.join(said)}.")
 
 
 @styled
@@ -140,13 +112,13 @@ def shift_figure(results: Results) -> str | None:
     if not results.shifts:
         return None
     names = list(dict.fromkeys(row.layer for row in results.shifts))
-    figure, axes = _canvas(2, 4.0 + _name_space(names), [1, 1])
+    figure, axes = canvas(2, 4.0 + name_space(names), [1, 1])
     said = []
     for index, config in enumerate(results.recipe.configs):
         rows = [row for row in results.shifts if row.config == repr(config)]
         places = [names.index(row.layer) for row in rows]
-        _line(axes[0], places, [row.mean for row in rows], index, title(config))
-        _line(axes[1], places, [row.variance for row in rows], index, title(config))
+        plot_line(axes[0], places, [row.mean for row in rows], index, title(config))
+        plot_line(axes[1], places, [row.variance for row in rows], index, title(config))
         worst = max(rows, key=lambda row: row.mean, default=None)
         if worst is not None:
             said.append(f"{title(config)}: largest shift {worst.mean:.2g} standard deviations in {worst.layer}")
@@ -154,8 +126,8 @@ def shift_figure(results: Results) -> str | None:
     axes[1].axhline(1, color=MUTED, lw=1)
     axes[0].set_title("Shift of the mean, in standard deviations of the channel")
     axes[1].set_title("Variance on the hardware / variance off it")
-    _legend(figure, axes[0])
-    _layer_ticks(axes, names)
+    legend(figure, axes[0])
+    layer_ticks(axes, names)
     return svg(figure, "shift", f"Shift of BatchNorm statistics in {len(names)} layers. {'; '.join(said)}.")
 
 
@@ -168,7 +140,7 @@ def traffic_figure(results: Results) -> str | None:
         return None
     variants = {"float32 batch norm": None, **norms}
     figure = draw_traffic(variants, palette=COLOURS)
-    _clear(figure)
+    clear(figure)
     said = "; ".join(f"{name}: {widths(config).blocks:g}" for name, config in variants.items())
     return svg(figure, "traffic", f"Bits an element moves in a training step, with whole blocks. {said}.")
 
@@ -180,7 +152,7 @@ def pipeline_figure(chapter: PipelineResults, lines: Sequence[ChapterLine]) -> s
     losses = {label: [_with_gaps(row.losses, row.losses) for row in rows] for label, rows in runs.items()}
     accuracies = {label: [_with_gaps(row.accuracies, row.losses) for row in rows] for label, rows in runs.items()}
     figure = curves_figure(chapter.images, losses, accuracies, palette=COLOURS)
-    _clear(figure)
+    clear(figure)
     said = "; ".join(f"{line.label}: {line.text}" for line in lines)
     return svg(figure, "pipeline", f"Training loss and test accuracy in the course of training. At the end, {said}.")
 
@@ -217,12 +189,12 @@ def _literal(text: str) -> str:
     return text.replace("\\", r"\\")  # a replacement template would read backslashes
 
 
-def _canvas(rows: int, height: float, ratios: Sequence[float]) -> tuple[Any, list[Any]]:
+def canvas(rows: int, height: float, ratios: Sequence[float]) -> tuple[Any, list[Any]]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots(rows, 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": list(ratios)})
-    _clear(figure)
+    clear(figure)
     return figure, list(axes[:, 0])
 
 
@@ -231,7 +203,7 @@ def _with_gaps(values: Sequence[float | None], losses: Sequence[float | None]) -
     return [math.nan if v is None or lost is None else v for v, lost in zip(values, losses, strict=True)]
 
 
-def _clear(figure: Any) -> None:
+def clear(figure: Any) -> None:
     """The page shows through."""
     for part in (figure, *figure.axes):
         part.patch.set_alpha(0)
@@ -259,24 +231,24 @@ def _references(axis: Any, shown: Sequence[Baseline], summary: Summary, labelled
             axis.annotate(name, (mean, 1), offset, ha=side, va="bottom", fontsize=8, color=MUTED, **place)
 
 
-def _line(axis: Any, places: Sequence[int], values: Sequence[float], index: int, label: str) -> None:
+def plot_line(axis: Any, places: Sequence[int], values: Sequence[float], index: int, label: str) -> None:
     colour, marker = _series(index + 1)  # the first is the baselines' in every plot
     again = (index + 1) // len(SERIES)  # colours and markers come round: hollow and dashed, then dotted
     fill, dashes = ("none" if again else colour), ("-", "--", ":", "-.")[min(again, 3)]
     axis.plot(places, values, color=colour, marker=marker, mfc=fill, ls=dashes, ms=4, lw=1.2, label=label)
 
 
-def _legend(figure: Any, axis: Any) -> None:
+def legend(figure: Any, axis: Any) -> None:
     """Above the plots, where it covers neither data nor titles however many series there are."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=3, columnspacing=1.6, borderaxespad=0.2)
 
 
-def _name_space(names: Sequence[str]) -> float:
+def name_space(names: Sequence[str]) -> float:
     return 0.075 * min(max(map(len, names)), 30)
 
 
-def _layer_ticks(axes: Sequence[Any], names: Sequence[str]) -> None:
+def layer_ticks(axes: Sequence[Any], names: Sequence[str]) -> None:
     step = math.ceil(len(names) / 60)
     shown = range(0, len(names), step)
     short = [name if len(name) <= 30 else "…" + name[-29:] for name in names]

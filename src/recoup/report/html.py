@@ -1,20 +1,18 @@
 """Results as one HTML file that needs nothing else: no script, no font, no address outside itself."""
 
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recoup.nbsmt import NBSMT
 from recoup.recalibrate import PAIRED
 from recoup.report import words
+from recoup.report.chapters import chapters_of
 from recoup.report.figures import (
     accuracy_figure,
     layer_figure,
     pipeline_figure,
     shift_figure,
     traffic_figure,
-    unit_figure,
 )
 from recoup.report.pipeline import MEANING as PIPELINE_MEANING
 from recoup.report.pipeline import chapter_lines, chapter_verdict, delays_text, spread
@@ -25,7 +23,11 @@ from recoup.study.pipeline import PipelineResults
 from recoup.study.repairs import meaning
 from recoup.study.results import Results
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
 FILE = "report.html"
+PAGE, STYLE = (Path(__file__).with_name(name) for name in ("template.html.j2", "style.css"))
 
 
 def write_html(results: Results, folder: Path, pipeline: PipelineResults | None = None) -> Path:
@@ -37,16 +39,12 @@ def write_html(results: Results, folder: Path, pipeline: PipelineResults | None 
 
 def render(results: Results, pipeline: PipelineResults | None = None) -> str:
     """The report's HTML. Every string of the user's is escaped."""
-    from jinja2 import Environment, StrictUndefined
-
     summary = summarize(results)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False)
-    environment.filters["signed"] = lambda value: f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
-    environment.filters["share"] = lambda value: f"{value:.0%}".replace("%", " %").replace("-", "\N{MINUS SIGN}")
-    template = environment.from_string(_resource("template.html.j2"))
+    chapters = chapters_of(results)
+    template = _environment().get_template(str(PAGE))
     names = [repr(config) for config in results.recipe.configs]
     return template.render(
-        css=_resource("style.css"),
+        css=STYLE.read_text("utf-8"),
         results=results,
         summary=summary,
         heading=heading(results),
@@ -65,12 +63,11 @@ def render(results: Results, pipeline: PipelineResults | None = None) -> str:
             for config in results.recipe.configs
             if isinstance(config, NBSMT)
         ],
-        unit_tables=[
-            (title(config), rows)
-            for config in results.recipe.configs
-            if (rows := [row for row in results.rows("units") if row.config == repr(config)])
+        chapters=[
+            (str(chapter.template), shown)
+            for chapter in chapters
+            if chapter.template is not None and (shown := chapter.context(results))
         ],
-        unit_figure=unit_figure(results),
         pipeline=None if pipeline is None else _pipeline(pipeline),
         traffic_tables=[
             (
@@ -86,11 +83,9 @@ def render(results: Results, pipeline: PipelineResults | None = None) -> str:
         accuracy_figure=accuracy_figure(results, summary),
         layer_figure=layer_figure(results),
         shift_figure=shift_figure(results),
-        terms=words.TERMS
-        | (words.UNIT_TERMS if results.rows("units") else {})
-        | (words.TRAFFIC_TERMS if results.rows("traffic") else {}),
-        modelled=words.MODELLED,
-        not_modelled=words.NOT_MODELLED,
+        terms=words.terms(results, chapters),
+        modelled=words.modelled(results, chapters),
+        not_modelled=words.not_modelled(chapters),
         facts=facts(results),
         recipe=results.recipe.to_yaml(),
     )
@@ -154,6 +149,14 @@ def _cycle_rows(summary: Summary) -> list[Cycles]:
     return [Cycles("1 thread (8 bit)", single, single, emulated, emulated, 0), *rows]
 
 
-@cache
-def _resource(name: str) -> str:
-    return files("recoup.report").joinpath(name).read_text("utf-8")
+def _environment() -> "Environment":
+    """Templates are named by their paths: a chapter's lies beside its module, wherever that is."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    def source(name: str) -> tuple[str, str, None]:
+        return Path(name).read_text("utf-8"), name, None
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, loader=FunctionLoader(source))
+    environment.filters["signed"] = lambda value: f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+    environment.filters["share"] = lambda value: f"{value:.0%}".replace("%", " %").replace("-", "\N{MINUS SIGN}")
+    return environment

@@ -7,16 +7,15 @@ from rich.table import Table
 from rich.text import Text
 
 from recoup.lightnorm.cost import Widths
+from recoup.report.chapters import MOST_LAYERS, chapters_of
+from recoup.report.chapters import Table as Cells
 from recoup.report.html import heading, interval_text
 from recoup.report.pipeline import chapter_lines, chapter_verdict, delays_text, spread
 from recoup.report.summary import Cycles, Line, Summary, summarize
 from recoup.study.configs import title
-from recoup.study.measures.lba import UnitRow
 from recoup.study.measures.nbsmt import LayerRow
 from recoup.study.pipeline import PipelineResults
 from recoup.study.results import Results
-
-MOST_LAYERS = 24  # beyond it a table shows the worst half of that; layers.csv and the report have them all
 
 
 def tables(results: Results, pipeline: PipelineResults | None = None) -> RenderableType:
@@ -27,10 +26,9 @@ def tables(results: Results, pipeline: PipelineResults | None = None) -> Rendera
         rows = [row for row in results.rows("layers") if row.config == repr(config)]
         if rows:
             parts += [_layers(title(config), rows), Text()]
-    for config in results.recipe.configs:
-        units = [row for row in results.rows("units") if row.config == repr(config)]
-        if units:
-            parts += [_units(title(config), units), Text()]
+    for chapter in chapters_of(results):
+        for table in chapter.layers(results):
+            parts += [_drawn(table), Text()]
     if summary.cycles:
         parts += [_cycles(results, list(summary.cycles.values())), Text()]
     if summary.traffic:
@@ -49,6 +47,14 @@ def _table(name: str, *columns: str, caption: str | None = None) -> Table:
     table = Table(title=escape(name), caption=caption, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), **style)  # type: ignore[arg-type]
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left")
+    return table
+
+
+def _drawn(cells: Cells) -> Table:
+    caption = None if cells.caption is None else escape(cells.caption)
+    table = _table(cells.title, *cells.columns, caption=caption)
+    for row in cells.rows:
+        table.add_row(*(escape(cell) for cell in row))
     return table
 
 
@@ -86,20 +92,6 @@ def _layers(name: str, rows: list[LayerRow]) -> Table:
     for row in rows:
         rates = (f"{100 * rate:.1f}" for rate in (row.collisions, row.lossy, row.utilization))
         table.add_row(escape(row.name), str(row.threads), *rates, f"{row.error:.1e}")
-    return table
-
-
-def _units(name: str, rows: list[UnitRow]) -> Table:
-    caption = None
-    if len(rows) > MOST_LAYERS:
-        worst = sorted(rows, key=lambda row: row.error, reverse=True)[: MOST_LAYERS // 2]
-        caption = f"the {len(worst)} of {len(rows)} layers with the largest error; all are in units.csv"
-        rows = [row for row in rows if row in worst]
-    columns = ("layer", "K", "underflow %", "swamped %", "overflow %", "slope", "residual")
-    table = _table(f"Layers without repair: {name}", *columns, caption=caption)
-    for row in rows:
-        shares = (f"{100 * share:.2f}" for share in (row.underflowed, row.swamped, row.overflowed))
-        table.add_row(escape(row.name), str(row.terms), *shares, f"{row.slope:.3f}", f"{row.residual:.3f}")
     return table
 
 
