@@ -11,7 +11,6 @@ KNOWN: dict[str, frozenset[str]] = {
             "report.figures: NBSMT",
             "report.html: NBSMT",
             "report.summary: NBSMT",
-            "training.checkpoint: LBALayer",
         }
     ),
     "words": frozenset(
@@ -39,7 +38,6 @@ KNOWN: dict[str, frozenset[str]] = {
             "recoup/search.py: lba",
             "recoup/study/configs.py: nbsmt",
             "recoup/study/pipeline.py: pipeline",
-            "recoup/training/checkpoint.py: lba",
         }
     ),
 }

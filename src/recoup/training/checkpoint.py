@@ -1,8 +1,8 @@
 """A training run on disk: one safetensors file with its JSON inside, replaced whole.
 
-Weights, buffers, gains of LBA layers, optimiser state and the random generators' states are tensors; where the run
-stands, its configuration and its history are JSON in the file's metadata. One file cannot be half of one run and half
-of another.
+Weights, buffers, what repairs fitted to emulated layers (gains), optimiser state and the random generators' states are
+tensors; where the run stands, its configuration and its history are JSON in the file's metadata. One file cannot be
+half of one run and half of another.
 """
 
 import json
@@ -16,8 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from recoup.errors import RecoupError
-from recoup.lba.layers import LBALayer
-from recoup.network.emulated import emulated_layers
+from recoup.network.emulated import Emulated, emulated_layers
 from recoup.storage.statefile import Difference, StateFile
 
 FILE = "checkpoint.safetensors"
@@ -35,7 +34,8 @@ def state_file(folder: Path, identity: Mapping[str, Any]) -> StateFile:
 def tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """All that decides a run's next step."""
     found = {f"model.{name}": value for name, value in model.state_dict().items()}
-    found |= {f"gain.{name}": layer.gain for name, layer in _layers(model).items() if layer.gain is not None}
+    for name, layer in emulated_layers(model).items():
+        found |= {f"{extra}.{name}": value for extra, value in layer.extra_tensors().items() if _decides(layer, extra)}
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             if value is not None:
@@ -46,17 +46,16 @@ def tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Ten
     return found
 
 
-def _layers(model: nn.Module) -> dict[str, LBALayer]:
-    """The layers that may have a gain, which no state_dict has as a tensor."""
-    return {name: layer for name, layer in emulated_layers(model).items() if isinstance(layer, LBALayer)}
+def _decides(layer: Emulated, extra: str) -> bool:
+    """Whether an extra has to be kept: what was measured, training leaves as it finds it."""
+    return extra not in layer.measured
 
 
 def restore(kept: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put a checkpoint's tensors back: the next step is the one an uninterrupted run would have taken."""
     model.load_state_dict({n.removeprefix("model."): t for n, t in kept.items() if n.startswith("model.")})
-    for name, layer in _layers(model).items():
-        gain = kept.get(f"gain.{name}")
-        layer.gain = None if gain is None else gain.to(layer.weight.device)
+    for name, layer in emulated_layers(model).items():
+        layer.take_extras({extra: kept.get(f"{extra}.{name}") for extra in layer.travelling if _decides(layer, extra)})
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in kept.items():
         if name.startswith("optimizer."):
