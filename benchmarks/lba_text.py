@@ -20,7 +20,7 @@ from benchmarks.log import Log
 from benchmarks.measure import RESULTS, save
 from recoup.data import root
 from recoup.data.text import contexts
-from recoup.perplexity import nats_per_token
+from recoup.evaluation import nats_per_token
 
 FORMATS = ((10, 5), (9, 5), (8, 5), (7, 5), (6, 5), (7, 4), (6, 4), (5, 4), (4, 4), (4, 3))
 WAYS = ("attention in float32", "attention too", "attention too, gain per channel")

@@ -259,8 +259,7 @@ def _norms(model: nn.Module) -> dict[str, _BatchNorm]:
 AVERAGE = Repair(
     "recalibrated on hardware",
     "statistics",
-    "BatchNorm statistics averaged over the calibration images with the hardware on: NB-SMT's published "
-    "repair (Shomron and Weiser, 2020). LightNorm layers store what they would in training: the range's estimate.",
+    "BatchNorm statistics averaged over the calibration images with the hardware on.",
     "recalibration on the hardware",
     lambda model, batches: recalibrate_(model, batches, "average"),
     needs_norms=True,

@@ -10,9 +10,9 @@ from torch import nn
 import recoup as rc
 from recoup.data.text import contexts
 from recoup.errors import RecoupError
+from recoup.evaluation import nats_per_token
 from recoup.lba import LBA
 from recoup.models import chargpt, load_chargpt
-from recoup.perplexity import nats_per_token
 
 
 def network():

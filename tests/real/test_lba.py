@@ -7,9 +7,9 @@ import recoup as rc
 from recoup import lba
 from recoup.data import root
 from recoup.data.text import contexts
+from recoup.evaluation import nats_per_token
 from recoup.lba import LBA
 from recoup.models import load_chargpt
-from recoup.perplexity import nats_per_token
 
 FOLDER = root()
 pytestmark = pytest.mark.real

@@ -13,49 +13,67 @@ from recoup.study.configs import examples, layer_option, presets
 from recoup.study.repairs import states
 from recoup.wings import cards
 
+Model = Annotated[str, typer.Option(help="A name such as resnet20, or package.module:factory.")]
+Data = Annotated[str, typer.Option(help="digits, cifar10:DIR, mnist:DIR, imagefolder:DIR or hf:NAME.")]
+Weights = Annotated[str | None, typer.Option(help="The float checkpoint: .safetensors or a torch file.")]
+Threads = Annotated[
+    str | None, typer.Option(help="Threads a multiplier, comma-separated.", show_default="2,4 without --config")
+]
+Configs = Annotated[
+    list[str] | None,
+    typer.Option(
+        help=f"Hardware: a preset ({', '.join(presets())}), or as in Python: {examples()}. Repeatable.",
+        show_default=False,
+    ),
+]
+LayerMap = Annotated[
+    list[str] | None,
+    typer.Option(help="NAME=CONFIG or re:PATTERN=CONFIG, or =float. Repeatable, first match wins."),
+]
+States = Annotated[
+    list[str] | None,
+    typer.Option(
+        help=f"A state to measure: {', '.join(states(cards().values()))}. Repeatable.",
+        show_default="those that belong to the hardware",
+    ),
+]
+CalibrationImages = Annotated[int, typer.Option(help="Training images to calibrate and repair with.")]
+Augment = Annotated[
+    bool | None,
+    typer.Option("--augment/--no-augment", help="Augment them.", show_default="where the data know how"),
+]
+Seeds = Annotated[str, typer.Option(help="Draws of calibration images, comma-separated.")]
+Limit = Annotated[int | None, typer.Option(help="Test images to use.", show_default="all")]
+BatchSize = Annotated[int, typer.Option(help="Test images a batch.")]
+ProfileImages = Annotated[int, typer.Option(help="Images for the per-layer figures; 0: none.")]
+ArrayShape = Annotated[str, typer.Option(help="Rows x columns of the array.")]
+ModelOptions = Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the factory. Repeatable.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+CpuThreads = Annotated[int | None, typer.Option(help="CPU threads for torch.", show_default="torch's choice")]
+Out = Annotated[str, typer.Option(help="Folder for results.json, CSV tables and report.html.")]
+SaveRecipe = Annotated[Path | None, typer.Option(help="Also write the recipe to this file.")]
+
 
 def evaluate(
-    model: Annotated[str, typer.Option(help="A name such as resnet20, or package.module:factory.")],
-    data: Annotated[str, typer.Option(help="digits, cifar10:DIR, mnist:DIR, imagefolder:DIR or hf:NAME.")],
-    weights: Annotated[str | None, typer.Option(help="The float checkpoint: .safetensors or a torch file.")] = None,
-    threads: Annotated[
-        str | None, typer.Option(help="Threads a multiplier, comma-separated.", show_default="2,4 without --config")
-    ] = None,
-    config: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=f"Hardware: a preset ({', '.join(presets())}), or as in Python: {examples()}. Repeatable.",
-            show_default=False,
-        ),
-    ] = None,
-    layers: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME=CONFIG or re:PATTERN=CONFIG, or =float. Repeatable, first match wins."),
-    ] = None,
-    state: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=f"A state to measure: {', '.join(states(cards().values()))}. Repeatable.",
-            show_default="those that belong to the hardware",
-        ),
-    ] = None,
-    calibration_images: Annotated[int, typer.Option(help="Training images to calibrate and repair with.")] = 1024,
-    augment: Annotated[
-        bool | None,
-        typer.Option("--augment/--no-augment", help="Augment them.", show_default="where the data know how"),
-    ] = None,
-    seeds: Annotated[str, typer.Option(help="Draws of calibration images, comma-separated.")] = "0,1,2",
-    limit: Annotated[int | None, typer.Option(help="Test images to use.", show_default="all")] = None,
-    batch_size: Annotated[int, typer.Option(help="Test images a batch.")] = 250,
-    profile_images: Annotated[int, typer.Option(help="Images for the per-layer figures; 0: none.")] = 256,
-    array: Annotated[str, typer.Option(help="Rows x columns of the array.")] = "16x16",
-    model_option: Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the factory. Repeatable.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    cpu_threads: Annotated[
-        int | None, typer.Option(help="CPU threads for torch.", show_default="torch's choice")
-    ] = None,
-    out: Annotated[str, typer.Option(help="Folder for results.json, CSV tables and report.html.")] = "recoup-results",
-    save_recipe: Annotated[Path | None, typer.Option(help="Also write the recipe to this file.")] = None,
+    model: Model,
+    data: Data,
+    weights: Weights = None,
+    threads: Threads = None,
+    config: Configs = None,
+    layers: LayerMap = None,
+    state: States = None,
+    calibration_images: CalibrationImages = 1024,
+    augment: Augment = None,
+    seeds: Seeds = "0,1,2",
+    limit: Limit = None,
+    batch_size: BatchSize = 250,
+    profile_images: ProfileImages = 256,
+    array: ArrayShape = "16x16",
+    model_option: ModelOptions = None,
+    device: Device = "cpu",
+    cpu_threads: CpuThreads = None,
+    out: Out = "recoup-results",
+    save_recipe: SaveRecipe = None,
     wing: Wing = None,
     as_json: Json = False,
     overwrite: Overwrite = False,

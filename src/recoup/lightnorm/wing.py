@@ -1,5 +1,7 @@
 """LightNorm's card: what the rest of recoup knows about range batch norm."""
 
+from dataclasses import replace
+
 from recoup.formats import Float
 from recoup.lightnorm.config import LightNorm
 from recoup.lightnorm.layers import LAYERS
@@ -40,6 +42,11 @@ def _format_title(form: Float | None) -> str:
     return text + (f" up to {form.largest_value:g}" if form.largest is not None else "")
 
 
+RANGES = replace(
+    AVERAGE,
+    meaning=f"{AVERAGE.meaning} LightNorm layers store what they would in training: the range's estimate.",
+)
+
 CARD = Card(
     config=LightNorm,
     layers=LAYERS,
@@ -51,9 +58,9 @@ CARD = Card(
     },
     constructors={"LightNorm": LightNorm, "LightNorm.range": LightNorm.range, "LightNorm.fp10": LightNorm.fp10},
     example="LightNorm(block=8)",
-    repairs=(AVERAGE, PAIRED),
-    default=(AVERAGE.name, PAIRED.name),
-    quoted=(PAIRED.name, AVERAGE.name),
+    repairs=(RANGES, PAIRED),
+    default=(RANGES.name, PAIRED.name),
+    quoted=(PAIRED.name, RANGES.name),
     needs_norms=True,
     trains=True,
     measure="recoup.study.measures.lightnorm",

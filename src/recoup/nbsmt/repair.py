@@ -4,6 +4,9 @@ In the order in which they belong: `reorder_` (which channels share a multiplier
 threads where it hurts), then `correct_bias_` or, for networks with batch norm, `recoup.recalibrate_`.
 """
 
+from dataclasses import replace
+
+from recoup import recalibrate
 from recoup.nbsmt.bias import correct_bias_
 from recoup.nbsmt.reorder import reorder_
 from recoup.nbsmt.throttle import Throttling, plan_throttling, throttle_
@@ -11,6 +14,7 @@ from recoup.network.wing import Repair
 from recoup.recalibrate import PAIRED, recalibrate_
 
 __all__ = [
+    "AVERAGE",
     "BIAS",
     "EIGHT_BIT",
     "PAIRED_BIAS",
@@ -38,6 +42,11 @@ EIGHT_BIT = Repair(
     lambda model, batches: recalibrate_(model, batches, "average"),
     needs_norms=True,
     on_baseline=True,
+)
+AVERAGE = replace(
+    recalibrate.AVERAGE,
+    meaning="BatchNorm statistics averaged over the calibration images with the hardware on: NB-SMT's published "
+    "repair (Shomron and Weiser, 2020).",
 )
 PAIRED_BIAS = Repair.combined(
     "paired + bias",

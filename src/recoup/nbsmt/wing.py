@@ -7,9 +7,9 @@ from torch import nn
 from recoup.nbsmt import cpu
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.layers import LAYERS
-from recoup.nbsmt.repair import BIAS, EIGHT_BIT, PAIRED_BIAS
+from recoup.nbsmt.repair import AVERAGE, BIAS, EIGHT_BIT, PAIRED_BIAS
 from recoup.network.wing import Baseline, Card
-from recoup.recalibrate import AVERAGE, PAIRED
+from recoup.recalibrate import PAIRED
 
 
 def title(config: NBSMT) -> str:
