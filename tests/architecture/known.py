@@ -17,6 +17,7 @@ KNOWN: dict[str, frozenset[str]] = {
         {
             "recoup/cli/common.py: pipeline",
             "recoup/cli/doctor.py: nbsmt",
+            "recoup/cli/report.py: pipeline",
             "recoup/cli/train.py: lba",
             "recoup/cli/report.py: pipeline",
             "recoup/report/figures.py: lightnorm",
