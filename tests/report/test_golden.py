@@ -8,12 +8,11 @@ import re
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from recoup.report import render, write_tables
-from recoup.report.terminal import tables
 from recoup.study import Results
 from recoup.study.pipeline import PipelineResults
+from tests.report.pages import shown
 
 GOLDEN = Path(__file__).with_name("golden")
 TABLES = ("accuracy", "cycles", "layers", "shifts", "traffic", "units")
@@ -42,10 +41,7 @@ def test_the_page(found):
 
 
 def test_the_terminal(found):
-    console = Console(width=80, record=True)
-    with console.capture() as capture:
-        console.print(tables(*found))
-    assert capture.get() == (GOLDEN / "terminal.txt").read_text("utf-8")
+    assert shown(*found) == (GOLDEN / "terminal.txt").read_text("utf-8")
 
 
 def test_the_tables(found, tmp_path):

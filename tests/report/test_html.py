@@ -1,40 +1,11 @@
 import re
-from html.parser import HTMLParser
 
 import pytest
 
 from recoup.report import render, write_html
 from recoup.report.figures import VARIABLES
-from tests.study.examples import norm_results, results
-
-VOID = {"meta", "br", "use", "path", "rect", "link", "input", "img"}
-
-
-class Page(HTMLParser):
-    """Checks nesting and collects attributes."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.seen.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.seen.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
+from tests.report.pages import EVIL, Page
+from tests.study.examples import results
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +62,6 @@ def test_what_a_reader_needs_is_there(html):
     assert "Wilson&#39;s interval of the single measurement" in single
 
 
-EVIL = """<script>alert("1")</script>&'"><img src=x onerror=alert(1)>"""
-
-
 def test_user_strings_are_escaped():
     made = results(name=EVIL)
     recipe = made.recipe.model_copy(update={"weights": EVIL, "data": EVIL, "out": EVIL})
@@ -118,22 +86,6 @@ def test_sections_without_data_are_left_out():
     assert "Shift of BatchNorm statistics" not in html
     assert "Array cycles" not in html
     assert html.count("<svg") == 1
-
-
-def test_traffic_has_a_section_a_figure_and_tables():
-    html = render(norm_results())
-    page = Page(html)
-    assert page.open == []
-    labels = [str(attributes["aria-label"]) for tag, attributes in page.seen if tag == "svg"]
-    said = [label for label in labels if label.startswith("Bits an element moves")]
-    assert len(said) == 1
-    assert "float32 batch norm: 288; LightNorm, FP10 1-5-4, blocks of 4: 61.5" in said[0]
-    assert "A model, our own count" in html
-    assert "28 % · 68 % · 4 %" in html
-    assert html.count("<caption>LightNorm, FP10 1-5-4, blocks of") == 2
-    assert "<dt>batch norm traffic</dt>" in html
-    assert not any(colour in html for colour in VARIABLES)
-    assert "Batch norm traffic" not in render(results())
 
 
 def test_the_same_results_give_the_same_file(tmp_path):

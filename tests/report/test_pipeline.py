@@ -1,15 +1,13 @@
 import math
 
 import pytest
-from rich.console import Console
 
 from recoup.pipeline import Mitigation
 from recoup.report import render, write_html
 from recoup.report.figures import VARIABLES
 from recoup.report.pipeline import chapter_lines, chapter_verdict, delays_text
-from recoup.report.terminal import tables
 from recoup.study.pipeline import PipelineResults, PipelineRow, Setting
-from tests.report.test_html import EVIL, Page
+from tests.report.pages import EVIL, Page, shown
 from tests.study.examples import results
 
 FINAL = {"SGDM": (0.08, 96.0), "PB": (0.32, 94.5), "SC": (0.08, 96.2), "LWP": (0.1, 95.8), "LWPv+SC": (0.06, 96.1)}
@@ -102,10 +100,7 @@ def test_labels_are_escaped():
 
 
 def test_the_terminal_table_fits():
-    console = Console(width=80, record=True)
-    with console.capture() as capture:
-        console.print(tables(results(), chapter({"PB": (0, 1, 2)})))
-    text = capture.get()
+    text = shown(results(), chapter({"PB": (0, 1, 2)}))
     assert max(len(line) for line in text.splitlines()) <= 80
     assert "Pipelined Backpropagation: mean and standard deviation of 3 seeds" in text
     assert "PB diverged diverged 3 of 3" in " ".join(text.split())

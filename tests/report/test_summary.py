@@ -2,11 +2,8 @@ import pytest
 
 from recoup.report.summary import summarize, verdict
 from recoup.study import Recipe, Results, State
-from tests.study.examples import BASELINE, FOUR, TWO, norm_results, results
-
-
-def verdicts(made: Results) -> list[str]:
-    return [text.replace("\N{NO-BREAK SPACE}", " ") for text in summarize(made).verdicts]
+from tests.report.pages import verdicts
+from tests.study.examples import BASELINE, FOUR, TWO, results
 
 
 def without(results: Results, *states: str) -> Results:
@@ -89,22 +86,3 @@ def test_the_quoted_repair_is_fixed_not_picked():
     assert verdicts(bare)[1].endswith("falls to 90.25 %; no repair was measured.")
     only = summarize(without(made, State.NONE))
     assert verdict(only, FOUR) == "4 threads, S+A: 91.60\N{NO-BREAK SPACE}% (paired)."
-
-
-def test_verdicts_of_norm_units_are_against_float():
-    _, norm, largest = verdicts(norm_results())
-    fall = "LightNorm, FP10 1-5-4, blocks of 4: 91.73 % in float falls to 89.50 % with 4.7x less batch norm traffic in"
-    assert norm == f"{fall} training; paired recalibration brings back 90 % of the loss (91.50 %)."
-    assert "blocks of 32, largest exponent shared: 91.73 % in float falls to 89.50 % with 7.2x less" in largest
-    assert "with" not in verdicts(norm_results(layers=0))[1]
-    held = verdicts(norm_results(top1=(91.7, 91.7, 91.7)))[1]
-    assert held.endswith("becomes 91.70 % with 4.7x less batch norm traffic in training; there is nothing to repair.")
-
-
-def test_traffic_adds_up():
-    made = norm_results()
-    totals = summarize(made).traffic
-    assert list(totals) == [repr(config) for config in made.recipe.configs[1:]]
-    assert totals[repr(made.recipe.configs[1])].conventional == 4 * 8192 * 288
-    assert totals[repr(made.recipe.configs[1])].ratio == 288 / 61.5
-    assert summarize(results()).traffic == {}

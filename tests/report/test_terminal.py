@@ -1,15 +1,6 @@
-from rich.console import Console
-
 from recoup.report.chapters import MOST_LAYERS
-from recoup.report.terminal import tables
-from tests.study.examples import norm_results, results
-
-
-def shown(made, width=80):
-    console = Console(width=width, record=True, file=None, quiet=False)
-    with console.capture() as capture:
-        console.print(tables(made))
-    return capture.get()
+from tests.report.pages import shown
+from tests.study.examples import results
 
 
 def test_it_fits_eighty_columns():
@@ -33,11 +24,3 @@ def test_markup_in_names_is_text():
 
 def test_without_layers():
     assert "Cycles" not in shown(results(layers=0))
-
-
-def test_traffic_is_a_table():
-    text = shown(norm_results())
-    assert max(len(line) for line in text.splitlines()) <= 80
-    assert "Batch norm traffic" in text
-    assert "LightNorm, FP10 1-5-4, blocks of 4 1,179.6 251.9 4.68x" in " ".join(text.split())
-    assert "Batch norm traffic" not in shown(results())

@@ -12,11 +12,8 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any, ParamSpec, TypeVar, cast
 
-from recoup.lightnorm import LightNorm
-from recoup.lightnorm.cost import widths
 from recoup.nbsmt import NBSMT
 from recoup.network.wing import FLOAT, Baseline
-from recoup.plots.lightnorm import traffic_figure as draw_traffic
 from recoup.plots.palette import MARKERS, Palette
 from recoup.plots.pipeline import curves_figure
 from recoup.report.pipeline import ChapterLine
@@ -129,20 +126,6 @@ def shift_figure(results: Results) -> str | None:
     legend(figure, axes[0])
     layer_ticks(axes, names)
     return svg(figure, "shift", f"Shift of BatchNorm statistics in {len(names)} layers. {'; '.join(said)}.")
-
-
-@styled
-def traffic_figure(results: Results) -> str | None:
-    """Stored and moved bits of every LightNorm config beside float32 batch norm; None where none was counted."""
-    counted = {row.config for row in results.rows("traffic")}
-    norms = {title(c): c for c in results.recipe.configs if isinstance(c, LightNorm) and repr(c) in counted}
-    if not norms:
-        return None
-    variants = {"float32 batch norm": None, **norms}
-    figure = draw_traffic(variants, palette=COLOURS)
-    clear(figure)
-    said = "; ".join(f"{name}: {widths(config).blocks:g}" for name, config in variants.items())
-    return svg(figure, "traffic", f"Bits an element moves in a training step, with whole blocks. {said}.")
 
 
 @styled

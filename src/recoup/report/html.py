@@ -12,7 +12,6 @@ from recoup.report.figures import (
     layer_figure,
     pipeline_figure,
     shift_figure,
-    traffic_figure,
 )
 from recoup.report.pipeline import MEANING as PIPELINE_MEANING
 from recoup.report.pipeline import chapter_lines, chapter_verdict, delays_text, spread
@@ -69,16 +68,6 @@ def render(results: Results, pipeline: PipelineResults | None = None) -> str:
             if chapter.template is not None and (shown := chapter.context(results))
         ],
         pipeline=None if pipeline is None else _pipeline(pipeline),
-        traffic_tables=[
-            (
-                title(config),
-                summary.traffic[repr(config)],
-                [row for row in results.rows("traffic") if row.config == repr(config)],
-            )
-            for config in results.recipe.configs
-            if repr(config) in summary.traffic
-        ],
-        traffic_figure=traffic_figure(results),
         profile_images=min(results.recipe.profile_images, results.calibration_images),
         accuracy_figure=accuracy_figure(results, summary),
         layer_figure=layer_figure(results),

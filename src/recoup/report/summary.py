@@ -1,12 +1,12 @@
 """What results mean: estimates, gains, cycles and the verdict in plain words. Terminal, HTML and CSV all read this."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from statistics import fmean
 
-from recoup.lightnorm.cost import Widths
 from recoup.nbsmt.config import NBSMT
 from recoup.network.wing import FLOAT, Baseline
+from recoup.report.chapters import Chapter, chapter_at
 from recoup.study.configs import Config, title
 from recoup.study.intervals import Estimate, accuracy, of_test_set, over_seeds
 from recoup.study.measures.nbsmt import CycleRow
@@ -69,7 +69,7 @@ class Cycles:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The whole study: `lines` in the order measured, `cycles` and `traffic` (bits) by config, one verdict a config.
+    """The whole study: `lines` in the order measured, `cycles` by config, one verdict a config.
 
     ``resolution`` is half the width of the best accuracy's Wilson interval, ``threshold`` the loss up to which there is
     nothing to repair; both in points.
@@ -81,7 +81,6 @@ class Summary:
     resolution: float
     threshold: float
     seeds: int
-    traffic: dict[str, Widths] = field(default_factory=dict)
 
     def line(self, config: str, state: str) -> Line | None:
         """The line of a config and state, if it was measured."""
@@ -107,8 +106,10 @@ def summarize(results: Results) -> Summary:
     count, best = results.test_images, max(line.top1.mean for line in lines)
     resolution, threshold = of_test_set(best, count).half, _threshold(count)
     measured = [config for name, config in configs.items() if any(line.config == name for line in lines)]
-    silent = Summary(lines, cycles, (), resolution, threshold, len(results.recipe.calibration.seeds), _traffic(results))
-    return replace(silent, verdicts=tuple(verdict(silent, config, _saving(silent, config)) for config in measured))
+    silent = Summary(lines, cycles, (), resolution, threshold, len(results.recipe.calibration.seeds))
+    return replace(
+        silent, verdicts=tuple(verdict(silent, config, _saving(silent, results, config)) for config in measured)
+    )
 
 
 def baseline_of(config: Config) -> Baseline:
@@ -122,26 +123,20 @@ def baselines(results: Results) -> list[Baseline]:
     return list({baseline.name: baseline for baseline in found}.values())
 
 
-def _traffic(results: Results) -> dict[str, Widths]:
-    """Bits that all batch norms move for one image in a training step, by config."""
-    totals: dict[str, Widths] = {}
-    for config in results.recipe.configs:
-        rows = [row for row in results.rows("traffic") if row.config == repr(config)]
-        if rows:
-            names = ("conventional", "ranges", "formats", "blocks")
-            totals[repr(config)] = Widths(*(sum(getattr(row, name) for row in rows) for name in names))
-    return totals
-
-
 def _threaded(results: Results) -> list[NBSMT]:
     """The configs whose cycles were counted."""
     return [config for config in results.recipe.configs if isinstance(config, NBSMT)] if results.rows("cycles") else []
 
 
-def _saving(summary: Summary, config: Config) -> str:
-    saved, moved = summary.cycles.get(repr(config)), summary.traffic.get(repr(config))
+def _saving(summary: Summary, results: Results, config: Config) -> str:
+    saved = summary.cycles.get(repr(config))
     text = f" in {saved.speedup:.1f}x fewer cycles" if saved else ""
-    return text + (f" with {moved.ratio:.1f}x less batch norm traffic in training" if moved else "")
+    return text + _chapter_of(config).saving(results, config)
+
+
+def _chapter_of(config: Config) -> Chapter:
+    path = wing_of(config, "report").chapter
+    return Chapter() if path is None else chapter_at(path)
 
 
 def verdict(summary: Summary, config: Config, saving: str = "") -> str:

@@ -6,7 +6,6 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from recoup.lightnorm.cost import Widths
 from recoup.report.chapters import MOST_LAYERS, chapters_of
 from recoup.report.chapters import Table as Cells
 from recoup.report.html import heading, interval_text
@@ -26,13 +25,15 @@ def tables(results: Results, pipeline: PipelineResults | None = None) -> Rendera
         rows = [row for row in results.rows("layers") if row.config == repr(config)]
         if rows:
             parts += [_layers(title(config), rows), Text()]
-    for chapter in chapters_of(results):
+    chapters = chapters_of(results)
+    for chapter in chapters:
         for table in chapter.layers(results):
             parts += [_drawn(table), Text()]
     if summary.cycles:
         parts += [_cycles(results, list(summary.cycles.values())), Text()]
-    if summary.traffic:
-        parts += [_traffic(results, summary.traffic), Text()]
+    for chapter in chapters:
+        for table in chapter.totals(results):
+            parts += [_drawn(table), Text()]
     verdicts = list(summary.verdicts)
     if pipeline is not None:
         parts += [_pipeline(pipeline), Text()]
@@ -103,18 +104,6 @@ def _cycles(results: Results, rows: list[Cycles]) -> Table:
     table.add_row("1 thread (8 bit)", f"{rows[0].single:,}")
     for row in rows:
         table.add_row(row.title, f"{row.cycles:,}", f"{row.speedup:.2f}x", f"{row.emulated_speedup:.2f}x")
-    return table
-
-
-def _traffic(results: Results, totals: dict[str, Widths]) -> Table:
-    table = _table(
-        "Batch norm traffic an image and training step, kB (a model)", "hardware", "float32", "unit", "less by"
-    )
-    for config in results.recipe.configs:
-        bits = totals.get(repr(config))
-        if bits:
-            sizes = (f"{value / 8000:,.1f}" for value in (bits.conventional, bits.blocks))
-            table.add_row(title(config), *sizes, f"{bits.ratio:.2f}x")
     return table
 
 

@@ -1,8 +1,16 @@
 """LightNorm's part of a report: what batch norms move to and from memory."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from recoup.report.chapters import Chapter, Limit
+from recoup.lightnorm.config import LightNorm
+from recoup.lightnorm.cost import Widths, widths
+from recoup.plots.lightnorm import traffic_figure as draw_traffic
+from recoup.report.chapters import Chapter, Limit, Table, measured
+from recoup.report.figures import COLOURS, clear, styled, svg
+from recoup.study.configs import title
+from recoup.study.measures.lightnorm import TrafficRow
 from recoup.study.results import Results
 
 TERMS = {
@@ -20,12 +28,57 @@ TERMS = {
 }
 
 
+def total(rows: Sequence[TrafficRow]) -> Widths:
+    """Bits that all batch norms move for one image in a training step."""
+    names = ("conventional", "ranges", "formats", "blocks")
+    return Widths(*(sum(getattr(row, name) for row in rows) for name in names))
+
+
+def context(results: Results) -> Mapping[str, Any] | None:
+    """The picture, and every config's title, sums and rows."""
+    tables = [(name, total(rows), rows) for name, rows in measured(results, "traffic")]
+    return {"figure": traffic_figure(results), "tables": tables} if tables else None
+
+
+@styled
+def traffic_figure(results: Results) -> str:
+    """Stored and moved bits of every config with traffic beside float32 batch norm."""
+    counted = {title(c): c for c in results.recipe.configs if results.rows("traffic", repr(c))}
+    variants: dict[str, LightNorm | None] = {"float32 batch norm": None, **counted}
+    figure = draw_traffic(variants, palette=COLOURS)
+    clear(figure)
+    said = "; ".join(f"{name}: {widths(config).blocks:g}" for name, config in variants.items())
+    return svg(figure, "traffic", f"Bits an element moves in a training step, with whole blocks. {said}.")
+
+
+def totals(results: Results) -> list[Table]:
+    """One terminal table, a row a config."""
+    rows = []
+    for name, layers in measured(results, "traffic"):
+        bits = total(layers)
+        sizes = (f"{value / 8000:,.1f}" for value in (bits.conventional, bits.blocks))
+        rows.append((name, *sizes, f"{bits.ratio:.2f}x"))
+    columns = ("hardware", "float32", "unit", "less by")
+    text = "Batch norm traffic an image and training step, kB (a model)"
+    return [Table(text, columns, tuple(rows))] if rows else []
+
+
+def saving(results: Results, config: LightNorm) -> str:
+    """How much less traffic than float32 batch norm."""
+    rows = results.rows("traffic", repr(config))
+    return f" with {total(rows).ratio:.1f}x less batch norm traffic in training" if rows else ""
+
+
 def terms(results: Results) -> Mapping[str, str]:
     """The columns, where there are any."""
     return TERMS if results.rows("traffic") else {}
 
 
 CHAPTER = Chapter(
+    template=Path(__file__).with_name("lightnorm.html.j2"),
+    context=context,
+    totals=totals,
+    saving=saving,
     terms=terms,
     modelled=(
         "Range batch norm, with the network's running statistics: every rounding of inputs, parameters and results, "
