@@ -134,7 +134,7 @@ class Recipe(Strict):
             if len(set(values)) < len(values):
                 raise ValueError(f"{name}: the same one is given twice")
         if not self.states:
-            self.__dict__["states"] = tuple(State(name) for name in default(self.wings))
+            object.__setattr__(self, "states", tuple(State(name) for name in default(self.wings)))
         return self
 
     @property

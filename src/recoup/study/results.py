@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
-    TypeAdapter,
     ValidationError,
     model_serializer,
     model_validator,
@@ -143,9 +142,14 @@ class Results(Frozen):
 
 
 def _rows(table: str, values: Any, kind: type[Row]) -> tuple[Any, ...]:
-    try:
-        return TypeAdapter(tuple[kind, ...]).validate_python(values)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in (table, *first["loc"]))
-        raise ValueError(f"{place}: {first['msg']}") from None
+    if not isinstance(values, list | tuple):
+        raise ValueError(f"{table}: must be a list of rows")
+    rows = []
+    for index, value in enumerate(values):
+        try:
+            rows.append(kind.model_validate(value))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(str(part) for part in (table, index, *first["loc"]))
+            raise ValueError(f"{place}: {first['msg']}") from None
+    return tuple(rows)
