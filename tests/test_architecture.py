@@ -16,7 +16,7 @@ from tests.architecture.arrows import between_wings, circles, hidden_modules, ro
 from tests.architecture.chains import chains
 from tests.architecture.known import KNOWN
 from tests.architecture.libraries import loaded_at_once, misplaced
-from tests.architecture.sizes import long_files, long_functions, without_a_job
+from tests.architecture.sizes import long_files, long_functions, untested_rooms, without_a_job
 from tests.architecture.tree import Findings, Tree
 from tests.architecture.words import template_words, wing_words
 
@@ -94,6 +94,10 @@ OWED: dict[str, dict[str, str]] = {
             for room in ("study/measures", "report/chapters", "plots")
         },
     },
+    "tests": {
+        "recoup/study/measures": "tests/study/test_runner.py runs every measure in a study",
+        "recoup/report/chapters": "tests/report renders every chapter, tests/report/test_golden.py word by word",
+    },
     "long functions": {
         "recoup/cli/evaluate.py:evaluate": "a parameter an option, each with its help",
         "recoup/cli/train.py:train": "the same",
@@ -168,6 +172,10 @@ def test_nobody_outside_a_wing_speaks_of_it(tree: Tree):
 def test_files_and_functions_can_be_seen_whole(tree: Tree):
     settle("long files", long_files(tree, LONGEST_FILE))
     settle("long functions", long_functions(tree, LONGEST_FUNCTION))
+
+
+def test_every_room_has_tests(tree: Tree):
+    settle("tests", untested_rooms(tree, Path(__file__).parent))
 
 
 def test_every_module_says_its_job(tree: Tree):

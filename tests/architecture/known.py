@@ -18,7 +18,6 @@ KNOWN: dict[str, frozenset[str]] = {
             "recoup/cli/doctor.py: nbsmt",
             "recoup/cli/report.py: pipeline",
             "recoup/cli/train.py: lba",
-            "recoup/cli/report.py: pipeline",
             "recoup/report/figures.py: nbsmt",
             "recoup/report/figures.py: pipeline",
             "recoup/report/html.py: nbsmt",

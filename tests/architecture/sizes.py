@@ -1,6 +1,7 @@
-"""How long files and functions are, and whether a file says its job."""
+"""How long files and functions are, whether a file says its job, and whether a room has tests."""
 
 import ast
+from pathlib import Path
 
 from tests.architecture.tree import Findings, Function, Tree
 
@@ -46,6 +47,17 @@ def without_a_job(tree: Tree) -> Findings:
         elif len(sentence.split()) < FEWEST_WORDS:
             faults[source.path] = f"{source.path}: {sentence!r} does not say its job"
     return faults
+
+
+def untested_rooms(tree: Tree, tests: Path) -> Findings:
+    """Folders with code that have no folder of tests of the same name."""
+    folders = {source.path.rpartition("/")[0] for source in tree.values() if not source.package}
+    inner = [folder for folder in sorted(folders) if "/" in folder]
+    return {
+        folder: f"{folder}: has no tests in {tests.name}/{folder.partition('/')[2]}"
+        for folder in inner
+        if not any((tests / folder.partition("/")[2]).glob("test_*.py"))
+    }
 
 
 def _first_sentence(text: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 from tests.architecture.arrows import between_wings, circles, hidden_modules, room_edges, unlisted, upward
 from tests.architecture.chains import chains
 from tests.architecture.libraries import loaded_at_once, misplaced
-from tests.architecture.sizes import long_files, long_functions, without_a_job
+from tests.architecture.sizes import long_files, long_functions, untested_rooms, without_a_job
 from tests.architecture.tree import Tree
 from tests.architecture.words import template_words, wing_words
 
@@ -285,3 +285,11 @@ def test_files_without_a_job(text: str):
 )
 def test_files_with_a_job(text: str):
     assert without_a_job(Tree.of_texts({"": text})) == {}
+
+
+def test_rooms_without_tests(tmp_path: Path):
+    tree = Tree.of_texts({"top": "", "a.one": "", "a.deep.two": "", "b.three": "", "c": ""})
+    for name in ("a/test_one.py", "b/helper.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert list(untested_rooms(tree, tmp_path)) == ["recoup/a/deep", "recoup/b"]
