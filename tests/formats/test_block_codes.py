@@ -125,6 +125,22 @@ def test_a_block_by_hand() -> None:
     assert codes.index.tolist() == [[0, 0]]
 
 
+def test_what_is_not_above_the_smallest_exponent_is_no_outlier() -> None:
+    codes = encode(torch.tensor([0.0, 0.5, 0.0]), BlockFloat(exponent=2, significand=4, dim=0))  # exponents 0 and 1
+    assert codes.elements.tolist() == [0, 4, 0]
+    assert codes.outlier is not None
+    assert codes.index is not None
+    assert (codes.shared.tolist(), codes.outlier.tolist(), codes.index.tolist()) == ([1], [1], [0])
+
+
+@pytest.mark.parametrize("shared", ["outlier", "max"])
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_no_exponent_is_wide_enough_for_infinities_and_nan(bad: float, shared: str) -> None:
+    format = BlockFloat(11, 24, 4, 0, shared)  # type: ignore[arg-type]
+    with pytest.raises(RecoupError, match=rf"encode: x\[1\] is {bad!r}, for which"):
+        encode(torch.tensor([0.0, bad, 0.0]), format)
+
+
 @pytest.mark.parametrize("shared", ["outlier", "max"])
 @pytest.mark.parametrize("dim", [0, 1, 2, -1, -3])
 def test_blocks_lie_along_any_dimension(dim: int, shared: str) -> None:

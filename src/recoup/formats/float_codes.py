@@ -109,10 +109,7 @@ class FloatFields:
 
     @property
     def top_rank(self) -> int:
-        """The largest value's rank: how many smaller positive values there are if subnormals count, and one for zero.
-
-        A rank is a code without sign and flag, in a layout whose exponent field 0 is that of zero and the subnormals.
-        """
+        """The largest value's rank: its code without sign and flag, were exponent field 0 always that of zero."""
         steps = int(math.ldexp(self.format.largest_value, self.fraction - self.format.max_exponent))
         return ((self._binades - 1) << self.fraction) + steps
 
