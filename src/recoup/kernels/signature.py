@@ -48,7 +48,7 @@ class Signature:
 
     @classmethod
     def of(cls, **types: ir.Type) -> "Signature":
-        """From names and types: integers of 32 and 64 bits, float, double, and addresses (`ptr`)."""
+        """From names and types: integers of 32 and 64 bits, float, double, and addresses (``ptr``)."""
         for name, kind in types.items():
             if str(kind) not in _CTYPES:
                 raise RecoupError(f"Signature.of({name}={kind}): the types are {', '.join(_CTYPES)}")
