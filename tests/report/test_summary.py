@@ -40,16 +40,6 @@ def test_a_single_seed_gets_the_test_sets_interval():
     assert (line.top1.kind, line.top1.std, line.gain_interval) == ("wilson", None, None)
 
 
-def test_cycles_add_up():
-    cycles = summarize(results(layers=4)).cycles[repr(FOUR)]
-    assert (cycles.single, cycles.cycles) == (5 * 9216, 2 * 9216 + 3 * 9216 // 4)
-    assert (cycles.emulated_single, cycles.emulated) == (4 * 9216, 9216 + 3 * 9216 // 4)
-    assert cycles.throttled == 1
-    assert cycles.speedup == pytest.approx(5 / (2 + 3 / 4))
-    assert cycles.emulated_speedup == pytest.approx(4 / (1 + 3 / 4))
-    assert summarize(results(layers=0)).cycles == {}
-
-
 def test_verdict_in_plain_words():
     two, four = verdicts(results(layers=0))
     fall = "2 threads, S+A: 91.70 % at 8 bit falls to 91.50 %"

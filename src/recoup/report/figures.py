@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any, ParamSpec, TypeVar, cast
 
-from recoup.nbsmt import NBSMT
 from recoup.network.wing import FLOAT, Baseline
 from recoup.plots.palette import MARKERS, Palette
 from recoup.plots.pipeline import curves_figure
@@ -75,32 +74,6 @@ def accuracy_figure(results: Results, summary: Summary) -> str:
     axes[-1].set_xlabel("top-1 accuracy, %")
     said = "; ".join(f"{line.title}, {line.state}: {line.top1.mean:.2f} %" for line in summary.lines)
     return svg(figure, "accuracy", f"Top-1 accuracy per state with 95 % confidence intervals. {said}.")
-
-
-@styled
-def layer_figure(results: Results) -> str | None:
-    """Relative error (log scale) and collision rate of every layer; None where no layer was profiled."""
-    if not results.rows("layers"):
-        return None
-    names = list(dict.fromkeys(row.name for row in results.rows("layers")))
-    figure, axes = canvas(2, 4.3 + name_space(names), [1.25, 1])
-    said = []
-    for index, config in enumerate(c for c in results.recipe.configs if isinstance(c, NBSMT)):
-        rows = [row for row in results.rows("layers") if row.config == repr(config)]
-        places = [names.index(row.name) for row in rows]
-        plot_line(axes[0], places, [row.error or math.nan for row in rows], index, title(config))
-        plot_line(axes[1], places, [100 * row.collisions for row in rows], index, title(config))
-        worst = max(rows, key=lambda row: row.error, default=None)
-        if worst is not None:
-            said.append(f"{title(config)}: largest error {worst.error:.2g} in {worst.name}")
-    if any(row.error for row in results.rows("layers")):
-        axes[0].set_yscale("log")
-    axes[0].set_title("Error against 8 bit (relative mean square, log scale)")
-    axes[1].set_title("Slots with a collision, %")
-    axes[1].set_ylim(0, 105)
-    legend(figure, axes[0])
-    layer_ticks(axes, names)
-    return svg(figure, "layers", f"Relative error and collision rate of {len(names)} layers. {'; '.join(said)}.")
 
 
 @styled

@@ -3,21 +3,18 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recoup.nbsmt import NBSMT
 from recoup.recalibrate import PAIRED
 from recoup.report import words
 from recoup.report.chapters import chapters_of
 from recoup.report.figures import (
     accuracy_figure,
-    layer_figure,
     pipeline_figure,
     shift_figure,
 )
 from recoup.report.pipeline import MEANING as PIPELINE_MEANING
 from recoup.report.pipeline import chapter_lines, chapter_verdict, delays_text, spread
-from recoup.report.summary import Cycles, Summary, baselines, summarize
+from recoup.report.summary import Summary, baselines, summarize
 from recoup.storage.files import write_atomically
-from recoup.study.configs import title
 from recoup.study.pipeline import PipelineResults
 from recoup.study.repairs import meaning
 from recoup.study.results import Results
@@ -56,21 +53,13 @@ def render(results: Results, pipeline: PipelineResults | None = None) -> str:
             for state in results.recipe.states
             if any(row.state == state for row in results.accuracy)
         },
-        cycle_rows=_cycle_rows(summary),
-        layer_tables=[
-            (title(config), [row for row in results.rows("layers") if row.config == repr(config)])
-            for config in results.recipe.configs
-            if isinstance(config, NBSMT)
-        ],
         chapters=[
             (str(chapter.template), shown)
             for chapter in chapters
             if chapter.template is not None and (shown := chapter.context(results))
         ],
         pipeline=None if pipeline is None else _pipeline(pipeline),
-        profile_images=min(results.recipe.profile_images, results.calibration_images),
         accuracy_figure=accuracy_figure(results, summary),
-        layer_figure=layer_figure(results),
         shift_figure=shift_figure(results),
         terms=words.terms(results, chapters),
         modelled=words.modelled(results, chapters),
@@ -128,14 +117,6 @@ def _pipeline(chapter: PipelineResults) -> dict[str, Any]:
         "meaning": {line.label: PIPELINE_MEANING[line.label] for line in lines if line.label in PIPELINE_MEANING},
         "figure": pipeline_figure(chapter, lines),
     }
-
-
-def _cycle_rows(summary: Summary) -> list[Cycles]:
-    rows = list(summary.cycles.values())
-    if not rows:
-        return []
-    single, emulated = rows[0].single, rows[0].emulated_single
-    return [Cycles("1 thread (8 bit)", single, single, emulated, emulated, 0), *rows]
 
 
 def _environment() -> "Environment":

@@ -1,15 +1,13 @@
-"""What results mean: estimates, gains, cycles and the verdict in plain words. Terminal, HTML and CSV all read this."""
+"""What results mean: estimates, gains and the verdict in plain words. Terminal, HTML and CSV all read this."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from recoup.nbsmt.config import NBSMT
 from recoup.network.wing import FLOAT, Baseline
-from recoup.report.chapters import Chapter, chapter_at
+from recoup.report.chapters import chapter_at
 from recoup.study.configs import Config, title
 from recoup.study.intervals import Estimate, accuracy, of_test_set, over_seeds
-from recoup.study.measures.nbsmt import CycleRow
 from recoup.study.repairs import NONE, sentence
 from recoup.study.results import AccuracyRow, Results
 from recoup.wings import wing_of
@@ -41,42 +39,14 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Cycles:
-    """Array cycles of a config for one image: of all layers, and of the emulated ones alone.
-
-    Attributes:
-        single, emulated_single: the same with one thread.
-        throttled: emulated layers that run fewer threads than the config.
-    """
-
-    title: str
-    cycles: int
-    single: int
-    emulated: int
-    emulated_single: int
-    throttled: int
-
-    @property
-    def speedup(self) -> float:
-        """How many times fewer cycles the network takes; layers left in float run one thread in both."""
-        return self.single / self.cycles if self.cycles else 1.0
-
-    @property
-    def emulated_speedup(self) -> float:
-        """The same of the emulated layers alone."""
-        return self.emulated_single / self.emulated if self.emulated else 1.0
-
-
-@dataclass(frozen=True, slots=True)
 class Summary:
-    """The whole study: `lines` in the order measured, `cycles` by config, one verdict a config.
+    """The whole study: `lines` in the order measured, one verdict a config.
 
     ``resolution`` is half the width of the best accuracy's Wilson interval, ``threshold`` the loss up to which there is
     nothing to repair; both in points.
     """
 
     lines: tuple[Line, ...]
-    cycles: dict[str, Cycles]
     verdicts: tuple[str, ...]
     resolution: float
     threshold: float
@@ -102,14 +72,11 @@ def summarize(results: Results) -> Summary:
         _line(groups, name, state, titles[name], baseline_of(configs[name]) if name in configs else None)
         for name, state in groups
     )
-    cycles = {repr(config): _cycles(config, results.rows("cycles")) for config in _threaded(results)}
     count, best = results.test_images, max(line.top1.mean for line in lines)
     resolution, threshold = of_test_set(best, count).half, _threshold(count)
     measured = [config for name, config in configs.items() if any(line.config == name for line in lines)]
-    silent = Summary(lines, cycles, (), resolution, threshold, len(results.recipe.calibration.seeds))
-    return replace(
-        silent, verdicts=tuple(verdict(silent, config, _saving(silent, results, config)) for config in measured)
-    )
+    silent = Summary(lines, (), resolution, threshold, len(results.recipe.calibration.seeds))
+    return replace(silent, verdicts=tuple(verdict(silent, config, _saving(results, config)) for config in measured))
 
 
 def baseline_of(config: Config) -> Baseline:
@@ -123,20 +90,9 @@ def baselines(results: Results) -> list[Baseline]:
     return list({baseline.name: baseline for baseline in found}.values())
 
 
-def _threaded(results: Results) -> list[NBSMT]:
-    """The configs whose cycles were counted."""
-    return [config for config in results.recipe.configs if isinstance(config, NBSMT)] if results.rows("cycles") else []
-
-
-def _saving(summary: Summary, results: Results, config: Config) -> str:
-    saved = summary.cycles.get(repr(config))
-    text = f" in {saved.speedup:.1f}x fewer cycles" if saved else ""
-    return text + _chapter_of(config).saving(results, config)
-
-
-def _chapter_of(config: Config) -> Chapter:
+def _saving(results: Results, config: Config) -> str:
     path = wing_of(config, "report").chapter
-    return Chapter() if path is None else chapter_at(path)
+    return "" if path is None else chapter_at(path).saving(results, config)
 
 
 def verdict(summary: Summary, config: Config, saving: str = "") -> str:
@@ -210,16 +166,3 @@ def _differences(rows: Sequence[AccuracyRow], others: Sequence[AccuracyRow]) -> 
         only = next(iter(theirs.values()))
         return [row.top1 - only for row in rows]
     return [row.top1 - theirs[row.seed] for row in rows if row.seed in theirs]
-
-
-def _cycles(config: NBSMT, layers: Sequence[CycleRow]) -> Cycles:
-    rows = [row for row in layers if row.config == repr(config)]
-    emulated = [row for row in rows if row.emulated]
-    return Cycles(
-        title(config),
-        sum(row.cycles for row in rows),
-        sum(row.single for row in rows),
-        sum(row.cycles for row in emulated),
-        sum(row.single for row in emulated),
-        sum(row.threads < config.threads for row in emulated),
-    )

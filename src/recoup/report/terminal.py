@@ -6,13 +6,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from recoup.report.chapters import MOST_LAYERS, chapters_of
 from recoup.report.chapters import Table as Cells
+from recoup.report.chapters import chapters_of
 from recoup.report.html import heading, interval_text
 from recoup.report.pipeline import chapter_lines, chapter_verdict, delays_text, spread
-from recoup.report.summary import Cycles, Line, Summary, summarize
-from recoup.study.configs import title
-from recoup.study.measures.nbsmt import LayerRow
+from recoup.report.summary import Line, Summary, summarize
 from recoup.study.pipeline import PipelineResults
 from recoup.study.results import Results
 
@@ -21,16 +19,10 @@ def tables(results: Results, pipeline: PipelineResults | None = None) -> Rendera
     """The accuracy of every state, layers, cycles, a pipeline study, and the verdicts last, where the eye is."""
     summary = summarize(results)
     parts: list[RenderableType] = [Text(), _accuracy(results, summary), Text()]
-    for config in results.recipe.configs:
-        rows = [row for row in results.rows("layers") if row.config == repr(config)]
-        if rows:
-            parts += [_layers(title(config), rows), Text()]
     chapters = chapters_of(results)
     for chapter in chapters:
         for table in chapter.layers(results):
             parts += [_drawn(table), Text()]
-    if summary.cycles:
-        parts += [_cycles(results, list(summary.cycles.values())), Text()]
     for chapter in chapters:
         for table in chapter.totals(results):
             parts += [_drawn(table), Text()]
@@ -80,31 +72,6 @@ def _numbers(line: Line) -> tuple[str, str, str, str]:
         "" if line.gain is None else f"{line.gain:+.2f}",
         "" if line.recovered is None else f"{line.recovered:.0%}",
     )
-
-
-def _layers(name: str, rows: list[LayerRow]) -> Table:
-    caption = None
-    if len(rows) > MOST_LAYERS:
-        worst = sorted(rows, key=lambda row: row.error, reverse=True)[: MOST_LAYERS // 2]
-        caption = f"the {len(worst)} of {len(rows)} layers with the largest error; all are in layers.csv"
-        rows = [row for row in rows if row in worst]
-    columns = ("layer", "threads", "collisions %", "lossy %", "utilization %", "error")
-    table = _table(f"Layers without repair: {name}", *columns, caption=caption)
-    for row in rows:
-        rates = (f"{100 * rate:.1f}" for rate in (row.collisions, row.lossy, row.utilization))
-        table.add_row(escape(row.name), str(row.threads), *rates, f"{row.error:.1e}")
-    return table
-
-
-def _cycles(results: Results, rows: list[Cycles]) -> Table:
-    array = results.recipe.array
-    table = _table(
-        f"Cycles an image, array of {array.rows} x {array.columns}", "hardware", "cycles", "fewer by", "emulated layers"
-    )
-    table.add_row("1 thread (8 bit)", f"{rows[0].single:,}")
-    for row in rows:
-        table.add_row(row.title, f"{row.cycles:,}", f"{row.speedup:.2f}x", f"{row.emulated_speedup:.2f}x")
-    return table
 
 
 def _pipeline(chapter: PipelineResults) -> Table:

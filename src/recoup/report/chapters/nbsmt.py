@@ -1,11 +1,21 @@
 """NB-SMT's part of a report: collisions and errors layer by layer, and the array's cycles."""
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from recoup.nbsmt.config import NBSMT
 from recoup.report import words
-from recoup.report.chapters import Chapter, Limit
+from recoup.report.chapters import Chapter, Limit, Table, layer_tables, measured
+from recoup.report.figures import canvas, layer_ticks, legend, name_space, plot_line, styled, svg
 from recoup.report.summary import baseline_of
+from recoup.study.configs import title
+from recoup.study.measures.nbsmt import LayerRow
 from recoup.study.results import Results
+
+COLUMNS = ("layer", "threads", "collisions %", "lossy %", "utilization %", "error")
 
 TERMS = {
     "thread": "One of the 2 or 4 parts of a layer's reduction (its input channels) that share a multiplier.",
@@ -41,6 +51,122 @@ TERMS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Cycles:
+    """Array cycles of a config for one image: of all layers, and of the emulated ones alone.
+
+    Attributes:
+        single, emulated_single: the same with one thread.
+        throttled: emulated layers that run fewer threads than the config.
+    """
+
+    title: str
+    cycles: int
+    single: int
+    emulated: int
+    emulated_single: int
+    throttled: int
+
+    @property
+    def speedup(self) -> float:
+        """How many times fewer cycles the network takes; layers left in float run one thread in both."""
+        return self.single / self.cycles if self.cycles else 1.0
+
+    @property
+    def emulated_speedup(self) -> float:
+        """The same of the emulated layers alone."""
+        return self.emulated_single / self.emulated if self.emulated else 1.0
+
+
+def cycles_of(results: Results, config: NBSMT) -> Cycles | None:
+    """A config's cycles; None where they were not counted."""
+    rows = results.rows("cycles", repr(config))
+    emulated = [row for row in rows if row.emulated]
+    if not rows:
+        return None
+    return Cycles(
+        title(config),
+        sum(row.cycles for row in rows),
+        sum(row.single for row in rows),
+        sum(row.cycles for row in emulated),
+        sum(row.single for row in emulated),
+        sum(row.threads < config.threads for row in emulated),
+    )
+
+
+def all_cycles(results: Results) -> list[Cycles]:
+    """Those of all configs, behind one thread's."""
+    rows = [found for config in results.recipe.configs if (found := cycles_of(results, config)) is not None]
+    if not rows:
+        return []
+    single, emulated = rows[0].single, rows[0].emulated_single
+    return [Cycles("1 thread (8 bit)", single, single, emulated, emulated, 0), *rows]
+
+
+def context(results: Results) -> Mapping[str, Any] | None:
+    """Cycles; picture and rows of the layers, and on how many images those were measured."""
+    cycles, layers = all_cycles(results), measured(results, "layers")
+    if not cycles and not layers:
+        return None
+    return {
+        "array": results.recipe.array,
+        "cycles": cycles,
+        "figure": layer_figure(layers) if layers else None,
+        "layers": layers,
+        "images": min(results.recipe.profile_images, results.calibration_images),
+    }
+
+
+@styled
+def layer_figure(layers: list[tuple[str, list[LayerRow]]]) -> str:
+    """Relative error (log scale) and collision rate of every layer, by the config's title."""
+    names = list(dict.fromkeys(row.name for _, rows in layers for row in rows))
+    figure, axes = canvas(2, 4.3 + name_space(names), [1.25, 1])
+    said = []
+    for index, (name, rows) in enumerate(layers):
+        places = [names.index(row.name) for row in rows]
+        plot_line(axes[0], places, [row.error or math.nan for row in rows], index, name)
+        plot_line(axes[1], places, [100 * row.collisions for row in rows], index, name)
+        worst = max(rows, key=lambda row: row.error)
+        said.append(f"{name}: largest error {worst.error:.2g} in {worst.name}")
+    if any(row.error for _, rows in layers for row in rows):
+        axes[0].set_yscale("log")
+    axes[0].set_title("Error against 8 bit (relative mean square, log scale)")
+    axes[1].set_title("Slots with a collision, %")
+    axes[1].set_ylim(0, 105)
+    legend(figure, axes[0])
+    layer_ticks(axes, names)
+    return svg(figure, "layers", f"Relative error and collision rate of {len(names)} layers. {'; '.join(said)}.")
+
+
+def layers(results: Results) -> list[Table]:
+    """A terminal table a config."""
+    return layer_tables(results, "layers", COLUMNS, _cells)
+
+
+def _cells(row: LayerRow) -> tuple[str, ...]:
+    rates = (f"{100 * rate:.1f}" for rate in (row.collisions, row.lossy, row.utilization))
+    return (row.name, str(row.threads), *rates, f"{row.error:.1e}")
+
+
+def totals(results: Results) -> list[Table]:
+    """One terminal table of cycles, a row a config."""
+    array, cycles = results.recipe.array, all_cycles(results)
+    if not cycles:
+        return []
+    single, *others = cycles
+    rows = [(row.title, f"{row.cycles:,}", f"{row.speedup:.2f}x", f"{row.emulated_speedup:.2f}x") for row in others]
+    text = f"Cycles an image, array of {array.rows} x {array.columns}"
+    columns = ("hardware", "cycles", "fewer by", "emulated layers")
+    return [Table(text, columns, ((single.title, f"{single.cycles:,}"), *rows))]
+
+
+def saving(results: Results, config: NBSMT) -> str:
+    """How many times fewer cycles than with one thread."""
+    cycles = cycles_of(results, config)
+    return "" if cycles is None else f" in {cycles.speedup:.1f}x fewer cycles"
+
+
 def terms(results: Results) -> Mapping[str, str]:
     """All of them, whether or not layers were profiled: titles and verdicts use them too."""
     titles = dict.fromkeys(baseline_of(config).title for config in results.recipe.configs)
@@ -49,6 +175,11 @@ def terms(results: Results) -> Mapping[str, str]:
 
 
 CHAPTER = Chapter(
+    template=Path(__file__).with_name("nbsmt.html.j2"),
+    context=context,
+    layers=layers,
+    totals=totals,
+    saving=saving,
     terms=terms,
     modelled=(
         "Every product and sum of the emulated layers, bit for bit: zero detection, collisions, 4-bit reduction and "
