@@ -113,12 +113,14 @@ def tiles(threads: int) -> None:
     from recoup.nbsmt.gpu_convolution import Tile, convolve, tile
     from recoup.nbsmt.gpu_operands import activation_operands, weight_operands
     from recoup.nbsmt.gpu_plan import Plan
-    from recoup.nbsmt.prepare import Geometry
+    from recoup.network.convolution import Geometry
 
     for name, (model, batch) in models().items():
         print(f"{name}, {threads} threads, microseconds")
         for (x_shape, weight_shape, stride, padding), count in layers(model, batch).items():
-            plan = Plan.of(x_shape, weight_shape, NBSMT(threads), Geometry(stride, padding, (1, 1), 1))
+            plan = Plan.of(
+                x_shape, weight_shape, NBSMT(threads), Geometry(weight_shape[2:], stride, padding, (1, 1), 1)
+            )
             x = torch.rand(x_shape, device="cuda").contiguous(memory_format=torch.channels_last)
             weight, faults = torch.randn(weight_shape, device="cuda"), torch.zeros(1, dtype=torch.int32, device="cuda")
             weight_OLK, offset_O, _ = weight_operands(plan, weight, None, faults)

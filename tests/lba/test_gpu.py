@@ -17,7 +17,7 @@ from recoup.errors import RecoupError
 from recoup.formats import Float, Int
 from recoup.lba import FP8, LBA, cpu, driver, quantize_operand, reference
 from recoup.lba.config import GRADIENTS
-from recoup.lba.geometry import Geometry
+from recoup.network.convolution import Geometry
 from recoup.network.emulated import emulated_layers
 from tests.networks import batches_of, small_net
 

@@ -10,8 +10,8 @@ from recoup import lba
 from recoup.errors import RecoupError
 from recoup.formats import Float
 from recoup.lba import LBA, cpu, cpu_gradient, driver, reference
-from recoup.lba.geometry import Geometry
 from recoup.lba.ops import convolution
+from recoup.network.convolution import Geometry
 from tests.lba import exact
 from tests.lba.strategies import as_floats, fits, others, truncating
 from tests.lba.test_cpu import TARGETS

@@ -26,13 +26,12 @@ from recoup.nbsmt.config import NBSMT, PAIRINGS, POLICIES, ROUNDINGS
 from recoup.nbsmt.gpu_plan import Plan
 from recoup.nbsmt.groups import groups
 from recoup.nbsmt.ops import convolution
-from recoup.nbsmt.prepare import Geometry, as_2d
 from recoup.nbsmt.weights import quantize_weight
+from recoup.network.convolution import POINTWISE, Geometry, as_2d
 from recoup.network.emulated import emulated_layers
 from tests.nbsmt.strategies import operands
 
 INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
-PLAIN = Geometry((1, 1), (0, 0), (1, 1), 1)
 
 CONFIGS = [NBSMT(1), NBSMT(1, pairing="adjacent")]
 CONFIGS += [NBSMT(2, p, r, PAIRINGS[i % 2]) for i, (p, r) in enumerate(product(POLICIES, ROUNDINGS))]
@@ -40,17 +39,17 @@ CONFIGS += [NBSMT(4, p, ROUNDINGS[i % 3], q) for i, (p, q) in enumerate(product(
 
 # Input, weight, geometry; ragged and aligned channels, tails of every block.
 SHAPES = {
-    "3x3": ((2, 5, 4, 3), (3, 5, 3, 3), Geometry((1, 1), (1, 1), (1, 1), 1)),
-    "stride, padding, dilation": ((2, 6, 7, 8), (2, 6, 3, 2), Geometry((2, 3), (1, 2), (2, 3), 1)),
-    "1x1, stride 2": ((3, 16, 5, 6), (3, 16, 1, 1), Geometry((2, 2), (0, 0), (1, 1), 1)),
-    "padding beyond the image": ((1, 3, 1, 2), (1, 3, 3, 3), Geometry((1, 1), (3, 3), (1, 1), 1)),
-    "1-d": ((2, 4, 1, 9), (2, 4, 3), Geometry((1, 2), (0, 2), (1, 1), 1)),
-    "linear, several steps of columns": ((70, 150, 1, 1), (2, 150), PLAIN),
-    "one channel": ((1, 1, 3, 3), (1, 1, 2, 2), PLAIN),
+    "3x3": ((2, 5, 4, 3), (3, 5, 3, 3), Geometry((3, 3), (1, 1), (1, 1), (1, 1), 1)),
+    "stride, padding, dilation": ((2, 6, 7, 8), (2, 6, 3, 2), Geometry((3, 2), (2, 3), (1, 2), (2, 3), 1)),
+    "1x1, stride 2": ((3, 16, 5, 6), (3, 16, 1, 1), Geometry((1, 1), (2, 2), (0, 0), (1, 1), 1)),
+    "padding beyond the image": ((1, 3, 1, 2), (1, 3, 3, 3), Geometry((3, 3), (1, 1), (3, 3), (1, 1), 1)),
+    "1-d": ((2, 4, 1, 9), (2, 4, 3), Geometry((1, 3), (1, 2), (0, 2), (1, 1), 1)),
+    "linear, several steps of columns": ((70, 150, 1, 1), (2, 150), POINTWISE),
+    "one channel": ((1, 1, 3, 3), (1, 1, 2, 2), Geometry((2, 2), (1, 1), (0, 0), (1, 1), 1)),
 }
 GROUPED = {
-    "depthwise": ((2, 6, 5, 4), (6, 1, 3, 3), Geometry((1, 2), (1, 1), (1, 1), 6)),
-    "three groups": ((1, 6, 3, 3), (9, 2, 2, 2), Geometry((1, 1), (0, 1), (1, 2), 3)),
+    "depthwise": ((2, 6, 5, 4), (6, 1, 3, 3), Geometry((3, 3), (1, 2), (1, 1), (1, 1), 6)),
+    "three groups": ((1, 6, 3, 3), (9, 2, 2, 2), Geometry((2, 2), (1, 1), (0, 1), (1, 2), 3)),
 }
 
 
@@ -64,6 +63,10 @@ def sample(seed, x_shape, weight_shape, zeros=0.3, scale=0.5):
     weight = weights.float().view(weight_shape)
     weight.flatten(1)[:, -1] = -127.5  # the largest magnitude: a scale of 1
     return codes.float().view(x_shape) * scale, weight
+
+
+def plain(weight):
+    return Geometry.of(weight, (1, 1), (0, 0), (1, 1), 1)
 
 
 def expected(x, weight, order, scale, config, geometry):
@@ -93,14 +96,15 @@ class Kernels:
 
     device: str
 
-    def accumulate(self, x, weight, order=None, scale=0.5, config=NBSMT(), geometry=PLAIN):  # noqa: B008
-        order = None if order is None else order.to(self.device)
+    def accumulate(self, x, weight, order=None, scale=0.5, config=NBSMT(), geometry=None):  # noqa: B008
+        order, geometry = None if order is None else order.to(self.device), geometry or plain(weight)
         sums, scale_O = gpu.accumulate(
             x.to(self.device), weight.to(self.device), order, scale, config, geometry, "layer"
         )
         return sums.cpu(), scale_O.cpu()
 
-    def check(self, x, weight, order=None, scale=0.5, config=NBSMT(), geometry=PLAIN):  # noqa: B008
+    def check(self, x, weight, order=None, scale=0.5, config=NBSMT(), geometry=None):  # noqa: B008
+        geometry = geometry or plain(weight)
         sums, scale_O = self.accumulate(x, weight, order, scale, config, geometry)
         expected_sums, expected_scale = expected(x, weight, order, scale, config, geometry)
         assert torch.equal(scale_O, expected_scale)
@@ -144,7 +148,7 @@ class Kernels:
             ties = (torch.arange(0, 258) + 0.5) * step
             tops = torch.tensor([0.0, -0.0, 1e-45, 1e-38, 3e38]), torch.rand(500, generator=generator) * 260 * step
             x = torch.cat([ties, ties.nextafter(ties * 2), ties.nextafter(ties * 0), *tops]).view(-1, 1, 1, 1)
-            plan = Plan.of(tuple(x.shape), (1, 1, 1, 1), NBSMT(1), PLAIN)
+            plan = Plan.of(tuple(x.shape), (1, 1, 1, 1), NBSMT(1), POINTWISE)
             faults = torch.zeros(1, dtype=torch.int32, device=self.device)
             operand = activation_operands(plan, x.to(self.device), None, scale, faults).cpu()
             codes = reference.quantize_activation(x, scale).flatten()
@@ -160,7 +164,7 @@ class Kernels:
         ties[-1] = 127.5 * 0.037
         weight = torch.stack([*rows, ties, -ties.abs(), torch.zeros(200)]).view(-1, 200, 1, 1)
         code, scale_O = quantize_weight(weight)
-        plan = Plan.of((1, 200, 1, 1), tuple(weight.shape), NBSMT(1), PLAIN)
+        plan = Plan.of((1, 200, 1, 1), tuple(weight.shape), NBSMT(1), POINTWISE)
         faults = torch.zeros(1, dtype=torch.int32, device=self.device)
         operand_OLK, offset_O, scale = (v.cpu() for v in weight_operands(plan, weight.to(self.device), None, faults))
         assert torch.equal(scale, scale_O)
@@ -173,7 +177,7 @@ class Kernels:
 
         config = NBSMT(4, "S+aW", pairing="adjacent")
         x, weight = sample(8, (2, 6, 2, 3), (2, 6, 3, 3), zeros=0)
-        plan = Plan.of(tuple(x.shape), tuple(weight.shape), config, Geometry((1, 1), (1, 2), (1, 1), 1))
+        plan = Plan.of(tuple(x.shape), tuple(weight.shape), config, Geometry((3, 3), (1, 1), (1, 2), (1, 1), 1))
         faults = torch.zeros(1, dtype=torch.int32, device=self.device)
         found = activation_operands(plan, x.to(self.device), None, 0.5, faults).cpu().int() + 128
         code = F.pad(reference.quantize_activation(x, 0.5), (2, 2, 1, 1))
@@ -194,7 +198,7 @@ class Kernels:
     def test_every_block_gives_the_same_bits(self):
         from recoup.nbsmt import gpu_convolution, gpu_operands
 
-        x_shape, weight_shape, geometry = (2, 20, 5, 5), (20, 20, 3, 3), Geometry((1, 1), (1, 1), (1, 1), 1)
+        x_shape, weight_shape, geometry = (2, 20, 5, 5), (20, 20, 3, 3), Geometry((3, 3), (1, 1), (1, 1), (1, 1), 1)
         x, weight = sample(9, x_shape, weight_shape)
         plan, want = (
             Plan.of(x_shape, weight_shape, NBSMT(), geometry),
@@ -211,7 +215,7 @@ class Kernels:
     def test_a_large_batch_goes_through_in_parts(self, monkeypatch):
         monkeypatch.setattr("recoup.nbsmt.gpu_plan.WORKSPACE", 2 * 4 * 4 * 32)
         x, weight = sample(10, (5, 8, 4, 4), (2, 8, 2, 2))
-        assert len(list(Plan.of(tuple(x.shape), tuple(weight.shape), NBSMT(), PLAIN).parts())) == 3
+        assert len(list(Plan.of(tuple(x.shape), tuple(weight.shape), NBSMT(), plain(weight)).parts())) == 3
         self.check(x, weight)
         x[1, 2, 3, 3] = -1
         with pytest.raises(RecoupError, match="negative values"):
@@ -229,7 +233,7 @@ class Kernels:
             with pytest.raises(RecoupError, match=re.escape(str(wanted.value))):
                 gpu.accumulate(
                     *(x.to(self.device), weight.to(self.device), None, 0.5, NBSMT()),
-                    *(Geometry((2, 2), (0, 0), (1, 1), 1), "layer 'a'"),
+                    *(Geometry((1, 1), (2, 2), (0, 0), (1, 1), 1), "layer 'a'"),
                 )
             target[0, 1, -1, -1] = before
 
@@ -279,7 +283,7 @@ class TestCuda(Kernels):
         x, weight = (v.to(self.device) for v in sample(13, (1, 8, 3, 3), (2, 8, 1, 1)))
         self.accumulate(x, weight)
         with pytest.raises(RecoupError, match="CUDA graph"), torch.cuda.graph(torch.cuda.CUDAGraph()):
-            gpu.accumulate(x, weight, None, 0.5, NBSMT(), PLAIN, "layer")
+            gpu.accumulate(x, weight, None, 0.5, NBSMT(), plain(weight), "layer")
 
 
 @pytest.mark.skipif(INTERPRETER, reason="this is that process")

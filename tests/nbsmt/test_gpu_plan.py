@@ -13,20 +13,18 @@ from recoup.kernels import operators
 from recoup.nbsmt import gpu
 from recoup.nbsmt.config import NBSMT, POLICIES, THREADS
 from recoup.nbsmt.gpu_plan import Plan
-from recoup.nbsmt.prepare import Geometry
 from recoup.nbsmt.weights import weight_operand
-
-PLAIN = Geometry((1, 1), (0, 0), (1, 1), 1)
+from recoup.network.convolution import POINTWISE, Geometry
 
 
 def test_no_sum_exceeds_the_planned_most():
-    generator = torch.Generator().manual_seed(0)
+    generator, tall = torch.Generator().manual_seed(0), Geometry((2, 1), (1, 1), (0, 0), (1, 1), 1)
     for config in (NBSMT(*fields) for fields in product(THREADS, POLICIES)):
         code = torch.randint(-128, 128, (20, 12, 2, 1), generator=generator).to(torch.int8)
         code[:5] = torch.tensor([-128, 127, -9, 8, 1], dtype=torch.int8).view(5, 1, 1, 1)
         code[torch.rand(code.shape, generator=generator) < 0.2] = 0
         operand = weight_operand(code, config)
-        most = Plan.of((1, 12, 2, 1), (20, 12, 2, 1), config, PLAIN).most
+        most = Plan.of((1, 12, 2, 1), (20, 12, 2, 1), config, tall).most
         assert most >= operand.bound
         assert most >= 128 * operand.weight_OGJkk.int().abs().flatten(1).sum(1).max()
 
@@ -51,7 +49,7 @@ def test_sums_beyond_32_bits_are_refused():
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(weight, order, groups, message):
-    plan = Plan.of((1, 4, 3, 3), weight, NBSMT(), Geometry((1, 1), (0, 0), (1, 1), groups))
+    plan = Plan.of((1, 4, 3, 3), weight, NBSMT(), Geometry(weight[2:], (1, 1), (0, 0), (1, 1), groups))
     with pytest.raises(RecoupError, match=message):
         gpu._check_sizes(plan, None if order is None else torch.arange(order), "layer")
 
@@ -62,7 +60,7 @@ def test_without_triton_the_error_says_what_to_install(monkeypatch):
         monkeypatch.delattr(f"recoup.nbsmt.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(RecoupError, match=r"layer 'a': .*recoup\[gpu\]"):
-        gpu.accumulate(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1), None, 1.0, NBSMT(), PLAIN, "layer 'a'")
+        gpu.accumulate(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1), None, 1.0, NBSMT(), POINTWISE, "layer 'a'")
 
 
 def test_devices_that_cannot_run_the_kernels_are_refused(monkeypatch):

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from recoup.errors import RecoupError
 from recoup.nbsmt import reference, tally
 from recoup.nbsmt.config import NBSMT, PAIRINGS, POLICIES, ROUNDINGS, THREADS
-from recoup.nbsmt.prepare import Geometry
 from recoup.nbsmt.slots import layer_statistics, statistics
+from recoup.network.convolution import Geometry
 from tests.nbsmt.strategies import configs, operands
 
 
@@ -57,6 +57,7 @@ sizes = st.tuples(st.integers(1, 7), st.integers(1, 7))
 geometries = st.builds(
     Geometry,
     st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
     st.tuples(st.integers(0, 2), st.integers(0, 2)),
     st.tuples(st.integers(1, 2), st.integers(1, 2)),
     st.just(1),
@@ -76,10 +77,10 @@ def layer(seed, images, channels, size, outputs, kernel, zeros=0.3):
     st.integers(1, 9),
     sizes,
     st.integers(1, 4),
-    st.tuples(st.integers(1, 3), st.integers(1, 3)),
     geometries,
 )
-def test_a_convolution_equals_its_im2col(config, seed, images, channels, size, outputs, kernel, geometry):
+def test_a_convolution_equals_its_im2col(config, seed, images, channels, size, outputs, geometry):
+    kernel = geometry.kernel
     assume(all(size[i] + 2 * geometry.padding[i] > geometry.dilation[i] * (kernel[i] - 1) for i in (0, 1)))
     code, weight = layer(seed, images, channels, size, outputs, kernel)
     expected = reference.statistics(*columns_of(code, weight, config, geometry), config)
@@ -89,7 +90,7 @@ def test_a_convolution_equals_its_im2col(config, seed, images, channels, size, o
 @pytest.mark.parametrize("threads", THREADS)
 def test_small_blocks_change_nothing(threads, monkeypatch):
     code, weight = layer(0, 5, 18, (6, 5), 7, (3, 3))
-    geometry, config = Geometry((2, 1), (1, 1), (1, 1), 1), NBSMT(threads, "S+Aw", pairing="adjacent")
+    geometry, config = Geometry((3, 3), (2, 1), (1, 1), (1, 1), 1), NBSMT(threads, "S+Aw", pairing="adjacent")
     expected = layer_statistics(code, weight, config, geometry)
     monkeypatch.setattr(tally, "CELLS", 100)
     assert layer_statistics(code, weight, config, geometry) == expected
@@ -99,10 +100,10 @@ def test_a_grouped_convolution_is_the_sum_of_its_groups():
     code, weight = layer(0, 2, 12, (6, 6), 9, (3, 3))
     weight = weight[:, :4]
     config = NBSMT(4, "S+aW")
-    found = layer_statistics(code, weight, config, Geometry((1, 1), (1, 1), (1, 1), 3))
+    found = layer_statistics(code, weight, config, Geometry((3, 3), (1, 1), (1, 1), (1, 1), 3))
     parts = [
         layer_statistics(
-            code[:, 4 * g : 4 * g + 4], weight[3 * g : 3 * g + 3], config, Geometry((1, 1), (1, 1), (1, 1), 1)
+            code[:, 4 * g : 4 * g + 4], weight[3 * g : 3 * g + 3], config, Geometry((3, 3), (1, 1), (1, 1), (1, 1), 1)
         )
         for g in range(3)
     ]
@@ -113,7 +114,7 @@ def test_a_grouped_convolution_is_the_sum_of_its_groups():
 
 def test_one_thread_never_collides():
     code, weight = layer(1, 2, 7, (5, 5), 4, (3, 3))
-    found = layer_statistics(code, weight, NBSMT(threads=1), Geometry((1, 1), (0, 0), (1, 1), 1))
+    found = layer_statistics(code, weight, NBSMT(threads=1), Geometry((3, 3), (1, 1), (0, 0), (1, 1), 1))
     assert found["slots"] == 2 * 9 * 4 * 7 * 9
     assert (found["collisions"], found["lossy"]) == (0, 0)
     assert found["utilization"] == found["active"] / found["slots"]
@@ -155,7 +156,7 @@ def test_counts_beyond_32_bits():
 )
 def test_bad_layers_are_refused(codes, weight, groups, message):
     with pytest.raises(RecoupError, match=message):
-        layer_statistics(codes, weight, NBSMT(), Geometry((1, 1), (0, 0), (1, 1), groups))
+        layer_statistics(codes, weight, NBSMT(), Geometry((3, 3), (1, 1), (0, 0), (1, 1), groups))
 
 
 def test_bad_matrices_are_refused():

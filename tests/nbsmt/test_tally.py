@@ -6,8 +6,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from recoup.errors import RecoupError
-from recoup.nbsmt.prepare import Geometry
 from recoup.nbsmt.tally import Axis, Taps, masked
+from recoup.network.convolution import Geometry
 
 axes = st.tuples(st.integers(1, 9), st.integers(1, 4), st.integers(1, 3), st.integers(0, 3), st.integers(1, 3))
 
@@ -35,8 +35,8 @@ def test_taps_of_every_position(arguments):
 def test_counts_equal_a_loop_over_outputs(rows, columns, seed):
     assume(fits(*rows) and fits(*columns))
     label = torch.randint(0, 3, (2, 2, rows[0], columns[0]), generator=torch.Generator().manual_seed(seed))
-    geometry = Geometry(*((rows[i], columns[i]) for i in (2, 3, 4)), 1)
-    taps = Taps.of((rows[0], columns[0]), (rows[1], columns[1]), geometry)
+    geometry = Geometry(*((rows[i], columns[i]) for i in (1, 2, 3, 4)), 1)
+    taps = Taps.of((rows[0], columns[0]), geometry)
     expected = torch.zeros(2, rows[1], columns[1], 3, dtype=torch.float64)
     for y in range(taps.rows.outputs):
         for x in range(taps.columns.outputs):

@@ -11,7 +11,7 @@ from torch import Tensor
 from recoup.errors import RecoupError
 from recoup.formats import Int
 from recoup.lba.config import LBA
-from recoup.lba.geometry import Geometry
+from recoup.network.convolution import Geometry
 
 __all__ = [
     "Faults",

@@ -24,9 +24,9 @@ from recoup.lba.checks import (
     mark_product,
 )
 from recoup.lba.config import LBA
-from recoup.lba.geometry import Geometry
 from recoup.lba.plan import Extent, Plan, chunk_bound, plan
 from recoup.lba.reference import mix
+from recoup.network.convolution import Geometry
 
 IMAGE_BYTES = 1 << 26  # of a padded block of images
 GRADIENT_BYTES = 1 << 26  # of the columns' gradients

@@ -18,7 +18,7 @@ from recoup.errors import RecoupError
 from recoup.lba.config import LBA
 from recoup.lba.ops import as_float32, batched, checked_config, convolution, draw_seed
 from recoup.lba.quantizers import quantize_operand
-from recoup.network.convolution import Padded
+from recoup.network.convolution import Padded, as_2d
 from recoup.network.emulated import Emulated
 
 
@@ -104,9 +104,7 @@ class LBALinear(LBALayer, nn.Linear):
 
 class _Convolution(LBALayer, Padded):
     dims: ClassVar[int]
-    stride: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
+    weight: Tensor
 
     def __init__(self, *args: Any, config: LBA | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -119,23 +117,19 @@ class _Convolution(LBALayer, Padded):
             raise RecoupError(f"{self.title}: the input {list(input.shape)} must have {self.dims + 2} dimensions")
         unbatched = input.dim() == self.dims + 1
         x, w, scale = self._operands(input.unsqueeze(0) if unbatched else input)
-        x, padding = self.padded(x)
         if self.emulates:
-            y = self._emulated(x, w, padding)
+            y = self._emulated(x, w)
         else:
+            x, padding = self.padded(x)
             run = F.conv2d if self.dims == 2 else F.conv1d
             y = run(x, w, None, self.stride, padding, self.dilation, self.groups)  # type: ignore[arg-type]
         y = self._finished(y, scale, (1, -1, *[1] * self.dims))
         return y.squeeze(0) if unbatched else y
 
-    def _emulated(self, x: Tensor, w: Tensor, padding: list[int]) -> Tensor:
-        flat = self.dims == 1
-        geometry = [list(self.stride), padding, list(self.dilation)]
-        if flat:
-            x, w = x.unsqueeze(2), w.unsqueeze(2)
-            geometry = [[fill, *values] for fill, values in zip((1, 0, 1), geometry, strict=True)]
-        y = convolution(x, w, self.config.code, *geometry, self.groups, draw_seed(self.config), self.title)
-        return y.squeeze(2) if flat else y
+    def _emulated(self, x: Tensor, w: Tensor) -> Tensor:
+        x_NCHW, geometry = self.in_2d(x)
+        y = convolution(x_NCHW, as_2d(w), self.config.code, *geometry.arguments, draw_seed(self.config), self.title)
+        return self.from_2d(y, x)
 
 
 class LBAConv1d(_Convolution, nn.Conv1d):

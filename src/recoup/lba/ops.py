@@ -15,8 +15,8 @@ from recoup.kernels.operators import named, needs_triton, on_device, register
 from recoup.lba import driver
 from recoup.lba.config import LBA
 from recoup.lba.cpu import Cpu
-from recoup.lba.geometry import Geometry
 from recoup.lba.reference import mix
+from recoup.network.convolution import Geometry, memory_format
 
 __all__ = ["as_float32", "batched", "checked_config", "convolution", "draw_seed", "matmul"]
 
@@ -191,22 +191,25 @@ def _convolution(
     """
     check_dtypes(x, weight, layer)
     geometry = Geometry.of(weight, stride, padding, dilation, groups)
-    geometry.check(x, weight, layer)
+    _check_channels(x, weight, groups, layer)
+    geometry.check(x, layer)
     if x.numel() == 0:
-        return _convolution_fake(x, weight, config, stride, padding, dilation, groups, seed, layer).zero_()
+        return geometry.empty(x, weight.shape[0]).zero_()
     with named(layer):
         y = driver.convolution(_machine(x.device), x, weight.contiguous(), geometry, LBA.from_code(config), seed)
-    return y.contiguous(memory_format=_memory_format(x))
+    return y.contiguous(memory_format=memory_format(x))
 
 
-def _memory_format(x: Tensor) -> torch.memory_format:
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
+def _check_channels(x: Tensor, weight: Tensor, groups: int, layer: str) -> None:
+    if x.dim() != 4 or weight.dim() != 4 or x.shape[1] != weight.shape[1] * groups:
+        raise RecoupError(
+            f"{layer}: the input {list(x.shape)} must have {weight.shape[1] * groups} channels "
+            f"(weight {list(weight.shape)}, {groups} groups)"
+        )
 
 
 def _convolution_fake(x, weight, config, stride, padding, dilation, groups, seed, layer):
-    size = Geometry.of(weight, stride, padding, dilation, groups).size(x)
-    return x.new_empty(x.shape[0], weight.shape[0], *size).contiguous(memory_format=_memory_format(x))
+    return Geometry.of(weight, stride, padding, dilation, groups).empty(x, weight.shape[0])
 
 
 def _convolution_backward(

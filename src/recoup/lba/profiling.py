@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from recoup.fields import integer
 from recoup.lba import reference
 from recoup.lba.config import LBA
-from recoup.lba.geometry import Geometry
 from recoup.lba.layers import LBALayer, LBALinear
 from recoup.lba.repair import lba_layers
 from recoup.network.batches import call, prepared
@@ -111,13 +110,8 @@ def sample(layer: LBALayer, x: Tensor, outputs: int, seed: int) -> tuple[Tensor,
     if isinstance(layer, LBALinear):
         columns, groups = x.reshape(-1, x.shape[-1]).t().unsqueeze(0), 1
     else:
-        x, padding = layer.padded(x if x.dim() == w.dim() else x.unsqueeze(0))  # type: ignore[attr-defined]
-        stride, dilation = list(layer.stride), list(layer.dilation)  # type: ignore[attr-defined]
-        if w.dim() == 3:
-            x, w = x.unsqueeze(2), w.unsqueeze(2)
-            stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
-        groups = int(layer.groups)  # type: ignore[attr-defined]
-        columns = Geometry.of(w, stride, padding, dilation, groups).columns(x)
+        x, geometry = layer.in_2d(x)  # type: ignore[attr-defined]
+        columns, groups = geometry.columns(x), geometry.groups
     channels, positions = w.shape[0], columns.shape[2]
     index = torch.randint(channels * positions, (outputs,), generator=generator)
     channel, position = index // positions, index % positions

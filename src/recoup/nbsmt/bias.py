@@ -90,17 +90,16 @@ def mean_loss(seen: Seen) -> Tensor:
     if layer.order is not None:
         code, weight = code[:, layer.order], weight[:, layer.order]
     operand = weight_operand(weight, config)
-    kernel = (int(weight.shape[2]), int(weight.shape[3]))
     tables = operand_tables(operand.activations, config).to(code.device)
     sums = [
         torch.einsum("gtsklmx,amx->atskl", counts, tables)
-        for _, counts in activation_counts(code, torch.arange(256), config, geometry, kernel)
+        for _, counts in activation_counts(code, torch.arange(256), config, geometry)
     ]
     sum_AJkl = reference.merge_threads(torch.cat(sums, 2), config, 1)
     exact_Jkl, operand_AJkl = sum_AJkl[0], sum_AJkl[1:]
     exact_O = weight.double().flatten(1) @ exact_Jkl[: weight.shape[1]].flatten()
     nbsmt_O = operand.weight_OGJkk.double().flatten(1) @ operand_AJkl.flatten()
-    positions = len(code) * Taps.of((code.shape[2], code.shape[3]), kernel, geometry).outputs
+    positions = len(code) * Taps.of((code.shape[2], code.shape[3]), geometry).outputs
     return (exact_O - nbsmt_O) / positions * (scale_O * seen.scale).double()
 
 

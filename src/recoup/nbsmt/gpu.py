@@ -19,8 +19,8 @@ from recoup.kernels.operators import check_capability, named, needs_triton
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.faults import BAD_WEIGHT, raise_fault
 from recoup.nbsmt.gpu_plan import Plan
-from recoup.nbsmt.prepare import Geometry, as_2d
 from recoup.nbsmt.weights import quantize_weight, weight_operand
+from recoup.network.convolution import Geometry, as_2d
 
 
 def accumulate(

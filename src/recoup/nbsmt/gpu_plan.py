@@ -11,7 +11,7 @@ from typing import Any
 
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.groups import Activation, Weight, groups
-from recoup.nbsmt.prepare import Geometry
+from recoup.network.convolution import Geometry, Pair
 
 WORKSPACE = 1 << 30
 """Bytes of activation operands at a time; a larger batch goes through in parts."""
@@ -21,8 +21,6 @@ ALIGNMENT = 16
 
 CASES = 16
 """What an operand depends on besides the code itself: see `tables`."""
-
-Pair = tuple[int, int]
 
 
 @lru_cache
@@ -111,10 +109,8 @@ class Plan:
 
     @classmethod
     def of(cls, x: tuple[int, ...], weight: tuple[int, ...], config: NBSMT, geometry: Geometry) -> "Plan":
-        (top, left), (down, across) = geometry.padding, geometry.stride
-        padded = x[2] + 2 * top, x[3] + 2 * left
-        last = [n - d * (k - 1) - 1 for n, d, k in zip(padded, geometry.dilation, weight[2:], strict=True)]
-        return cls(config, geometry, x, weight, padded, (last[0] // down + 1, last[1] // across + 1))
+        top, left = geometry.padding
+        return cls(config, geometry, x, weight, (x[2] + 2 * top, x[3] + 2 * left), geometry.outputs(x[2:]))
 
     @property
     def taps(self) -> int:

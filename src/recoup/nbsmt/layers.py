@@ -13,7 +13,7 @@ from recoup.errors import RecoupError
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.ops import convolution
 from recoup.nbsmt.prepare import forget
-from recoup.network.convolution import Padded
+from recoup.network.convolution import POINTWISE, Geometry, Padded
 from recoup.network.emulated import Emulated
 
 
@@ -66,15 +66,13 @@ class NBSMTLayer(Emulated):
         grouped = getattr(self, "groups", 1) > 1 and self.config.threads > 1
         return "are grouped convolutions and run one thread" if grouped else None
 
-    def _product(self, x: Tensor, stride: Any, padding: Any, dilation: Any, groups: int) -> Tensor:
+    def _product(self, x: Tensor, geometry: Geometry) -> Tensor:
         """The scaled sums of a 2-d convolution without bias: x [N, C, H, W] -> [N, O, h, w]."""
         if self.activation_scale is None:
             raise RecoupError(f"{self.title} has no activation scale: run calibrate_(model, batches) first")
         config = self.active_config
         order = self.order if config.threads > 1 else None
-        return convolution(
-            x, self.weight, order, self.activation_scale, config.code, stride, padding, dilation, groups, self.title
-        )
+        return convolution(x, self.weight, order, self.activation_scale, config.code, *geometry.arguments, self.title)
 
     def _offset(self, y: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Add bias and bias correction, each [O], broadcast to ``shape``."""
@@ -115,40 +113,30 @@ class NBSMTLayer(Emulated):
         forget(self.weight)
 
 
-class NBSMTConv2d(NBSMTLayer, Padded, nn.Conv2d):
+class _Convolution(NBSMTLayer, Padded):
+    weight: Tensor
+
+    def __init__(self, *args: Any, config: NBSMT | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._begin(config)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        if self.mode == "float":
+            return super().forward(input)  # type: ignore[misc]
+        y = self._product(*self.in_2d(input))
+        return self.from_2d(self._offset(y, (1, -1, 1, 1)), input)
+
+
+class NBSMTConv2d(_Convolution, nn.Conv2d):
     """torch.nn.Conv2d on the shared multiplier; ``config`` is an `NBSMT`. Grouped convolutions run one thread."""
 
     float_class = nn.Conv2d
 
-    def __init__(self, *args: Any, config: NBSMT | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._begin(config)
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        if self.mode == "float":
-            return super().forward(input)
-        x, padding = self.padded(input if input.dim() == 4 else input.unsqueeze(0))
-        y = self._product(x, list(self.stride), padding, list(self.dilation), self.groups)
-        y = self._offset(y, (1, -1, 1, 1))
-        return y if input.dim() == 4 else y.squeeze(0)
-
-
-class NBSMTConv1d(NBSMTLayer, Padded, nn.Conv1d):
+class NBSMTConv1d(_Convolution, nn.Conv1d):
     """torch.nn.Conv1d on the shared multiplier; ``config`` is an `NBSMT`. Grouped convolutions run one thread."""
 
     float_class = nn.Conv1d
-
-    def __init__(self, *args: Any, config: NBSMT | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._begin(config)
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        if self.mode == "float":
-            return super().forward(input)
-        x, padding = self.padded(input if input.dim() == 3 else input.unsqueeze(0))
-        y = self._product(x.unsqueeze(2), [1, *self.stride], [0, *padding], [1, *self.dilation], self.groups)
-        y = self._offset(y.squeeze(2), (1, -1, 1))
-        return y if input.dim() == 3 else y.squeeze(0)
 
 
 class NBSMTLinear(NBSMTLayer, nn.Linear):
@@ -164,7 +152,7 @@ class NBSMTLinear(NBSMTLayer, nn.Linear):
         if self.mode == "float":
             return super().forward(input)
         x_PK11 = input.reshape(-1, self.in_features, 1, 1)
-        y_PO11 = self._product(x_PK11, [1, 1], [0, 0], [1, 1], 1)
+        y_PO11 = self._product(x_PK11, POINTWISE)
         return self._offset(y_PO11.view(*input.shape[:-1], self.out_features), (-1,))
 
 

@@ -11,9 +11,9 @@ from recoup.errors import RecoupError
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.layers import NBSMTConv1d, NBSMTConv2d, NBSMTLinear
 from recoup.nbsmt.ops import convolution
-from recoup.nbsmt.prepare import Geometry, as_2d
 from recoup.nbsmt.reference import quantize_activation
 from recoup.nbsmt.weights import quantize_weight
+from recoup.network.convolution import POINTWISE, Geometry, as_2d
 from recoup.network.emulated import Mode, emulated_layers
 
 Layer = NBSMTConv1d | NBSMTConv2d | NBSMTLinear
@@ -50,33 +50,17 @@ class Seen:
 
     def product(self, config: NBSMT, order: Tensor | None) -> Tensor:
         """The layer's output without bias or correction, under a configuration: float32 [N, O, h, w]."""
-        g = self.geometry
-        return convolution(
-            self.x,
-            self.layer.weight,
-            order if config.threads > 1 else None,
-            self.scale,
-            config.code,
-            list(g.stride),
-            list(g.padding),
-            list(g.dilation),
-            g.groups,
-            self.layer.title,
-        )
+        order = order if config.threads > 1 else None
+        layer = self.layer
+        return convolution(self.x, layer.weight, order, self.scale, config.code, *self.geometry.arguments, layer.title)
 
 
 def see(layer: Layer, x: Tensor) -> Seen:
     """A layer and the input of one call, as a 2-d convolution."""
     x = x.detach()
-    if isinstance(layer, NBSMTConv2d):
-        x, padding = layer.padded(x if x.dim() == 4 else x[None])
-        stride, dilation = _pair(layer.stride), _pair(layer.dilation)
-        return Seen(layer, x, Geometry(stride, _pair(padding), dilation, layer.groups))
-    if isinstance(layer, NBSMTConv1d):
-        x, padding = layer.padded(x if x.dim() == 3 else x[None])
-        geometry = Geometry((1, layer.stride[0]), (0, padding[0]), (1, layer.dilation[0]), layer.groups)
-        return Seen(layer, x.unsqueeze(2), geometry)
-    return Seen(layer, x.reshape(-1, x.shape[-1], 1, 1), Geometry((1, 1), (0, 0), (1, 1), 1))
+    if isinstance(layer, NBSMTLinear):
+        return Seen(layer, x.reshape(-1, x.shape[-1], 1, 1), POINTWISE)
+    return Seen(layer, *layer.in_2d(x))
 
 
 def nbsmt_layers(model: nn.Module, purpose: str) -> dict[str, Layer]:
@@ -123,7 +107,3 @@ def in_mode(layers: dict[str, Layer], mode: Mode) -> Iterator[None]:
     finally:
         for name, layer in layers.items():
             layer.mode = before[name]
-
-
-def _pair(values: Any) -> tuple[int, int]:
-    return int(values[0]), int(values[1])

@@ -16,9 +16,10 @@ from recoup.kernels.operators import named, on_device, register
 from recoup.nbsmt import cpu, gpu
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.faults import raise_fault
-from recoup.nbsmt.prepare import Geometry, as_2d, prepare
+from recoup.nbsmt.prepare import prepare
 from recoup.nbsmt.reference import activation_operand, quantize_activation
 from recoup.nbsmt.weights import quantize_weight, weight_operand
+from recoup.network.convolution import Geometry, as_2d, memory_format
 
 _backend: ContextVar[str | None] = ContextVar("recoup_nbsmt_backend", default=None)
 
@@ -106,17 +107,17 @@ def _convolution(
         float32 [N, O, h, w] in the input's memory format. The exact integer sum is rounded to float32 (it is exact
         below 2^24), then multiplied by the float32 product of the scales.
     """
-    geometry = Geometry((stride[0], stride[1]), (padding[0], padding[1]), (dilation[0], dilation[1]), groups)
+    geometry = Geometry.of(weight, stride, padding, dilation, groups)
     if x.dtype != torch.float32 or weight.dtype != torch.float32:
         raise RecoupError(f"{layer}: NB-SMT emulation takes float32; got {x.dtype} input and {weight.dtype} weight")
     _check_shapes(x, weight, order, geometry, layer)
     if x.numel() == 0:
-        return _empty_output(x, weight, geometry).zero_()
+        return geometry.empty(x, weight.shape[0]).zero_()
     with named(layer):
         accumulate = on_device(x.device, "NB-SMT emulation", lambda: _accumulate, lambda: gpu.accumulate)
     sums, scale_O = accumulate(x, weight, order, scale, NBSMT.from_code(config), geometry, layer)
     y = sums.mul_((scale_O * scale).view(1, -1, 1, 1))
-    return y.contiguous(memory_format=_memory_format(x))
+    return y.contiguous(memory_format=memory_format(x))
 
 
 def _check_shapes(x: Tensor, weight: Tensor, order: Tensor | None, geometry: Geometry, layer: str) -> None:
@@ -128,20 +129,7 @@ def _check_shapes(x: Tensor, weight: Tensor, order: Tensor | None, geometry: Geo
         )
     if order is not None and order.shape != (needed,):
         raise RecoupError(f"{layer}: the order has shape {list(order.shape)}; the input has {needed} channels")
-    kernel = as_2d(weight).shape[2:]
-    if min(_output_size(x, kernel, geometry)) < 1:
-        raise RecoupError(
-            f"{layer}: kernel {list(kernel)} with dilation {list(geometry.dilation)} is larger than the padded input "
-            f"{list(x.shape)}, padding {list(geometry.padding)}"
-        )
-
-
-def _output_size(x: Tensor, kernel: torch.Size, geometry: Geometry) -> list[int]:
-    return [
-        (x.shape[2 + i] + 2 * geometry.padding[i] - geometry.dilation[i] * (kernel[i] - 1) - 1) // geometry.stride[i]
-        + 1
-        for i in range(2)
-    ]
+    geometry.check(x, layer)
 
 
 def _accumulate(
@@ -160,18 +148,8 @@ def _accumulate(
     return prepared.accumulate(operand, geometry, name), prepared.scale_O
 
 
-def _memory_format(x: Tensor) -> torch.memory_format:
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
-
-
-def _empty_output(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    sizes = _output_size(x, as_2d(weight).shape[2:], geometry)
-    return x.new_empty(x.shape[0], weight.shape[0], *sizes).contiguous(memory_format=_memory_format(x))
-
-
 def _convolution_fake(x, weight, order, scale, config, stride, padding, dilation, groups, layer):
-    return _empty_output(x, weight, Geometry(tuple(stride), tuple(padding), tuple(dilation), groups))
+    return Geometry.of(weight, stride, padding, dilation, groups).empty(x, weight.shape[0])
 
 
 def _convolution_backward(

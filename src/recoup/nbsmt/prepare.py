@@ -14,19 +14,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from recoup.nbsmt import cpu
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.weights import WeightOperand, quantize_weight, weight_operand
+from recoup.network.convolution import Geometry, as_2d
 
 KEPT = 4
 """Configurations kept per weight, and input shapes kept per configuration: enough to switch between a few."""
-
-
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """The arguments of a two-dimensional convolution besides its tensors."""
-
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int
 
 
 @dataclass(slots=True)
@@ -40,7 +31,7 @@ class Prepared:
 
     def accumulate(self, operand: Tensor, geometry: Geometry, backend: str) -> Tensor:
         """Exact sums of products as float32, [N, O, h, w] channels_last; ``operand`` [N, G*J, H, W] channels_last."""
-        arguments = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+        arguments = geometry.arguments
         if backend != "int8":
             return cpu.exact_convolution(operand, self.operand.weight_OGJkk, *arguments, self.operand.bound)
         key = (tuple(operand.shape), geometry)
@@ -77,11 +68,6 @@ def prepare(weight: Tensor, config: NBSMT, order: Tensor | None = None) -> Prepa
 def forget(weight: Tensor) -> None:
     """Free what was prepared for a weight."""
     _prepared.pop(weight, None)
-
-
-def as_2d(weight: Tensor) -> Tensor:
-    """The weight of a linear layer or a 1-d convolution as that of a 2-d convolution, [O, I, kh, kw]."""
-    return weight.view(*weight.shape[:2], *[1] * (4 - weight.dim()), *weight.shape[2:])
 
 
 def _remember(kept: dict, key: object, value: object) -> None:

@@ -4,6 +4,7 @@ A slot is one multiplier in one cycle: T (activation, weight) pairs for one outp
 m, b masks of non-zero activations and weights, K reduction size, M rows, N columns or images.
 """
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,10 +15,8 @@ from recoup.errors import RecoupError
 from recoup.nbsmt import reference
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.ops import check_operands
-from recoup.nbsmt.prepare import Geometry
 from recoup.nbsmt.tally import Taps, activation_counts, weight_counts
-
-POINTWISE = Geometry((1, 1), (0, 0), (1, 1), 1)
+from recoup.network.convolution import POINTWISE, Geometry
 
 
 def statistics(x: Tensor, w: Tensor, config: NBSMT) -> dict[str, int | float]:
@@ -56,7 +55,7 @@ def layer_statistics(codes: Tensor, weight_codes: Tensor, config: NBSMT, geometr
         codes: uint8 activations [N, C, H, W].
         weight_codes: int8 [O, C / groups, kh, kw].
         config: threads, policy, rounding and pairing.
-        geometry: stride, padding, dilation and groups.
+        geometry: of the convolution.
 
     Returns:
         As `statistics`, over N * h * w * O * ceil(C / groups / T) * kh * kw slots.
@@ -107,12 +106,12 @@ def _classes(config: NBSMT) -> _Classes:
 
 def _count(code: Tensor, weight: Tensor, config: NBSMT, geometry: Geometry) -> dict[str, int | float]:
     classes = _classes(config)
-    device, kernel = code.device, (int(weight.shape[2]), int(weight.shape[3]))
+    device, taps = code.device, math.prod(geometry.kernel)
     pattern, others = _meetings(config)
     total = torch.zeros(4, dtype=torch.int64, device=device)
     slots = 0
-    positions = code.shape[0] * Taps.of((code.shape[2], code.shape[3]), kernel, geometry).outputs * weight.shape[0]
-    for part, x_GTSklmx in activation_counts(code, classes.activation, config, geometry, kernel):
+    positions = code.shape[0] * Taps.of((code.shape[2], code.shape[3]), geometry).outputs * weight.shape[0]
+    for part, x_GTSklmx in activation_counts(code, classes.activation, config, geometry):
         w_GTSklby = weight_counts(weight, classes.weight, config, geometry.groups, part)
         # A unit's count is at most (output positions) x (output channels), far below 2^53: float64 is exact. Their
         # sum is taken in 64-bit integers.
@@ -124,7 +123,7 @@ def _count(code: Tensor, weight: Tensor, config: NBSMT, geometry: Geometry) -> d
             x_Gbx = torch.einsum("...mx,mb->...bx", x_GTSklmx, meeting)
             w_Gbx = torch.einsum("...by,xy->...bx", w_GTSklby, changed)
             total[3] += (x_Gbx * w_Gbx).sum((-1, -2)).long().sum()
-        slots += positions * (part.stop - part.start) * kernel[0] * kernel[1]
+        slots += positions * (part.stop - part.start) * taps
     collisions, active, busy, lossy = total.tolist()
     return {
         "slots": slots,

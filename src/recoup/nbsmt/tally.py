@@ -12,6 +12,7 @@ Legend: N images, G groups of the convolution, T threads, S slots per group, U =
 columns, L labels = 2^(T-1) masks times the classes.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from recoup.errors import RecoupError
 from recoup.nbsmt import reference
 from recoup.nbsmt.config import NBSMT
-from recoup.nbsmt.prepare import Geometry
+from recoup.network.convolution import Geometry, Pair
 
 CELLS = 1 << 22
 """Counters, or elements, in flight at once: 32 MiB of 64-bit integers."""
@@ -65,10 +66,9 @@ class Taps:
     columns: Axis
 
     @classmethod
-    def of(cls, size: tuple[int, int], kernel: tuple[int, int], geometry: Geometry) -> "Taps":
-        rows, columns = (
-            Axis.of(size[i], kernel[i], geometry.stride[i], geometry.padding[i], geometry.dilation[i]) for i in (0, 1)
-        )
+    def of(cls, size: Pair, geometry: Geometry) -> "Taps":
+        g = geometry
+        rows, columns = (Axis.of(size[i], g.kernel[i], g.stride[i], g.padding[i], g.dilation[i]) for i in (0, 1))
         return cls(rows, columns)
 
     @property
@@ -102,9 +102,7 @@ def masked(class_T: Tensor, zero: int, classes: int, dim: int) -> Tensor:
     return mask * classes + class_T
 
 
-def activation_counts(
-    code: Tensor, table: Tensor, config: NBSMT, geometry: Geometry, kernel: tuple[int, int]
-) -> Iterator[tuple[slice, Tensor]]:
+def activation_counts(code: Tensor, table: Tensor, config: NBSMT, geometry: Geometry) -> Iterator[tuple[slice, Tensor]]:
     """Count activation labels in blocks of slots that fit the memory.
 
     Args:
@@ -112,24 +110,23 @@ def activation_counts(
         table: int64 [256], the class of each code; code 0 has a class of its own.
         config: threads and pairing.
         geometry: of the convolution.
-        kernel: its size.
 
     Yields:
         The block's slots, and float64 [G, T, slots, k, l, 2^(T-1), classes]: exact counts over images and output
         positions.
     """
-    taps = Taps.of((code.shape[2], code.shape[3]), kernel, geometry)
+    taps = Taps.of((code.shape[2], code.shape[3]), geometry)
     classes, zero = int(table.max()) + 1, int(table[0])
     table, masks = table.to(code.device, torch.int32), 1 << (config.threads - 1)
     x_NGTSHW = reference.split_threads(code.unflatten(1, (geometry.groups, -1)), config, 2)
     _, groups, threads, slots, height, width = x_NGTSHW.shape
-    per_slot = groups * threads * masks * classes * kernel[0] * kernel[1]
+    per_slot = groups * threads * masks * classes * math.prod(geometry.kernel)
     for part in _blocks(slots, per_slot):
         units = groups * threads * (part.stop - part.start)
         chunks = x_NGTSHW[:, :, :, part].split(max(1, CELLS // max(1, units * height * width)))
         labels = (masked(table[chunk.int()], zero, classes, 2).flatten(1, 3) for chunk in chunks)
         counts = taps.count(labels, units, masks * classes, code.device)
-        yield part, counts.view(groups, threads, -1, *kernel, masks, classes)
+        yield part, counts.view(groups, threads, -1, *geometry.kernel, masks, classes)
 
 
 def weight_counts(code: Tensor, table: Tensor, config: NBSMT, groups: int, part: slice) -> Tensor:

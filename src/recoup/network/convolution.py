@@ -1,16 +1,138 @@
-"""What emulated convolutions have in common: padding that an operator, which pads with zeros, cannot do itself."""
+"""A convolution as emulated hardware sees it: one geometry in two dimensions, and a matrix product over its columns.
 
+    y [O, N P] = weight [O, K] columns [K, N P],   K in the order (c, kh, kw)
+
+Legend: N images, P = h w output pixels, O output channels, C input channels of one group, K = C kh kw.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recoup.errors import RecoupError
+
+__all__ = ["POINTWISE", "Geometry", "Padded", "Pair", "as_2d", "memory_format"]
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """The arguments of a two-dimensional convolution besides its tensors; padding is with zeros.
+
+    Linear layers are convolutions of one pixel, one-dimensional convolutions those of images of one row.
+    """
+
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    groups: int
+
+    @classmethod
+    def of(
+        cls, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
+    ) -> "Geometry":
+        """From an operator's arguments, two numbers each; weight [O, C], [O, C, k] or [O, C, kh, kw]."""
+        kernel = weight.shape[2:]
+        down, across = (1, *kernel) if len(kernel) == 1 else kernel or (1, 1)
+        return cls((down, across), (stride[0], stride[1]), (padding[0], padding[1]), (dilation[0], dilation[1]), groups)
+
+    @property
+    def arguments(self) -> tuple[Pair, Pair, Pair, int]:
+        """Stride, padding, dilation and groups, in the order in which operators and torch take them."""
+        return self.stride, self.padding, self.dilation, self.groups
+
+    def size(self, x: Tensor) -> Pair:
+        """Height and width of the output for x [N, C, H, W]."""
+        return self.outputs(x.shape[2:])
+
+    def outputs(self, image: Sequence[int]) -> Pair:
+        """Height and width of the output for images of such a height and width."""
+        (height, width), (down, across) = image, self.padding
+        return (
+            (height + 2 * down - self.dilation[0] * (self.kernel[0] - 1) - 1) // self.stride[0] + 1,
+            (width + 2 * across - self.dilation[1] * (self.kernel[1] - 1) - 1) // self.stride[1] + 1,
+        )
+
+    def check(self, x: Tensor, layer: str) -> None:
+        """Refuse an input [N, C, H, W] that the kernel does not fit into."""
+        if min(self.size(x)) < 1:
+            raise RecoupError(
+                f"{layer}: kernel {list(self.kernel)} with dilation {list(self.dilation)} is larger than the padded "
+                f"input {list(x.shape)}, padding {list(self.padding)}"
+            )
+
+    def empty(self, x: Tensor, outputs: int) -> Tensor:
+        """An output [N, O, h, w] for x, in x's dtype and memory format, not filled in."""
+        return x.new_empty(x.shape[0], outputs, *self.size(x)).contiguous(memory_format=memory_format(x))
+
+    def columns(self, x: Tensor) -> Tensor:
+        """im2col: [N, C, H, W] -> [groups, K, N P]."""
+        columns_NKP = F.unfold(x, self.kernel, self.dilation, self.padding, self.stride)
+        N, K, P = columns_NKP.shape
+        return columns_NKP.view(N, self.groups, K // self.groups, P).permute(1, 2, 0, 3).reshape(self.groups, -1, N * P)
+
+    def image(self, columns: Tensor, shape: torch.Size) -> Tensor:
+        """The transpose of `columns`: [groups, K, N P] -> [N, C, H, W], overlaps summed."""
+        N = shape[0]
+        columns_NKP = columns.view(self.groups, columns.shape[1], N, -1).permute(2, 0, 1, 3)
+        columns_NKP = columns_NKP.reshape(N, prod(columns.shape[:2]), -1)
+        return F.fold(columns_NKP, (shape[2], shape[3]), self.kernel, self.dilation, self.padding, self.stride)
+
+    def adjoint(self, grad: Tensor, weight: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor, "Geometry"]:
+        """What to convolve for the input's gradient: spread gradient, mirrored weight, geometry.
+
+        The gradient's pixels stand ``stride`` apart with zeros between, and after them as many rows and columns as the
+        stride left unread; the result has the input's height and width.
+        """
+        G, reach = self.groups, [self.dilation[i] * (self.kernel[i] - 1) for i in range(2)]
+        spread_size = [(grad.shape[2 + i] - 1) * self.stride[i] + 1 for i in range(2)]
+        spread = grad.new_zeros(*grad.shape[:2], *spread_size)
+        spread[:, :, :: self.stride[0], :: self.stride[1]] = grad
+        before = [reach[i] - self.padding[i] for i in range(2)]
+        after = [shape[2 + i] - spread_size[i] - before[i] + reach[i] for i in range(2)]
+        spread = F.pad(spread, [before[1], after[1], before[0], after[0]])  # negative: cropped
+        outputs, C, kh, kw = weight.shape
+        mirrored = (
+            weight.view(G, outputs // G, C, kh, kw)
+            .transpose(1, 2)
+            .flip(3, 4)
+            .reshape(G * C, outputs // G, kh, kw)
+            .contiguous()
+        )
+        return spread, mirrored, Geometry(self.kernel, (1, 1), (0, 0), self.dilation, G)
+
+
+POINTWISE = Geometry((1, 1), (1, 1), (0, 0), (1, 1), 1)
+"""Of a linear layer."""
+
+
+def as_2d(weight: Tensor) -> Tensor:
+    """The weight of a linear layer or a 1-d convolution as that of a 2-d convolution, [O, C, kh, kw]."""
+    return weight.view(*weight.shape[:2], *[1] * (4 - weight.dim()), *weight.shape[2:])
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """channels_last where x is that and not also contiguous."""
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
 
 class Padded:
-    """Mixed into emulated convolutions, before the torch layer."""
+    """Mixed into emulated convolutions, before the torch layer: they run as two-dimensional ones, padded with zeros."""
 
+    weight: Tensor
     kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
     padding: str | tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
     padding_mode: Literal["zeros", "reflect", "replicate", "circular"]
     _reversed_padding_repeated_twice: list[int]
 
@@ -22,3 +144,17 @@ class Padded:
         if self.padding == "same":
             return F.pad(x, self._reversed_padding_repeated_twice), none
         return x, none if isinstance(self.padding, str) else list(self.padding)
+
+    def in_2d(self, x: Tensor) -> tuple[Tensor, Geometry]:
+        """The input, batched or not, as [N, C, H, W] padded where the operator cannot do it; and what is left to do."""
+        dims = len(self.kernel_size)
+        x, padding = self.padded(x if x.dim() == dims + 2 else x.unsqueeze(0))
+        if dims == 2:
+            return x, Geometry.of(self.weight, self.stride, padding, self.dilation, self.groups)
+        lifted = (1, *self.stride), (0, *padding), (1, *self.dilation)
+        return x.unsqueeze(2), Geometry.of(self.weight, *lifted, self.groups)
+
+    def from_2d(self, y: Tensor, like: Tensor) -> Tensor:
+        """An output [N, O, h, w] in the layer's own dimensions, batched as the input ``like`` is."""
+        y = y.squeeze(2) if len(self.kernel_size) == 1 else y
+        return y if y.dim() == like.dim() else y.squeeze(0)
