@@ -6,7 +6,7 @@ Recalibration", 2020). The paired method is ours.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
@@ -18,6 +18,7 @@ from recoup.errors import RecoupError
 from recoup.network.batches import call, prepared
 from recoup.network.emulated import emulated_layers, running
 from recoup.network.modes import evaluating
+from recoup.network.norms import Statistics, tracking_norms
 from recoup.network.wing import Repair
 
 Method = Literal["paired", "average", "ema"]
@@ -160,7 +161,7 @@ def _paired(
         mean, variance = _stored(norm)
         ratio = torch.where(var_off > 0, var_on / var_off, 1.0)
         moved[norm] = (mean.double() + (mean_on - mean_off), variance.double() * ratio)
-    _store(moved)
+    _store(model, moved)
 
 
 def _average(model: nn.Module, norms: dict[str, _BatchNorm], batches: Iterable[Any], progress: bool) -> None:
@@ -168,18 +169,13 @@ def _average(model: nn.Module, norms: dict[str, _BatchNorm], batches: Iterable[A
     with _measuring(model, norms):
         for inputs, _ in prepared(model, batches, "recalibrate_ (average)", progress):
             _forward(model, norms, inputs, seen)
-    _store({norm: seen[name].pooled() for name, norm in norms.items() if seen[name].batches})
+    _store(model, {norm: seen[name].pooled() for name, norm in norms.items() if seen[name].batches})
 
 
 def _ema(model: nn.Module, norms: dict[str, _BatchNorm], batches: Iterable[Any], progress: bool) -> None:
-    kept = _Statistics(norms.values())
-    try:
-        with evaluating(model, lambda module: module in kept.norms), torch.no_grad():
-            for inputs, _ in prepared(model, batches, "recalibrate_ (ema)", progress):
-                _forward(model, norms, inputs, None)
-    except BaseException:
-        kept.restore()
-        raise
+    with Statistics.all_or_none(model), _training(model, norms), torch.no_grad():
+        for inputs, _ in prepared(model, batches, "recalibrate_ (ema)", progress):
+            _forward(model, norms, inputs, None)
 
 
 def _stored(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
@@ -189,45 +185,34 @@ def _stored(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _store(statistics: dict[_BatchNorm, tuple[Tensor, Tensor]]) -> None:
+def _store(model: nn.Module, moved: dict[_BatchNorm, tuple[Tensor, Tensor]]) -> None:
     """Write all statistics, or none."""
-    kept = _Statistics(statistics)
-    try:
-        for norm, values in statistics.items():
+    with Statistics.all_or_none(model):
+        for norm, values in moved.items():
             for buffer, value in zip(_stored(norm), values, strict=True):
                 buffer.copy_(value)
-    except BaseException:
-        kept.restore()
-        raise
 
 
-class _Statistics:
-    """The stored statistics and momenta of some batch norms, to be put back."""
-
-    def __init__(self, norms: Iterable[_BatchNorm]) -> None:
-        self.norms = set(norms)
-        self._momentum = {norm: norm.momentum for norm in self.norms}
-        self._buffers = {norm: [b.clone() for b in norm.buffers(recurse=False)] for norm in self.norms}
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        for norm in self.norms:
-            norm.momentum = self._momentum[norm]
-            for buffer, value in zip(norm.buffers(recurse=False), self._buffers[norm], strict=True):
-                buffer.copy_(value)
+def _training(model: nn.Module, norms: dict[str, _BatchNorm]) -> AbstractContextManager[None]:
+    """These batch norms in train mode, everything else in eval mode."""
+    chosen = set(norms.values())
+    return evaluating(model, lambda module: module in chosen)
 
 
-class _measuring(ExitStack):  # noqa: N801 -- used as a function
-    """Batch norms in train mode with momentum 1, so that after a forward they hold that batch's statistics."""
-
-    def __init__(self, model: nn.Module, norms: dict[str, _BatchNorm]) -> None:
-        super().__init__()
-        kept = _Statistics(norms.values())
-        self.callback(kept.restore)
-        self.enter_context(evaluating(model, lambda module: module in kept.norms))
-        self.enter_context(torch.no_grad())
-        for norm in kept.norms:
-            norm.momentum = 1.0
+@contextmanager
+def _measuring(model: nn.Module, norms: dict[str, _BatchNorm]) -> Iterator[None]:
+    """Batch norms in train mode with momentum 1, so that after a forward they hold that batch's statistics; then both
+    as before."""
+    statistics, momenta = Statistics.of(model), {norm: norm.momentum for norm in norms.values()}
+    try:
+        with _training(model, norms), torch.no_grad():
+            for norm in momenta:
+                norm.momentum = 1.0
+            yield
+    finally:
+        for norm, momentum in momenta.items():
+            norm.momentum = momentum
+        statistics.put(model)
 
 
 @contextmanager
@@ -244,11 +229,7 @@ def _by_moments(norms: Iterable[_BatchNorm]) -> Iterator[None]:
 
 
 def _norms(model: nn.Module) -> dict[str, _BatchNorm]:
-    norms = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None
-    }
+    norms = tracking_norms(model)
     if not norms:
         raise RecoupError(
             "recalibrate_: the model has no batch norm with running statistics; for other networks use correct_bias_"

@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch import nn
 
-from recoup.network.norms import Statistics, has_norms, only_norms, shift
+from recoup.network.norms import Statistics, has_norms, only_norms, shift, tracking_norms
 
 
 def network():
-    return nn.Sequential(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm1d(2, track_running_stats=False))
+    return nn.Sequential(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False))
 
 
 def test_statistics_come_back_whole():
@@ -24,10 +24,29 @@ def test_statistics_come_back_whole():
     assert norm.running_mean.data_ptr() == storage
 
 
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, RuntimeError])
+def test_a_change_that_fails_is_undone(failure):
+    model = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def change():
+        model(torch.randn(4, 1, 2, 2))
+        assert not torch.equal(model.state_dict()["1.running_mean"], before["1.running_mean"])
+        raise failure
+
+    with pytest.raises(failure), Statistics.all_or_none(model):
+        change()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with Statistics.all_or_none(model) as kept:
+        model(torch.randn(4, 1, 2, 2))
+    assert model.state_dict()["1.num_batches_tracked"] == 1
+    assert kept.buffers["1"]["num_batches_tracked"] == 0
+
+
 def test_only_norms_with_running_statistics_count():
     assert has_norms(network())
     assert not has_norms(nn.Sequential(nn.Conv2d(1, 1, 1), nn.GroupNorm(1, 1)))
-    assert list(Statistics.of(network()).buffers) == ["1"]
+    assert list(Statistics.of(network()).buffers) == list(tracking_norms(network())) == ["1"]
 
 
 def test_shift_by_hand():

@@ -1,11 +1,18 @@
 """BatchNorm statistics: keep them, put them back, and say how far they moved."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def tracking_norms(model: nn.Module) -> dict[str, _BatchNorm]:
+    """The batch norms with running statistics, by name."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
 
 
 @dataclass(frozen=True)
@@ -17,19 +24,32 @@ class Statistics:
     @classmethod
     def of(cls, model: nn.Module) -> "Statistics":
         """A copy of what the model holds now."""
-        return cls({name: {key: b.clone() for key, b in m.named_buffers()} for name, m in _norms(model).items()})
+        return cls(
+            {name: {key: b.clone() for key, b in m.named_buffers()} for name, m in tracking_norms(model).items()}
+        )
 
     @torch.no_grad()
     def put(self, model: nn.Module) -> None:
         """Write them into the model, in place."""
-        for name, norm in _norms(model).items():
+        for name, norm in tracking_norms(model).items():
             for key, buffer in norm.named_buffers():
                 buffer.copy_(self.buffers[name][key])
+
+    @classmethod
+    @contextmanager
+    def all_or_none(cls, model: nn.Module) -> Iterator["Statistics"]:
+        """Changes that are undone if they fail or are interrupted."""
+        before = cls.of(model)
+        try:
+            yield before
+        except BaseException:
+            before.put(model)
+            raise
 
 
 def has_norms(model: nn.Module) -> bool:
     """Whether there are statistics to recalibrate."""
-    return bool(_norms(model))
+    return bool(tracking_norms(model))
 
 
 def only_norms(model: nn.Module, key: str) -> bool:
@@ -60,7 +80,3 @@ def shift(before: Statistics, after: Statistics) -> dict[str, tuple[float, float
         ratio = (other[live] / variance[live]).log().mean().exp()
         moved[name] = (float(distance[live].mean()), float(ratio))
     return moved
-
-
-def _norms(model: nn.Module) -> dict[str, _BatchNorm]:
-    return {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
