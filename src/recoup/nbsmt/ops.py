@@ -145,7 +145,7 @@ def _accumulate(
     if faults:
         raise_fault(layer, x, faults)
     operand = operand_PJ.view(*x_NHWC.shape[:3], -1).permute(0, 3, 1, 2)
-    return prepared.accumulate(operand, geometry, name), prepared.scale_O
+    return prepared.accumulate(operand, geometry, name, layer), prepared.scale_O
 
 
 def _convolution_fake(x, weight, order, scale, config, stride, padding, dilation, groups, layer):

@@ -13,6 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from recoup.nbsmt import cpu
 from recoup.nbsmt.config import NBSMT
+from recoup.nbsmt.trust import packed
 from recoup.nbsmt.weights import WeightOperand, quantize_weight, weight_operand
 from recoup.network.convolution import Geometry, as_2d
 
@@ -22,24 +23,32 @@ KEPT = 4
 
 @dataclass(slots=True)
 class Prepared:
-    """A layer's weight operand and its convolutions by input shape."""
+    """A layer's weight operand and its 8-bit convolutions by input shape; None where float32 does the work."""
 
     content: tuple
     operand: WeightOperand
     scale_O: Tensor
-    convolutions: dict[tuple, cpu.Int8Convolution] = field(default_factory=dict)
+    convolutions: dict[tuple, cpu.Int8Convolution | None] = field(default_factory=dict)
 
-    def accumulate(self, operand: Tensor, geometry: Geometry, backend: str) -> Tensor:
-        """Exact sums of products as float32, [N, O, h, w] channels_last; ``operand`` [N, G*J, H, W] channels_last."""
-        arguments = geometry.arguments
-        if backend != "int8":
-            return cpu.exact_convolution(operand, self.operand.weight_OGJkk, *arguments, self.operand.bound)
-        key = (tuple(operand.shape), geometry)
-        convolution = self.convolutions.get(key)
+    def accumulate(self, operand: Tensor, geometry: Geometry, backend: str, layer: str) -> Tensor:
+        """Exact sums of products as float32, [N, O, h, w] channels_last; ``operand`` [N, G*J, H, W] channels_last.
+
+        On ``int8`` oneDNN sums where it is right (`trust.packed`); `cpu.exact_convolution` does elsewhere, and under
+        any other backend.
+        """
+        convolution = self._packed(operand, geometry, layer) if backend == "int8" else None
         if convolution is None:
-            convolution = cpu.Int8Convolution(self.operand.weight_OGJkk, *arguments, tuple(operand.shape))
-            _remember(self.convolutions, key, convolution)
+            return cpu.exact_convolution(operand, self.operand.weight_OGJkk, *geometry.arguments, self.operand.bound)
         return convolution(operand)
+
+    def _packed(self, operand: Tensor, geometry: Geometry, layer: str) -> cpu.Int8Convolution | None:
+        key = (tuple(operand.shape), geometry)
+        if key in self.convolutions:
+            return self.convolutions[key]
+        arguments = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+        made = packed(self.operand.weight_OGJkk, *arguments, key[0], layer)
+        _remember(self.convolutions, key, made)
+        return made
 
 
 _prepared: WeakTensorKeyDictionary = WeakTensorKeyDictionary()

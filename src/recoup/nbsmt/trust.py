@@ -1,0 +1,95 @@
+"""Which convolutions oneDNN's 8-bit kernel may do: those of geometries where it is right.
+
+oneDNN 3 is wrong on some geometries, and on some it reads outside its operand, which ends the process. Measured on
+264,539 random geometries with AVX-512 VNNI: with the rules of `sound` there was no crash and no wrong result. Other
+processors take other kernels, so a geometry that is new to the process is compared with the exact convolution once.
+"""
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from recoup.errors import RecoupWarning
+from recoup.nbsmt.cpu import Int8Convolution, Pair, exact_convolution
+
+__all__ = ["distrusted", "packed", "plain_dilation", "sound"]
+
+CHECK_WEIGHTS = 15
+"""Magnitude of the weights of a check: sums stay in float32 for long, and fit the 16 bits of CPUs without VNNI."""
+
+Key = tuple[torch.Size, Pair, Pair, Pair, int, tuple[int, ...]]
+
+_right: dict[Key, bool] = {}
+
+
+def packed(
+    weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, groups: int, shape: tuple[int, ...], layer: str
+) -> Int8Convolution | None:
+    """The 8-bit convolution of a weight, packed for an input shape; None where `exact_convolution` has to do the work.
+
+    That is where the geometry is not `sound`, and where the kernel's result for random operands of these shapes is not
+    the exact one: a RecoupWarning then names the layer and the geometry, once.
+
+    Args:
+        weight: int8 [O, C / groups, kh, kw].
+        stride, padding, dilation, groups: as in torch.nn.functional.conv2d.
+        shape: of the input.
+        layer: what the warning calls the layer.
+    """
+    kernel = (weight.shape[2], weight.shape[3])
+    dilation = plain_dilation(kernel, dilation)
+    if not sound(weight.shape, stride, padding, dilation):
+        return None
+    geometry = (stride, padding, dilation, groups)
+    key = (weight.shape, *geometry, tuple(shape))
+    if key not in _right:
+        _right[key] = _is_right(*key)
+        if not _right[key]:
+            warnings.warn(
+                f"{layer}: oneDNN's 8-bit convolution is wrong for weight {list(weight.shape)}, stride {list(stride)}, "
+                f"padding {list(padding)}, dilation {list(dilation)}, groups {groups} on input {list(shape)}; float32 "
+                "does the work there, with the exact result, slower",
+                RecoupWarning,
+                stacklevel=2,
+            )
+    return Int8Convolution(weight, *geometry, shape) if _right[key] else None
+
+
+def plain_dilation(kernel: Pair, dilation: Pair) -> Pair:
+    """The dilation, 1 along an axis of one tap: it has no meaning there, and oneDNN reads outside the image by it."""
+    return 1 if kernel[0] == 1 else dilation[0], 1 if kernel[1] == 1 else dilation[1]
+
+
+def sound(weight_shape: torch.Size, stride: Pair, padding: Pair, dilation: Pair) -> bool:
+    """Whether oneDNN's 8-bit convolution neither crashes nor errs, as far as the geometry tells.
+
+    Not sound are
+    - padding of the kernel's whole extent or more, dilation (k - 1) + 1, along either axis: some outputs then see
+      nothing but padding, and the kernel reads outside the image for them;
+    - one input channel per group (depthwise, with any multiplier) with a horizontal stride alone: results are wrong.
+    """
+    extents = [spread * (taps - 1) + 1 for spread, taps in zip(dilation, weight_shape[2:], strict=True)]
+    inside = all(pad < extent for pad, extent in zip(padding, extents, strict=True))
+    return inside and not (weight_shape[1] == 1 and stride[0] == 1 and stride[1] > 1)
+
+
+def distrusted() -> int:
+    """How many of this process's geometries the 8-bit kernel failed, so that float32 does them."""
+    return sum(not right for right in _right.values())
+
+
+def _is_right(
+    weight_shape: torch.Size, stride: Pair, padding: Pair, dilation: Pair, groups: int, shape: tuple[int, ...]
+) -> bool:
+    """Whether the first and the last image of a random batch come out exact; no code is 0, so that every tap counts."""
+    random = torch.Generator().manual_seed(0)
+    operand = torch.randint(1, 256, shape, dtype=torch.uint8, generator=random)
+    operand = operand.contiguous(memory_format=torch.channels_last)
+    weight = torch.randint(1, CHECK_WEIGHTS + 1, weight_shape, dtype=torch.int8, generator=random)
+    weight *= torch.randint(0, 2, weight_shape, dtype=torch.int8, generator=random) * 2 - 1
+    geometry = (stride, padding, dilation, groups)
+    found = Int8Convolution(weight, *geometry, shape)(operand)
+    ends = [0, shape[0] - 1]
+    exact = exact_convolution(operand[ends], weight, *geometry, 255 * CHECK_WEIGHTS * weight[0].numel())
+    return torch.equal(found[ends], exact)

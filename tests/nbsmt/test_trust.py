@@ -1,0 +1,84 @@
+"""Which geometries oneDNN's 8-bit convolution may do, and that every way gives the same bits on odd ones."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import recoup as rc
+from recoup.nbsmt import ops, trust
+from recoup.nbsmt.cpu import Int8Convolution, probe
+
+
+@pytest.mark.parametrize(
+    ("weight", "stride", "padding", "dilation", "sound"),
+    [
+        ((8, 4, 3, 3), (1, 1), (1, 1), (1, 1), True),
+        ((8, 4, 3, 3), (1, 2), (2, 2), (1, 1), True),
+        ((8, 4, 3, 3), (1, 1), (3, 0), (1, 1), False),
+        ((8, 4, 3, 3), (1, 1), (4, 4), (2, 2), True),
+        ((8, 4, 3, 3), (1, 1), (0, 5), (2, 2), False),
+        ((8, 4, 1, 1), (2, 2), (0, 0), (1, 1), True),
+        ((8, 4, 1, 1), (2, 2), (0, 1), (1, 1), False),
+        ((16, 1, 3, 5), (1, 2), (1, 1), (1, 1), False),
+        ((8, 1, 1, 2), (1, 4), (0, 1), (1, 1), False),
+        ((16, 1, 3, 3), (2, 2), (1, 1), (1, 1), True),
+        ((16, 1, 3, 3), (2, 1), (1, 1), (1, 1), True),
+        ((16, 2, 3, 3), (1, 2), (1, 1), (1, 1), True),
+    ],
+)
+def test_geometries_that_are_sound(weight, stride, padding, dilation, sound):
+    assert trust.sound(torch.Size(weight), stride, padding, dilation) is sound
+
+
+def test_a_dilation_has_no_meaning_along_one_tap():
+    assert trust.plain_dilation((1, 3), (2, 4)) == (1, 4)
+    assert trust.plain_dilation((2, 1), (3, 5)) == (3, 1)
+
+
+def test_odd_geometries_give_the_same_bits_on_every_path_and_no_crash():
+    command = [sys.executable, "-m", "tests.nbsmt.odd_geometries", "300"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"exit {done.returncode}\n{done.stderr[-3000:]}"
+    trusted, drawn = (int(word) for word in done.stdout.split()[::3])
+    assert 0 < trusted < drawn
+
+
+class _Wrong(Int8Convolution):
+    """An 8-bit kernel that errs in its last output."""
+
+    def __call__(self, operand):
+        y = super().__call__(operand)
+        y[-1, -1, -1, -1] += 1
+        return y
+
+
+def test_a_kernel_that_errs_is_found_named_once_and_replaced(monkeypatch):
+    torch.manual_seed(0)
+    x = torch.rand(3, 4, 6, 6)
+    model = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1))
+    rc.calibrate_(model, [x], {"0": True})
+    rc.emulate_(model, rc.NBSMT(threads=2))
+    with ops.backend("float32"):
+        expected = model(x)
+    monkeypatch.setattr(trust, "_right", {})
+    monkeypatch.setattr(trust, "Int8Convolution", _Wrong)
+    monkeypatch.setattr(ops, "current_backend", lambda: "int8")
+    with pytest.warns(
+        rc.RecoupWarning, match=r"layer '0'.*wrong for weight \[8, 8, 3, 3\].*input \[3, 8, 6, 6\]"
+    ) as said:
+        found = model(x)
+    assert len(said) == 1
+    assert trust.distrusted() == 1
+    assert torch.equal(found, expected)
+    assert torch.equal(model(x), expected)  # and warns no more: warnings are errors
+
+
+@pytest.mark.skipif(probe().name != "int8", reason=f"the int8 path is not exact here: {probe().reason}")
+def test_the_check_finds_nothing_on_an_ordinary_layer(monkeypatch):
+    monkeypatch.setattr(trust, "_right", {})
+    weight = torch.randint(-128, 128, (16, 8, 3, 3), dtype=torch.int8)
+    assert trust.packed(weight, (1, 1), (1, 1), (1, 1), 1, (4, 8, 9, 9), "layer") is not None
+    assert trust.distrusted() == 0
