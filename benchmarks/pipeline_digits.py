@@ -27,7 +27,7 @@ from benchmarks.log import Log
 from benchmarks.measure import RESULTS, save
 from recoup.pipeline import Mitigation
 from recoup.plots.pipeline import delay_figure
-from recoup.study.pipeline import PB, SGDM, Case, Setting, study
+from recoup.study.measures.pipeline import PB, SGDM, Case, Setting, study
 
 SEEDS = range(5)
 AT_ONCE = 25  # runs in one network; the rings of more leave the processor's cache

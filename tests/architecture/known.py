@@ -11,14 +11,8 @@ KNOWN: dict[str, frozenset[str]] = {
             "recoup/cli/doctor.py: nbsmt",
             "recoup/cli/report.py: pipeline",
             "recoup/cli/train.py: lba",
-            "recoup/report/figures.py: pipeline",
-            "recoup/report/html.py: pipeline",
-            "recoup/report/pipeline.py: pipeline",
-            "recoup/report/template.html.j2: pipeline",
-            "recoup/report/terminal.py: pipeline",
             "recoup/search/narrow.py: lba",
             "recoup/study/configs.py: nbsmt",
-            "recoup/study/pipeline.py: pipeline",
         }
     ),
 }

@@ -15,7 +15,7 @@ from recoup import models
 from recoup.cli.demo import CONFIGS
 from recoup.cli.main import app
 from recoup.study import Recipe, Results
-from recoup.study.pipeline import PipelineResults, Setting
+from recoup.study.measures.pipeline import PipelineResults, Setting
 from recoup.study.store import Store
 from recoup.version import __version__
 from tests.study.examples import results, small_recipe

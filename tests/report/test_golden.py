@@ -11,7 +11,7 @@ import pytest
 
 from recoup.report import render, write_tables
 from recoup.study import Results
-from recoup.study.pipeline import PipelineResults
+from recoup.study.measures.pipeline import PipelineResults
 from tests.report.pages import shown
 
 GOLDEN = Path(__file__).with_name("golden")

@@ -76,7 +76,7 @@ def run_recipe(recipe: "Recipe", overwrite: bool, as_json: bool) -> None:
     from recoup.report import write_html, write_tables
     from recoup.report.terminal import tables
     from recoup.study import run as run_study
-    from recoup.study.pipeline import PipelineResults
+    from recoup.study.measures.pipeline import PipelineResults
 
     with importable(os.getcwd()):  # noqa: PTH109 -- a string for sys.path
         results: Results = run_study(recipe, overwrite=overwrite)

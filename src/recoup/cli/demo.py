@@ -17,7 +17,7 @@ from recoup.models import digits_net
 from recoup.pipeline import Mitigation
 from recoup.storage.files import write_atomically
 from recoup.study.machine import cpu_threads
-from recoup.study.pipeline import PB, POINTS, SGDM, Case, PipelineResults, Setting, study
+from recoup.study.measures.pipeline import PB, POINTS, SGDM, Case, PipelineResults, Setting, study
 from recoup.study.progress import displayed
 from recoup.study.recipe import Recipe
 

@@ -8,7 +8,7 @@ import typer
 from recoup.cli.common import Wing, load_wings
 from recoup.report import write_html, write_tables
 from recoup.study import Results
-from recoup.study.pipeline import PipelineResults
+from recoup.study.measures.pipeline import PipelineResults
 
 
 def report(folder: Annotated[Path, typer.Argument(help="A folder with results.json.")], wing: Wing = None) -> None:

@@ -14,11 +14,8 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from recoup.network.wing import FLOAT, Baseline
 from recoup.plots.palette import MARKERS, Palette
-from recoup.plots.pipeline import curves_figure
-from recoup.report.pipeline import ChapterLine
 from recoup.report.summary import Summary, baselines
 from recoup.study.configs import title
-from recoup.study.pipeline import PipelineResults
 from recoup.study.repairs import NONE
 from recoup.study.results import Results
 
@@ -101,18 +98,6 @@ def shift_figure(results: Results) -> str | None:
     return svg(figure, "shift", f"Shift of BatchNorm statistics in {len(names)} layers. {'; '.join(said)}.")
 
 
-@styled
-def pipeline_figure(chapter: PipelineResults, lines: Sequence[ChapterLine]) -> str:
-    """Loss and accuracy of every method in the course of training, with the span of the seeds."""
-    runs = {label: chapter.of(label) for label in chapter.labels()}
-    losses = {label: [_with_gaps(row.losses, row.losses) for row in rows] for label, rows in runs.items()}
-    accuracies = {label: [_with_gaps(row.accuracies, row.losses) for row in rows] for label, rows in runs.items()}
-    figure = curves_figure(chapter.images, losses, accuracies, palette=COLOURS)
-    clear(figure)
-    said = "; ".join(f"{line.label}: {line.text}" for line in lines)
-    return svg(figure, "pipeline", f"Training loss and test accuracy in the course of training. At the end, {said}.")
-
-
 def svg(figure: Any, name: str, description: str) -> str:
     """A figure as one self-contained ``<svg>`` element, described for screen readers, coloured by CSS variables."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -152,11 +137,6 @@ def canvas(rows: int, height: float, ratios: Sequence[float]) -> tuple[Any, list
     axes = figure.subplots(rows, 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": list(ratios)})
     clear(figure)
     return figure, list(axes[:, 0])
-
-
-def _with_gaps(values: Sequence[float | None], losses: Sequence[float | None]) -> list[float]:
-    """NaN from where a run diverged on."""
-    return [math.nan if v is None or lost is None else v for v, lost in zip(values, losses, strict=True)]
 
 
 def clear(figure: Any) -> None:

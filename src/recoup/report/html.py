@@ -1,21 +1,15 @@
 """Results as one HTML file that needs nothing else: no script, no font, no address outside itself."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recoup.recalibrate import PAIRED
 from recoup.report import words
-from recoup.report.chapters import chapters_of
-from recoup.report.figures import (
-    accuracy_figure,
-    pipeline_figure,
-    shift_figure,
-)
-from recoup.report.pipeline import MEANING as PIPELINE_MEANING
-from recoup.report.pipeline import chapter_lines, chapter_verdict, delays_text, spread
-from recoup.report.summary import Summary, baselines, summarize
+from recoup.report.chapters import Part, Study, parts_beside, parts_of
+from recoup.report.figures import accuracy_figure, shift_figure
+from recoup.report.summary import Summary, summarize
 from recoup.storage.files import write_atomically
-from recoup.study.pipeline import PipelineResults
 from recoup.study.repairs import meaning
 from recoup.study.results import Results
 
@@ -26,47 +20,64 @@ FILE = "report.html"
 PAGE, STYLE = (Path(__file__).with_name(name) for name in ("template.html.j2", "style.css"))
 
 
-def write_html(results: Results, folder: Path, pipeline: PipelineResults | None = None) -> Path:
-    """Write report.html, whole or not at all; with the chapter of a pipeline study, if there is one."""
+def write_html(results: Results, folder: Path, *beside: Study | None) -> Path:
+    """Write report.html, whole or not at all; with the chapters of studies beside it, of those that are not None."""
     path = folder / FILE
-    write_atomically(path, render(results, pipeline))
+    write_atomically(path, render(results, *beside))
     return path
 
 
-def render(results: Results, pipeline: PipelineResults | None = None) -> str:
-    """The report's HTML. Every string of the user's is escaped."""
-    summary = summarize(results)
-    chapters = chapters_of(results)
+def render(results: Results, *beside: Study | None) -> str:
+    """The report's HTML, with the chapters of the wings present and of studies beside it.
+
+    Every string of the user's is escaped.
+
+    Raises:
+        RecoupError: a chapter that is none.
+    """
+    summary, wings, studies = summarize(results), parts_of(results), parts_beside(beside)
+    parts = [*wings, *studies]
     template = _environment().get_template(str(PAGE))
-    names = [repr(config) for config in results.recipe.configs]
     return template.render(
         css=STYLE.read_text("utf-8"),
         results=results,
         summary=summary,
         heading=heading(results),
-        configs=[*(baseline.name for baseline in baselines(results)), *names],
+        verdicts=verdicts_of(summary, studies),
         ours=PAIRED.name,
         interval_text=interval_text(results, summary),
         kinds=words.INTERVALS,
-        states={
-            state: meaning(state, results.recipe.configs)
-            for state in results.recipe.states
-            if any(row.state == state for row in results.accuracy)
-        },
-        chapters=[
-            (str(chapter.template), shown)
-            for chapter in chapters
-            if chapter.template is not None and (shown := chapter.context(results))
-        ],
-        pipeline=None if pipeline is None else _pipeline(pipeline),
+        states=states_of(results),
+        chapters=_sections(wings),
+        beside=_sections(studies),
         accuracy_figure=accuracy_figure(results, summary),
         shift_figure=shift_figure(results),
-        terms=words.terms(results, chapters),
-        modelled=words.modelled(results, chapters),
-        not_modelled=words.not_modelled(chapters),
+        terms=words.terms(results, parts),
+        modelled=words.modelled(results, parts),
+        not_modelled=words.not_modelled(chapter for chapter, _ in parts),
         facts=facts(results),
         recipe=results.recipe.to_yaml(),
     )
+
+
+def verdicts_of(summary: Summary, studies: list[Part]) -> list[str]:
+    """A sentence a config, then those of other studies."""
+    return [*summary.verdicts, *(text for chapter, study in studies for text in chapter.verdicts(study))]
+
+
+def states_of(results: Results) -> dict[str, str]:
+    """The states that were measured, and what they mean."""
+    found = {row.state for row in results.accuracy}
+    return {state: meaning(state, results.recipe.configs) for state in results.recipe.states if state in found}
+
+
+def _sections(parts: list[Part]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Fragments of the page and their values, of the chapters that have something to show."""
+    return [
+        (str(chapter.template), values)
+        for chapter, about in parts
+        if chapter.template is not None and (values := chapter.context(about)) is not None
+    ]
 
 
 def heading(results: Results) -> str:
@@ -101,21 +112,6 @@ def facts(results: Results) -> dict[str, Any]:
         "Software": f"recoup {machine.recoup}, torch {machine.torch}, Python {machine.python}",
         "Measuring took": f"{results.seconds:,.0f} s",
         "Date": results.date,
-    }
-
-
-def _pipeline(chapter: PipelineResults) -> dict[str, Any]:
-    lines = chapter_lines(chapter)
-    return {
-        "batch": chapter.setting.batch,
-        "verdict": chapter_verdict(chapter),
-        "setting": delays_text(chapter),
-        "lines": [
-            (line, spread(line.accuracy, line.accuracy_std, 2), spread(line.loss, line.loss_std, 3)) for line in lines
-        ],
-        "seeds": max(line.seeds for line in lines),
-        "meaning": {line.label: PIPELINE_MEANING[line.label] for line in lines if line.label in PIPELINE_MEANING},
-        "figure": pipeline_figure(chapter, lines),
     }
 
 

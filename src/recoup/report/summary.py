@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from recoup.network.wing import FLOAT, Baseline
-from recoup.report.chapters import chapter_at
+from recoup.report.chapters import chapter_of
 from recoup.study.configs import Config, title
 from recoup.study.intervals import Estimate, accuracy, of_test_set, over_seeds
 from recoup.study.repairs import NONE, sentence
@@ -52,6 +52,11 @@ class Summary:
     threshold: float
     seeds: int
 
+    @property
+    def configs(self) -> list[str]:
+        """What was measured, in order: baselines and configs by the names that their rows have."""
+        return list(dict.fromkeys(line.config for line in self.lines))
+
     def line(self, config: str, state: str) -> Line | None:
         """The line of a config and state, if it was measured."""
         return next((line for line in self.lines if (line.config, line.state) == (config, state)), None)
@@ -76,7 +81,9 @@ def summarize(results: Results) -> Summary:
     resolution, threshold = of_test_set(best, count).half, _threshold(count)
     measured = [config for name, config in configs.items() if any(line.config == name for line in lines)]
     silent = Summary(lines, (), resolution, threshold, len(results.recipe.calibration.seeds))
-    return replace(silent, verdicts=tuple(verdict(silent, config, _saving(results, config)) for config in measured))
+    savings = [chapter_of(wing_of(config, "report")).saving(results, config) for config in measured]
+    verdicts = (verdict(silent, config, saving) for config, saving in zip(measured, savings, strict=True))
+    return replace(silent, verdicts=tuple(verdicts))
 
 
 def baseline_of(config: Config) -> Baseline:
@@ -88,11 +95,6 @@ def baselines(results: Results) -> list[Baseline]:
     """The float network, and the other baselines of the hardware that was measured, each once."""
     found = [FLOAT, *(baseline_of(config) for config in results.recipe.configs)]
     return list({baseline.name: baseline for baseline in found}.values())
-
-
-def _saving(results: Results, config: Config) -> str:
-    path = wing_of(config, "report").chapter
-    return "" if path is None else chapter_at(path).saving(results, config)
 
 
 def verdict(summary: Summary, config: Config, saving: str = "") -> str:

@@ -6,33 +6,25 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from recoup.report.chapters import Study, parts_beside, parts_of
 from recoup.report.chapters import Table as Cells
-from recoup.report.chapters import chapters_of
-from recoup.report.html import heading, interval_text
-from recoup.report.pipeline import chapter_lines, chapter_verdict, delays_text, spread
+from recoup.report.html import heading, interval_text, verdicts_of
 from recoup.report.summary import Line, Summary, summarize
-from recoup.study.pipeline import PipelineResults
 from recoup.study.results import Results
 
 
-def tables(results: Results, pipeline: PipelineResults | None = None) -> RenderableType:
-    """The accuracy of every state, layers, cycles, a pipeline study, and the verdicts last, where the eye is."""
-    summary = summarize(results)
-    parts: list[RenderableType] = [Text(), _accuracy(results, summary), Text()]
-    chapters = chapters_of(results)
-    for chapter in chapters:
-        for table in chapter.layers(results):
-            parts += [_drawn(table), Text()]
-    for chapter in chapters:
-        for table in chapter.totals(results):
-            parts += [_drawn(table), Text()]
-    verdicts = list(summary.verdicts)
-    if pipeline is not None:
-        parts += [_pipeline(pipeline), Text()]
-        verdicts.append(chapter_verdict(pipeline))
-    parts += [Text(f"note: {note}", style="yellow") for note in results.notes]
-    parts += [Text(verdict, style="bold") for verdict in verdicts]
-    return Group(*parts, Text())
+def tables(results: Results, *beside: Study | None) -> RenderableType:
+    """The accuracy of every state, layers, whole networks, other studies; the verdicts last, where the eye is."""
+    summary, wings, studies = summarize(results), parts_of(results), parts_beside(beside)
+    parts = [*wings, *studies]
+    found = [table for chapter, about in parts for table in chapter.layers(about)]
+    found += [table for chapter, about in parts for table in chapter.totals(about)]
+    shown: list[RenderableType] = [Text()]
+    for table in (_accuracy(results, summary), *map(_drawn, found)):
+        shown += [table, Text()]
+    shown += [Text(f"note: {note}", style="yellow") for note in results.notes]
+    shown += [Text(verdict, style="bold") for verdict in verdicts_of(summary, studies)]
+    return Group(*shown, Text())
 
 
 def _table(name: str, *columns: str, caption: str | None = None) -> Table:
@@ -72,19 +64,3 @@ def _numbers(line: Line) -> tuple[str, str, str, str]:
         "" if line.gain is None else f"{line.gain:+.2f}",
         "" if line.recovered is None else f"{line.recovered:.0%}",
     )
-
-
-def _pipeline(chapter: PipelineResults) -> Table:
-    lines = chapter_lines(chapter)
-    name = f"Pipelined Backpropagation: mean and standard deviation of {max(line.seeds for line in lines)} seeds"
-    columns = ("method", "training loss", "times SGDM's", "accuracy %", "diverged")
-    table = _table(name, *columns, caption=delays_text(chapter))
-    for line in lines:
-        table.add_row(
-            escape(line.label),
-            spread(line.loss, line.loss_std, 3),
-            "" if line.against is None else f"{line.against:.2f}",
-            spread(line.accuracy, line.accuracy_std, 2),
-            f"{line.diverged} of {line.seeds}",
-        )
-    return table

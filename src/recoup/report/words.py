@@ -1,8 +1,8 @@
 """What every report explains, and what its chapters add: terms, and where the model ends."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from recoup.report.chapters import Chapter, Limit
+from recoup.report.chapters import Chapter, Limit, Part, chapter_of
 from recoup.report.summary import baseline_of
 from recoup.study.results import Results
 
@@ -29,29 +29,24 @@ def won_back(baselines: str) -> str:
     )
 
 
-def terms(results: Results, chapters: Sequence[Chapter]) -> Mapping[str, str]:
+def terms(results: Results, parts: Sequence[Part]) -> Mapping[str, str]:
     """The chapters' terms and every report's; a chapter's wording goes before."""
     titles = dict.fromkeys(baseline_of(config).title for config in results.recipe.configs)
-    found = {term: meaning for chapter in chapters for term, meaning in chapter.terms(results).items()}
-    return found | {
-        term: meaning
-        for term, meaning in {"gain": GAIN, "won back": won_back(", ".join(titles))}.items()
-        if term not in found
-    }
+    found = {term: meaning for chapter, about in parts for term, meaning in chapter.terms(about).items()}
+    common = {"gain": GAIN, "won back": won_back(", ".join(titles))}
+    return found | {term: meaning for term, meaning in common.items() if term not in found}
 
 
-def modelled(results: Results, chapters: Sequence[Chapter]) -> list[str]:
-    """What the wings emulate, then what is counted; of a wing that says neither, where to look."""
-    silent = [
-        f"The layers of {card.config.__name__}: what their own forward pass computes."
-        for card, chapter in zip(results.recipe.wings, chapters, strict=True)
-        if not chapter.modelled and not chapter.costs
-    ]
-    run = [text for chapter in chapters for text in chapter.modelled]
-    return [*run, *(text for chapter in chapters for text in chapter.costs), *silent]
+def modelled(results: Results, parts: Sequence[Part]) -> list[str]:
+    """What the chapters emulate, then what they count; of a wing that says neither, where to look."""
+    run = [text for chapter, _ in parts for text in chapter.modelled]
+    counted = [text for chapter, _ in parts for text in chapter.costs]
+    silent = [card for card in results.recipe.wings if not (chapter_of(card).modelled or chapter_of(card).costs)]
+    looked_up = [f"The layers of {card.config.__name__}: what their own forward pass computes." for card in silent]
+    return [*run, *counted, *looked_up]
 
 
-def not_modelled(chapters: Sequence[Chapter]) -> list[str]:
+def not_modelled(chapters: Iterable[Chapter]) -> list[str]:
     """Where the model ends, in the most precise words that are there.
 
     >>> not_modelled([Chapter(limits={"memory": Limit(clause="operands arrive in time")})])[2]

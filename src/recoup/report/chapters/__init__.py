@@ -1,16 +1,17 @@
 """What one kind of results adds to a report: a file a kind, whose module a wing's card names.
 
 Such a module has a ``CHAPTER``; every field of it has a default, so a chapter says only what it has to say. A wing
-without one is reported by its accuracy.
+without one is reported by its accuracy. Studies with results of their own name their chapter as cards do.
 """
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from recoup.errors import RecoupError
+from recoup.network.wing import Card
 from recoup.study.configs import title
 from recoup.study.results import Results
 
@@ -57,7 +58,7 @@ def _no_terms(_: Any) -> Mapping[str, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chapter:
-    """A kind's part of a report; each function is called with the results, ``saving`` with a config too.
+    """A kind's part of a report; each function is called with the results it is about, ``saving`` with a config too.
 
     Attributes:
         template: a Jinja fragment for the page, which finds its values in ``chapter``.
@@ -65,6 +66,7 @@ class Chapter:
         layers: terminal tables layer by layer.
         totals: terminal tables of the whole network, which follow those of all chapters' layers.
         saving: what a config saves, as a piece of its verdict: ``" in 1.8x fewer cycles"``; "" where that is unknown.
+        verdicts: sentences beside those of the configs, from a study with results of its own.
         terms: words that the tables use -> what they mean. ``gain`` and ``won back`` are every report's; a chapter that
             lists them chooses their place.
         modelled: what the emulation does exactly, a sentence each.
@@ -77,15 +79,36 @@ class Chapter:
     layers: Callable[[Any], Sequence[Table]] = _none
     totals: Callable[[Any], Sequence[Table]] = _none
     saving: Callable[[Any, Any], str] = _no_saving
+    verdicts: Callable[[Any], Sequence[str]] = _none
     terms: Callable[[Any], Mapping[str, str]] = _no_terms
     modelled: tuple[str, ...] = ()
     costs: tuple[str, ...] = ()
     limits: Mapping[str, Limit] = field(default_factory=dict)
 
 
-def chapters_of(results: Results) -> list[Chapter]:
-    """A chapter a wing present, in the order in which those were registered; empty where the card names none."""
-    return [Chapter() if card.chapter is None else chapter_at(card.chapter) for card in results.recipe.wings]
+Part = tuple[Chapter, Any]
+"""A chapter and the results that it is about."""
+
+
+class Study(Protocol):
+    """Results of their own, such as those of a training, which a report shows beside those of a recipe."""
+
+    chapter: ClassVar[str]
+
+
+def parts_of(results: Results) -> list[Part]:
+    """The chapters of the wings present, in the order in which those were registered."""
+    return [(chapter_of(card), results) for card in results.recipe.wings]
+
+
+def parts_beside(studies: Iterable[Study | None]) -> list[Part]:
+    """The chapters of studies with results of their own; None is a study that was not made."""
+    return [(chapter_at(study.chapter), study) for study in studies if study is not None]
+
+
+def chapter_of(card: Card) -> Chapter:
+    """A wing's chapter; empty where its card names none."""
+    return Chapter() if card.chapter is None else chapter_at(card.chapter)
 
 
 def chapter_at(path: str) -> Chapter:

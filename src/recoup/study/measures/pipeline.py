@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field, ValidationError
@@ -89,8 +89,10 @@ class PipelineRow(Frozen):
 class PipelineResults(Frozen):
     """A chapter of a report: pipeline.json, beside or without results.json.
 
-    ``images`` holds the training images seen at each point of the curves.
+    ``chapter`` is the module of that chapter. ``images`` holds the training images seen at each point of the curves.
     """
+
+    chapter: ClassVar[str] = "recoup.report.chapters.pipeline"
 
     schema_version: Literal[1] = SCHEMA
     setting: Setting

@@ -4,9 +4,9 @@ import pytest
 
 from recoup.pipeline import Mitigation
 from recoup.report import render, write_html
+from recoup.report.chapters.pipeline import method_lines, setting_text, verdict
 from recoup.report.figures import VARIABLES
-from recoup.report.pipeline import chapter_lines, chapter_verdict, delays_text
-from recoup.study.pipeline import PipelineResults, PipelineRow, Setting
+from recoup.study.measures.pipeline import PipelineResults, PipelineRow, Setting
 from tests.report.pages import EVIL, Page, shown
 from tests.study.examples import results
 
@@ -37,7 +37,7 @@ def chapter(lost: dict[str, tuple[int, ...]] | None = None, final=None) -> Pipel
 
 
 def test_lines_are_means_over_seeds_and_factors_are_paired():
-    lines = {line.label: line for line in chapter_lines(chapter())}
+    lines = {line.label: line for line in method_lines(chapter())}
     sgdm, late = lines["SGDM"], lines["PB"]
     assert (sgdm.loss, sgdm.loss_std, sgdm.against) == (pytest.approx(0.16), pytest.approx(0.08), None)
     assert late.against == pytest.approx(4)  # in every seed
@@ -48,7 +48,7 @@ def test_lines_are_means_over_seeds_and_factors_are_paired():
 
 def test_diverged_runs_have_no_part_in_means():
     late, gone = (
-        {line.label: line for line in chapter_lines(chapter({"PB": seeds}))}["PB"] for seeds in ((2,), (0, 1, 2))
+        {line.label: line for line in method_lines(chapter({"PB": seeds}))}["PB"] for seeds in ((2,), (0, 1, 2))
     )
     assert (late.diverged, late.loss, late.against) == (1, pytest.approx(0.48), pytest.approx(4))
     assert (gone.diverged, gone.against, gone.loss_std) == (3, None, None)
@@ -68,11 +68,11 @@ def test_diverged_runs_have_no_part_in_means():
     ],
 )
 def test_verdicts(made, told):
-    assert told in chapter_verdict(made).replace("\N{NO-BREAK SPACE}", " ")
+    assert told in verdict(made).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def test_the_setting_in_words():
-    text = delays_text(chapter())
+    text = setting_text(chapter())
     for part in ("16 stages on digits, batch 1, 1 epochs", "6.57e-05", "0.99671", "30 updates late, of the last 0"):
         assert part in text
 

@@ -9,8 +9,8 @@ from torch import nn
 from recoup.data import load
 from recoup.errors import RecoupError
 from recoup.pipeline import Mitigation
-from recoup.study import pipeline
-from recoup.study.pipeline import PB, SGDM, Case, PipelineResults, Setting, residual_mlp, study
+from recoup.study.measures import pipeline
+from recoup.study.measures.pipeline import PB, SGDM, Case, PipelineResults, Setting, residual_mlp, study
 
 SMALL = Setting(stages=4, width=8, epochs=2, batch=100)
 NONE, SC = Mitigation(), Mitigation.parse("sc")
