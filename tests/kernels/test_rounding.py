@@ -7,9 +7,10 @@ import pytest
 import torch
 from llvmlite import ir
 
-from recoup.kernels.llvm import I64, Native, P, Target, assembly, host
+from recoup.errors import RecoupError
+from recoup.kernels.llvm import I64, Native, P, Target, assembly, declared, host
 from recoup.kernels.rounding import EXCEPTIONS_MASKED, FLUSH, FLUSH_RESULTS, TOWARD_ZERO, internal, rounding
-from recoup.kernels.signature import Signature
+from recoup.kernels.signature import Kernel, Signature
 from recoup.kernels.vector import Vector
 
 LANES = 4
@@ -88,3 +89,44 @@ def test_arithmetic_stays_between_the_changes_of_the_word(level):
     outer = text[text.index("outer:") :]
     order = [word for line in outer.splitlines() for word in ("ldmxcsr", "stmxcsr", "call") if word in line]
     assert order == ["stmxcsr", "ldmxcsr", "call", "ldmxcsr", "call"]
+
+
+def test_a_block_in_a_loop_takes_no_more_stack_with_every_turn():
+    made, signature = ir.Module("turns"), Signature.of(out=P, n=I64)
+    work = internal(made, "work", signature)
+    work.b.ret_void()
+    outer = signature.define(made, "outer")
+    b, code = outer.b, Vector(outer.b, LANES)
+    with code.counted(I64(0), outer["n"]) as turn:
+        with rounding(b, TRUNCATING, host()):
+            work.call(outer)
+        pointer = b.call(declared(b, "llvm.stacksave.p0", P, []), [])
+        code.put(b.ptrtoint(pointer, I64), outer["out"], turn.index)
+    b.ret_void()
+    out = np.zeros(5, np.int64)
+    Kernel(made, "outer", signature)(out=out.ctypes.data, n=5)
+    assert out[0] != 0
+    assert out.tolist() == [out[0]] * 5
+
+
+ARM = Target("generic", "", frozenset(), "aarch64-unknown-linux-gnu")
+
+
+@pytest.mark.parametrize(
+    ("control", "word"),
+    [(NEAREST, None), (TRUNCATING, 3 << 22), (TRUNCATING | FLUSH, (3 << 22) | (1 << 24)), (NEAREST | FLUSH, 1 << 24)],
+)
+def test_the_word_of_another_processor(control, word):
+    """Emitted only: AArch64 rounds toward zero by bits 22 and 23 of FPCR and flushes by bit 24."""
+    text = assembly(module(control, ARM), ARM)
+    lines = [line.split() for line in text[text.index("outer:") :].splitlines() if line.split()]
+    assert [line[0] for line in lines if line[0] in ("mrs", "msr", "bl")][:4] == ["mrs", "msr", "bl", "msr"]
+    register = next(line[2] for line in lines if line[0] == "msr")
+    moved = [line[2] for line in lines if line[0] == "mov" and line[1][1:] == f"{register[1:]},"]
+    assert (register == "xzr") if word is None else (moved[0] == f"#{word}")
+
+
+def test_processors_whose_word_is_unknown_are_refused():
+    other = Target("generic", "", frozenset(), "riscv64-unknown-linux-gnu")
+    with pytest.raises(RecoupError, match="written for x86 and AArch64; this processor is riscv64"):
+        module(TRUNCATING, other)
