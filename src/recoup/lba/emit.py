@@ -118,8 +118,8 @@ def _gathered(code: Vector, source: Any, term: Any, offsets: Any) -> Any:
 def _tile(module: ir.Module, form: Form, shape: Shape, target: Target) -> Definition:
     """All sums of one tile.
 
-    The sums are values of the loop over k, never memory. Those of a term do not depend on each other, so their steps
-    overlap: a step alone takes a dozen cycles, and so would each term of a tile of one register.
+    The sums are values that the loop over k carries, so LLVM keeps them in registers; the outer sums, which change once
+    a chunk, may wait on the stack. No sum of a term depends on another, so their steps overlap.
     """
     tile = internal(module, "tile", TILE)
     b, code = tile.b, Code(tile, shape, form.wide, target)

@@ -3,6 +3,10 @@
 The indicators of a tile are words of one bit a lane: first those of all steps in order, then, walking back from the
 last step, who still reaches the output. Gradients use the operands as they are, in float32.
 
+Words are 16 bits for every number of lanes, so that scratch has one size. The way back goes from the last step to the
+first because a recursive indicator is the product of all later ones: carried along, it is one operation a term. A
+gradient's terms are added in the order of the tile's registers, whatever the thread.
+
 Legend: as in emit.py; place: one of the rows x vectors registers of a tile.
 """
 

@@ -1,6 +1,7 @@
 """Saturating steps on whole numbers in float32 lanes: accumulators of at most 24 bits whose products fit them.
 
-Product and sum are whole numbers below 2^24, so float32 arithmetic is exact in any rounding mode.
+Product and sum are whole numbers of at most 2^24, so float32 arithmetic is exact in any rounding mode. 24 bits, because
+a product within the accumulator's range added to a sum within it is still such a number: 2^23 + 2^23.
 """
 
 from dataclasses import dataclass

@@ -3,8 +3,14 @@
 Exact because the processor rounds toward zero: a product truncated to 24 bits and then, by a mask, to fewer is the
 truncated exact product. Where multiply-add is one instruction, operands come scaled by powers of two so that the
 smallest normal of the product is 2^-126, and flush-to-zero does the underflow; the accumulator has a scale of its
-own, and the ratio between the two is a factor of the multiply-add. Elsewhere (`Narrow.compare`) all is at its own
-scale and the underflow is a comparison.
+own, and the ratio between the two is a factor of the multiply-add, which costs nothing. Elsewhere (`Narrow.compare`)
+all is at its own scale and the underflow is a comparison: a multiplication of its own by the ratio would be flushed
+before the sum.
+
+The order is that of the unit, and of the fewest operations: multiply, mask, limit, multiply-add, mask, limit. A mask
+before a limit, because the largest value has no bit that the mask drops, so that a number is at least the largest
+exactly where its truncation is (`Narrow.inside` relies on the same). The limits, which only large operands need, are
+left out where the plan can prove so.
 """
 
 from dataclasses import dataclass
@@ -13,7 +19,8 @@ from typing import Any
 from recoup.kernels.rounding import EXCEPTIONS_MASKED, FLUSH, FLUSH_RESULTS, TOWARD_ZERO
 from recoup.lba.emit_code import PRODUCT, Code, Step
 
-# Places in the constants: floats, then integers.
+# Places in the constants. Floats: the sum's scale over the product's, and the largest values at these scales. Integers:
+# the bits that float32 keeps of a format's significand (with sign and exponent), and its smallest normal as bits.
 RATIO, PRODUCT_TOP, SUM_TOP = 0, 1, 2
 PRODUCT_MASK, SUM_MASK, PRODUCT_LOW, SUM_LOW = 0, 1, 2, 3
 
@@ -56,7 +63,7 @@ class Narrow:
         return Step(self._limited(code, total), product, total)
 
     def add(self, code: Code, s: Any, y: Any, draw: Any) -> Step:
-        """y = Q_acc(s + y)."""
+        """y = Q_acc(s + y); always limited: a bound of chunks says nothing of the outer sum, which is rare."""
         total = self._cut_sum(code, code.b.fadd(s, y))
         return Step(code.limit(total, code.float_constants[SUM_TOP]), None, total)
 
@@ -74,8 +81,9 @@ class Narrow:
 
 
 def _cut(code: Code, x: Any, mask: Any, low: Any) -> Any:
-    """x without its low bits; zero below ``low``. In this order it is one instruction on AVX-512."""
+    """x without its low bits; zero below ``low``."""
     cut = code.masked(x, mask)
     if low is None:
         return cut
+    # A choice of the masked number, not a mask of the choice: AVX-512 then does both in one operation.
     return code.b.select(code.b.icmp_signed(">=", code.magnitude(x), low), cut, code.zero)

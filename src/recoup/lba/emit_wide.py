@@ -23,11 +23,13 @@ from recoup.kernels.rounding import EXCEPTIONS_MASKED, TOWARD_ZERO
 from recoup.lba.emit_code import OUTER, PRODUCT, SUM, Code, Step
 
 Kind = Literal["mask", "zero", "nearest", "stochastic", "saturate", "wrap"]
-SLOT = 8  # constants of each of the three quantisers
+SLOT = 8  # places for constants of each of the three quantisers, of which seven floats are used
 LOW, TOP, SCALE, INVERSE, BOTTOM, RANGE, INVERSE_RANGE = range(7)  # floats
-MASK, SPREAD, DEPTH = range(3)  # integers
+# Integers: a significand's kept bits; from a binade's exponent field up to that of the number whose last bit weighs a
+# quantum; and down to that of the quantum.
+MASK, SPREAD, DEPTH = range(3)
 EXPONENT, SIGN = 0x7FF << 52, -(1 << 63)
-INTEGER = 1.5 * 2.0**52  # adding and subtracting it rounds to an integer
+INTEGER = 1.5 * 2.0**52  # adding and subtracting it rounds to an integer; 1.5, so that negative sums stay in its binade
 RANDOM_BITS = 24
 
 
@@ -89,9 +91,9 @@ class Wide:
     def inside(self, code: Code, value: Any, place: int) -> Any:
         """|value| < the largest value; of an integer: rounded, it is within the ends."""
         b, at = code.b, place * SLOT
-        how = (self.product, self.sum, self.outer)[place]
-        assert how is not None
-        if not how.integer:
+        quantiser = (self.product, self.sum, self.outer)[place]
+        assert quantiser is not None
+        if not quantiser.integer:
             return b.fcmp_ordered("<", code.floats(code.magnitude(value)), code.float_constants[at + TOP])
         units = _whole(code, value)
         below = b.fcmp_ordered("<=", units, code.float_constants[at + TOP])
@@ -105,44 +107,58 @@ def _bound(draw: Callable[[int], Any], offset: int) -> Callable[[], Any]:
     return lambda: draw(offset)
 
 
-def quantise(code: Code, x: Any, how: Quantiser, slot: int, draw: Callable[[], Any] | None) -> Any:
+def quantise(code: Code, x: Any, quantiser: Quantiser, slot: int, draw: Callable[[], Any] | None) -> Any:
     """Q of an exact (or odd) number."""
-    b, floats, integers = code.b, code.float_constants, code.integer_constants
-    at = slot * SLOT
-    if how.integer:
-        return _fixed(code, x, how, at)
-    low, top = floats[at + LOW], floats[at + TOP]
-    if how.kind == "mask":
-        cut = code.masked(x, integers[at + MASK])
-        if how.flush:
+    b, at = code.b, slot * SLOT
+    if quantiser.integer:
+        return _fixed(code, x, quantiser, at)
+    low, top = code.float_constants[at + LOW], code.float_constants[at + TOP]
+    if quantiser.kind == "mask":
+        cut = code.masked(x, code.integer_constants[at + MASK])
+        if quantiser.flush:
+            # Chosen between the masked number and zero, not masked after a choice: AVX-512 does both in one operation.
             cut = b.select(b.fcmp_ordered(">=", code.floats(code.magnitude(x)), low), cut, code.zero)
         return code.limit(cut, top)
     size = code.floats(code.magnitude(x))
-    normal = b.and_(
-        code.bits(code.larger(size, low)), code.constant(EXPONENT, code.integers)
-    )  # of the binade, as a power of two
-    large = code.floats(b.add(normal, integers[at + SPREAD]))
-    rounded = b.fsub(b.fadd(size, large), large)
-    if how.kind != "nearest":
-        quantum = code.floats(b.sub(normal, integers[at + DEPTH]))
-        above = b.fcmp_ordered(">", rounded, size)
-        rounded = b.fsub(rounded, b.select(above, quantum, code.zero))
-        if how.kind == "stochastic":
-            assert draw is not None
-            rest = b.fsub(code.constant(2.0**RANDOM_BITS), b.uitofp(draw(), code.vector))
-            needed = b.fmul(b.fmul(rest, code.constant(2.0**-RANDOM_BITS)), quantum)
-            up = b.fcmp_ordered(">=", b.fsub(size, rounded), needed)
-            rounded = b.fadd(rounded, b.select(up, quantum, code.zero))
-    if how.flush:
+    rounded = _rounded(code, size, quantiser, at, draw)
+    if quantiser.flush:
+        # By the number as it was: what rounds up to the smallest normal is below it and still becomes zero.
         rounded = b.select(b.fcmp_ordered(">=", size, low), rounded, code.zero)
     rounded = code.smaller(rounded, top)
     return code.floats(b.or_(code.bits(rounded), b.and_(code.bits(x), code.constant(SIGN, code.integers))))
 
 
-def _fixed(code: Code, x: Any, how: Quantiser, at: int) -> Any:
+def _rounded(code: Code, size: Any, quantiser: Quantiser, at: int, draw: Callable[[], Any] | None) -> Any:
+    """A magnitude as a multiple of its binade's quantum; below the smallest normal, of that one's.
+
+    The processor rounds to nearest here, and adding a number whose last bit weighs a quantum makes it round there. The
+    other modes take one quantum off where that went up, and stochastic rounding may then add one.
+    """
+    b, integers = code.b, code.integer_constants
+    at_least = code.larger(size, code.float_constants[at + LOW])
+    binade = b.and_(code.bits(at_least), code.constant(EXPONENT, code.integers))  # the exponent alone: a power of two
+    large = code.floats(b.add(binade, integers[at + SPREAD]))
+    rounded = b.fsub(b.fadd(size, large), large)
+    if quantiser.kind == "nearest":
+        return rounded
+    quantum = code.floats(b.sub(binade, integers[at + DEPTH]))
+    above = b.fcmp_ordered(">", rounded, size)
+    rounded = b.fsub(rounded, b.select(above, quantum, code.zero))
+    if quantiser.kind == "stochastic":
+        assert draw is not None
+        # Up where the fraction is at least 1 - u / 2^24: multiplied through by the quantum, all of it is exact.
+        rest = b.fsub(code.constant(2.0**RANDOM_BITS), b.uitofp(draw(), code.vector))
+        needed = b.fmul(b.fmul(rest, code.constant(2.0**-RANDOM_BITS)), quantum)
+        up = b.fcmp_ordered(">=", b.fsub(size, rounded), needed)
+        rounded = b.fadd(rounded, b.select(up, quantum, code.zero))
+    return rounded
+
+
+def _fixed(code: Code, x: Any, quantiser: Quantiser, at: int) -> Any:
+    """An integer number of units, within the ends or wrapped to them by as many whole ranges as it is away."""
     b, floats = code.b, code.float_constants
     units = _whole(code, x)
-    if how.kind == "saturate":
+    if quantiser.kind == "saturate":
         return code.larger(code.smaller(units, floats[at + TOP]), floats[at + BOTTOM])
     turns = b.fmul(b.fsub(units, floats[at + BOTTOM]), floats[at + INVERSE_RANGE])
     whole = _whole(code, turns)

@@ -25,6 +25,8 @@ from recoup.lba.plan import Extent, Plan
 
 FLAG_BYTES = 1 << 29  # of the indicators of a block of rows
 MAGNITUDE = 0x7FFFFFFF
+# Of 32 x 64 sums (see `Gpu`) each of 128 threads keeps 16 in registers, as many as the CPU's tile has. Product and sum
+# round separately, so the compiler must not fuse them.
 OPTIONS = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}
 
 
@@ -58,26 +60,21 @@ class Gpu:
         self._check(x, grid)
         with _device_of(x):
             product_kernel[grid](
-                x,
-                columns.source,
-                columns.terms,
-                columns.columns,
-                y,
-                *_tables(chosen, x.device),
-                M,
-                N,
-                K,
-                min(config.chunk or K, K),
-                columns.matrix,
-                2.0**chosen.b_scale,
-                chosen.b_least,
-                index.base,
-                index.first,
-                index.matrix,
-                index.row,
-                *self._form(chosen, x),
-                block_m,
-                block_n,
+                a=x,
+                **_right(columns),
+                y=y,
+                M=M,
+                N=N,
+                K=K,
+                chunk=min(config.chunk or K, K),
+                b_matrix=columns.matrix,
+                seed_base=index.base,
+                index=index.first,
+                index_matrix=index.matrix,
+                index_row=index.row,
+                **self._constants(chosen, x),
+                BLOCK_M=block_m,
+                BLOCK_N=block_n,
                 **OPTIONS,
             )
         return y
@@ -94,9 +91,8 @@ class Gpu:
             right = _matrix_of(columns, batch)
             for first in range(0, M, rows):
                 part = slice(first, first + rows)
-                start = index.first + batch * index.matrix + first * index.row
-                spot = Index(index.seed, start, 0, index.row)
-                found_a, found_b = self._matrix(x[batch, part], right, grad[batch, part], chosen, config, spot)
+                start = Index(index.seed, index.first + batch * index.matrix + first * index.row, 0, index.row)
+                found_a, found_b = self._matrix(x[batch, part], right, grad[batch, part], chosen, config, start)
                 grad_a[batch, part] = found_a
                 grad_b[batch] += found_b
         return grad_a, grad_b
@@ -106,45 +102,32 @@ class Gpu:
     ) -> tuple[Tensor, Tensor]:
         """x [M, K], grad [M, N] -> gradients [M, K] and [K, N]."""
         (M, K), N = x.shape, grad.shape[1]
-        x, grad, chunk, (block_m, block_n) = (
-            x.contiguous(),
-            grad.contiguous(),
-            min(config.chunk or K, K),
-            self._block(M, N),
-        )
+        x, grad, chunk, block = x.contiguous(), grad.contiguous(), min(config.chunk or K, K), self._block(M, N)
         flags = torch.empty(K, M, N, dtype=torch.uint8, device=x.device)
         outer_flags = torch.empty(-(-K // chunk), M, N, dtype=torch.uint8, device=x.device)
-        down, across = triton.cdiv(M, block_m), triton.cdiv(N, block_n)
+        down, across = triton.cdiv(M, block[0]), triton.cdiv(N, block[1])
         grad_a, grad_b = x.new_empty(across, M, K), x.new_empty(down, K, N)
-        right = (columns.source, columns.terms, columns.columns)
-        overflow, recursive = config.gradient.endswith("_of"), config.gradient.startswith("recursive")
         self._check(x, (down * across, 1))
+        sizes = {"M": M, "N": N, "K": K, "chunk": chunk, "BLOCK_M": block[0], "BLOCK_N": block[1]}
+        shared = {**_right(columns), "flags": flags, "outer_flags": outer_flags, **sizes, **OPTIONS}
         with _device_of(x):
             steps_kernel[(down * across,)](
-                scaled(x, chosen),
-                *right,
-                flags,
-                outer_flags,
-                *_tables(chosen, x.device),
-                M,
-                N,
-                K,
-                chunk,
-                2.0**chosen.b_scale,
-                chosen.b_least,
-                index.base,
-                index.first,
-                index.row,
-                *self._form(chosen, x),
-                overflow,
-                config.product is not None,
-                block_m,
-                block_n,
-                **OPTIONS,
+                a=scaled(x, chosen),
+                seed_base=index.base,
+                index=index.first,
+                index_row=index.row,
+                **self._constants(chosen, x),
+                OVERFLOW=config.gradient.endswith("_of"),
+                ROUNDED_PRODUCT=config.product is not None,
+                **shared,
             )
-            kept = (flags, outer_flags, grad_a, grad_b)
             back_kernel[(down * across,)](
-                x, *right, grad, *kept, M, N, K, chunk, recursive, block_m, block_n, **OPTIONS
+                a=x,
+                grad=grad,
+                grad_a=grad_a,
+                grad_b=grad_b,
+                RECURSIVE=config.gradient.startswith("recursive"),
+                **shared,
             )
         return grad_a.sum(0), grad_b.sum(0)
 
@@ -152,10 +135,17 @@ class Gpu:
         """Smaller tiles where rows or columns are few."""
         return min(self.block[0], triton.next_power_of_2(M)), min(self.block[1], max(16, triton.next_power_of_2(N)))
 
-    def _form(self, chosen: Plan, x: Tensor) -> tuple[Any, bool, bool]:
-        """The kernels' FORM, WIDE and RANDOM."""
-        assembly = x.is_cuda if self.assembly is None else self.assembly
-        return form_of(chosen, assembly), chosen.form.wide, chosen.form.random
+    def _constants(self, chosen: Plan, x: Tensor) -> dict[str, Any]:
+        """What a plan fixes of the kernels' arguments."""
+        return {
+            "floats": torch.from_numpy(chosen.floats).to(x.device),
+            "integers": torch.from_numpy(chosen.integers).to(x.device),
+            "b_scale": 2.0**chosen.b_scale,
+            "b_least": chosen.b_least,
+            "FORM": form_of(chosen, x.is_cuda if self.assembly is None else self.assembly),
+            "WIDE": chosen.form.wide,
+            "RANDOM": chosen.form.random,
+        }
 
     def _check(self, x: Tensor, grid: tuple[int, int]) -> None:
         if grid[0] >= 2**31 or grid[1] >= 2**16:
@@ -192,8 +182,9 @@ def _matrix_of(columns: Columns, batch: int) -> Columns:
     return Columns(columns.source.as_strided((1,), (1,), start), columns.terms, columns.columns, 0)
 
 
-def _tables(chosen: Plan, device: torch.device) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(chosen.floats).to(device), torch.from_numpy(chosen.integers).to(device)
+def _right(columns: Columns) -> dict[str, Tensor]:
+    """The right operand, as the kernels' arguments."""
+    return {"b": columns.source, "terms": columns.terms, "columns": columns.columns}
 
 
 def _device_of(x: Tensor) -> Any:

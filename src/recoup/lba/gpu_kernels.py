@@ -51,8 +51,8 @@ def product_kernel(
     number = tl.float64 if WIDE else tl.float32
     base = tl.full((BLOCK_M, BLOCK_N), 0, tl.uint32)
     if RANDOM:
-        spot = index + batch * index_matrix + m[:, None].to(tl.int64) * index_row + n[None, :]
-        base = random_base(seed_base, spot)
+        outputs = index + batch * index_matrix + m[:, None].to(tl.int64) * index_row + n[None, :]
+        base = random_base(seed_base, outputs)
     row = a + (batch * M + m) * K
     column = b + batch * b_matrix + tl.load(columns + n, mask=n < N, other=0)
     outer = tl.full((BLOCK_M, BLOCK_N), 0.0, number)

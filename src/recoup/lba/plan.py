@@ -24,7 +24,8 @@ from recoup.lba.emit_wide import Quantiser, Wide
 LOW, HIGH = -126, 127  # exponents of float32's normal numbers
 UNBOUNDED = 2.0**-900  # below everything that products and sums of float32 numbers can reach
 HEADROOM = 1 - 1e-4  # a bound summed up in float32 is trusted this far
-WORTH_SUMMING = 64
+WORTH_SUMMING = 64  # products of every element, beside which one more pass over the elements is cheap
+FRACTION, DOUBLE_FRACTION = 23, 52  # stored bits of float32's and float64's significands
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,8 @@ def _may_reach(bound: float, format: Float | Int | None) -> bool:  # noqa: A002
 
 @dataclass(frozen=True, slots=True)
 class _Scales:
+    """Exponents of what operands, products and sums are multiplied by, and the least operands as in `Plan`."""
+
     a: int
     b: int
     a_least: float
@@ -155,19 +158,22 @@ def _scales(a: Extent, b: Extent, config: LBA, fma: bool) -> _Scales | None:
     if max(a.low, least_a) < LOW or max(b.low, least_b) < LOW:
         return None
     if not config.underflow:
+        # Nothing may be flushed: one scale for all, as large as the largest values allow, at which the finest bit of a
+        # product as it is added (fused: an exact one, of both significands' bits) must still be a normal number.
         common = min(HIGH - 1 - max(tops), HIGH)
-        finest = -23 - 23 if product is None else -product.mantissa
+        finest = -2 * FRACTION if product is None else -product.mantissa
         fits = common + a.low + b.low + finest >= LOW and common >= -HIGH
-        return _split(a, b, common, common) if fits else None
+        return _divided(a, b, common, common) if fits else None
+    # Each format's smallest normal becomes float32's, so that flushing is its underflow.
     at_sum = LOW - accumulator.min_exponent
     at_product = at_sum if product is None else LOW - product.min_exponent
     if accumulator.max_exponent + at_sum > HIGH or not LOW <= -at_sum <= HIGH:
         return None
     if product is None:
-        return _split(a, b, at_product, at_sum)
+        return _divided(a, b, at_product, at_sum)
     scale_a = -a.high - 1
     scale_b = at_product - scale_a
-    inside = a.high + b.high <= 124 + product.min_exponent and b.high + scale_b <= HIGH - 1
+    inside = b.high + scale_b < 0  # both operands are below one, and so is every product
     factors = max(abs(scale_a), abs(scale_b)) < HIGH and LOW <= at_sum - at_product <= HIGH
     if not inside or not factors or product.max_exponent + at_product > HIGH:
         return None
@@ -176,7 +182,8 @@ def _scales(a: Extent, b: Extent, config: LBA, fma: bool) -> _Scales | None:
 
 
 def _power(exponent: float) -> float:
-    return 2.0**exponent if exponent >= LOW - 23 else 0.0
+    """Of two, or zero where float32 has nothing below it."""
+    return 2.0**exponent if exponent >= LOW - FRACTION else 0.0
 
 
 def _unscaled(config: LBA) -> _Scales | None:
@@ -185,8 +192,9 @@ def _unscaled(config: LBA) -> _Scales | None:
     return _Scales(0, 0, 0.0, 0.0, 0, 0) if inside else None
 
 
-def _split(a: Extent, b: Extent, total: int, at_sum: int) -> _Scales | None:
-    """``total`` divided so that no operand leaves the normal range; every one of them counts."""
+def _divided(a: Extent, b: Extent, total: int, at_sum: int) -> _Scales | None:
+    """``total`` divided between the operands so that none leaves the normal range: fused, or without underflow, every
+    one of them counts. The two factors must be float32 numbers themselves."""
     least = max(LOW - a.low, total - (HIGH - 1 - b.high), -HIGH + 1)
     most = min(HIGH - 1 - a.high, total - (LOW - b.low), HIGH - 1)
     if least > most or (abs(total - least) >= HIGH and abs(total - most) >= HIGH):
@@ -204,17 +212,18 @@ def _narrow_plan(scales: _Scales, limits: tuple[bool, bool], config: LBA, fma: b
     floats, integers = np.zeros(CONSTANTS, np.float32), np.zeros(CONSTANTS, np.int32)
     floats[narrow.RATIO] = 2.0 ** (scales.sum - scales.product)
     floats[narrow.SUM_TOP] = math.ldexp(accumulator.largest_value, scales.sum)
-    integers[narrow.SUM_MASK] = -1 << (23 - accumulator.mantissa)
+    integers[narrow.SUM_MASK] = -1 << (FRACTION - accumulator.mantissa)
     integers[narrow.SUM_LOW] = _bits(accumulator.min_exponent)
     if product is not None:
         floats[narrow.PRODUCT_TOP] = math.ldexp(product.largest_value, scales.product)
-        integers[narrow.PRODUCT_MASK] = -1 << (23 - product.mantissa)
+        integers[narrow.PRODUCT_MASK] = -1 << (FRACTION - product.mantissa)
         integers[narrow.PRODUCT_LOW] = _bits(product.min_exponent)
     return Plan(form, scales.a, scales.b, scales.a_least, scales.b_least, -scales.sum, floats, integers)
 
 
 def _bits(exponent: int) -> int:
-    return max(exponent + HIGH, 1) << 23
+    """A power of two as float32 bits; at least the smallest normal number."""
+    return max(exponent + HIGH, 1) << FRACTION
 
 
 def _wide_plan(config: LBA) -> Plan:
@@ -250,7 +259,7 @@ def _rounds_once(term: Float | Int | None, total: Float | Int, config: LBA) -> b
     if not isinstance(term, Float) or not isinstance(total, Float) or total.rounding != "nearest":
         return False
     fine = term.min_exponent - term.mantissa
-    return term.mantissa <= total.mantissa and (not config.underflow or fine >= total.min_exponent - 52)
+    return term.mantissa <= total.mantissa and (not config.underflow or fine >= total.min_exponent - DOUBLE_FRACTION)
 
 
 def _quantiser(format: Float | Int, config: LBA, plain: bool) -> Quantiser:  # noqa: A002
@@ -269,9 +278,9 @@ def _constants(format: Float | Int, config: LBA, slot: int, floats: np.ndarray, 
         floats[at + wide.SCALE], floats[at + wide.INVERSE] = config.scale, 1 / config.scale
         return
     floats[at + wide.LOW] = format.smallest_normal if config.underflow else UNBOUNDED
-    integers[at + wide.MASK] = -1 << (52 - format.mantissa)
-    integers[at + wide.SPREAD] = (52 - format.mantissa) << 52
-    integers[at + wide.DEPTH] = format.mantissa << 52
+    integers[at + wide.MASK] = -1 << (DOUBLE_FRACTION - format.mantissa)
+    integers[at + wide.SPREAD] = (DOUBLE_FRACTION - format.mantissa) << DOUBLE_FRACTION
+    integers[at + wide.DEPTH] = format.mantissa << DOUBLE_FRACTION
 
 
 def chunk_bound(x: Tensor, largest: float, uses: int, config: LBA) -> float:
