@@ -1,5 +1,7 @@
 """The config validates itself, prints as it is written and survives YAML."""
 
+import pickle
+
 import pytest
 import yaml
 from hypothesis import given
@@ -48,3 +50,15 @@ def test_frozen_and_hashable():
     with pytest.raises(AttributeError):
         config.threads = 4  # type: ignore[misc]
     assert len({NBSMT(), NBSMT(), NBSMT(threads=4)}) == 2
+
+
+@given(configs)
+def test_the_same_unit_on_one_thread(config):
+    assert config.single == config.replace(threads=1)
+    assert config.single.single is config.single
+    assert NBSMT.from_code(config.single.code) == config.single
+    assert pickle.loads(pickle.dumps(config)).single == config.single
+
+
+def test_the_code_is_readable_in_a_traced_graph():
+    assert NBSMT().code == '{"threads": 2, "policy": "S+A", "rounding": "nearest", "pairing": "halves"}'
