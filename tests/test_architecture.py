@@ -31,7 +31,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"formats", "data"}),
     frozenset({"evaluation", "recalibrate", "knapsack"}),
     frozenset({"nbsmt", "lba", "lightnorm", "tensorcore", "pipeline"}),
-    frozenset({"wings", "plots"}),
+    frozenset({"wings", "grammar", "plots"}),
     frozenset({"policy", "emulate", "calibrate", "repair", "save", "silicon"}),
     frozenset({"cost"}),
     frozenset({"search", "study"}),

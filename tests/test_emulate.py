@@ -224,7 +224,8 @@ def test_a_correction_does_not_outlive_its_weights(model):
     assert model.block1.conv1.bias_correction is not None
     model.load_state_dict({"classifier.bias": torch.zeros(10)}, strict=False)
     assert model.block1.conv1.bias_correction is not None
-    model.load_state_dict({name: 2 * value for name, value in corrected.items()})  # a float checkpoint
+    with pytest.warns(rc.RecoupWarning, match=r"bias_correction belonged to other weights"):
+        model.load_state_dict({name: 2 * value for name, value in corrected.items()})  # a float checkpoint
     assert model.block1.conv1.bias_correction is None
     model.load_state_dict(corrected, assign=True)
     assert model.block1.conv1.bias_correction is not None

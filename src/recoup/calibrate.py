@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from recoup.errors import RecoupError
+from recoup.network import ledger
 from recoup.network.batches import call, count, prepared
 from recoup.network.emulated import Emulated, running
 from recoup.network.images import first_images, keep_images
@@ -75,6 +76,7 @@ def calibrate_(
         for hook in hooks:
             hook.remove()
     scales = _scales(_selected(chosen, candidates, ranges))
+    ledger.begin_structure(model, "calibrate_")
     for name, module in candidates.items():
         module.activation_scale = scales.get(name)  # type: ignore[assignment]
         if isinstance(module, Emulated):

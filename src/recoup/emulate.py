@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 from torch import nn
 
 from recoup.errors import RecoupError, RecoupWarning
+from recoup.network import ledger
 from recoup.network.emulated import Emulated, become, emulated_layers, keep_off_fast_path, revert
 from recoup.network.selection import UNMATCHED, Selection
+from recoup.policy import Policy
 from recoup.wings import cards, wing_of
 
 M = TypeVar("M", bound=nn.Module)
@@ -43,6 +45,10 @@ def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> 
         RecoupWarning: layers that run otherwise than asked (a grouped convolution runs one thread) or that are passed
             over because a subclass with a forward of its own cannot be taken apart, or because LBA has no stand-in.
     """
+    if isinstance(config, Policy):
+        if layers is not None:
+            raise RecoupError("emulate_: a policy names its layers itself; leave layers out")
+        config, layers = None, config
     modules = dict(model.named_modules())
     known = {kind for card in cards().values() for kind in card.layers}
     candidates = [n for n, m in modules.items() if isinstance(m, Emulated) or type(m) in known]
@@ -74,6 +80,7 @@ def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> 
     if not plan:
         raise RecoupError(f"emulate_: {_why_nothing(model, config)}")
     _convert(plan, modules)
+    ledger.begin_structure(model, "emulate_")
     _warn(plan, passed_over, _without_stand_in(modules, config), config)
     return model
 
@@ -89,15 +96,49 @@ def _without_stand_in(modules: Mapping[str, nn.Module], config: Any) -> list[str
     ]
 
 
-def restore_(model: M) -> M:
-    """Give every emulated layer of a model its float class back, in place.
+def restore_(model: M, *, statistics: str = "auto") -> M:
+    """Give the float network back, in place: classes, and the batch norm statistics from before they were repaired.
 
-    Weights, buffers and activation scales stay, so that the model can be emulated anew without calibration; bias
-    corrections and channel orders go. A model without emulated layers is returned as it is.
+    Weights and activation scales stay, so that the model can be emulated anew without calibration; gains, corrections
+    and channel orders go. A model to which nothing was done is returned as it is.
+
+    Args:
+        model: any module.
+        statistics: ``auto``: statistics go back if neither weights nor statistics changed since they were repaired;
+            if any did, as in training, all stay, and a warning says so. ``undo``: those norms that still hold what the
+            repair wrote go back, whatever happened to the others.
+
+    Warns:
+        RecoupWarning: statistics that stay because something changed since they were repaired.
     """
+    if statistics not in ("auto", "undo"):
+        raise RecoupError(f"restore_(statistics={statistics!r}): statistics must be 'auto' or 'undo'")
+    _restore_statistics(model, statistics == "undo")
     for layer in emulated_layers(model).values():
         revert(layer)
+    for module in model.modules():
+        ledger.forget(module)
     return model
+
+
+def _restore_statistics(model: nn.Module, undo: bool) -> None:
+    """Put back what batch norms stored before repairs, where nothing changed since; say it where something did."""
+    repaired = ledger.found(model, "statistics")
+    entries = [(module, entry) for module, own in ledger.found(model).values() for entry in own]
+    intact = {name for name, (norm, own) in repaired.items() if ledger.same_statistics(norm, own[-1])}
+    untouched = all(entry.weights == ledger.weights_digest(module) for module, entry in entries)
+    whole = untouched and len(intact) == len(repaired)
+    for name, (norm, own) in repaired.items():
+        if whole or (undo and name in intact):
+            ledger.put_back(norm, own[-1])
+    if repaired and not whole and not undo:
+        warnings.warn(
+            f"restore_: weights or statistics changed since they were repaired, so the statistics of {len(repaired)} "
+            f'batch norms stay as they are; restore_(model, statistics="undo") puts back the {len(intact)} that still '
+            "hold what the repair wrote",
+            RecoupWarning,
+            stacklevel=3,
+        )
 
 
 def _layers_of(config: Any) -> Mapping[type[nn.Module], type[nn.Module]]:

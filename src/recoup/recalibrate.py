@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from recoup.errors import RecoupError
-from recoup.network.batches import call, prepared
+from recoup.network import ledger
+from recoup.network.batches import call, count, prepared
 from recoup.network.emulated import emulated_layers, running
 from recoup.network.modes import evaluating
 from recoup.network.norms import Statistics, tracking_norms
@@ -38,8 +39,8 @@ def recalibrate_(
     The batch norms alone run in train mode, so every layer sees inputs normalised by batch statistics; dropout and
     everything else stay in eval mode. With batch means m_b, unbiased batch variances and their population form v_b:
 
-    - ``average``: mean = mean of m_b, var = mean of v_b + variance of m_b (the population variance of all samples
-      where batches are equal; stored unbiased, as torch does).
+    - ``average``: mean = mean of m_b, var = mean of v_b + variance of m_b, both weighted by the values of a batch per
+      channel: the mean and the population variance of all samples (stored unbiased, as torch does).
     - ``ema``: PyTorch's momentum update, starting from the stored statistics (the authors' code).
     - ``paired`` (ours): both statistics are averaged twice over the same batches, with the emulation off (8-bit) and
       on, and the *stored* ones move by the difference: mean += mean_on - mean_off, var *= var_on / var_off. It
@@ -58,6 +59,8 @@ def recalibrate_(
             norms of the same names (left as it is).
         progress: whether to show a progress bar.
 
+    A second call replaces the first: it starts from the statistics before it, so twice is once.
+
     Returns:
         The same model. After an error or an interrupt all statistics are as before.
 
@@ -70,23 +73,31 @@ def recalibrate_(
     norms = _norms(model)
     if method != "paired" and baseline is not None:
         raise RecoupError(f"recalibrate_(method={method!r}): baseline belongs to method 'paired'")
-    if method == "paired":
-        if baseline is None and not emulated_layers(model):
-            raise RecoupError(
-                "recalibrate_(method='paired') compares a model with and without its hardware: emulate_ it first, pass "
-                "baseline=, or choose method='average'"
-            )
-        _paired(model, norms, batches, baseline, progress)
-    elif method == "average":
-        _average(model, norms, batches, progress)
-    else:
-        _ema(model, norms, batches, progress)
+    if method == "paired" and baseline is None and not emulated_layers(model):
+        raise RecoupError(
+            "recalibrate_(method='paired') compares a model with and without its hardware: emulate_ it first, pass "
+            "baseline=, or choose method='average'"
+        )
+    kept = emulated_layers(model) or baseline is not None  # without hardware it is an ordinary re-estimation
+    with ledger.whole(model):
+        for norm in norms.values():
+            ledger.take_back(norm, "statistics")
+        before = {name: ledger.statistics(norm) for name, norm in norms.items()}
+        if method == "paired":
+            images = _paired(model, norms, batches, baseline, progress)
+        elif method == "average":
+            images = _average(model, norms, batches, progress)
+        else:
+            images = _ema(model, norms, batches, progress)
+        if kept:
+            ledger.record(model, norms, "statistics", "recalibrate_", before, images=images)
     return model
 
 
 @dataclass
 class Moments:
-    """Running sums, in float64, over the batches one batch norm has seen: of m_b, m_b^2 and v_b, and the values."""
+    """Running sums, in float64, over the batches one batch norm has seen: of n, n m, n m^2 and n v, with n the values
+    of a batch per channel, m its mean and v its population variance. Batches weigh by their values."""
 
     batches: int = 0
     values: int = 0
@@ -98,16 +109,16 @@ class Moments:
         """One batch: its mean and unbiased variance per channel over ``values`` values."""
         mean, unbiased = mean.double(), unbiased.double()
         self.batches, self.values = self.batches + 1, self.values + values
-        self.mean, self.square = self.mean + mean, self.square + mean * mean
-        self.variance = self.variance + unbiased * ((values - 1) / values)
+        self.mean, self.square = self.mean + values * mean, self.square + values * (mean * mean)
+        self.variance = self.variance + unbiased * (values - 1)
 
     def pooled(self) -> tuple[Tensor, Tensor]:
         """Mean, and unbiased variance, over all batches."""
         assert isinstance(self.mean, Tensor)
         assert isinstance(self.square, Tensor)
         assert isinstance(self.variance, Tensor)
-        mean = self.mean / self.batches
-        population = self.variance / self.batches + (self.square / self.batches - mean * mean).clamp_min(0)
+        mean = self.mean / self.values
+        population = self.variance / self.values + (self.square / self.values - mean * mean).clamp_min(0)
         return mean, population * (self.values / (self.values - 1))
 
 
@@ -135,11 +146,12 @@ def _forward(model: nn.Module, norms: dict[str, _BatchNorm], inputs: Any, into: 
 
 def _paired(
     model: nn.Module, norms: dict[str, _BatchNorm], batches: Iterable[Any], baseline: nn.Module | None, progress: bool
-) -> None:
+) -> int:
     other = norms if baseline is None else _norms(baseline)
     if other.keys() != norms.keys():
         odd = sorted(other.keys() ^ norms.keys())[0]
         raise RecoupError(f"recalibrate_: batch norm {odd!r} is in only one of model and baseline")
+    images = 0
     off, on = {name: Moments() for name in norms}, {name: Moments() for name in norms}
     with ExitStack() as both:  # entered in this order: each changes what the one before found
         both.enter_context(_measuring(model, norms))
@@ -153,6 +165,7 @@ def _paired(
             else:
                 _forward(baseline, other, inputs, off)
             _forward(model, norms, inputs, on)
+            images += count(inputs)
     moved = {}
     for name, norm in norms.items():
         if not on[name].batches:
@@ -162,20 +175,27 @@ def _paired(
         ratio = torch.where(var_off > 0, var_on / var_off, 1.0)
         moved[norm] = (mean.double() + (mean_on - mean_off), variance.double() * ratio)
     _store(model, moved)
+    return images
 
 
-def _average(model: nn.Module, norms: dict[str, _BatchNorm], batches: Iterable[Any], progress: bool) -> None:
+def _average(model: nn.Module, norms: dict[str, _BatchNorm], batches: Iterable[Any], progress: bool) -> int:
+    images = 0
     seen = {name: Moments() for name in norms}
     with _measuring(model, norms):
         for inputs, _ in prepared(model, batches, "recalibrate_ (average)", progress):
             _forward(model, norms, inputs, seen)
+            images += count(inputs)
     _store(model, {norm: seen[name].pooled() for name, norm in norms.items() if seen[name].batches})
+    return images
 
 
-def _ema(model: nn.Module, norms: dict[str, _BatchNorm], batches: Iterable[Any], progress: bool) -> None:
+def _ema(model: nn.Module, norms: dict[str, _BatchNorm], batches: Iterable[Any], progress: bool) -> int:
+    images = 0
     with Statistics.all_or_none(model), _training(model, norms), torch.no_grad():
         for inputs, _ in prepared(model, batches, "recalibrate_ (ema)", progress):
             _forward(model, norms, inputs, None)
+            images += count(inputs)
+    return images
 
 
 def _stored(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
@@ -244,6 +264,7 @@ AVERAGE = Repair(
     "recalibration on the hardware",
     lambda model, batches: recalibrate_(model, batches, "average"),
     needs_norms=True,
+    short="average",
 )
 PAIRED = Repair(
     "paired",

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 import recoup as rc
-from recoup.errors import RecoupError
+from recoup.errors import RecoupError, RecoupWarning
 from recoup.nbsmt import ops, reference, reorder
 from recoup.nbsmt.config import NBSMT, PAIRINGS
 from recoup.nbsmt.observe import nbsmt_layers, see
 from recoup.nbsmt.profiling import profile
 from recoup.nbsmt.reorder import arrange, reorder_, slot_of_position, squared_losses
-from recoup.network.emulated import running
+from recoup.network.emulated import emulated_layers, running
 from tests.networks import CONVOLUTIONS, images, small_net
 
 
@@ -184,6 +184,17 @@ def test_bad_requests_are_refused():
             reorder_(network(config), [images(2)])
     with pytest.raises(RecoupError, match="there was no batch"):
         reorder_(network(), [])
+
+
+def test_an_order_takes_repairs_of_another_back_and_says_so():
     model = rc.correct_bias_(network())
-    with pytest.raises(RecoupError, match=r"block1\.conv1.*has a bias correction"):
+    with pytest.warns(RecoupWarning, match=r"reorder_: undid bias \(6 layers\), fitted for other hardware"):
         reorder_(model, [images(2)])
+    assert all(layer.bias_correction is None for layer in emulated_layers(model).values())
+    orders = {name: layer.order for name, layer in emulated_layers(model).items()}
+    reorder_(model, [images(2)])  # twice is once
+    assert all(same(layer.order, orders[name]) for name, layer in emulated_layers(model).items())
+
+
+def same(one, other):
+    return one is other is None or torch.equal(one, other)

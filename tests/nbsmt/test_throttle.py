@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import recoup as rc
-from recoup.errors import RecoupError
+from recoup.errors import RecoupError, RecoupWarning
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.observe import nbsmt_layers
 from recoup.nbsmt.throttle import _ranked, plan_throttling, throttle_
@@ -78,7 +78,7 @@ def test_no_budget_gives_eight_bit_accuracy():
     assert rc.evaluate(model, batches).top1 == 100
 
 
-def test_slowed_layers_lose_their_bias_correction_and_only_they():
+def test_throttling_is_planned_on_the_repaired_network_and_takes_its_repairs_back():
     model, batches = network()
     rc.correct_bias_(model)
     corrections = {name: layer.bias_correction for name, layer in nbsmt_layers(model, "test").items()}
@@ -86,9 +86,11 @@ def test_slowed_layers_lose_their_bias_correction_and_only_they():
     assert plan.threads
     for name, layer in nbsmt_layers(model, "test").items():
         assert layer.bias_correction is corrections[name]
-    throttle_(model, batches, 0)
+    with pytest.warns(RecoupWarning, match=r"throttle_: undid bias \(6 layers\)"):
+        throttle_(model, batches, 0)
     for name, layer in nbsmt_layers(model, "test").items():
-        assert layer.bias_correction is (None if name in plan.threads else corrections[name])
+        assert layer.bias_correction is None
+        assert layer.config.threads == plan.threads.get(name, 4)
 
 
 def test_steps_are_ranked_by_the_harm_they_remove():

@@ -13,7 +13,9 @@ from recoup.formats import Float
 from recoup.lba.attention_layers import LBAAttentionProducts
 from recoup.lba.config import LBA
 from recoup.lba.layers import LBALayer
+from recoup.network import ledger
 from recoup.network.batches import call, prepared
+from recoup.network.batches import count as images_in
 from recoup.network.emulated import emulated_layers
 from recoup.network.modes import evaluating
 from recoup.network.wing import Repair
@@ -63,7 +65,8 @@ def correct_gain_(
         The same model; ``layer.gain = None`` takes a gain back.
 
     Raises:
-        RecoupError: no LBA layer, no or bad batches. Gains are then as they were.
+        RecoupError: no LBA layer, no or bad batches, batch norm statistics that were repaired without the gain. Gains
+            are then as they were.
 
     Warns:
         RecoupWarning: channels whose output was zero throughout; they keep gain 1.
@@ -73,7 +76,9 @@ def correct_gain_(
     if per not in ("channel", "layer"):
         raise RecoupError(f"correct_gain_(per={per!r}): per must be 'channel' or 'layer'")
     layers = lba_layers(model, "correct_gain_")
+    ledger.refuse_after_statistics(model, "correct_gain_")
     before = {name: layer.gain for name, layer in layers.items()}
+    images = 0
     fits = {name: _Fit(layer, per) for name, layer in layers.items()}
     hooks = [layers[name].register_forward_hook(fit.observe, with_kwargs=True) for name, fit in fits.items()]
     try:
@@ -82,6 +87,7 @@ def correct_gain_(
         with evaluating(model), torch.no_grad():
             for inputs, _ in prepared(model, batches, "correct_gain_", progress):
                 call(model, inputs)
+                images += images_in(inputs)
     except BaseException:
         for name, layer in layers.items():
             layer.gain = before[name]
@@ -89,6 +95,8 @@ def correct_gain_(
     finally:
         for hook in hooks:
             hook.remove()
+    fitted = {name: layer for name, layer in layers.items() if layer.gain is not None}
+    ledger.record(model, fitted, "gain", "correct_gain_", {n: {"gain": before[n]} for n in fitted}, images=images)
     dead = {name: count for name, fit in fits.items() if (count := fit.dead)}
     if dead:
         shown = ", ".join(f"{name} ({count})" for name, count in list(dead.items())[:6])
@@ -162,11 +170,27 @@ def choose_chunks_(model: M, *, rescale: bool = True) -> M:
     Raises:
         RecoupError: no LBA layer.
 
+    Warns:
+        RecoupWarning: repairs that were fitted for the chunks as they were; they are taken back.
+
     Source: that the chunk near sqrt(K) truncates least is our own observation (docs/lba.md).
     """
-    for layer in lba_layers(model, "choose_chunks_").values():
-        layer.config = with_chunk(layer.config, fitted_chunk(layer.weight[0].numel()), rescale=rescale)
+    layers = lba_layers(model, "choose_chunks_")
+    chosen = {name: _with_fitted_chunk(layer, rescale) for name, layer in layers.items()}
+    ledger.begin_structure(model, "choose_chunks_")
+    before = {name: {"config": layer.config} for name, layer in layers.items()}
+    for name, layer in layers.items():
+        layer.config = chosen[name]
+    ledger.record(model, layers, "structure", "choose_chunks_", before, slot="chunks")
     return model
+
+
+def _with_fitted_chunk(layer: LBALayer, rescale: bool) -> LBA:
+    """A layer's config with the chunk that fits it; an earlier choice is replaced, not built on."""
+    config, earlier = layer.config, ledger.entries(layer).get("chunks")
+    if earlier is not None:
+        config = config.replace(product=earlier.before["config"].product)
+    return with_chunk(config, fitted_chunk(layer.weight[0].numel()), rescale=rescale)
 
 
 def with_chunk(config: LBA, chunk: int, *, rescale: bool = True) -> LBA:
@@ -207,6 +231,7 @@ GAIN = Repair(
     "undoes the shrink of truncated sums, and also serves networks without BatchNorm.",
     "a gain per channel",
     lambda model, batches: correct_gain_(model, batches, "channel"),
+    short="gain",
 )
 GAIN_PAIRED = Repair.combined(
     "gain + paired",

@@ -61,6 +61,7 @@ CARD = Card(
     repairs=(RANGES, PAIRED),
     default=(RANGES.name, PAIRED.name),
     quoted=(PAIRED.name, RANGES.name),
+    plan=(PAIRED.name,),
     needs_norms=True,
     trains=True,
     measure="recoup.study.measures.lightnorm",

@@ -16,7 +16,8 @@ from recoup.nbsmt.groups import Activation
 from recoup.nbsmt.observe import Seen, hooked, in_mode, nbsmt_layers
 from recoup.nbsmt.tally import Taps, activation_counts
 from recoup.nbsmt.weights import weight_operand
-from recoup.network.batches import call, prepared
+from recoup.network import ledger
+from recoup.network.batches import call, count, prepared
 from recoup.network.images import kept_images
 from recoup.network.modes import evaluating
 
@@ -52,10 +53,12 @@ def correct_bias_(model: M, batches: Iterable[Any] | None = None, *, progress: b
     Source: ours; it rests on the linearity of the loss in the activations.
     """
     layers = nbsmt_layers(model, "correct_bias_")
+    ledger.refuse_after_statistics(model, "correct_bias_")
     if batches is None:
         batches = kept_images(model)
     before = {name: layer.bias_correction for name, layer in layers.items()}
     lost: dict[str, _Mean] = {}
+    images = 0
 
     def correct(name: str, seen: Seen, output: Tensor) -> Tensor | None:
         if seen.layer.active_config.threads == 1:
@@ -70,6 +73,7 @@ def correct_bias_(model: M, batches: Iterable[Any] | None = None, *, progress: b
         with evaluating(model), in_mode(layers, "emulate"), hooked(layers, correct):
             for inputs, _ in prepared(model, batches, "correct_bias_", progress):
                 call(model, inputs)
+                images += count(inputs)
         corrections = {name: mean.value.float() for name, mean in lost.items()}
     except BaseException:
         for name, layer in layers.items():
@@ -77,6 +81,9 @@ def correct_bias_(model: M, batches: Iterable[Any] | None = None, *, progress: b
         raise
     for name, layer in layers.items():
         layer.bias_correction = corrections.get(name)
+    corrected = {name: layers[name] for name in corrections}
+    undone = {name: {"bias_correction": before[name]} for name in corrected}
+    ledger.record(model, corrected, "bias", "correct_bias_", undone, images=images)
     return model
 
 

@@ -16,6 +16,7 @@ from recoup.nbsmt import reference
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.observe import Layer, Seen, hooked, in_mode, nbsmt_layers
 from recoup.nbsmt.tally import CELLS
+from recoup.network import ledger
 from recoup.network.batches import call, prepared
 from recoup.network.modes import evaluating
 
@@ -44,7 +45,8 @@ def reorder_(model: M, batches: Iterable[Any], *, progress: bool = False) -> M:
     definition].
 
     Args:
-        model: a model after `emulate_`, before `correct_bias_` and `recalibrate_`, whose results belong to an order.
+        model: a model after `emulate_`. Repairs belong to an order: those that were made before are taken back, and a
+            warning says so.
         batches: calibration data, 10^2 images or more, read twice (the batches of a generator are kept in memory).
         progress: whether to show a progress bar.
 
@@ -58,6 +60,22 @@ def reorder_(model: M, batches: Iterable[Any], *, progress: bool = False) -> M:
     """
     layers = _orderable(model)
     batches = batches if hasattr(batches, "__len__") else list(batches)
+    with ledger.whole(model):
+        ledger.begin_structure(model, "reorder_")
+        for layer in layers.values():
+            ledger.take_back(layer, "order")
+        before = {name: {"order": layer.order} for name, layer in layers.items()}
+        orders = _better_orders(model, layers, batches, progress)
+        for name, order in orders.items():
+            layers[name].order = order
+        ledger.record(model, {n: layers[n] for n in orders}, "structure", "reorder_", before, slot="order")
+    return model
+
+
+def _better_orders(
+    model: nn.Module, layers: dict[str, Layer], batches: Iterable[Any], progress: bool
+) -> dict[str, Tensor]:
+    """The orders found for the layers whose error is smaller with them."""
     affinity: dict[str, _Affinity] = {}
     errors: dict[str, Tensor] = {}
     orders: dict[str, Tensor] = {}
@@ -81,10 +99,7 @@ def reorder_(model: M, batches: Iterable[Any], *, progress: bool = False) -> M:
         with hooked(layers, compare):
             for inputs, _ in prepared(model, batches, "reorder_ (compare)", progress):
                 call(model, inputs)
-    for name, (old, new) in errors.items():
-        if new < old:
-            layers[name].order = orders[name]
-    return model
+    return {name: orders[name] for name, (old, new) in errors.items() if new < old}
 
 
 def _orderable(model: nn.Module) -> dict[str, Layer]:
@@ -97,12 +112,6 @@ def _orderable(model: nn.Module) -> dict[str, Layer]:
     if not layers:
         raise RecoupError(
             "reorder_: the order matters in no layer: it needs 2 or 4 threads and a policy with S (zero operands)"
-        )
-    corrected = [layer.title for layer in layers.values() if layer.bias_correction is not None]
-    if corrected:
-        raise RecoupError(
-            f"reorder_: {corrected[0]} has a bias correction, which belongs to its present order: reorder_ first, then "
-            "correct_bias_ (restore_ and emulate_ take corrections away)"
         )
     return layers
 

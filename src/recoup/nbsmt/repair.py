@@ -32,6 +32,7 @@ BIAS = Repair(
     "stay. It also serves networks without BatchNorm.",
     "bias correction",
     correct_bias_,
+    short="bias",
 )
 EIGHT_BIT = Repair(
     "recalibrated at 8 bit",

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from recoup.errors import RecoupError
-from recoup.evaluation import Accuracy, evaluate
+from recoup.evaluation import Accuracy
+from recoup.evaluation import accuracy as measured
 from recoup.nbsmt.observe import Layer, in_mode, nbsmt_layers
+from recoup.network import ledger
 from recoup.network.batches import call, prepared
 from recoup.network.modes import evaluating
 
@@ -43,17 +45,23 @@ class Throttling:
 def throttle_(model: M, batches: Iterable[Any], budget: float, *, progress: bool = False) -> M:
     """Apply `plan_throttling`: slow few layers, so that top-1 stays within ``budget`` points of 8-bit arithmetic.
 
-    A slowed layer gets a config with fewer threads and loses its bias correction, which belonged to more of them; run
-    `correct_bias_` or `recoup.recalibrate_` afterwards.
+    A slowed layer gets a config with fewer threads. Repairs that were fitted for more of them are taken back, all over
+    the network, and a warning says so: run `recoup.repair_` afterwards. The plan is measured before that.
 
     Returns:
         The same model. After an error or an interrupt it is as before.
     """
-    plan = plan_throttling(model, batches, budget, progress=progress)
-    layers = nbsmt_layers(model, "throttle_")
-    for name, threads in plan.threads.items():
-        layers[name].config = layers[name].config.replace(threads=threads)
-        layers[name].bias_correction = None
+    with ledger.whole(model):
+        for layer in nbsmt_layers(model, "throttle_").values():
+            ledger.take_back(layer, "threads")
+        plan = plan_throttling(model, batches, budget, progress=progress)
+    slowed = {name: layer for name, layer in nbsmt_layers(model, "throttle_").items() if name in plan.threads}
+    if slowed:
+        ledger.begin_structure(model, "throttle_")
+    before = {name: {"config": layer.config} for name, layer in slowed.items()}
+    for name, layer in slowed.items():
+        layer.config = layer.config.replace(threads=plan.threads[name])
+    ledger.record(model, slowed, "structure", "throttle_", before, slot="threads")
     return model
 
 
@@ -89,12 +97,12 @@ def plan_throttling(model: nn.Module, batches: Iterable[Any], budget: float, *, 
     layers = nbsmt_layers(model, "throttle_")
     batches = batches if hasattr(batches, "__len__") else list(batches)
     with in_mode(layers, "baseline"):
-        baseline = evaluate(model, batches, progress=progress)
+        baseline = measured(model, batches, progress=progress)
     floor = baseline.top1 - budget - 1e-9  # 1e-9: percentages are quotients, rounded
 
     def accuracy(steps: Sequence[Step]) -> Accuracy:
         with in_mode(layers, "emulate"), _slowed(layers, steps):
-            return evaluate(model, batches, progress=progress)
+            return measured(model, batches, progress=progress)
 
     before = after = accuracy(())
     if before.top1 >= floor:

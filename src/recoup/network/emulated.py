@@ -4,12 +4,15 @@ An emulated layer *is* the float layer: the converter changes the object's class
 buffers, hooks, names and other references to the layer stay as they are, and giving the class back restores it.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+
+from recoup.errors import RecoupWarning
 
 Mode = Literal["emulate", "baseline", "float"]
 
@@ -27,11 +30,12 @@ class Emulated(nn.Module):
         mode: ``emulate`` (as configured), ``baseline`` (the same number formats without the shortcut whose harm is
             being measured; for NB-SMT plain 8-bit arithmetic) or ``float`` (the layer as torch computes it).
         layer: the name within the model.
+        trained: whether the layer was in training since its last repair.
         title: name and shape, for messages; a plain string, so that compilers see a constant.
     """
 
     float_class: ClassVar[type[nn.Module]]
-    extras: ClassVar[tuple[str, ...]] = ("config", "mode", "layer", "title", "fast_path_hook")
+    extras: ClassVar[tuple[str, ...]] = ("config", "mode", "layer", "title", "fast_path_hook", "trained")
     travelling: ClassVar[tuple[str, ...]] = ()
     fitted: ClassVar[tuple[str, ...]] = ()
     measured: ClassVar[tuple[str, ...]] = ()
@@ -40,11 +44,18 @@ class Emulated(nn.Module):
     mode: Mode = "emulate"
     layer: str = ""
     title: str
+    trained: bool = False
 
     def convert(self, config: Any, layer: str) -> None:
         """Called once after the class was changed; a wing checks here what the layer needs."""
         self.config, self.mode, self.layer = config, "emulate", layer
         self.title = f"layer '{layer}' ({self.float_class.extra_repr(self)})"
+
+    def train(self, mode: bool = True) -> "Emulated":
+        """As torch; from the first training on, gains and corrections are part of what is trained."""
+        self.trained = self.trained or mode
+        super().train(mode)
+        return self
 
     def release(self) -> None:
         """Called before the layer turns back: let go of what was prepared for it."""
@@ -95,11 +106,19 @@ class Emulated(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        if before is not None and torch.equal(before, self.weight.detach()):  # type: ignore[operator]
+        same = before is not None and torch.equal(before, self.weight.detach())  # type: ignore[operator]
+        if same:
             for name, value in kept.items():
                 setattr(self, name, value)  # the same weights: what was fitted still belongs to them
         travelled = local_metadata.get("recoup")
         if travelled is None or not self.travelling or not set(self.travelling) & travelled.keys():
+            if kept and not same:
+                warnings.warn(
+                    f"load_state_dict: {self.title}: {', '.join(kept)} belonged to other weights and is gone: load "
+                    "with recoup.load, or run recoup.repair_",
+                    RecoupWarning,
+                    stacklevel=2,
+                )
             return  # a float checkpoint, or of another wing: scale and order stay
         faults = [f"{prefix}{n} {f}" for n, v in travelled.items() if v is not None and (f := self.fault(n, v))]
         error_msgs += faults[:1]

@@ -34,6 +34,7 @@ class Repair:
         needs_norms: whether it is about batch norm statistics, so that a network without them has no such state.
         needs_images: whether calibration images decide it.
         on_baseline: whether it is measured with the wing's baseline hardware and only its statistics are carried over.
+        short: how plans call it, such as ``gain`` in ``gain+paired``; by default its name.
         parts: of a combination, the repairs that it does one after the other.
     """
 
@@ -45,6 +46,7 @@ class Repair:
     needs_norms: bool = False
     needs_images: bool = True
     on_baseline: bool = False
+    short: str = ""
     parts: tuple["Repair", ...] = ()
 
     @classmethod
@@ -116,6 +118,8 @@ class Card:
         repairs: in the order in which they are applied.
         default: the names of those that a study measures unless it says otherwise.
         quoted: names in the order in which a verdict prefers them; fixed here, not picked by result.
+        plan: names of those that `repair_` applies by default; those that need norms where there are none are left out.
+        plan_without_norms: what it applies instead to a network without batch norm statistics.
         seedless: whether the bare hardware knows nothing of calibration images. False: it works on activation scales
             that `calibrate_` measures.
         ready: whether a layer is taken without being named in a layer map.
@@ -143,6 +147,8 @@ class Card:
     repairs: tuple[Repair, ...] = ()
     default: tuple[str, ...] = ()
     quoted: tuple[str, ...] = ()
+    plan: tuple[str, ...] = ()
+    plan_without_norms: tuple[str, ...] = ()
     seedless: bool = True
     ready: Callable[[nn.Module], bool] = _always
     unready: str = ""
@@ -171,7 +177,7 @@ class Card:
                     f"recoup.wings.Emulated and from {plain.__name__}"
                 )
         known = {repair.name for repair in self.repairs}
-        for name in (*self.default, *self.quoted):
+        for name in (*self.default, *self.quoted, *self.plan, *self.plan_without_norms):
             if name not in known:
                 raise RecoupError(f"Card(config={self.config.__name__}): {name!r} is none of its repairs")
 

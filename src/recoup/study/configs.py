@@ -1,80 +1,12 @@
-"""Hardware configurations as text: a preset's name or a configuration's repr, read without running anything."""
+"""Hardware configurations in studies: their titles, and layer maps from the command line."""
 
-import ast
 import re
-from collections.abc import Callable
-from typing import Any
 
 from recoup.errors import RecoupError
-from recoup.formats import Float, Int
-from recoup.wings import cards, is_config, wing_of
+from recoup.grammar import Config, as_config, constructors, examples, parse_config, presets
+from recoup.wings import cards, wing_of
 
-Config = Any
-"""A config object of any registered wing."""
-
-FORMATS: dict[str, Callable[..., Any]] = {
-    "Float": Float,
-    "Float.lba": Float.lba,
-    "Float.ieee": Float.ieee,
-    "Float.parse": Float.parse,
-    "Int": Int,
-}
-"""The number formats that a config's text may call, whatever its wing."""
-LONGEST, DEEPEST = 1000, 4  # characters and calls; Python's parser is not meant for hostile depth
-
-
-def presets() -> dict[str, Config]:
-    """Every wing's presets by name."""
-    return {name: config for card in cards().values() for name, config in card.presets.items()}
-
-
-def constructors() -> dict[str, Callable[..., Any]]:
-    """What a configuration's text may call, and nothing else: the wings' constructors and the number formats."""
-    return {name: call for card in cards().values() for name, call in card.callables.items()} | FORMATS
-
-
-def examples() -> str:
-    """One config text a wing, for errors and help."""
-    texts = [card.example or next(map(repr, card.presets.values()), "") for card in cards().values()]
-    named = [text for text in texts if text]
-    return f"{', '.join(named[:-1])} or {named[-1]}" if len(named) > 1 else "".join(named)
-
-
-def _legal() -> str:
-    return f"a preset ({', '.join(presets())}) or a repr such as {examples()}"
-
-
-def parse_config(text: str) -> Config:
-    """The configuration that ``text`` names: a preset, or the repr of a config object.
-
-    Only the constructors of configurations and formats are called, with plain values.
-
-    Raises:
-        RecoupError: anything else, and values the config itself refuses.
-
-    >>> parse_config("nbsmt-4t")
-    NBSMT(threads=4, policy='S+A', rounding='nearest', pairing='halves')
-    >>> parse_config("LightNorm(forward=Float.parse('bfloat16'))").forward.bits
-    16
-    >>> parse_config("LBA(accumulator=Float.lba(4, 5, bias=10), chunk=None)").accumulator.bits
-    10
-    """
-    name = text.strip()
-    if name in (known := presets()):
-        return known[name]
-    config = _built(_tree(name), text, DEEPEST)
-    if not is_config(config):
-        raise RecoupError(f"config {_short(text)}: must be {_legal()}")
-    return config
-
-
-def as_config(value: Any) -> Config:
-    """A configuration from itself or its text; for recipes."""
-    if is_config(value):
-        return value
-    if isinstance(value, str):
-        return parse_config(value)
-    raise RecoupError(f"config {_short(repr(value))}: must be {_legal()}")
+__all__ = ["Config", "as_config", "constructors", "examples", "layer_option", "parse_config", "presets", "title"]
 
 
 def layer_option(text: str) -> tuple[str, str | None]:
@@ -100,48 +32,3 @@ def title(config: Config) -> str:
     'M5E5 (11 bits), chunk 64'
     """
     return wing_of(config, "title").title(config)
-
-
-def _tree(text: str) -> ast.expr:
-    if len(text) > LONGEST:
-        raise RecoupError(f"config {_short(text)}: longer than {LONGEST} characters; must be {_legal()}")
-    try:
-        tree = ast.parse(text, mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise RecoupError(f"config {_short(text)}: must be {_legal()}{_unclosed(text)}") from None
-    if not isinstance(tree, ast.Call):
-        raise RecoupError(f"config {_short(text)}: must be {_legal()}")
-    return tree
-
-
-def _built(node: ast.expr, text: str, depth: int) -> Any:
-    """The value of an expression of constructors and plain values."""
-    if not isinstance(node, ast.Call):
-        try:
-            return ast.literal_eval(node)
-        except (ValueError, TypeError):
-            raise RecoupError(f"config {_short(text)}: arguments must be plain numbers or quoted strings") from None
-    constructor = constructors().get(ast.unparse(node.func))
-    if constructor is None or depth == 0:
-        inner = "arguments must be plain numbers or quoted strings, or formats such as Float.lba(4, 7, bias=10)"
-        raise RecoupError(f"config {_short(text)}: {inner if depth < DEEPEST else 'must be ' + _legal()}")
-    keywords = [keyword.arg for keyword in node.keywords]
-    if None in keywords or len(set(keywords)) < len(keywords):
-        raise RecoupError(f"config {_short(text)}: arguments must be given once, as name=value")
-    positional = [_built(value, text, depth - 1) for value in node.args]
-    named = {str(keyword.arg): _built(keyword.value, text, depth - 1) for keyword in node.keywords}
-    try:
-        return constructor(*positional, **named)
-    except RecoupError:
-        raise
-    except (TypeError, ValueError) as error:  # an unknown or doubled argument, or a value that no field takes
-        raise RecoupError(f"config {_short(text)}: {str(error).replace('.__init__', '')}") from None
-
-
-def _unclosed(text: str) -> str:
-    split = text.count("(") != text.count(")")
-    return "; in a YAML list in brackets put it in double quotes, or the comma splits it" if split else ""
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 80 else text[:77] + "...")

@@ -1,0 +1,133 @@
+"""A policy: which layer runs on which hardware, as one value that is compared, kept in YAML and handed around."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import xxhash
+import yaml
+from torch import nn
+
+from recoup.errors import RecoupError
+from recoup.grammar import as_config
+from recoup.network.emulated import emulated_layers
+from recoup.storage.files import write_atomically
+
+DEEPEST = 3  # of a policy's YAML
+
+
+class Policy(Mapping[str, Any]):
+    """An ordered layer map with a name, frozen: ``{"name" or "re:regular expression": config or None}``.
+
+    The first key that matches a layer's whole name decides; None leaves the layer in float, and so do all layers that
+    no key matches.
+
+    Args:
+        layers: the map; configs may be given as text.
+        name: what tables call it.
+
+    Raises:
+        RecoupError: no map, a key that is no text, a value that is no config.
+
+    >>> chip = Policy({"re:layer.*": "nbsmt-4t", "linear": "LBA.m7e4()"}, name="chip A")
+    >>> Policy.from_yaml(chip.to_yaml()) == chip
+    True
+    >>> chip["linear"].chunk
+    16
+    """
+
+    __slots__ = ("_layers", "name")
+
+    def __init__(self, layers: Mapping[str, Any], name: str = "") -> None:
+        if not isinstance(layers, Mapping):
+            raise RecoupError(f"Policy: layers must be a map from names to configs; got {type(layers).__name__}")
+        if not isinstance(name, str):
+            raise RecoupError(f"Policy(name={name!r}): name must be text")
+        for key in layers:
+            if not isinstance(key, str) or not key:
+                raise RecoupError(f"Policy: a key is a layer's name or 're:...'; got {key!r}")
+        values = {key: None if value is None else as_config(value) for key, value in layers.items()}
+        object.__setattr__(self, "_layers", values)
+        object.__setattr__(self, "name", name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"a Policy is frozen: {name!r} cannot be set")
+
+    def __getitem__(self, key: str) -> Any:
+        return self._layers[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Policy) and (self.name, [*self.items()]) == (other.name, [*other.items()])
+
+    def __hash__(self) -> int:
+        return hash((self.name, tuple(self.items())))
+
+    def __repr__(self) -> str:
+        return f"Policy({self._layers!r}, name={self.name!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Policy, (self._layers, self.name)
+
+    @classmethod
+    def of(cls, model: nn.Module, name: str = "") -> "Policy":
+        """The hardware of a model as it is: every emulated layer by its name."""
+        if not isinstance(model, nn.Module):
+            raise RecoupError(f"Policy.of: model must be a torch.nn.Module; got {type(model).__name__}")
+        return cls({layer: module.config for layer, module in emulated_layers(model).items()}, name)
+
+    @property
+    def digest(self) -> str:
+        """Of the map in its order, not of the name: what decides numbers."""
+        return xxhash.xxh3_128(repr([(key, repr(value)) for key, value in self.items()]).encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """The policy as YAML; `from_yaml` reads it back as the same policy."""
+        layers = {key: None if value is None else repr(value) for key, value in self.items()}
+        return yaml.safe_dump({"name": self.name, "layers": layers}, sort_keys=False, allow_unicode=True, width=110)
+
+    def save(self, path: str | Path) -> None:
+        """Write the YAML, whole or not at all."""
+        write_atomically(Path(path), self.to_yaml())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Policy":
+        """Read a policy's YAML file.
+
+        Raises:
+            RecoupError: no such file, or no policy in it.
+        """
+        try:
+            text = Path(path).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecoupError(f"{path}: cannot be read ({error})") from None
+        return cls.from_yaml(text, str(path))
+
+    @classmethod
+    def from_yaml(cls, text: str, source: str = "policy") -> "Policy":
+        """Read a policy: ``name`` and ``layers``.
+
+        Raises:
+            RecoupError: no YAML, aliases, unknown or missing keys, a value that is no config; headed by ``source``.
+        """
+        try:
+            events = list(yaml.parse(text, Loader=yaml.SafeLoader))
+            if any(isinstance(event, yaml.AliasEvent) for event in events):
+                raise RecoupError(f"{source}: a policy has no YAML aliases")
+            starts = sum(isinstance(event, yaml.CollectionStartEvent) for event in events)
+            values = yaml.safe_load(text) if starts <= DEEPEST else None
+        except (yaml.YAMLError, RecursionError) as error:
+            raise RecoupError(f"{source}: not YAML ({str(error).splitlines()[0]})") from None
+        if not isinstance(values, dict) or not {"layers"} <= values.keys() <= {"name", "layers"}:
+            raise RecoupError(
+                f"{source}: a policy has 'layers', a map from layer names to configs, and may have 'name'"
+            )
+        try:
+            return cls(values["layers"], values.get("name") or "")
+        except RecoupError as error:
+            raise RecoupError(f"{source}: {error}") from None

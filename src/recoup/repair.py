@@ -1,0 +1,173 @@
+"""Repairs in their order, undone and described: `repair_`, `undo_`, `describe`."""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import nn
+
+from recoup.errors import RecoupError, RecoupWarning
+from recoup.network import ledger
+from recoup.network.emulated import Emulated, emulated_layers
+from recoup.network.norms import has_norms
+from recoup.network.wing import STAGES, Card, Repair
+from recoup.wings import wing_of
+
+M = TypeVar("M", bound=nn.Module)
+LATER = STAGES[1:]
+
+
+def repair_(model: M, batches: Iterable[Any], plan: str | Sequence[str] = "default") -> M:
+    """Repair a network afresh, stage by stage: gain, then bias, then statistics. The hardware stays as it is.
+
+    What these stages hold is undone first, so the result does not depend on earlier repairs.
+
+    Args:
+        model: after `emulate_`.
+        batches: calibration data; passed over once a repair (the batches of a generator are kept in memory).
+        plan: ``default``: what the cards of the wings present name (NB-SMT: paired, or bias without batch norm; LBA:
+            gain, then paired; LightNorm: paired; a mix: all of them); ``none``; names joined by ``+`` or in a list,
+            such as ``gain+paired``.
+
+    Returns:
+        The same model. After an error or an interrupt it is as before.
+
+    Raises:
+        RecoupError: no emulated layer, an unknown name, a repair that the hardware does not have.
+
+    Warns:
+        RecoupWarning: a plan that has nothing to do for this network.
+    """
+    present = _wings(model, "repair_")
+    steps = _planned(model, present, plan)
+    if not steps and plan != "none":
+        warnings.warn(
+            "repair_: there is nothing to repair this network with: no batch norm tracks running statistics, and its "
+            "hardware has no other repair",
+            RecoupWarning,
+            stacklevel=2,
+        )
+    kept = batches if hasattr(batches, "__len__") or len(steps) < 2 else list(batches)
+    with ledger.whole(model):
+        ledger.undo(model, "gain")
+        for step in steps:
+            step.apply(model, kept)
+    return model
+
+
+def undo_(model: M, stage: str | None = None) -> M:
+    """Take repairs back, in place: those of a stage and of the later ones.
+
+    Args:
+        model: any module.
+        stage: ``structure`` (channel orders, threads, chunks), ``gain``, ``bias`` or ``statistics``; None: gain, bias
+            and statistics. The hardware stays.
+
+    Raises:
+        RecoupError: no such stage.
+    """
+    _is_model(model, "undo_")
+    if stage is not None and stage not in STAGES:
+        raise RecoupError(f"undo_(stage={stage!r}): stage must be one of {', '.join(STAGES)}, or None for all repairs")
+    ledger.undo(model, stage or LATER[0])
+    return model
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One module: its hardware ("" for a norm without any) and what was done to it."""
+
+    name: str
+    hardware: str
+    repairs: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = [self.hardware, *self.repairs]
+        return f"{self.name}: " + "; ".join(part for part in parts if part)
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What was done to a network, one line a layer; print it, or take `to_dict`."""
+
+    lines: tuple[Line, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.lines)) or "a float network: nothing was done to it"
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Layer -> its hardware and repairs, as plain values."""
+        return {line.name: {"hardware": line.hardware, "repairs": list(line.repairs)} for line in self.lines}
+
+
+def describe(model: nn.Module) -> Description:
+    """What was done to a network: hardware, repairs and the images they used, layer by layer.
+
+    >>> print(describe(nn.Linear(2, 2)))
+    a float network: nothing was done to it
+    """
+    _is_model(model, "describe")
+    lines = []
+    for name, module in model.named_modules():
+        own = sorted(ledger.entries(module).values(), key=lambda entry: entry.number)
+        if own or isinstance(module, Emulated):
+            repairs = tuple(_said(module, entry) for entry in own)
+            lines.append(Line(name or type(module).__name__, ledger.config_text(module), repairs))
+    return Description(tuple(lines))
+
+
+def _said(module: nn.Module, entry: ledger.Entry) -> str:
+    text = f"{entry.slot} ({entry.verb}" + ("" if entry.images is None else f", {entry.images} images") + ")"
+    if ledger.trained_with(module, entry):
+        return f"{text}, trained with"
+    why = ledger.changed(module, entry)
+    return text if why is None else f"{text}, stale: fitted for {why}"
+
+
+def _is_model(model: Any, verb: str) -> None:
+    if not isinstance(model, nn.Module):
+        raise RecoupError(f"{verb}: model must be a torch.nn.Module; got {type(model).__name__}")
+
+
+def _wings(model: nn.Module, verb: str) -> dict[type, Card]:
+    _is_model(model, verb)
+    present = {type(layer.config): wing_of(layer.config, verb) for layer in emulated_layers(model).values()}
+    if not present:
+        raise RecoupError(f"{verb}: the model has no emulated layer: emulate_ it first")
+    return present
+
+
+def _planned(model: nn.Module, present: dict[type, Card], plan: str | Sequence[str]) -> list[Repair]:
+    """The repairs of a plan, each once, in the order of the stages."""
+    norms = has_norms(model)
+    steps: dict[str, Repair] = {}
+    if plan == "default":
+        for card in present.values():
+            for name in card.plan if norms else card.plan_without_norms:
+                repair = card.repair(name)
+                assert repair is not None
+                steps.setdefault(name, repair)
+    elif plan != "none":
+        names = plan.split("+") if isinstance(plan, str) else plan
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise RecoupError(f"repair_(plan={plan!r}): plan must be 'default', 'none', or names of repairs")
+        for name in names:
+            repair = _named(name.strip(), present, plan)
+            steps.setdefault(repair.name, repair)
+    flat = {part.name: part for repair in steps.values() for part in (repair.parts or (repair,))}
+    return sorted(flat.values(), key=lambda repair: STAGES.index(repair.stage))
+
+
+def _named(name: str, present: dict[type, Card], plan: Any) -> Repair:
+    able = [repair for card in present.values() for repair in card.repairs if _plannable(repair)]
+    for repair in able:
+        if name in (repair.name, repair.short):
+            return repair
+    legal = ", ".join(dict.fromkeys(repair.short or repair.name for repair in able))
+    raise RecoupError(f"repair_(plan={plan!r}): {name!r} is no repair of this hardware; it has {legal or 'none'}")
+
+
+def _plannable(repair: Repair) -> bool:
+    """Structure is a choice, and what is measured on a baseline is a study's control."""
+    return repair.stage != "structure" and not repair.on_baseline
