@@ -45,22 +45,18 @@ def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> 
         RecoupWarning: layers that run otherwise than asked (a grouped convolution runs one thread) or that are passed
             over because a subclass with a forward of its own cannot be taken apart, or because LBA has no stand-in.
     """
-    if isinstance(config, Policy):
-        if layers is not None:
-            raise RecoupError("emulate_: a policy names its layers itself; leave layers out")
-        config, layers = None, config
+    config, layers = _unpacked(config, layers)
     modules = dict(model.named_modules())
     known = {kind for card in cards().values() for kind in card.layers}
-    candidates = [n for n, m in modules.items() if isinstance(m, Emulated) or type(m) in known]
+    candidates = [name for name, module in modules.items() if isinstance(module, Emulated) or type(module) in known]
     chosen = Selection(layers, candidates, "emulate_", others=modules)
     for value in [config, *(layers or {}).values()]:
         _layers_of(value)
     plan: dict[str, tuple[nn.Module, Any, type[nn.Module]]] = {}
     passed_over = []
     for name, module in modules.items():
-        wanted = chosen.of(name)
-        asked = wanted is not UNMATCHED
-        wanted = wanted if asked else config
+        asked = (own := chosen.of(name)) is not UNMATCHED
+        wanted = own if asked else config
         if wanted is None:
             continue
         target = _layers_of(wanted).get(type(module))
@@ -83,6 +79,15 @@ def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> 
     ledger.begin_structure(model, "emulate_")
     _warn(plan, passed_over, _without_stand_in(modules, config), config)
     return model
+
+
+def _unpacked(config: Any, layers: Mapping[str, Any] | None) -> tuple[Any, Mapping[str, Any] | None]:
+    """A policy as the layer map that it is."""
+    if not isinstance(config, Policy):
+        return config, layers
+    if layers is not None:
+        raise RecoupError("emulate_: a policy names its layers itself; leave layers out")
+    return None, config
 
 
 def _without_stand_in(modules: Mapping[str, nn.Module], config: Any) -> list[str]:

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import xxhash
 import yaml
 from torch import nn
 
 from recoup.errors import RecoupError
 from recoup.grammar import as_config
 from recoup.network.emulated import emulated_layers
+from recoup.storage.digest import of_text
 from recoup.storage.files import write_atomically
 
 DEEPEST = 3  # of a policy's YAML
@@ -84,7 +84,7 @@ class Policy(Mapping[str, Any]):
     @property
     def digest(self) -> str:
         """Of the map in its order, not of the name: what decides numbers."""
-        return xxhash.xxh3_128(repr([(key, repr(value)) for key, value in self.items()]).encode()).hexdigest()
+        return of_text(repr([(key, repr(value)) for key, value in self.items()]))
 
     def to_yaml(self) -> str:
         """The policy as YAML; `from_yaml` reads it back as the same policy."""

@@ -68,16 +68,8 @@ def recalibrate_(
         RecoupError: no batch norm with running statistics, nothing to pair with, unknown method, no or bad batches,
             batches with one value per channel.
     """
-    if method not in get_args(Method):
-        raise RecoupError(f"recalibrate_(method={method!r}): method must be one of {', '.join(get_args(Method))}")
+    _check(model, method, baseline)
     norms = _norms(model)
-    if method != "paired" and baseline is not None:
-        raise RecoupError(f"recalibrate_(method={method!r}): baseline belongs to method 'paired'")
-    if method == "paired" and baseline is None and not emulated_layers(model):
-        raise RecoupError(
-            "recalibrate_(method='paired') compares a model with and without its hardware: emulate_ it first, pass "
-            "baseline=, or choose method='average'"
-        )
     kept = emulated_layers(model) or baseline is not None  # without hardware it is an ordinary re-estimation
     with ledger.whole(model):
         for norm in norms.values():
@@ -92,6 +84,18 @@ def recalibrate_(
         if kept:
             ledger.record(model, norms, "statistics", "recalibrate_", before, images=images)
     return model
+
+
+def _check(model: nn.Module, method: str, baseline: nn.Module | None) -> None:
+    if method not in get_args(Method):
+        raise RecoupError(f"recalibrate_(method={method!r}): method must be one of {', '.join(get_args(Method))}")
+    if method != "paired" and baseline is not None:
+        raise RecoupError(f"recalibrate_(method={method!r}): baseline belongs to method 'paired'")
+    if method == "paired" and baseline is None and not emulated_layers(model):
+        raise RecoupError(
+            "recalibrate_(method='paired') compares a model with and without its hardware: emulate_ it first, pass "
+            "baseline=, or choose method='average'"
+        )
 
 
 @dataclass

@@ -12,7 +12,6 @@ KNOWN: dict[str, frozenset[str]] = {
             "recoup/cli/report.py: pipeline",
             "recoup/cli/train.py: lba",
             "recoup/search/narrow.py: lba",
-            "recoup/study/configs.py: nbsmt",
         }
     ),
 }

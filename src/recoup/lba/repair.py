@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -77,26 +78,18 @@ def correct_gain_(
         raise RecoupError(f"correct_gain_(per={per!r}): per must be 'channel' or 'layer'")
     layers = lba_layers(model, "correct_gain_")
     ledger.refuse_after_statistics(model, "correct_gain_")
-    before = {name: layer.gain for name, layer in layers.items()}
-    images = 0
+    before = {name: {"gain": layer.gain} for name, layer in layers.items()}
     fits = {name: _Fit(layer, per) for name, layer in layers.items()}
-    hooks = [layers[name].register_forward_hook(fit.observe, with_kwargs=True) for name, fit in fits.items()]
-    try:
+    images = 0
+    with ledger.whole(model), observing(layers, {name: fit.observe for name, fit in fits.items()}):
         for layer in layers.values():
             layer.gain = None
         with evaluating(model), torch.no_grad():
             for inputs, _ in prepared(model, batches, "correct_gain_", progress):
                 call(model, inputs)
                 images += images_in(inputs)
-    except BaseException:
-        for name, layer in layers.items():
-            layer.gain = before[name]
-        raise
-    finally:
-        for hook in hooks:
-            hook.remove()
     fitted = {name: layer for name, layer in layers.items() if layer.gain is not None}
-    ledger.record(model, fitted, "gain", "correct_gain_", {n: {"gain": before[n]} for n in fitted}, images=images)
+    ledger.record(model, fitted, "gain", "correct_gain_", before, images=images)
     dead = {name: count for name, fit in fits.items() if (count := fit.dead)}
     if dead:
         shown = ", ".join(f"{name} ({count})" for name, count in list(dead.items())[:6])
@@ -106,6 +99,17 @@ def correct_gain_(
             stacklevel=2,
         )
     return model
+
+
+@contextmanager
+def observing(layers: Mapping[str, LBALayer], watch: Mapping[str, Callable[..., Tensor]]) -> Iterator[None]:
+    """A forward hook on each layer; then none."""
+    hooks = [layers[name].register_forward_hook(hook, with_kwargs=True) for name, hook in watch.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class _Fit:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import xxhash
 from torch import Tensor, nn
 
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.network.emulated import Emulated
+from recoup.storage.digest import of_tensors
 
 PLACE = "_recoup_ledger"
 STAGES = ("structure", "gain", "bias", "statistics")
@@ -182,12 +182,8 @@ def statistics(module: nn.Module) -> dict[str, Tensor]:
 
 def weights_digest(module: nn.Module) -> str:
     """Of the module's own weight and bias; the copies leave the parameters' storage alone."""
-    digest = xxhash.xxh3_128()
-    for name in ("weight", "bias"):
-        value = getattr(module, name, None)
-        if isinstance(value, Tensor) and value.numel():
-            digest.update(value.detach().to("cpu", copy=True).contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    values = (getattr(module, name, None) for name in ("weight", "bias"))
+    return of_tensors(*(value for value in values if isinstance(value, Tensor)))
 
 
 def config_text(module: nn.Module) -> str:

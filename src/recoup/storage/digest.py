@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from torch import Tensor, nn
 
 SHORT = 16  # hexadecimal digits, 64 bits: against mistakes, not against attacks
@@ -68,3 +69,17 @@ def _feed(digest: Any, value: Any) -> None:
 
 def _bytes(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def of_tensors(*tensors: Tensor | None) -> str:
+    """xxh3_128 of some tensors' bytes, for what is asked often; copies leave a parameter's storage alone."""
+    digest = xxhash.xxh3_128()
+    for tensor in tensors:
+        if tensor is not None and tensor.numel():
+            digest.update(tensor.detach().to("cpu", copy=True).contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def of_text(text: str) -> str:
+    """xxh3_128 of a text."""
+    return xxhash.xxh3_128(text.encode()).hexdigest()

@@ -13,7 +13,8 @@ def layer_option(text: str) -> tuple[str, str | None]:
     """NAME=CONFIG as a layer map's entry."""
     name, equals, config = _rpair(text)
     if not equals:
-        raise RecoupError(f"--layers {text!r}: must be NAME=CONFIG, for example re:layer1.*=nbsmt-2t or fc=float")
+        preset = next(iter(presets()))
+        raise RecoupError(f"--layers {text!r}: must be NAME=CONFIG, for example re:layer1.*={preset} or fc=float")
     return name, None if config == "float" else config
 
 
