@@ -162,9 +162,9 @@ def scaled(x: Tensor, chosen: Plan) -> Tensor:
 
 
 def finished(y: Tensor, chosen: Plan) -> Tensor:
-    """Sums at their own scale, as float32; zeros positive."""
+    """Sums at their own scale, as float32, which saturates beyond its range; zeros positive."""
     y = y * 2.0**chosen.unscale if chosen.unscale else y
-    if y.dtype == torch.float64:
+    if y.dtype == torch.float64 or chosen.unscale > 0:  # an accumulator may reach further than float32
         top = torch.finfo(torch.float32).max
         y = y.clamp(-top, top).float()
     return y + 0.0
