@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from recoup.errors import RecoupError
+from recoup.kernels.subnormals import exactly
 
 __all__ = ["CAPABILITY", "check_capability", "has_triton", "named", "needs_triton", "on_device", "register"]
 
@@ -40,7 +41,7 @@ def register(
     autocast: bool = False,
     waits: bool = True,
 ) -> Callable:
-    """Define the operator ``recoup::name`` and return it.
+    """Define the operator ``recoup::name`` and return it. Its bits do not depend on `torch.set_flush_denormal`.
 
     Args:
         name: within the namespace ``recoup``.
@@ -60,7 +61,7 @@ def register(
     tag = torch.Tag.cudagraph_unsafe if waits else torch.Tag.pt2_compliant_tag
     _library.define(f"{name}{schema}", tags=(tag,))
     for key, function in run.items() if isinstance(run, Mapping) else [("CompositeExplicitAutograd", run)]:
-        _library.impl(name, function, key)
+        _library.impl(name, exactly(function), key)
     full = f"recoup::{name}"
     torch.library.register_fake(full, fake, lib=_library)
     if backward is not None:

@@ -12,13 +12,15 @@ from itertools import pairwise
 
 import torch
 
+from recoup.kernels.subnormals import keep
+
 _pools: dict[int, ThreadPoolExecutor] = {}
 
 
 def _pool(workers: int) -> ThreadPoolExecutor:
     pool = _pools.get(workers)
     if pool is None:
-        pool = _pools[workers] = ThreadPoolExecutor(workers, thread_name_prefix="recoup")
+        pool = _pools[workers] = ThreadPoolExecutor(workers, thread_name_prefix="recoup", initializer=keep)
     return pool
 
 
