@@ -98,9 +98,6 @@ OWED: dict[str, dict[str, str]] = {
     "libraries": {
         "recoup/pipeline/schedule.py: matplotlib": "rc.pipeline.gantt draws its figure itself, and imports it then",
     },
-    "tests": {
-        "recoup/study/measures": "tests/study/test_runner.py runs every measure in a study",
-    },
     "long functions": {
         "recoup/cli/train.py:train": "a parameter an option, each with its help",
     },
