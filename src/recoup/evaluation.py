@@ -28,7 +28,9 @@ class Accuracy:
         """The 95 % Wilson score interval of ``top1``, in percent: what a test set of this size can tell."""
         z, n, p = 1.959964, self.count, self.top1 / 100
         centre, spread = p + z * z / (2 * n), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
-        return 100 * (centre - spread) / (1 + z * z / n), 100 * (centre + spread) / (1 + z * z / n)
+        low, high = (100 * (centre + sign * spread) / (1 + z * z / n) for sign in (-1, 1))
+        # At 0 and 100 % a bound is the accuracy itself, which the quotient misses by its rounding.
+        return max(0.0, min(low, self.top1)), min(100.0, max(high, self.top1))
 
 
 def evaluate(model: nn.Module, batches: Iterable[Any], *, progress: bool = False) -> Accuracy:

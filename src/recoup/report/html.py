@@ -90,8 +90,8 @@ def interval_text(results: Results, summary: Summary) -> str:
     wilson = f"the {results.test_images:,} test images themselves resolve about ±{summary.resolution:.2f} points"
     if summary.seeds > 1:
         return (
-            f"t: Student's interval over {summary.seeds} draws of calibration images. W: Wilson's interval of a single "
-            f"measurement; {wilson}."
+            f"t: Student's interval over {summary.seeds} draws of calibration images combined with Wilson's over the "
+            f"test images. W: Wilson's interval of a single measurement; {wilson}."
         )
     return (
         f"W: Wilson's interval of the single measurement; {wilson}. Every state is measured on the same images, so "

@@ -7,7 +7,7 @@ from statistics import fmean
 from recoup.network.wing import FLOAT, Baseline
 from recoup.report.chapters import chapter_of
 from recoup.study.configs import Config, title
-from recoup.study.intervals import Estimate, accuracy, of_test_set, over_seeds
+from recoup.study.intervals import Estimate, accuracy, difference, of_test_set
 from recoup.study.repairs import NONE, sentence
 from recoup.study.results import AccuracyRow, Results
 from recoup.wings import wing_of
@@ -152,7 +152,7 @@ def _line(
         top1=accuracy([row.top1 for row in rows], rows[0].count),
         top5=fmean(row.top5 for row in rows),
         gain=gain,
-        gain_interval=over_seeds(gains) if len(gains) > 1 else None,
+        gain_interval=difference(gains, rows[0].count) if gains else None,
         recovered=gain / loss if gain is not None and loss > _threshold(rows[0].count) else None,
     )
 

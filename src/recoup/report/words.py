@@ -7,7 +7,7 @@ from recoup.report.summary import baseline_of
 from recoup.study.results import Results
 
 INTERVALS = {
-    "t": "Student's t over the seeds: how much the choice of calibration images matters",
+    "t": "Student's t over the seeds and Wilson's score over the test images: how much the choice of either matters",
     "wilson": "Wilson's score over the test images: how much the choice of test images matters",
 }
 
