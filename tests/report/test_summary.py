@@ -3,7 +3,7 @@ import pytest
 from recoup.report.summary import summarize, verdict
 from recoup.study import Recipe, Results, State
 from tests.report.pages import verdicts
-from tests.study.examples import BASELINE, FOUR, TWO, results
+from tests.study.examples import BASELINE, FOUR, TWO, norm_results, results
 
 
 def without(results: Results, *states: str) -> Results:
@@ -21,6 +21,17 @@ def test_gains_are_taken_seed_by_seed():
     assert line.gain_interval.half == pytest.approx(0.22699, abs=1e-5)  # every seed gains the same: the images' alone
     assert line.recovered == pytest.approx((91.6 - 90.25) / (91.7 - 90.25))
     assert line.top1.kind == "t"
+
+
+def test_float_is_compared_with_every_seed_of_hardware_that_seeds_decide():
+    made = norm_results()
+    name = repr(made.recipe.configs[1])
+    bare = next(row for row in made.accuracy if row.config == name)
+    each = [bare.model_copy(update={"seed": seed, "top1": 89.5 + 0.1 * seed}) for seed in (0, 1, 2)]
+    rows = tuple(row for row in made.accuracy if row is not bare)
+    line = summarize(made.model_copy(update={"accuracy": (*rows, *each)})).line(name, "paired")
+    assert line is not None
+    assert line.recovered == pytest.approx((91.5 - 89.6) / (91.73 - 89.6))
 
 
 def test_float_and_baseline_lines():

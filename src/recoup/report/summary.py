@@ -167,4 +167,6 @@ def _differences(rows: Sequence[AccuracyRow], others: Sequence[AccuracyRow]) -> 
     if len(theirs) == 1:  # without calibration images: the same for every seed
         only = next(iter(theirs.values()))
         return [row.top1 - only for row in rows]
+    if len(rows) == 1 and rows[0].seed is None:  # the float network, beside hardware that every seed decides
+        return [rows[0].top1 - value for value in theirs.values()]
     return [row.top1 - theirs[row.seed] for row in rows if row.seed in theirs]
