@@ -37,7 +37,7 @@ def _table(name: str, *columns: str, caption: str | None = None) -> Table:
 
 def _drawn(cells: Cells) -> Table:
     caption = None if cells.caption is None else escape(cells.caption)
-    table = _table(cells.title, *cells.columns, caption=caption)
+    table = _table(cells.title, *map(escape, cells.columns), caption=caption)
     for row in cells.rows:
         table.add_row(*(escape(cell) for cell in row))
     return table
