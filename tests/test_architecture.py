@@ -32,7 +32,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"evaluation", "recalibrate", "knapsack"}),
     frozenset({"nbsmt", "lba", "lightnorm", "tensorcore", "pipeline"}),
     frozenset({"wings", "grammar", "plots"}),
-    frozenset({"policy", "emulate", "calibrate", "repair", "save", "silicon"}),
+    frozenset({"policy", "emulate", "calibrate", "repair", "saving", "silicon"}),
     frozenset({"cost"}),
     frozenset({"search", "study"}),
     frozenset({"training", "report"}),

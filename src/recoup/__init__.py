@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from recoup.lba import LBA
     from recoup.lightnorm import LightNorm, LightNorm1d, LightNorm2d, LightNorm3d
     from recoup.nbsmt import NBSMT, correct_bias_, reorder_, throttle_
+    from recoup.policy import Policy
     from recoup.recalibrate import recalibrate_
+    from recoup.repair import describe, repair_, undo_
+    from recoup.saving import load, save
 
 __all__ = [
     "LBA",
@@ -35,31 +38,43 @@ __all__ = [
     "LightNorm1d",
     "LightNorm2d",
     "LightNorm3d",
+    "Policy",
     "RecoupError",
     "RecoupWarning",
     "__version__",
     "calibrate_",
     "correct_bias_",
     "data",
+    "describe",
     "emulate_",
     "evaluate",
     "formats",
     "lba",
     "lightnorm",
+    "load",
     "models",
     "nbsmt",
     "pipeline",
     "quantize",
     "recalibrate_",
     "reorder_",
+    "repair_",
     "restore_",
+    "save",
     "throttle_",
+    "undo_",
     "wings",
 ]
 
 # Name -> the module that has it; a package is its own. They are imported when they are first used: torch takes seconds,
 # and `recoup --help` needs none of it.
 _PLACES = {
+    "save": "recoup.saving",
+    "load": "recoup.saving",
+    "undo_": "recoup.repair",
+    "repair_": "recoup.repair",
+    "describe": "recoup.repair",
+    "Policy": "recoup.policy",
     "Accuracy": "recoup.evaluation",
     "BlockFloat": "recoup.formats",
     "Float": "recoup.formats",

@@ -128,14 +128,12 @@ def restore_(model: M, *, statistics: str = "auto") -> M:
 
 def _restore_statistics(model: nn.Module, undo: bool) -> None:
     """Put back what batch norms stored before repairs, where nothing changed since; say it where something did."""
-    repaired = ledger.found(model, "statistics")
-    entries = [(module, entry) for module, own in ledger.found(model).values() for entry in own]
-    intact = {name for name, (norm, own) in repaired.items() if ledger.same_statistics(norm, own[-1])}
-    untouched = all(entry.weights == ledger.weights_digest(module) for module, entry in entries)
-    whole = untouched and len(intact) == len(repaired)
-    for name, (norm, own) in repaired.items():
+    repaired = {name: (norm, own[-1]) for name, (norm, own) in ledger.found(model, "statistics").items()}
+    intact = {name for name, pair in repaired.items() if ledger.same_statistics(*pair)}
+    whole = bool(ledger.restorable(model))
+    for name, (norm, entry) in repaired.items():
         if whole or (undo and name in intact):
-            ledger.put_back(norm, own[-1])
+            ledger.put_back(norm, entry)
     if repaired and not whole and not undo:
         warnings.warn(
             f"restore_: weights or statistics changed since they were repaired, so the statistics of {len(repaired)} "

@@ -80,11 +80,14 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def _read_safetensors(path: Path) -> object:
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            extras = "recoup" in (file.metadata() or {})  # written by recoup.save: beside them a float checkpoint
+        return {name: value for name, value in tensors.items() if not (extras and name.startswith("recoup."))}
     except (SafetensorError, OSError) as error:
         raise RecoupError(f"{path} cannot be read as safetensors; truncated or another format? ({error})") from error
 

@@ -106,6 +106,20 @@ def record(
             module.trained = False
 
 
+def write(module: nn.Module, entry: Entry) -> None:
+    """Put an entry on a module, in its slot."""
+    module.__dict__[PLACE] = {**entries(module), entry.slot: entry}
+
+
+def restorable(model: nn.Module) -> dict[str, tuple[nn.Module, Entry]]:
+    """The norms whose statistics go back when the float network does: all that were repaired, if nothing has changed
+    since, neither the weights of any module with an entry nor the statistics; else none."""
+    repaired = {name: (norm, own[-1]) for name, (norm, own) in found(model, "statistics").items()}
+    both = [(module, entry) for module, own in found(model).values() for entry in own]
+    untouched = all(entry.weights == weights_digest(module) for module, entry in both)
+    return repaired if untouched and all(same_statistics(*pair) for pair in repaired.values()) else {}
+
+
 def undo(model: nn.Module, first: str) -> dict[str, int]:
     """Take every step from a stage on back.
 
