@@ -50,7 +50,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "scipy": ("knapsack", "study.intervals", "pipeline.analysis", "search"),
     "dask": ("search", "study"),
     "transformers": ("lba.attention_layers", "models"),
-    "safetensors": ("storage", "models", "save", "training", "cli.demo"),
+    "safetensors": ("storage", "models", "saving", "training", "cli.demo"),
     "datasets": ("data.hub",),
     "pyarrow": ("data.cifar",),
     "PIL": ("data",),

@@ -8,7 +8,7 @@ The file is a safetensors file that is a correct float checkpoint: parameters an
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,7 +25,6 @@ from recoup.storage.files import write_atomically
 from recoup.storage.names import renamed
 from recoup.version import __version__
 
-M = TypeVar("M", bound=nn.Module)
 HEADER, PREFIX, FORMAT = "recoup", "recoup.", 1
 
 
@@ -66,7 +65,7 @@ def save(model: nn.Module, path: str | Path) -> None:
         raise RecoupError(f"save: {path} cannot be written ({error.strerror})") from None
 
 
-def load(path: str | Path, model: M | str) -> M:
+def load(path: str | Path, model: nn.Module | str) -> Any:
     """Give a float network the weights, hardware and repairs of a file that `save` wrote.
 
     Evaluating it gives what evaluating the saved network gave, bit for bit.

@@ -7,9 +7,7 @@ KNOWN: dict[str, frozenset[str]] = {
     "words": frozenset(
         {
             "recoup/cli/common.py: pipeline",
-            "recoup/cli/doctor.py: nbsmt",
             "recoup/cli/report.py: pipeline",
-            "recoup/cli/train.py: lba",
             "recoup/search/narrow.py: lba",
         }
     ),

@@ -237,7 +237,7 @@ def test_doctor(monkeypatch):
     assert "8-bit path" in recoup("doctor").stdout
     checks = json.loads(recoup("doctor", "--json").stdout)
     assert all(check["ok"] for check in checks)
-    monkeypatch.setattr("recoup.cli.doctor.matmul", lambda *_: torch.zeros(3, 1))
+    monkeypatch.setattr("recoup.nbsmt.wing.matmul", lambda *_: torch.zeros(3, 1))
     assert "FAULT  self-test" in recoup("doctor", code=1).stdout
 
 

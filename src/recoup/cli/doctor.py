@@ -13,11 +13,10 @@ import typer
 
 from recoup.cli.common import Json
 from recoup.data import root
-from recoup.errors import RecoupError
 from recoup.kernels.operators import has_triton
-from recoup.nbsmt import NBSMT, cpu, matmul
 from recoup.study.machine import cores, processor
 from recoup.version import __version__
+from recoup.wings import cards
 
 LIBRARIES = ("numpy", "numba", "llvmlite", "scikit-learn", "datasets", "pydantic", "matplotlib", "triton")
 OPTIONAL = ("triton",)
@@ -40,9 +39,9 @@ def examine() -> list[Check]:
         _checked("torch", _torch),
         *(_library(name) for name in LIBRARIES),
         Check("CPU", f"{processor()}, {cores()} cores, {torch.get_num_threads()} torch threads"),
-        _checked("8-bit path", _path),
+        *(_checked(f"{card.baseline.name} path", _path(card.path)) for card in cards().values() if card.path),
         _checked("CUDA", _cuda),
-        _checked("self-test", _self_test),
+        *(_checked("self-test", card.self_test) for card in cards().values() if card.self_test),
         _checked("numba cache", _cache),
         _checked("data folder", _data),
     ]
@@ -66,9 +65,12 @@ def _library(name: str) -> Check:
         return Check(name, "not installed" + (" (optional)" if name in OPTIONAL else ""), ok=name in OPTIONAL)
 
 
-def _path() -> str:
-    probe = cpu.probe()
-    return f"{probe.name}: {probe.reason}"
+def _path(find: Callable[[], tuple[str, str, str]]) -> Callable[[], str]:
+    def said() -> str:
+        name, _, reason = find()
+        return f"{name}: {reason}"
+
+    return said
 
 
 def _cuda() -> str:
@@ -77,16 +79,6 @@ def _cuda() -> str:
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     triton = has_triton()
     return f"{', '.join(names)}; Triton {'found' if triton else 'missing: pip install recoup[gpu]'}"
-
-
-def _self_test() -> str:
-    """A collision, a free slot and a narrow operand, by hand: 96 + 3, 100 and 3 + 7."""
-    x = torch.tensor([[100, 3], [100, 0], [3, 7]], dtype=torch.uint8)
-    w = torch.ones(2, 1, dtype=torch.int8)
-    got = matmul(x, w, NBSMT(threads=2)).flatten().tolist()
-    if got != [99, 100, 10]:
-        raise RecoupError(f"nbsmt.matmul gives {got}, expected [99, 100, 10]")
-    return "two threads multiply as specified"
 
 
 def _cache() -> str:

@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": "The main job: float accuracy, and the hardware's before and after repair.",
     "run": "Measure what a recipe asks for; interrupted, the same command goes on where it stopped.",
     "train": "Train with emulated hardware, with late gradients, or in float.",
+    "describe": "What a file of recoup.save holds: hardware and repairs, layer by layer.",
     "report": "Write report.html and the CSV tables anew from a folder's results.json.",
     "demo": "The whole story on scikit-learn's handwritten digits; needs no download.",
     "doctor": "Versions, the processor, and which path the emulation takes.",

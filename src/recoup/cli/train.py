@@ -48,8 +48,8 @@ def train(
         list[str] | None,
         typer.Option(help="NAME=CONFIG or re:PATTERN=CONFIG, or =float. Repeatable, first match wins."),
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Epochs; with an LBA config without underflow (stage 1).")] = 5,
-    underflow_epochs: Annotated[int, typer.Option(help="Epochs with underflow (stage 2); LBA only.")] = 1,
+    epochs: Annotated[int, typer.Option(help="Epochs; of fine-tuning in two stages, the first.")] = 5,
+    underflow_epochs: Annotated[int, typer.Option(help="Epochs of the second stage, the hardware as it is.")] = 1,
     one_stage: Annotated[bool, typer.Option("--one-stage", help="All epochs with the unit as it is.")] = False,
     learning_rate: Annotated[float, typer.Option("--lr", help="Highest learning rate of the first stage.")] = 1e-3,
     underflow_learning_rate: Annotated[

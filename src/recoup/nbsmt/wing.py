@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 
+from recoup.errors import RecoupError
 from recoup.nbsmt import cpu
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.layers import LAYERS
+from recoup.nbsmt.ops import matmul
 from recoup.nbsmt.repair import AVERAGE, BIAS, EIGHT_BIT, PAIRED_BIAS
 from recoup.network.wing import Baseline, Card
 from recoup.recalibrate import PAIRED
@@ -41,6 +44,16 @@ def path() -> tuple[str, str, str]:
     return probe.name, probe.isa, probe.reason
 
 
+def self_test() -> str:
+    """A collision, a free slot and a narrow operand, by hand: 96 + 3, 100 and 3 + 7."""
+    x = torch.tensor([[100, 3], [100, 0], [3, 7]], dtype=torch.uint8)
+    w = torch.ones(2, 1, dtype=torch.int8)
+    got = matmul(x, w, NBSMT(threads=2)).flatten().tolist()
+    if got != [99, 100, 10]:
+        raise RecoupError(f"nbsmt.matmul gives {got}, expected [99, 100, 10]")
+    return "two threads multiply as specified"
+
+
 CARD = Card(
     config=NBSMT,
     layers=LAYERS,
@@ -57,6 +70,7 @@ CARD = Card(
     ready=calibrated,
     unready="no layer has an activation scale: run calibrate_(model, batches) first",
     path=path,
+    self_test=self_test,
     measure="recoup.study.measures.nbsmt",
     chapter="recoup.report.chapters.nbsmt",
 )

@@ -131,6 +131,7 @@ class Card:
         phases: of fine-tuning, where it has more than one; the last runs the hardware as it is.
         path: which of several equal paths the hardware's emulation takes on this processor: its name, the instruction
             set, and why; None where there is nothing to say.
+        self_test: computes something known with the wing's operators and says what works; raises where it does not.
         cost: ``cost(layer, config)``, what one layer costs on this hardware.
         measure: the module of its rows and how they are measured, such as ``recoup.study.measures.nbsmt``.
         chapter: the module of its part of the report.
@@ -158,6 +159,7 @@ class Card:
     trains: bool = False
     phases: tuple[Phase, ...] = ()
     path: Callable[[], tuple[str, str, str]] | None = None
+    self_test: Callable[[], str] | None = None
     cost: Callable[[nn.Module, Any], Any] | None = None
     measure: str | None = None
     chapter: str | None = None

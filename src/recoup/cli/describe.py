@@ -1,0 +1,35 @@
+"""`recoup describe`: what was done to the network in a file."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from recoup.cli.common import Json, Wing, load_wings
+from recoup.saving import read
+
+
+def describe(
+    file: Annotated[Path, typer.Argument(help="A file that recoup.save wrote.")],
+    wing: Wing = None,
+    as_json: Json = False,
+) -> None:
+    """Hardware and repairs of a saved network, layer by layer, and what it was saved with."""
+    load_wings(wing)
+    header, tensors = read(file)
+    names = dict.fromkeys([*header["layers"], *header["ledger"]])
+    layers = {name: {"hardware": header["layers"].get(name, ""), "repairs": _repairs(header, name)} for name in names}
+    if as_json:
+        versions = {name: header.get(name) for name in ("recoup", "torch")}
+        typer.echo(json.dumps({"layers": layers, **versions, "tensors": len(tensors)}, indent=1))
+        return
+    for name, found in layers.items():
+        typer.echo(f"{name}: " + "; ".join(text for text in (found["hardware"], *found["repairs"]) if text))
+    typer.echo(f"saved by recoup {header.get('recoup')}, torch {header.get('torch')}; {len(tensors)} tensors")
+
+
+def _repairs(header: dict[str, Any], name: str) -> list[str]:
+    entries = sorted(header["ledger"].get(name, []), key=lambda entry: entry["number"])
+    images = [f", {entry['images']} images" if entry["images"] is not None else "" for entry in entries]
+    return [f"{entry['slot']} ({entry['verb']}{said})" for entry, said in zip(entries, images, strict=True)]
