@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from recoup.storage.digest import of_batches, of_file, of_model, of_state
+from recoup.storage.digest import of_batches, of_file, of_model, of_state, of_tensors
 
 
 class Net(nn.Module):
@@ -100,3 +100,12 @@ def test_a_file(tmp_path):
     assert of_file(path) == hashlib.sha256(path.read_bytes()).hexdigest()
     with pytest.raises(FileNotFoundError):
         of_file(tmp_path / "none")
+
+
+def test_tensors_that_are_asked_often():
+    x, y = torch.arange(6.0), torch.zeros(3)
+    assert of_tensors(x, None, y) == of_tensors(x.clone(), y.clone())
+    others = [(y, x), (x,), (x, y + 1), (x, -y), (x, y, y)]
+    assert len({of_tensors(*tensors) for tensors in [(x, y), *others]}) == len(others) + 1
+    assert of_tensors(torch.arange(6.0).reshape(2, 3).t()) == of_tensors(torch.tensor([0.0, 3, 1, 4, 2, 5]))
+    assert of_tensors() == of_tensors(torch.empty(0))

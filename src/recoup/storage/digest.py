@@ -76,7 +76,7 @@ def of_tensors(*tensors: Tensor | None) -> str:
     digest = xxhash.xxh3_128()
     for tensor in tensors:
         if tensor is not None and tensor.numel():
-            digest.update(tensor.detach().to("cpu", copy=True).contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(tensor.detach().to("cpu", copy=True).contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
