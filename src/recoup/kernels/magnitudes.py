@@ -8,6 +8,7 @@ from llvmlite import ir
 from torch import Tensor
 
 from recoup.kernels.llvm import I32, I64, P, loop
+from recoup.kernels.memory import address
 from recoup.kernels.signature import Kernel, Signature
 from recoup.kernels.vector import Vector
 
@@ -25,7 +26,7 @@ def magnitudes(x: Tensor) -> tuple[int, int]:
     if not plain.is_contiguous():
         plain = plain.mT if plain.dim() > 1 and plain.mT.is_contiguous() else plain.contiguous()
     ends = np.empty(2, dtype=np.int32)
-    _kernel()(x=plain.data_ptr(), n=plain.numel(), ends=ends.ctypes.data)
+    _kernel()(x=plain.data_ptr(), n=plain.numel(), ends=address(ends))
     return int(ends[0]), int(ends[1])
 
 

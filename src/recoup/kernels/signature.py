@@ -23,6 +23,7 @@ to a `Kernel`, which is called by name or bound to what stays the same between c
 import ctypes
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from llvmlite import ir
@@ -131,17 +132,26 @@ class Kernel:
 
     def __init__(self, module: ir.Module, name: str, signature: Signature, target: Target | None = None) -> None:
         signature.check(module, name)
-        self.name, self.signature = name, signature
-        self.names = frozenset(signature.names)
+        self.name, self.names = name, signature.names
         self.native = Native(module, name, None, signature.ctypes, target)
+        # Small products take microseconds: this is the fastest way from names to an order.
+        self.ordered = (
+            itemgetter(*self.names) if len(self.names) > 1 else lambda given: tuple(given[n] for n in self.names)
+        )
 
     def __call__(self, **arguments: float) -> None:
-        if arguments.keys() != self.names:
-            raise RecoupError(_mismatch(self.name, self.signature.names, arguments))
-        self.native.call(*map(arguments.__getitem__, self.signature.names))
+        try:
+            ordered = self.ordered(arguments)
+        except KeyError:
+            ordered = ()
+        if len(ordered) != len(arguments):
+            raise RecoupError(_mismatch(self.name, self.names, arguments))
+        self.native.call(*ordered)
 
     def bind(self, **constants: float) -> "Bound":
         """The same with some arguments given; what they point to must live as long."""
+        if not constants.keys() <= set(self.names):
+            raise RecoupError(_mismatch(f"{self.name}.bind", self.names, constants, partly=True))
         return Bound(self, constants)
 
 
@@ -149,18 +159,17 @@ class Bound:
     """A kernel with some of its arguments given, to be called with the names of the others."""
 
     def __init__(self, kernel: Kernel, constants: dict[str, float]) -> None:
-        if not constants.keys() <= kernel.names:
-            raise RecoupError(_mismatch(f"{kernel.name}.bind", kernel.signature.names, constants, partly=True))
-        self._kernel, self._call = kernel, kernel.native.call
-        self._missing = kernel.names - constants.keys()
-        # In the kernel's order, with places for what is missing: filling them is then one operation.
-        self._values: dict[str, Any] = dict.fromkeys(kernel.signature.names) | constants
+        self.kernel, self.constants = kernel, constants
 
     def __call__(self, **arguments: float) -> None:
-        if arguments.keys() != self._missing:
-            missing = [name for name in self._kernel.signature.names if name in self._missing]
-            raise RecoupError(_mismatch(self._kernel.name, missing, arguments))
-        self._call(*(self._values | arguments).values())
+        try:
+            ordered = self.kernel.ordered(self.constants | arguments)
+        except KeyError:
+            ordered = ()
+        if len(ordered) != len(self.constants) + len(arguments):
+            missing = [name for name in self.kernel.names if name not in self.constants]
+            raise RecoupError(_mismatch(self.kernel.name, missing, arguments))
+        self.kernel.native.call(*ordered)
 
 
 def _mismatch(owner: str, names: Iterable[str], given: Mapping[str, Any], partly: bool = False) -> str:

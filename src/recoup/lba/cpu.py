@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recoup.kernels.magnitudes import magnitudes
+from recoup.kernels.memory import address
 from recoup.kernels.threads import over_rows
 from recoup.lba.config import LBA
 from recoup.lba.cpu_gradient import gradients
@@ -76,7 +77,7 @@ def _product(x: Tensor, columns: Columns, chosen: Plan, config: LBA, index: Inde
             a=rows.data_ptr() + FLOAT32 * K * place,
             b=columns.source.data_ptr() + FLOAT32 * columns.matrix * batch,
             c=y.data_ptr() + y.element_size() * width * place,
-            panel=scratch.ctypes.data,
+            panel=address(scratch),
             index=index.first + batch * index.matrix + row * index.row,
         )
 

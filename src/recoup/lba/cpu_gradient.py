@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recoup.kernels.memory import address
 from recoup.kernels.threads import over_rows
 from recoup.lba.config import LBA
 from recoup.lba.driver import Columns, Index, scaled
@@ -68,9 +69,9 @@ def gradients(
                 g=g.data_ptr() + FLOAT32 * width * row,
                 grad_a=grad_a.data_ptr() + FLOAT32 * K * (group * B * tiles * tile.rows + row),
                 grad_b=grad_b.data_ptr() + FLOAT32 * K * width * batch,
-                panel=panel.ctypes.data,
-                panel_raw=panel_raw.ctypes.data,
-                words=words.ctypes.data,
+                panel=address(panel),
+                panel_raw=address(panel_raw),
+                words=address(words),
                 index=index.first + batch * index.matrix,
             )
 

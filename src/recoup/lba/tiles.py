@@ -11,6 +11,7 @@ import numpy as np
 
 from recoup.errors import RecoupError
 from recoup.kernels.llvm import Target, host
+from recoup.kernels.memory import address
 from recoup.lba.driver import Columns, Index
 from recoup.lba.emit_code import Form, Shape
 from recoup.lba.plan import Plan
@@ -47,8 +48,8 @@ def padded(columns: Columns, tile: Shape) -> tuple[np.ndarray, np.ndarray]:
     places = columns.columns.numpy()
     short = -len(places) % tile.columns
     places = np.concatenate([places, np.repeat(places[-1:], short)]) if short else places
-    steps = np.diff(places.reshape(-1, tile.lanes), axis=1)
-    return places, np.ascontiguousarray((steps == 1).all(1), dtype=np.uint8)
+    vectors = places.reshape(-1, tile.lanes)
+    return places, (vectors[:, 1:] - vectors[:, :-1] == 1).all(1).view(np.uint8)
 
 
 def shared_arguments(
@@ -60,12 +61,12 @@ def shared_arguments(
     """
     return {
         "b_terms": columns.terms.data_ptr(),
-        "b_columns": places.ctypes.data,
-        "b_straight": straight.ctypes.data,
+        "b_columns": address(places),
+        "b_straight": address(straight),
         "b_scale": 2.0**chosen.b_scale,
         "b_least": chosen.b_least_bits,
-        "floats": chosen.floats.ctypes.data,
-        "integers": chosen.integers.ctypes.data,
+        "floats": address(chosen.floats),
+        "integers": address(chosen.integers),
         "seed_base": index.base,
         "index_row": index.row,
         "index_column": 1,
