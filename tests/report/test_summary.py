@@ -1,7 +1,9 @@
 import pytest
 
+from recoup.lba import LBA
 from recoup.report.summary import summarize, verdict
 from recoup.study import Recipe, Results, State
+from recoup.wings import wing_of
 from tests.report.pages import verdicts
 from tests.study.examples import BASELINE, FOUR, TWO, norm_results, results
 
@@ -56,7 +58,7 @@ def test_a_single_seed_gets_the_test_sets_interval():
 def test_verdict_in_plain_words():
     two, four = verdicts(results(layers=0))
     fall = "2 threads, S+A: 91.70 % at 8 bit falls to 91.50 %"
-    assert two == f"{fall}; paired recalibration brings back 25 % of the loss (91.55 %)."
+    assert two == f"{fall}; the loss is within noise of 10,000 images."
     assert four.endswith("falls to 90.25 %; paired recalibration brings back 93 % of the loss (91.60 %).")
     assert "in 1.8x fewer cycles" in verdicts(results(layers=4))[1]
 
@@ -64,7 +66,10 @@ def test_verdict_in_plain_words():
 @pytest.mark.parametrize(
     ("top1", "said"),
     [
-        ({State.NONE: 91.68, "paired": 91.7}, "becomes 91.68 %; there is nothing to repair"),
+        (
+            {State.NONE: 91.68, "paired": 91.7},
+            "becomes 91.68 %, within noise of 10,000 images; there is nothing to repair",
+        ),
         ({State.NONE: 91.7, "paired": 91.7}, "at 8 bit stays 91.70 %; there is nothing to repair"),
         ({State.NONE: 92.5, "paired": 91.7}, "becomes 92.50 %; there is nothing to repair"),
         ({State.NONE: 90.0, "paired": 89.9}, "paired recalibration does not help (89.90 %)"),
@@ -89,3 +94,22 @@ def test_the_quoted_repair_is_fixed_not_picked():
     assert verdicts(bare)[1].endswith("falls to 90.25 %; no repair was measured.")
     only = summarize(without(made, State.NONE))
     assert verdict(only, FOUR) == "4 threads, S+A: 91.60\N{NO-BREAK SPACE}% (paired)."
+
+
+def test_a_gain_that_its_interval_does_not_support_is_noise():
+    made = results(seeds=(0,), layers=0)
+    values = {State.NONE: 80.0, "paired": 81.5}
+    rows = tuple(
+        row.model_copy(update={"count": 200} | ({"top1": values[row.state]} if row.state in values else {}))
+        if row.config == repr(FOUR)
+        else row.model_copy(update={"count": 200})
+        for row in made.accuracy
+    )
+    said = verdicts(made.model_copy(update={"accuracy": rows, "test_images": 200}))[1]
+    assert said.endswith("falls to 80.00 %; what paired recalibration changes is within noise of 200 images (81.50 %).")
+
+
+def test_lba_quotes_the_plan_of_its_card_where_measured():
+    quoted = wing_of(LBA.m7e4(), "test").quoted
+    assert quoted[:2] == ("gain + paired", "paired")
+    assert "gain + paired" in wing_of(LBA.m7e4(), "test").default

@@ -24,6 +24,7 @@ class Line:
     Attributes:
         top1, top5: percent.
         gain: points of top1 over the same config's float statistics, seed by seed; None for those themselves.
+        loss: points of top1 that the config lost against its wing's baseline, seed by seed; None if unmeasured.
         recovered: gain / what the config lost against its wing's baseline, a share; None where at most 0.1 points or
             one test image were lost.
     """
@@ -35,6 +36,7 @@ class Line:
     top5: float
     gain: float | None
     gain_interval: Estimate | None
+    loss: Estimate | None
     recovered: float | None
 
 
@@ -43,7 +45,7 @@ class Summary:
     """The whole study: `lines` in the order measured, one verdict a config.
 
     ``resolution`` is half the width of the best accuracy's Wilson interval, ``threshold`` the loss up to which there is
-    nothing to repair; both in points.
+    nothing to repair; both in points. ``images`` is how many test images there were.
     """
 
     lines: tuple[Line, ...]
@@ -51,6 +53,7 @@ class Summary:
     resolution: float
     threshold: float
     seeds: int
+    images: int
 
     @property
     def configs(self) -> list[str]:
@@ -80,7 +83,7 @@ def summarize(results: Results) -> Summary:
     count, best = results.test_images, max(line.top1.mean for line in lines)
     resolution, threshold = of_test_set(best, count).half, _threshold(count)
     measured = [config for name, config in configs.items() if any(line.config == name for line in lines)]
-    silent = Summary(lines, (), resolution, threshold, len(results.recipe.calibration.seeds))
+    silent = Summary(lines, (), resolution, threshold, len(results.recipe.calibration.seeds), count)
     savings = [chapter_of(wing_of(config, "report")).saving(results, config) for config in measured]
     verdicts = (verdict(silent, config, saving) for config, saving in zip(measured, savings, strict=True))
     return replace(silent, verdicts=tuple(verdicts))
@@ -106,19 +109,31 @@ def verdict(summary: Summary, config: Config, saving: str = "") -> str:
         only = repaired or summary.of(name)[0]
         return f"{title(config)}: {percent(only.top1.mean)} ({only.state}){saving}."
     loss = round(before.top1.mean - bare.top1.mean, 6)  # accuracies are quotients, rounded
+    noise = f"within noise of {summary.images:,} images"
     text = f"{title(config)}: {percent(before.top1.mean)} {baseline.phrase}"
     if loss <= summary.threshold:
-        held = "stays" if percent(before.top1.mean) == percent(bare.top1.mean) else "becomes"
-        return f"{text} {held} {percent(bare.top1.mean)}{saving}; there is nothing to repair."
+        same = percent(before.top1.mean) == percent(bare.top1.mean)
+        text += f" {'stays' if same else 'becomes'} {percent(bare.top1.mean)}{saving}"
+        within = not same and abs(loss) <= summary.resolution
+        return f"{text}, {noise}; there is nothing to repair." if within else f"{text}; there is nothing to repair."
     text += f" falls to {percent(bare.top1.mean)}{saving}"
+    if loss <= summary.resolution or (bare.loss is not None and bare.loss.holds_zero):
+        return f"{text}; the loss is {noise}."
+    return f"{text}; {_won_back(config, bare, repaired, noise)}."
+
+
+def _won_back(config: Config, bare: Line, repaired: Line | None, noise: str) -> str:
+    """The verdict's last piece: what repair brings, as far as the gain's interval supports it."""
     if repaired is None:
-        return f"{text}; no repair was measured."
+        return "no repair was measured"
     how, now = sentence(config, repaired.state), percent(repaired.top1.mean)
+    if repaired.gain_interval is not None and repaired.gain_interval.holds_zero:
+        return f"what {how} changes is {noise} ({now})"
     if repaired.top1.mean <= bare.top1.mean:
-        return f"{text}; {how} does not help ({now})."
+        return f"{how} does not help ({now})"
     share = repaired.recovered or 0.0
     won = "all of the loss" if share >= 0.995 else f"{100 * share:.0f}{SPACE}% of the loss"
-    return f"{text}; {how} brings back {won} ({now})."
+    return f"{how} brings back {won} ({now})"
 
 
 def _quoted(config: Config) -> Sequence[str]:
@@ -153,6 +168,7 @@ def _line(
         top5=fmean(row.top5 for row in rows),
         gain=gain,
         gain_interval=difference(gains, rows[0].count) if gains else None,
+        loss=difference(losses, rows[0].count) if losses else None,
         recovered=gain / loss if gain is not None and loss > _threshold(rows[0].count) else None,
     )
 
