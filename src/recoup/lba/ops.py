@@ -60,10 +60,7 @@ def batched(a: Tensor, b: Tensor, config: LBA, seed: int, layer: str, names: str
     batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     shape = (*batch, a.shape[-2], b.shape[-1])
     if b.dim() == 2:
-        a, b = (
-            a.reshape(1, -1, a.shape[-1]) if a.numel() else a.new_zeros(1, math.prod(shape[:-1]), a.shape[-1]),
-            b[None],
-        )
+        a, b = a.reshape(1, math.prod(shape[:-1]), a.shape[-1]), b[None]
     else:
         a, b = (t.expand(*batch, *t.shape[-2:]).reshape(math.prod(batch), *t.shape[-2:]) for t in (a, b))
     return product(a, b, config.code, seed, layer, names).view(shape)
