@@ -18,6 +18,7 @@ from recoup.formats.cpu_kernels import (
     int_kernel,
 )
 from recoup.formats.spec import BlockFloat, Float, Int
+from recoup.kernels.arrays import array
 from recoup.kernels.threads import over_rows
 
 __all__ = ["quantize"]
@@ -88,4 +89,4 @@ def _quantize_blocks(x: Tensor, y: Tensor, format: BlockFloat, random: Tensor | 
 def _flat(x: Tensor) -> np.ndarray:
     """The memory of a dense tensor, in order."""
     flat = x if x.is_contiguous() else x.as_strided((x.numel(),), (1,))
-    return flat.numpy(force=True).reshape(-1)  # force: x may require a gradient; on the CPU it copies nothing
+    return array(flat).reshape(-1)

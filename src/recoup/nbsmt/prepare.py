@@ -11,6 +11,7 @@ import xxhash
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from recoup.kernels.arrays import array
 from recoup.nbsmt import cpu
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.trust import packed
@@ -91,4 +92,4 @@ def _hash(tensor: Tensor) -> int:
     if not plain.is_contiguous():
         last = plain.dim() == 4 and plain.is_contiguous(memory_format=torch.channels_last)
         plain = plain.permute(0, 2, 3, 1) if last else plain.contiguous()
-    return xxhash.xxh3_64_intdigest(plain.view(-1).view(torch.uint8).numpy().data)
+    return xxhash.xxh3_64_intdigest(array(plain.view(-1)).data)

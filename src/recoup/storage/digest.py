@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xxhash
 from torch import Tensor, nn
@@ -67,16 +68,21 @@ def _feed(digest: Any, value: Any) -> None:
         digest.update(repr(value).encode())
 
 
+def _copied(tensor: Tensor) -> np.ndarray:
+    """The bytes in order, copied: an array over a parameter's own memory would keep its storage from being resized."""
+    return tensor.detach().to("cpu", copy=True).contiguous().flatten().view(torch.uint8).numpy()
+
+
 def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return _copied(tensor).tobytes()
 
 
 def of_tensors(*tensors: Tensor | None) -> str:
-    """xxh3_128 of some tensors' bytes, for what is asked often; copies leave a parameter's storage alone."""
+    """xxh3_128 of some tensors' bytes, for what is asked often."""
     digest = xxhash.xxh3_128()
     for tensor in tensors:
         if tensor is not None and tensor.numel():
-            digest.update(tensor.detach().to("cpu", copy=True).contiguous().flatten().view(torch.uint8).numpy().data)
+            digest.update(_copied(tensor).data)
     return digest.hexdigest()
 
 
