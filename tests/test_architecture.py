@@ -85,6 +85,8 @@ OWED: dict[str, dict[str, str]] = {
         "recoup/wings.py: *": "the wings there are",
         "recoup/cli/demo.py: *": "the demo's chapters are chosen by hand",
         "recoup/formats/spec.py: lba": "Float.lba is the name of a number format",
+        "recoup/search/narrow.py: lba": "a search for narrow accumulators alone, until searches go over all wings",
+        "recoup/study/measures/__init__.py: pipeline": "the studies that there are beside a recipe's, a line each",
         "recoup/grammar.py: lba": "the same in the grammar of configs",
         "recoup/kernels/llvm.py: pipeline": "LLVM's own pipeline of passes",
         "recoup/training/*.py: pipeline": "training as a pipeline does is one of its two loops",

@@ -76,19 +76,19 @@ def run_recipe(recipe: "Recipe", overwrite: bool, as_json: bool) -> None:
     from recoup.report import write_html, write_tables
     from recoup.report.terminal import tables
     from recoup.study import run as run_study
-    from recoup.study.measures.pipeline import PipelineResults
+    from recoup.study.measures import beside
 
     with importable(os.getcwd()):  # noqa: PTH109 -- a string for sys.path
         results: Results = run_study(recipe, overwrite=overwrite)
     folder = Path(recipe.out)
-    pipeline = PipelineResults.load(folder)
-    paths = [folder / "results.json", *write_tables(results, folder), write_html(results, folder, pipeline)]
+    others = beside(folder)
+    paths = [folder / "results.json", *write_tables(results, folder), write_html(results, folder, *others)]
     if as_json:
-        chapter = {} if pipeline is None else {"pipeline": pipeline.model_dump(mode="json")}
-        typer.echo(json.dumps({**results.to_dict(), **chapter}, indent=1))
+        chapters = {study.name: study.model_dump(mode="json") for study in others}
+        typer.echo(json.dumps({**results.to_dict(), **chapters}, indent=1))
         return
     console = Console()
-    console.print(tables(results, pipeline))
+    console.print(tables(results, *others))
     console.print("Written: " + ", ".join(str(path) for path in paths), soft_wrap=True, highlight=False)
 
 

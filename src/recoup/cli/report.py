@@ -8,7 +8,7 @@ import typer
 from recoup.cli.common import Wing, load_wings
 from recoup.report import write_html, write_tables
 from recoup.study import Results
-from recoup.study.measures.pipeline import PipelineResults
+from recoup.study.measures import beside
 
 
 def report(folder: Annotated[Path, typer.Argument(help="A folder with results.json.")], wing: Wing = None) -> None:
@@ -16,6 +16,5 @@ def report(folder: Annotated[Path, typer.Argument(help="A folder with results.js
     load_wings(wing)
     results = Results.load(folder)
     place = folder if folder.is_dir() else folder.parent
-    pipeline = PipelineResults.load(place)
-    for path in [*write_tables(results, place), write_html(results, place, pipeline)]:
+    for path in [*write_tables(results, place), write_html(results, place, *beside(place))]:
         typer.echo(path)

@@ -6,6 +6,7 @@ Such a module has ``ROWS``, the tables of `recoup.study.Results` that it fills (
 
 import importlib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from recoup.network.wing import Card
@@ -14,6 +15,21 @@ from recoup.wings import cards
 
 if TYPE_CHECKING:
     from recoup.study.lab import Lab
+
+
+BESIDE = ("recoup.study.measures.pipeline",)
+"""Modules of studies with results of their own: each has ``RESULTS``, whose ``load(folder)`` finds them or gives None,
+``name``, what they are called in JSON, and ``chapter``, the module of their part of a report."""
+
+
+def beside(folder: Path) -> list[Any]:
+    """The results of other kinds that a folder holds beside those of a recipe.
+
+    Raises:
+        RecoupError: a file of theirs that is cut off, foreign or of another schema.
+    """
+    found = [importlib.import_module(module).RESULTS.load(folder) for module in BESIDE]
+    return [results for results in found if results is not None]
 
 
 class Measure(Protocol):

@@ -92,6 +92,7 @@ class PipelineResults(Frozen):
     ``chapter`` is the module of that chapter. ``images`` holds the training images seen at each point of the curves.
     """
 
+    name: ClassVar[str] = "pipeline"
     chapter: ClassVar[str] = "recoup.report.chapters.pipeline"
 
     schema_version: Literal[1] = SCHEMA
@@ -133,6 +134,9 @@ class PipelineResults(Frozen):
             first = error.errors(include_url=False)[0]
             place = ".".join(str(part) for part in first["loc"]) or "the whole"
             raise RecoupError(f"{path}: not a pipeline study of this recoup ({place}: {first['msg']})") from None
+
+
+RESULTS = PipelineResults
 
 
 class Residual(nn.Module):
