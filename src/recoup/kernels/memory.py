@@ -29,8 +29,8 @@ def _advise() -> Callable[[int, int, int], int] | None:
 
 
 def address(array: np.ndarray) -> int:
-    """Where a writable array's elements begin: `array.ctypes.data` in a third of its time, which small kernels feel."""
-    return ctypes.addressof(ctypes.c_char.from_buffer(array))
+    """Where a writable array's elements begin: `array.ctypes.data` in half its time, which small products feel."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
 
 
 def fresh(like: Tensor) -> Tensor:
