@@ -112,6 +112,23 @@ def test_a_further_seed_keeps_the_others(finished, tmp_path, monkeypatch):
     assert set(measured) == {5}
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"calibration": {"images": 32, "batch_size": 16, "seeds": [5]}}, "leaves out seeds 3"),
+        ({"states": ["paired"]}, "leaves out states float statistics, recalibrated at 8 bit"),
+        ({"configs": ["nbsmt-2t"]}, r"leaves out configs NBSMT\(threads=4"),
+    ],
+)
+def test_a_fuller_report_is_never_replaced_silently(finished, monkeypatch, change, told):
+    folder, _ = finished
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(Lab, "accuracy", None)
+    with pytest.raises(RecoupError, match=told):
+        run(small_recipe(folder, **change), progress=False)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_another_study_in_the_folder(finished, tmp_path):
     run(small_recipe(tmp_path, states=["paired"], profile_images=0), progress=False)
     other = small_recipe(tmp_path, test={"limit": 20}, states=["paired"], profile_images=0)

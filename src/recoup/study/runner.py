@@ -2,6 +2,7 @@
 
 import time
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,7 +65,8 @@ def run(recipe: Recipe, *, overwrite: bool = False, progress: bool = True) -> Re
         progress: whether to show a progress bar on standard error, if that is a terminal.
 
     Raises:
-        RecoupError: a model, data or layers that do not fit; a folder with another study's measurements.
+        RecoupError: a model, data or layers that do not fit; a folder with another study's measurements, or with a
+            fuller report of this one.
         KeyboardInterrupt: with a note that says what is kept.
     """
     with cpu_threads(recipe.cpu_threads):
@@ -94,11 +96,30 @@ def _claim(store: Store, recipe: Recipe, overwrite: bool) -> None:
             stale.unlink(missing_ok=True)
     elif results.exists() and not len(store):
         raise RecoupError(f"{results} is from another study; choose another folder with --out, or use --overwrite")
+    elif results.exists():
+        _check_fuller(Results.load(results), recipe, results)
     if path.exists() and not overwrite and not path.read_text("utf-8", "replace").startswith(HEADER):
         if Recipe.load(path) == recipe:
             return  # the user's own file, with their comments
         raise RecoupError(f"{path} is another recipe; choose another folder with --out, or use --overwrite")
     write_atomically(path, HEADER + recipe.to_yaml())
+
+
+def _check_fuller(before: Results, recipe: Recipe, path: Path) -> None:
+    """Refuse to put a report in the place of a fuller one: of the same study, with seeds, states or configs gone."""
+    had, has = before.recipe, recipe
+    pairs: dict[str, tuple[Iterable[Any], Iterable[Any]]] = {
+        "seeds": (had.calibration.seeds, has.calibration.seeds),
+        "states": (had.states, has.states),
+        "configs": (map(repr, had.configs), list(map(repr, has.configs))),
+    }
+    gone = {name: [str(one) for one in old if one not in new] for name, (old, new) in pairs.items()}
+    told = "; ".join(f"{name} {', '.join(left)}" for name, left in gone.items() if left)
+    if told:
+        raise RecoupError(
+            f"{path} is of a fuller study, whose report this one would replace; it leaves out {told}. Keep them in the "
+            "recipe (what is measured is not measured again), choose another folder with --out, or use --overwrite"
+        )
 
 
 def plan(recipe: Recipe, has_norms: bool) -> tuple[list[Task], list[str]]:
