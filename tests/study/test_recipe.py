@@ -187,3 +187,26 @@ def test_identity_is_what_decides_a_number():
 
     assert all(changed(change).identity() == recipe.identity() for change in same)
     assert all(changed(change).identity() != recipe.identity() for change in other)
+
+
+BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefghij", "bcdefghijk", strict=True))
+
+
+@pytest.mark.parametrize("text", [BOMB, "model: &m [*m]", "model: &m digits_net\nout: *m"])
+def test_aliases_are_refused_before_they_unfold(text):
+    with pytest.raises(RecoupError, match="aliases are not read"):
+        Recipe.from_yaml(text)
+
+
+@pytest.mark.parametrize("field", ["model", "data", "out", "weights"])
+def test_a_nul_in_a_text_is_refused(field):
+    with pytest.raises(RecoupError, match=f"{field}: .*holds a NUL"):
+        Recipe.build({"model": "digits_net", "data": "digits", field: "a\0b"})
+
+
+@pytest.mark.parametrize("value", ["[" * 3000, "&m [*m]", "&a [x, *a]"])
+def test_hostile_values_of_set_are_refused(tmp_path, value):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: digits_net\ndata: digits\n")
+    with pytest.raises(RecoupError, match=r"nested too deep|aliases are not read"):
+        Recipe.load(path, [f"out={value}"])

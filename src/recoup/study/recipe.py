@@ -19,7 +19,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 
 from recoup.network.wing import Card
 from recoup.study.configs import as_config
@@ -27,12 +36,19 @@ from recoup.study.repairs import State, default
 from recoup.study.yamlfile import Source, read_yaml, refuse
 from recoup.wings import cards, wing_of
 
+
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError(f"{text!r} holds a NUL, which no name or path may")
+    return text
+
+
 Hardware = Annotated[Any, PlainValidator(as_config), PlainSerializer(repr, return_type=str)]
 Repaired = Annotated[State, PlainValidator(State), PlainSerializer(str, return_type=str)]
 Scalar = bool | int | float | str | None
 Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]
-Text = Annotated[str, Field(min_length=1, strict=True)]
+Text = Annotated[str, Field(min_length=1, strict=True), AfterValidator(_without_nul)]
 
 
 class Strict(BaseModel):

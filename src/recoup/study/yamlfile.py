@@ -113,8 +113,15 @@ def refuse(error: ValidationError, source: Source, model: type[BaseModel]) -> Re
 
 
 def _check_depth(text: str, name: str) -> None:
-    depth = 0
+    depth, anchors = 0, set()
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if (
+            isinstance(event, yaml.AliasEvent) and event.anchor in anchors
+        ):  # a page of them unfolds to gigabytes, or into itself
+            raise RecoupError(
+                f"{name}, line {event.start_mark.line + 1}: *{event.anchor}: aliases are not read; write it out"
+            )
+        anchors.add(getattr(event, "anchor", None))
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
             raise RecoupError(f"{name}, line {event.start_mark.line + 1}: nested too deep for a recipe")
@@ -138,6 +145,7 @@ def _collect(node: yaml.Node, place: Place, lines: dict[Place, int], name: str) 
 
 def _value(change: str, text: str) -> Any:
     try:
+        _check_depth(text, f"--set {change!r}")
         return yaml.safe_load(text)
     except yaml.YAMLError:
         raise RecoupError(f"--set {change!r}: {text!r} is not a YAML value") from None
