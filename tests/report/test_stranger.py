@@ -2,7 +2,8 @@
 
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from html import escape
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from recoup.errors import RecoupError
 from recoup.recalibrate import AVERAGE, PAIRED
 from recoup.report import render, write_tables
 from recoup.report.chapters import chapter_at
-from recoup.study import Recipe, Results, State
+from recoup.study import Recipe, Results
+from recoup.study.repairs import states
 from recoup.study.results import AccuracyRow, ShiftRow
 from recoup.study.rows import Row
 from recoup.wings import Baseline, Card
@@ -43,8 +45,6 @@ WORDS = (
     r"nb-?smt|collision|slot|8.bit|int8|lossy|utili[sz]ation|policy|slowed|cycle|lba|accumulator|swamped|underflow|"
     r"chunk|slope|residual(?! additions)|light-?norm|range|traffic|blocks?\b|exponent|FP10|pipeline|delay|gain per|bias"
 )
-
-STATES = (State.NONE, AVERAGE.name, PAIRED.name)
 ABOVE_THE_RECIPE = r"thread|array|multiplier"
 
 
@@ -55,8 +55,8 @@ def card():
 
 
 def stranger(top1: tuple[float, float, float] = (89.5, 90.0, 91.5), configs=(Trunc(4), Trunc(2)), **tables) -> Results:
-    """A study of the stranger alone; ``top1``: bare, recalibrated on the hardware, paired."""
-    made, wanted = results(), [state for state in STATES if State(state).applies(configs[0])]
+    """A study of the stranger alone; ``top1``: bare, and after its repairs."""
+    made, wanted = results(), states([wings.wing_of(configs[0], "a test")])
     recipe = made.recipe.model_dump(mode="json") | {"configs": configs, "states": wanted}
     accuracy = [row for row in made.accuracy if row.config == "float"]
     for config in configs:
@@ -91,6 +91,22 @@ def test_the_words_are_those_of_other_wings():
     text = visible(render(results())) + shown(results())
     found = {word.lower() for word in re.findall(f"{WORDS}|{ABOVE_THE_RECIPE}", text, re.I)}
     assert found > {"collision", "cycle", "thread", "multiplier", "8 bit", "8-bit", "slot", "nb-smt", "policy"}
+
+
+ODD = "$1 [b]&<i>{{ 7 * 7 }}$"
+
+
+def test_its_names_are_text_everywhere(card):
+    odd = replace(PAIRED, name=f"state {ODD}", sentence=f"sentence {ODD}", meaning=f"meaning {ODD}")
+    card(title=lambda config: f"title {ODD} {config.bits}", repairs=(odd,), quoted=(odd.name,))
+    page = render(stranger())
+    assert Page(page).open == []
+    for kind in ("title", "state", "sentence", "meaning"):
+        assert f"{kind} {ODD}" in "".join(Page(page).text)
+        assert kind == "meaning" or f"{kind} {ODD}" in " ".join(shown(stranger(), width=200).split())
+    drawn = "".join(re.findall(r"<text.*?</text>", page, re.S))
+    assert f"title {escape(ODD, quote=False)} 4" in drawn
+    assert f"state {escape(ODD, quote=False)}" in drawn
 
 
 def test_without_repairs(card):

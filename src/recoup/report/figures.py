@@ -63,10 +63,10 @@ def accuracy_figure(results: Results, summary: Summary) -> str:
             axis.errorbar(line.top1.mean, y, xerr=spread, color=colour, marker=marker, ms=5.5, capsize=2.5, lw=1.3)
             # In a column of their own the values run into no line and no interval.
             axis.text(1.055, y, f"{line.top1.mean:.2f}", transform=axis.get_yaxis_transform(), ha="right", va="center")
-        axis.set_yticks(range(len(lines)), [line.state for line in lines])
+        axis.set_yticks(range(len(lines)), [plain(line.state) for line in lines])
         axis.set_ylim(len(lines) - 0.45, -0.55)
         axis.grid(visible=False, axis="y")
-        axis.set_title(_panel_title(hardware[name]) if name in hardware else lines[0].title, pad=6)
+        axis.set_title(plain(_panel_title(hardware[name]) if name in hardware else lines[0].title), pad=6)
         axis.tick_params(labelbottom=index == len(panels) - 1)
     axes[-1].set_xlabel("top-1 accuracy, %")
     said = "; ".join(f"{line.title}, {line.state}: {line.top1.mean:.2f} %" for line in summary.lines)
@@ -114,6 +114,11 @@ def svg(figure: Any, name: str, description: str) -> str:
         text = text.replace(colour, f"var({variable})")
     label = escape(description, quote=True)
     return re.sub(r"<svg ([^>]*)>", rf'<svg role="img" aria-label="{_literal(label)}" \1>', text, count=1)
+
+
+def plain(text: str) -> str:
+    """Text as matplotlib draws it unchanged: a dollar sign would begin a formula."""
+    return text.replace("$", r"\$")
 
 
 def _renamed(text: str, name: str) -> str:
@@ -164,14 +169,14 @@ def _references(axis: Any, shown: Sequence[Baseline], summary: Summary, labelled
             side = "left" if index else "right"
             place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
             offset = (-3 if side == "right" else 3, 2)
-            axis.annotate(name, (mean, 1), offset, ha=side, va="bottom", fontsize=8, color=MUTED, **place)
+            axis.annotate(plain(name), (mean, 1), offset, ha=side, va="bottom", fontsize=8, color=MUTED, **place)
 
 
 def plot_line(axis: Any, places: Sequence[int], values: Sequence[float], index: int, label: str) -> None:
     colour, marker = _series(index + 1)  # the first is the baselines' in every plot
     again = (index + 1) // len(SERIES)  # colours and markers come round: hollow and dashed, then dotted
     fill, dashes = ("none" if again else colour), ("-", "--", ":", "-.")[min(again, 3)]
-    axis.plot(places, values, color=colour, marker=marker, mfc=fill, ls=dashes, ms=4, lw=1.2, label=label)
+    axis.plot(places, values, color=colour, marker=marker, mfc=fill, ls=dashes, ms=4, lw=1.2, label=plain(label))
 
 
 def legend(figure: Any, axis: Any) -> None:
@@ -187,8 +192,7 @@ def name_space(names: Sequence[str]) -> float:
 def layer_ticks(axes: Sequence[Any], names: Sequence[str]) -> None:
     step = math.ceil(len(names) / 60)
     shown = range(0, len(names), step)
-    short = [name if len(name) <= 30 else "…" + name[-29:] for name in names]
-    short = [name.replace("$", r"\$") for name in short]  # a dollar sign would begin a formula
+    short = [plain(name if len(name) <= 30 else "…" + name[-29:]) for name in names]
     axes[-1].set_xticks(list(shown), [short[i] for i in shown], rotation=90, fontsize=7.5)
     axes[-1].set_xlim(-0.6, len(names) - 0.4)
     for axis in axes:

@@ -52,7 +52,7 @@ def _accuracy(results: Results, summary: Summary) -> Table:
         if line.config != last:
             table.add_row(Text(line.title, style="bold"), end_section=False)
             last = line.config
-        table.add_row(f"  {line.state}", *_numbers(line))
+        table.add_row(f"  {escape(line.state)}", *_numbers(line))
     return table
 
 
