@@ -235,6 +235,28 @@ def test_bad_input(tmp_path, change, told):
     assert not (tmp_path / "results.json").exists()
 
 
+def broken_factory():
+    raise KeyError("no file of mine")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"model": f"{__name__}:broken_factory"}, "its factory failed: KeyError: 'no file of mine'"),
+        ({"model": "resnet20"}, r"'resnet20' does not take the images of 'digits', \[1, 8, 8\] each: RuntimeError: "),
+        ({"layers": {"nothing": None}}, "'nothing' matches no layer"),
+        ({"calibration": {"images": 100_000}}, "100000|100,000"),
+        ({"model_options": {"num_classes": 3}}, "labels lie in 0..9, but the model has 3 classes"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence_before_the_first_measurement(tmp_path, monkeypatch, change, told):
+    monkeypatch.setattr(Lab, "accuracy", None)
+    with pytest.raises(RecoupError, match=told) as error:
+        run(small_recipe(tmp_path / "new", **change), progress=False)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "new").exists()  # a refused run claims no folder
+
+
 def test_threads_and_generator_are_left_alone(tmp_path):
     before = torch.get_num_threads(), torch.random.get_rng_state()
     run(small_recipe(tmp_path, states=["paired"], profile_images=0), progress=False)

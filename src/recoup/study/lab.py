@@ -10,9 +10,11 @@ from recoup.calibrate import calibrate_
 from recoup.data import Dataset
 from recoup.data import load as load_data
 from recoup.emulate import emulate_, restore_
+from recoup.errors import RecoupError
 from recoup.evaluation import Accuracy, evaluate
 from recoup.models import load as load_model
 from recoup.network.norms import Statistics, has_norms, only_norms, shift
+from recoup.network.selection import Selection
 from recoup.network.wing import Repair
 from recoup.recalibrate import PAIRED
 from recoup.storage.digest import of_state
@@ -37,6 +39,11 @@ def needs_scales(config: Config | None) -> bool:
     return config is not None and not wing_of(config, "calibration").seedless
 
 
+def _told(error: Exception) -> str:
+    """An error of others in a line: its kind and its first sentence."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
+
+
 class Lab:
     """A model, its data and the float BatchNorm statistics it came with.
 
@@ -50,12 +57,47 @@ class Lab:
         self.device = check_device(recipe.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # a factory without weights: the same network when the study is taken up again
-            model = load_model(recipe.model, recipe.weights, **cast("dict[str, Any]", recipe.model_options))
+            model = self._built()
         self.model: nn.Module = model.to(self.device).eval()
         self.has_norms = has_norms(model)
         self._float = Statistics.of(model)
         self._on_baseline: dict[tuple[str, int], Statistics] = {}
         self._calibrated: int | None = None
+
+    def _built(self) -> nn.Module:
+        recipe = self.recipe
+        try:
+            return load_model(recipe.model, recipe.weights, **cast("dict[str, Any]", recipe.model_options))
+        except (RecoupError, OSError):
+            raise
+        except Exception as error:  # a factory of the user's may fail in any way
+            raise RecoupError(f"model {recipe.model!r}: its factory failed: {_told(error)}") from error
+
+    def check(self) -> None:
+        """Find what does not fit before anything is measured: layer names, image counts, shapes, outputs and classes.
+
+        Raises:
+            RecoupError: a layer name that matches nothing, more images than there are, images that the model does not
+                take, fewer outputs than classes.
+        """
+        modules = {name: module for name, module in self.model.named_modules() if name}
+        Selection(self.recipe.layers, modules, "layers", modules)
+        self._drawn(self.recipe.calibration.seeds[0])
+        inputs = next(iter(self.test.batches(2)))[0].to(self.device)
+        with torch.no_grad():
+            try:
+                output = self.model(inputs)
+            except Exception as error:  # a network of the user's may fail in any way
+                raise RecoupError(
+                    f"model {self.recipe.model!r} does not take the images of {self.recipe.data!r}, "
+                    f"{list(inputs.shape[1:])} each: {_told(error)}"
+                ) from error
+        classes = len(self.test.classes)
+        if isinstance(output, torch.Tensor) and output.dim() == 2 and output.shape[1] < classes:
+            raise RecoupError(
+                f"model {self.recipe.model!r}: labels lie in 0..{classes - 1}, but the model has {output.shape[1]} "
+                "classes"
+            )
 
     @cached_property
     def digest(self) -> str:

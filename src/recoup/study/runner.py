@@ -71,6 +71,7 @@ def run(recipe: Recipe, *, overwrite: bool = False, progress: bool = True) -> Re
     """
     with cpu_threads(recipe.cpu_threads):
         lab = Lab(recipe)
+        lab.check()
         tasks, notes = plan(recipe, lab.has_norms)
         identity = {**recipe.identity(), "parameters": lab.digest, "recoup": __version__, "torch": torch.__version__}
         store = Store(Path(recipe.out), identity, overwrite=overwrite)

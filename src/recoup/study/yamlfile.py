@@ -115,9 +115,8 @@ def refuse(error: ValidationError, source: Source, model: type[BaseModel]) -> Re
 def _check_depth(text: str, name: str) -> None:
     depth, anchors = 0, set()
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if (
-            isinstance(event, yaml.AliasEvent) and event.anchor in anchors
-        ):  # a page of them unfolds to gigabytes, or into itself
+        # A page of aliases unfolds to gigabytes, or into itself; one without an anchor is left to the parser.
+        if isinstance(event, yaml.AliasEvent) and event.anchor in anchors:
             raise RecoupError(
                 f"{name}, line {event.start_mark.line + 1}: *{event.anchor}: aliases are not read; write it out"
             )
