@@ -10,18 +10,33 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 
 class Display:
-    """What is being measured and how far it is; without a terminal it shows nothing."""
+    """What is being measured and how far it is: a bar on a terminal, else a line a measurement, or nothing."""
 
-    def __init__(self, bar: Progress | None = None, study: TaskID | None = None, step: TaskID | None = None) -> None:
+    def __init__(
+        self,
+        bar: Progress | None = None,
+        study: TaskID | None = None,
+        step: TaskID | None = None,
+        *,
+        lines: Console | None = None,
+        total: int = 0,
+    ) -> None:
         self._bar, self._study, self._step = bar, study, step
+        self._lines, self._total, self._done, self._what = lines, total, 0, ""
 
     def begin(self, what: str) -> None:
         """A measurement begins."""
+        self._what = what
         if self._bar is not None and self._step is not None:
             self._bar.reset(self._step, description=what, total=None)
 
     def finish(self) -> None:
-        """A measurement is done and stored."""
+        """A measurement is done and stored; one that was there before needs no line."""
+        self._done += 1
+        if self._lines is not None and self._what:
+            text = f"{self._done} of {self._total} measured: {self._what}"
+            self._lines.print(text, soft_wrap=True, markup=False, highlight=False)
+        self._what = ""
         if self._bar is not None and self._study is not None:
             self._bar.advance(self._study)
 
@@ -57,11 +72,14 @@ class Watched:
 @contextmanager
 def displayed(measurements: Iterable[Any], show: bool) -> Iterator[Display]:
     """A `Display` for so many measurements."""
-    console = Console(stderr=True)
-    if not show or not console.is_terminal:
+    console, total = Console(stderr=True), len(list(measurements))
+    if not show:
         yield Display()
+        return
+    if not console.is_terminal:
+        yield Display(lines=console, total=total)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
-        study = bar.add_task("study", total=len(list(measurements)))
+        study = bar.add_task("study", total=total)
         yield Display(bar, study, bar.add_task("", total=None))
