@@ -1,7 +1,8 @@
 """How well a network does: top-1 and top-5 accuracy of a classifier, nats per token of a language model."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from recoup.errors import RecoupError
 from recoup.network import ledger
 from recoup.network.batches import call, prepared
-from recoup.network.modes import evaluating
+from recoup.network.emulated import emulated_layers
+from recoup.network.modes import compiled, evaluating
+from recoup.network.reached import watching
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,7 @@ def evaluate(model: nn.Module, batches: Iterable[Any], *, progress: bool = False
 def accuracy(model: nn.Module, batches: Iterable[Any], *, progress: bool = False) -> Accuracy:
     """`evaluate` without a look at the ledger: for those who change hardware for the time of a measurement."""
     hits1 = hits5 = total = 0
-    with evaluating(model), torch.no_grad():
+    with _scoring(model, "evaluate"):
         for inputs, label in prepared(model, batches, "evaluate", progress):
             logits = _logits(call(model, inputs), label)
             assert label is not None
@@ -83,7 +86,7 @@ def nats_per_token(model: nn.Module, batches: Iterable[Any], *, progress: bool =
         RecoupError: no batch, shapes that do not fit, an output that is not finite.
     """
     total, count = 0.0, 0
-    with evaluating(model), torch.no_grad():
+    with _scoring(model, "nats_per_token"):
         for inputs, following in prepared(model, batches, "nats_per_token", progress):
             logits = call(model, inputs)
             if not isinstance(following, Tensor) or logits.shape[:-1] != following.shape:
@@ -94,6 +97,15 @@ def nats_per_token(model: nn.Module, batches: Iterable[Any], *, progress: bool =
     if not math.isfinite(total):
         raise RecoupError("nats_per_token: the model's output holds NaN or infinity")
     return total / count
+
+
+@contextmanager
+def _scoring(model: nn.Module, purpose: str) -> Iterator[None]:
+    """In eval mode without gradients, compiled where it is compiled; emulated layers that never ran are said, unless
+    compiled code, which calls no hooks, runs them."""
+    layers = {} if compiled(model) else emulated_layers(model)
+    with watching(layers, purpose, refuse=False), evaluating(model, eager=False), torch.no_grad():
+        yield
 
 
 def _rank(logits: Tensor, label: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from recoup.lba.layers import LBALayer, LBALinear
 from recoup.lba.repair import lba_layers
 from recoup.network.batches import call, prepared
 from recoup.network.modes import evaluating
+from recoup.network.reached import watching
 
 MAX_OUTPUTS = 2**31 - 1
 
@@ -72,7 +73,7 @@ def profile(
         progress: whether to show a progress bar.
 
     Raises:
-        RecoupError: no LBA layer, no or bad batches, outputs not an integer of at least 1.
+        RecoupError: no LBA layer or none that ran, no or bad batches, outputs not an integer of at least 1.
     """
     integer("lba.profile", "outputs", outputs, (1, MAX_OUTPUTS))
     layers = lba_layers(model, "lba.profile")
@@ -88,7 +89,7 @@ def profile(
 
     hooks = [layer.register_forward_pre_hook(observe, with_kwargs=True) for layer in layers.values()]
     try:
-        with evaluating(model), torch.no_grad():
+        with watching(layers, "lba.profile"), evaluating(model), torch.no_grad():
             for inputs, _ in prepared(model, batches, "lba.profile", progress):
                 call(model, inputs)
                 break

@@ -12,6 +12,7 @@ from recoup.nbsmt.slots import layer_statistics
 from recoup.nbsmt.weights import quantize_weight
 from recoup.network.batches import call, count, prepared
 from recoup.network.modes import evaluating
+from recoup.network.reached import watching
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,10 @@ def profile(model: nn.Module, batches: Iterable[Any], *, progress: bool = False)
         One profile per NB-SMT layer that ran, in order of first execution.
 
     Raises:
-        RecoupError: no NB-SMT layer, no or bad batches.
+        RecoupError: no NB-SMT layer or none that ran, no or bad batches.
+
+    Warns:
+        RecoupWarning: NB-SMT layers that no batch reached.
     """
     layers = nbsmt_layers(model, "profile")
     seen: dict[str, _Sums] = {}
@@ -85,7 +89,7 @@ def profile(model: nn.Module, batches: Iterable[Any], *, progress: bool = False)
     def observe(name: str, layer: Seen, output: Tensor) -> None:
         seen.setdefault(name, _Sums()).add(layer, tuple(output.shape[1:]))
 
-    with evaluating(model), in_mode(layers, "emulate"), hooked(layers, observe):
+    with watching(layers, "profile"), evaluating(model), in_mode(layers, "emulate"), hooked(layers, observe):
         for inputs, _ in prepared(model, batches, "profile", progress):
             call(model, inputs)
             images += count(inputs)

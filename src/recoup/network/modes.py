@@ -1,19 +1,48 @@
 """Run a model in another mode and give it back as it was, also after an error or Ctrl-C."""
 
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+import torch
 from torch import nn
 
 
 @contextmanager
-def evaluating(model: nn.Module, train: Callable[[nn.Module], bool] | None = None) -> Iterator[None]:
-    """Every module in eval mode, but those for which ``train(module)`` holds in train mode; then as before."""
+def evaluating(
+    model: nn.Module, train: Callable[[nn.Module], bool] | None = None, *, eager: bool = True
+) -> Iterator[None]:
+    """Every module in eval mode, but those for which ``train(module)`` holds in train mode; then as before.
+
+    Args:
+        model: any module, compiled or not.
+        train: which modules are in train mode.
+        eager: whether what `torch.compile` made runs as it was written (`uncompiled`); False leaves that to the caller.
+    """
     modes = {module: module.training for module in model.modules()}
     try:
         for module in modes:
             module.training = train is not None and train(module)
-        yield
+        with uncompiled() if eager else nullcontext():
+            yield
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def compiled(model: nn.Module) -> bool:
+    """Whether `torch.compile` made any of it."""
+    return any(
+        getattr(module, "_compiled_call_impl", None) is not None
+        or "_orig_mod" in module._modules
+        or hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable")
+        for module in model.modules()
+    )
+
+
+def uncompiled() -> AbstractContextManager[None]:
+    """Run what `torch.compile` made as it was written: compiled code looks neither at hooks that were registered after
+    it was compiled nor at a layer's mode, so that whoever measures by hooks would see nothing."""
+    if "torch._dynamo" not in sys.modules:  # nothing has been compiled, and importing it takes seconds
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")  # type: ignore[return-value]
