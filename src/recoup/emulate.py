@@ -7,16 +7,21 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.network import ledger
 from recoup.network.emulated import Emulated, become, emulated_layers, keep_off_fast_path, revert
+from recoup.network.multipliers import Multiplier, multipliers
 from recoup.network.selection import UNMATCHED, Selection
+from recoup.network.wing import Card
 from recoup.policy import Policy
 from recoup.wings import cards, wing_of
 
 M = TypeVar("M", bound=nn.Module)
+Plan = dict[str, tuple[nn.Module, Any, type[nn.Module]]]
+"""Name -> the module, its config and its class to be."""
 
 
 def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> M:
@@ -39,46 +44,126 @@ def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> 
 
     Raises:
         RecoupError: a config of no known wing, a key that matches nothing or a layer the config cannot take, a layer
-            that is emulated already or not calibrated. The model is then as it was.
+            that is emulated already or not calibrated, a config that takes no layer at all (of a layer map, any). The
+            model is then as it was.
 
     Warns:
-        RecoupWarning: layers that run otherwise than asked (a grouped convolution runs one thread) or that are passed
-            over because a subclass with a forward of its own cannot be taken apart, or because LBA has no stand-in.
+        RecoupWarning: layers that run otherwise than asked (a grouped convolution runs one thread); under hardware for
+            products, by name, what a config was meant for and stays in float: subclasses, which may compute something
+            else, classes without a stand-in (recurrent layers, transposed convolutions, attention), layers that
+            `calibrate_` never saw, and modules of any other class that own weights and may multiply with them
+            (`network.multipliers`). A layer map's None leaves any of them in float without a word.
     """
     config, layers = _unpacked(config, layers)
     modules = dict(model.named_modules())
-    known = {kind for card in cards().values() for kind in card.layers}
-    candidates = [name for name, module in modules.items() if isinstance(module, Emulated) or type(module) in known]
+    weighty = multipliers(model)
+    candidates = [name for name, module in modules.items() if name in weighty or _emulable(module)]
     chosen = Selection(layers, candidates, "emulate_", others=modules)
     for value in [config, *(layers or {}).values()]:
         _layers_of(value)
-    plan: dict[str, tuple[nn.Module, Any, type[nn.Module]]] = {}
-    passed_over = []
+    plan, left = _planned(modules, weighty, chosen, config, layers or {})
+    if not plan:
+        raise RecoupError(f"emulate_: {_why_nothing(model, config)}")
+    _check_each_is_used(plan, modules, chosen, {None: config, **(layers or {})})
+    _convert(plan, modules)
+    ledger.begin_structure(model, "emulate_")
+    _warn(plan, left)
+    return model
+
+
+def _planned(
+    modules: Mapping[str, nn.Module],
+    weighty: Mapping[str, Multiplier],
+    chosen: Selection,
+    config: Any,
+    layers: Mapping[str, Any],
+) -> tuple[Plan, dict[str, list[str]]]:
+    """What becomes of each module that is to be emulated, and what stays in float although a config was meant for it:
+    reason -> how the modules are told."""
+    plan: Plan = {}
+    left: dict[str, list[str]] = {}
     for name, module in modules.items():
-        asked = (own := chosen.of(name)) is not UNMATCHED
-        wanted = own if asked else config
+        wanted = chosen.of(name)
+        asked = wanted is not UNMATCHED
+        wanted = wanted if asked else config
         if wanted is None:
             continue
-        target = _layers_of(wanted).get(type(module))
-        if target is not None and (asked or wing_of(wanted, "emulate_").ready(module)):
+        card = wing_of(wanted, "emulate_")
+        target = card.stand_in(module)
+        if target is not None and (asked or card.ready(module)):
             plan[name] = (module, wanted, target)
-        elif isinstance(module, Emulated) and module.float_class in _layers_of(wanted):
+        elif isinstance(module, Emulated) and _would_take(card, module):
             raise RecoupError(
                 f"emulate_: {module.title} is emulated already ({module.config!r}): restore_ the model first"
             )
-        elif name in (layers or {}) and target is None:
+        elif name in layers and target is None:
             raise RecoupError(
                 f"emulate_: layer {name!r} is a {type(module).__name__}; {type(wanted).__name__} stands in for "
                 f"{', '.join(t.__name__ for t in _layers_of(wanted))}"
             )
-        elif target is None and isinstance(module, tuple(_layers_of(wanted))):
-            passed_over.append(f"{name} ({type(module).__name__})")
-    if not plan:
-        raise RecoupError(f"emulate_: {_why_nothing(model, config)}")
-    _convert(plan, modules)
-    ledger.begin_structure(model, "emulate_")
-    _warn(plan, passed_over, _without_stand_in(modules, config), config)
-    return model
+        elif reason := _why_left(card, name, module, weighty):
+            told = str(weighty[name]) if "may multiply" in reason else f"{name} ({type(module).__name__})"
+            left.setdefault(reason, []).append(told)
+    return plan, left
+
+
+def _emulable(module: nn.Module) -> bool:
+    return isinstance(module, Emulated) or any(card.stand_in(module) is not None for card in cards().values())
+
+
+def _would_take(card: Card, layer: Emulated) -> bool:
+    """Whether a card's hardware is for what an emulated layer stands in for."""
+    return layer.float_class in card.layers or card.adapt(layer.float_class) is not None
+
+
+def _why_left(card: Card, name: str, module: nn.Module, weighty: Mapping[str, Multiplier]) -> str | None:
+    """Why a module that a config was meant for stays in float, if that must be said."""
+    hardware = card.config.__name__
+    if isinstance(module, Emulated) or card.declined(module):
+        return None
+    if isinstance(module, torch.jit.ScriptModule):
+        if module.original_name in {kind.__name__ for kind in card.layers}:
+            return "left in float, because torch.jit compiled them (emulate_ before it)"
+        return None
+    if isinstance(module, tuple(card.layers)):
+        if card.stand_in(module) is None:
+            return "left in float, because a subclass may compute something else"
+        return "left in float, because they are not calibrated (calibrate_ did not see them)"
+    if isinstance(module, card.float_only):
+        note = f" ({card.float_only_note})" if card.float_only_note else ""
+        return f"left in float, because {hardware} has no stand-in for them{note}"
+    if card.multiplies and name in weighty:
+        return f"left in float, and may multiply ({hardware} does not know their classes)"
+    return None
+
+
+def _check_each_is_used(
+    plan: Plan,
+    modules: Mapping[str, nn.Module],
+    chosen: Selection,
+    configs: Mapping[str | None, Any],
+) -> None:
+    """Refuse a config that takes no layer, unless keys before it took all those that it could."""
+    keys = {name: [*chosen.keys(name), None] for name in modules}
+    for key, config in configs.items():
+        if config is None or any(keys[name][0] == key for name in plan):
+            continue
+        card = wing_of(config, "emulate_")
+        reached = {name: module for name, module in modules.items() if key in keys[name]}
+        own = {name: module for name, module in reached.items() if card.stand_in(module) is not None}
+        if any(keys[name][0] != key and card.ready(module) for name, module in own.items()):
+            continue
+        said = "" if key is None else f" for {key!r}"
+        if own:
+            own = {name: module for name, module in own.items() if keys[name][0] == key} or own
+            kinds = ", ".join(dict.fromkeys(type(module).__name__ for module in own.values()))
+            raise RecoupError(f"emulate_: {config!r}{said} takes none of {len(own)} layers ({kinds}): {card.unready}")
+        stands = ", ".join(kind.__name__ for kind in card.layers)
+        found = ", ".join(f"{name} ({type(module).__name__})" for name, module in reached.items() if key is not None)
+        raise RecoupError(
+            f"emulate_: {config!r}{said} finds no layer it can take: it stands in for {stands}; "
+            + (f"the key matches {found}" if found else "the model has none")
+        )
 
 
 def _unpacked(config: Any, layers: Mapping[str, Any] | None) -> tuple[Any, Mapping[str, Any] | None]:
@@ -88,17 +173,6 @@ def _unpacked(config: Any, layers: Mapping[str, Any] | None) -> tuple[Any, Mappi
     if layers is not None:
         raise RecoupError("emulate_: a policy names its layers itself; leave layers out")
     return None, config
-
-
-def _without_stand_in(modules: Mapping[str, nn.Module], config: Any) -> list[str]:
-    """Modules that multiply and have no counterpart in any wing: under a config for all layers they stay float."""
-    kinds = () if config is None else wing_of(config, "emulate_").float_only
-    known = tuple(kind for card in cards().values() for kind in card.layers)
-    return [
-        f"{name} ({type(module).__name__})"
-        for name, module in modules.items()
-        if isinstance(module, kinds) and not isinstance(module, known)
-    ]
 
 
 def restore_(model: M, *, statistics: str = "auto") -> M:
@@ -148,7 +222,7 @@ def _layers_of(config: Any) -> Mapping[type[nn.Module], type[nn.Module]]:
     return {} if config is None else wing_of(config, "emulate_").layers
 
 
-def _convert(plan: Mapping[str, tuple[nn.Module, Any, type[nn.Module]]], modules: Mapping[str, nn.Module]) -> None:
+def _convert(plan: Plan, modules: Mapping[str, nn.Module]) -> None:
     done: list[nn.Module] = []
     try:
         for name, (module, config, target) in plan.items():
@@ -162,23 +236,18 @@ def _convert(plan: Mapping[str, tuple[nn.Module, Any, type[nn.Module]]], modules
         raise
 
 
-def _warn(
-    plan: Mapping[str, tuple[nn.Module, Any, type[nn.Module]]], passed_over: list[str], without: list[str], config: Any
-) -> None:
+def _warn(plan: Plan, left: Mapping[str, list[str]]) -> None:
     caveats: dict[str, list[str]] = {}
     for name, (module, _, _) in plan.items():
         caveat = module.caveat()  # type: ignore[operator]
         if caveat:
             caveats.setdefault(caveat, []).append(name)
-    if passed_over:
-        caveats["left in float, because a subclass may compute something else"] = passed_over
-    if without:
-        note = wing_of(config, "emulate_").float_only_note
-        because = f"left in float, because {type(config).__name__} has no stand-in for them"
-        caveats[f"{because} ({note})" if note else because] = without
     for caveat, names in caveats.items():
         shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
         warnings.warn(f"emulate_: {len(names)} layers {caveat}: {shown}", RecoupWarning, stacklevel=3)
+    if left:
+        told = "; ".join(f"{len(names)} layers {reason}: {', '.join(names)}" for reason, names in left.items())
+        warnings.warn(f"emulate_: {told}", RecoupWarning, stacklevel=3)
 
 
 def _why_nothing(model: nn.Module, config: Any) -> str:

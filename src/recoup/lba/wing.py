@@ -61,6 +61,7 @@ CARD = Card(
     quoted=(GAIN_PAIRED.name, PAIRED.name, GAIN.name, LAYER_GAIN.name, AVERAGE.name, CHUNKS.name),
     plan=(GAIN.name, PAIRED.name),
     plan_without_norms=(GAIN.name,),
+    multiplies=True,
     float_only=(nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear, nn.MultiheadAttention),
     float_only_note="MultiheadAttention: its inner products",
     trains=True,

@@ -33,6 +33,11 @@ def calibrated(module: nn.Module) -> bool:
     return getattr(module, "activation_scale", None) is not None
 
 
+def judged(module: nn.Module) -> bool:
+    """Whether `calibrate_` saw the layer and left it in float: the first and the last, and what its map said."""
+    return "activation_scale" in module.__dict__
+
+
 def eight_bit(config: Any) -> NBSMT:
     """The same arithmetic without sharing: one thread."""
     return config.replace(threads=1)
@@ -68,7 +73,11 @@ CARD = Card(
     plan_without_norms=(BIAS.name,),
     seedless=False,
     ready=calibrated,
+    declined=judged,
     unready="no layer has an activation scale: run calibrate_(model, batches) first",
+    multiplies=True,
+    float_only=(nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear, nn.MultiheadAttention),
+    float_only_note="MultiheadAttention: its inner products",
     path=path,
     self_test=self_test,
     measure="recoup.study.measures.nbsmt",

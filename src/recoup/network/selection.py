@@ -39,8 +39,9 @@ class Selection:
         if layers is not None and not isinstance(layers, Mapping):
             raise RecoupError(f"{purpose}: layers must be a map from names to values; got {type(layers).__name__}")
         names = list(names)
+        self._keys = list(layers or {})
         self._rules = [(_compiled(key, purpose), value) for key, value in (layers or {}).items()]
-        for key, (pattern, _) in zip(layers or {}, self._rules, strict=True):
+        for key, (pattern, _) in zip(self._keys, self._rules, strict=True):
             if not any(pattern.fullmatch(name) for name in names):
                 raise RecoupError(
                     f"{purpose}: the layer map's key {key!r} matches no layer{_hint(key, names, others or {})}"
@@ -49,6 +50,10 @@ class Selection:
     def of(self, name: str) -> Any:
         """The value of the first matching key, or UNMATCHED."""
         return next((value for pattern, value in self._rules if pattern.fullmatch(name)), UNMATCHED)
+
+    def keys(self, name: str) -> list[str]:
+        """The keys that match a name; the first one decides."""
+        return [key for key, (pattern, _) in zip(self._keys, self._rules, strict=True) if pattern.fullmatch(name)]
 
 
 def _compiled(key: Any, purpose: str) -> re.Pattern[str]:

@@ -103,6 +103,14 @@ def _always(_: nn.Module) -> bool:
     return True
 
 
+def _never(_: nn.Module) -> bool:
+    return False
+
+
+def _none(_: type[nn.Module]) -> None:
+    return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
     """A wing: its config class, its layers, and what others need to know to name, measure and repair it.
@@ -122,9 +130,13 @@ class Card:
         plan_without_norms: what it applies instead to a network without batch norm statistics.
         seedless: whether the bare hardware knows nothing of calibration images. False: it works on activation scales
             that `calibrate_` measures.
+        adapt: the `Emulated` class for a float class that ``layers`` does not list (a subclass, a class of another
+            package), or None; it holds that class as its ``float_class``.
         ready: whether a layer is taken without being named in a layer map.
+        declined: whether a layer that is not ready was left in float by choice, so that it need not be said.
         unready: what to do about a model in which none is, for errors.
-        float_only: classes that multiply and that the wing has no stand-in for, which must be said.
+        multiplies: whether it is hardware for products, so that what multiplies and stays in float must be said.
+        float_only: classes of torch that its kind of hardware would run and that it has no stand-in for; said by class.
         float_only_note: more about them, for that warning.
         needs_norms: whether a network without batch norm has no work for this hardware.
         trains: whether networks can be trained on the emulated layers.
@@ -151,8 +163,11 @@ class Card:
     plan: tuple[str, ...] = ()
     plan_without_norms: tuple[str, ...] = ()
     seedless: bool = True
+    adapt: Callable[[type[nn.Module]], type[nn.Module] | None] = _none
     ready: Callable[[nn.Module], bool] = _always
+    declined: Callable[[nn.Module], bool] = _never
     unready: str = ""
+    multiplies: bool = False
     float_only: tuple[type[nn.Module], ...] = ()
     float_only_note: str = ""
     needs_norms: bool = False
@@ -182,6 +197,12 @@ class Card:
         for name in (*self.default, *self.quoted, *self.plan, *self.plan_without_norms):
             if name not in known:
                 raise RecoupError(f"Card(config={self.config.__name__}): {name!r} is none of its repairs")
+
+    def stand_in(self, module: nn.Module) -> type[nn.Module] | None:
+        """The emulated class for a float module; None where the wing has none, or the module is emulated already."""
+        if isinstance(module, Emulated):
+            return None
+        return self.layers.get(type(module)) or self.adapt(type(module))
 
     def repair(self, name: str) -> Repair | None:
         """The repair of a name, if the wing has it."""
