@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import recoup as rc
+from recoup.network.emulated import emulated_layers
 from recoup.network.images import kept_images
 from tests.networks import CONVOLUTIONS, images, small_net
 
@@ -174,3 +175,64 @@ def test_layers_called_by_keyword_or_with_no_rows():
     assert list(scales(model)) == ["b"]
     rc.emulate_(model, rc.NBSMT())
     assert model(torch.rand(8, 4)).shape == (8, 2)
+
+
+class Stem(nn.Conv2d):
+    """A subclass with a forward of its own."""
+
+    def forward(self, x):
+        return super().forward(x).abs()
+
+
+class Block(nn.Module):
+    """Owns a weight itself and layers besides."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.query, self.inner = nn.Parameter(torch.ones(1, 1)), nn.Sequential(*layers)
+
+    def forward(self, x):
+        return self.inner(x * self.query)
+
+
+def inner(channels=4):
+    return [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU()]
+
+
+@pytest.mark.parametrize(
+    ("first", "last"),
+    [
+        (lambda: Stem(3, 4, 3), lambda: nn.ConvTranspose2d(4, 2, 2)),
+        (lambda: nn.ConvTranspose2d(3, 4, 2), lambda: Stem(4, 2, 1)),
+        (lambda: nn.Conv2d(3, 4, 3), lambda: nn.Conv2d(4, 2, 1)),
+        (lambda: nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 1)), lambda: nn.LazyConv2d(2, 1)),
+    ],
+)
+def test_first_and_last_are_those_that_run_and_multiply_whatever_their_class(first, last):
+    torch.manual_seed(0)
+    model = nn.Sequential(first(), nn.ReLU(), *inner(), *inner(), *inner(), last()).eval()
+    model = nn.Sequential(nn.BatchNorm2d(3), Block(model))
+    x = torch.rand(2, 3, 8, 8)
+    model(x)
+    rc.calibrate_(model, [x])
+    assert list(scales(model)) == ["1.inner.0.2", "1.inner.0.4", "1.inner.0.6"]
+    with pytest.warns(rc.RecoupWarning, match=r"may multiply .*: 1 \(tests\.test_calibrate\.Block"):
+        rc.emulate_(model, rc.NBSMT())
+    assert list(emulated_layers(model)) == list(scales(model))
+
+
+def test_recurrent_ends_leave_all_linear_layers_between():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out, self.fc, self.rnn = nn.GRU(4, 4), nn.Linear(4, 4), nn.LSTM(4, 4)
+            self.table = nn.Embedding(9, 4)
+
+        def forward(self, x):
+            return self.out(self.fc(self.rnn(self.table(x))[0].relu()).relu())[0]
+
+    model = Net()
+    rc.calibrate_(model, [torch.randint(9, (3, 5))])
+    assert list(scales(model)) == ["fc"]
+    rc.emulate_(model, rc.NBSMT())
+    assert list(emulated_layers(model)) == ["fc"]

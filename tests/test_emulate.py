@@ -203,7 +203,7 @@ def test_a_transformer_encoder_layer_calls_its_emulated_layers():
     with torch.no_grad():
         plain = encoder(x)
         rc.calibrate_(encoder, [x], {"linear1": None, "linear2": True})
-        with pytest.warns(rc.RecoupWarning, match="no stand-in.*inner products.*self_attn .*subclass"):
+        with pytest.warns(rc.RecoupWarning, match="subclass"):
             rc.emulate_(encoder, rc.NBSMT(threads=4, policy="A", rounding="zero"))
         assert not torch.equal(encoder(x), plain)
         twin = copy.deepcopy(encoder)

@@ -19,6 +19,7 @@ from recoup.network.batches import call, count, prepared
 from recoup.network.emulated import Emulated, running
 from recoup.network.images import first_images, keep_images
 from recoup.network.modes import evaluating
+from recoup.network.multipliers import multipliers
 from recoup.network.selection import UNMATCHED, Selection
 from recoup.wings import cards, wing_of
 
@@ -36,8 +37,9 @@ def calibrate_(
     """Measure activation scales and store them on the layers; the model computes as before until `emulate_`.
 
     One pass in eval mode without gradients, in float also where the model is emulated already. By default every
-    Conv1d, Conv2d and Linear is calibrated but the first and the last layer that run (the first convolution and the
-    classifier), which stay in float [our definition for networks that do not start with a convolution]. Layers that
+    Conv1d, Conv2d and Linear is calibrated but the first and the last layer that run and multiply (the first
+    convolution and the classifier, of whatever class: also a subclass, a transposed convolution, an LSTM), which stay
+    in float [our definition for networks that do not start with a convolution]. Layers that
     are NB-SMT layers already are always calibrated; a bias correction of theirs belonged to the old scale and goes.
 
     Args:
@@ -60,8 +62,11 @@ def calibrate_(
         name: module for name, module in model.named_modules() if type(module) in kinds or _scaled(module)
     }
     chosen = Selection(layers, candidates, "calibrate_")
+    weighty = {name: found.module for name, found in multipliers(model).items()} | candidates
     ranges: dict[str, _Range] = {}
-    hooks = [
+    ran: dict[str, None] = {}
+    hooks = [module.register_forward_pre_hook(_note(name, ran)) for name, module in weighty.items()]
+    hooks += [
         module.register_forward_pre_hook(_observe(name, ranges), with_kwargs=True)
         for name, module in candidates.items()
     ]
@@ -75,9 +80,10 @@ def calibrate_(
     finally:
         for hook in hooks:
             hook.remove()
-    scales = _scales(_selected(chosen, candidates, ranges))
+    ends = _ends(ran)
+    scales = _scales(_selected(chosen, candidates, ranges, ends))
     ledger.begin_structure(model, "calibrate_")
-    for name, module in candidates.items():
+    for name, module in (candidates | {end: weighty[end] for end in ends}).items():
         module.activation_scale = scales.get(name)  # type: ignore[assignment]
         if isinstance(module, Emulated):
             module.rescaled()
@@ -100,12 +106,30 @@ class _Range:
     least: float = float("inf")
 
 
+def _note(name: str, ran: dict[str, None]) -> Any:
+    def hook(_: nn.Module, __: tuple) -> None:
+        ran.setdefault(name)  # a dict keeps the order of first execution
+
+    return hook
+
+
+def _ends(ran: Iterable[str]) -> tuple[str, ...]:
+    """The first and the last module that ran and multiplies, of whatever class; a block is no layer besides its own."""
+    order = list(ran)
+    layers = [name for name in order if not any(_within(other, name) for other in order)]
+    return (layers[0], layers[-1]) if layers else ()
+
+
+def _within(name: str, block: str) -> bool:
+    return name != block and (not block or name.startswith(block + "."))
+
+
 def _observe(name: str, ranges: dict[str, _Range]) -> Any:
     def hook(_: nn.Module, args: tuple, kwargs: dict) -> None:
         x = (args[0] if args else kwargs["input"]).detach()
         if not x.numel():
             return
-        seen = ranges.setdefault(name, _Range(list(x.shape)))  # a dict keeps the order of first execution
+        seen = ranges.setdefault(name, _Range(list(x.shape)))
         peak_N = x.amax(tuple(range(1, x.dim()))) if x.dim() > 1 else x
         seen.largest += float(peak_N.double().sum())
         seen.images += peak_N.numel()
@@ -114,13 +138,14 @@ def _observe(name: str, ranges: dict[str, _Range]) -> Any:
     return hook
 
 
-def _selected(chosen: Selection, candidates: Mapping[str, nn.Module], ranges: dict[str, _Range]) -> dict[str, _Range]:
-    order = list(ranges)
+def _selected(
+    chosen: Selection, candidates: Mapping[str, nn.Module], ranges: dict[str, _Range], ends: tuple[str, ...]
+) -> dict[str, _Range]:
     out = {}
     for name in candidates:
         wanted = chosen.of(name)
         if wanted is UNMATCHED:
-            inner = name in ranges and name not in (order[0], order[-1])
+            inner = name in ranges and name not in ends
             wanted = inner or (name in ranges and _scaled(candidates[name]))
         elif wanted and name not in ranges:
             raise RecoupError(f"calibrate_: layer {name!r} is to be calibrated, but the model never ran it")
