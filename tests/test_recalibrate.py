@@ -8,6 +8,7 @@ from torch import nn
 
 import recoup as rc
 from recoup.network.emulated import running
+from recoup.network.norms import tracking_norms
 from tests.networks import images, small_net
 
 NAMES = ["block1.bn1", "block1.bn2", "block2.bn1", "block2.bn2"]
@@ -16,8 +17,7 @@ NAMES = ["block1.bn1", "block1.bn2", "block2.bn1", "block2.bn2"]
 def statistics(model):
     return {
         name: (module.running_mean.clone(), module.running_var.clone())
-        for name, module in model.named_modules()
-        if isinstance(module, nn.BatchNorm2d)
+        for name, module in tracking_norms(model).items()
     }
 
 

@@ -108,7 +108,10 @@ def _planned(
 
 
 def _emulable(module: nn.Module) -> bool:
-    return isinstance(module, Emulated) or any(card.stand_in(module) is not None for card in cards().values())
+    """Whether a layer map may name a module: what a wing takes, or would say that it leaves in float."""
+    every = cards().values()
+    kinds = (Emulated, *(kind for card in every for kind in (*card.layers, *card.float_only)))
+    return isinstance(module, kinds) or any(card.stand_in(module) is not None for card in every)
 
 
 def _would_take(card: Card, layer: Emulated) -> bool:

@@ -19,14 +19,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from recoup.errors import RecoupError
 from recoup.formats import BlockFloat, Float
 from recoup.lightnorm.config import LightNorm
-from recoup.lightnorm.layers import LAYERS, LightNormLayer
+from recoup.lightnorm.layers import LightNormLayer
 from recoup.network.batches import call, prepared
 from recoup.network.modes import evaluating
+from recoup.network.norms import is_batch_norm
 
 WORD = 32  # bits of float32
 FORWARD_WORDS, BACKWARD_WORDS = 3 + 1, 4 + 1
@@ -256,12 +256,11 @@ def traffic(model: nn.Module, inputs: Any, config: LightNorm | None = None, *, s
 
     def record(name: str) -> Any:
         def hook(module: nn.Module, _args: tuple, _kwargs: dict, output: Tensor) -> None:
-            assert isinstance(module, _BatchNorm)
             found.append(_row(name, module, output, config, single_pass))
 
         return hook
 
-    norms = {name: module for name, module in model.named_modules() if isinstance(module, tuple(LAYERS))}
+    norms = {name: module for name, module in model.named_modules() if is_batch_norm(module)}
     hooks = [module.register_forward_hook(record(name), with_kwargs=True) for name, module in norms.items()]
     try:
         with evaluating(model):
@@ -275,7 +274,7 @@ def traffic(model: nn.Module, inputs: Any, config: LightNorm | None = None, *, s
     return Traffic(tuple(found))
 
 
-def _row(name: str, module: _BatchNorm, y: Tensor, config: LightNorm | None, single_pass: bool) -> LayerTraffic:
+def _row(name: str, module: Any, y: Tensor, config: LightNorm | None, single_pass: bool) -> LayerTraffic:
     converted = isinstance(module, LightNormLayer)
     own = module.config if converted and module.mode == "emulate" else None if converted else config
     places = math.prod(y.shape[2:]) or None  # an empty map moves nothing

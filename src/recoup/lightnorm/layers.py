@@ -7,18 +7,20 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.functional import _verify_batch_size  # type: ignore[attr-defined]
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.kernels.operators import named
 from recoup.lightnorm.config import LightNorm
 from recoup.lightnorm.ops import Joined, infer, train
 from recoup.lightnorm.passes import HALF, merged, quantized_moments
+from recoup.network.derived import derived, only_adds
 from recoup.network.emulated import Emulated
 
 
-class LightNormLayer(Emulated, _BatchNorm):
-    """What the three layers share.
+class LightNormLayer(Emulated, _NormBase):
+    """What the layers share. They are no `nn.BatchNorm2d` and the like, so that converters of batch norms, such as
+    `nn.SyncBatchNorm.convert_sync_batchnorm`, leave them as they are (`recoup.network.norms` knows them).
 
     Running statistics are torch's: ``running_mean`` follows mu, ``running_var`` follows (s - eps)^2, by ``momentum``
     (None: the cumulative mean), and eval divides by sqrt(running_var + eps), so that batch norm checkpoints load both
@@ -69,7 +71,7 @@ class LightNormLayer(Emulated, _BatchNorm):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 -- the batch norm's name
         """Normalize [N, C, ...]."""
         if self.mode != "emulate":
-            return super().forward(input)
+            return _BatchNorm.forward(self, input)  # type: ignore[arg-type]
         self._check_input_dim(input)
         if input.dtype in HALF:
             return self._normalized(input.float()).to(input.dtype)
@@ -144,7 +146,7 @@ class LightNormLayer(Emulated, _BatchNorm):
         self.saturated += beyond
 
 
-class LightNorm1d(LightNormLayer, nn.BatchNorm1d):
+class LightNorm1d(LightNormLayer):
     """`nn.BatchNorm1d` on a LightNorm unit: inputs [N, C] or [N, C, L].
 
     >>> LightNorm1d(8, config=LightNorm.range(chunks=1))(torch.randn(16, 8)).shape
@@ -152,19 +154,29 @@ class LightNorm1d(LightNormLayer, nn.BatchNorm1d):
     """
 
     float_class = nn.BatchNorm1d
+    _check_input_dim = nn.BatchNorm1d._check_input_dim
 
 
-class LightNorm2d(LightNormLayer, nn.BatchNorm2d):
+class LightNorm2d(LightNormLayer):
     """`nn.BatchNorm2d` on a LightNorm unit: inputs [N, C, H, W]; blocks are neighbouring channels at one pixel, or
     neighbouring pixels of one channel."""
 
     float_class = nn.BatchNorm2d
+    _check_input_dim = nn.BatchNorm2d._check_input_dim
 
 
-class LightNorm3d(LightNormLayer, nn.BatchNorm3d):
+class LightNorm3d(LightNormLayer):
     """`nn.BatchNorm3d` on a LightNorm unit: inputs [N, C, D, H, W]."""
 
     float_class = nn.BatchNorm3d
+    _check_input_dim = nn.BatchNorm3d._check_input_dim
+
+
+class LightNormSync(LightNormLayer):
+    """`nn.SyncBatchNorm` on a LightNorm unit, in one process: inputs [N, C, ...]."""
+
+    float_class = nn.SyncBatchNorm
+    _check_input_dim = nn.SyncBatchNorm._check_input_dim
 
 
 LAYERS: dict[type[nn.Module], type[nn.Module]] = {
@@ -172,6 +184,20 @@ LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm2d: LightNorm2d,
     nn.BatchNorm3d: LightNorm3d,
 }
+
+
+def adapted(kind: type[nn.Module]) -> type[nn.Module] | None:
+    """The LightNorm class for a subclass of a batch norm without a forward of its own, and in one process for
+    SyncBatchNorm, whose joined batch is LightNorm's own matter (`synchronize_`); None for anything else."""
+    import torch.distributed as dist
+
+    if kind is nn.SyncBatchNorm:
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        return None if several else LightNormSync
+    for plain, emulated in LAYERS.items():
+        if issubclass(kind, plain) and only_adds(kind, plain):
+            return derived(emulated, kind, whole=False)
+    return None
 
 
 def synchronize_(model: nn.Module, group: Any = None) -> nn.Module:

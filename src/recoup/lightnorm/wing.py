@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from recoup.formats import Float
 from recoup.lightnorm.config import LightNorm
-from recoup.lightnorm.layers import LAYERS
+from recoup.lightnorm.layers import LAYERS, adapted
 from recoup.network.wing import Card
 from recoup.recalibrate import AVERAGE, PAIRED
 
@@ -50,6 +52,9 @@ RANGES = replace(
 CARD = Card(
     config=LightNorm,
     layers=LAYERS,
+    adapt=adapted,
+    float_only=(_BatchNorm,),
+    float_only_note="SyncBatchNorm in several processes: emulate_ batch norms instead, then lightnorm.synchronize_",
     title=title,
     presets={
         "lightnorm": LightNorm(),

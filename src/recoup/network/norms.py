@@ -4,15 +4,24 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from recoup.network.emulated import Emulated
 
-def tracking_norms(model: nn.Module) -> dict[str, _BatchNorm]:
+
+def is_batch_norm(module: nn.Module) -> bool:
+    """Whether a module is a batch norm, in float or on hardware: emulated ones need not derive from torch's."""
+    emulated = isinstance(module, Emulated) and issubclass(module.float_class, _BatchNorm)
+    return emulated or isinstance(module, _BatchNorm)
+
+
+def tracking_norms(model: nn.Module) -> dict[str, Any]:
     """The batch norms with running statistics, by name."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
+    return {n: m for n, m in model.named_modules() if is_batch_norm(m) and m.running_mean is not None}
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ def only_norms(model: nn.Module, key: str) -> bool:
     except re.error:
         return False  # reported where the map is read
     named = [module for name, module in model.named_modules() if pattern.fullmatch(name)]
-    return bool(named) and all(isinstance(module, _BatchNorm) for module in named)
+    return bool(named) and all(is_batch_norm(module) for module in named)
 
 
 def shift(before: Statistics, after: Statistics) -> dict[str, tuple[float, float]]:

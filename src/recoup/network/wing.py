@@ -111,6 +111,11 @@ def _none(_: type[nn.Module]) -> None:
     return None
 
 
+def _stands_for(emulated: type[Emulated], plain: type[nn.Module]) -> bool:
+    """A subclass of the float layer, or a class of its own that names it, as batch norms that converters leave do."""
+    return issubclass(emulated, plain) or getattr(emulated, "float_class", None) is plain
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
     """A wing: its config class, its layers, and what others need to know to name, measure and repair it.
@@ -188,7 +193,7 @@ class Card:
                 f"Card(config={self.config.__name__}): layers is empty; map float layers to emulated ones"
             )
         for plain, emulated in self.layers.items():
-            if not (isinstance(emulated, type) and issubclass(emulated, Emulated) and issubclass(emulated, plain)):
+            if not (isinstance(emulated, type) and issubclass(emulated, Emulated) and _stands_for(emulated, plain)):
                 raise RecoupError(
                     f"Card(config={self.config.__name__}): layers: {emulated!r} must be a class that derives from "
                     f"recoup.wings.Emulated and from {plain.__name__}"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from recoup.errors import RecoupError
+from recoup.network.norms import is_batch_norm
 from recoup.pipeline.block import Block, Run, mitigation_of
 from recoup.pipeline.derived import refuse_derived_weights
 from recoup.pipeline.norms import OnlineNorm2d
@@ -59,7 +60,7 @@ class Batched:
                 f"pipeline.Batched: {len(models)} models for {len(runs)} runs; there must be one for each"
             )
         for name, module in models[0].named_modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm | OnlineNorm2d) and module.training:
+            if (is_batch_norm(module) or isinstance(module, OnlineNorm2d)) and module.training:
                 kind = "an online norm" if isinstance(module, OnlineNorm2d) else "a batch norm"
                 raise RecoupError(f"pipeline.Batched: {name} is {kind} in training: use group norm")
         self._network, self._loss, self.runs, self.steps = models[0], loss, list(runs), 0

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from recoup.errors import RecoupError
 from recoup.fields import boolean, integer
+from recoup.network.norms import is_batch_norm
 from recoup.pipeline.derived import refuse_derived_weights
 from recoup.pipeline.finite import broken_stage, refuse_gradient, scalar
 from recoup.pipeline.flat import WRITTEN, FlatParameters
@@ -95,8 +96,7 @@ class Simulator:
         if cuda_graph:
             _refuse_off_cuda(model)
         self.steps = self.updates = 0
-        norms = nn.modules.batchnorm._BatchNorm
-        self._batch_norms = {name: module for name, module in model.named_modules() if isinstance(module, norms)}
+        self._batch_norms = {name: module for name, module in model.named_modules() if is_batch_norm(module)}
         self._unchecked = any(self.delays) and not self.mitigation.stash
         self._flat = flat = FlatParameters(model, self.names)
         self._newest, self._buffers = flat.live.clone(), Buffers(model)

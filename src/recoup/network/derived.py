@@ -1,0 +1,67 @@
+"""Emulated classes for float classes that are known only when they are met: subclasses, classes of other packages."""
+
+from typing import Any
+
+from torch import nn
+
+from recoup.network.emulated import Emulated
+
+PLAIN = frozenset({"__init__", "__repr__", "extra_repr", "_get_name", "reset_parameters", "reset_running_stats"})
+"""What a subclass may define anew without computing something else."""
+
+_made: dict[tuple[type, type, bool], type[nn.Module]] = {}
+
+
+def derived(emulated: type[nn.Module], float_class: type[nn.Module], *, whole: bool = True) -> type[nn.Module]:
+    """The emulated class that stands in for ``float_class``: one and the same for each pair, pickled by the pair.
+
+    Args:
+        emulated: what computes.
+        float_class: what it stands in for and turns back into.
+        whole: whether it derives from ``float_class`` as well, so that isinstance and all of its methods stay; False
+            takes over the attributes that ``float_class`` adds to the class that ``emulated`` stands in for.
+    """
+    key = (emulated, float_class, whole)
+    if key not in _made:
+        bases = (emulated, float_class) if whole else (emulated,)
+        added = {} if whole else _added(float_class, emulated.float_class)  # type: ignore[attr-defined]
+        fields = {**added, "float_class": float_class, "__reduce_ex__": _reduce, "__module__": emulated.__module__}
+        _made[key] = type(emulated.__name__, bases, {**fields, "__doc__": emulated.__doc__, "_made_of": key})
+    return _made[key]
+
+
+def only_adds(subclass: type[nn.Module], base: type[nn.Module]) -> bool:
+    """Whether a subclass computes what its base does: it overrides nothing of it but constructor and description, and
+    what it adds does without super()."""
+    overridden = [name for name in _own(subclass, base) if hasattr(base, name) and name not in PLAIN and _acts(name)]
+    bound = [value for value in _added(subclass, base).values() if "__class__" in _free(value)]
+    return not overridden and not bound
+
+
+def _own(subclass: type, base: type) -> dict[str, Any]:
+    """What the classes between a subclass and its base define, mixed-in ones included."""
+    between = [kind for kind in subclass.__mro__ if kind not in base.__mro__]
+    return {name: value for kind in reversed(between) for name, value in vars(kind).items()}
+
+
+def _added(subclass: type, base: type) -> dict[str, Any]:
+    return {name: value for name, value in _own(subclass, base).items() if not hasattr(base, name) and _acts(name)}
+
+
+def _acts(name: str) -> bool:
+    """Whether an attribute is more than Python's own bookkeeping of a class."""
+    return not (name.startswith("__") and name.endswith("__")) or name in ("__call__", "__getattr__", "__setattr__")
+
+
+def _free(value: Any) -> tuple[str, ...]:
+    function = getattr(value, "__func__", None) or getattr(value, "fget", None) or value
+    return getattr(getattr(function, "__code__", None), "co_freevars", ())
+
+
+def _reduce(module: Emulated, protocol: Any) -> tuple:  # noqa: ARG001 -- pickle's signature
+    return _rebuilt, module._made_of, module.__getstate__()  # type: ignore[operator]
+
+
+def _rebuilt(emulated: type[nn.Module], float_class: type[nn.Module], whole: bool) -> nn.Module:
+    kind = derived(emulated, float_class, whole=whole)
+    return kind.__new__(kind)
