@@ -49,7 +49,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "amaranth": ("gates", "silicon", "nbsmt.rtl", "lba.rtl", "lightnorm.rtl"),
     "scipy": ("knapsack", "study.intervals", "pipeline.analysis", "search"),
     "dask": ("search", "study"),
-    "transformers": ("lba.attention_layers", "models"),
+    "transformers": ("lba.hugging_face", "models"),
     "safetensors": ("storage", "models", "saving", "training", "cli.demo"),
     "datasets": ("data.hub",),
     "pyarrow": ("data.cifar",),

@@ -34,8 +34,9 @@ def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> 
         model: any module, the layer itself included.
         config: the hardware of every layer that ``layers`` does not mention, e.g. ``NBSMT(threads=2)``; None: only
             the layers that ``layers`` mentions. NB-SMT takes the calibrated layers (see `calibrate_`), LBA every
-            Linear, Conv1d, Conv2d and `models.attention.AttentionProducts`, the first and the last layer included,
-            LightNorm every batch norm.
+            Linear, Conv1d, Conv2d, `models.attention.AttentionProducts` and, of Hugging Face transformers, Conv1D and
+            the products of every attention module that asks its attention interface, the first and the last layer
+            included, LightNorm every batch norm, also subclasses without a forward of their own.
         layers: ``{"name" or "re:regular expression": config or None}``; the first key that matches a layer's whole
             name decides, None leaves it in float.
 
@@ -137,6 +138,8 @@ def _why_left(card: Card, name: str, module: nn.Module, weighty: Mapping[str, Mu
         return f"left in float, because {hardware} has no stand-in for them{note}"
     if card.multiplies and name in weighty:
         return f"left in float, and may multiply ({hardware} does not know their classes)"
+    if card.multiplies and any(other.multiplies and other.stand_in(module) for other in cards().values()):
+        return f"left in float, because {hardware} has no stand-in for them"
     return None
 
 
@@ -198,6 +201,8 @@ def restore_(model: M, *, statistics: str = "auto") -> M:
     _restore_statistics(model, statistics == "undo")
     for layer in emulated_layers(model).values():
         revert(layer)
+    for card in cards().values():
+        card.take_back(model)
     for module in model.modules():
         ledger.forget(module)
     return model

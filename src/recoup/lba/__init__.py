@@ -1,7 +1,8 @@
 """LBA: networks on accumulators of 12 bits and less."""
 
-from recoup.lba.attention_layers import attention, register_transformers
+from recoup.lba.attention_layers import attention
 from recoup.lba.config import LBA
+from recoup.lba.hugging_face import register_transformers
 from recoup.lba.layers import LBAConv1d, LBAConv2d, LBALinear
 from recoup.lba.ops import matmul
 from recoup.lba.profiling import LayerProfile, profile

@@ -1,7 +1,6 @@
 """Attention on narrow accumulators: both products, q k^T and p v, run on the unit; the softmax is float32."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +11,6 @@ from recoup.lba.ops import as_float32, batched, checked_config, draw_seed
 from recoup.lba.quantizers import quantize_operand
 from recoup.models.attention import AttentionProducts
 from recoup.network.emulated import Emulated
-
-HUGGING_FACE = "recoup_lba"
-"""What `register_transformers` calls its attention: ``model.set_attn_implementation("recoup_lba")``."""
 
 
 def attention(
@@ -122,7 +118,20 @@ def _product(x: Tensor, y: Tensor, config: LBA, layer: str, names: str) -> Tenso
     return product if scale is None else product * scale
 
 
-class LBAAttentionProducts(Emulated, AttentionProducts):
+class LBAAttention(Emulated):
+    """What has both products of an attention run on a narrow accumulator; ``config`` is an `LBA`."""
+
+    config: LBA
+
+    def narrow_config(self) -> LBA | None:
+        """What the products run on: in ``baseline`` mode float32 sums of quantised operands; None: float products."""
+        if self.mode == "emulate":
+            return self.config
+        quantised = self.mode == "baseline" and self.config.operands is not None
+        return LBA.fp32(operands=self.config.operands) if quantised else None
+
+
+class LBAAttentionProducts(LBAAttention, AttentionProducts):
     """`recoup.models.attention.AttentionProducts` on a narrow accumulator; ``config`` is an `LBA`."""
 
     float_class = AttentionProducts
@@ -133,63 +142,11 @@ class LBAAttentionProducts(Emulated, AttentionProducts):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
         """As `attention`; in ``baseline`` mode with the operands quantised and float32 sums."""
-        if self.mode == "float":
-            return super().forward(q, k, v, causal)
-        config = self.config if self.mode == "emulate" else LBA.fp32(operands=self.config.operands)
-        if self.mode == "baseline" and config.operands is None:
+        config = self.narrow_config()
+        if config is None:
             return super().forward(q, k, v, causal)
         return attention(q, k, v, config, causal=causal, layer=self.title)
 
 
 ATTENTION: dict[type[nn.Module], type[nn.Module]] = {AttentionProducts: LBAAttentionProducts}
 """The attention modules LBA stands in for."""
-
-
-def register_transformers(config: LBA, name: str = HUGGING_FACE) -> str:
-    """Make ``name`` an attention implementation of Hugging Face transformers that runs on ``config``.
-
-    Afterwards ``AutoModel.from_pretrained(..., attn_implementation=name)`` or
-    ``model.set_attn_implementation(name)`` put the attention products of any model that uses the attention interface on
-    the unit; `recoup.emulate_` does its linear layers. Several names may stand for several units.
-
-    The unit is fixed with the name: `set_underflow_` does not reach it, so a first stage of training takes a name of
-    its own, for ``config.replace(underflow=False)``.
-
-    Returns:
-        The name.
-
-    Raises:
-        RecoupError: transformers is not installed, or older than its attention interface (4.48).
-    """
-    try:
-        from transformers import AttentionInterface
-        from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-    except ImportError as error:
-        raise RecoupError(
-            "lba.register_transformers: needs transformers 4.53 or newer (pip install transformers)"
-        ) from error
-
-    def forward(
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        scaling: float | None = None,
-        dropout: float = 0.0,
-        is_causal: bool | None = None,
-        **_: Any,
-    ) -> tuple[Tensor, None]:
-        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-        causal = bool(causal and attention_mask is None and query.shape[2] > 1)
-        if attention_mask is not None:
-            attention_mask = attention_mask[..., : key.shape[-2]]
-        title = f"{type(module).__name__} {getattr(module, 'layer_idx', '')}".strip()
-        y = attention(
-            query, key, value, config, mask=attention_mask, causal=causal, scale=scaling, dropout=dropout, layer=title
-        )
-        return y.transpose(1, 2).contiguous(), None
-
-    AttentionInterface.register(name, forward)
-    AttentionMaskInterface.register(name, sdpa_mask)
-    return name

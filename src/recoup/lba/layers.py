@@ -50,6 +50,11 @@ class LBALayer(Emulated):
         self.register_buffer("gain", None, persistent=False)
 
     @property
+    def matrix(self) -> Tensor:
+        """The weight as the unit multiplies it, [O, I] or [O, I, ...]."""
+        return self.weight
+
+    @property
     def emulates(self) -> bool:
         """Whether sums run on the narrow accumulator, and not in float32."""
         return self.mode == "emulate"
@@ -58,9 +63,9 @@ class LBALayer(Emulated):
         """Input and weight as the unit multiplies them, and what its output is to be multiplied by."""
         x = as_float32(x, self.title)
         if self.config.operands is None:
-            return x, self.weight, None
+            return x, self.matrix, None
         x, x_scale = quantize_operand(x, self.config.operands)
-        w, w_scale = quantize_operand(self.weight, self.config.operands)
+        w, w_scale = quantize_operand(self.matrix, self.config.operands)
         return x, w, None if x_scale is None or w_scale is None else x_scale * w_scale
 
     def _finished(self, y: Tensor, scale: Tensor | None, shape: tuple[int, ...]) -> Tensor:
@@ -77,10 +82,27 @@ class LBALayer(Emulated):
         return text if config is None else f"{text}, {config!r}" + (", gain" if self.gain is not None else "")
 
     def fault(self, name: str, value: Any) -> str | None:
-        return f"has shape {list(value.shape)}" if name == "gain" and value.shape != self.weight.shape[:1] else None
+        return f"has shape {list(value.shape)}" if name == "gain" and value.shape != self.matrix.shape[:1] else None
 
 
-class LBALinear(LBALayer, nn.Linear):
+class LBARows(LBALayer):
+    """Layers that multiply rows [..., I] by a matrix [O, I]."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        if self.mode == "float":
+            return super().forward(input)  # type: ignore[misc]
+        outputs, inputs = self.matrix.shape
+        if input.shape[-1] != inputs:
+            raise RecoupError(f"{self.title}: the input {list(input.shape)} must have {inputs} features")
+        x, w, scale = self._operands(input)
+        if not self.emulates:
+            return self._finished(F.linear(x, w), scale, (-1,))
+        rows = x if x.dim() > 1 else x.unsqueeze(0)
+        y = batched(rows, w.t(), self.config, draw_seed(self.config), self.title, "input weight")
+        return self._finished(y.reshape(*input.shape[:-1], outputs), scale, (-1,))
+
+
+class LBALinear(LBARows, nn.Linear):
     """torch.nn.Linear on a narrow accumulator; ``config`` is an `LBA`."""
 
     float_class = nn.Linear
@@ -88,18 +110,6 @@ class LBALinear(LBALayer, nn.Linear):
     def __init__(self, *args: Any, config: LBA | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._begin(config)
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        if self.mode == "float":
-            return super().forward(input)
-        if input.shape[-1] != self.in_features:
-            raise RecoupError(f"{self.title}: the input {list(input.shape)} must have {self.in_features} features")
-        x, w, scale = self._operands(input)
-        if not self.emulates:
-            return self._finished(F.linear(x, w), scale, (-1,))
-        rows = x if x.dim() > 1 else x.unsqueeze(0)
-        y = batched(rows, w.t(), self.config, draw_seed(self.config), self.title, "input weight")
-        return self._finished(y.reshape(*input.shape[:-1], self.out_features), scale, (-1,))
 
 
 class _Convolution(LBALayer, Padded):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from recoup.fields import integer
 from recoup.lba import reference
 from recoup.lba.config import LBA
-from recoup.lba.layers import LBALayer, LBALinear
+from recoup.lba.layers import LBALayer, LBARows
 from recoup.lba.repair import lba_layers
 from recoup.network.batches import call, prepared
 from recoup.network.modes import evaluating
@@ -108,7 +108,7 @@ def sample(layer: LBALayer, x: Tensor, outputs: int, seed: int) -> tuple[Tensor,
     """
     x, w, _ = layer._operands(x.detach())
     generator = torch.Generator().manual_seed(seed)
-    if isinstance(layer, LBALinear):
+    if isinstance(layer, LBARows):
         columns, groups = x.reshape(-1, x.shape[-1]).t().unsqueeze(0), 1
     else:
         x, geometry = layer.in_2d(x)  # type: ignore[attr-defined]

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.formats import Float
-from recoup.lba.attention_layers import LBAAttentionProducts
+from recoup.lba.attention_layers import LBAAttention
 from recoup.lba.config import LBA
-from recoup.lba.layers import LBALayer
+from recoup.lba.layers import LBALayer, LBARows
 from recoup.network import ledger
 from recoup.network.batches import call, prepared
 from recoup.network.batches import count as images_in
@@ -32,9 +32,9 @@ def lba_layers(model: nn.Module, purpose: str) -> dict[str, LBALayer]:
     return layers
 
 
-def lba_modules(model: nn.Module, purpose: str) -> dict[str, LBALayer | LBAAttentionProducts]:
+def lba_modules(model: nn.Module, purpose: str) -> dict[str, LBALayer | LBAAttention]:
     """The same and the attention products: everything that has an LBA config."""
-    kinds = (LBALayer, LBAAttentionProducts)
+    kinds = (LBALayer, LBAAttention)
     modules = {name: module for name, module in emulated_layers(model).items() if isinstance(module, kinds)}
     _check_any(modules, purpose)
     return modules
@@ -117,7 +117,7 @@ class _Fit:
 
     def __init__(self, layer: LBALayer, per: str) -> None:
         self.layer, self.per = layer, per
-        self.cross = self.square = torch.zeros(layer.weight.shape[0], dtype=torch.float64, device=layer.weight.device)
+        self.cross = self.square = torch.zeros(layer.matrix.shape[0], dtype=torch.float64, device=layer.weight.device)
 
     def observe(self, layer: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
         assert isinstance(layer, LBALayer)
@@ -126,7 +126,7 @@ class _Fit:
             exact = layer.forward(*args, **kwargs)
         finally:
             layer.mode = mode
-        dim = output.dim() - 1 if isinstance(layer, nn.Linear) else output.dim() - layer.weight.dim() + 1
+        dim = output.dim() - 1 if isinstance(layer, LBARows) else output.dim() - layer.weight.dim() + 1
         shape = [-1 if i == dim else 1 for i in range(output.dim())]
         offset = 0.0 if layer.bias is None else layer.bias.view(shape)
         plain = output - offset  # with the gain of the batches before
@@ -194,7 +194,7 @@ def _with_fitted_chunk(layer: LBALayer, rescale: bool) -> LBA:
     config, earlier = layer.config, ledger.entries(layer).get("chunks")
     if earlier is not None:
         config = config.replace(product=earlier.before["config"].product)
-    return with_chunk(config, fitted_chunk(layer.weight[0].numel()), rescale=rescale)
+    return with_chunk(config, fitted_chunk(layer.matrix[0].numel()), rescale=rescale)
 
 
 def with_chunk(config: LBA, chunk: int, *, rescale: bool = True) -> LBA:

@@ -5,6 +5,7 @@ from torch import nn
 from recoup.formats import Int
 from recoup.lba.attention_layers import ATTENTION
 from recoup.lba.config import LBA
+from recoup.lba.hugging_face import adapted, take_back
 from recoup.lba.layers import LAYERS
 from recoup.lba.repair import CHUNKS, GAIN, GAIN_PAIRED, LAYER_GAIN, set_underflow_
 from recoup.network.wing import Card, Phase
@@ -39,6 +40,8 @@ def title(config: LBA) -> str:
 CARD = Card(
     config=LBA,
     layers=LAYERS | ATTENTION,
+    adapt=adapted,
+    take_back=take_back,
     title=title,
     presets={
         "lba-m7e4": LBA.m7e4(),

@@ -107,7 +107,7 @@ def _never(_: nn.Module) -> bool:
     return False
 
 
-def _none(_: type[nn.Module]) -> None:
+def _none(_: Any) -> None:
     return None
 
 
@@ -137,6 +137,7 @@ class Card:
             that `calibrate_` measures.
         adapt: the `Emulated` class for a float class that ``layers`` does not list (a subclass, a class of another
             package), or None; it holds that class as its ``float_class``.
+        take_back: what else a wing put under a model by hand, taken away again when it is restored.
         ready: whether a layer is taken without being named in a layer map.
         declined: whether a layer that is not ready was left in float by choice, so that it need not be said.
         unready: what to do about a model in which none is, for errors.
@@ -169,6 +170,7 @@ class Card:
     plan_without_norms: tuple[str, ...] = ()
     seedless: bool = True
     adapt: Callable[[type[nn.Module]], type[nn.Module] | None] = _none
+    take_back: Callable[[nn.Module], object] = _none
     ready: Callable[[nn.Module], bool] = _always
     declined: Callable[[nn.Module], bool] = _never
     unready: str = ""
