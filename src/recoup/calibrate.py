@@ -57,18 +57,14 @@ def calibrate_(
         RecoupError: no or bad batches; a layer whose inputs are negative (unsigned codes would clip them), NaN,
             infinite or all zero; a key that matches nothing; nothing left to calibrate. No scale is changed then.
     """
-    kinds = {kind for card in cards().values() if not card.seedless for kind in card.layers}
-    candidates: dict[str, nn.Module] = {
-        name: module for name, module in model.named_modules() if type(module) in kinds or _scaled(module)
-    }
+    candidates = _candidates(model)
     chosen = Selection(layers, candidates, "calibrate_")
     weighty = {name: found.module for name, found in multipliers(model).items()} | candidates
     ranges: dict[str, _Range] = {}
     ran: dict[str, None] = {}
-    hooks = [module.register_forward_pre_hook(_note(name, ran)) for name, module in weighty.items()]
-    hooks += [
-        module.register_forward_pre_hook(_observe(name, ranges), with_kwargs=True)
-        for name, module in candidates.items()
+    hooks = [
+        *(module.register_forward_pre_hook(_note(name, ran)) for name, module in weighty.items()),
+        *(m.register_forward_pre_hook(_observe(name, ranges), with_kwargs=True) for name, m in candidates.items()),
     ]
     kept: list[Any] = []
     try:
@@ -89,6 +85,12 @@ def calibrate_(
             module.rescaled()
     keep_images(model, kept)
     return model
+
+
+def _candidates(model: nn.Module) -> dict[str, nn.Module]:
+    """What hardware that works on activation scales stands in for, or has taken."""
+    kinds = {kind for card in cards().values() if not card.seedless for kind in card.layers}
+    return {name: module for name, module in model.named_modules() if type(module) in kinds or _scaled(module)}
 
 
 def _scaled(module: nn.Module) -> bool:
