@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from recoup.errors import RecoupError
 from recoup.nbsmt.observe import Layer
+from recoup.nbsmt.uncounted import Uncounted, watching_uncounted
 from recoup.network.batches import call, device_of, prepared
+from recoup.network.emulated import emulated_layers
 from recoup.network.modes import evaluating
+from recoup.network.reached import watching
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +141,17 @@ class LayerCost:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """The cost of a network for one batch: its layers in order of execution, and totals."""
+    """The cost of a network for one batch: its layers in order of execution, and totals of what is counted.
+
+    Attributes:
+        array: the array.
+        layers: what runs on it.
+        uncounted: what else multiplies, beside the array: neither in the cycles nor in the speedup.
+    """
 
     array: Array
     layers: tuple[LayerCost, ...]
+    uncounted: tuple[Uncounted, ...] = ()
 
     @property
     def cycles(self) -> int:
@@ -155,13 +165,19 @@ class Cost:
 
     @property
     def speedup(self) -> float:
-        """Of the network over one thread; layers left in float run one thread in both."""
+        """Of what is counted over one thread; layers left in float run one thread in both."""
         return self.single / self.cycles if self.cycles else 1.0
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates."""
+        """Multiply-accumulates of what is counted."""
         return sum(layer.macs for layer in self.layers)
+
+    @property
+    def uncounted_macs(self) -> int | None:
+        """Of what is not counted; None where a class among it does not tell."""
+        parts = [part.macs for part in self.uncounted]
+        return None if None in parts else sum(part or 0 for part in parts)
 
     @property
     def traffic(self) -> int:
@@ -171,7 +187,8 @@ class Cost:
     def to_dict(self) -> dict[str, Any]:
         """Array, layers and totals as plain values."""
         totals = {name: getattr(self, name) for name in ("cycles", "single", "speedup", "macs", "traffic")}
-        return {"array": asdict(self.array), "layers": [layer.to_dict() for layer in self.layers], **totals}
+        lists = {name: [part.to_dict() for part in getattr(self, name)] for name in ("layers", "uncounted")}
+        return {"array": asdict(self.array), **lists, **totals, "uncounted_macs": self.uncounted_macs}
 
 
 @torch.no_grad()
@@ -180,7 +197,9 @@ def cycles(model: nn.Module, inputs: Any, array: Array | None = None) -> Cost:
 
     Every Conv1d, Conv2d and Linear counts, emulated or not: what is left in float (the first convolution and the
     classifier, by default) must run somewhere, and is taken to run on the same array as 8-bit arithmetic with one
-    thread [our definition]. Everything else (batch norm, pooling, attention products) is not on the array.
+    thread [our definition]. Everything else is not on the array: what multiplies (recurrent layers, transposed
+    convolutions, attention, modules of any class that own weights) is listed in ``uncounted``, with its
+    multiply-accumulates where they can be known; functional calls alone cannot be seen.
 
     Args:
         model: any module; it runs once, in eval mode, to learn the sizes.
@@ -193,6 +212,9 @@ def cycles(model: nn.Module, inputs: Any, array: Array | None = None) -> Cost:
 
     Raises:
         RecoupError: a shape that is none, a bad batch, or a model that runs none of these layers.
+
+    Warns:
+        RecoupWarning: emulated layers that the batch did not reach.
     """
     array = array or Array()
     if isinstance(inputs, Sequence) and not any(isinstance(value, Tensor) for value in inputs):
@@ -211,7 +233,8 @@ def cycles(model: nn.Module, inputs: Any, array: Array | None = None) -> Cost:
 
     hooks = [module.register_forward_hook(record(name), with_kwargs=True) for name, module in layers.items()]
     try:
-        with evaluating(model):
+        reached = watching(emulated_layers(model), "cycles", refuse=False)
+        with watching_uncounted(model, layers) as uncounted, reached, evaluating(model):
             for batch, _ in prepared(model, [inputs], "cycles"):
                 call(model, batch)
     finally:
@@ -219,7 +242,7 @@ def cycles(model: nn.Module, inputs: Any, array: Array | None = None) -> Cost:
             hook.remove()
     if not found:
         raise RecoupError("cycles: the model ran no Conv1d, Conv2d or Linear")
-    return Cost(array, tuple(found))
+    return Cost(array, tuple(found), tuple(uncounted))
 
 
 def _cost(name: str, module: Any, x: Tensor, y: Tensor, array: Array) -> LayerCost:

@@ -1,0 +1,110 @@
+"""Work of a network that the array's cycles leave out: what else multiplies, by name, and how much where that is known.
+
+Legend: B batch, L steps or tokens, E width of an attention.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recoup.models.attention import AttentionProducts
+from recoup.network.multipliers import multipliers, own_weights
+
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass(frozen=True, slots=True)
+class Uncounted:
+    """A module that multiplies beside the array.
+
+    Attributes:
+        name: within the model.
+        kind: its class with the module path.
+        calls: how often it ran for the batch; 0: its weights were used, if at all, by a module around it.
+        macs: multiply-accumulates of all calls; None where the class does not tell.
+    """
+
+    name: str
+    kind: str
+    calls: int
+    macs: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values, for tables and JSON."""
+        return asdict(self)
+
+
+@contextmanager
+def watching_uncounted(model: nn.Module, counted: Mapping[str, nn.Module]) -> Iterator[list[Uncounted]]:
+    """Watch what multiplies besides the ``counted`` modules; the list is filled when the model has run."""
+    found: list[Uncounted] = []
+    calls: dict[str, list[int | None]] = {}
+    ran: set[str] = set()
+    watched = {name: owner.module for name, owner in multipliers(model).items()}
+    watched |= {name: module for name, module in model.named_modules() if isinstance(module, AttentionProducts)}
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            ran.add(name)
+            if name not in counted:
+                calls.setdefault(name, []).append(macs_of(module, args, kwargs, output))
+
+        return hook
+
+    hooks = [module.register_forward_hook(note(name), with_kwargs=True) for name, module in watched.items()]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name, module in watched.items():
+        around = any(name.startswith(f"{other}.") for other in calls)
+        if name in calls or not (name in ran or around):
+            done = calls.get(name, [None])
+            kind = f"{type(module).__module__}.{type(module).__qualname__}"
+            macs = None if None in done else sum(part or 0 for part in done)
+            found.append(Uncounted(name, kind, len(calls.get(name, [])), macs))
+
+
+def macs_of(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> int | None:
+    """The multiply-accumulates of one call, of classes of torch that have a formula: zero padding, steps of padding and
+    all of an attention's scores included. None for any other class."""
+    if isinstance(module, nn.MultiheadAttention):
+        return _attention(module, args, kwargs)
+    if isinstance(module, AttentionProducts):
+        q, k, v = args[:3]
+        return q.numel() * k.shape[-2] + math.prod(q.shape[:-1]) * math.prod(v.shape[-2:])
+    x = args[0] if args else kwargs.get("input")
+    weights = own_weights(module)
+    if isinstance(module, nn.RNNBase):
+        steps = x.data if isinstance(x, nn.utils.rnn.PackedSequence) else x
+        return _rows(steps) * weights
+    if isinstance(module, nn.RNNCellBase | nn.Bilinear):
+        return _rows(x) * weights
+    if isinstance(module, nn.modules.conv._ConvNd) and isinstance(x, Tensor) and isinstance(output, Tensor):
+        sites = (
+            x.numel() // module.in_channels if isinstance(module, TRANSPOSED) else output.numel() // module.out_channels
+        )
+        return sites * module.weight.numel()
+    return None
+
+
+def _rows(x: Any) -> int:
+    assert isinstance(x, torch.Tensor)
+    return x.numel() // max(x.shape[-1], 1)
+
+
+def _attention(module: nn.MultiheadAttention, args: tuple, kwargs: dict) -> int:
+    """Projections of queries, keys, values and output, and both products: with L_q queries and L_k keys
+    B (2 L_q E E + L_k (kdim + vdim) E + 2 L_q L_k E)."""
+    named = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+    query, key = named["query"], named["key"]
+    steps = 0 if query.dim() == 2 else int(module.batch_first)
+    q, k, width = query.shape[steps], key.shape[steps], module.embed_dim
+    batch = 1 if query.dim() == 2 else query.shape[1 - steps]
+    return batch * width * (2 * q * width + k * (module.kdim + module.vdim) + 2 * q * k)

@@ -1,0 +1,134 @@
+"""What the array's cycles leave out is listed, with multiply-accumulates counted by hand or by running loops."""
+
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import recoup as rc
+from recoup.models.attention import AttentionProducts
+from recoup.nbsmt import cycles
+from tests.networks import images, small_net
+
+
+class Network(nn.Module):
+    """A module between two linear layers that see rows of 8."""
+
+    def __init__(self, inner: nn.Module, call=None) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = nn.Linear(8, 8), inner, nn.Linear(8, 2)
+        self.call = call or (lambda module, x: module(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.call(self.inner, self.first(x))
+        return self.last(y[0] if isinstance(y, tuple) else y)
+
+
+class Own(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight
+
+
+class Borrowed(nn.Module):
+    """Uses the weight of a layer that never runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.head.weight)
+
+
+def as_image(module, x):
+    return module(x.transpose(1, 2)).transpose(1, 2)
+
+
+def packed(module, x):
+    y, _ = module(nn.utils.rnn.pack_padded_sequence(x, torch.tensor([3, 5]), True, enforce_sorted=False))
+    return nn.utils.rnn.pad_packed_sequence(y, batch_first=True)[0]
+
+
+B, L, E = 2, 5, 8
+CASES = [
+    (nn.LSTM(8, 8, batch_first=True), None, B * L * 4 * 8 * (8 + 8)),
+    (nn.GRU(8, 4, 2, bidirectional=True, batch_first=True), None, B * L * 2 * 2 * 3 * 4 * (8 + 4)),
+    (nn.LSTM(8, 16, proj_size=8, batch_first=True), None, B * L * (4 * 16 * (8 + 8) + 16 * 8)),
+    (nn.RNN(8, 8, batch_first=True), packed, 8 * 8 * (8 + 8)),
+    (nn.LSTMCell(8, 8), lambda m, x: torch.stack([m(x[:, t])[0] for t in range(L)], 1), B * L * 4 * 8 * 16),
+    (nn.Bilinear(8, 8, 8), lambda m, x: m(x, x), B * L * 8 * 8 * 8),
+    (nn.ConvTranspose1d(8, 8, 3, padding=1), as_image, B * L * 8 * 8 * 3),
+    (nn.ConvTranspose1d(8, 8, 3, padding=1, groups=4), as_image, B * L * 8 * 2 * 3),
+    (nn.Conv3d(8, 8, (1, 1, 3), padding=(0, 0, 1)), lambda m, x: m(x.mT[:, :, None, None])[:, :, 0, 0].mT, B * L * 192),
+    (nn.MultiheadAttention(8, 2, batch_first=True), lambda m, x: m(x, x, x), B * (4 * L * E * E + 2 * L * L * E)),
+    (
+        nn.MultiheadAttention(8, 2, kdim=3, vdim=4),
+        lambda m, x: m(x.transpose(0, 1), torch.ones(6, B, 3), value=torch.ones(6, B, 4))[0].transpose(0, 1),
+        B * (2 * L * E * E + 6 * E * (3 + 4) + 2 * L * 6 * E),
+    ),
+    (AttentionProducts(), lambda m, x: m(x, x, x), B * 2 * L * L * E),
+    (Own(), None, None),
+]
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize(("inner", "call", "macs"), CASES, ids=[type(case[0]).__name__ for case in CASES])
+def test_what_multiplies_beside_the_array_is_listed(inner, call, macs):
+    cost = cycles(Network(inner, call), torch.rand(B, L, 8))
+    assert [layer.name for layer in cost.layers] == ["first", "last"]
+    (row,) = cost.uncounted
+    calls = L if isinstance(inner, nn.LSTMCell) else 1
+    assert (row.name, row.calls, row.macs) == ("inner", calls, macs)
+    assert row.kind == f"{type(inner).__module__}.{type(inner).__name__}"
+    assert cost.uncounted_macs == macs
+    assert json.loads(json.dumps(cost.to_dict()))["uncounted"] == [row.to_dict()]
+
+
+def test_a_transposed_convolution_by_running_loops():
+    layer, x = nn.ConvTranspose2d(4, 6, (2, 3), stride=2, groups=2, bias=False), torch.rand(2, 4, 3, 5)
+    cost = cycles(nn.Sequential(nn.Conv2d(4, 4, 1), layer), x)
+    products = 0
+    for _ in range(2 * 3 * 5):  # images and pixels
+        for channel in range(4):
+            products += layer.weight[channel].numel()
+    assert cost.uncounted_macs == products
+
+
+def test_an_lstm_before_a_linear_layer():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.fc = nn.LSTM(12, 32, 2, batch_first=True), nn.Linear(32, 17)
+
+        def forward(self, x):
+            return self.fc(self.rnn(x)[0][:, -1])
+
+    cost = cycles(Net(), (20, 12))
+    assert cost.macs == 32 * 17
+    assert cost.uncounted_macs == 20 * 4 * 32 * (12 + 32 + 32 + 32)
+
+
+def test_weights_used_by_a_functional_call_are_listed_without_a_number():
+    cost = cycles(Network(Borrowed()), torch.rand(B, L, 8))
+    assert [(row.name, row.calls, row.macs) for row in cost.uncounted] == [("inner.head", 0, None)]
+    assert cost.uncounted_macs is None
+
+
+def test_emulated_layers_that_never_run_are_said():
+    model = rc.emulate_(Network(Borrowed()), rc.LBA())
+    with pytest.warns(rc.RecoupWarning, match="cycles: 1 of 3 emulated layers never ran: inner.head"):
+        cycles(model, torch.rand(B, L, 8))
+
+
+def test_a_network_of_layers_alone_has_nothing_uncounted():
+    cost = cycles(small_net(), images(2))
+    assert cost.uncounted == ()
+    assert cost.uncounted_macs == 0
+    assert math.isclose(cost.speedup, 1.0)
