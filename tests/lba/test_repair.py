@@ -129,3 +129,26 @@ def test_underflow_switches_in_every_layer():
         lba.set_underflow_(model, True)
         assert torch.equal(model(x), on)
     assert not torch.equal(on, off)
+
+
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+def test_a_gain_does_not_outlive_its_weight(kind):
+    torch.manual_seed(0)
+    if kind == "conv":
+        model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval(), torch.rand(2, 3, 6, 6)
+        fuse = torch.nn.utils.fusion.fuse_conv_bn_eval
+    else:
+        model, x = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).eval(), torch.rand(5, 3)
+        fuse = torch.nn.utils.fusion.fuse_linear_bn_eval
+    rc.emulate_(model, LBA.biased(3, 4), {"1": None})
+    fuse(*model)
+    rc.lba.correct_gain_(model, [x])
+    with pytest.raises(RecoupError, match=r"layer '0'.*its weight is being replaced.*a gain that belongs to the old"):
+        fuse(*model)
+    with pytest.raises(RecoupError, match="weight is being replaced"):
+        model[0].weight = nn.Parameter(torch.zeros_like(model[0].weight))
+    kept = model[0].gain.clone()
+    model.load_state_dict(model.state_dict(), assign=True)
+    assert torch.equal(model[0].gain, kept)
+    model[0].gain = None
+    fuse(*model)

@@ -81,6 +81,15 @@ class LBALayer(Emulated):
         text = super().extra_repr()
         return text if config is None else f"{text}, {config!r}" + (", gain" if self.gain is not None else "")
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Refuse to replace the weight under a gain, as folding a batch norm does: it would stay behind."""
+        if name == "weight" and self.__dict__.get("_buffers", {}).get("gain") is not None:
+            raise RecoupError(
+                f"{self.title}: its weight is being replaced (a batch norm folded?), but it has a gain that belongs to "
+                "the old one: fold before correct_gain_, or set gain = None and correct_gain_ anew"
+            )
+        super().register_parameter(name, param)
+
     def fault(self, name: str, value: Any) -> str | None:
         return f"has shape {list(value.shape)}" if name == "gain" and value.shape != self.matrix.shape[:1] else None
 
