@@ -128,7 +128,7 @@ def _within(name: str, block: str) -> bool:
 
 def _observe(name: str, ranges: dict[str, _Range]) -> Any:
     def hook(_: nn.Module, args: tuple, kwargs: dict) -> None:
-        x = (args[0] if args else kwargs["input"]).detach()
+        x = (args[0] if args else next(iter(kwargs.values()))).detach()
         if not x.numel():
             return
         seen = ranges.setdefault(name, _Range(list(x.shape)))

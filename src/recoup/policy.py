@@ -44,7 +44,7 @@ class Policy(Mapping[str, Any]):
         if not isinstance(name, str):
             raise RecoupError(f"Policy(name={name!r}): name must be text")
         for key in layers:
-            if not isinstance(key, str) or not key:
+            if not isinstance(key, str):
                 raise RecoupError(f"Policy: a key is a layer's name or 're:...'; got {key!r}")
         values = {key: None if value is None else as_config(value) for key, value in layers.items()}
         object.__setattr__(self, "_layers", values)

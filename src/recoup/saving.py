@@ -25,7 +25,7 @@ from recoup.storage.files import write_atomically
 from recoup.storage.names import renamed
 from recoup.version import __version__
 
-HEADER, PREFIX, FORMAT = "recoup", "recoup.", 1
+HEADER, PREFIX, BEFORE, FORMAT = "recoup", "recoup.", "recoup/before/", 1  # no module has a slash in its name
 
 
 def save(model: nn.Module, path: str | Path) -> None:
@@ -41,6 +41,9 @@ def save(model: nn.Module, path: str | Path) -> None:
         raise RecoupError(f"save: model must be a torch.nn.Module; got {type(model).__name__}")
     ledger.warn_stale(model, "save")
     tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    taken = next((name for name in tensors if name.startswith(PREFIX)), None)
+    if taken is not None:
+        raise RecoupError(f"save: the network's own {taken!r} stands where recoup's extras do: rename that module")
     for name, (norm, entry) in ledger.restorable(model).items():
         for buffer, value in ledger.statistics(norm).items():
             tensors[f"{PREFIX}{name}.{buffer}"] = value
@@ -54,6 +57,7 @@ def save(model: nn.Module, path: str | Path) -> None:
         "format": FORMAT,
         "layers": json.loads(json.dumps({name: repr(config) for name, config in Policy.of(model).items()})),
         "scales": scales,
+        "trained": [name for name, layer in emulated_layers(model).items() if layer.trained],
         "ledger": kept,
         "recoup": __version__,
         "torch": torch.__version__,
@@ -91,7 +95,7 @@ def load(path: str | Path, model: nn.Module | str) -> Any:
     if emulated_layers(network):
         raise RecoupError("load: the model is emulated already: restore_ it first")
     header, tensors = read(path)
-    weights = {name: value for name, value in tensors.items() if not name.startswith(PREFIX)}
+    weights = {name: value for name, value in tensors.items() if not name.startswith((PREFIX, BEFORE))}
     own = network.state_dict()
     rename = renamed(weights, own, f"load: {path}")
     before = {name: value.clone() for name, value in own.items() if isinstance(value, Tensor)}
@@ -103,8 +107,9 @@ def load(path: str | Path, model: nn.Module | str) -> Any:
         restore_(network)
         network.load_state_dict(before)
         for module, scale in scales.items():
-            if scale is None:
-                module.__dict__.pop("activation_scale", None)
+            module.__dict__.pop("activation_scale", None)
+            if scale is not None:
+                module.__dict__["activation_scale"] = scale
         if isinstance(error, RecoupError) or not isinstance(error, Exception):
             raise
         raise RecoupError(f"load: {path} does not fit {type(network).__name__}: {error}") from error
@@ -146,7 +151,7 @@ def _fill(model: nn.Module, header: Mapping[str, Any], tensors: Mapping[str, Ten
         emulate_(model, Policy({rename.module(name): text for name, text in header["layers"].items()}))
     extras: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        if key.startswith(PREFIX) and not key.startswith(f"{PREFIX}before."):
+        if key.startswith(PREFIX):
             layer, _, extra = key.removeprefix(PREFIX).rpartition(".")
             extras.setdefault(layer, {})[extra] = value
     for name, values in extras.items():
@@ -164,13 +169,15 @@ def _fill(model: nn.Module, header: Mapping[str, Any], tensors: Mapping[str, Ten
     for name, entries in header["ledger"].items():
         for entry in entries:
             ledger.write(module(name), _entry(module(name), name, entry, tensors))
+    for name in header.get("trained", []):
+        module(name).trained = True  # type: ignore[assignment]
 
 
 def _ledger(model: nn.Module) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Tensor]]:
     """The entries as JSON, and the tensors among what was there before them."""
     kept: dict[str, list[dict[str, Any]]] = {}
     tensors: dict[str, Tensor] = {}
-    for name, (_, own) in ledger.found(model).items():
+    for name, (module, own) in ledger.found(model).items():
         for entry in own:
             before = {}
             for attribute, value in entry.before.items():
@@ -179,6 +186,8 @@ def _ledger(model: nn.Module) -> tuple[dict[str, list[dict[str, Any]]], dict[str
                 before[attribute] = None if isinstance(value, Tensor) or value is None else repr(value)
             fields = {"stage": entry.stage, "slot": entry.slot, "verb": entry.verb, "number": entry.number}
             fields |= {"images": entry.images, "weights": entry.weights, "config": entry.config, "before": before}
+            if entry.stage == "statistics" and not ledger.same_statistics(module, entry):
+                fields["changed"] = True
             kept.setdefault(name, []).append(fields)
     return kept, tensors
 
@@ -192,11 +201,14 @@ def _entry(module: nn.Module, name: str, fields: Mapping[str, Any], tensors: Map
         tensor = tensors.get(_before(name, fields["slot"], attribute))
         before[attribute] = tensor.to(device) if tensor is not None else None if text is None else parse_config(text)
     after = ledger.statistics(module) if fields["stage"] == "statistics" else {}
-    return ledger.Entry(**{**fields, "before": before, "after": after})
+    if fields.get("changed"):  # since the repair: what it wrote is no longer there
+        after = {buffer: torch.full_like(value, -1) for buffer, value in after.items()}
+    kept = {key: value for key, value in fields.items() if key != "changed"}
+    return ledger.Entry(**{**kept, "before": before, "after": after})
 
 
 def _before(name: str, slot: str, attribute: str) -> str:
-    return f"{PREFIX}before.{name}.{slot}.{attribute}"
+    return f"{BEFORE}{name}.{slot}.{attribute}"
 
 
 def _joined(name: str, buffer: str) -> str:

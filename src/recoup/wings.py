@@ -31,6 +31,7 @@ __all__ = [
     "wing_of",
 ]
 
+RESERVED = ("Float", "Int", "float")
 _CARDS: dict[type, Card] = {card.config: card for card in (NBSMT_CARD, LBA_CARD, LIGHTNORM_CARD)}
 
 
@@ -47,6 +48,14 @@ def register(card: Card) -> Card:
     """
     if not isinstance(card, Card):
         raise RecoupError(f"wings.register({card!r}): must be a recoup.wings.Card")
+    for name in (*card.presets, *card.callables):
+        if name in RESERVED:
+            raise RecoupError(
+                f"wings.register: {name!r} means a number format or a layer left in float; take another name"
+            )
+    for name, preset in card.presets.items():
+        if type(preset) is not card.config:
+            raise RecoupError(f"wings.register: preset {name!r} is {preset!r}, which is no {card.config.__name__}")
     others = [other for config, other in _CARDS.items() if not _same(config, card.config)]
     for kind in ("presets", "callables"):
         taken = {name: other for other in others for name in getattr(other, kind)}
@@ -59,7 +68,7 @@ def register(card: Card) -> Card:
     for config in [config for config in _CARDS if _same(config, card.config)]:
         del _CARDS[config]
     for plain, emulated in card.layers.items():
-        if not hasattr(emulated, "float_class"):
+        if "float_class" not in vars(emulated):
             emulated.float_class = plain  # type: ignore[attr-defined]
     _CARDS[card.config] = card
     return card

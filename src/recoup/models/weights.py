@@ -87,7 +87,9 @@ def _read_safetensors(path: Path) -> object:
         tensors = load_file(path)
         with safe_open(path, "pt") as file:
             extras = "recoup" in (file.metadata() or {})  # written by recoup.save: beside them a float checkpoint
-        return {name: value for name, value in tensors.items() if not (extras and name.startswith("recoup."))}
+        return {
+            name: value for name, value in tensors.items() if not (extras and name.startswith(("recoup.", "recoup/")))
+        }
     except (SafetensorError, OSError) as error:
         raise RecoupError(f"{path} cannot be read as safetensors; truncated or another format? ({error})") from error
 

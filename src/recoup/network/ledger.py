@@ -158,7 +158,20 @@ def begin_structure(model: nn.Module, verb: str) -> None:
 
 
 def put_back(module: nn.Module, entry: Entry) -> None:
-    """Set what an entry's step changed to what was there before."""
+    """Set what an entry's step changed to what was there before.
+
+    Statistics that something else has written since (training, another checkpoint) are not the step's: they stay.
+
+    Warns:
+        RecoupWarning: statistics that stay.
+    """
+    if entry.stage == "statistics" and not same_statistics(module, entry):
+        warnings.warn(
+            f"statistics of a batch norm changed since {entry.verb}, so they are not taken back",
+            RecoupWarning,
+            stacklevel=4,
+        )
+        return
     with torch.no_grad():
         for name, value in entry.before.items():
             old = module._buffers.get(name)
@@ -197,7 +210,7 @@ def statistics(module: nn.Module) -> dict[str, Tensor]:
 def weights_digest(module: nn.Module) -> str:
     """Of the module's own weight and bias; the copies leave the parameters' storage alone."""
     values = (getattr(module, name, None) for name in ("weight", "bias"))
-    return of_tensors(*(value for value in values if isinstance(value, Tensor)))
+    return of_tensors(*(value for value in values if isinstance(value, Tensor) and not value.is_meta))
 
 
 def config_text(module: nn.Module) -> str:

@@ -88,6 +88,8 @@ class Baseline:
     hardware: str = ""
 
 
+BARE = "float statistics"
+"""The state of a network on hardware, without repair."""
 FLOAT = Baseline("float", "float", "in float")
 
 
@@ -201,6 +203,10 @@ class Card:
                     f"recoup.wings.Emulated and from {plain.__name__}"
                 )
         known = {repair.name for repair in self.repairs}
+        if BARE in known:
+            raise RecoupError(
+                f"Card(config={self.config.__name__}): {BARE!r} is the state without repair; name it otherwise"
+            )
         for name in (*self.default, *self.quoted, *self.plan, *self.plan_without_norms):
             if name not in known:
                 raise RecoupError(f"Card(config={self.config.__name__}): {name!r} is none of its repairs")

@@ -61,7 +61,8 @@ class Lab:
         self.model: nn.Module = model.to(self.device).eval()
         self.has_norms = has_norms(model)
         self._float = Statistics.of(model)
-        self._on_baseline: dict[tuple[str, int], Statistics] = {}
+        self._on_baseline: dict[tuple[str, int, str], Statistics] = {}
+        self._weights = {name: value.detach().clone() for name, value in self.model.named_parameters()}
         self._calibrated: int | None = None
 
     def _built(self) -> nn.Module:
@@ -152,7 +153,7 @@ class Lab:
 
     def _measured_on_baseline(self, config: Config, repaired: Repair, seed: int, batches: Any) -> Statistics:
         """The statistics that a repair finds on a wing's baseline, once a seed."""
-        key = (repaired.name, seed)
+        key = (repaired.name, seed, repr(baseline_of(config)))
         if key not in self._on_baseline:
             self._emulate(baseline_of(config))
             repaired.apply(self.model, batches)
@@ -163,6 +164,10 @@ class Lab:
     def _reset(self) -> None:
         restore_(self.model)
         self._float.put(self.model)
+        with torch.no_grad():
+            for name, value in self.model.named_parameters():
+                if not torch.equal(value, self._weights[name]):  # a repair of a wing may change weights
+                    value.copy_(self._weights[name])
 
     def _emulate(self, config: Config) -> None:
         """Under a wing's baseline, layers with a config of that wing of their own run its baseline too."""

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from recoup.errors import RecoupError
+from recoup.network.wing import BARE, Card, Repair
 from recoup.network.wing import FLOAT as FLOAT_BASELINE
-from recoup.network.wing import Card, Repair
 from recoup.wings import cards, wing_of
 
-NONE = "float statistics"
+NONE = BARE
 MEANING = "The checkpoint's own BatchNorm statistics; nothing repaired."
 FLOAT = FLOAT_BASELINE.name  # the row of the float network; those of other baselines are called as their card says
 
