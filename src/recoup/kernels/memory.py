@@ -29,7 +29,7 @@ def _advise() -> Callable[[int, int, int], int] | None:
 
 
 def address(array: np.ndarray) -> int:
-    """Where a writable array's elements begin: `array.ctypes.data` in half its time, which small products feel."""
+    """Where a writable array's elements begin, in half the time of NumPy's own property, which small products feel."""
     return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
 
 
