@@ -21,12 +21,13 @@ SHAPES = ((256, 64, 56 * 56), (256, 256, 14 * 14), (64, 512, 7 * 7), (256, 16, 3
 
 def variants(x: Tensor) -> dict[str, tuple[int, Callable[[], object]]]:
     """Every pass over x [N, C, P]: how many times it moves the tensor, and the call."""
-    from recoup.lightnorm import LightNorm, gpu, passes
+    from recoup.lightnorm import LightNorm, gpu
+    from recoup.lightnorm.separate import statistics
 
     config = LightNorm()
     C, elements = x.shape[1], x.shape[0] * x.shape[2]
     sums, ends, indices = gpu.moments(x, config.chunks)
-    mean, _, r = passes.statistics(sums, ends, elements, config, 1e-5)
+    mean, _, r = statistics(sums, ends, elements, config, 1e-5)
     gamma = torch.ones(C, dtype=torch.float64, device=x.device)
     beta, amounts = torch.zeros_like(gamma), torch.ones(C, config.chunks, dtype=torch.float64, device=x.device)
     g, copy = torch.randn_like(x), torch.empty_like(x)

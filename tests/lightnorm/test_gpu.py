@@ -16,6 +16,7 @@ import torch
 from recoup.errors import RecoupError
 from recoup.formats import Float
 from recoup.lightnorm import LightNorm, cpu, passes
+from recoup.lightnorm.separate import SeparatePasses
 
 INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
 FORMATS = {
@@ -150,8 +151,8 @@ class Kernels:
             x[1, 2, 3], grad[0, 4, 7] = math.nan, math.inf
         expected = passes.forward(x, gamma, beta, config, 1e-5)
         slopes = passes.backward(grad, expected[1], expected[4], gamma, expected[5], config)
-        monkeypatch.setattr(passes, "device_of", lambda _: self.gpu)
-        monkeypatch.setattr(passes, "fused_for", lambda *_: None)  # the interpreter's tensors are on the CPU
+        # the interpreter's tensors are on the CPU
+        monkeypatch.setattr(passes, "passes_for", lambda *_: iter([SeparatePasses(self.gpu, config)]))
         x, grad, gamma, beta = self.given(x, grad, gamma, beta)
         found = passes.forward(x, gamma, beta, config, 1e-5)
         assert all(same(f, e) for f, e in zip(found, expected, strict=True))

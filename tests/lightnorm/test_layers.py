@@ -14,7 +14,7 @@ from torch import nn
 import recoup as rc
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.formats import Float
-from recoup.lightnorm import LightNorm, LightNorm1d, LightNorm2d, LightNorm3d, passes
+from recoup.lightnorm import LightNorm, LightNorm1d, LightNorm2d, LightNorm3d, layout, passes
 from recoup.network.emulated import running
 from recoup.network.norms import is_batch_norm
 from tests.networks import batches_of, images, small_net
@@ -45,9 +45,9 @@ def test_layers_are_batch_norms(layer, batch_norm, shape):
     exact = layer(6, config=RANGE).eval()
     exact.load_state_dict(plain.state_dict())
     torch.testing.assert_close(exact(x), plain(x), rtol=1e-5, atol=1e-6)
-    merged = passes.merged(x, unit.config)
+    merged = layout.flattened(x, unit.config)
     expected = passes.forward(merged, unit.weight, unit.bias, unit.config, unit.eps)[0]
-    assert torch.equal(unit.train()(x), passes.split(expected, x.shape))
+    assert torch.equal(unit.train()(x), layout.unflattened(expected, x.shape))
     plain.load_state_dict(unit.state_dict())
 
 
@@ -58,7 +58,7 @@ def test_running_statistics_follow_mean_and_scale(momentum):
     for step in range(3):
         x = drawn(4, 6, 5, 5, seed=step)
         unit(x)
-        _, _, mu, s, _, _ = passes.forward(passes.merged(x, RANGE), unit.weight, unit.bias, RANGE, unit.eps)
+        _, _, mu, s, _, _ = passes.forward(layout.flattened(x, RANGE), unit.weight, unit.bias, RANGE, unit.eps)
         factor = 1 / (step + 1) if momentum is None else momentum
         mean = ((1 - factor) * mean.double() + factor * mu).float()
         var = ((1 - factor) * var.double() + factor * (s - unit.eps) ** 2).float()
@@ -88,10 +88,8 @@ def test_memory_formats_and_strides():
     wide = drawn(4, 12, 5, 14)[:, ::2, :, ::2]
     assert torch.equal(unit(wide), unit(wide.contiguous()))
     few, joined = drawn(30, 6, 2, 2), LightNorm2d(6)
-    assert torch.equal(
-        joined(few),
-        passes.split(passes.forward(passes.merged(few, joined.config), *_ones(), joined.config, 1e-5)[0], few.shape),
-    )
+    expected = passes.forward(layout.flattened(few, joined.config), *_ones(), joined.config, 1e-5)[0]
+    assert torch.equal(joined(few), layout.unflattened(expected, few.shape))
 
 
 def _ones():
@@ -114,10 +112,10 @@ def test_gradients_are_the_backward_passes():
     unit, x = LightNorm2d(6), drawn(4, 6, 5, 5).requires_grad_()
     grad = drawn(4, 6, 5, 5, seed=1) * 0.01
     unit(x).backward(grad)
-    merged = passes.merged(x, unit.config)
+    merged = layout.flattened(x, unit.config)
     _, xhat, _, _, r, indices = passes.forward(merged, unit.weight, unit.bias, unit.config, unit.eps)
-    dx, dgamma, dbeta = passes.backward(passes.merged(grad, unit.config), xhat, r, unit.weight, indices, unit.config)
-    assert torch.equal(x.grad, passes.split(dx, x.shape))
+    dx, dgamma, dbeta = passes.backward(layout.flattened(grad, unit.config), xhat, r, unit.weight, indices, unit.config)
+    assert torch.equal(x.grad, layout.unflattened(dx, x.shape))
     assert torch.equal(unit.weight.grad, dgamma)
     assert torch.equal(unit.bias.grad, dbeta)
 

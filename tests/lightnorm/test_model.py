@@ -11,7 +11,7 @@ from torch import nn
 
 from recoup.errors import RecoupError
 from recoup.formats import Float
-from recoup.lightnorm import LightNorm, LightNorm1d, LightNorm2d, passes, reference
+from recoup.lightnorm import LightNorm, LightNorm1d, LightNorm2d, layout, passes, reference
 from recoup.lightnorm.cost import block_bits, traffic, widths
 from recoup.lightnorm.scale import factors
 from recoup.study.configs import parse_config
@@ -138,16 +138,21 @@ def test_blocks_of_places_end_with_their_sample(shape):
     y = unit(x)
     assert torch.equal(y, torch.cat([unit(sample) for sample in x.split(1)]))
     assert torch.equal(unit.double()(x.double()).float(), y)
-    merged = passes.merged(x, unit.config)
-    assert merged.shape == passes.merged_shape(x.shape, unit.config) == (shape[0], 3, int(np.prod(shape[2:])))
-    assert torch.equal(passes.split(merged, x.shape), x)
+    merged = layout.flattened(x, unit.config)
+    assert merged.shape == layout.flattened_shape(x.shape, unit.config) == (shape[0], 3, int(np.prod(shape[2:])))
+    assert torch.equal(layout.unflattened(merged, x.shape), x)
+
+
+def names(found):
+    return [type(way).__name__ for way in found]
 
 
 def test_places_run_apart_from_the_fused_passes():
     x = torch.zeros(3, 4, 20)
-    assert passes.fused_for(x, PLACES) is None
-    assert passes.fused_for(x, LightNorm()) is not None
-    assert passes.fused_for(x, LightNorm.fp10(axis="place")) is not None
+    assert names(passes.passes_for(x, PLACES, 8)) == ["SeparatePasses"]
+    for config in (LightNorm(), LightNorm.fp10(axis="place")):
+        assert names(passes.passes_for(x, config, 8)) == ["EmittedPasses", "GeneralPasses", "SeparatePasses"]
+    assert names(passes.passes_for(x.double(), LightNorm(), 8)) == ["GeneralPasses", "SeparatePasses"]
 
 
 def test_layers_with_blocks_of_places():

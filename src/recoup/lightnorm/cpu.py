@@ -3,8 +3,6 @@
 Legend: x [N, C, P]; K chunks. The names are those of gpu.py; `passes` puts them together.
 """
 
-from functools import lru_cache
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,34 +10,12 @@ from torch import Tensor
 from recoup.formats import Float
 from recoup.kernels.magnitudes import magnitudes
 from recoup.kernels.threads import over_rows
-from recoup.lightnorm.cpu_kernels import (
-    GENERAL,
-    NONE,
-    TRUNCATE,
-    gradient_kernel,
-    moments_kernel,
-    normalize_kernel,
-    products_kernel,
-)
-from recoup.lightnorm.scale import sizes
+from recoup.lightnorm.cpu_kernels import gradient_kernel, moments_kernel, normalize_kernel, products_kernel
+from recoup.lightnorm.rounding import rounding_of
+from recoup.lightnorm.tiling import segments
 
 INTEGERS = {torch.float32: np.int32, torch.float64: np.int64}
 INFINITE32 = 0x7F800000
-FRACTION = 52
-
-
-@lru_cache(maxsize=256)
-def rounding(format: Float | None) -> tuple[int, ...]:  # noqa: A002
-    """How the kernels round float64 to a format: mode; mask, smallest normal and largest value as bits; the distances
-    from a binade's power of two to the number whose ulp is the quantum, and to the quantum, in exponent fields; flags
-    nearest and flush."""
-    if format is None:
-        return (NONE, 0, 0, 0, 0, 0, 0, 0)
-    low, top = (int(np.float64(v).view(np.int64)) for v in (format.smallest_normal, format.largest_value))
-    truncates = format.rounding == "zero" and not format.subnormals
-    spread, depth = (FRACTION - format.mantissa) << FRACTION, format.mantissa << FRACTION
-    flags = (int(format.rounding == "nearest"), int(not format.subnormals))
-    return (TRUNCATE if truncates else GENERAL, -1 << (FRACTION - format.mantissa), low, top, spread, depth, *flags)
 
 
 def finite(x: Tensor) -> bool:
@@ -47,16 +23,6 @@ def finite(x: Tensor) -> bool:
     if x.dtype == torch.float32:
         return magnitudes(x)[0] < INFINITE32
     return bool(x.isfinite().all())
-
-
-@lru_cache(maxsize=256)
-def _segments(samples: int, places: int, chunks: int) -> np.ndarray:
-    """The pieces of samples that lie in one chunk: sample, first place, end, chunk; int64 [S, 4]."""
-    bounds = np.cumsum([0, *sizes(samples * places, chunks)])
-    cuts = np.union1d(bounds, np.arange(0, samples * places + 1, places))
-    chunk = np.searchsorted(bounds, cuts[:-1], side="right") - 1
-    sample = cuts[:-1] // places
-    return np.stack([sample, cuts[:-1] - sample * places, cuts[1:] - sample * places, chunk], 1).astype(np.int64)
 
 
 def _flat(x: Tensor) -> np.ndarray:
@@ -67,9 +33,9 @@ def moments(x: Tensor, chunks: int) -> tuple[Tensor, Tensor, Tensor]:
     """Sums as pairs float64 [C, 2]; the chunks' maxima and minima, float64 [C, K, 2], and indices, int64 [C, K, 2]."""
     N, C, P = x.shape
     sums, ends, indices = np.empty((C, 2)), np.empty((C, chunks, 2)), np.empty((C, chunks, 2), np.int64)
-    source, shape, segments = _flat(x), (C, P), _segments(N, P, chunks)
+    source, shape, pieces = _flat(x), (C, P), segments(N, P, chunks)
     keys = source.view(INTEGERS[x.dtype])
-    over_rows(lambda a, b: moments_kernel(source, keys, a, b, shape, segments, sums, ends, indices), C, N * P)
+    over_rows(lambda a, b: moments_kernel(source, keys, a, b, shape, pieces, sums, ends, indices), C, N * P)
     return torch.from_numpy(sums), torch.from_numpy(ends), torch.from_numpy(indices)
 
 
@@ -84,8 +50,8 @@ def normalize(
     """y = F(gamma xhat + beta) and xhat = F((x - mu) r), in x's dtype; the vectors are float64 [C]."""
     y, xhat = torch.empty_like(x), torch.empty_like(x)
     vectors = [v.numpy() for v in (mean, reciprocal, scale, shift)]
-    arrays, shape, how = [_flat(v) for v in (x, xhat, y)], tuple(x.shape), rounding(format)
-    over_rows(lambda a, b: normalize_kernel(*arrays, a, b, shape, *vectors, how), shape[1], shape[0] * shape[2])
+    arrays, shape, numbers = [_flat(v) for v in (x, xhat, y)], tuple(x.shape), tuple(rounding_of(format))
+    over_rows(lambda a, b: normalize_kernel(*arrays, a, b, shape, *vectors, numbers), shape[1], shape[0] * shape[2])
     return y, xhat
 
 
@@ -109,6 +75,6 @@ def gradient(
     """dx = F'((g - m) slope, less the amount at a chunk's first maximum, plus it at its first minimum)."""
     dx = torch.empty_like(g)
     vectors = [v.numpy() for v in (mean, slope, amounts, indices)]
-    arrays, shape, how = (_flat(g), _flat(dx)), tuple(g.shape), rounding(format)
-    over_rows(lambda a, b: gradient_kernel(*arrays, a, b, shape, *vectors, how), shape[1], shape[0] * shape[2])
+    arrays, shape, numbers = (_flat(g), _flat(dx)), tuple(g.shape), tuple(rounding_of(format))
+    over_rows(lambda a, b: gradient_kernel(*arrays, a, b, shape, *vectors, numbers), shape[1], shape[0] * shape[2])
     return dx

@@ -13,45 +13,20 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from recoup.formats.cpu_kernels import as_float, as_integer
+from recoup.formats.cpu_kernels import as_float
+from recoup.lightnorm.rounding import GENERAL, TRUNCATE, Rounding, generally, rounded, truncated
 
 LANES = 64
-NONE, TRUNCATE, GENERAL = 0, 1, 2  # how values are rounded: see cpu.rounding
-MAGNITUDE, SIGN, EXPONENT = (1 << 63) - 1, -(1 << 63), 0x7FF << 52
-INFINITY = EXPONENT
 
 _njit: Any = njit(nogil=True, cache=True)
 
 
 @_njit
-def _truncated(v, rounding):
-    """v toward zero, flushed and saturated, float64."""
-    _, mask, low, top, _, _, _, _ = rounding
-    bits = as_integer(v)
-    size = np.int64(bits & np.int64(MAGNITUDE))
-    cut = np.int64(0) if size < low else min(np.int64(size & mask), top)
-    cut = size if size > np.int64(INFINITY) else cut
-    return as_float(np.int64(cut | np.int64(bits & np.int64(SIGN))))
-
-
-@_njit
-def _generally(v, rounding):
-    """v to nearest even or toward zero, with or without subnormals, float64."""
-    _, _, low, top, spread, depth, nearest, flush = rounding
-    bits = as_integer(v)
-    sign, size = np.int64(bits & np.int64(SIGN)), np.int64(bits & np.int64(MAGNITUDE))
-    normal = np.int64(max(size, low) & np.int64(EXPONENT))
-    large = as_float(np.int64(min(normal, top) + spread))
-    magnitude = as_float(size)
-    held = min(magnitude, as_float(top) * 2.0)
-    rounded = (held + large) - large
-    quantum = as_float(np.int64(min(normal, top) - depth))
-    if nearest == 0:
-        rounded = rounded - (quantum if rounded > held else 0.0)
-    rounded = 0.0 if (flush != 0 and size < low) else rounded
-    rounded = min(rounded, as_float(top))
-    rounded = magnitude if size > np.int64(INFINITY) else rounded
-    return as_float(np.int64(as_integer(rounded) | sign))
+def two_sum(s, v):
+    """s + v, and exactly what rounding took from it."""
+    t = s + v
+    z = t - s
+    return t, (s - (t - z)) + (v - z)
 
 
 @_njit
@@ -61,17 +36,11 @@ def _add_up(x, first, last, sums, errors):
     whole = source.size // LANES * LANES
     for i in range(0, whole, LANES):
         for j in range(LANES):
-            v, s = np.float64(source[np.uintp(i) + np.uintp(j)]), sums[j]
-            t = s + v
-            z = t - s
-            errors[j] += (s - (t - z)) + (v - z)
-            sums[j] = t
+            sums[j], error = two_sum(sums[j], np.float64(source[np.uintp(i) + np.uintp(j)]))
+            errors[j] += error
     for j in range(source.size - whole):
-        v, s = np.float64(source[whole + j]), sums[j]
-        t = s + v
-        z = t - s
-        errors[j] += (s - (t - z)) + (v - z)
-        sums[j] = t
+        sums[j], error = two_sum(sums[j], np.float64(source[whole + j]))
+        errors[j] += error
 
 
 @_njit
@@ -81,77 +50,77 @@ def _add_up_products(x, y, first, last, sums, errors):
     whole = left.size // LANES * LANES
     for i in range(0, whole, LANES):
         for j in range(LANES):
-            v, s = np.float64(left[np.uintp(i) + np.uintp(j)]) * np.float64(right[np.uintp(i) + np.uintp(j)]), sums[j]
-            t = s + v
-            z = t - s
-            errors[j] += (s - (t - z)) + (v - z)
-            sums[j] = t
+            at = np.uintp(i) + np.uintp(j)
+            sums[j], error = two_sum(sums[j], np.float64(left[at]) * np.float64(right[at]))
+            errors[j] += error
     for j in range(left.size - whole):
-        v, s = np.float64(left[whole + j]) * np.float64(right[whole + j]), sums[j]
-        t = s + v
-        z = t - s
-        errors[j] += (s - (t - z)) + (v - z)
-        sums[j] = t
+        sums[j], error = two_sum(sums[j], np.float64(left[whole + j]) * np.float64(right[whole + j]))
+        errors[j] += error
 
 
 @_njit
-def _joined(sums, errors, out):
+def join_lanes(sums, errors, out):
     """The pairs of all lanes as one pair."""
     total, error = 0.0, 0.0
     for j in range(LANES):
-        s, v = total, sums[j]
-        total = s + v
-        z = total - s
-        error += (s - (total - z)) + (v - z)
+        total, lost = two_sum(total, sums[j])
+        error += lost
         error += errors[j]
     out[0], out[1] = total, error
+
+
+@_njit
+def _ordered(bits, sign_at):
+    """A float's bits as an integer that compares as the float does; and back."""
+    T = type(bits)
+    return T(bits ^ T(T(bits >> T(sign_at)) & T(~T(T(1) << T(sign_at)))))
+
+
+@_njit
+def extrema(bits):
+    """The largest and smallest of floats given as bits: reductions of integers become vectors, those of floats do
+    not."""
+    sign_at = bits.itemsize * 8 - 1
+    high = low = _ordered(bits[0], sign_at)
+    for i in range(bits.size):
+        key = _ordered(bits[i], sign_at)
+        high, low = max(high, key), min(low, key)
+    return as_float(_ordered(high, sign_at)), as_float(_ordered(low, sign_at))
 
 
 @_njit
 def moments_kernel(x, keys, first, last, shape, segments, sums, ends, indices):
     """Per channel: the sum, and of every chunk maximum, minimum and their first indices.
 
-    ``keys``: x as integers of its width. ``sums`` [C, 2], ``ends`` [C, K, 2], ``indices`` [C, K, 2].
+    ``keys``: x as integers of its width. ``sums`` [C, 2], ``ends`` [C, K, 2], ``indices`` [C, K, 2]. The index is
+    looked for once the chunk's extremum is known, in the segment that first had it; in a chunk of NaN, which none had,
+    it is the last of the first segment.
     """
     channels, places = shape
-    T = keys.dtype.type
-    absolute = T(~T(T(1) << T(keys.itemsize * 8 - 1)))
-    sign_shift = T(keys.itemsize * 8 - 1)
     lanes, errors = np.empty(LANES), np.empty(LANES)
     chunks = ends.shape[1]
-    spots = np.empty((chunks, 2), np.int64)
+    holders = np.empty((chunks, 2), np.int64)
     for c in range(first, last):
         lanes[:] = 0.0
         errors[:] = 0.0
         ends[c, :, 0] = -np.inf
         ends[c, :, 1] = np.inf
-        spots[:] = -1
+        holders[:] = 0
         for s in range(segments.shape[0]):
             sample, begin, end, chunk = segments[s]
             at = (sample * channels + c) * places
             _add_up(x, at + begin, at + end, lanes, errors)
-            part = keys[at + begin : at + end]
-            high, low = (
-                T(part[0] ^ T(T(part[0] >> sign_shift) & absolute)),
-                T(part[0] ^ T(T(part[0] >> sign_shift) & absolute)),
-            )
-            for i in range(part.size):
-                k = part[i]
-                key = T(k ^ T(T(k >> sign_shift) & absolute))
-                high = max(high, key)
-                low = min(low, key)
-            top = np.float64(as_float(T(high ^ T(T(high >> sign_shift) & absolute))))
-            bottom = np.float64(as_float(T(low ^ T(T(low >> sign_shift) & absolute))))
+            top, bottom = extrema(keys[at + begin : at + end])
             if top > ends[c, chunk, 0]:
                 ends[c, chunk, 0] = top
-                spots[chunk, 0] = s
+                holders[chunk, 0] = s
             if bottom < ends[c, chunk, 1]:
                 ends[c, chunk, 1] = bottom
-                spots[chunk, 1] = s
-        _joined(lanes, errors, sums[c])
+                holders[chunk, 1] = s
+        join_lanes(lanes, errors, sums[c])
         for chunk in range(chunks):
             for side in range(2):
-                sample, begin, end, _ = segments[max(spots[chunk, side], 0)]
+                sample, begin, end, _ = segments[holders[chunk, side]]
                 at = (sample * channels + c) * places
                 i = begin
                 while i < end - 1 and np.float64(x[at + i]) != ends[c, chunk, side]:
@@ -160,26 +129,25 @@ def moments_kernel(x, keys, first, last, shape, segments, sums, ends, indices):
 
 
 @_njit
-def normalize_kernel(x, xhat, y, first, last, shape, mean, reciprocal, scale, shift, rounding):
-    """xhat = F((x - mu) r), y = F(gamma xhat + beta), channel by channel."""
+def normalize_kernel(x, xhat, y, first, last, shape, mean, reciprocal, scale, shift, numbers):
+    """xhat = F((x - mu) r), y = F(gamma xhat + beta), channel by channel; ``numbers`` of a `Rounding`."""
     samples, channels, places = shape
-    F = y.dtype.type
-    mode = rounding[0]
+    F, rounding = y.dtype.type, Rounding(*numbers)
     for c in range(first, last):
         mu, r, g, b = mean[c], reciprocal[c], scale[c], shift[c]
         for sample in range(samples):
             at = (sample * channels + c) * places
             source, normal, result = x[at : at + places], xhat[at : at + places], y[at : at + places]
-            if mode == TRUNCATE:
+            if rounding.mode == TRUNCATE:
                 for i in range(places):
-                    h = _truncated((np.float64(source[i]) - mu) * r, rounding)
+                    h = truncated((np.float64(source[i]) - mu) * r, rounding)
                     normal[i] = F(h)
-                    result[i] = F(_truncated(g * h + b, rounding))
-            elif mode == GENERAL:
+                    result[i] = F(truncated(g * h + b, rounding))
+            elif rounding.mode == GENERAL:
                 for i in range(places):
-                    h = _generally((np.float64(source[i]) - mu) * r, rounding)
+                    h = generally((np.float64(source[i]) - mu) * r, rounding)
                     normal[i] = F(h)
-                    result[i] = F(_generally(g * h + b, rounding))
+                    result[i] = F(generally(g * h + b, rounding))
             else:
                 for i in range(places):
                     h = F((np.float64(source[i]) - mu) * r)
@@ -201,27 +169,26 @@ def products_kernel(g, xhat, first, last, shape, plain, cross):
             at = (sample * channels + c) * places
             _add_up(g, at, at + places, lanes, errors)
             _add_up_products(g, xhat, at, at + places, lanes_x, errors_x)
-        _joined(lanes, errors, plain[c])
-        _joined(lanes_x, errors_x, cross[c])
+        join_lanes(lanes, errors, plain[c])
+        join_lanes(lanes_x, errors_x, cross[c])
 
 
 @_njit
-def gradient_kernel(g, dx, first, last, shape, mean, slope, amounts, indices, rounding):
+def gradient_kernel(g, dx, first, last, shape, mean, slope, amounts, indices, numbers):
     """dx = F'((g - m) slope -+ the extrema's amounts); ``amounts`` [C, K], ``indices`` [C, K, 2]."""
     samples, channels, places = shape
-    F = dx.dtype.type
-    mode = rounding[0]
+    F, rounding = dx.dtype.type, Rounding(*numbers)
     for c in range(first, last):
         m, a = mean[c], slope[c]
         for sample in range(samples):
             at = (sample * channels + c) * places
             source, result = g[at : at + places], dx[at : at + places]
-            if mode == TRUNCATE:
+            if rounding.mode == TRUNCATE:
                 for i in range(places):
-                    result[i] = F(_truncated((np.float64(source[i]) - m) * a, rounding))
-            elif mode == GENERAL:
+                    result[i] = F(truncated((np.float64(source[i]) - m) * a, rounding))
+            elif rounding.mode == GENERAL:
                 for i in range(places):
-                    result[i] = F(_generally((np.float64(source[i]) - m) * a, rounding))
+                    result[i] = F(generally((np.float64(source[i]) - m) * a, rounding))
             else:
                 for i in range(places):
                     result[i] = F((np.float64(source[i]) - m) * a)
@@ -233,9 +200,4 @@ def gradient_kernel(g, dx, first, last, shape, mean, slope, amounts, indices, ro
                 n = low if side else high
                 amount = -amounts[c, chunk] if side else amounts[c, chunk]
                 at = (n // places * channels + c) * places + n % places
-                v = (np.float64(g[at]) - m) * a - amount
-                if mode == TRUNCATE:
-                    v = _truncated(v, rounding)
-                elif mode == GENERAL:
-                    v = _generally(v, rounding)
-                dx[at] = F(v)
+                dx[at] = F(rounded((np.float64(g[at]) - m) * a - amount, rounding))

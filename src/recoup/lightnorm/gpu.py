@@ -17,7 +17,6 @@ from recoup.errors import RecoupError
 from recoup.formats import Float
 from recoup.formats.constants import LAYOUTS
 from recoup.kernels.operators import check_capability
-from recoup.lightnorm.cpu import rounding
 from recoup.lightnorm.gpu_kernels import (
     extrema_kernel,
     finite_kernel,
@@ -27,6 +26,7 @@ from recoup.lightnorm.gpu_kernels import (
     normalize_kernel,
     products_kernel,
 )
+from recoup.lightnorm.rounding import rounding_of
 from recoup.lightnorm.scale import sizes
 
 __all__ = ["finite", "gradient", "moments", "normalize", "products"]
@@ -147,8 +147,8 @@ def _tiles(x: Tensor) -> tuple[tuple[int], tuple[int, int, int, int], tuple[int,
 
 def _rounding(format: Float | None) -> tuple[tuple[int, ...], tuple[int, bool, bool]]:  # noqa: A002
     """The kernels' numbers and constants."""
-    mode, *numbers, nearest, flush = rounding(format)
-    return tuple(numbers), (mode, bool(nearest), bool(flush))
+    r = rounding_of(format)
+    return (r.mask, r.low, r.top, r.spread, r.depth), (r.mode, bool(r.nearest), bool(r.flush))
 
 
 def _pieces(elements: int) -> tuple[int, int]:

@@ -12,8 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.kernels.operators import named
 from recoup.lightnorm.config import LightNorm
+from recoup.lightnorm.layout import flattened
 from recoup.lightnorm.ops import Joined, infer, train
-from recoup.lightnorm.passes import HALF, merged, quantized_moments
+from recoup.lightnorm.passes import HALF
+from recoup.lightnorm.separate import quantized_moments
 from recoup.network.derived import derived, only_adds
 from recoup.network.emulated import Emulated
 
@@ -98,7 +100,7 @@ class LightNormLayer(Emulated, _NormBase):
 
     def _normalized_by_moments(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
         with named(self.title, x):
-            mean, var = quantized_moments(merged(x, self.config), self.config)
+            mean, var = quantized_moments(flattened(x, self.config), self.config)
         y = infer(x, gamma, beta, mean, var, self.config.code, self.eps, self.title)[0]
         n = x.numel() // x.shape[1]
         self._track(mean, (var * (n / (n - 1))).sqrt() + self.eps)

@@ -1,6 +1,6 @@
 """LightNorm as torch operators, with fake implementations and gradients: they compose with autograd and torch.compile.
 
-Legend: x [N, C, ...]; xhat as `passes.merged` lays it out; K chunks.
+Legend: x [N, C, ...]; xhat as `layout.flattened` lays it out; K chunks.
 """
 
 from typing import Any
@@ -13,6 +13,7 @@ from recoup.errors import RecoupError
 from recoup.kernels.operators import named, register
 from recoup.lightnorm import passes
 from recoup.lightnorm.config import LightNorm
+from recoup.lightnorm.layout import flattened, flattened_shape, unflattened
 
 __all__ = ["Joined", "infer", "train"]
 
@@ -25,7 +26,7 @@ def _train(
     _check_channels(x, layer, gamma, beta)
     _check_elements(x, unit, layer)
     with named(layer, x):
-        y, *rest = passes.forward(passes.merged(x, unit), gamma, beta, unit, eps)
+        y, *rest = passes.forward(flattened(x, unit), gamma, beta, unit, eps)
     return _like(x, y), *rest  # type: ignore[return-value]
 
 
@@ -36,7 +37,7 @@ def _train_fake(x, gamma, beta, config, eps, layer):
         LightNorm.from_code(config),
     )
     indices = torch.empty(C, unit.chunks, 2, dtype=torch.int64, device=x.device)
-    xhat = x.new_empty(passes.merged_shape(x.shape, unit))
+    xhat = x.new_empty(flattened_shape(x.shape, unit))
     return torch.empty_like(x), xhat, vector, vector.clone(), vector.clone(), indices
 
 
@@ -47,13 +48,13 @@ def _infer(
     unit = LightNorm.from_code(config)
     _check_channels(x, layer, gamma, beta, mean, var)
     with named(layer, x):
-        y, xhat, r = passes.infer(passes.merged(x, unit), gamma, beta, mean, var, unit, eps)
+        y, xhat, r = passes.infer(flattened(x, unit), gamma, beta, mean, var, unit, eps)
     return _like(x, y), xhat, r
 
 
 def _infer_fake(x, gamma, beta, mean, var, config, eps, layer):
     vector = torch.empty(x.shape[1], dtype=torch.float64, device=x.device)
-    return torch.empty_like(x), x.new_empty(passes.merged_shape(x.shape, LightNorm.from_code(config))), vector
+    return torch.empty_like(x), x.new_empty(flattened_shape(x.shape, LightNorm.from_code(config))), vector
 
 
 def _backward(
@@ -63,7 +64,7 @@ def _backward(
     unit = LightNorm.from_code(config)
     _check_channels(grad, layer, r, gamma, indices)
     with named(layer, grad):
-        dx, dgamma, dbeta = passes.backward(passes.merged(grad, unit), xhat, r, gamma, indices, unit)
+        dx, dgamma, dbeta = passes.backward(flattened(grad, unit), xhat, r, gamma, indices, unit)
     return _like(grad, dx), dgamma, dbeta
 
 
@@ -71,9 +72,9 @@ def _backward_fake(grad, xhat, r, gamma, indices, config, layer):
     return torch.empty_like(grad), grad.new_empty(gamma.shape), grad.new_empty(gamma.shape)
 
 
-def _like(x: Tensor, merged: Tensor) -> Tensor:
-    """A merged result in x's shape and memory format."""
-    y = passes.split(merged, x.shape)
+def _like(x: Tensor, result: Tensor) -> Tensor:
+    """A result of the passes in x's shape and memory format."""
+    y = unflattened(result, x.shape)
     like = torch.empty_like(x)
     return y if y.stride() == like.stride() else like.copy_(y)
 
@@ -153,7 +154,7 @@ class Joined(torch.autograd.Function):
         group = members(group)
         _check_elements(x, config, layer, dist.get_world_size(group))
         with named(layer, x):
-            y, xhat, mean, s, r, indices = passes.forward(passes.merged(x, config), gamma, beta, config, eps, group)
+            y, xhat, mean, s, r, indices = passes.forward(flattened(x, config), gamma, beta, config, eps, group)
         ctx.save_for_backward(xhat, r, gamma, indices)
         ctx.mark_non_differentiable(mean, s)
         return _like(x, y), mean, s
@@ -167,7 +168,7 @@ class Joined(torch.autograd.Function):
         group = members(ctx.group)
         xhat, r, gamma, indices = ctx.saved_tensors
         with named(ctx.layer, grad):
-            grads = passes.backward(passes.merged(grad, ctx.config), xhat, r, gamma, indices, ctx.config, group)
+            grads = passes.backward(flattened(grad, ctx.config), xhat, r, gamma, indices, ctx.config, group)
         return _like(grad, grads[0]), grads[1], grads[2], None, None, None, None
 
 

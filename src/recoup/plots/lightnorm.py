@@ -13,8 +13,8 @@ from torch import Tensor
 from recoup.errors import RecoupError
 from recoup.lightnorm.config import LightNorm, Scale
 from recoup.lightnorm.cost import WORD, block_bits, widths
-from recoup.lightnorm.passes import rounded
 from recoup.lightnorm.scale import constant, gaussian_range
+from recoup.lightnorm.separate import blocked, rounded
 from recoup.plots.palette import LIGHT, MARKERS, Palette, styled
 
 WIDTH = 9.2  # inches
@@ -210,7 +210,7 @@ def rounding_figure(x: Tensor, config: LightNorm, *, palette: Palette = LIGHT) -
         raise RecoupError(f"lightnorm rounding_figure: needs finite floating point [N, C, ...] with values; got {what}")
     before = x.detach().cpu()
     places = before.flatten(2) if before.dim() > 2 else before.unsqueeze(2)
-    after = rounded(places, config.forward, config.forward_blocks)
+    after = blocked(rounded(places, config.forward), config.forward_blocks)
     figure, (values, powers) = _canvas(2, 3.4)
     old, new = (t.double().numpy().ravel() for t in (before, after))
     reach = float(np.abs(old).max()) or 1.0

@@ -10,10 +10,12 @@ import torch
 from recoup.formats import BlockFloat, Float
 from recoup.formats.constants import float_constants
 from recoup.kernels.llvm import Native, Target, host
-from recoup.lightnorm.fused.general import whole
+from recoup.lightnorm.config import LightNorm
 from recoup.lightnorm.fused.results_ir import GRADIENT, NORMALIZE, gradient, normalize
-from recoup.lightnorm.fused.sums_ir import MOMENTS, POINTERS, PRODUCTS, moments, products
+from recoup.lightnorm.fused.sums_ir import MOMENTS, PRODUCTS, moments, products
+from recoup.lightnorm.fused.tile_format import whole
 from recoup.lightnorm.fused.tile_ir import BIAS, FRACTION, Recipe
+from recoup.lightnorm.fused.walk_ir import POINTERS
 
 EXACT = 53  # bits of a float64 significand
 EXPONENTS = (-100, 100)  # of formats whose results float32 holds, below their smallest too
@@ -25,6 +27,23 @@ EMITTERS = {
     "products": (products, PRODUCTS),
     "gradient": (gradient, GRADIENT),
 }
+
+
+def recipes(
+    config: LightNorm, dtype: torch.dtype, channels: int, elements: int, stream: bool
+) -> tuple[Recipe | None, Recipe | None, tuple[tuple[Recipe, int], ...]]:
+    """What to build for activations and for gradients, None where the kernels do not hold; and the ways to add up
+    gradients, the fastest first, with the largest magnitude, as bits, up to which each holds."""
+    shape = dtype, channels, elements, stream
+    fore = recipe(config.forward, config.forward_blocks, *shape)
+    back = recipe(config.backward, config.backward_blocks, *shape)
+    if back is None:
+        return fore, None, ()
+    small = None
+    if fore is not None and config.forward is not None and config.backward is not None:
+        small = small_products(back, config.backward, config.forward, elements)
+    exact = back, back.top
+    return fore, back, (exact,) if small is None else (small, exact)
 
 
 @cache
@@ -72,7 +91,7 @@ def single(form: Float) -> bool:
     return form.max_exponent + 1 + 2 * (form.mantissa - form.min_exponent) <= EXACT
 
 
-def small_products(how: Recipe, form: Float, xhat: Float, elements: int) -> tuple[Recipe, int] | None:
+def small_products(recipe: Recipe, form: Float, xhat: Float, elements: int) -> tuple[Recipe, int] | None:
     """How to add up n gradients and products with xhat where gradients are small, and the largest exponent, as bits.
 
     g is a multiple of u, xhat of v, |xhat| < 2^(M + 1), n <= 2^l, and |g| < 2^(e + 1).
@@ -88,12 +107,12 @@ def small_products(how: Recipe, form: Float, xhat: Float, elements: int) -> tupl
     top = min(EXACT - 1 - length + unit, power - 4 - xhat.max_exponent - length, form.max_exponent)
     if top < 0:  # gradients above it are too likely: then the pass would run twice
         return None
-    return replace(how, plain=True, bias=math.ldexp(1.5, power)), (top + BIAS) << FRACTION
+    return replace(recipe, plain=True, bias=math.ldexp(1.5, power)), (top + BIAS) << FRACTION
 
 
 @cache
-def kernel(name: str, how: Recipe, target: Target | None = None) -> Native:
+def kernel(name: str, recipe: Recipe, target: Target | None = None) -> Native:
     """A compiled pass."""
     emit, names = EMITTERS[name]
     types = [ctypes.c_void_p if n in POINTERS else ctypes.c_int64 for n in names]
-    return Native(emit(how), name, None, types, target or host())
+    return Native(emit(recipe), name, None, types, target or host())

@@ -1,6 +1,6 @@
-"""A tile of activations in the scratch memory of LightNorm's fused kernels: read, rounded to a format and to blocks.
+"""A tile of activations in the scratch memory of the numba kernels: read, rounded to a format and to blocks.
 
-Legend: W channels of a block, rows ``pitch`` apart, n places of each. ``how``: see `general.constants`.
+Legend: W channels of a block, rows ``pitch`` apart, n places of each; ``format`` a `tile_format.TileFormat`.
 
 Truncation to a format without subnormals is a mask, a comparison and a minimum. Blocks of such values, whose
 significand is the format's, are shorter than formats' own kernel has them: no element is subnormal, and an element
@@ -8,17 +8,15 @@ whose exponent is the shared one or larger is a multiple of the quantum already.
 ``trunc(x / quantum) * quantum`` without further cases, the quantum from the largest or second largest exponent.
 """
 
-# ruff: noqa: ARG001 - numba fixes an intrinsic's arguments
+# ruff: noqa: A002, ARG001 - format is the field's word; numba fixes an intrinsic's arguments
 
 from typing import Any
 
 from numba import njit
 from numba.extending import intrinsic
 
-from recoup.formats.cpu_kernels import as_float, as_integer, block_kernel, float_kernel, float_nearest_kernel
-
-PLAIN, MASK, ANY, NEAREST = 0, 1, 2, 3  # how[0]: rounding to the format
-NONE, WHOLE, GENERAL = 0, 1, 2  # how[18]: rounding to blocks
+from recoup.formats.cpu_kernels import LANES, as_float, as_integer, block_kernel, float_kernel, float_nearest_kernel
+from recoup.lightnorm.fused.tile_format import GENERAL, MASK, NEAREST, PLAIN, WHOLE
 
 _intrinsic: Any = intrinsic
 _njit: Any = njit(nogil=True, cache=True)
@@ -43,17 +41,18 @@ def infinity_of(keys):
 
 
 @_njit
-def exact(how):
-    """The constants that round float64, as `cpu.rounding` gives them."""
-    return (how[25], how[26], how[27], how[28], how[29], how[30], how[31], how[32])
+def _magnitude_mask(keys):
+    """All bits but the sign's."""
+    T = keys.dtype.type
+    return T(~T(T(1) << T(keys.itemsize * 8 - 1)))
 
 
 @_njit
-def _mask(source, row, how):
+def _truncate_row(source, row, format):
     """Toward zero, flushed and saturated; the largest magnitude read."""
     T = source.dtype.type
-    absolute = T(~T(T(1) << T(source.itemsize * 8 - 1)))
-    mask, low, top = T(how[33]), T(how[34]), T(how[35])
+    absolute = _magnitude_mask(source)
+    mask, low, top = T(format.mask), T(format.low), T(format.top)
     peak = T(0)
     for i in range(source.size):
         v = source[i]
@@ -66,10 +65,10 @@ def _mask(source, row, how):
 
 
 @_njit
-def _peak(source):
+def _peak_of(source):
     """The largest magnitude as bits."""
     T = source.dtype.type
-    absolute, peak = T(~T(T(1) << T(source.itemsize * 8 - 1))), T(0)
+    absolute, peak = _magnitude_mask(source), T(0)
     for i in range(source.size):
         peak = max(peak, T(source[i] & absolute))
     return peak
@@ -83,10 +82,10 @@ def copy(source, to):
 
 
 @_njit
-def _copied(source, row):
+def _copy_row(source, row):
     """A copy; the largest magnitude as bits."""
     T = source.dtype.type
-    absolute, peak = T(~T(T(1) << T(source.itemsize * 8 - 1))), T(0)
+    absolute, peak = _magnitude_mask(source), T(0)
     for i in range(source.size):
         v = source[i]
         peak = max(peak, T(v & absolute))
@@ -95,58 +94,62 @@ def _copied(source, row):
 
 
 @_njit
-def take(keys, tile, spare, at, places, width, n, pitch, how):
-    """B(F(x)) of a tile into ``tile``; the largest magnitude of x as bits."""
+def read_tile(keys, tile, spare, at, places, width, n, pitch, format):
+    """B(F(x)) of a tile into ``tile``; the largest magnitude of x as bits, by which callers know NaN and infinities.
+
+    ``at``: the first row's first element; ``spare``: scratch as large as the tile, and two rows.
+    """
     T = keys.dtype.type
-    peak, mode = T(0), how[0]
-    into = spare if how[18] == GENERAL else tile
+    peak = T(0)
+    # The blocks' own kernel does not work in place, or its loops would not be vectors: it writes from spare to tile.
+    into = spare if format.inputs == GENERAL else tile
     for w in range(width):
         source, row = keys[at + w * places : at + w * places + n], into[w * pitch : w * pitch + n]
-        if mode == MASK:
-            peak = max(peak, _mask(source, row, how))
-            continue
-        if mode == PLAIN:
-            peak = max(peak, _copied(source, row))
-            continue
-        peak = max(peak, _peak(source))
-        if mode == NEAREST:
-            c = (how[11], how[12], how[13], how[14], how[15], how[16], how[17])
-            float_nearest_kernel(source, row, 0, n, c)
+        if format.values == MASK:
+            peak = max(peak, _truncate_row(source, row, format))
+        elif format.values == PLAIN:
+            peak = max(peak, _copy_row(source, row))
         else:
-            f = (how[1], how[2], how[3], how[4], how[5], how[6], how[7], how[8], how[9], how[10])
-            float_kernel(source, row, 0, n, f)
-    if how[18] == WHOLE:
-        _whole_blocks(tile, spare, width, n, pitch, how)
-    elif how[18] == GENERAL:
-        _any_blocks(spare, tile, width, pitch, how)
+            peak = max(peak, _peak_of(source))
+            if format.values == NEAREST:
+                float_nearest_kernel(source, row, 0, n, format.nearest)
+            else:
+                float_kernel(source, row, 0, n, format.floats)
+    if format.inputs == WHOLE:
+        _share_whole(tile, spare, width, n, pitch, format)
+    elif format.inputs == GENERAL:
+        _share_generally(spare, tile, width, pitch, format)
     return peak
 
 
 @_njit
-def share(tile, spare, width, n, pitch, how):
-    """What is in ``tile`` rounded to blocks again; where it then is."""
-    if how[36] == WHOLE:
-        _whole_blocks(tile, spare, width, n, pitch, how)
-    elif how[36] == GENERAL:
-        _any_blocks(tile, spare, width, pitch, how)
+def share_exponents(tile, spare, width, n, pitch, format):
+    """Results in ``tile`` rounded to blocks; where they then are."""
+    if format.results == WHOLE:
+        _share_whole(tile, spare, width, n, pitch, format)
+    elif format.results == GENERAL:
+        _share_generally(tile, spare, width, pitch, format)
         return spare
     return tile
 
 
 @_njit
-def _any_blocks(source, result, width, pitch, how):
-    """The formats' own kernel on a tile: not in place, or its loops would not be vectors."""
-    constants = (how[19], how[20], how[21], how[22], how[23], how[24])
-    lanes = (pitch + 511) // 512
-    block_kernel(source, result, 0, lanes, (width, pitch, width, 1, lanes), constants, source[:0])
+def _share_generally(source, result, width, pitch, format):
+    """The formats' own kernel, on rows as long as the pitch: one block of ``width`` channels, in as many steps."""
+    steps = (pitch + LANES - 1) // LANES
+    block_kernel(source, result, 0, steps, (width, pitch, width, 1, steps), format.blocks, source[:0])
 
 
 @_njit
-def _whole_blocks(tile, spare, width, n, pitch, how):
-    """Truncation to blocks of values in a format of the same significand, in place."""
+def _share_whole(tile, spare, width, n, pitch, format):
+    """Truncation to blocks of values in a format of the same significand, in place.
+
+    The largest and the second largest exponent of every place wait in spare's first rows. An exponent below the
+    smallest normal's, that of a block of zeros, counts as that one, so that the quantum's reciprocal is finite.
+    """
     T = tile.dtype.type
-    infinity, outlier = infinity_of(tile), how[23] != 0
-    low, up, down = T(how[34]), T(how[37]), T(how[38])
+    infinity = infinity_of(tile)
+    low, reciprocal, quantum = T(format.low), T(format.reciprocal), T(format.quantum)
     largest, second = spare[:n], spare[pitch : pitch + n]
     for i in range(largest.size):
         largest[i] = 0
@@ -157,9 +160,9 @@ def _whole_blocks(tile, spare, width, n, pitch, how):
             e = T(row[i] & infinity)
             second[i] = max(second[i], min(e, largest[i]))
             largest[i] = max(largest[i], e)
-    shared = second if outlier else largest
+    shared = second if format.blocks.outlier else largest
     for w in range(width):
         row = tile[w * pitch : w * pitch + n]
         for i in range(row.size):
             e = max(shared[i], low)
-            row[i] = as_integer(_trunc(as_float(row[i]) * as_float(T(up - e))) * as_float(T(e - down)))
+            row[i] = as_integer(_trunc(as_float(row[i]) * as_float(T(reciprocal - e))) * as_float(T(e - quantum)))

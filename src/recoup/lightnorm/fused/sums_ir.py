@@ -1,35 +1,25 @@
-"""LightNorm's passes with sums, emitted: `moments` over activations, `products` over gradients.
+"""LightNorm's passes with sums, emitted: `moments` over activations, `products` over gradients; walked by panels.
 
-A pass reads its input in tiles, the W channels of a block times at most a few hundred places of one chunk of one
-sample; scales of blocks are found first, then every row is rounded and added up, in registers. What was rounded is not
+Scales of a tile's blocks are found first, then every row is rounded and added up, in registers. What was rounded is not
 stored: rounding it again in the second pass is cheaper.
 
-Legend: x, g, xhat flat [N, C, P]; ``tiles`` int64 [T, 4]: sample, first place, end, chunk; a panel is the channels
-whose sums stay in the first-level cache, in ``lanes``; K chunks.
+Legend: x, g, xhat flat [N, C, P]; K chunks; ``lanes`` holds the sums of a panel's channels, so many vectors of float64
+each, between one row and the next; ``slot`` is a channel's place in it.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
 
-from recoup.kernels.llvm import I64, D, F, P, function
+from recoup.kernels.llvm import I64, D, F, function
 from recoup.lightnorm.fused.tile_ir import LANES, VD, Recipe, Tile
+from recoup.lightnorm.fused.walk_ir import PANELS, PART, Row, over_panels, signature
 
-SUMS = ("tiles", "count", "channels", "places", "panel", "block", "pitch", "first", "last", "scratch", "lanes", "peak")
-OF_SUMS = ("tiles", "scratch", "lanes", "peak")
-POINTERS = {*OF_SUMS, "x", "y", "g", "dx", "xhat", "sums", "ends", "indices", "plain", "cross"}
-POINTERS |= {"vectors", "amounts", "offsets"}
-
-
-def signature(names: tuple[str, ...]) -> dict[str, Any]:
-    """LLVM types of arguments: addresses and int64."""
-    return {name: P if name in POINTERS else I64 for name in names}
-
-
-MOMENTS = (*SUMS, "x", "sums", "ends", "indices", "chunks")
-PRODUCTS = (*SUMS, "g", "xhat", "plain", "cross")
+MOMENTS = (*PANELS, *PART, "lanes", "x", "sums", "ends", "indices", "chunks")
+PRODUCTS = (*PANELS, *PART, "lanes", "g", "xhat", "plain", "cross")
+ZERO = ir.Constant(VD, None)
 
 
 def moments(recipe: Recipe) -> ir.Module:
@@ -37,43 +27,44 @@ def moments(recipe: Recipe) -> ir.Module:
     indices; ``peak``: the largest exponents met."""
     module, b, v = function("moments", ir.VoidType(), signature(MOMENTS))
     tile = Tile(b, recipe, v["scratch"], v["pitch"])
-    row = tile.at(v["scratch"], b.mul(v["pitch"], I64(2)))
+    rounded = tile.at(v["scratch"], b.mul(v["pitch"], I64(2)))  # a row, to look for an extremum's index in
     depth = 1 if recipe.plain else 2
 
-    def begin(c: Any) -> None:
+    def begin(slot: Any, c: Any) -> None:
+        _keep_sums(tile, v, slot, [ZERO] * depth)
         with tile.counted(I64(0), v["chunks"]) as k:
             for side, start in enumerate((-math.inf, math.inf)):
-                tile.put(D(start), v["ends"], _spot(tile, v, c, k.index, side))
+                tile.put(D(start), v["ends"], _end_of(tile, v, c, k.index, side))
 
-    def each(w: Any, c: Any, at: Any, place: Any, n: Any, chunk: Any) -> None:
-        x = tile.at(v["x"], at)
+    def each(slot: Any, row: Row) -> None:
+        x = tile.at(v["x"], row.at)
         high, low = (tile.constant(value) for value in (-math.inf, math.inf))
 
         def body(index, inside, high, low, *sums):
-            value = tile.taken(tile.load(x, index, inside), index)
-            tile.store(value, row, index)
+            value = tile.quantized(tile.load(x, index, inside), index)
+            tile.store(value, rounded, index)
             up, down = value, value
-            if inside is not None:
+            if inside is not None:  # zeros beyond the row's end add nothing, but would be extrema
                 up, down = (b.select(inside, value, tile.constant(end)) for end in (-math.inf, math.inf))
             return [tile.larger(up, high), tile.smaller(down, low), *_added(tile, sums, tile.wide(value))]
 
-        high, low, *sums = tile.along(n, body, [high, low, *_kept(tile, v, w, depth)])
-        _keep(tile, v, w, depth, sums)
+        high, low, *sums = tile.along(row.length, body, [high, low, *_kept_sums(tile, v, slot, depth)])
+        _keep_sums(tile, v, slot, sums)
         for side, (ends, order) in enumerate(((high, ">"), (low, "<"))):
-            spot = _spot(tile, v, c, chunk, side)
-            held = b.fptrunc(tile.get(v["ends"], spot, D), F)
+            end = _end_of(tile, v, row.channel, row.chunk, side)
+            held = b.fptrunc(tile.get(v["ends"], end, D), F)
+            # Rare after a chunk's first rows. Lanes become one and the index is looked for only then; a tie with an
+            # earlier row is none, so that the first index stays.
             with b.if_then(tile.any(b.fcmp_ordered(order, ends, tile.everywhere(held))), likely=False):
                 value = tile.reduced(ends, tile.smaller if side else tile.larger)
-                tile.put(b.fpext(value, D), v["ends"], spot)
-                tile.put(b.add(place, tile.find(row, value)), v["indices"], spot)
+                tile.put(b.fpext(value, D), v["ends"], end)
+                tile.put(b.add(row.origin, tile.find(rounded, value)), v["indices"], end)
 
-    def end(w: Any, c: Any) -> None:
-        sums = _kept(tile, v, w, depth)
-        pair = tile.joined(sums[0], sums[1] if depth == 2 else ir.Constant(VD, None))
-        for i in range(2):
-            tile.put(pair[i], v["sums"], b.add(b.mul(c, I64(2)), I64(i)))
+    def end(slot: Any, c: Any) -> None:
+        sums = _kept_sums(tile, v, slot, depth)
+        _put_pair(tile, v["sums"], c, tile.joined(sums[0], sums[1] if depth == 2 else ZERO))
 
-    _panels(tile, v, v["x"], [ir.Constant(VD, None)] * depth, begin, each, end)
+    over_panels(tile, v, v["x"], begin, each, end)
     return module
 
 
@@ -83,30 +74,31 @@ def products(recipe: Recipe) -> ir.Module:
     tile = Tile(b, recipe, v["scratch"], v["pitch"])
     depth = 1 if recipe.plain else 2
 
-    def each(w: Any, c: Any, at: Any, place: Any, n: Any, chunk: Any) -> None:
-        g, xhat = tile.at(v["g"], at), tile.at(v["xhat"], at)
+    def begin(slot: Any, c: Any) -> None:
+        _keep_sums(tile, v, slot, [ZERO] * depth + [tile.constant(recipe.bias, VD), ZERO])
+
+    def each(slot: Any, row: Row) -> None:
+        g, xhat = tile.at(v["g"], row.at), tile.at(v["xhat"], row.at)
 
         def body(index, inside, *sums):
-            value = tile.wide(tile.taken(tile.load(g, index, inside), index))
+            value = tile.wide(tile.quantized(tile.load(g, index, inside), index))
             other = tile.wide(tile.load(xhat, index, inside))
-            cross = _biased(tile, sums[depth:], value, other) if recipe.bias else None
-            cross = cross or _added(tile, sums[depth:], b.fmul(value, other))
+            if recipe.bias:
+                cross = _added_to_bias(tile, sums[depth:], value, other)
+            else:
+                cross = _added(tile, sums[depth:], b.fmul(value, other))
             return [*_added(tile, sums[:depth], value), *cross]
 
-        sums = tile.along(n, body, _kept(tile, v, w, depth + 2))
-        _keep(tile, v, w, depth + 2, sums)
+        sums = tile.along(row.length, body, _kept_sums(tile, v, slot, depth + 2))
+        _keep_sums(tile, v, slot, sums)
 
-    def end(w: Any, c: Any) -> None:
-        sums = _kept(tile, v, w, depth + 2)
+    def end(slot: Any, c: Any) -> None:
+        sums = _kept_sums(tile, v, slot, depth + 2)
         sums[depth] = b.fsub(sums[depth], tile.constant(recipe.bias, VD))
-        plain = sums[0], sums[1] if depth == 2 else ir.Constant(VD, None)
-        for name, pair in (("plain", plain), ("cross", sums[depth:])):
-            joined = tile.joined(*pair)
-            for i in range(2):
-                tile.put(joined[i], v[name], b.add(b.mul(c, I64(2)), I64(i)))
+        _put_pair(tile, v["plain"], c, tile.joined(sums[0], sums[1] if depth == 2 else ZERO))
+        _put_pair(tile, v["cross"], c, tile.joined(*sums[depth:]))
 
-    starts = [ir.Constant(VD, None)] * depth + [tile.constant(recipe.bias, VD), ir.Constant(VD, None)]
-    _panels(tile, v, v["g"], starts, lambda c: None, each, end)
+    over_panels(tile, v, v["g"], begin, each, end)
     return module
 
 
@@ -118,7 +110,7 @@ def _added(tile: Tile, sums: Any, value: Any) -> list[Any]:
     return [t, tile.b.fadd(sums[1], error)]
 
 
-def _biased(tile: Tile, sums: Sequence[Any], x: Any, y: Any) -> list[Any]:
+def _added_to_bias(tile: Tile, sums: Sequence[Any], x: Any, y: Any) -> list[Any]:
     """A sum and its errors and one more product, where the sum never leaves the binade of its bias: it then is a
     multiple of one power of two, so that what it took of x y, and what is left of it, are exact."""
     b, (s, errors) = tile.b, sums
@@ -127,55 +119,25 @@ def _biased(tile: Tile, sums: Sequence[Any], x: Any, y: Any) -> list[Any]:
     return [t, b.fadd(errors, left)]
 
 
-def _spot(tile: Tile, v: dict[str, Any], c: Any, chunk: Any, side: int) -> Any:
+def _end_of(tile: Tile, v: dict[str, Any], c: Any, chunk: Any, side: int) -> Any:
+    """Index of a chunk's maximum or minimum in [C, K, 2]."""
     b = tile.b
     return b.add(b.mul(b.add(b.mul(c, v["chunks"]), chunk), I64(2)), I64(side))
 
 
-def _kept(tile: Tile, v: dict[str, Any], w: Any, depth: int) -> list[Any]:
-    base = tile.b.mul(w, I64(depth * LANES))
+def _kept_sums(tile: Tile, v: dict[str, Any], slot: Any, depth: int) -> list[Any]:
+    base = tile.b.mul(slot, I64(depth * LANES))
     return [tile.load(v["lanes"], tile.b.add(base, I64(i * LANES)), None, VD) for i in range(depth)]
 
 
-def _keep(tile: Tile, v: dict[str, Any], w: Any, depth: int, sums: Sequence[Any]) -> None:
-    base = tile.b.mul(w, I64(depth * LANES))
+def _keep_sums(tile: Tile, v: dict[str, Any], slot: Any, sums: Sequence[Any]) -> None:
+    base = tile.b.mul(slot, I64(len(sums) * LANES))
     for i, value in enumerate(sums):
         tile.store(value, v["lanes"], tile.b.add(base, I64(i * LANES)))
 
 
-def _panels(
-    tile: Tile, v: dict[str, Any], x: Any, starts: list[Any], begin: Callable, each: Callable, end: Callable
-) -> None:
-    """Sums from their ``starts``: ``begin(c)`` for all channels of a panel, ``each(w, c, at, place, n, chunk)`` for all
-    rows of all tiles, with w the channel within the panel and ``at`` the row's first element, and ``end(w, c)``."""
+def _put_pair(tile: Tile, out: Any, c: Any, pair: tuple[Any, Any]) -> None:
+    """A sum and its error to [C, 2]."""
     b = tile.b
-    with tile.counted(v["first"], v["last"]) as panel:
-        origin = b.mul(panel.index, v["panel"])
-        width = least(b, b.sub(v["channels"], origin), v["panel"])
-        with tile.counted(I64(0), width) as turn:
-            _keep(tile, v, turn.index, len(starts), starts)
-            begin(b.add(origin, turn.index))
-        with tile.counted(I64(0), v["count"]) as turn:
-            sample, start, stop, chunk = (
-                tile.get(v["tiles"], b.add(b.mul(turn.index, I64(4)), I64(i)), I64) for i in range(4)
-            )
-            n, place = b.sub(stop, start), b.add(b.mul(sample, v["places"]), start)
-            row = b.add(b.mul(sample, v["channels"]), origin)
-            with tile.counted(I64(0), width, v["block"]) as block:
-                at = b.add(b.mul(b.add(row, block.index), v["places"]), start)
-                end_w = least(b, width, b.add(block.index, v["block"]))
-                if tile.recipe.block:
-                    tile.exponents(tile.at(x, at), v["places"], b.sub(end_w, block.index), n)
-                with tile.counted(block.index, end_w) as turn_w:
-                    w = turn_w.index
-                    shift = b.mul(b.sub(w, block.index), v["places"])
-                    each(w, b.add(origin, w), b.add(at, shift), place, n, chunk)
-        with tile.counted(I64(0), width) as turn:
-            end(turn.index, b.add(origin, turn.index))
-    tile.report(v["peak"])
-    b.ret_void()
-
-
-def least(b: ir.IRBuilder, x: Any, y: Any) -> Any:
-    """The smaller of two sizes."""
-    return b.select(b.icmp_signed("<", x, y), x, y)
+    for i, value in enumerate(pair):
+        tile.put(value, out, b.add(b.mul(c, I64(2)), I64(i)))

@@ -55,13 +55,13 @@ class Tile(Vector):
     Args:
         b: the builder, at the entry of the kernel.
         recipe: the format and the blocks.
-        scratch: two rows of ``pitch`` for the blocks' powers of two.
+        scratch: two rows of ``pitch`` for the blocks' powers of two: the reciprocals of quanta, and quanta.
     """
 
     def __init__(self, b: ir.IRBuilder, recipe: Recipe, scratch: Any, pitch: Any) -> None:
         super().__init__(b, LANES)
         self.recipe = recipe
-        self.up, self.down = scratch, self.at(scratch, pitch)
+        self.reciprocals, self.quanta = scratch, self.at(scratch, pitch)
         self._peak = b.alloca(VI)
         b.store(ir.Constant(VI, None), self._peak)
 
@@ -73,14 +73,14 @@ class Tile(Vector):
         """Write the largest magnitude noted, as int32 bits."""
         self.b.store(self.reduced(self.b.load(self._peak, typ=VI), self.larger), pointer)
 
-    def written(self, x: Any, row: Any, index: Any, inside: Any) -> None:
-        """Store a result."""
+    def write(self, x: Any, row: Any, index: Any, inside: Any) -> None:
+        """Store a result: past the caches where the recipe says so and the vector is whole."""
         if self.recipe.stream and inside is None:
             self.stream(x, row, index)
         else:
             self.store(x, row, index, inside)
 
-    def taken(self, x: Any, index: Any) -> Any:
+    def quantized(self, x: Any, index: Any) -> Any:
         """B(F(x)) of a vector at a place."""
         return self.shared(self.formatted(x), index)
 
@@ -93,14 +93,15 @@ class Tile(Vector):
         if self.recipe.mantissa is None:
             return x
         b, e = self.b, self.exponent(x)
-        if not self.recipe.block:
+        if not self.recipe.block:  # of a block, `find_scales` has noted the largest
             self.note(e)
         mask = self.constant(-1 << (FRACTION - self.recipe.mantissa), VI)
         kept = b.select(b.icmp_signed(">=", e, self.constant(self.recipe.low, VI)), mask, self.constant(SIGN, VI))
         return self.floats(b.and_(self.bits(x), kept))
 
     def narrowed(self, v: Any) -> Any:
-        """F(v) of float64 lanes: cut before float32 could round it."""
+        """F(v) of float64 lanes: cut to the format's mantissa first, so that float32 has nothing to round but what it
+        flushes or turns into infinity."""
         if self.recipe.mantissa is None:
             return self.narrow(v)
         wide = ir.VectorType(I64, LANES)
@@ -114,7 +115,8 @@ class Tile(Vector):
         return self.b.select(self.b.icmp_signed("<", self.magnitude(x), low), sign, x)
 
     def affine(self, gamma: Any, x: Any, beta: Any) -> Any:
-        """F(gamma x + beta) of float32 lanes; gamma and beta float64. gamma x is exact in float64."""
+        """F(gamma x + beta) of float32 lanes; gamma and beta float64. gamma x is exact in float64, whose lanes take
+        twice the registers."""
         if not self.recipe.single:
             return self.narrowed(self.multiply_add(gamma, self.wide(x), beta))
         sum_ = self.fma_toward_zero(self.narrow(gamma), x, self.narrow(beta))
@@ -125,11 +127,14 @@ class Tile(Vector):
         """B(x) of values of the format."""
         if not self.recipe.block:
             return x
-        up, down = self.load(self.up, index), self.load(self.down, index)
-        return self.b.fmul(self.whole(self.b.fmul(x, up)), down)
+        reciprocal, quantum = self.load(self.reciprocals, index), self.load(self.quanta, index)
+        return self.b.fmul(self.whole(self.b.fmul(x, reciprocal)), quantum)
 
-    def exponents(self, rows: Any, stride: Any, width: Any, n: Any) -> None:
-        """Write a tile's scales, and note its exponents."""
+    def find_scales(self, rows: Any, stride: Any, width: Any, n: Any) -> None:
+        """Write the powers of two that `shared` multiplies a tile's places by, and note its exponents.
+
+        The loop over the channels of a full block is written out, so that their exponents stay in registers.
+        """
         block = self.recipe.block
         if not 0 < block <= UNROLLED:
             self._scales(rows, stride, width, n, 0)
@@ -142,7 +147,7 @@ class Tile(Vector):
 
     def _scales(self, rows: Any, stride: Any, width: Any, n: Any, unrolled: int) -> None:
         b, zero = self.b, ir.Constant(VI, None)
-        more, bias = (self.recipe.mantissa or 0) << FRACTION, 2 * BIAS << FRACTION
+        depth, bias = (self.recipe.mantissa or 0) << FRACTION, 2 * BIAS << FRACTION
 
         def seen(w: Any, index: Any, inside: Any, largest: Any, second: Any) -> tuple[Any, Any]:
             e = self.exponent(self.load(self.at(rows, b.mul(w, stride)), index, inside))
@@ -157,9 +162,10 @@ class Tile(Vector):
                     turn.carry(*seen(turn.index, index, inside, *turn.values))
                 largest, second = turn.values
             self.note(largest)
+            # A block of zeros counts as the smallest normal's exponent, so that its reciprocal is finite.
             e = self.larger(second if self.recipe.outlier else largest, self.constant(self.recipe.low, VI))
-            self.store(self.floats(b.sub(self.constant(bias + more, VI), e)), self.up, index)
-            self.store(self.floats(b.sub(e, self.constant(more, VI))), self.down, index)
+            self.store(self.floats(b.sub(self.constant(bias + depth, VI), e)), self.reciprocals, index)
+            self.store(self.floats(b.sub(e, self.constant(depth, VI))), self.quanta, index)
             return []
 
         self.along(n, at)
