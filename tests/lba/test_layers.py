@@ -204,3 +204,29 @@ def test_refused():
             rc.emulate_(nn.Sequential(nn.Linear(4, 3)), config)(torch.zeros(2, 4).half())
     with pytest.raises(RecoupError, match="BatchNorm2d"):
         rc.emulate_(small_net(), LBA(), {"block1.bn1": LBA()})
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [
+        (nn.Linear(6, 6), torch.ones(3, 6)),
+        (nn.Linear(6, 6, bias=False), torch.ones(2, 3, 6)),
+        (nn.Conv1d(6, 6, 1), torch.ones(3, 6, 5)),
+        (nn.Conv2d(6, 6, 3, padding=1), torch.ones(2, 6, 7, 7)),
+        (nn.Conv2d(6, 6, 3, padding=1, bias=False), torch.ones(2, 6, 7, 7).to(memory_format=torch.channels_last)),
+    ],
+    ids=lambda v: repr(v)[:60] if isinstance(v, nn.Module) else str(v.stride()),
+)
+def test_results_may_be_changed_in_place(layer, x, training):
+    """As a float layer's; the gradients are those of the network that changes nothing in place."""
+    x = x * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    layer = rc.emulate_(copy.deepcopy(layer), LBA()).train(training)
+    found = []
+    for inplace in (True, False):
+        leaf = x.clone().requires_grad_()
+        layer.zero_grad()
+        y = torch.relu_(layer(leaf).add_(leaf)) if inplace else torch.relu(layer(leaf) + leaf)
+        y.square().sum().backward()
+        found.append([y, leaf.grad, *(p.grad for p in layer.parameters())])
+    assert all(map(torch.equal, *found))

@@ -7,11 +7,12 @@ import warnings
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import recoup as rc
 from recoup.errors import RecoupError
-from recoup.lightnorm import LightNorm, LightNorm1d, LightNorm2d, LightNorm3d, ops
+from recoup.lightnorm import LightNorm, LightNorm1d, LightNorm2d, LightNorm3d, ops, synchronize_
 
 RANGE = LightNorm.range()
 HAS_BIAS = "bias" in inspect.signature(nn.BatchNorm2d).parameters  # torch 2.11 has it not
@@ -257,6 +258,57 @@ def test_three_dimensions_in_any_memory_format(channels_last):
     y = LightNorm3d(6)(given)
     assert y.stride() == given.stride()
     assert torch.equal(y, LightNorm1d(6)(x.flatten(2)).view(x.shape))
+
+
+IN_PLACE = {
+    "relu": (lambda y, _: nn.functional.relu(y, inplace=True), lambda y, _: nn.functional.relu(y)),
+    "shortcut": (lambda y, x: y.add_(x), lambda y, x: y + x),
+    "scale": (lambda y, _: y.mul_(3.0), lambda y, _: y * 3.0),
+}
+SHAPES = [
+    (LightNorm1d, (40, 6), torch.contiguous_format),
+    (LightNorm1d, (4, 6, 20), torch.contiguous_format),
+    (LightNorm2d, (4, 6, 5, 5), torch.contiguous_format),
+    (LightNorm2d, (4, 6, 5, 5), torch.channels_last),
+    (LightNorm2d, (9, 6, 2, 2), torch.contiguous_format),  # samples become places
+    (LightNorm3d, (2, 6, 3, 4, 5), torch.contiguous_format),
+    (LightNorm3d, (2, 6, 3, 4, 5), torch.channels_last_3d),
+]
+
+
+@pytest.mark.parametrize("config", [LightNorm(), RANGE, LightNorm(axis="place")], ids=repr)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("layer", "shape", "memory"), SHAPES, ids=str)
+def test_results_may_be_changed_in_place(layer, shape, memory, training, config):
+    """As a batch norm's; the gradients are those of the network that changes nothing in place."""
+    grad = drawn(*shape, seed=1) * 1e-2
+    for ways in IN_PLACE.values():
+        found = []
+        for change in ways:
+            unit, x = layer(6, config=config).train(training), drawn(*shape)
+            leaf = x.contiguous(memory_format=memory).requires_grad_()
+            y = change(unit(leaf), leaf)
+            y.backward(grad)
+            assert leaf.grad is not None
+            leaf.grad += 1.0  # an optimizer's right
+            found.append([y, leaf.grad, unit.weight.grad, unit.bias.grad, unit.running_mean])
+        assert all(map(torch.equal, *found))
+
+
+def test_results_of_a_group_may_be_changed_in_place():
+    x = drawn(4, 6, 4, 6)
+    alone = LightNorm2d(6)
+    expected = nn.functional.relu(alone(x) + x)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        unit = synchronize_(LightNorm2d(6))
+        y = nn.functional.relu(unit(x).add_(x), inplace=True)
+        y.sum().backward()
+    finally:
+        dist.destroy_process_group()
+    expected.sum().backward()
+    assert torch.equal(y, expected)
+    assert torch.equal(unit.weight.grad, alone.weight.grad)
 
 
 def test_the_gradients_operator():

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from recoup.lightnorm.rounding import GENERAL, NONE, TRUNCATE
+from recoup.lightnorm.cpu_rounding import GENERAL, NONE, TRUNCATE
 
 REDUCTION = {"STEPS": 16, "LANES": 512, "LOG": 9}
 TILE = {"ROWS": 4, "COLUMNS": 256}

@@ -171,3 +171,21 @@ def test_negative_inputs_name_the_layer_at_run_time():
     model.block1.relu = nn.Identity()
     with pytest.raises(rc.RecoupError, match=r"layer 'block1.conv2' \(12, 12, .*negative"):
         model(images(4))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_results_may_be_changed_in_place(bias, memory, training):
+    """As a float layer's; the gradients are those of the network that changes nothing in place."""
+    torch.manual_seed(0)
+    x = torch.rand(2, 6, 7, 7).contiguous(memory_format=memory)
+    layer = converted(nn.Conv2d(6, 6, 3, padding=1, bias=bias), x).train(training)
+    found = []
+    for inplace in (True, False):
+        leaf = x.clone().requires_grad_()
+        layer.zero_grad()
+        y = torch.relu_(layer(leaf).add_(leaf)) if inplace else torch.relu(layer(leaf) + leaf)
+        y.square().sum().backward()
+        found.append([y, leaf.grad, *(p.grad for p in layer.parameters())])
+    assert all(map(torch.equal, *found))

@@ -11,7 +11,7 @@ from recoup.formats import Float
 from recoup.kernels.magnitudes import magnitudes
 from recoup.kernels.threads import over_rows
 from recoup.lightnorm.cpu_kernels import gradient_kernel, moments_kernel, normalize_kernel, products_kernel
-from recoup.lightnorm.rounding import rounding_of
+from recoup.lightnorm.cpu_rounding import rounding_of
 from recoup.lightnorm.tiling import segments
 
 INTEGERS = {torch.float32: np.int32, torch.float64: np.int64}

@@ -14,14 +14,14 @@ import numpy as np
 from numba import njit
 
 from recoup.formats.cpu_kernels import as_float
-from recoup.lightnorm.rounding import GENERAL, TRUNCATE, Rounding, generally, rounded, truncated
+from recoup.lightnorm.cpu_rounding import GENERAL, TRUNCATE, Rounding, generally, inner, rounded, truncated
 
 LANES = 64
 
 _njit: Any = njit(nogil=True, cache=True)
 
 
-@_njit
+@inner
 def two_sum(s, v):
     """s + v, and exactly what rounding took from it."""
     t = s + v
@@ -29,7 +29,7 @@ def two_sum(s, v):
     return t, (s - (t - z)) + (v - z)
 
 
-@_njit
+@inner
 def _add_up(x, first, last, sums, errors):
     """Add x[first:last] to LANES pairs."""
     source = x[first:last]
@@ -43,7 +43,7 @@ def _add_up(x, first, last, sums, errors):
         errors[j] += error
 
 
-@_njit
+@inner
 def _add_up_products(x, y, first, last, sums, errors):
     """Add x y, element by element."""
     left, right = x[first:last], y[first:last]
@@ -58,7 +58,7 @@ def _add_up_products(x, y, first, last, sums, errors):
         errors[j] += error
 
 
-@_njit
+@inner
 def join_lanes(sums, errors, out):
     """The pairs of all lanes as one pair."""
     total, error = 0.0, 0.0
@@ -69,14 +69,14 @@ def join_lanes(sums, errors, out):
     out[0], out[1] = total, error
 
 
-@_njit
+@inner
 def _ordered(bits, sign_at):
     """A float's bits as an integer that compares as the float does; and back."""
     T = type(bits)
     return T(bits ^ T(T(bits >> T(sign_at)) & T(~T(T(1) << T(sign_at)))))
 
 
-@_njit
+@inner
 def extrema(bits):
     """The largest and smallest of floats given as bits: reductions of integers become vectors, those of floats do
     not."""

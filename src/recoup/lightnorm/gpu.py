@@ -17,6 +17,7 @@ from recoup.errors import RecoupError
 from recoup.formats import Float
 from recoup.formats.constants import LAYOUTS
 from recoup.kernels.operators import check_capability
+from recoup.lightnorm.cpu_rounding import rounding_of
 from recoup.lightnorm.gpu_kernels import (
     extrema_kernel,
     finite_kernel,
@@ -26,7 +27,6 @@ from recoup.lightnorm.gpu_kernels import (
     normalize_kernel,
     products_kernel,
 )
-from recoup.lightnorm.rounding import rounding_of
 from recoup.lightnorm.scale import sizes
 
 __all__ = ["finite", "gradient", "moments", "normalize", "products"]

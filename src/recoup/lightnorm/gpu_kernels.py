@@ -13,11 +13,11 @@ Products and sums round separately: the kernels are compiled with enable_fp_fusi
 import triton
 import triton.language as tl
 
-from recoup.lightnorm import rounding
+from recoup.lightnorm import cpu_rounding
 
-NONE, TRUNCATE = tl.constexpr(rounding.NONE), tl.constexpr(rounding.TRUNCATE)
-MAGNITUDE, SIGN = tl.constexpr(rounding.MAGNITUDE), tl.constexpr(rounding.SIGN)
-EXPONENT = tl.constexpr(rounding.EXPONENT)
+NONE, TRUNCATE = tl.constexpr(cpu_rounding.NONE), tl.constexpr(cpu_rounding.TRUNCATE)
+MAGNITUDE, SIGN = tl.constexpr(cpu_rounding.MAGNITUDE), tl.constexpr(cpu_rounding.SIGN)
+EXPONENT = tl.constexpr(cpu_rounding.EXPONENT)
 NOWHERE = tl.constexpr((1 << 31) - 1)
 
 
@@ -41,7 +41,7 @@ def joined(total, error, SIZE: tl.constexpr, LOG: tl.constexpr):
 
 @triton.jit
 def rounded(v, mask, low, top, spread, depth, MODE: tl.constexpr, NEAREST: tl.constexpr, FLUSH: tl.constexpr):
-    """float64 to a format, as float64: `rounding.truncated` and `rounding.generally`; NaN is kept."""
+    """float64 to a format, as float64: `cpu_rounding.truncated` and `cpu_rounding.generally`; NaN is kept."""
     bits = v.to(tl.int64, bitcast=True)
     sign, size = bits & SIGN, bits & MAGNITUDE
     low, top = low.to(tl.int64), top.to(tl.int64)

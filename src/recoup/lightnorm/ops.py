@@ -73,10 +73,14 @@ def _backward_fake(grad, xhat, r, gamma, indices, config, layer):
 
 
 def _like(x: Tensor, result: Tensor) -> Tensor:
-    """A result of the passes in x's shape and memory format."""
+    """A result of the passes in x's shape and memory format.
+
+    It is no view: what an operator gives as a view, autograd lets nobody change in place, as ``nn.ReLU(inplace=True)``
+    does. The one that is dropped here shares its memory with nothing else.
+    """
     y = unflattened(result, x.shape)
     like = torch.empty_like(x)
-    return y if y.stride() == like.stride() else like.copy_(y)
+    return torch.ops.aten._unsafe_view(y, y.shape) if y.stride() == like.stride() else like.copy_(y)
 
 
 def _check_channels(x: Tensor, layer: str, *vectors: Tensor) -> None:

@@ -9,7 +9,7 @@ rows: a channel's sums stay in the first-level cache, and a pass still reads a f
 the next sample. Passes with results take samples, for each its blocks, for each the sample's tiles, for each its rows:
 the order of memory. Panels, or samples' blocks, are what threads share; neither order changes a bit.
 
-`numba`'s kernels and emitted ones walk alike, with limits of their own.
+Numba's kernels and emitted ones walk alike, with limits of their own.
 """
 
 from functools import lru_cache

@@ -1,6 +1,5 @@
 """LightNorm's emitted kernels: which formats they hold for, and the compiled functions."""
 
-import ctypes
 import math
 from dataclasses import replace
 from functools import cache
@@ -9,13 +8,13 @@ import torch
 
 from recoup.formats import BlockFloat, Float
 from recoup.formats.constants import float_constants
-from recoup.kernels.llvm import Native, Target, host
+from recoup.kernels.llvm import Target, host
+from recoup.kernels.signature import Kernel
 from recoup.lightnorm.config import LightNorm
 from recoup.lightnorm.fused.results_ir import GRADIENT, NORMALIZE, gradient, normalize
 from recoup.lightnorm.fused.sums_ir import MOMENTS, PRODUCTS, moments, products
 from recoup.lightnorm.fused.tile_format import whole
 from recoup.lightnorm.fused.tile_ir import BIAS, FRACTION, Recipe
-from recoup.lightnorm.fused.walk_ir import POINTERS
 
 EXACT = 53  # bits of a float64 significand
 EXPONENTS = (-100, 100)  # of formats whose results float32 holds, below their smallest too
@@ -111,8 +110,7 @@ def small_products(recipe: Recipe, form: Float, xhat: Float, elements: int) -> t
 
 
 @cache
-def kernel(name: str, recipe: Recipe, target: Target | None = None) -> Native:
+def kernel(name: str, recipe: Recipe, target: Target | None = None) -> Kernel:
     """A compiled pass."""
-    emit, names = EMITTERS[name]
-    types = [ctypes.c_void_p if n in POINTERS else ctypes.c_int64 for n in names]
-    return Native(emit(recipe), name, None, types, target or host())
+    emit, signature = EMITTERS[name]
+    return Kernel(emit(recipe), name, signature, target or host())

@@ -7,20 +7,19 @@ has written that met a larger one, nobody reads.
 Legend: x [N, C, P]; K chunks.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from recoup.kernels.signature import Bound
 from recoup.kernels.threads import over_rows
 from recoup.kernels.vector import FOUND
 from recoup.lightnorm.config import LightNorm
 from recoup.lightnorm.fused.build import Recipe, kernel, recipes
 from recoup.lightnorm.fused.sequence import Doubles, FusedPasses, Indices
 from recoup.lightnorm.fused.tile_ir import LANES
-from recoup.lightnorm.fused.walk_ir import BLOCKS, PANELS
 from recoup.lightnorm.tiling import Limits, Tiling, tiling
 
 # A tile is 32 KiB. Without blocks it is one row, which need not be long: an extremum is looked for in all of it.
@@ -50,64 +49,70 @@ class EmittedPasses(FusedPasses):
         whole = not cut.places % LANES and not (cut.tiles[:, 1:3] % LANES).any()
         options = torch.float32, cut.channels, cut.elements, whole and size >= STREAM
         self.fore, self.back, self.additions = recipes(config, *options)
-        arguments = cut._asdict() | {"count": len(cut.tiles)}
-        arguments |= {name: cut._asdict()[name].ctypes.data for name in ("tiles", "offsets")}
-        self._panels = tuple(arguments[name] for name in PANELS)
-        self._blocks = tuple(arguments[name] for name in BLOCKS)
-        self._scratch = (cut.block + SCALES) * cut.pitch + FOUND  # a search in the last row may read so far beyond it
-        self._lanes = cut.panel * DEPTH * LANES
+        addresses = {"tiles": cut.tiles.ctypes.data, "offsets": cut.offsets.ctypes.data}
+        self._constants = cut._asdict() | addresses | {"count": len(cut.tiles), "chunks": chunks}
+        rows = (cut.block + SCALES) * cut.pitch + FOUND  # a search in the last row may read so far beyond it
+        self._memory = {"scratch": (rows, torch.float32)}
+        self._memory_of_sums = self._memory | {"lanes": (cut.panel * DEPTH * LANES, torch.float64)}
+        self._bound: dict[tuple[str, Recipe], Bound] = {}
 
     def moments(self, x: Tensor, sums: Doubles, ends: Doubles, indices: Indices) -> bool:
         if self.fore is None:
             return False
-        return self._add("moments", self.fore, (x, sums, ends, indices), self.chunks) <= self.fore.top
+        return self._add("moments", self.fore, x=x, sums=sums, ends=ends, indices=indices) <= self.fore.top
 
     def normalize(self, x: Tensor, y: Tensor, xhat: Tensor, factors: Doubles, ordinary: bool) -> bool:
         if self.fore is None or not ordinary:
             return False
-        return self._write("normalize", self.fore, (x, xhat, y, factors)) <= self.fore.top
+        return self._write("normalize", self.fore, x=x, xhat=xhat, y=y, factors=factors) <= self.fore.top
 
     def products(self, grad: Tensor, xhat: Tensor, plain: Doubles, cross: Doubles) -> bool:
-        arrays = grad, xhat, plain, cross
-        return any(self._add("products", recipe, arrays) <= top for recipe, top in self.additions)
+        arrays = {"g": grad, "xhat": xhat, "plain": plain, "cross": cross}
+        return any(self._add("products", recipe, **arrays) <= top for recipe, top in self.additions)
 
     def gradient(
         self, grad: Tensor, dx: Tensor, factors: Doubles, amounts: Doubles, indices: Tensor, ordinary: bool
     ) -> bool:
         if self.back is None or not ordinary:
             return False
-        return self._write("gradient", self.back, (grad, dx, factors, amounts, indices), self.chunks) <= self.back.top
+        arrays = {"g": grad, "dx": dx, "factors": factors, "amounts": amounts, "indices": indices}
+        return self._write("gradient", self.back, **arrays) <= self.back.top
 
-    def _add(self, name: str, recipe: Recipe, arrays: tuple[Tensor | np.ndarray, ...], *more: int) -> int:
+    def _add(self, name: str, recipe: Recipe, **arrays: Tensor | np.ndarray) -> int:
         """Run a pass with sums; the largest magnitude that it met, as bits."""
-        call, pointers = kernel(name, recipe), [_address(v) for v in arrays]
+        return self._peak(self._kernel(name, recipe), self.tiling.of_panels, self._memory_of_sums, arrays)
 
-        def part(first: int, last: int, scratch: int, peak: int) -> None:
-            lanes = torch.empty(self._lanes, dtype=torch.float64, device="cpu")
-            call(*self._panels, first, last, scratch, peak, lanes.data_ptr(), *pointers, *more)
-
-        return self._peak(part, *self.tiling.of_panels)
-
-    def _write(self, name: str, recipe: Recipe, arrays: tuple[Tensor | np.ndarray, ...], *more: int) -> int:
+    def _write(self, name: str, recipe: Recipe, **arrays: Tensor | np.ndarray) -> int:
         """Run a pass with results; the largest magnitude that it met, as bits."""
-        call, pointers = kernel(name, recipe), [_address(v) for v in arrays]
+        return self._peak(self._kernel(name, recipe), self.tiling.of_blocks, self._memory, arrays)
 
-        def part(first: int, last: int, scratch: int, peak: int) -> None:
-            call(*self._blocks, first, last, scratch, peak, *pointers, *more)
+    def _kernel(self, name: str, recipe: Recipe) -> Bound:
+        """A pass with what this shape fixes."""
+        bound = self._bound.get((name, recipe))
+        if bound is None:
+            made = kernel(name, recipe)
+            given = {key: value for key, value in self._constants.items() if key in made.names}
+            bound = self._bound[name, recipe] = made.bind(**given)
+        return bound
 
-        return self._peak(part, *self.tiling.of_blocks)
+    def _peak(
+        self,
+        call: Bound,
+        work: tuple[int, int],
+        memory: dict[str, tuple[int, torch.dtype]],
+        arrays: dict[str, Tensor | np.ndarray],
+    ) -> int:
+        """Run a pass over threads, each with memory of its own."""
+        addresses, peaks = {name: _address(array) for name, array in arrays.items()}, []
 
-    def _peak(self, part: Callable[[int, int, int, int], None], count: int, cost: int) -> int:
-        """The largest that ``part(first, last, scratch, peak)`` leaves in its ``peak``, over threads."""
-        peaks = []
-
-        def call(first: int, last: int) -> None:
-            scratch = torch.empty(self._scratch, dtype=torch.float32, device="cpu")
+        def part(first: int, last: int) -> None:
             peak = np.empty(1, np.int32)
-            part(first, last, scratch.data_ptr(), peak.ctypes.data)
+            held = {name: torch.empty(size, dtype=kind, device="cpu") for name, (size, kind) in memory.items()}
+            own = {name: array.data_ptr() for name, array in held.items()}
+            call(first=first, last=last, peak=_address(peak), **own, **addresses)
             peaks.append(int(peak[0]))
 
-        over_rows(call, count, cost)
+        over_rows(part, *work)
         return max(peaks)
 
 

@@ -4,10 +4,10 @@ A pass walks x as tiling.py describes, brings every tile to the format and to bl
 first-level cache, and uses it at once. What was rounded is not stored: rounding it again in the second pass is cheaper
 than writing and reading it.
 
-Legend: ``keys`` the input's bits, flat in the order [N, C, P]; ``pieces`` the fields of a `Tiling`, ``numbers`` of a
-`TileFormat`; ``factors`` and ``amounts`` those of statistics.py; ``unfit[0]`` becomes 1 where an input is NaN or
-infinite. A tile's rows are ``pitch`` apart and zero beyond n places, so that sums run over whole lanes. Their indices
-are unsigned: numba would look for negative ones, and then no loop is a vector.
+Legend: ``keys`` the input's bits, flat in the order [N, C, P]; ``pieces`` the fields of a `Tiling`, ``numbers`` those
+of a `tile_format.TileFormat`; ``factors`` and ``amounts`` those of statistics.py; ``unfit[0]`` becomes 1 where an input
+is NaN or infinite. A tile's rows are ``pitch`` apart and zero beyond n places, so that sums run over whole lanes. Their
+indices are unsigned: numba would look for negative ones, and then no loop is a vector.
 """
 
 from typing import Any
@@ -17,23 +17,23 @@ from numba import njit
 
 from recoup.formats.cpu_kernels import as_float, as_integer
 from recoup.lightnorm.cpu_kernels import LANES, extrema, join_lanes, two_sum
+from recoup.lightnorm.cpu_rounding import GENERAL, TRUNCATE, generally, inner, rounded, truncated
 from recoup.lightnorm.fused.general_tiles import copy, infinity_of, read_tile, share_exponents
 from recoup.lightnorm.fused.statistics import BETA, GAMMA, MEAN, RECIPROCAL, SLOPE
 from recoup.lightnorm.fused.tile_format import named
-from recoup.lightnorm.rounding import GENERAL, TRUNCATE, generally, rounded, truncated
 from recoup.lightnorm.tiling import Tiling
 
 _njit: Any = njit(nogil=True, cache=True)
 
 
-@_njit
+@inner
 def _scratch(cut, keys):
     """A tile, and as much memory again for its blocks, with two rows for their exponents."""
     size = cut.block * cut.pitch
     return np.zeros(size, keys.dtype), np.zeros(size + 2 * cut.pitch, keys.dtype)
 
 
-@_njit
+@inner
 def _add_up(row, sums, errors):
     """Add a row of bits to LANES exact pairs; its size is a multiple of LANES."""
     for i in range(0, row.size, LANES):
@@ -42,7 +42,7 @@ def _add_up(row, sums, errors):
             errors[j] += error
 
 
-@_njit
+@inner
 def _add_up_products(row, other, sums, errors):
     """Add the products of two rows of bits."""
     for i in range(0, row.size, LANES):
@@ -53,7 +53,7 @@ def _add_up_products(row, other, sums, errors):
             errors[j] += error
 
 
-@_njit
+@inner
 def _first(row, value):
     """The first index of a value that is there; zeros of either sign are equal."""
     T = row.dtype.type
@@ -140,7 +140,7 @@ def products_pass(keys, others, first, last, pieces, numbers, plain, cross, unfi
             join_lanes(lanes[w, 2], lanes[w, 3], cross[begin + w])
 
 
-@_njit
+@inner
 def _normalize_row(row, normal, F, mu, r, g, b, rounding):
     """xhat = F((x - mu) r) to memory, y = F(gamma xhat + beta) to the row."""
     if rounding.mode == TRUNCATE:
@@ -185,7 +185,7 @@ def normalize_pass(keys, xhat, y, first, last, pieces, numbers, factors, unfit):
                 copy(out[w * pitch : w * pitch + n], y[at + w * places : at + w * places + n])
 
 
-@_njit
+@inner
 def _gradient_row(row, F, m, slope, rounding):
     """F'((g - m) slope) in place."""
     if rounding.mode == TRUNCATE:

@@ -12,14 +12,13 @@ whose exponent is the shared one or larger is a multiple of the quantum already.
 
 from typing import Any
 
-from numba import njit
 from numba.extending import intrinsic
 
 from recoup.formats.cpu_kernels import LANES, as_float, as_integer, block_kernel, float_kernel, float_nearest_kernel
+from recoup.lightnorm.cpu_rounding import inner
 from recoup.lightnorm.fused.tile_format import GENERAL, MASK, NEAREST, PLAIN, WHOLE
 
 _intrinsic: Any = intrinsic
-_njit: Any = njit(nogil=True, cache=True)
 
 
 @_intrinsic
@@ -33,21 +32,21 @@ def _trunc(typing_context, a):
     return a(a), generate
 
 
-@_njit
+@inner
 def infinity_of(keys):
     """The bits of infinity."""
     T = keys.dtype.type
     return T(0x7F800000) if keys.itemsize == 4 else T(0x7FF0000000000000)
 
 
-@_njit
+@inner
 def _magnitude_mask(keys):
     """All bits but the sign's."""
     T = keys.dtype.type
     return T(~T(T(1) << T(keys.itemsize * 8 - 1)))
 
 
-@_njit
+@inner
 def _truncate_row(source, row, format):
     """Toward zero, flushed and saturated; the largest magnitude read."""
     T = source.dtype.type
@@ -64,7 +63,7 @@ def _truncate_row(source, row, format):
     return peak
 
 
-@_njit
+@inner
 def _peak_of(source):
     """The largest magnitude as bits."""
     T = source.dtype.type
@@ -74,14 +73,14 @@ def _peak_of(source):
     return peak
 
 
-@_njit
+@inner
 def copy(source, to):
     """A loop: numba's assignment of slices is several times slower."""
     for i in range(to.size):
         to[i] = source[i]
 
 
-@_njit
+@inner
 def _copy_row(source, row):
     """A copy; the largest magnitude as bits."""
     T = source.dtype.type
@@ -93,7 +92,7 @@ def _copy_row(source, row):
     return peak
 
 
-@_njit
+@inner
 def read_tile(keys, tile, spare, at, places, width, n, pitch, format):
     """B(F(x)) of a tile into ``tile``; the largest magnitude of x as bits, by which callers know NaN and infinities.
 
@@ -122,7 +121,7 @@ def read_tile(keys, tile, spare, at, places, width, n, pitch, format):
     return peak
 
 
-@_njit
+@inner
 def share_exponents(tile, spare, width, n, pitch, format):
     """Results in ``tile`` rounded to blocks; where they then are."""
     if format.results == WHOLE:
@@ -133,14 +132,14 @@ def share_exponents(tile, spare, width, n, pitch, format):
     return tile
 
 
-@_njit
+@inner
 def _share_generally(source, result, width, pitch, format):
     """The formats' own kernel, on rows as long as the pitch: one block of ``width`` channels, in as many steps."""
     steps = (pitch + LANES - 1) // LANES
     block_kernel(source, result, 0, steps, (width, pitch, width, 1, steps), format.blocks, source[:0])
 
 
-@_njit
+@inner
 def _share_whole(tile, spare, width, n, pitch, format):
     """Truncation to blocks of values in a format of the same significand, in place.
 
@@ -160,7 +159,7 @@ def _share_whole(tile, spare, width, n, pitch, format):
             e = T(row[i] & infinity)
             second[i] = max(second[i], min(e, largest[i]))
             largest[i] = max(largest[i], e)
-    shared = second if format.blocks.outlier else largest
+    shared = second if format.outlier else largest
     for w in range(width):
         row = tile[w * pitch : w * pitch + n]
         for i in range(row.size):

@@ -7,19 +7,21 @@ from typing import Any
 
 from llvmlite import ir
 
-from recoup.kernels.llvm import I64, D, function
+from recoup.kernels.llvm import I64, D, P
+from recoup.kernels.signature import Definition, Signature
 from recoup.lightnorm.fused.tile_ir import LANES, VD, Recipe, Tile
-from recoup.lightnorm.fused.walk_ir import BLOCKS, PART, Row, over_blocks, signature
+from recoup.lightnorm.fused.walk_ir import BLOCKS, Row, over_blocks
 
-NORMALIZE = (*BLOCKS, *PART, "x", "xhat", "y", "factors")
-GRADIENT = (*BLOCKS, *PART, "g", "dx", "factors", "amounts", "indices", "chunks")
+NORMALIZE = Signature.of(**BLOCKS, x=P, xhat=P, y=P, factors=P)
+GRADIENT = Signature.of(**BLOCKS, g=P, dx=P, factors=P, amounts=P, indices=P, chunks=I64)
 
 
 def normalize(recipe: Recipe) -> ir.Module:
     """xhat = F((x - mu) r) and y = B(F(gamma xhat + beta)). ``peak``: the largest magnitude of inputs' exponents and
     of results before their blocks."""
-    module, b, v = function("normalize", ir.VoidType(), signature(NORMALIZE))
-    tile = Tile(b, recipe, v["scratch"], v["pitch"])
+    module = ir.Module("normalize")
+    v = NORMALIZE.define(module, "normalize")
+    b, tile = v.b, Tile(v.b, recipe, v["scratch"], v["pitch"])
     write_result = tile.store if recipe.block else tile.write
 
     def each(row: Row, out: Any) -> None:
@@ -45,8 +47,9 @@ def normalize(recipe: Recipe) -> ir.Module:
 def gradient(recipe: Recipe) -> ir.Module:
     """dx = B(F'((g - m) slope, less the amount at a chunk's first maximum, plus it at its first minimum));
     ``indices`` int64 [C, K, 2]."""
-    module, b, v = function("gradient", ir.VoidType(), signature(GRADIENT))
-    tile = Tile(b, recipe, v["scratch"], v["pitch"])
+    module = ir.Module("gradient")
+    v = GRADIENT.define(module, "gradient")
+    b, tile = v.b, Tile(v.b, recipe, v["scratch"], v["pitch"])
     write_result = tile.store if recipe.block else tile.write
 
     def each(row: Row, out: Any) -> None:
@@ -87,7 +90,7 @@ def _note_result(tile: Tile, result: Any, inside: Any) -> None:
     tile.note(seen if inside is None else tile.b.select(inside, seen, ir.Constant(seen.type, None)))
 
 
-def _extrema(tile: Tile, v: dict[str, Any], row: Row) -> tuple[Any, list[Any]]:
+def _extrema(tile: Tile, v: Definition, row: Row) -> tuple[Any, list[Any]]:
     """The amount of the row's chunk, and the places in the row of its maximum and minimum: negative, or beyond the
     row's end, where another row of the chunk has them."""
     b = tile.b
@@ -105,7 +108,7 @@ def _amounts(tile: Tile, index: Any, extrema: list[Any], amount: Any) -> Any:
     return total
 
 
-def _factors(tile: Tile, v: dict[str, Any], c: Any, count: int) -> list[Any]:
+def _factors(tile: Tile, v: Definition, c: Any, count: int) -> list[Any]:
     """A channel's factors, in the order of statistics.py."""
     b = tile.b
     return [tile.everywhere(tile.get(v["factors"], b.add(c, b.mul(v["channels"], I64(i))), D)) for i in range(count)]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from recoup.kernels.memory import fresh
 from recoup.lightnorm.config import LightNorm
+from recoup.lightnorm.cpu_rounding import rounding_of
 from recoup.lightnorm.fused.statistics import (
     MEAN,
     RECIPROCAL,
@@ -24,7 +25,6 @@ from recoup.lightnorm.fused.statistics import (
     parameters,
     running_statistics,
 )
-from recoup.lightnorm.rounding import rounding_of
 from recoup.lightnorm.scale import factors as scale_factors
 from recoup.lightnorm.tiling import Tiling
 

@@ -1,9 +1,8 @@
 """What lies between LightNorm's fused passes: a channel's statistics out of its sums.
 
-Legend: C channels, K chunks; every vector float64; ``numbers`` are the fields of a statistic's or a value's
-`Rounding`. The rows of
-``factors`` are what the passes with results multiply by: MEAN, RECIPROCAL, GAMMA and BETA of `normalize`, [4, C]; MEAN
-and SLOPE of `gradient`, [2, C]. ``amounts`` [C, K] is what a chunk's extrema lose and gain.
+Legend: C channels, K chunks; every vector float64; ``numbers`` are the fields of a `Rounding`, of statistics unless
+said otherwise. The rows of ``factors`` are what the passes with results multiply by: MEAN, RECIPROCAL, GAMMA and BETA
+of activations, [4, C]; MEAN and SLOPE of gradients, [2, C]. ``amounts`` [C, K] is what a chunk's extrema lose and gain.
 
 Every kernel returns whether all factors are ordinary numbers: then no product of theirs with a value of the format is
 NaN, and results need no care for it.
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from recoup.lightnorm.rounding import Rounding, rounded
+from recoup.lightnorm.cpu_rounding import Rounding, rounded
 
 MEAN, RECIPROCAL, GAMMA, BETA = range(4)
 SLOPE = 1
@@ -24,9 +23,9 @@ _njit: Any = njit(nogil=True, cache=True, error_model="numpy")
 
 
 @_njit
-def parameters(gamma, beta, numbers, factors):
+def parameters(gamma, beta, form_numbers, factors):
     """F(gamma) and F(beta)."""
-    form, ordinary = Rounding(*numbers), True
+    form, ordinary = Rounding(*form_numbers), True
     for c in range(factors.shape[1]):
         g, b = rounded(np.float64(gamma[c]), form), rounded(np.float64(beta[c]), form)
         factors[GAMMA, c], factors[BETA, c] = g, b

@@ -13,20 +13,22 @@ from typing import Any
 
 from llvmlite import ir
 
-from recoup.kernels.llvm import I64, D, F, function
+from recoup.kernels.llvm import I64, D, F, P
+from recoup.kernels.signature import Definition, Signature
 from recoup.lightnorm.fused.tile_ir import LANES, VD, Recipe, Tile
-from recoup.lightnorm.fused.walk_ir import PANELS, PART, Row, over_panels, signature
+from recoup.lightnorm.fused.walk_ir import PANELS, Row, over_panels
 
-MOMENTS = (*PANELS, *PART, "lanes", "x", "sums", "ends", "indices", "chunks")
-PRODUCTS = (*PANELS, *PART, "lanes", "g", "xhat", "plain", "cross")
+MOMENTS = Signature.of(**PANELS, x=P, sums=P, ends=P, indices=P, chunks=I64)
+PRODUCTS = Signature.of(**PANELS, g=P, xhat=P, plain=P, cross=P)
 ZERO = ir.Constant(VD, None)
 
 
 def moments(recipe: Recipe) -> ir.Module:
     """Panels: every channel's exact sum as a pair [C, 2]; every chunk's maximum and minimum [C, K, 2] and their first
     indices; ``peak``: the largest exponents met."""
-    module, b, v = function("moments", ir.VoidType(), signature(MOMENTS))
-    tile = Tile(b, recipe, v["scratch"], v["pitch"])
+    module = ir.Module("moments")
+    v = MOMENTS.define(module, "moments")
+    b, tile = v.b, Tile(v.b, recipe, v["scratch"], v["pitch"])
     rounded = tile.at(v["scratch"], b.mul(v["pitch"], I64(2)))  # a row, to look for an extremum's index in
     depth = 1 if recipe.plain else 2
 
@@ -70,8 +72,9 @@ def moments(recipe: Recipe) -> ir.Module:
 
 def products(recipe: Recipe) -> ir.Module:
     """Panels: exact sums of g and of g xhat as pairs [C, 2]."""
-    module, b, v = function("products", ir.VoidType(), signature(PRODUCTS))
-    tile = Tile(b, recipe, v["scratch"], v["pitch"])
+    module = ir.Module("products")
+    v = PRODUCTS.define(module, "products")
+    b, tile = v.b, Tile(v.b, recipe, v["scratch"], v["pitch"])
     depth = 1 if recipe.plain else 2
 
     def begin(slot: Any, c: Any) -> None:
@@ -119,18 +122,18 @@ def _added_to_bias(tile: Tile, sums: Sequence[Any], x: Any, y: Any) -> list[Any]
     return [t, b.fadd(errors, left)]
 
 
-def _end_of(tile: Tile, v: dict[str, Any], c: Any, chunk: Any, side: int) -> Any:
+def _end_of(tile: Tile, v: Definition, c: Any, chunk: Any, side: int) -> Any:
     """Index of a chunk's maximum or minimum in [C, K, 2]."""
     b = tile.b
     return b.add(b.mul(b.add(b.mul(c, v["chunks"]), chunk), I64(2)), I64(side))
 
 
-def _kept_sums(tile: Tile, v: dict[str, Any], slot: Any, depth: int) -> list[Any]:
+def _kept_sums(tile: Tile, v: Definition, slot: Any, depth: int) -> list[Any]:
     base = tile.b.mul(slot, I64(depth * LANES))
     return [tile.load(v["lanes"], tile.b.add(base, I64(i * LANES)), None, VD) for i in range(depth)]
 
 
-def _keep_sums(tile: Tile, v: dict[str, Any], slot: Any, sums: Sequence[Any]) -> None:
+def _keep_sums(tile: Tile, v: Definition, slot: Any, sums: Sequence[Any]) -> None:
     base = tile.b.mul(slot, I64(len(sums) * LANES))
     for i, value in enumerate(sums):
         tile.store(value, v["lanes"], tile.b.add(base, I64(i * LANES)))

@@ -1,14 +1,13 @@
 """What brings a tile to its format and blocks, as numbers for the numba kernels of general_tiles.py.
 
 The numbers cross from Python to a kernel as plain tuples within a plain tuple, which numba reads fastest (see
-rounding.py); `named` gives them their names there.
+cpu_rounding.py); `named` gives them their names there.
 """
 
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from numba import njit
 
 from recoup.formats import BlockFloat, Float
 from recoup.formats.constants import (
@@ -19,13 +18,14 @@ from recoup.formats.constants import (
     float_constants,
     nearest_constants,
 )
-from recoup.lightnorm.rounding import Rounding, rounding_of
+from recoup.lightnorm.cpu_rounding import Rounding, inner, rounding_of
 
 PLAIN, MASK, ANY, NEAREST = 0, 1, 2, 3  # to the format: not at all, a mask, `float_kernel`, `float_nearest_kernel`
 NONE, WHOLE, GENERAL = 0, 1, 2  # to blocks: not at all, whole multiples of the quantum, `block_kernel`
 FRACTION, BIAS = 23, 127
 SPAN = 100  # exponents between a format's ends for which the blocks' powers of two stay normal float32
 
+# Of the types that constants have, or every kernel would be compiled for these as well.
 NO_FLOATS, NO_NEAREST = FloatConstants(*[0] * 10), NearestConstants(*[0] * 7)
 NO_BLOCKS = BlockConstants(0, 0, 0, 0, False, 0)
 
@@ -35,25 +35,27 @@ class TileFormat(NamedTuple):
 
     Attributes:
         rounding: of float64 to the format.
-        floats: of ANY. nearest: of NEAREST. blocks: of WHOLE and GENERAL.
+        floats, nearest, blocks: what the formats' kernels take, of ANY, of NEAREST and of GENERAL.
         values: PLAIN, MASK, ANY or NEAREST: how values come to the format.
         mask, low, top: of MASK: keeps the mantissa's bits; the smallest normal and the largest value, as bits.
         inputs, results: NONE, WHOLE or GENERAL: how inputs, and how results come to blocks. They differ where results
             may be NaN, which WHOLE does not keep.
+        outlier: of WHOLE: 1 where a lone largest element keeps its exponent.
         reciprocal: of WHOLE: less an exponent's bits, the bits of the quantum's reciprocal.
         quantum: of WHOLE: an exponent's bits less this are the bits of the quantum.
     """
 
     rounding: Rounding
-    floats: FloatConstants
-    nearest: NearestConstants
-    blocks: BlockConstants
+    floats: tuple
+    nearest: tuple
+    blocks: tuple
     values: int
     mask: int
     low: int
     top: int
     inputs: int
     results: int
+    outlier: int
     reciprocal: int
     quantum: int
 
@@ -64,16 +66,14 @@ class TileFormat(NamedTuple):
     def numbers(self) -> tuple:
         """What a kernel is given."""
         rounding, floats, nearest, blocks, *own = self
-        return tuple(rounding), tuple(floats), tuple(nearest), tuple(blocks), tuple(own)
+        return tuple(rounding), floats, nearest, blocks, tuple(own)
 
 
-@njit(nogil=True, cache=True)
+@inner
 def named(numbers: Any) -> Any:
     """`TileFormat.numbers` as a `TileFormat`, inside a kernel."""
     rounding, floats, nearest, blocks, own = numbers
-    return TileFormat(
-        Rounding(*rounding), FloatConstants(*floats), NearestConstants(*nearest), BlockConstants(*blocks), *own
-    )
+    return TileFormat(Rounding(*rounding), floats, nearest, blocks, *own)
 
 
 @lru_cache(maxsize=256)
@@ -94,12 +94,13 @@ def tile_format(form: Float | None, blocks: BlockFloat | None, dtype: torch.dtyp
         top=floats.largest,
         inputs=sharing,
         results=sharing,
+        outlier=int(shared.outlier),
         reciprocal=(2 * BIAS << FRACTION) + depth,
         quantum=depth,
         rounding=rounding_of(form),
-        floats=floats,
-        nearest=nearest or NO_NEAREST,
-        blocks=shared,
+        floats=tuple(floats),
+        nearest=tuple(nearest or NO_NEAREST),
+        blocks=tuple(shared),
     )
 
 

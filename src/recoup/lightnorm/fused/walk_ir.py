@@ -1,7 +1,7 @@
 """The walks of tiling.py in LLVM IR: over panels for passes with sums, over samples' blocks for passes with results.
 
-Legend: ``v`` the kernel's arguments by name: ``tiles`` int64 [T, 4] and ``offsets`` int64 [N + 1] of a `Tiling`;
-``first`` and ``last`` bound the panels or the samples' blocks of this call; every other size as in `Tiling`.
+Legend: ``v`` the kernel's arguments by name: ``first`` and ``last`` bound the panels or the samples' blocks of this
+call, ``count`` is the number of tiles, and the others are fields of a `tiling.Tiling`.
 """
 
 from collections.abc import Callable
@@ -11,13 +11,13 @@ from typing import Any
 from llvmlite import ir
 
 from recoup.kernels.llvm import I64, P
+from recoup.kernels.signature import Definition
 from recoup.lightnorm.fused.tile_ir import Tile
 
-PANELS = ("tiles", "count", "channels", "places", "panel", "block", "pitch")
-BLOCKS = ("tiles", "offsets", "channels", "places", "block", "blocks", "pitch")
-PART = ("first", "last", "scratch", "peak")
-POINTERS = {"tiles", "offsets", "scratch", "peak", "lanes", "x", "y", "g", "dx", "xhat", "sums", "ends", "indices"}
-POINTERS |= {"plain", "cross", "factors", "amounts"}
+_PART = {"first": I64, "last": I64, "scratch": P, "peak": P}
+_SHAPE = {"channels": I64, "places": I64, "block": I64, "pitch": I64, "tiles": P}
+PANELS = {**_PART, **_SHAPE, "count": I64, "panel": I64, "lanes": P}
+BLOCKS = {**_PART, **_SHAPE, "blocks": I64, "offsets": P}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +38,7 @@ class Row:
     length: Any
 
 
-def signature(names: tuple[str, ...]) -> dict[str, Any]:
-    """LLVM types of arguments: addresses and int64."""
-    return {name: P if name in POINTERS else I64 for name in names}
-
-
-def over_panels(tile: Tile, v: dict[str, Any], x: Any, begin: Callable, each: Callable, end: Callable) -> None:
+def over_panels(tile: Tile, v: Definition, x: Any, begin: Callable, each: Callable, end: Callable) -> None:
     """The kernel's body: ``begin(slot, c)`` for all channels of a panel, ``each(slot, row)`` for all rows of all tiles,
     and ``end(slot, c)``, with ``slot`` the channel's place in the panel."""
     b = tile.b
@@ -70,7 +65,7 @@ def over_panels(tile: Tile, v: dict[str, Any], x: Any, begin: Callable, each: Ca
     b.ret_void()
 
 
-def over_blocks(tile: Tile, v: dict[str, Any], x: Any, y: Any, each: Callable) -> None:
+def over_blocks(tile: Tile, v: Definition, x: Any, y: Any, each: Callable) -> None:
     """The kernel's body: ``each(row, out)`` for all rows, with ``out`` where results go: to ``y``, or where there are
     blocks to scratch, until their exponents are known."""
     b, shared = tile.b, tile.recipe.block > 0
@@ -99,13 +94,13 @@ def over_blocks(tile: Tile, v: dict[str, Any], x: Any, y: Any, each: Callable) -
     b.ret_void()
 
 
-def _piece(tile: Tile, v: dict[str, Any], index: Any) -> tuple[Any, ...]:
+def _piece(tile: Tile, v: Definition, index: Any) -> tuple[Any, ...]:
     """A tile's sample, first place, end and chunk."""
     b = tile.b
     return tuple(tile.get(v["tiles"], b.add(b.mul(index, I64(4)), I64(i)), I64) for i in range(4))
 
 
-def _share_results(tile: Tile, v: dict[str, Any], waiting: Any, y: Any, width: Any, n: Any) -> None:
+def _share_results(tile: Tile, v: Definition, waiting: Any, y: Any, width: Any, n: Any) -> None:
     """Rows in scratch, rounded to blocks, to memory."""
     b = tile.b
     tile.find_scales(waiting, v["pitch"], width, n)

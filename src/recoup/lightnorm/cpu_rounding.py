@@ -18,7 +18,9 @@ MAGNITUDE, SIGN, EXPONENT = (1 << 63) - 1, -(1 << 63), 0x7FF << 52
 INFINITY = EXPONENT
 FRACTION = 52
 
-_njit: Any = njit(nogil=True, cache=True)
+inner: Any = njit(nogil=True)
+"""Compiles what only kernels call. It is not cached, and need not be: a kernel's own cache has it. Numba's index of a
+cache keeps the types of arguments, named tuples by the path of their class, and cannot be read once that has moved."""
 
 
 class Rounding(NamedTuple):
@@ -63,7 +65,7 @@ def rounding_of(format: Float | None) -> Rounding:  # noqa: A002
     )
 
 
-@_njit
+@inner
 def truncated(v, rounding):
     """v toward zero, flushed and saturated, float64."""
     bits = as_integer(v)
@@ -73,7 +75,7 @@ def truncated(v, rounding):
     return as_float(np.int64(cut | np.int64(bits & np.int64(SIGN))))
 
 
-@_njit
+@inner
 def generally(v, rounding):
     """v to nearest even or toward zero, with or without subnormals, float64.
 
@@ -97,7 +99,7 @@ def generally(v, rounding):
     return as_float(np.int64(as_integer(rounded) | sign))
 
 
-@_njit
+@inner
 def rounded(v, rounding):
     """v in the format, float64. Loops over elements ask for the mode outside, or they would not be vectors."""
     if rounding.mode == TRUNCATE:
