@@ -180,8 +180,8 @@ def test_layers_called_by_keyword_or_with_no_rows():
 class Stem(nn.Conv2d):
     """A subclass with a forward of its own."""
 
-    def forward(self, x):
-        return super().forward(x).abs()
+    def forward(self, input):  # noqa: A002
+        return super().forward(input).abs()
 
 
 class Block(nn.Module):

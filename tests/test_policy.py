@@ -65,4 +65,4 @@ def test_it_is_frozen():
     with pytest.raises(AttributeError, match="frozen"):
         policy.name = "b"
     with pytest.raises(TypeError):
-        policy["a"] = None
+        policy["a"] = None  # type: ignore[index]

@@ -80,8 +80,10 @@ def test_emulated_evaluated_and_restored(trunc):
     x, y = torch.rand(8, 1, 8, 8), torch.randint(10, (8,))
     before, plain = {n: t.clone() for n, t in model.state_dict().items()}, model(x)
     rc.emulate_(model, trunc(bits=2), layers={"0": None})
-    weight = torch.trunc(model[3].weight * 4) / 4
-    assert torch.equal(model(x), nn.functional.linear(model[:3](x), weight, model[3].bias))
+    linear = model[3]
+    assert isinstance(linear, nn.Linear)
+    weight = torch.trunc(linear.weight * 4) / 4
+    assert torch.equal(model(x), nn.functional.linear(model[:3](x), weight, linear.bias))
     assert 0 <= rc.evaluate(model, [(x, y)]).top1 <= 100
     with pytest.raises(rc.RecoupError, match=r"emulated already \(Trunc\(bits=2\)\)"):
         rc.emulate_(model, trunc())

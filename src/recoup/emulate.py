@@ -65,7 +65,7 @@ def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> 
     plan, left = _planned(modules, weighty, chosen, config, layers or {})
     if not plan:
         raise RecoupError(f"emulate_: {_why_nothing(model, config)}")
-    _check_each_is_used(plan, modules, chosen, {None: config, **(layers or {})})
+    _check_each_is_used(plan, modules, chosen, {None: config} | dict(layers or {}))
     _convert(plan, modules)
     ledger.begin_structure(model, "emulate_")
     _warn(plan, left)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import FileStore
 
 import recoup as rc
 from recoup.lightnorm.layers import LightNorm2d
@@ -47,8 +48,8 @@ class Mixed(Mixin, nn.BatchNorm2d):
 class Activated(nn.BatchNorm2d):
     """As timm's BatchNormAct2d: its forward does more."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(super().forward(x))
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return torch.relu(super().forward(input))
 
 
 class Frozen(nn.BatchNorm2d):
@@ -128,7 +129,7 @@ def test_subclasses_that_may_compute_something_else_are_named(kind):
 
 @pytest.fixture
 def group(tmp_path):
-    dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 

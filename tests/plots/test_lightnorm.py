@@ -9,8 +9,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from recoup.errors import RecoupError
 from recoup.formats import quantize
 from recoup.lightnorm import LightNorm
-from recoup.lightnorm.scale import HOFFER
+from recoup.lightnorm.scale import HOFFER, gaussian_range
 from recoup.plots import lightnorm as plots
+from recoup.plots.palette import MARKERS, Palette
 
 VARIANTS = {"float32": None, "range $x": LightNorm.range(), "blocks": LightNorm(), "max": LightNorm(shared="max")}
 
@@ -42,7 +43,7 @@ def test_accuracy_against_bits():
     points = {
         round(float(line.get_xdata()[0]), 1): float(line.get_ydata()[0])
         for line in axis.lines
-        if line.get_marker() in plots.MARKERS
+        if line.get_marker() in MARKERS
     }
     assert points == {9.0: 90.0, 32.0: 91.5, 32.8: 90.0}  # the second of 32 bits stands beside the first
     assert sorted(texts(axis)) == ["blocks", "bn", "range"]
@@ -66,7 +67,7 @@ def test_scale(chunks):
 def test_simulation_agrees_with_the_expectation(samples, chunks):
     ranges = plots.simulated_ranges(samples, chunks)
     assert (ranges == plots.simulated_ranges(samples, chunks)).all()
-    ratios = ranges / plots.gaussian_range(samples)
+    ratios = ranges / gaussian_range(samples)
     assert abs(ratios.mean() - 1) < 4 * ratios.std() / len(ratios) ** 0.5
 
 
@@ -107,7 +108,7 @@ def test_settings_are_neither_used_nor_changed():
     before = dict(mpl.rcParams)
     plain = drawn(plots.traffic_figure(VARIANTS))
     with mpl.rc_context({"axes.grid": False, "font.size": 30, "text.color": "red"}):
-        palette = plots.Palette(ink="#ff0000")
+        palette = Palette(ink="#ff0000")
         assert drawn(plots.traffic_figure(VARIANTS, palette=palette)) != plain
     assert dict(mpl.rcParams) == before
     assert drawn(plots.traffic_figure(VARIANTS)) == plain
