@@ -42,7 +42,7 @@ def test_doctor_reports_a_fault(monkeypatch):
     def broken(*_):
         raise OSError("no compiler")
 
-    monkeypatch.setattr("recoup.cli.doctor.matmul", broken)
+    monkeypatch.setattr("recoup.nbsmt.wing.matmul", broken)
     assert Check("self-test", "OSError: no compiler", ok=False) in examine()
-    monkeypatch.setattr("recoup.cli.doctor.matmul", lambda *_: torch.zeros(3, 1))
+    monkeypatch.setattr("recoup.nbsmt.wing.matmul", lambda *_: torch.zeros(3, 1))
     assert any(not check.ok and "expected [99, 100, 10]" in check.value for check in examine())

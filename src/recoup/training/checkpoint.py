@@ -53,6 +53,8 @@ def _decides(layer: Emulated, extra: str) -> bool:
 
 def restore(kept: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put a checkpoint's tensors back: the next step is the one an uninterrupted run would have taken."""
+    for layer in emulated_layers(model).values():  # the run's own come with its weights: none is lost, and none stays
+        layer.take_extras({})
     model.load_state_dict({n.removeprefix("model."): t for n, t in kept.items() if n.startswith("model.")})
     for name, layer in emulated_layers(model).items():
         layer.take_extras({extra: kept.get(f"{extra}.{name}") for extra in layer.travelling if _decides(layer, extra)})
