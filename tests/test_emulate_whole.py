@@ -1,5 +1,6 @@
 """What is emulated is what was asked for: a config that takes no layer is refused, and what stays in float is named."""
 
+import copy
 import re
 
 import pytest
@@ -131,3 +132,27 @@ def test_scripted_layers_are_named():
         rc.emulate_(model, rc.LBA(), {"2": None})
     with pytest.warns(rc.RecoupWarning, match=r"torch\.jit compiled them.*: 1\.1 "):
         rc.emulate_(model, rc.LightNorm())
+
+
+@pytest.mark.parametrize("config", [rc.NBSMT(threads=4), rc.LBA.biased(4, 4), rc.LightNorm()])
+def test_torch_fx_traces_emulated_models_as_float_ones(config):
+    model, x = calibrated(), images(2)
+    graph = [(node.op, node.target) for node in torch.fx.symbolic_trace(model).graph.nodes]
+    rc.emulate_(model, config)
+    traced = torch.fx.symbolic_trace(model)
+    assert [(node.op, node.target) for node in traced.graph.nodes] == graph
+    assert torch.equal(traced(x), model(x))
+    assert emulated_layers(traced).keys() == emulated_layers(model).keys()
+    twin = copy.deepcopy(model)
+    assert torch.equal(torch.fx.symbolic_trace(twin)(x), model(x))
+    rc.restore_(model)
+    assert not any("__module__" in vars(module) for module in model.modules())
+
+
+def test_where_nothing_can_be_taken_what_is_left_is_named():
+    class Own(nn.BatchNorm2d):
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+            return super().forward(input).relu()
+
+    with pytest.raises(rc.RecoupError, match=r"no layer to emulate .*; 1 layers .*subclass may compute.*: 1 \(Own\)"):
+        rc.emulate_(nn.Sequential(nn.ReLU(), Own(3)), rc.LightNorm())

@@ -64,7 +64,7 @@ def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> 
         _layers_of(value)
     plan, left = _planned(modules, weighty, chosen, config, layers or {})
     if not plan:
-        raise RecoupError(f"emulate_: {_why_nothing(model, config)}")
+        raise RecoupError(f"emulate_: {_why_nothing(model, config)}{_also_left(left)}")
     _check_each_is_used(plan, modules, chosen, {None: config} | dict(layers or {}))
     _convert(plan, modules)
     ledger.begin_structure(model, "emulate_")
@@ -254,8 +254,11 @@ def _warn(plan: Plan, left: Mapping[str, list[str]]) -> None:
         shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
         warnings.warn(f"emulate_: {len(names)} layers {caveat}: {shown}", RecoupWarning, stacklevel=3)
     if left:
-        told = "; ".join(f"{len(names)} layers {reason}: {', '.join(names)}" for reason, names in left.items())
-        warnings.warn(f"emulate_: {told}", RecoupWarning, stacklevel=3)
+        warnings.warn(f"emulate_: {_also_left(left).removeprefix('; ')}", RecoupWarning, stacklevel=3)
+
+
+def _also_left(left: Mapping[str, list[str]]) -> str:
+    return "".join(f"; {len(names)} layers {reason}: {', '.join(names)}" for reason, names in left.items())
 
 
 def _why_nothing(model: nn.Module, config: Any) -> str:

@@ -22,7 +22,9 @@ from recoup.network.emulated import Emulated
 
 class LightNormLayer(Emulated, _NormBase):
     """What the layers share. They are no `nn.BatchNorm2d` and the like, so that converters of batch norms, such as
-    `nn.SyncBatchNorm.convert_sync_batchnorm`, leave them as they are (`recoup.network.norms` knows them).
+    `nn.SyncBatchNorm.convert_sync_batchnorm`, leave them as they are (`recoup.network.norms` knows them). Folding one
+    into a float convolution (`torch.nn.utils.fusion.fuse_conv_bn_eval`) cannot be noticed: what it gives is a float
+    convolution that does without the unit.
 
     Running statistics are torch's: ``running_mean`` follows mu, ``running_var`` follows (s - eps)^2, by ``momentum``
     (None: the cumulative mean), and eval divides by sqrt(running_var + eps), so that batch norm checkpoints load both

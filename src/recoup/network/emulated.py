@@ -35,7 +35,7 @@ class Emulated(nn.Module):
     """
 
     float_class: ClassVar[type[nn.Module]]
-    extras: ClassVar[tuple[str, ...]] = ("config", "mode", "layer", "title", "fast_path_hook", "trained")
+    extras: ClassVar[tuple[str, ...]] = ("config", "mode", "layer", "title", "fast_path_hook", "__module__", "trained")
     travelling: ClassVar[tuple[str, ...]] = ()
     fitted: ClassVar[tuple[str, ...]] = ()
     measured: ClassVar[tuple[str, ...]] = ()
@@ -49,6 +49,8 @@ class Emulated(nn.Module):
     def convert(self, config: Any, layer: str) -> None:
         """Called once after the class was changed; a wing checks here what the layer needs."""
         self.config, self.mode, self.layer = config, "emulate", layer
+        # torch.fx takes a module for a leaf, as it does the float layer, if it says that it is one of torch.nn.
+        self.__dict__["__module__"] = "torch.nn"
         self.title = f"layer '{layer}' ({self.float_class.extra_repr(self)})"
 
     def train(self, mode: bool = True) -> "Emulated":
