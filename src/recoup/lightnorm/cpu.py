@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from recoup.formats import Float
+from recoup.kernels.arrays import array
 from recoup.kernels.magnitudes import magnitudes
 from recoup.kernels.threads import over_rows
 from recoup.lightnorm.cpu_kernels import gradient_kernel, moments_kernel, normalize_kernel, products_kernel
@@ -26,7 +27,7 @@ def finite(x: Tensor) -> bool:
 
 
 def _flat(x: Tensor) -> np.ndarray:
-    return x.numpy(force=True).reshape(-1)
+    return array(x).reshape(-1)
 
 
 def moments(x: Tensor, chunks: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -49,7 +50,7 @@ def normalize(
 ) -> tuple[Tensor, Tensor]:
     """y = F(gamma xhat + beta) and xhat = F((x - mu) r), in x's dtype; the vectors are float64 [C]."""
     y, xhat = torch.empty_like(x), torch.empty_like(x)
-    vectors = [v.numpy() for v in (mean, reciprocal, scale, shift)]
+    vectors = [array(v) for v in (mean, reciprocal, scale, shift)]
     arrays, shape, numbers = [_flat(v) for v in (x, xhat, y)], tuple(x.shape), tuple(rounding_of(format))
     over_rows(lambda a, b: normalize_kernel(*arrays, a, b, shape, *vectors, numbers), shape[1], shape[0] * shape[2])
     return y, xhat
@@ -74,7 +75,7 @@ def gradient(
 ) -> Tensor:
     """dx = F'((g - m) slope, less the amount at a chunk's first maximum, plus it at its first minimum)."""
     dx = torch.empty_like(g)
-    vectors = [v.numpy() for v in (mean, slope, amounts, indices)]
+    vectors = [array(v) for v in (mean, slope, amounts, indices)]
     arrays, shape, numbers = (_flat(g), _flat(dx)), tuple(g.shape), tuple(rounding_of(format))
     over_rows(lambda a, b: gradient_kernel(*arrays, a, b, shape, *vectors, numbers), shape[1], shape[0] * shape[2])
     return dx

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recoup.kernels.arrays import array
 from recoup.kernels.threads import over_rows
 from recoup.lightnorm.config import LightNorm
 from recoup.lightnorm.cpu import INTEGERS
@@ -41,7 +42,7 @@ class GeneralPasses(FusedPasses):
 
     def normalize(self, x: Tensor, y: Tensor, xhat: Tensor, factors: Doubles, ordinary: bool) -> bool:
         arrays, unfit, numbers = (
-            (_bits(x), xhat.numpy().reshape(-1), _bits(y)),
+            (_bits(x), array(xhat).reshape(-1), _bits(y)),
             np.zeros(1, np.int64),
             self.fore[ordinary],
         )
@@ -60,7 +61,7 @@ class GeneralPasses(FusedPasses):
         self, grad: Tensor, dx: Tensor, factors: Doubles, amounts: Doubles, indices: Tensor, ordinary: bool
     ) -> bool:
         arrays, unfit, numbers = (_bits(grad), _bits(dx)), np.zeros(1, np.int64), self.back[ordinary]
-        vectors = factors, amounts, indices.numpy()
+        vectors = factors, amounts, array(indices)
         over_rows(
             lambda a, b: gradient_pass(*arrays, a, b, self.pieces, numbers, *vectors, unfit), *self.tiling.of_blocks
         )
@@ -74,4 +75,4 @@ def general_passes(config: LightNorm, chunks: int, dtype: torch.dtype, N: int, C
 
 
 def _bits(x: Tensor) -> np.ndarray:
-    return x.detach().numpy().reshape(-1).view(INTEGERS[x.dtype])
+    return array(x).reshape(-1).view(INTEGERS[x.dtype])

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recoup.kernels.arrays import array
 from recoup.kernels.memory import fresh
 from recoup.lightnorm.config import LightNorm
 from recoup.lightnorm.cpu_rounding import rounding_of
@@ -91,14 +92,14 @@ class FusedPasses(ABC):
         """Evaluation; see `passes.infer`."""
         factors = np.empty((4, self.tiling.channels))
         deviation = (var.detach().double() + eps).sqrt()  # torch's root, which is the reference's, may be an ulp off
-        ordinary = running_statistics(mean.detach().numpy(), deviation.numpy(), self.statistic_numbers, factors)
+        ordinary = running_statistics(array(mean), deviation.numpy(), self.statistic_numbers, factors)
         results = self._normalized(x, gamma, beta, factors, ordinary)
         return None if results is None else (*results, torch.from_numpy(factors[RECIPROCAL]))
 
     def _normalized(
         self, x: Tensor, gamma: Tensor, beta: Tensor, factors: Doubles, ordinary: bool
     ) -> tuple[Tensor, Tensor] | None:
-        ordinary &= parameters(gamma.detach().numpy(), beta.detach().numpy(), self.value_numbers, factors)
+        ordinary &= parameters(array(gamma), array(beta), self.value_numbers, factors)
         y, xhat = fresh(x), fresh(x)
         return (y, xhat) if self.normalize(x, y, xhat, factors, ordinary) else None
 
@@ -111,10 +112,10 @@ class FusedPasses(ABC):
         if not self.products(grad, xhat, plain, cross):
             return None
         factors, amounts = np.empty((2, C)), np.empty((C, self.chunks))
-        parameter, dx = gamma.detach().numpy(), fresh(grad)
+        parameter, dx = array(gamma), fresh(grad)
         dgamma, dbeta = np.empty(C, self.dtype), np.empty(C, self.dtype)
         numbers, results = (self.value_numbers, self.gradient_numbers), (factors, amounts, dgamma, dbeta)
-        ordinary = gradient_statistics(plain, cross, parameter, r.numpy(), self.constants, elements, *numbers, *results)
+        ordinary = gradient_statistics(plain, cross, parameter, array(r), self.constants, elements, *numbers, *results)
         if not self.gradient(grad, dx, factors, amounts, indices, ordinary):
             return None
         return dx, torch.from_numpy(dgamma), torch.from_numpy(dbeta)
