@@ -79,6 +79,47 @@ def test_negative_inputs_are_refused_by_name():
     assert not scales(model)
 
 
+def gelu_net(blocks=6):
+    """Every second linear layer sees negative inputs."""
+    torch.manual_seed(0)
+    layers = [part for _ in range(blocks) for part in (nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8), nn.ReLU())]
+    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), *layers, nn.Linear(8, 2)).eval()
+
+
+def test_all_layers_with_negative_inputs_are_named_and_may_stay_in_float():
+    model, x = gelu_net(), torch.rand(64, 8)
+    negative = tuple(str(4 * block + 4) for block in range(6))
+    with pytest.raises(rc.RecoupError, match=r'negative="float" leaves all of them') as caught:
+        rc.calibrate_(model, [x])
+    assert caught.value.layers == negative
+    assert all(f"'{name}' [64, 8] down to -" in str(caught.value) for name in negative)
+    assert not scales(model)
+    with pytest.warns(rc.RecoupWarning) as told:
+        rc.calibrate_(model, [x], negative="float")
+    assert [str(one.message) for one in told] == [
+        "calibrate_: 6 of 12 layers have negative inputs, which unsigned 8-bit activations would clip, and stay in "
+        f"float: {', '.join(negative)}"
+    ]
+    assert list(scales(model)) == [str(4 * block + 2) for block in range(6)]
+    rc.emulate_(model, rc.NBSMT(threads=2))  # what was left by choice is not said again
+    assert list(emulated_layers(model)) == list(scales(model))
+
+
+def test_negative_inputs_of_layers_that_cannot_stay_in_float():
+    model, x = gelu_net(), torch.rand(64, 8)
+    only = {"re:.*": None, "4": True}
+    with pytest.raises(rc.RecoupError, match="No other layer is to be calibrated"):
+        rc.calibrate_(model, [x], dict(reversed(only.items())), negative="float")
+    with pytest.raises(rc.RecoupError, match="negative must be 'error' or 'float'"):
+        rc.calibrate_(model, [x], negative="clip")
+    with pytest.warns(rc.RecoupWarning, match="6 of 12"):
+        rc.emulate_(rc.calibrate_(model, [x], negative="float"), rc.NBSMT())
+    model[5] = nn.Identity()
+    with pytest.raises(rc.RecoupError, match="restore_ the model first: layers that are emulated already") as caught:
+        rc.calibrate_(model, [x], negative="float")
+    assert "6" in caught.value.layers
+
+
 def test_a_dead_layer_is_refused_by_name():
     model = small_net()
     with torch.no_grad():

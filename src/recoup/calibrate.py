@@ -5,15 +5,16 @@ activation) / 255, code = clip(round(x / scale), 0, 255), ties to even. Weights 
 need no data (`recoup.nbsmt.weights.quantize_weight`). Source: the authors' later public code.
 """
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
 from torch import nn
 
-from recoup.errors import RecoupError
+from recoup.errors import RecoupError, RecoupWarning
 from recoup.network import ledger
 from recoup.network.batches import call, count, prepared
 from recoup.network.emulated import Emulated, running
@@ -24,6 +25,7 @@ from recoup.network.selection import UNMATCHED, Selection
 from recoup.wings import cards, wing_of
 
 M = TypeVar("M", bound=nn.Module)
+Negative = Literal["error", "float"]
 
 
 def calibrate_(
@@ -31,6 +33,7 @@ def calibrate_(
     batches: Iterable[Any],
     layers: Mapping[str, Any] | None = None,
     *,
+    negative: Negative = "error",
     keep: int = 1024,
     progress: bool = False,
 ) -> M:
@@ -47,6 +50,8 @@ def calibrate_(
         batches: the calibration data; about 2,000 images are customary. Labels are not needed.
         layers: ``{"name" or "re:...": True or None}``: calibrate a layer or leave it in float, first match wins;
             layers it does not mention follow the default.
+        negative: what becomes of layers whose inputs are negative, as behind GELU or a norm: unsigned codes would clip
+            them. ``error``: refuse; ``float``: leave them in float, and say which [ours].
         keep: how many of the input images to copy and keep on the model for `correct_bias_`.
         progress: whether to show a progress bar.
 
@@ -54,19 +59,46 @@ def calibrate_(
         The same model, with ``activation_scale`` (a float32 value) on the calibrated layers.
 
     Raises:
-        RecoupError: no or bad batches; a layer whose inputs are negative (unsigned codes would clip them), NaN,
+        RecoupError: no or bad batches; layers whose inputs are negative (all of them in the error's ``layers``), NaN,
             infinite or all zero; a key that matches nothing; nothing left to calibrate. No scale is changed then.
+
+    Warns:
+        RecoupWarning: the layers that ``negative="float"`` leaves in float.
     """
+    if negative not in get_args(Negative):
+        raise RecoupError(f"calibrate_(negative={negative!r}): negative must be 'error' or 'float'")
     candidates = _candidates(model)
     chosen = Selection(layers, candidates, "calibrate_")
     weighty = {name: found.module for name, found in multipliers(model).items()} | candidates
+    ranges, ran, kept = _passed(model, batches, weighty, candidates, keep, progress)
+    ends = _ends(ran)
+    selected = _without_negative(_selected(chosen, candidates, ranges, ends), candidates, negative)
+    scales = _scales(selected)
+    ledger.begin_structure(model, "calibrate_")
+    for name, module in (candidates | {end: weighty[end] for end in ends}).items():
+        module.activation_scale = scales.get(name)  # type: ignore[assignment]
+        if isinstance(module, Emulated):
+            module.rescaled()
+    keep_images(model, kept)
+    return model
+
+
+def _passed(
+    model: nn.Module,
+    batches: Iterable[Any],
+    weighty: Mapping[str, nn.Module],
+    candidates: Mapping[str, nn.Module],
+    keep: int,
+    progress: bool,
+) -> tuple[dict[str, "_Range"], dict[str, None], list[Any]]:
+    """One pass in float: what the candidates' inputs were, what ran in which order, the first images."""
     ranges: dict[str, _Range] = {}
     ran: dict[str, None] = {}
+    kept: list[Any] = []
     hooks = [
         *(module.register_forward_pre_hook(_note(name, ran)) for name, module in weighty.items()),
         *(m.register_forward_pre_hook(_observe(name, ranges), with_kwargs=True) for name, m in candidates.items()),
     ]
-    kept: list[Any] = []
     try:
         with evaluating(model), running(model, "float"), torch.no_grad():
             for inputs, _ in prepared(model, batches, "calibrate_", progress):
@@ -76,15 +108,7 @@ def calibrate_(
     finally:
         for hook in hooks:
             hook.remove()
-    ends = _ends(ran)
-    scales = _scales(_selected(chosen, candidates, ranges, ends))
-    ledger.begin_structure(model, "calibrate_")
-    for name, module in (candidates | {end: weighty[end] for end in ends}).items():
-        module.activation_scale = scales.get(name)  # type: ignore[assignment]
-        if isinstance(module, Emulated):
-            module.rescaled()
-    keep_images(model, kept)
-    return model
+    return ranges, ran, kept
 
 
 def _candidates(model: nn.Module) -> dict[str, nn.Module]:
@@ -161,20 +185,50 @@ def _selected(
     return out
 
 
+def _without_negative(
+    ranges: dict[str, _Range], candidates: Mapping[str, nn.Module], negative: Negative
+) -> dict[str, _Range]:
+    """What can be calibrated. Layers with negative inputs stay in float if asked, unless they are emulated already."""
+    below = {name: seen for name, seen in ranges.items() if seen.least < 0}
+    fixed = [name for name in below if _scaled(candidates[name])]
+    if below and (negative == "error" or fixed or len(below) == len(ranges)):
+        named = "; ".join(f"{name!r} {seen.shape} down to {seen.least:.4g}" for name, seen in below.items())
+        python, options = _remedies(below, ranges, fixed)
+        raise RecoupError(
+            f"calibrate_: {len(below)} layers have negative inputs, which unsigned 8-bit activations would clip "
+            f"silently: {named}. ",
+            layers=tuple(below),
+            remedy=python,
+            options=options,
+        )
+    if below:
+        warnings.warn(
+            f"calibrate_: {len(below)} of {len(ranges)} layers have negative inputs, which unsigned 8-bit activations "
+            f"would clip, and stay in float: {', '.join(below)}",
+            RecoupWarning,
+            stacklevel=3,
+        )
+    return {name: seen for name, seen in ranges.items() if name not in below}
+
+
+def _remedies(below: Mapping[str, _Range], ranges: Mapping[str, _Range], fixed: list[str]) -> tuple[str, str]:
+    """What to do about negative inputs, in Python and on the command line."""
+    first = next(iter(below))
+    if fixed:
+        both = "restore_ the model first: layers that are emulated already cannot stay in float"
+        return both, both
+    if len(below) == len(ranges):
+        both = "No other layer is to be calibrated, so this hardware has no work here"
+        return both, both
+    python = f'negative="float" leaves all of them in float, layers={{"{first}": None}} one of them'
+    return python, f"--negative float leaves all of them in float, --layers {first}=float one of them"
+
+
 def _scales(ranges: Mapping[str, _Range]) -> dict[str, float]:
     bad = {name: seen for name, seen in ranges.items() if not np.isfinite(seen.largest)}
     if bad:
         name, seen = next(iter(bad.items()))
         raise RecoupError(f"calibrate_: the input {seen.shape} of layer {name!r} holds NaN or infinity")
-    negative = {name: seen for name, seen in ranges.items() if seen.least < 0}
-    if negative:
-        named = "; ".join(
-            f"{name!r} {seen.shape} down to {seen.least:.4g}" for name, seen in list(negative.items())[:5]
-        )
-        raise RecoupError(
-            f"calibrate_: {len(negative)} layers have negative inputs, which unsigned 8-bit activations would clip "
-            f'silently: {named}. Leave them in float with layers={{"name": None}}'
-        )
     dead = [name for name, seen in ranges.items() if seen.largest <= 0]
     if dead:
         raise RecoupError(

@@ -7,7 +7,18 @@ class RecoupError(ValueError):
     The message names what was asked, what is legal and, inside a network, the layer and its shape::
 
         RecoupError: NBSMT(threads=3): threads must be 1, 2 or 4
+
+    Args:
+        message: what is wrong.
+        layers: the names of all layers that it is about, for programs that go on without them.
+        remedy: what to do, in Python; it ends the message.
+        options: the same in words of the command line, which says it instead.
     """
+
+    def __init__(self, message: str = "", *, layers: tuple[str, ...] = (), remedy: str = "", options: str = "") -> None:
+        super().__init__(message + remedy)
+        self.layers = layers
+        self.on_command_line = message + (options or remedy)
 
 
 class RecoupWarning(UserWarning):

@@ -119,6 +119,22 @@ def test_models_beside_the_user(tmp_path):
     assert sys.path == before
 
 
+def test_negative_inputs_on_the_command_line():
+    """The remedy is in the command line's own words, and works."""
+    net = "Sequential(Conv2d(1, 4, 3), GELU(), Conv2d(4, 4, 3), ReLU(), Conv2d(4, 4, 1), Flatten(), Linear(64, 10))"
+    Path("gelunets.py").write_text(f"from torch.nn import *\ndef net(): return {net}\n")
+    call = ("evaluate", *SMALL, "--model", "gelunets:net", "--state", "bias correction")
+    said = CliRunner().invoke(app, call).stderr  # after what is measured already
+    assert "recoup: calibrate_: 1 layers have negative inputs" in said
+    assert "--negative float leaves all of them in float, --layers 2=float one of them" in said
+    assert "layers={" not in said
+    recoup(*call, "--negative", "float", "--overwrite")
+    found = Results.load("recoup-results")
+    assert found.recipe.calibration.negative == "float"
+    assert any("1 of 2 layers have negative inputs" in note and note.endswith("float: 2") for note in found.notes)
+    recoup(*call, "--layers", "2=float", "--overwrite")
+
+
 ERRORS = {
     "--threads 3": "NBSMT(threads=3): threads must be 1, 2 or 4",
     "--threads 1": "one thread is the baseline",

@@ -38,7 +38,7 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
         except (RecoupError, OSError) as error:
             if isinstance(error, BrokenPipeError) or DEBUG.get():
                 raise
-            typer.echo(f"recoup: {error}", err=True)
+            typer.echo(f"recoup: {getattr(error, 'on_command_line', error)}", err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt as interrupt:
             notes = getattr(interrupt, "__notes__", [])

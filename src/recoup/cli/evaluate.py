@@ -37,6 +37,9 @@ States = Annotated[
         show_default="those that belong to the hardware",
     ),
 ]
+NegativeInputs = Annotated[
+    str, typer.Option(help="Layers with negative inputs, on unsigned activations: error, or float to leave them so.")
+]
 CalibrationImages = Annotated[int, typer.Option(help="Training images to calibrate and repair with.")]
 Augment = Annotated[
     bool | None,
@@ -64,6 +67,7 @@ def evaluate(
     state: States = None,
     calibration_images: CalibrationImages = 1024,
     augment: Augment = None,
+    negative: NegativeInputs = "error",
     seeds: Seeds = "0,1,2",
     limit: Limit = None,
     batch_size: BatchSize = 250,
@@ -85,7 +89,12 @@ def evaluate(
         "weights": weights,
         "model_options": dict(pair(text, "--model-option") for text in model_option or []),
         "data": data,
-        "calibration": {"images": calibration_images, "augment": augment, "seeds": integers(seeds, "--seeds")},
+        "calibration": {
+            "images": calibration_images,
+            "augment": augment,
+            "seeds": integers(seeds, "--seeds"),
+            "negative": negative,
+        },
         "test": {"limit": limit, "batch_size": batch_size},
         "configs": _configs(threads, config),
         "layers": dict(layer_option(text) for text in layers or []),

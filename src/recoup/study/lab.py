@@ -186,7 +186,7 @@ class Lab:
         if self._calibrated != seed:
             others = {name: own for name, own in self.recipe.layers.items() if not only_norms(self.model, name)}
             chosen = {name: True if needs_scales(own) else None for name, own in others.items()}
-            calibrate_(self.model, batches, chosen)
+            calibrate_(self.model, batches, chosen, negative=self.recipe.calibration.negative)
             self._calibrated = seed
 
     def _drawn(self, seed: int) -> Dataset:

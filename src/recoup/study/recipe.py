@@ -30,6 +30,7 @@ from pydantic import (
     model_validator,
 )
 
+from recoup.calibrate import Negative
 from recoup.network.wing import Card
 from recoup.study.configs import as_config
 from recoup.study.repairs import State, default
@@ -61,6 +62,8 @@ class Calibration(Strict):
     """The images that activation scales and repairs are computed from; each seed draws its own.
 
     ``augment``: vary them as in training; null: where the data set knows how. ``split``: what they are drawn from.
+    ``negative``: what becomes of layers with negative inputs under hardware of unsigned activations: an ``error``, or
+    they stay in ``float``.
     """
 
     images: Count = 1024
@@ -68,6 +71,7 @@ class Calibration(Strict):
     batch_size: Count = 128
     seeds: tuple[Seed, ...] = Field(default=(0, 1, 2), min_length=1)
     split: Text = "train"
+    negative: Negative = "error"
 
     @model_validator(mode="after")
     def _distinct(self) -> "Calibration":
