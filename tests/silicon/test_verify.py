@@ -1,0 +1,111 @@
+"""Modules against the letter: what is equal passes, what is broken by hand is caught, and shown."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("amaranth")
+
+from recoup.errors import RecoupError
+from recoup.gates.module import Expected, Module, Port, pattern, signed
+from recoup.silicon.measured import Measured
+
+
+def multiply(m, port):
+    m.d.comb += port.y.eq(port.a * port.b)
+
+
+def product(inputs):
+    return {"y": Expected((0,), pattern(inputs["a"].astype(np.int64) * signed(inputs["b"], 4), 8))}
+
+
+MUL = Module(
+    name="mul",
+    title="4 x 4",
+    ports=(
+        Port("a", "in", 4, "factor"),
+        Port("b", "in", 4, "factor", signed=True),
+        Port("y", "out", 8, "product", signed=True),
+    ),
+    elaborate=multiply,
+    expected=product,
+    clocked=False,
+)
+
+
+def accumulate(m, port):
+    from amaranth.hdl import Mux, Signal
+    from amaranth.hdl import signed as twos
+
+    total = Signal(twos(12), reset_less=True, name="total")
+    m.d.sync += total.eq(Mux(port.first, 0, total) + port.x)
+    m.d.comb += port.y.eq(total)
+
+
+def total(inputs):
+    values, first = signed(inputs["x"], 8), inputs["first"][:, 0]
+    sums, now = [], np.zeros(values.shape[1], np.int64)
+    for x, begins in zip(values, first, strict=True):
+        now = x + (0 if begins else now)
+        sums.append(now)
+    return {"y": Expected(range(1, len(sums)), pattern(np.stack(sums[:-1]), 12))}
+
+
+SUM = Module(
+    name="summing",
+    title="sum",
+    ports=(
+        Port("x", "in", 8, "term", signed=True),
+        Port("first", "in", 1, "begins a sum"),
+        Port("y", "out", 12, "sum", signed=True),
+    ),
+    elaborate=accumulate,
+    expected=total,
+    latency=1,
+    steps=9,
+    control=lambda steps: {"first": np.arange(steps) % 4 == 0},
+)
+
+
+def test_every_product_of_a_multiplier():
+    found = Measured.of(MUL).verify("exhaustive", coverage=False)
+    assert (found.vectors, found.exhaustive, found.mismatches, found.ok) == (256, True, 0, True)
+    assert found.coverage is None
+
+
+def test_a_sum_whose_registers_begin_with_anything():
+    found = Measured.of(SUM).verify(4096)
+    assert found, found.missed
+    assert found.mismatches == 0
+    assert found.faults > 100
+
+
+def test_a_broken_module_is_caught_with_the_operands():
+    def broken(m, port):
+        m.d.comb += port.y.eq(port.a * port.b + ((port.a == 7) & (port.b == -3)))
+
+    found = Measured.of(MUL.replace(elaborate=broken)).verify("exhaustive")
+    assert not found.ok
+    assert found.mismatches == 1
+    example = found.counterexample
+    assert (example.operands, example.expected, example.got) == ({"a": [7], "b": [13]}, 235, 236)
+    assert "y in step 0 is 236, expected 235; operands a=7, b=13" in str(found)
+
+
+def test_vectors_that_cannot_show_a_fault_do_not_pass():
+    dull = SUM.replace(control=lambda steps: {"first": np.ones(steps, bool)})
+    found = Measured.of(dull).verify(4096)
+    assert found.mismatches == 0
+    assert found.coverage < 0.995
+    assert not found
+    assert any("stuck at" in name for name in found.missed)
+
+
+@pytest.mark.parametrize("vectors", [0, -1, True, "all", 2.5])
+def test_vectors_that_are_none(vectors):
+    with pytest.raises(RecoupError, match="vectors must be a positive integer or 'exhaustive'"):
+        Measured.of(MUL).verify(vectors)
+
+
+def test_exhaustive_is_for_operations_without_memory():
+    with pytest.raises(RecoupError, match="this one runs 9 steps"):
+        Measured.of(SUM).verify("exhaustive")
