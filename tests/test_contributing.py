@@ -41,6 +41,6 @@ def test_its_journeys_lead_somewhere():
 
 def test_it_says_how_to_add_things():
     kinds = re.findall(r"^\*\*(.+?)\.?\*\*", section("How to add"), re.MULTILINE)
-    wanted = ("format", "policy", "form", "layer", "norm", "data set", "model", "repair", "wing")
+    wanted = ("format", "policy", "form", "layer", "norm", "data set", "model", "optimizer", "repair", "wing")
     assert len(kinds) == len(wanted)
     assert all(word in kind for word, kind in zip(wanted, kinds, strict=True))

@@ -4,7 +4,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from recoup.pipeline.graphs import WARM_UP
+from recoup.pipeline.gradients import Gradients
+from recoup.pipeline.graphs import WARM_UP, Graphs
 
 
 class _Tape(TorchDispatchMode):
@@ -36,3 +37,9 @@ def capture(run):
         result = run()
     assert tape.calls
     return tape.replay, result
+
+
+def graphed(simulator, capture):
+    """Make a simulator as cuda_graph=True makes one."""
+    simulator._graphs = Graphs(simulator.model, capture)
+    simulator._gradients = Gradients(simulator._layout, fixed=True)

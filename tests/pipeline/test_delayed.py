@@ -282,8 +282,8 @@ def test_gradients_are_left_and_parameters_without_one_too():
         ({"delay": -1}, r"DelayedSGD\(delay=-1\): delay must be an integer from 0"),
         ({"delay": 1.5}, "delay=1.5"),
         ({"mitigation": "lwp"}, "the names are"),
-        ({"mitigation": "stash"}, r"stash and spectrain choose .* use pipeline\.Simulator"),
-        ({"mitigation": "spectrain"}, "stash and spectrain"),
+        ({"mitigation": "stash"}, r"stash, past and spectrain choose .* use pipeline\.Simulator"),
+        ({"mitigation": "spectrain"}, "stash, past and spectrain"),
     ],
 )
 def test_bad_arguments(options, message):

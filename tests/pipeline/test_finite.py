@@ -10,7 +10,7 @@ from torch import nn
 
 from recoup.errors import RecoupError
 from recoup.pipeline import Simulator
-from recoup.pipeline.graphs import Graphs
+from recoup.pipeline.rings import NEVER
 from tests.pipeline import tape
 from tests.pipeline.networks import make, multilayer, same_state, vectors, weights
 
@@ -58,7 +58,7 @@ def test_what_is_not_finite_stops_with_step_and_stage_and_changes_nothing(break_
         plain.step(x, y)
     newest, state, (x, y) = weights(one), copy.deepcopy(stopped.state_dict()), samples[6]
     if graph:  # made while it is broken: a graph keeps what Python gave it
-        stopped._graphs = Graphs(one, tape.capture)
+        tape.graphed(stopped, tape.capture)
     if break_ == "input":
         x = x * math.nan
     weighted.forward_factor = math.nan if break_ == "forward" else 1.0
@@ -80,9 +80,12 @@ def test_weights_that_are_not_finite_are_named():
     samples = vectors(3)
     simulator.step(*samples[0])
     simulator.lr = 1e308  # the weights are finite and the prediction of stage 2 will not be, one step later
-    simulator._optimizer.velocity.fill_(10.0)
+    for part in simulator.rings.slots(1)["velocity"]:
+        part.fill_(10.0)
     simulator.step(*samples[1])
-    simulator._optimizer.weights.zero_()
+    for part in simulator.rings.newest(2):
+        part.zero_()
+    simulator.rings._foreseen = NEVER
     with pytest.raises(RecoupError, match="step 2 is nan: the weights of stage 2 are not finite"):
         simulator.step(*samples[2])
 

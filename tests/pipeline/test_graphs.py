@@ -9,7 +9,6 @@ from torch import nn
 
 from recoup.errors import RecoupError
 from recoup.pipeline import Simulator
-from recoup.pipeline.graphs import Graphs
 from recoup.pipeline.mitigation import NAMES
 from recoup.pipeline.norms import OnlineNorm2d
 from tests.pipeline import tape
@@ -24,7 +23,7 @@ def taped(simulator):
         count.append(run)
         return tape.capture(run)
 
-    simulator._graphs = Graphs(simulator.model, capture)
+    tape.graphed(simulator, capture)
     return simulator, count
 
 
@@ -111,7 +110,7 @@ def test_what_cannot_be_captured_changes_nothing():
 
     net, plain = multilayer(), multilayer()
     simulator, eager = make(net, 0.1, mitigation="sc"), make(plain, 0.1, mitigation="sc")
-    simulator._graphs = Graphs(net, refuses)
+    tape.graphed(simulator, refuses)
     samples = vectors(5)
     with pytest.raises(RecoupError, match=r"cannot be captured as a CUDA graph.*\(operation not permitted"):
         simulator.step(*samples[0])

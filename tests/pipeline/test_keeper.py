@@ -21,7 +21,8 @@ def keepers(folder, barrier=lambda _: None, ranks=RANKS, **changes):
     workers = [made.worker(rank, ranks, links[rank], samples(), torch.device("cpu")) for rank in range(ranks)]
     for worker in workers:
         worker.keeps = True
-    return [Keeper(folder, worker, made.identity(ranks, 40), barrier) for worker in workers], workers
+    kept = [Keeper(folder, worker, made.identity(ranks, samples()), barrier, wait=0.1) for worker in workers]
+    return kept, workers
 
 
 def saved(folder, tick=8):
@@ -33,6 +34,8 @@ def saved(folder, tick=8):
         worker.hold(tick, 40)
     for keeper in reversed(made):
         keeper.save(tick)
+    for keeper in made:
+        keeper.close()
     return workers
 
 
@@ -45,7 +48,8 @@ def test_a_checkpoint_is_taken_up(tmp_path):
         other.finish()
         assert all(torch.equal(p, q) for p, q in zip(one.part.parameters(), other.part.parameters(), strict=True))
         assert one.core.steps == other.core.steps > 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == [MANIFEST, "rank0-8.pt", "rank1-8.pt"]
+    names = {f"rank{rank}{end}" for rank in range(2) for end in ("-8.pt", "-8.pt.sha256", ".lock")}
+    assert {path.name for path in tmp_path.iterdir()} == {MANIFEST, *names}
 
 
 def test_an_empty_folder_is_a_start(tmp_path):
@@ -70,9 +74,9 @@ def other_loss(out, y):
         ({"momentum": 0.5}, "momentum"),
         ({"weight_decay": 0.0}, "weight_decay"),
         ({"mitigation": "lwpv"}, "mitigation"),
-        ({"cut": [1, 3]}, "children of the ranks"),
+        ({"cut": [1, 3]}, "cut"),
         ({"delays": [9, 6, 4, 2, 0]}, "delays"),
-        ({"ranks": 1}, "children of the ranks"),
+        ({"ranks": 1}, "cut"),
     ],
 )
 def test_another_configuration_is_refused(changes, name, tmp_path):
@@ -95,11 +99,11 @@ def test_a_mitigation_is_the_same_by_name_and_by_value(tmp_path):
     [
         (MANIFEST, b'{"tick": 8, "ru', "is no manifest of a run .JSONDecodeError"),
         (MANIFEST, b"[]", "is no manifest of a run .TypeError"),
-        (MANIFEST, b'{"tick": 8}', "is no manifest of a run .KeyError: 'run'"),
+        (MANIFEST, b'{"tick": 8}', "is no manifest of a run .KeyError: 'files'"),
         ("rank1-8.pt", None, "rank1-8.pt cannot be read .FileNotFoundError"),
-        ("rank1-8.pt", b"", "rank1-8.pt cannot be read .EOFError"),
-        ("rank1-8.pt", b"no tensors here", "rank1-8.pt cannot be read .UnpicklingError"),
-        ("rank1-8.pt", 2000, "rank1-8.pt cannot be read .RuntimeError"),
+        ("rank1-8.pt", b"", "rank1-8.pt is not the file that was written: its SHA-256 is e3b0c442"),
+        ("rank1-8.pt", 2000, "rank1-8.pt is not the file that was written"),
+        ("rank1-8.pt", -1, "rank1-8.pt is not the file that was written"),
     ],
 )
 def test_damaged_files_are_named(name, content, told, tmp_path):
@@ -108,7 +112,10 @@ def test_damaged_files_are_named(name, content, told, tmp_path):
     if content is None:
         path.unlink()
     else:
-        path.write_bytes(path.read_bytes()[:content] if isinstance(content, int) else content)
+        whole = path.read_bytes()
+        middle = len(whole) // 2
+        flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]  # one bit
+        path.write_bytes(content if isinstance(content, bytes) else flipped if content < 0 else whole[:content])
     made, _ = keepers(tmp_path)
     with pytest.raises(RecoupError, match=told):
         made[1].resume()
@@ -129,8 +136,66 @@ def test_a_save_that_is_cut_off_leaves_the_one_before(at, tmp_path):
             worker.tick(t, 40)
     for worker in workers:
         worker.hold(12, 40)
+    (tmp_path / "rank1-12.pt.sha256").write_text("0" * 64)
     keeper = Keeper(tmp_path, workers[0], json.loads((tmp_path / MANIFEST).read_text())["run"], barrier)
     with pytest.raises(KeyboardInterrupt):
         keeper.save(12)
     assert json.loads((tmp_path / MANIFEST).read_text())["tick"] == (12 if at else 8)
-    assert {path.name for path in tmp_path.iterdir()} == {MANIFEST, "rank0-8.pt", "rank1-8.pt", "rank0-12.pt"}
+    names = {f"rank{rank}{end}" for rank in range(2) for end in ("-8.pt", "-8.pt.sha256", ".lock")}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *(MANIFEST, *names, "rank0-12.pt", "rank0-12.pt.sha256", "rank1-12.pt.sha256")
+    }
+
+
+def another_activation():
+    model = network()
+    model.get_submodule("0").register_module("1", torch.nn.ReLU())
+    return model
+
+
+def other_weights():
+    model = network()
+    with torch.no_grad():
+        model.get_submodule("3").bias.add_(1e-3)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "name"),
+    [
+        (another_activation, samples(), r"modules\.0\.1 is \"torch.nn.modules.activation.Tanh\(\)\", this one's"),
+        (other_weights, samples(), "weights at the start is"),
+        (network, samples()[::-1], "order of the samples is"),
+        (network, [*samples()[:20], *samples()[21:], samples()[20]], "order of the samples is"),
+    ],
+)
+def test_another_model_and_another_order_are_refused(model, data, name, tmp_path):
+    saved(tmp_path)
+    links, made = LocalTransport.chain(RANKS), plan(model(), "sc")
+    worker = made.worker(0, RANKS, links[0], data, torch.device("cpu"))
+    keeper = Keeper(tmp_path, worker, made.identity(RANKS, data), lambda _: None)
+    with pytest.raises(RecoupError, match=f"holds another run's checkpoint: its {name}"):
+        keeper.resume()
+
+
+def test_samples_that_are_drawn_anew_have_no_order():
+    class Drawn:
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, index):
+            return torch.randn(1, 6), torch.tensor([index % 4])
+
+    made = plan(network(), "sc")
+    before = torch.get_rng_state()
+    assert made.identity(2, Drawn())["order of the samples"] == "drawn anew"
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_two_runs_in_one_folder(tmp_path):
+    first, _ = keepers(tmp_path)
+    with pytest.raises(RecoupError, match=r"is in use by another run \(process \d+, which holds rank0\.lock\)"):
+        keepers(tmp_path)
+    for keeper in first:
+        keeper.close()
+    keepers(tmp_path)

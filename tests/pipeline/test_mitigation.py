@@ -26,6 +26,8 @@ DEFAULTS = {
     "stash": False,
     "shrink": 1.0,
     "annealing": 0,
+    "reach": "delay",
+    "past": False,
 }
 
 
@@ -46,14 +48,22 @@ def test_comes_back_from_its_repr_and_from_plain_values(how):
     assert len({how, how.replace()}) == 1
 
 
-def test_only_stashing_with_a_prediction_is_refused():
-    for stash, prediction, alpha in itertools.product((False, True), DEFAULT_PREDICTIONS, (0.0, 1.0)):
-        fields = {"stash": stash, "prediction": prediction, "compensation": alpha}
-        if stash and prediction != "none":
-            with pytest.raises(RecoupError, match=f"stash=True, prediction='{prediction}'"):
+def test_only_two_sayings_about_the_backward_pass_are_refused():
+    for stash, past, prediction, alpha in itertools.product(
+        (False, True), (False, True), DEFAULT_PREDICTIONS, (0.0, 1.0)
+    ):
+        fields = {"stash": stash, "past": past, "prediction": prediction, "compensation": alpha}
+        if stash + past + (prediction == "spectrain") > 1:
+            with pytest.raises(RecoupError, match="both say which weights the backward pass uses"):
                 Mitigation(**fields)
         else:
             assert Mitigation(**fields).to_dict() == {**DEFAULTS, **fields}
+
+
+def test_names_can_be_joined():
+    assert Mitigation.parse("coasting+stash") == Mitigation(prediction="velocity", reach="coasting", stash=True)
+    assert Mitigation.parse("past+sc") == Mitigation(compensation=1.0, past=True)
+    assert Mitigation.parse("sc+lwpv") == Mitigation.parse("lwpv+sc")
 
 
 DEFAULT_PREDICTIONS = ("none", "velocity", "weight", "spectrain")

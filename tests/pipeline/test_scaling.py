@@ -4,9 +4,10 @@ import math
 from fractions import Fraction
 
 import pytest
+import torch
 
 from recoup.errors import RecoupError
-from recoup.pipeline import scale_hyperparameters
+from recoup.pipeline import scale_hyperparameters, scheduled
 
 
 def test_the_published_figures():
@@ -60,3 +61,28 @@ def test_no_momentum():
 def test_bad_arguments(arguments, message):
     with pytest.raises(RecoupError, match=message):
         scale_hyperparameters(*arguments)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 20),
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.3, total_steps=40),
+        lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda k: 1 / (1 + k)),
+    ],
+)
+def test_rates_of_torchs_schedulers(make):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
+    theirs, wanted = make(optimizer), []
+    for _ in range(30):
+        wanted.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()
+    rate = scheduled(make, 0.1)
+    assert rate(29) == wanted[29]
+    assert [rate(k) for k in range(30)] == wanted
+
+
+def test_a_scheduler_that_waits_for_a_metric_is_refused():
+    with pytest.raises(RecoupError, match="ReduceLROnPlateau is no scheduler that only counts updates"):
+        scheduled(torch.optim.lr_scheduler.ReduceLROnPlateau, 0.1)

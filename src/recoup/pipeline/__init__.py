@@ -2,27 +2,37 @@
 
 from recoup.pipeline import analysis, norms
 from recoup.pipeline.batched import Batched, Run
-from recoup.pipeline.delayed import DelayedSGD
+from recoup.pipeline.delayed import Delayed, DelayedSGD
 from recoup.pipeline.mitigation import Mitigation
-from recoup.pipeline.scaling import scale_hyperparameters
+from recoup.pipeline.optimizers import SGDM, AdamW, NAdamW, Nesterov
+from recoup.pipeline.scaling import scale_hyperparameters, scheduled
 from recoup.pipeline.schedule import activations, constant_delays, delays, gantt, utilisation, weight_versions
 from recoup.pipeline.simulator import Simulator
 from recoup.pipeline.stages import automatic
+from recoup.pipeline.traced import Chain, chain
 
 __all__ = [
+    "SGDM",
+    "AdamW",
     "Batched",
+    "Chain",
+    "Delayed",
     "DelayedSGD",
     "Mitigation",
+    "NAdamW",
+    "Nesterov",
     "Run",
     "Simulator",
     "activations",
     "analysis",
     "automatic",
+    "chain",
     "constant_delays",
     "delays",
     "gantt",
     "norms",
     "scale_hyperparameters",
+    "scheduled",
     "utilisation",
     "weight_versions",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from recoup.errors import RecoupError
 from recoup.pipeline.mitigation import Mitigation
-from recoup.pipeline.optimizer import spike
+from recoup.pipeline.optimizers import spike
 
 Rate = float | Callable[[int], float]
 
@@ -68,7 +68,7 @@ class _Some:
 class Block:
     """One parameter of all runs: newest weights, velocity, ring and the live weights that the graph refers to.
 
-    The same arithmetic as `optimizer.StageOptimizer`, element by element. A coefficient of all runs is a number.
+    The same arithmetic as `update.Update`, element by element. A coefficient of all runs is a number.
     """
 
     def __init__(self, weights: Tensor, stage: int, delays: Sequence[int], runs: Sequence[Run]) -> None:

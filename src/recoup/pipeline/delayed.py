@@ -11,29 +11,32 @@ from torch import Tensor
 from recoup.errors import RecoupError
 from recoup.fields import integer
 from recoup.pipeline.mitigation import Mitigation
-from recoup.pipeline.optimizer import StageOptimizer
+from recoup.pipeline.optimizers import SGDM, Rule
+from recoup.pipeline.update import StageOptimizer
 
 
-class DelayedSGD(torch.optim.Optimizer):
-    """SGD with momentum for gradients that come D updates late, as a torch optimizer.
+class Delayed(torch.optim.Optimizer):
+    """Any rule of `optimizers` for gradients that come D updates late, as a torch optimizer.
 
     The loop delays, this compensates: `step` applies the mitigation's update to ``.grad``, and within `ahead` the
-    parameters hold the weights that a forward pass should use. Learning-rate schedulers work as with torch's SGD.
+    parameters hold the weights that a forward pass should use. Learning-rate schedulers work as with torch's own.
 
     Args:
-        params: parameters or groups; a group may have its own ``delay``, ``lr``, ``momentum`` and ``weight_decay``.
-        lr, momentum, weight_decay: as of `Simulator`; all of a group's values may change between steps.
-        delay: D in updates.
-        mitigation: a `Mitigation` or its name. Stashing and SpecTrain concern the backward pass, which is the loop's.
+        params: parameters or groups; a group may have its own ``optimizer``, ``delay`` and ``lr``.
+        optimizer: the rule, such as ``AdamW()``.
+        lr, delay: D in updates; all of a group's values may change between steps.
+        mitigation: a `Mitigation` or its name. Stash, past and SpecTrain concern the backward pass, the loop's part.
 
     Raises:
-        RecoupError: numbers out of range, stash or SpecTrain, a parameter that is not contiguous float32 or float64; a
-            step within `ahead`, which would be lost; the state of another mitigation.
+        RecoupError: numbers out of range, a mitigation of the backward pass, an optimizer that is no rule, a parameter
+            that is not contiguous float32 or float64; a step within `ahead`, which would be lost; the state of another
+            mitigation.
 
-    Source: Kosson et al., MLSys 2021.
+    Source: Kosson et al., MLSys 2021, for SGD; for the others, see `optimizers`.
 
+    >>> from recoup.pipeline import AdamW
     >>> layer = torch.nn.Linear(2, 1)
-    >>> optimizer = DelayedSGD(layer.parameters(), lr=0.1, delay=4, mitigation="lwpw+sc")
+    >>> optimizer = Delayed(layer.parameters(), AdamW(), lr=1e-3, delay=4, mitigation="coasting")
     >>> with optimizer.ahead():
     ...     loss = layer(torch.ones(1, 2)).sum()
     >>> loss.backward()  # through the newest weights; within `ahead`: through the predicted ones
@@ -41,29 +44,35 @@ class DelayedSGD(torch.optim.Optimizer):
     """
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float,
-        delay: int,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        mitigation: Mitigation | str = "sc",
+        self, params: Iterable[Any], optimizer: Rule, lr: float, delay: int, mitigation: Mitigation | str = "coasting"
     ) -> None:
-        self.mitigation = Mitigation.parse(mitigation) if isinstance(mitigation, str) else mitigation
-        if self.mitigation.stash or self.mitigation.prediction == "spectrain":
+        self._begin(mitigation)
+        super().__init__(params, {"lr": lr, "delay": delay, "optimizer": optimizer})
+
+    def _begin(self, mitigation: Mitigation | str) -> None:
+        how = self.mitigation = Mitigation.parse(mitigation) if isinstance(mitigation, str) else mitigation
+        if how.stash or how.past or how.prediction == "spectrain":
             raise RecoupError(
-                f"DelayedSGD(mitigation={self.mitigation!r}): stash and spectrain choose the backward pass's weights, "
-                "which an optimizer cannot; use pipeline.Simulator"
+                f"{type(self).__name__}(mitigation={how!r}): stash, past and spectrain choose the backward pass's "
+                "weights, which an optimizer cannot; use pipeline.Simulator"
             )
         self._of: dict[Tensor, tuple[tuple[Any, ...], StageOptimizer]] = {}
         self._within = False
-        super().__init__(params, {"lr": lr, "delay": delay, "momentum": momentum, "weight_decay": weight_decay})
+
+    def _rule(self, group: dict[str, Any]) -> Rule:
+        """A group's rule."""
+        rule = group["optimizer"]
+        if not isinstance(rule, Rule) or isinstance(rule, type):
+            raise RecoupError(
+                f"{type(self).__name__}(optimizer={rule!r}): optimizer must be a rule such as pipeline.AdamW()"
+            )
+        return rule
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters; checked as in the constructor."""
         super().add_param_group(param_group)
         try:
-            _check(self.param_groups[-1])
+            self._check(self.param_groups[-1])
         except RecoupError:
             self.param_groups.pop()
             raise
@@ -106,19 +115,32 @@ class DelayedSGD(torch.optim.Optimizer):
                     weights.copy_(newest)
 
     def state_dict(self) -> dict[str, Any]:
-        """As of every torch optimizer, and the mitigation."""
-        return {**super().state_dict(), "mitigation": repr(self.mitigation)}
+        """As of every torch optimizer, and the mitigation; a group's rule as its repr."""
+        state = {**super().state_dict(), "mitigation": repr(self.mitigation)}
+        state["param_groups"] = [
+            {name: repr(value) if isinstance(value, Rule) else value for name, value in group.items()}
+            for group in state["param_groups"]
+        ]
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As of every torch optimizer; copies.
 
         Raises:
-            RecoupError: the state of another mitigation, or of another optimizer; nothing is then changed.
+            RecoupError: the state of another mitigation or rule, or of another optimizer; nothing is then changed.
         """
         other, mine = state_dict.get("mitigation"), repr(self.mitigation)
         if other != mine:
-            raise RecoupError(f"DelayedSGD: the state is of mitigation {other}, here {mine}")
-        super().load_state_dict(copy.deepcopy(state_dict))  # torch's own copies no tensors
+            raise RecoupError(f"{type(self).__name__}: the state is of mitigation {other}, here {mine}")
+        state = copy.deepcopy(state_dict)  # torch's own copies no tensors
+        for kept, group in zip(state["param_groups"], self.param_groups, strict=False):
+            if kept.get("optimizer") != (repr(group["optimizer"]) if "optimizer" in group else None):
+                raise RecoupError(
+                    f"{type(self).__name__}: the state is of rule {kept.get('optimizer')}, here {group['optimizer']!r}"
+                )
+            if "optimizer" in group:
+                kept["optimizer"] = group["optimizer"]
+        super().load_state_dict(state)
         self._of.clear()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -127,38 +149,77 @@ class DelayedSGD(torch.optim.Optimizer):
     def _outside(self, name: str) -> None:
         if self._within:
             raise RecoupError(
-                f"DelayedSGD.{name} within `ahead`: the parameters hold predicted weights, and leaving `ahead` would "
-                "undo it; leave it first"
+                f"{type(self).__name__}.{name} within `ahead`: the parameters hold predicted weights, and leaving "
+                "`ahead` would undo it; leave it first"
             )
 
     def _optimizer(self, parameter: Tensor, group: dict[str, Any]) -> StageOptimizer:
         """The parameter's own update, bound to its memory and to the state that torch saves and loads."""
-        how, state = (group["delay"], group["momentum"]), self.state[parameter]
+        rule = self._rule(group)
+        how, state = (group["delay"], rule), self.state[parameter]
         made, own = self._of.get(parameter, (None, None))
         # .data has a version counter of its own: the graph of a forward within `ahead` stays usable.
         weights = parameter.data.view(-1)
-        if own is None or made != how:  # the coefficients follow delay and momentum, which schedulers may change
-            fixed = (0, group["momentum"], group["weight_decay"], self.mitigation)
-            own = StageOptimizer(weights, [parameter.numel()], [group["delay"]], *fixed)
+        if own is None or made != how:  # the coefficients follow delay and rule, which schedulers may change
+            own = StageOptimizer(weights, [parameter.numel()], [group["delay"]], 0, 0, 0, self.mitigation, rule)
             self._of[parameter] = how, own
-        own.weights, own.weight_decay = weights, group["weight_decay"]
-        if "velocity" in state:
-            own.velocity, own.before, own.updates = state["velocity"], state.get("before"), int(state["updates"])
+        own.weights = weights
+        if "updates" in state:
+            own.slots = {name: state[name] for name in rule.slots}
+            own.before, own.updates = state.get("before"), int(state["updates"])
         else:
-            state["velocity"], state["updates"] = own.velocity, 0
+            state.update(own.slots, updates=0)
             if own.before is not None:
                 state["before"] = own.before
         return own
 
+    def _check(self, group: dict[str, Any]) -> None:
+        owner = type(self).__name__
+        group["delay"] = integer(owner, "delay", group["delay"], (0, 1 << 20))
+        limits = [("lr", float("inf")), ("momentum", 1.0), ("weight_decay", float("inf"))]
+        for name, top in limits:
+            if name in group and not 0 <= group[name] < top:
+                raise RecoupError(f"{owner}({name}={group[name]!r}): {name} must be from 0 to below {top:g}")
+        self._rule(group)
+        for parameter in group["params"]:
+            if parameter.dtype not in (torch.float32, torch.float64) or not parameter.is_contiguous():
+                raise RecoupError(
+                    f"{owner}: a parameter is {parameter.dtype} {list(parameter.shape)}; parameters must be "
+                    "contiguous float32 or float64"
+                )
 
-def _check(group: dict[str, Any]) -> None:
-    group["delay"] = integer("DelayedSGD", "delay", group["delay"], (0, 1 << 20))
-    for name, top in (("lr", float("inf")), ("momentum", 1.0), ("weight_decay", float("inf"))):
-        if not 0 <= group[name] < top:
-            raise RecoupError(f"DelayedSGD({name}={group[name]!r}): {name} must be from 0 to below {top:g}")
-    for parameter in group["params"]:
-        if parameter.dtype not in (torch.float32, torch.float64) or not parameter.is_contiguous():
-            raise RecoupError(
-                f"DelayedSGD: a parameter is {parameter.dtype} {list(parameter.shape)}; parameters must be "
-                "contiguous float32 or float64"
-            )
+
+class DelayedSGD(Delayed):
+    """SGD with momentum for gradients that come D updates late: `Delayed` with `optimizers.SGDM`.
+
+    Args:
+        params: parameters or groups; a group may have its own ``delay``, ``lr``, ``momentum`` and ``weight_decay``.
+        lr, momentum, weight_decay: as of `Simulator`; all of a group's values may change between steps.
+        delay, mitigation: as of `Delayed`.
+
+    Raises:
+        RecoupError: as of `Delayed`.
+
+    >>> layer = torch.nn.Linear(2, 1)
+    >>> optimizer = DelayedSGD(layer.parameters(), lr=0.1, delay=4, mitigation="lwpw+sc")
+    >>> with optimizer.ahead():
+    ...     loss = layer(torch.ones(1, 2)).sum()
+    >>> loss.backward()
+    >>> optimizer.step()
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        delay: int,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        mitigation: Mitigation | str = "sc",
+    ) -> None:
+        self._begin(mitigation)
+        defaults = {"lr": lr, "delay": delay, "momentum": momentum, "weight_decay": weight_decay}
+        torch.optim.Optimizer.__init__(self, params, defaults)
+
+    def _rule(self, group: dict[str, Any]) -> Rule:
+        return SGDM(group["momentum"], group["weight_decay"])

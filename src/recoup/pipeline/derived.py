@@ -32,7 +32,13 @@ FOREIGN = (
 )
 
 
-def refuse_derived_weights(model: nn.Module, x: Any, parameters: Sequence[Tensor]) -> None:
+def refuse_derived_weights(
+    model: nn.Module,
+    x: Any,
+    parameters: Sequence[Tensor],
+    used: Callable[[Tensor, Sequence[str]], None] | None = None,
+    run: Callable[[Any], Any] | None = None,
+) -> None:
     """Raise if a forward pass of the model saves a tensor that depends on parameters and not on the input.
 
     Args:
@@ -40,27 +46,26 @@ def refuse_derived_weights(model: nn.Module, x: Any, parameters: Sequence[Tensor
         x: an input; every tensor and numpy array in it counts, also within dataclasses, mappings and lists. The model
             sees a copy of its tensors.
         parameters: those that the pipeline overwrites; frozen ones are constants.
+        used: told of every saved tensor that is a parameter, or a view of one, and of the modules that ran then.
+        run: what brings ``x`` through the model; None: a call of it.
 
     Raises:
         RecoupError: a parametrized, compiled, checkpointed or such a module; the message names it.
     """
-    for name, module in model.named_modules():
-        if parametrize.is_parametrized(module):
-            raise RecoupError(
-                f"pipeline: {_shown(name)} is parametrized: its weight is computed anew in every pass, and {ADVICE}"
-            )
-        if type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None:
-            raise RecoupError(f"pipeline: {_shown(name)} is compiled: what it saves cannot be seen; pass it uncompiled")
+    _refuse_opaque(model)
     if _hooks() is not None:
         raise RecoupError(f"pipeline: the step {FOREIGN}")
     running: list[str] = []
     found: list[str] = []
     foreign: list[str] = []
+    seen: list[tuple[Tensor, list[str]]] = []
 
     def here() -> str:
         return running[-1] if running else ""
 
     def pack(tensor: Tensor) -> Tensor:
+        if _storage(tensor) in trace.parameters:
+            seen.append((tensor, list(running)))
         if _storage(tensor) in trace.derived:
             found.append(here())
         return tensor
@@ -71,7 +76,7 @@ def refuse_derived_weights(model: nn.Module, x: Any, parameters: Sequence[Tensor
     devices = {p.device for p in parameters if p.device.type == "cuda"}
     saved = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
     with as_it_was(model), _named(model, running), torch.random.fork_rng(devices), torch.enable_grad(), saved, trace:
-        _refuse_reentrant(model(x))
+        _refuse_reentrant((run or model)(x))
     if foreign:
         raise RecoupError(f"pipeline: {_shown(foreign[0])} {FOREIGN}")
     if found and not activations:
@@ -81,6 +86,20 @@ def refuse_derived_weights(model: nn.Module, x: Any, parameters: Sequence[Tensor
         )
     if found:
         raise RecoupError(f"pipeline: {_shown(found[0])} saves weights derived from its parameters, and {ADVICE}")
+    if used is not None:
+        for tensor, names in seen:
+            used(tensor, names)
+
+
+def _refuse_opaque(model: nn.Module) -> None:
+    """Raise for modules that compute their weights, or that are compiled."""
+    for name, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            raise RecoupError(
+                f"pipeline: {_shown(name)} is parametrized: its weight is computed anew in every pass, and {ADVICE}"
+            )
+        if type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None:
+            raise RecoupError(f"pipeline: {_shown(name)} is compiled: what it saves cannot be seen; pass it uncompiled")
 
 
 class _Origins(TorchDispatchMode):

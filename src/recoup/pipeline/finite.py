@@ -1,6 +1,6 @@
 """Where a number that is not finite comes from: looked for after the failure, so that steps pay nothing for it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,14 @@ def scalar(value: Any) -> Tensor:
     return value
 
 
-def broken_stage(model: nn.Module, x: Any, stages: Sequence[Sequence[str]], parts: Sequence[Tensor], first: int) -> str:
+def broken_stage(
+    model: nn.Module,
+    x: Any,
+    stages: Sequence[Sequence[str]],
+    parts: Sequence[Tensor],
+    first: int,
+    run: Callable[[Any], Any],
+) -> str:
     """Run a sample again and say where it breaks: "the output of stage 2 (module 'layer2') is not finite".
 
     Modules are taken in the order in which they run. A module whose input is broken already was given it by what lies
@@ -34,6 +41,7 @@ def broken_stage(model: nn.Module, x: Any, stages: Sequence[Sequence[str]], part
         stages: the module names of every stage.
         parts: the weights of every stage, flat.
         first: the number of the first stage.
+        run: brings the sample through the model.
     """
     for index, part in enumerate(parts):
         if not part.isfinite().all():
@@ -51,7 +59,7 @@ def broken_stage(model: nn.Module, x: Any, stages: Sequence[Sequence[str]], part
     devices = {part.device for part in parts if part.device.type == "cuda"}
     try:
         with as_it_was(model), torch.random.fork_rng(devices), torch.no_grad():
-            model(x)
+            run(x)
     finally:
         for hook in hooks:
             hook.remove()
@@ -79,16 +87,3 @@ def _covers(given: str, name: str) -> bool:
 
 def _module(name: str) -> str:
     return f"module {name}" if name else "the model"
-
-
-def refuse_gradient(gradient: Tensor, sizes: Sequence[int], first: int, where: str) -> None:
-    """Raise if a gradient is not finite; gradients flow from the last stage to the first, so the last is the origin.
-
-    Raises:
-        RecoupError: naming that stage.
-    """
-    broken = [first + s for s, part in enumerate(gradient.split(list(sizes))) if not part.isfinite().all()]
-    if broken:
-        raise RecoupError(
-            f"pipeline: the gradient of {where} is not finite, first in stage {broken[-1]}; nothing was updated"
-        )

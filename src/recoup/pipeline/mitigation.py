@@ -7,6 +7,7 @@ from recoup.errors import RecoupError
 from recoup.fields import Value, boolean, choice, integer
 
 Prediction = Literal["none", "velocity", "weight", "spectrain"]
+Reach = Literal["delay", "coasting"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,24 +20,30 @@ class Mitigation(Value):
         forward with  w - eta T v   (``velocity``, LWPv)   or   w + T (w - w_before)   (``weight``, LWPw),  T = D times
         ``horizon``                                                                    Linear Weight Prediction (LWP)
 
-    and otherwise w' = w - eta v'. The backward pass uses the newest weights; with ``stash`` those of the forward;
-    with ``spectrain`` both passes predict: the backward s updates ahead and the forward D + s, at stage s.
+    and otherwise w' = w - eta v'. Other rules (`optimizers.AdamW`) have their own form of SC, and their direction for
+    v. The backward pass uses the newest weights; with ``stash`` those of the forward; with ``past`` w + eta D v, about
+    what the forward saw; with ``spectrain`` both passes predict: the backward s updates ahead and the forward D + s,
+    at stage s.
 
     Attributes:
         compensation: alpha of SC; 0: none.
         prediction: ``none``, ``velocity``, ``weight`` or ``spectrain``.
-        horizon: T / D of the prediction.
-        stash: keep the forward's weights for the backward pass (PipeDream).
+        horizon: T over what ``reach`` says.
+        stash: keep the weights that the forward saw, predicted or not, for the backward pass (PipeDream).
         shrink: beta of gradient shrinking, g beta^D.
         annealing: updates K over which PipeMare's rate eta / D^(1 - min(k / K, 1)) rises to eta; 0: none.
+        reach: T = D (``delay``), or ``coasting``: T = m (1 - m^D) / (1 - m), where the weights would be in D updates if
+            all coming gradients were zero; tends to D for m = 1 and to m / (1 - m) for large D.
+        past: whether the backward pass goes back along the velocity.
 
     Raises:
-        RecoupError: a field outside its range: alpha and horizon from 0 to 100, beta above 0 and at most 1; stash with
-            a prediction.
+        RecoupError: a field outside its range: alpha and horizon from 0 to 100, beta above 0 and at most 1; two of
+            stash, past and spectrain, which each say what the backward pass sees; coasting without a prediction along
+            the velocity.
 
     Source: Kosson et al., "Pipelined Backpropagation at Scale", MLSys 2021; Harlap et al. (stashing), Chen et al.
-    (SpecTrain), Zhuang et al. (shrinking) and Yang et al. (PipeMare). ``horizon`` and the combination of all with all
-    are our definitions.
+    (SpecTrain), Zhuang et al. (shrinking), Yang et al. (PipeMare) and LayerPipe2 (``past``). ``horizon``, ``coasting``
+    and the combination of all with all are our definitions.
 
     >>> Mitigation.parse("lwpv+sc")
     Mitigation(compensation=1.0, prediction='velocity')
@@ -48,6 +55,8 @@ class Mitigation(Value):
     stash: bool = False
     shrink: float = 1.0
     annealing: int = 0
+    reach: Reach = "delay"
+    past: bool = False
 
     def __post_init__(self) -> None:
         for name, low, high in (("compensation", 0.0, 100.0), ("horizon", 0.0, 100.0), ("shrink", 0.0, 1.0)):
@@ -60,22 +69,42 @@ class Mitigation(Value):
         choice("Mitigation", "prediction", self.prediction, get_args(Prediction))
         boolean("Mitigation", "stash", self.stash)
         object.__setattr__(self, "annealing", integer("Mitigation", "annealing", self.annealing, (0, 1 << 62)))
-        if self.stash and self.prediction != "none":
+        choice("Mitigation", "reach", self.reach, get_args(Reach))
+        boolean("Mitigation", "past", self.past)
+        returning = [n for n, on in (("stash", self.stash), ("past", self.past)) if on]
+        returning += ["spectrain"] * (self.prediction == "spectrain")
+        if len(returning) > 1:
             raise RecoupError(
-                f"Mitigation(stash=True, prediction={self.prediction!r}): a prediction needs the newest weights in the "
-                "backward pass; choose one of them"
+                f"Mitigation: {' and '.join(returning)} both say which weights the backward pass uses; choose one"
+            )
+        if self.reach == "coasting" and not (self.past or self.prediction == "velocity"):
+            raise RecoupError(
+                f"Mitigation(reach='coasting', prediction={self.prediction!r}): only a prediction along the velocity "
+                "coasts"
             )
 
     @classmethod
     def parse(cls, name: str) -> "Mitigation":
-        """A mitigation by its name.
+        """A mitigation by its name, or by names joined with ``+``.
 
         Raises:
-            RecoupError: an unknown name; the message lists the known ones.
+            RecoupError: an unknown name, or names that do not go together; the message lists the known ones.
+
+        >>> Mitigation.parse("coasting+stash")
+        Mitigation(prediction='velocity', stash=True, reach='coasting')
         """
-        if not isinstance(name, str) or name not in NAMES:
-            raise RecoupError(f"Mitigation.parse({name!r}): the names are {', '.join(NAMES)}")
-        return NAMES[name]
+        if isinstance(name, str) and name in NAMES:
+            return NAMES[name]
+        parts = name.split("+") if isinstance(name, str) else []
+        if not parts or any(part not in PARTS for part in parts) or len(set(parts)) < len(parts):
+            known = ", ".join([*NAMES, *(part for part in PARTS if part not in NAMES)])
+            raise RecoupError(f"Mitigation.parse({name!r}): the names are {known}, and several joined with +")
+        if sum("prediction" in PARTS[part] for part in parts) > 1:
+            raise RecoupError(f"Mitigation.parse({name!r}): a forward pass has one prediction; choose one")
+        fields: dict[str, object] = {}
+        for part in parts:
+            fields |= PARTS[part]
+        return cls(**fields)  # type: ignore[arg-type]
 
     def __repr__(self) -> str:
         """What differs from the defaults; it can be pasted back."""
@@ -91,4 +120,13 @@ NAMES = {
     "lwpv+sc": Mitigation(compensation=1.0, prediction="velocity"),
     "lwpw+sc": Mitigation(compensation=1.0, prediction="weight"),
     "spectrain": Mitigation(prediction="spectrain"),
+}
+PARTS: dict[str, dict[str, object]] = {
+    "stash": {"stash": True},
+    "sc": {"compensation": 1.0},
+    "lwpv": {"prediction": "velocity"},
+    "lwpw": {"prediction": "weight"},
+    "spectrain": {"prediction": "spectrain"},
+    "coasting": {"prediction": "velocity", "reach": "coasting"},
+    "past": {"past": True},
 }

@@ -30,13 +30,22 @@ class Metrics:
         losses: of every sample, on the last rank; elsewhere empty.
         samples: that went all through this rank in this process: after a restart those since the checkpoint.
         seconds: that they took, filling and draining included.
-        utilisation: N / (N + 2 R - 2), the share of ticks in which a rank works.
+        busy: seconds of them in which this rank did not wait for others, as far as ``elapsed`` counts.
+        elapsed: seconds since the end of this rank's first tick with work, which compiles and checks.
+        scheduled: N / (N + 2 R - 2), the share of ticks in which a rank has work.
     """
 
     losses: list[float]
     samples: int
     seconds: float
-    utilisation: float
+    busy: float
+    elapsed: float
+    scheduled: float
+
+    @property
+    def utilisation(self) -> float:
+        """The measured share of its time in which this rank worked; 0 where nothing came after its first tick."""
+        return self.busy / self.elapsed if self.elapsed else 0.0
 
     @property
     def rate(self) -> float:
@@ -60,16 +69,38 @@ def run_local(plan: Plan, samples: Samples, ranks: int) -> Metrics:
     device = next(plan.model.parameters()).device
     links = LocalTransport.chain(ranks)
     workers = [plan.worker(rank, ranks, links[rank], samples, device) for rank in range(ranks)]
-    start = time.perf_counter()
+    clock = _Clock(workers)
     try:
         for t in range(ticks(N, ranks)):
             for worker in workers:
                 worker.tick(t, N)
+            clock.ticked()
     finally:
         for worker in workers:
             worker.finish()
-    seconds = time.perf_counter() - start
-    return Metrics(workers[-1].losses, N, seconds, N / ticks(N, ranks))
+    return Metrics(workers[-1].losses, N, *clock.read(), N / ticks(N, ranks))
+
+
+class _Clock:
+    """What some workers' time went into."""
+
+    def __init__(self, workers: list[Worker]) -> None:
+        self.workers, self.begun = workers, time.perf_counter()
+        self.warm: tuple[float, float] | None = None
+
+    def ticked(self) -> None:
+        """After a tick: from the first with work on, time counts."""
+        if self.warm is None and any(worker.under_way or worker.core.steps for worker in self.workers):
+            self.warm = time.perf_counter(), self._waited()
+
+    def _waited(self) -> float:
+        return sum(worker.waited for worker in self.workers)
+
+    def read(self) -> tuple[float, float, float]:
+        """Seconds in all, seconds of work and seconds that count."""
+        now = time.perf_counter()
+        since, waited = self.warm or (now, self._waited())
+        return now - self.begun, now - since - (self._waited() - waited), now - since
 
 
 def _some(samples: Samples) -> int:
@@ -128,11 +159,7 @@ def run(
             that died or is silent; a loss or a gradient that is not finite (with the sample and the stage); checkpoints
             of another run, or damaged ones. The model then holds this rank's newest weights.
     """
-    if not dist.is_available() or not dist.is_initialized():
-        raise RecoupError(
-            "pipeline.run: torch.distributed is not initialized: start with torchrun and call "
-            "pipeline.runtime.initialize()"
-        )
+    _refuse_uninitialized()
     every = integer("pipeline.run", "every", every, (1, 1 << 31))
     if not 0 < timeout < float("inf"):
         raise RecoupError(f"pipeline.run(timeout={timeout!r}): timeout must be a number of seconds above 0")
@@ -141,39 +168,50 @@ def run(
     device = torch.device(device)
     transport = DistributedTransport(timedelta(seconds=timeout), device)
     worker = plan.worker(rank, ranks, transport, samples, device)
-    keeper = None if folder is None else _keeper(Path(folder), plan, worker, ranks, N, transport)
-    begun = 0 if keeper is None else keeper.resume()
-    transport.barrier("begin")  # a rank that starts late is not a rank that is stuck
-    before, start = worker.core.steps, time.perf_counter()
-    transport.expect(*worker.expected(N))
+    keeper = None if folder is None else _keeper(Path(folder), plan, worker, ranks, samples, transport)
     try:
+        begun = 0 if keeper is None else keeper.resume()
+        transport.barrier("begin")  # a rank that starts late is not a rank that is stuck
+        before, clock = worker.core.steps, _Clock([worker])
+        transport.expect(*worker.expected(N))
         for t in range(begun, ticks(N, ranks)):
             if keeper is not None and t > begun and t % every == 0:
                 worker.hold(t, N)
                 keeper.save(t)
             worker.tick(t, N)
+            clock.ticked()
         transport.settle()
     finally:
         worker.finish()
-    seconds = time.perf_counter() - start
+        if keeper is not None:
+            keeper.close()
+    measured = clock.read()
     _share(plan, worker, ranks, transport)
     transport.close()
-    return Metrics(worker.losses, worker.core.steps - before, seconds, N / ticks(N, ranks))
+    return Metrics(worker.losses, worker.core.steps - before, *measured, N / ticks(N, ranks))
 
 
-def _keeper(folder: Path, plan: Plan, worker: Worker, ranks: int, N: int, transport: DistributedTransport) -> Keeper:
+def _refuse_uninitialized() -> None:
+    if not dist.is_available() or not dist.is_initialized():
+        raise RecoupError(
+            "pipeline.run: torch.distributed is not initialized: start with torchrun and call "
+            "pipeline.runtime.initialize()"
+        )
+
+
+def _keeper(
+    folder: Path, plan: Plan, worker: Worker, ranks: int, samples: Samples, transport: DistributedTransport
+) -> Keeper:
     worker.keeps = True
-    return Keeper(folder, worker, plan.identity(ranks, N), transport.barrier)
+    return Keeper(folder, worker, plan.identity(ranks, samples), transport.barrier)
 
 
 @torch.no_grad()
 def _share(plan: Plan, worker: Worker, ranks: int, transport: DistributedTransport) -> None:
     """Every rank's parameters and buffers to all ranks."""
-    children = plan.children
-    for owner, piece in enumerate(plan.pieces(ranks)):
-        for index in piece:
-            for value in children[index][1].state_dict().values():
-                there = value.detach().to(transport.device).contiguous()
-                transport.broadcast(there, owner)
-                if owner != worker.rank:
-                    value.copy_(there)
+    for owner in range(ranks):
+        for value in plan.share(ranks, owner).state_dict().values():
+            there = value.detach().to(transport.device).contiguous()
+            transport.broadcast(there, owner)
+            if owner != worker.rank:
+                value.copy_(there)

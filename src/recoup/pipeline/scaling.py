@@ -1,6 +1,10 @@
-"""Hyperparameters for other batch sizes."""
+"""Hyperparameters for other batch sizes, and learning rates that torch's schedulers make."""
 
 import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
 
 from recoup.errors import RecoupError
 from recoup.fields import integer
@@ -34,3 +38,36 @@ def scale_hyperparameters(lr: float, momentum: float, reference_batch: int, batc
     ratio = integer(owner, "batch", batch, legal) / integer(owner, "reference_batch", reference_batch, legal)
     scaled = momentum**ratio
     return lr * ratio * (1 - scaled) / (1 - momentum), scaled
+
+
+def scheduled(scheduler: Callable[[torch.optim.Optimizer], Any], lr: float) -> Callable[[int], float]:
+    """The learning rates of one of torch's schedulers, as the function of the update's number that `Simulator` takes.
+
+    The scheduler steps an optimizer of nothing, once an update, and its rates are kept: a run that is taken up again
+    asks for the same.
+
+    Args:
+        scheduler: makes it, of an optimizer; not one that waits for a metric.
+        lr: the rate that it begins with.
+
+    Raises:
+        RecoupError: a scheduler whose step needs a metric, or no scheduler.
+
+    >>> rate = scheduled(lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5), 0.1)
+    >>> [rate(k) for k in range(4)]
+    [0.1, 0.1, 0.05, 0.05]
+    """
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr)
+    made = scheduler(optimizer)
+    if not hasattr(made, "step") or isinstance(made, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        raise RecoupError(f"pipeline.scheduled: {type(made).__name__} is no scheduler that only counts updates")
+    rates: list[float] = []
+
+    def rate(update: int) -> float:
+        while len(rates) <= update:
+            rates.append(float(optimizer.param_groups[0]["lr"]))
+            optimizer.step()
+            made.step()
+        return rates[update]
+
+    return rate

@@ -75,7 +75,11 @@ def activations(stages: int) -> list[int]:
 
 
 def weight_versions(values: Sequence[int], *, stash: bool = False) -> list[int]:
-    """Copies of its weights that each stage of the *simulator* keeps; hardware keeps one, or D + 1 with stashing."""
+    """Copies of its weights that each stage of *hardware* keeps: a worker that holds one stage and runs in real time.
+
+    That is the newest alone, or with stashing those of all samples under way, D + 1. A simulator, which has no time,
+    keeps D + 2 rows a stage in any case: see `Simulator.memory`.
+    """
     return [delay + 1 if stash else 1 for delay in values]
 
 

@@ -1,6 +1,7 @@
 """How packets pass between neighbouring ranks of a pipeline: four calls, over queues or torch.distributed.
 
-A packet is one tensor. Those of one direction arrive in the order in which they were sent.
+A packet is a tuple of tensors and travels as one message. Those of one direction arrive in the order in which they were
+sent.
 """
 
 from collections import deque
@@ -15,26 +16,32 @@ from torch import Tensor
 
 from recoup.errors import RecoupError
 
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8)
-HEADER = 10  # dtype, dimensions, and up to eight sizes
+Packet = tuple[Tensor, ...]
+DTYPES = (
+    *(torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8),
+    *(torch.int16, torch.int8, torch.bool),
+)
+MEMBERS, SIZES = 16, 8  # the most tensors of a packet, and dimensions of one
+HEADER = 1 + MEMBERS * (2 + SIZES)  # how many; of each dtype, dimensions, and sizes
+ALIGNMENT = 64  # bytes: where members begin in a message, so that kernels find them as if they were allocated
 
 
 class Transport(Protocol):
     """A rank's links to the one before and the one after it."""
 
-    def send_activation(self, x: Tensor) -> None:
+    def send_activation(self, x: Packet) -> None:
         """To the next rank."""
         ...
 
-    def receive_activation(self) -> Tensor:
+    def receive_activation(self) -> Packet:
         """From the rank before."""
         ...
 
-    def send_gradient(self, g: Tensor) -> None:
+    def send_gradient(self, g: Packet) -> None:
         """To the rank before."""
         ...
 
-    def receive_gradient(self) -> Tensor:
+    def receive_gradient(self) -> Packet:
         """From the next rank."""
         ...
 
@@ -51,19 +58,19 @@ class LocalTransport:
         links: list[tuple[deque, deque]] = [(deque(), deque()) for _ in range(ranks)]
         return [cls(links, rank) for rank in range(ranks)]
 
-    def send_activation(self, x: Tensor) -> None:
+    def send_activation(self, x: Packet) -> None:
         """See `Transport`."""
-        self._links[self._rank][0].append(x.detach().clone())
+        self._links[self._rank][0].append(tuple(part.detach().clone() for part in x))
 
-    def receive_activation(self) -> Tensor:
+    def receive_activation(self) -> Packet:
         """See `Transport`."""
         return self._links[self._rank - 1][0].popleft()
 
-    def send_gradient(self, g: Tensor) -> None:
+    def send_gradient(self, g: Packet) -> None:
         """See `Transport`."""
-        self._links[self._rank - 1][1].append(g.detach().clone())
+        self._links[self._rank - 1][1].append(tuple(part.detach().clone() for part in g))
 
-    def receive_gradient(self) -> Tensor:
+    def receive_gradient(self) -> Packet:
         """See `Transport`."""
         return self._links[self._rank][1].popleft()
 
@@ -71,8 +78,8 @@ class LocalTransport:
 class DistributedTransport:
     """Point to point over torch.distributed, a process group for each direction.
 
-    The first packet of a direction is preceded by a header with its dtype and shape; all others are alike. A receipt is
-    posted as soon as the one before is done, if `expect` says that there will be one.
+    The first packet of a direction is preceded by a header with its dtypes and shapes; all others are alike. A receipt
+    is posted as soon as the one before is done, if `expect` says that there will be one.
 
     Args:
         timeout: how long a rank waits for its neighbour.
@@ -95,19 +102,19 @@ class DistributedTransport:
             "gradient": _Receiver(self, backward, 1, device),
         }
 
-    def send_activation(self, x: Tensor) -> None:
+    def send_activation(self, x: Packet) -> None:
         """See `Transport`."""
         self._out["activation"].send(x)
 
-    def receive_activation(self) -> Tensor:
+    def receive_activation(self) -> Packet:
         """See `Transport`."""
         return self._in["activation"].receive()
 
-    def send_gradient(self, g: Tensor) -> None:
+    def send_gradient(self, g: Packet) -> None:
         """See `Transport`."""
         self._out["gradient"].send(g)
 
-    def receive_gradient(self) -> Tensor:
+    def receive_gradient(self) -> Packet:
         """See `Transport`."""
         return self._in["gradient"].receive()
 
@@ -171,20 +178,24 @@ class _Sender:
 
     def __init__(self, owner: DistributedTransport, group: Any, step: int) -> None:
         self._owner, self._group, self._peer = owner, group, owner.rank + step
-        self._kind: tuple[torch.dtype, torch.Size] | None = None
+        self._kinds: Kinds | None = None
         self._under_way: deque[tuple[Any, Tensor]] = deque()
 
-    def send(self, x: Tensor) -> None:
-        kind = x.dtype, x.shape
-        if self._kind is None:
-            self._kind = kind
-            self._post(_header(x).to(x.device))
-        elif kind != self._kind:
+    def send(self, packet: Packet) -> None:
+        kinds = [(x.dtype, x.shape) for x in packet]
+        if self._kinds is None:
+            header = _header(kinds)
+            self._kinds = kinds
+            self._post(header.to(self._owner.device))
+        elif kinds != self._kinds:
             raise RecoupError(
-                f"pipeline: rank {self._owner.rank} would send {x.dtype} {list(x.shape)}, unlike the packets "
-                "before; all samples must have the same shape"
+                f"pipeline: rank {self._owner.rank} would send {_shown(kinds)}, unlike the packets "
+                f"before, {_shown(self._kinds)}; all samples must have the same shape"
             )
-        self._post(x.detach().contiguous().clone())
+        message, members = _message(kinds, self._owner.device)
+        for member, x in zip(members, packet, strict=True):
+            member.copy_(x.detach())
+        self._post(message)
         self.settle(self.MOST)
 
     def settle(self, most: int) -> None:
@@ -205,26 +216,26 @@ class _Receiver:
 
     def __init__(self, owner: DistributedTransport, group: Any, step: int, device: torch.device) -> None:
         self._owner, self._group, self._peer, self._device = owner, group, owner.rank + step, device
-        self._like: Tensor | None = None
-        self._posted: tuple[Any, Tensor] | None = None
+        self._kinds: Kinds | None = None
+        self._posted: tuple[Any, Packet] | None = None
         self.remaining = 0
 
-    def receive(self) -> Tensor:
-        if self._like is None:
+    def receive(self) -> Packet:
+        if self._kinds is None:
             header = torch.empty(HEADER, dtype=torch.int64, device=self._device)
             self._owner.wait(self._post(header), self._peer, "receive from")
-            self._like = _announced(header, self._device)
-        work, buffer = self._posted or self._begin(self._like)
+            self._kinds = _announced(header)
+        work, members = self._posted or self._begin(self._kinds)
         self._posted = None
         self._owner.wait(work, self._peer, "receive from")
         self.remaining -= 1
         if self.remaining > 0:
-            self._posted = self._begin(self._like)
-        return buffer
+            self._posted = self._begin(self._kinds)
+        return members
 
-    def _begin(self, like: Tensor) -> tuple[Any, Tensor]:
-        buffer = torch.empty_like(like)
-        return self._post(buffer), buffer
+    def _begin(self, kinds: "Kinds") -> tuple[Any, Packet]:
+        message, members = _message(kinds, self._device)
+        return self._post(message), members
 
     def _post(self, buffer: Tensor) -> Any:
         try:
@@ -233,16 +244,43 @@ class _Receiver:
             raise self._owner.blamed(self._peer, "receive from", error) from None
 
 
-def _header(x: Tensor) -> Tensor:
-    if x.dtype not in DTYPES or x.dim() > HEADER - 2:
-        raise RecoupError(f"pipeline: a packet of {x.dtype} {list(x.shape)} cannot be sent")
-    sizes = [*x.shape, *[0] * (HEADER - 2 - x.dim())]
-    return torch.tensor([DTYPES.index(x.dtype), x.dim(), *sizes], dtype=torch.int64)
+Kinds = list[tuple[torch.dtype, torch.Size]]
 
 
-def _announced(header: Tensor, device: torch.device) -> Tensor:
-    kind, dims, *sizes = header.tolist()
-    return torch.empty(sizes[:dims], dtype=DTYPES[kind], device=device)
+def _header(kinds: Kinds) -> Tensor:
+    if len(kinds) > MEMBERS or any(dtype not in DTYPES or len(shape) > SIZES for dtype, shape in kinds):
+        raise RecoupError(
+            f"pipeline: a packet of {_shown(kinds)} cannot be sent: up to {MEMBERS} tensors of up to {SIZES} dimensions"
+        )
+    numbers = [len(kinds)]
+    for dtype, shape in kinds:
+        numbers += [DTYPES.index(dtype), len(shape), *shape, *[0] * (SIZES - len(shape))]
+    return torch.tensor(numbers + [0] * (HEADER - len(numbers)), dtype=torch.int64)
+
+
+def _announced(header: Tensor) -> Kinds:
+    count, *numbers = header.tolist()
+    found: Kinds = []
+    for at in range(0, count * (2 + SIZES), 2 + SIZES):
+        kind, dims, *sizes = numbers[at : at + 2 + SIZES]
+        found.append((DTYPES[kind], torch.Size(sizes[:dims])))
+    return found
+
+
+def _message(kinds: Kinds, device: torch.device) -> tuple[Tensor, Packet]:
+    """Memory for a packet, and its members as views."""
+    bounds, at = [], 0
+    for dtype, shape in kinds:
+        size = shape.numel() * dtype.itemsize
+        bounds.append((at, at + size))
+        at += -(-size // ALIGNMENT) * ALIGNMENT
+    message = torch.empty(max(at, 1), dtype=torch.uint8, device=device)
+    pairs = zip(kinds, bounds, strict=True)
+    return message, tuple(message[a:b].view(dtype).view(shape) for (dtype, shape), (a, b) in pairs)
+
+
+def _shown(kinds: Kinds) -> str:
+    return ", ".join(f"{dtype} {list(shape)}" for dtype, shape in kinds) or "nothing"
 
 
 def _first_line(error: Exception) -> str:

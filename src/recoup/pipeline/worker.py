@@ -6,30 +6,31 @@ that by, the ring of weights adds.
 """
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from recoup.errors import RecoupError
 from recoup.pipeline.finite import scalar
 from recoup.pipeline.simulator import Simulator
 from recoup.pipeline.state import random_state, set_random_state
-from recoup.pipeline.transport import Transport
+from recoup.pipeline.transport import Packet, Transport
 
 
 @dataclass(slots=True)
 class UnderWay:
-    """A sample between its forward and its backward: what entered the rank, as a leaf, and what left it.
+    """A sample between its forward and its backward: what entered the rank, as leaves, and what left it.
 
     ``before`` is what its forward pass found beside the weights, where that may be needed to run it again.
     """
 
-    entered: Tensor
-    left: Tensor
+    entered: Packet
+    left: Any
     before: dict[str, dict[str, Tensor]] | None = None
 
 
@@ -37,7 +38,7 @@ class Worker:
     """A rank.
 
     Args:
-        part: the rank's modules: maps one tensor to one tensor.
+        part: the rank's modules: maps the tensors of a packet to those of the next; on the last rank to an output.
         core: a `Simulator` over ``part`` with this rank's stages and delays: its rings, optimizer and live weights.
         rank, ranks: r and R.
         transport: links to the neighbours.
@@ -46,6 +47,7 @@ class Worker:
 
     Attributes:
         keeps: whether `state` will be called: buffers and random states of samples under way are then kept.
+        waited: seconds spent in the transport.
     """
 
     def __init__(
@@ -62,9 +64,10 @@ class Worker:
         self.inputs, self.targets = inputs, targets
         self.under_way: dict[int, UnderWay] = {}
         self.losses: list[float] = []
-        self._held: dict[str, Tensor] = {}
-        self.keeps = False
-        lateness(rank, ranks, core.delays)
+        self._held: dict[str, Packet] = {}
+        self.keeps, self.waited = False, 0.0
+        core.run = lambda packet: part(*packet)
+        lateness(rank, ranks, core.delays, core.update_size)
 
     @property
     def last(self) -> bool:
@@ -75,74 +78,92 @@ class Worker:
         """The forward of one sample and the backward of another, as far as there are any."""
         k, j = t - self.rank, t - 2 * (self.ranks - 1) + self.rank
         if 0 <= k < samples:
-            self.forward(k, self.inputs(k) if self.rank == 0 else self._activation())
+            self.forward(k, (self.inputs(k),) if self.rank == 0 else self._activation())
         if 0 <= j < samples:
             self.backward(j)
 
-    def forward(self, k: int, entered: Tensor) -> None:
+    def forward(self, k: int, entered: Packet) -> None:
         """Send sample k on, through the weights that its stages' delays prescribe."""
         before = self._surroundings() if self.keeps else None
         sample = self.run(k, entered)
         sample.before = before
         self.under_way[k] = sample
         if not self.last:
-            self.transport.send_activation(sample.left)
+            self._waiting("send_activation", sample.left)
 
-    def run(self, k: int, entered: Tensor) -> UnderWay:
+    def run(self, k: int, entered: Packet) -> UnderWay:
         """The forward pass of sample k; also how samples under way are rebuilt after a restart."""
-        entered = entered.detach()
+        entered = tuple(x.detach() for x in entered)
         self.core.check(entered)
-        if self.rank and entered.is_floating_point():
-            entered.requires_grad_()
-        self.core.show(k)
-        with torch.enable_grad():
-            left = self.part(entered.clone())  # it may write to its input, and what entered must stay as it was
-        if not isinstance(left, Tensor):
-            raise RecoupError(
-                f"pipeline: rank {self.rank}'s part of the model gives a {type(left).__name__}; every child of the "
-                "model must map one tensor to one tensor"
-            )
-        return UnderWay(entered, left)
+        for x in entered if self.rank else ():
+            if x.is_floating_point():
+                x.requires_grad_()
+        self.core.show(k // self.core.update_size)
+        with torch.enable_grad(), self.core.forward(k):
+            left = self.part(*(x.clone() for x in entered))  # it may write to its input, which must stay as it was
+        return UnderWay(entered, left if self.last else self._packet(left))
+
+    def _packet(self, left: Any) -> Packet:
+        """What leaves a rank that is not the last."""
+        left = left if isinstance(self.part, GraphModule) else (left,)
+        for x in left:
+            if not isinstance(x, Tensor):
+                raise RecoupError(
+                    f"pipeline: rank {self.rank}'s part of the model gives a {type(x).__name__}; every child of an "
+                    "nn.Sequential must map one tensor to one tensor, and what crosses a cut must be a tensor"
+                )
+        return tuple(left)
 
     def backward(self, j: int) -> None:
         """Bring sample j's gradient through, and update."""
         sample = self.under_way.pop(j)
-        root, flow = (self._loss(j, sample), None) if self.last else (sample.left, self._gradient())
-        self.core.attach()
-        self.core.show_newest(j)
-        root.backward(flow)
-        self.core.refuse_gradient(f"step {j} (rank {self.rank})")
+        if self.last:
+            roots, flow = [self._loss(j, sample)], None
+        else:
+            floating = [x for x in sample.left if x.is_floating_point()]
+            pairs = [(x, g) for x, g in zip(floating, self._gradient(), strict=True) if x.requires_grad]
+            roots, flow = [x for x, _ in pairs], [g for _, g in pairs]
+        self.core.begin()
+        self.core.show_newest(j // self.core.update_size)
+        torch.autograd.backward(roots, flow)
+        self.core.update(f"step {j} (rank {self.rank})")  # before the gradient leaves: it looks whether it is finite
         if self.rank:
-            gradient = sample.entered.grad
-            self.transport.send_gradient(torch.zeros_like(sample.entered) if gradient is None else gradient)
-        self.core.update()
+            entered = [x for x in sample.entered if x.is_floating_point()]
+            self._waiting("send_gradient", tuple(torch.zeros_like(x) if x.grad is None else x.grad for x in entered))
 
     def _loss(self, j: int, sample: UnderWay) -> Tensor:
         """Sample j's loss."""
-        with torch.enable_grad():
+        with torch.enable_grad(), self.core.rings.loss():
             value = scalar(self.core.loss(sample.left, self.targets(j)))
         number = value.item()
         if not math.isfinite(number):
             where = f"step {j} (rank {self.rank}, the last stage)"
-            if self.rank and not sample.entered.isfinite().all():
+            if self.rank and not all(x.isfinite().all() for x in sample.entered):
                 raise RecoupError(
                     f"pipeline: the loss of {where} is {number}: what came from rank {self.rank - 1} is not finite, so "
                     f"the fault is before stage {self.core.first}; nothing was updated"
                 )
-            self.core.refuse_loss(number, sample.entered.detach(), where)
+            self.core.refuse_loss(number, tuple(x.detach() for x in sample.entered), where)
         self.losses.append(number)
         return value
 
     def finish(self) -> None:
         """Leave the newest weights in the part, and no gradient; whatever happened."""
-        self.core.settle()
-        self.core.clear()
+        self.core.finish()
 
-    def _activation(self) -> Tensor:
-        return self._held.pop("activation") if "activation" in self._held else self.transport.receive_activation()
+    def _activation(self) -> Packet:
+        return self._held.pop("activation") if "activation" in self._held else self._waiting("receive_activation")
 
-    def _gradient(self) -> Tensor:
-        return self._held.pop("gradient") if "gradient" in self._held else self.transport.receive_gradient()
+    def _gradient(self) -> Packet:
+        return self._held.pop("gradient") if "gradient" in self._held else self._waiting("receive_gradient")
+
+    def _waiting(self, call: str, *arguments: Packet) -> Any:
+        """A call of the transport; its time is not work."""
+        begun = time.perf_counter()
+        try:
+            return getattr(self.transport, call)(*arguments)
+        finally:
+            self.waited += time.perf_counter() - begun
 
     def hold(self, t: int, samples: int) -> None:
         """Take in what was sent in the tick before t, to be used in t."""
@@ -160,9 +181,12 @@ class Worker:
 
     def state(self) -> dict[str, Any]:
         """At the boundary of two ticks, after `hold`: everything of this rank, packets in flight included."""
-        under_way = [(k, sample.entered.detach().clone(), sample.before) for k, sample in self.under_way.items()]
+        under_way = [
+            (k, [x.detach().clone() for x in sample.entered], sample.before) for k, sample in self.under_way.items()
+        ]
         losses = torch.tensor(self.losses, dtype=torch.float64)
-        return {"core": self.core.state_dict(), "under way": under_way, "held": dict(self._held), "losses": losses}
+        held = {name: list(packet) for name, packet in self._held.items()}
+        return {"core": self.core.state_dict(), "under way": under_way, "held": held, "losses": losses}
 
     def load(self, state: dict[str, Any]) -> None:
         """The inverse of `state`.
@@ -173,11 +197,11 @@ class Worker:
         device = next(self.part.parameters()).device
         self.core.load_state_dict(state["core"])
         self.losses = state["losses"].tolist()
-        self._held = {name: packet.to(device) for name, packet in state["held"].items()}
+        self._held = {name: tuple(x.to(device) for x in packet) for name, packet in state["held"].items()}
         now = self._surroundings()
         for k, entered, before in state["under way"]:
             self._surround(before)
-            self.under_way[k] = self.run(k, entered.to(device))
+            self.under_way[k] = self.run(k, tuple(x.to(device) for x in entered))
             self.under_way[k].before = before
         self._surround(now)
 
@@ -194,13 +218,13 @@ class Worker:
         set_random_state(with_["random"], next(self.part.parameters()).device)
 
 
-def lateness(rank: int, ranks: int, delays: Sequence[int]) -> int:
-    """Updates that a rank itself is late.
+def lateness(rank: int, ranks: int, delays: Sequence[int], update_size: int = 1) -> int:
+    """Updates that a rank itself is late: 2 (R - 1 - r) samples.
 
     Raises:
         RecoupError: a stage in it has a smaller delay.
     """
-    late = 2 * (ranks - 1 - rank)
+    late = -(-2 * (ranks - 1 - rank) // update_size)
     short = [delay for delay in delays if delay < late]
     if short:
         raise RecoupError(
@@ -208,46 +232,3 @@ def lateness(rank: int, ranks: int, delays: Sequence[int]) -> int:
             "use fewer ranks, or delays of at least that"
         )
     return late
-
-
-def pieces(children: int, ranks: int) -> list[range]:
-    """Consecutive children for every rank, as even as possible, the larger ones first."""
-    short, longer = divmod(children, ranks)
-    bounds = [0]
-    for rank in range(ranks):
-        bounds.append(bounds[-1] + short + (rank < longer))
-    return [range(a, b) for a, b in pairwise(bounds)]
-
-
-def local_stages(
-    names: Sequence[str], stages: Sequence[Sequence[str]], pieces_: Sequence[range], rank: int
-) -> list[int]:
-    """The indices of the stages whose modules lie in a rank; stages without modules belong to the rank before them.
-
-    Args:
-        names: of the model's children.
-        stages: of the whole pipeline.
-        pieces_: the children of every rank.
-        rank: which one.
-
-    Raises:
-        RecoupError: a stage with modules in two ranks, or a rank without a stage.
-    """
-    owner = {names[i]: r for r, piece in enumerate(pieces_) for i in piece}
-    found: list[int] = []
-    at = 0
-    for index, stage in enumerate(stages):
-        ranks = {owner[name.split(".")[0]] for name in stage if name.split(".")[0] in owner}
-        if len(ranks) > 1:
-            raise RecoupError(
-                f"pipeline: stage {index} ({', '.join(stage)}) has modules in ranks {sorted(ranks)}; cut the model "
-                "between stages"
-            )
-        at = ranks.pop() if ranks else at
-        if at == rank:
-            found.append(index)
-    if not found:
-        raise RecoupError(
-            f"pipeline: {len(stages)} stages leave rank {rank} of {len(pieces_)} without one: use fewer ranks"
-        )
-    return found

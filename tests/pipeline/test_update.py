@@ -12,7 +12,7 @@ import torch
 
 from recoup.pipeline import Mitigation
 from recoup.pipeline.mitigation import NAMES
-from recoup.pipeline.optimizer import Ring, StageOptimizer, spike
+from recoup.pipeline.update import StageOptimizer, spike
 
 N, STEPS, RATE = 5, 60, 0.03
 GENERATOR = np.random.default_rng(1)
@@ -257,15 +257,3 @@ def test_the_state_goes_on_bit_for_bit(how):
     assert one.updates == other.updates == 6
     assert torch.equal(one.weights, other.weights)
     assert torch.equal(one.ahead(0.2), other.ahead(0.2))
-
-
-def test_the_ring_gives_every_stage_the_version_it_waits_for():
-    sizes, own = [1, 2, 0, 1], [3, 0, 5, 1]
-    ring = Ring(torch.zeros(4), sizes, own)
-    into = [torch.empty(size) for size in sizes]
-    for version in range(12):
-        ring.write(version, torch.full((4,), float(version)))
-        ring.read(version, into)
-        for part, D in zip(into, own, strict=True):
-            assert torch.equal(part, torch.full_like(part, max(0, version - D)))
-    assert [len(rows) for rows in ring.rows] == [D + 1 for D in own]
