@@ -2,11 +2,13 @@
 
 import copy
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
 
 import recoup.data
@@ -14,6 +16,7 @@ from recoup.errors import RecoupError
 from recoup.models import digits_net
 from recoup.pipeline import Simulator, automatic, delays, scale_hyperparameters
 from recoup.training import Settings, train_pipelined
+from recoup.training.ranks import Epochs
 from recoup.training.run import TrainingRecipe, run_training
 from recoup.training.schedule import schedule
 
@@ -196,3 +199,43 @@ def test_they_need_a_pipeline(tmp_path, values):
     with pytest.raises(RecoupError, match=f"{next(iter(values))}: only a pipeline has it; add --pipeline"):
         run_training(recipe, tmp_path / "out", progress=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_samples_of_all_epochs_are_those_of_one_process(digits):
+    settings = replace(SETTINGS, augment=digits.augmentation is not None)
+    samples, k = Epochs(digits, 3, settings), 0
+    assert len(samples) == 180
+    for epoch in range(3):
+        seed = settings.seed * 100_003 + epoch
+        for x, y in digits.batches(1, augment=settings.augment, seed=seed, shuffle=True):
+            assert torch.equal(samples[k][0], x)
+            assert torch.equal(samples[k][1], y)
+            k += 1
+    assert torch.equal(samples[2][0], Epochs(digits, 3, settings)[2][0])
+
+
+def test_two_processes_train_as_one(tmp_path):
+    values = {
+        "model": "digits_net",
+        "norm": "group",
+        "data": "digits",
+        "pipeline": "lwpv+sc",
+        "epochs": 2,
+        "limit": 12,
+        "test_limit": 20,
+        "learning_rate": 0.05,
+        "reference_batch": 16,
+        "save_every": 10,
+    }
+    one = run_training(TrainingRecipe.build(values), tmp_path / "one", progress=False)
+    two = run_training(TrainingRecipe.build({**values, "ranks": 2}), tmp_path / "two", progress=False)
+    assert two["epochs"][-1]["top1"] == one["epochs"][-1]["top1"]
+    assert [row["loss"] for row in two["epochs"]] == [row["loss"] for row in one["epochs"]]
+    weights = [load_file(tmp_path / name / "weights.safetensors") for name in ("one", "two")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_ranks_need_a_pipeline(tmp_path):
+    recipe = TrainingRecipe.build({"model": "digits_net", "data": "digits", "ranks": 2})
+    with pytest.raises(RecoupError, match="ranks: only a pipeline has it"):
+        run_training(recipe, tmp_path, progress=False)

@@ -36,6 +36,9 @@ def train(
     update_size: Annotated[
         int, typer.Option(help="Pipeline: samples whose gradients are averaged into one update.")
     ] = 1,
+    ranks: Annotated[
+        int, typer.Option(help="Pipeline: processes of this machine that share it; or start them with torchrun.")
+    ] = 1,
     reference_batch: Annotated[
         int,
         typer.Option(help="Pipeline: batch size that --lr and --momentum belong to; they are scaled to --update-size."),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -173,14 +174,28 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order_N, draws = self._random()
+        for positions_B in order_N.split(self.size)[: len(self)]:
+            yield self._batch(positions_B, draws)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """One batch of a pass, for those who do not begin at the first; what was drawn for the pass is then kept."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.dataset.name}: batch {index} of {len(self)}")
+        order_N, draws = self._drawn
+        return self._batch(order_N[index * self.size : (index + 1) * self.size], draws)
+
+    def _batch(self, positions_B: Tensor, draws: Tensor | None) -> tuple[Tensor, Tensor]:
         mean_C11 = torch.tensor(self.dataset.mean)[:, None, None]
         std_C11 = torch.tensor(self.dataset.std)[:, None, None]
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        for positions_B in order_N.split(self.size)[: len(self)]:
-            bytes_BCHW = self._images(positions_B, None if draws is None else draws[positions_B])
-            # The same three float32 operations as torchvision's ToTensor and Normalize: published accuracies hold.
-            x_BCHW = bytes_BCHW.to(torch.float32, memory_format=layout).div_(255).sub_(mean_C11).div_(std_C11)
-            yield x_BCHW, self.dataset.labels[positions_B]
+        bytes_BCHW = self._images(positions_B, None if draws is None else draws[positions_B])
+        # The same three float32 operations as torchvision's ToTensor and Normalize: published accuracies hold.
+        x_BCHW = bytes_BCHW.to(torch.float32, memory_format=layout).div_(255).sub_(mean_C11).div_(std_C11)
+        return x_BCHW, self.dataset.labels[positions_B]
+
+    @cached_property
+    def _drawn(self) -> tuple[Tensor, Tensor | None]:
+        return self._random()
 
     def _random(self) -> tuple[Tensor, Tensor | None]:
         """The order of a pass and each image's draws. Both are always drawn, so neither depends on the other's flag."""

@@ -1,7 +1,8 @@
 """Training as a pipeline does it: one sample at a time, late weights, mitigations; resumable after any sample."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from recoup.errors import RecoupError
 from recoup.evaluation import evaluate
 from recoup.fields import integer
 from recoup.network.batches import device_of
-from recoup.pipeline import Mitigation, Simulator, automatic, constant_delays, scale_hyperparameters
+from recoup.pipeline import Mitigation, Simulator, automatic, chain, constant_delays, scale_hyperparameters
 from recoup.pipeline.schedule import MAX_STAGES, check_delays
 from recoup.pipeline.schedule import delays as scheduled
 from recoup.storage.digest import of_model
 from recoup.storage.folder import make
+from recoup.storage.lock import Lock
 from recoup.storage.statefile import Difference, StateFile, kind_and_text, torch_bytes, torch_state
 from recoup.training.progress import bar
 from recoup.training.schedule import schedule
@@ -54,6 +56,84 @@ def _delays(value: str | int | Sequence[int] | None, stages: int) -> list[int]:
     return scheduled(stages, "1f1b" if named == "1f1b" else "fine-grained")
 
 
+@dataclass(frozen=True, slots=True)
+class Pipelined:
+    """What is trained with, worked out: stages and delays, the rate of every update, and the rest of an update."""
+
+    stages: list[list[str]]
+    delays: list[int]
+    rate: Callable[[int], float]
+    highest: float
+    momentum: float
+    mitigation: Mitigation
+    update_size: int
+    epochs: int
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        count: int,
+        settings: Settings,
+        *,
+        mitigation: Mitigation | str,
+        epochs: int,
+        learning_rate: float,
+        reference_batch: int = 128,
+        stages: Sequence[Sequence[str]] | None = None,
+        delays: str | int | Sequence[int] | None = None,
+        update_size: int = 1,
+    ) -> "Pipelined":
+        """Of `train_pipelined`'s arguments, for ``count`` samples an epoch."""
+        made = [list(names) for names in (_stages(model) if stages is None else stages)]
+        update_size = integer("train_pipelined", "update_size", update_size, (1, max(1, epochs * count)))
+        rate, momentum = scale_hyperparameters(learning_rate, settings.momentum, reference_batch, update_size)
+        updates = epochs * count // update_size
+        factor = schedule(settings.schedule, updates, settings.warm_up)
+        how = Mitigation.parse(mitigation) if isinstance(mitigation, str) else mitigation
+
+        def falling(update: int) -> float:
+            return rate * factor(min(update, updates - 1))
+
+        return cls(made, _delays(delays, len(made)), falling, rate, momentum, how, update_size, epochs)
+
+    def identity(self, model: nn.Module, data: Dataset, settings: Settings) -> dict[str, Any]:
+        """What a checkpoint must agree with."""
+        return {
+            "weights": of_model(model),
+            "data": [data.name, data.split, len(data)],
+            "epochs": self.epochs,
+            "rate": self.highest,
+            "settings": repr(settings),
+            "mitigation": repr(self.mitigation),
+            "delays": self.delays,
+            "update_size": self.update_size,
+        }
+
+    def simulator(self, model: nn.Module, settings: Settings) -> Simulator:
+        """The pipeline on one process."""
+        return Simulator(
+            model,
+            self.stages,
+            self.delays,
+            self.rate,
+            self.momentum,
+            settings.weight_decay,
+            self.mitigation,
+            F.cross_entropy,
+            update_size=self.update_size,
+            seed=settings.seed,
+        )
+
+
+def _stages(model: nn.Module) -> list[list[str]]:
+    """By a rule for its class, else by its operations."""
+    try:
+        return automatic(model)
+    except RecoupError:
+        return chain(model).stages
+
+
 def train_pipelined(
     model: nn.Module,
     data: Dataset,
@@ -81,7 +161,7 @@ def train_pipelined(
         settings: momentum, weight decay, schedule, warm-up (in updates), augmentation, seed and save_every (in
             samples); ``batch_size`` is not used.
         reference_batch: as large as ``update_size`` takes the hyperparameters as they are.
-        stages: lists of module names; None: `pipeline.automatic`.
+        stages: lists of module names; None: `pipeline.automatic`, or the stages of `pipeline.chain`.
         delays: of every stage in updates, or one number for all, ``"1f1b"`` or ``"fine-grained"``; None: the latter.
         update_size: samples whose gradients are averaged into one update. What is left of the last one is not used.
 
@@ -91,26 +171,27 @@ def train_pipelined(
     Raises:
         RecoupError: what `Simulator` raises, with the sample; delays that do not exist; a checkpoint of another run.
     """
-    stages = automatic(model) if stages is None else stages
-    delays = _delays(delays, len(stages))
-    update_size = integer("train_pipelined", "update_size", update_size, (1, max(1, epochs * len(data))))
-    rate, momentum = scale_hyperparameters(learning_rate, settings.momentum, reference_batch, update_size)
-    updates = epochs * len(data) // update_size
-    factor = schedule(settings.schedule, updates, settings.warm_up)
-    how = Mitigation.parse(mitigation) if isinstance(mitigation, str) else mitigation
-    identity = {"weights": of_model(model), "data": [data.name, data.split, len(data)], "epochs": epochs, "rate": rate}
-    identity |= {"settings": repr(settings), "mitigation": repr(how), "delays": delays, "update_size": update_size}
-
-    def falling(update: int) -> float:
-        return rate * factor(min(update, updates - 1))
-
-    simulator = Simulator(
-        model, stages, delays, falling, momentum, settings.weight_decay, how, F.cross_entropy, update_size=update_size
+    plan = Pipelined.of(
+        model,
+        len(data),
+        settings,
+        mitigation=mitigation,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        reference_batch=reference_batch,
+        stages=stages,
+        delays=delays,
+        update_size=update_size,
     )
+    identity = plan.identity(model, data, settings)
+    simulator = plan.simulator(model, settings)
     keeper = _Keeper(None if folder is None else Path(folder), identity, simulator)
     if not keeper.there:
-        torch.manual_seed(settings.seed)  # of dropout and stochastic rounding; a checkpoint has their state
-    rows = _trained(model, data, test, simulator, keeper, epochs, settings, progress)
+        torch.manual_seed(settings.seed)  # of what draws outside layers; a checkpoint has its state
+    try:
+        rows = _trained(model, data, test, simulator, keeper, epochs, settings, progress)
+    finally:
+        keeper.close()
     model.eval()
     return rows
 
@@ -153,10 +234,16 @@ class _Keeper:
     """One checkpoint: the simulator's state, and the rows and the loss so far."""
 
     def __init__(self, folder: Path | None, identity: dict[str, Any], simulator: Simulator) -> None:
-        self.simulator, self.file = simulator, None
+        self.simulator, self.file, self.lock = simulator, None, None
         if folder is not None:
             make(folder)
+            self.lock = Lock(folder / "pipeline.lock", "train_pipelined")
             self.file = StateFile(folder / FILE, identity, _encoded, _decoded, _damaged, _foreign)
+
+    def close(self) -> None:
+        """Let others have the folder."""
+        if self.lock is not None:
+            self.lock.release()
 
     @property
     def there(self) -> bool:

@@ -1,13 +1,16 @@
 """What `recoup train` does: loads, emulates, trains, measures before and after, and keeps it all in a folder."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
 from safetensors.torch import save
+from torch import nn
 
+from recoup.data import Dataset
 from recoup.data import load as load_data
 from recoup.emulate import emulate_, restore_
 from recoup.errors import RecoupError
@@ -22,7 +25,8 @@ from recoup.study.configs import as_config
 from recoup.training.checkpoint import FILE as CHECKPOINT
 from recoup.training.loop import LOG, Settings, Stage, train
 from recoup.training.pipelined import FILE as PIPELINE
-from recoup.training.pipelined import delays_named, train_pipelined
+from recoup.training.pipelined import Pipelined, delays_named, train_pipelined
+from recoup.training.ranks import launch, train_over_ranks, under_torchrun
 from recoup.training.schedule import Schedule
 from recoup.training.two_stage import stages
 from recoup.version import __version__
@@ -64,6 +68,7 @@ class TrainingRecipe(BaseModel):
     pipeline: Annotated[str, PlainValidator(_mitigation)] | None = None
     delays: Annotated[str | int, PlainValidator(delays_named)] = "fine-grained"
     update_size: Annotated[int, Field(ge=1)] = 1
+    ranks: Annotated[int, Field(ge=1)] = 1
     reference_batch: Annotated[int, Field(ge=1)] = 128
     config: Unit | None = None
     layers: dict[str, Unit | None] = {}
@@ -137,7 +142,12 @@ def run_training(
         RecoupError: a model, data or layers that do not fit; another run's folder; a loss that is not finite.
     """
     _check(recipe)
-    _reserve(recipe, folder, overwrite)
+    first = not under_torchrun() or os.environ["RANK"] == "0"
+    if first:
+        _reserve(recipe, folder, overwrite and not under_torchrun())
+    if recipe.ranks > 1 and not under_torchrun():
+        launch(folder, recipe.ranks)
+        return json.loads((folder / RESULT).read_text("utf-8"))
     torch.manual_seed(recipe.seed)
     options: dict[str, Any] = {} if recipe.norm is None else {"norm": recipe.norm}
     model = load_model(recipe.model, recipe.weights, **options)
@@ -151,22 +161,11 @@ def run_training(
         epochs = train(model, data, test, recipe.stages, recipe.settings, folder=folder, progress=progress).epochs
         accuracy |= {f"after {row['stage']}": row["top1"] for row in epochs}
     else:
-        epochs = train_pipelined(
-            model,
-            data,
-            test,
-            mitigation=recipe.pipeline,
-            epochs=recipe.epochs,
-            learning_rate=recipe.learning_rate,
-            settings=recipe.settings,
-            reference_batch=recipe.reference_batch,
-            delays=recipe.delays,
-            update_size=recipe.update_size,
-            folder=folder,
-            progress=progress,
-        )
+        epochs = _pipelined(recipe, model, data, test, folder, progress)
         accuracy |= {f"after the pipeline ({recipe.pipeline})": epochs[-1]["top1"]}
     restore_(model)
+    if not first:
+        return {"accuracy": accuracy, "epochs": epochs}
     write_atomically(folder / WEIGHTS, save({n: t.contiguous() for n, t in model.state_dict().items()}))
     result = {
         "accuracy": accuracy,
@@ -179,6 +178,24 @@ def run_training(
     return result
 
 
+def _pipelined(
+    recipe: TrainingRecipe, model: nn.Module, data: Dataset, test: Dataset, folder: Path, progress: bool
+) -> list[dict[str, Any]]:
+    """Train as a pipeline does, on one process or several."""
+    options: dict[str, Any] = {
+        "mitigation": recipe.pipeline,
+        "epochs": recipe.epochs,
+        "learning_rate": recipe.learning_rate,
+        "reference_batch": recipe.reference_batch,
+        "delays": recipe.delays,
+        "update_size": recipe.update_size,
+    }
+    if recipe.ranks > 1:
+        plan = Pipelined.of(model, len(data), recipe.settings, **options)
+        return train_over_ranks(model, data, test, plan, recipe.settings, recipe.ranks, folder)
+    return train_pipelined(model, data, test, settings=recipe.settings, folder=folder, progress=progress, **options)
+
+
 def _check(recipe: TrainingRecipe) -> None:
     """Refuse options that do not go together."""
     if sum(stage.epochs for stage in recipe.stages) == 0:
@@ -186,7 +203,7 @@ def _check(recipe: TrainingRecipe) -> None:
     if recipe.pipeline is not None and recipe.phases:
         raise RecoupError("recoup train: pipeline: fine-tuning in two stages has no pipeline; add --one-stage")
     if recipe.pipeline is None:
-        for name in ("delays", "update_size"):
+        for name in ("delays", "update_size", "ranks"):
             if getattr(recipe, name) != TrainingRecipe.model_fields[name].default:
                 raise RecoupError(f"recoup train: {name}: only a pipeline has it; add --pipeline none, or a mitigation")
     if recipe.layers and not recipe.emulates:
