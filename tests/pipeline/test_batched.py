@@ -45,6 +45,7 @@ OPTIONS = [
 CASES = {
     **{name: runs_of([name] * 3, weight_decay=1e-2) for name in NAMES},
     "every name": runs_of(NAMES),
+    "joined names": runs_of(["coasting+stash", "past+sc", "lwpv+stash", "coasting", "past"]),
     "every option": runs_of(OPTIONS),
     "delays": [Run(d, "sc", 0.03) for d in ([0] * S, [8, 6, 4, 2, 0], [4, 3, 2, 1, 0], [0, 5, 1, 0, 9], [3] * S)],
     "delays with spectrain": [Run(d, "spectrain", 0.02) for d in ([0] * S, [8, 6, 4, 2, 0])],

@@ -10,6 +10,7 @@ from recoup.pipeline.schedule import activations, constant_delays, delays, gantt
 from recoup.pipeline.simulator import Simulator
 from recoup.pipeline.stages import automatic
 from recoup.pipeline.traced import Chain, chain
+from recoup.pipeline.wallclock import Times, balance
 
 __all__ = [
     "SGDM",
@@ -23,9 +24,11 @@ __all__ = [
     "Nesterov",
     "Run",
     "Simulator",
+    "Times",
     "activations",
     "analysis",
     "automatic",
+    "balance",
     "chain",
     "constant_delays",
     "delays",

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from recoup.errors import RecoupError
 from recoup.pipeline.mitigation import Mitigation
-from recoup.pipeline.optimizers import spike
+from recoup.pipeline.optimizers import SGDM, spike
+from recoup.pipeline.update import Update
 
 Rate = float | Callable[[int], float]
 
@@ -86,12 +87,14 @@ class Block:
         shrinks = [how.shrink**D for how, D in zip(hows, delays, strict=True)]
         self.shrink = self._column(shrinks) if min(shrinks) < 1 else None
         self.annealing = [(max(D, 1), how.annealing) for how, D in zip(hows, delays, strict=True)]
-        by_velocity, by_weight, back = [], [], []
-        for how, D in zip(hows, delays, strict=True):
-            early = stage if how.prediction == "spectrain" else 0
-            by_velocity.append(how.horizon * (D + early) if how.prediction in ("velocity", "spectrain") else 0.0)
-            by_weight.append(how.horizon * D if how.prediction == "weight" else 0.0)
-            back.append(how.horizon * early)
+        updates = [
+            Update(SGDM(float(run.momentum), float(run.weight_decay)), how, [D], stage)
+            for run, how, D in zip(runs, hows, delays, strict=True)
+        ]
+        ahead = [update.forward[0] for update in updates]
+        by_weight = [T if how.prediction == "weight" else 0.0 for T, how in zip(ahead, hows, strict=True)]
+        by_velocity = [0.0 if how.prediction == "weight" else T for T, how in zip(ahead, hows, strict=True)]
+        back = [update.backward[0] for update in updates]
         self.by_velocity, self.by_weight, self.back = (self._some(v, v) for v in (by_velocity, by_weight, back))
         self.before = self.w.clone() if self.by_weight is not None else None
         stashing = [run for run, how in enumerate(hows) if how.stash]

@@ -92,7 +92,7 @@ class Rings:
         self._staging: list[Tensor] | None = None
         self._begin(copied)
         if self._in_place:
-            model.register_state_dict_pre_hook(Release(self))
+            self._hook = model.register_state_dict_pre_hook(Release(self))
         self._native = self._compiled() if layout.device.type == "cpu" and not copied else None
         for index, parameter in enumerate(layout.parameters):
             if self._native is not None and index not in self._in_place:
@@ -321,6 +321,7 @@ class Rings:
     def __del__(self) -> None:
         if getattr(self, "_in_place", None):
             self.release()
+            self._hook.remove()
 
     def copy(self, index: int) -> None:
         """Show a parameter that lies in place as a copy from now on: it is used outside its module."""

@@ -1,0 +1,77 @@
+"""Balanced cuts against all cuts there are, periods and schedules against a simulation, and what is refused."""
+
+import itertools
+import random
+
+import pytest
+
+from recoup.errors import RecoupError
+from recoup.pipeline.wallclock import Times, balance, joined, period, pipelined, simulate, synchronous
+
+
+def drawn(count, seed):
+    draw = random.Random(seed)
+    return [Times(draw.random(), 2 * draw.random(), draw.random() / 4) for _ in range(count)]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5, 8])
+def test_the_balanced_cut_is_the_best_of_all(ranks):
+    for seed in range(5):
+        times = drawn(8, seed)
+        cuts = [
+            [b - a for a, b in itertools.pairwise((0, *inner, 8))]
+            for inner in itertools.combinations(range(1, 8), ranks - 1)
+        ]
+        best = min(max(rank.total for rank in joined(times, cut)) for cut in cuts)
+        found = balance(times, ranks)
+        assert len(found) == ranks
+        assert min(found) >= 1
+        assert max(rank.total for rank in joined(times, found)) == pytest.approx(best, rel=1e-12)
+
+
+def test_a_hundred_stages_are_balanced_at_once():
+    found = balance([Times(1, 1)] * 100, 8)
+    assert sorted(found) == [12] * 4 + [13] * 4 or max(found) == 13
+
+
+@pytest.mark.parametrize("latency", [0.0, 0.3, 2.0])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_the_period_is_that_of_the_simulation(count, latency):
+    for seed in range(4):
+        ranks = drawn(count, seed)
+        found = (pipelined(ranks, 150, latency) - pipelined(ranks, 50, latency)) / 100
+        # where a hop takes about a tick, loops of several ranks add what the formula does not have
+        assert found == pytest.approx(period(ranks, latency), rel=0.1 if latency > 1 else 1e-9)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 7])
+def test_fill_and_drain_is_the_simulation_of_equal_ranks(samples):
+    ranks = [Times(1.0, 2.0, 0.5)] * 3
+    order = [[("f", k) for k in range(samples)] + [("b", k) for k in range(samples)] for _ in ranks]
+
+    def needs(rank, operation):
+        kind, k = operation
+        if kind == "f":
+            return [(rank - 1, operation)] if rank else []
+        return [(rank + 1, operation)] if rank < 2 else [(rank, ("f", k))]
+
+    done = simulate(order, lambda _, operation: 1.0 if operation[0] == "f" else 2.0, needs)
+    assert max(end for _, end in done.values()) + 0.5 == pytest.approx(synchronous(ranks, samples))
+
+
+def test_one_forward_one_backward_is_shorter():
+    ranks = drawn(4, 3)
+    assert synchronous(ranks, 8, "1f1b") <= synchronous(ranks, 8)
+
+
+def test_what_is_refused():
+    with pytest.raises(RecoupError, match="ranks must be an integer from 1 to 2"):
+        balance([Times(1, 1)] * 2, 3)
+    with pytest.raises(RecoupError, match="forward must be seconds from 0"):
+        Times(-1, 0)
+    with pytest.raises(RecoupError, match=r"a cut of \[1, 1\] does not fit the times of 3 stages"):
+        joined([Times(1, 1)] * 3, [1, 1])
+    with pytest.raises(RecoupError, match="must be 'fill-and-drain' or '1f1b'"):
+        synchronous([Times(1, 1)], 2, "gpipe")
+    with pytest.raises(RecoupError, match="wait for each other"):
+        simulate([["a"], ["b"]], lambda *_: 1.0, lambda rank, _: [(1 - rank, "ab"[1 - rank])])
