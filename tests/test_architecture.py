@@ -43,7 +43,10 @@ WINGS = frozenset({"nbsmt", "lba", "lightnorm", "tensorcore", "pipeline"})
 
 # Who may import a library: rooms or modules below the root.
 LIBRARIES: dict[str, tuple[str, ...]] = {
-    "llvmlite": ("kernels", "formats.cpu*", "nbsmt.codes", "nbsmt.combine", "lba", "lightnorm.fused", "pipeline.native"),
+    "llvmlite": (
+        *("kernels", "formats.cpu*", "nbsmt.codes", "nbsmt.combine", "lba", "lightnorm.fused"),
+        "pipeline.native",
+    ),
     "numba": ("kernels", "formats.cpu*", "lightnorm.cpu*", "lightnorm.fused", "silicon.kernels"),
     "triton": ("kernels.operators", "formats.gpu*", "nbsmt.gpu*", "lba.gpu*", "lightnorm.gpu*", "tensorcore.gpu*"),
     "amaranth": ("gates", "silicon", "nbsmt.rtl", "lba.rtl", "lightnorm.rtl"),

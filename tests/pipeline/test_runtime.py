@@ -69,7 +69,7 @@ def network():
     return nn.Sequential(
         nn.Sequential(nn.Linear(6, 8), nn.Tanh()),
         nn.Sequential(nn.Linear(8, 8), nn.GroupNorm(2, 8), nn.ReLU()),
-        nn.Sequential(nn.Linear(8, 8), nn.Tanh()),
+        nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Dropout(0.2)),
         nn.Linear(8, 4),
     )
 

@@ -88,6 +88,7 @@ class Native:
         self._gradients = np.zeros(len(pieces), np.int64)
         self._flags = np.zeros(len(pieces), np.int32)
         self._coefficients = np.zeros((len(layout.sizes), len(COEFFICIENTS)), np.float64 if form.double else np.float32)
+        self._work = len(pieces), sum(count for *_, count in pieces) // max(1, len(pieces))  # entries, elements of one
         self._bound = self._kernel.bind(
             table=address(table),
             gradients=address(self._gradients),
@@ -108,7 +109,7 @@ class Native:
         """From a version to the next; whether the gradient, a contiguous tensor a parameter, is finite."""
         where = np.array([g.data_ptr() for g in gradients], np.int64)
         np.add(where[self._owner], self._offsets, out=self._gradients)
-        over_rows(lambda first, last: self._bound(version=version, first=first, last=last), len(self._table), CHUNK)
+        over_rows(lambda first, last: self._bound(version=version, first=first, last=last), *self._work)
         return not self._flags.any()
 
 

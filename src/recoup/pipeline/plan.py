@@ -61,6 +61,8 @@ class Plan:
 
     def cutting(self) -> Cutting:
         """How the model is taken apart."""
+        if not isinstance(self.model, nn.Module):
+            raise RecoupError(f"pipeline.Plan: the model is a {type(self.model).__name__}; it must be an nn.Module")
         return (
             Children(self.model, self.stages)
             if isinstance(self.model, nn.Sequential)
@@ -76,8 +78,6 @@ class Plan:
         self._checked(self.cutting(), ranks)
 
     def _checked(self, cutting: Cutting, ranks: int) -> list[range]:
-        if not isinstance(self.model, nn.Module):
-            raise RecoupError(f"pipeline.Plan: the model is a {type(self.model).__name__}; it must be an nn.Module")
         resolve(self.model, self.stages)
         delays = check_delays(self.delays, len(self.stages))
         where = self.pieces(ranks, cutting)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,6 +27,7 @@ from recoup.training.checkpoint import FILE as CHECKPOINT
 from recoup.training.loop import LOG, Settings, Stage, train
 from recoup.training.pipelined import FILE as PIPELINE
 from recoup.training.pipelined import Pipelined, delays_named, train_pipelined
+from recoup.training.ranks import FOLDER as RANKS
 from recoup.training.ranks import launch, train_over_ranks, under_torchrun
 from recoup.training.schedule import Schedule
 from recoup.training.two_stage import stages
@@ -142,6 +144,11 @@ def run_training(
         RecoupError: a model, data or layers that do not fit; another run's folder; a loss that is not finite.
     """
     _check(recipe)
+    if under_torchrun() and int(os.environ["WORLD_SIZE"]) != recipe.ranks:
+        raise RecoupError(
+            f"recoup train: torchrun started {os.environ['WORLD_SIZE']} processes for ranks={recipe.ranks}: give "
+            "--pipeline and --ranks with that number"
+        )
     first = not under_torchrun() or os.environ["RANK"] == "0"
     if first:
         _reserve(recipe, folder, overwrite and not under_torchrun())
@@ -233,3 +240,5 @@ def _reserve(recipe: TrainingRecipe, folder: Path, overwrite: bool) -> None:
         return True
 
     reserve(folder, RECIPE, json.dumps(ours, indent=1) + "\n", same, results=RESULTS, overwrite=overwrite)
+    if overwrite:
+        shutil.rmtree(folder / RANKS, ignore_errors=True)
