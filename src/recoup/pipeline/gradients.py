@@ -68,17 +68,18 @@ class Gradients:
 
     def each(self) -> list[Tensor]:
         """A contiguous tensor a parameter; zeros where nothing was used."""
-        found = []
-        for index, parameter in enumerate(self.layout.parameters):
-            grad = parameter.grad
-            if grad is None:
-                if index not in self._zeros:
-                    self._zeros[index] = torch.zeros_like(parameter)
-                grad = self._zeros[index]
-            elif grad.layout != torch.strided:
-                grad = grad.to_dense()
-            found.append(grad if grad.is_contiguous() else grad.contiguous())
-        return found
+        found = [parameter.grad for parameter in self.layout.parameters]
+        return [
+            g if g is not None and g.layout is torch.strided and g.is_contiguous() else self._dense(index, g)
+            for index, g in enumerate(found)
+        ]
+
+    def _dense(self, index: int, grad: Tensor | None) -> Tensor:
+        if grad is not None:
+            return (grad if grad.layout is torch.strided else grad.to_dense()).contiguous()
+        if index not in self._zeros:
+            self._zeros[index] = torch.zeros_like(self.layout.parameters[index])
+        return self._zeros[index]
 
     @torch.no_grad()
     def parts(self, divisor: int) -> list[Tensor]:

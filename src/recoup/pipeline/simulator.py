@@ -277,7 +277,8 @@ class Simulator:
                 f"{self.first + broken[-1]}; nothing was updated"  # it flows from the last stage to the first
             )
         self._at = after
-        self._gradients.note()
+        if self.update_size > 1:
+            self._gradients.note()
 
     def begin(self) -> Kept | None:
         """Make ready for a backward pass; the gradient of an update that is under way, which an error puts back."""
