@@ -16,6 +16,7 @@ from recoup.version import __version__
 if TYPE_CHECKING:
     from recoup import data, formats, lba, lightnorm, models, nbsmt, pipeline, wings
     from recoup.calibrate import calibrate_
+    from recoup.costs import Cost, cost
     from recoup.emulate import emulate_, restore_
     from recoup.evaluation import Accuracy, evaluate
     from recoup.formats import BlockFloat, Float, Int, quantize
@@ -32,6 +33,7 @@ __all__ = [
     "NBSMT",
     "Accuracy",
     "BlockFloat",
+    "Cost",
     "Float",
     "Int",
     "LightNorm",
@@ -44,6 +46,7 @@ __all__ = [
     "__version__",
     "calibrate_",
     "correct_bias_",
+    "cost",
     "data",
     "describe",
     "emulate_",
@@ -86,7 +89,9 @@ _PLACES = {
     "LightNorm3d": "recoup.lightnorm",
     "NBSMT": "recoup.nbsmt",
     "calibrate_": "recoup.calibrate",
+    "Cost": "recoup.costs",
     "correct_bias_": "recoup.nbsmt",
+    "cost": "recoup.costs",
     "data": "recoup.data",
     "emulate_": "recoup.emulate",
     "evaluate": "recoup.evaluation",

@@ -8,6 +8,8 @@ from recoup.lba.config import LBA
 from recoup.lba.hugging_face import adapted, take_back
 from recoup.lba.layers import LAYERS
 from recoup.lba.repair import CHUNKS, GAIN, GAIN_PAIRED, LAYER_GAIN, set_underflow_
+from recoup.network.sites import FLOAT_BITS, Site, Spent, array_cycles
+from recoup.network.systolic import Array
 from recoup.network.wing import Card, Phase
 from recoup.recalibrate import AVERAGE, PAIRED
 
@@ -35,6 +37,14 @@ def title(config: LBA) -> str:
         kind = config.operands
         parts.append(f"W/A {'int' + str(kind.bits) if isinstance(kind, Int) else f'FP{kind.bits}'}")
     return ", ".join(parts)
+
+
+def cost(site: Site, config: LBA, array: Array) -> Spent:
+    """One multiply-accumulate a cycle and element, and one cycle for each chunk's sum (one adder, used for both);
+    numbers in and out as wide as the operands, float32 where they are not quantised."""
+    width = FLOAT_BITS if config.operands is None else config.operands.bits
+    traffic = (site.inputs + site.weights + site.outputs) * width / 8
+    return Spent(array_cycles(site, array, chunk=config.chunk), traffic, config.accumulator.bits)
 
 
 CARD = Card(
@@ -68,6 +78,7 @@ CARD = Card(
     float_only=(nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear, nn.MultiheadAttention),
     float_only_note="MultiheadAttention: its inner products",
     trains=True,
+    cost=cost,
     phases=(
         Phase("without underflow", lambda model: set_underflow_(model, False)),
         Phase("with underflow", lambda model: set_underflow_(model, True)),

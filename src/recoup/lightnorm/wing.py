@@ -6,7 +6,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from recoup.formats import Float
 from recoup.lightnorm.config import LightNorm
+from recoup.lightnorm.cost import block_bits
 from recoup.lightnorm.layers import LAYERS, adapted
+from recoup.network.sites import Site, Spent
+from recoup.network.systolic import Array
 from recoup.network.wing import Card
 from recoup.recalibrate import AVERAGE, PAIRED
 
@@ -49,6 +52,13 @@ RANGES = replace(
     meaning=f"{AVERAGE.meaning} LightNorm layers store what they would in training: the range's estimate.",
 )
 
+
+def cost(site: Site, config: LightNorm, array: Array) -> Spent:  # noqa: ARG001 -- norms run beside the array
+    """A feature map read and written once, in the blocks of the forward pass."""
+    along = site.places if config.axis == "place" else site.channels
+    return Spent(0, (site.inputs + site.outputs) * block_bits(config.forward_blocks, config.forward, along) / 8, 0)
+
+
 CARD = Card(
     config=LightNorm,
     layers=LAYERS,
@@ -69,6 +79,7 @@ CARD = Card(
     plan=(PAIRED.name,),
     needs_norms=True,
     trains=True,
+    cost=cost,
     measure="recoup.study.measures.lightnorm",
     chapter="recoup.report.chapters.lightnorm",
 )

@@ -11,8 +11,12 @@ from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.layers import LAYERS
 from recoup.nbsmt.ops import matmul
 from recoup.nbsmt.repair import AVERAGE, BIAS, EIGHT_BIT, PAIRED_BIAS
+from recoup.network.sites import Site, Spent, array_cycles
+from recoup.network.systolic import Array
 from recoup.network.wing import Baseline, Card
 from recoup.recalibrate import PAIRED
+
+SUM_BITS = 32
 
 
 def title(config: NBSMT) -> str:
@@ -41,6 +45,19 @@ def judged(module: nn.Module) -> bool:
 def eight_bit(config: Any) -> NBSMT:
     """The same arithmetic without sharing: one thread."""
     return config.replace(threads=1)
+
+
+def cost(site: Site, config: NBSMT, array: Array) -> Spent:
+    """Cycles on ``threads`` threads, one where the layer is grouped; 8-bit codes in and out; exact 32-bit sums."""
+    grouped = any(product.groups > 1 for product in site.products)
+    threads = 1 if grouped else config.threads
+    return Spent(array_cycles(site, array, threads), site.inputs + site.weights + site.outputs, SUM_BITS)
+
+
+def runs(unit: NBSMT, config: NBSMT) -> bool:
+    """A unit leaves threads empty where a layer is slowed down; one thread is the same under every policy."""
+    alike = config.threads == 1 or unit.replace(threads=config.threads) == config
+    return alike and config.threads <= unit.threads
 
 
 def path() -> tuple[str, str, str]:
@@ -79,6 +96,8 @@ CARD = Card(
     float_only=(nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear, nn.MultiheadAttention),
     float_only_note="MultiheadAttention: its inner products",
     path=path,
+    cost=cost,
+    runs=runs,
     self_test=self_test,
     measure="recoup.study.measures.nbsmt",
     chapter="recoup.report.chapters.nbsmt",

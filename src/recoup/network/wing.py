@@ -7,6 +7,7 @@ Nothing above the wings asks which wing a config is of; it asks the card. A conf
 and every other field has a default. `recoup.wings.register` makes a card known.
 """
 
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -15,6 +16,8 @@ from torch import nn
 
 from recoup.errors import RecoupError
 from recoup.network.emulated import Emulated
+from recoup.network.sites import Site, Spent
+from recoup.network.systolic import Array
 
 Stage = Literal["structure", "gain", "bias", "statistics"]
 STAGES: tuple[str, ...] = get_args(Stage)
@@ -152,7 +155,8 @@ class Card:
         path: which of several equal paths the hardware's emulation takes on this processor: its name, the instruction
             set, and why; None where there is nothing to say.
         self_test: computes something known with the wing's operators and says what works; raises where it does not.
-        cost: ``cost(layer, config)``, what one layer costs on this hardware.
+        cost: ``cost(site, config, array)``, what a layer of those sizes costs on this hardware.
+        runs: ``runs(unit, config)``, whether hardware that was built for the config ``unit`` also runs ``config``.
         measure: the module of its rows and how they are measured, such as ``recoup.study.measures.nbsmt``.
         chapter: the module of its part of the report.
         rtl: the module that generates its hardware.
@@ -184,7 +188,8 @@ class Card:
     phases: tuple[Phase, ...] = ()
     path: Callable[[], tuple[str, str, str]] | None = None
     self_test: Callable[[], str] | None = None
-    cost: Callable[[nn.Module, Any], Any] | None = None
+    cost: Callable[[Site, Any, Array], Spent] | None = None
+    runs: Callable[[Any, Any], bool] = operator.eq
     measure: str | None = None
     chapter: str | None = None
     rtl: str | None = None

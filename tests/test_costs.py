@@ -1,0 +1,133 @@
+"""One cost vector over all wings: each wing's own count, sums by hand, and what is not counted said."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import recoup as rc
+from recoup.costs import able, smallest_units
+from recoup.lba import LBA
+from recoup.lightnorm import traffic
+from recoup.lightnorm.cost import block_bits
+from recoup.models import chargpt
+from recoup.models.attention import AttentionProducts
+from recoup.nbsmt import Array, cycles
+from recoup.network.systolic import layer_cycles
+from tests.networks import CONVOLUTIONS, images, small_net
+
+SHAPE = (3, 8, 8)
+
+
+def test_cycles_are_the_wing_s_own_whether_the_hardware_is_there_or_not():
+    model = small_net()
+    policy = rc.Policy({"re:block1.*": rc.NBSMT(2), "re:block2.conv.": rc.NBSMT(4)})
+    before = rc.cost(model, policy, SHAPE, Array(8, 4))
+    rc.calibrate_(model, [images(16)], dict.fromkeys(CONVOLUTIONS, True))
+    rc.emulate_(model, policy)
+    own = cycles(model, SHAPE, Array(8, 4))
+    assert before == rc.cost(model, None, SHAPE, Array(8, 4)) == rc.cost(model, policy, SHAPE, Array(8, 4))
+    products = [layer for layer in before.layers if layer.macs]
+    assert [(layer.name, layer.cycles, layer.macs) for layer in products] == [
+        (layer.name, layer.cycles, layer.macs) for layer in own.layers
+    ]
+    assert (before.cycles, before.macs) == (own.cycles, own.macs)
+    moved = {layer.name: layer.traffic for layer in own.layers}
+    for layer in products:
+        assert layer.traffic == moved[layer.name] * (1 if layer.name in CONVOLUTIONS[:5] else 4)
+    assert before.units == (repr(rc.NBSMT(4)),)
+
+
+def test_bits_are_weighted_by_products_and_chunks_take_a_cycle():
+    model = nn.Sequential(nn.Linear(40, 8), nn.Linear(8, 4))
+    found = rc.cost(model, {"0": LBA.m7e4(), "1": LBA.biased(4, 3, chunk=None)}, (40,))
+    assert found.bits == (12 * 320 + 8 * 32) / 352
+    plain = layer_cycles(1, 40, 8)
+    assert [layer.cycles for layer in found.layers] == [plain + 3, layer_cycles(1, 8, 4)]
+    floats = rc.cost(model, {}, (40,))
+    assert (floats.bits, floats.traffic) == (32, 4 * (40 + 320 + 8 + 8 + 32 + 4))
+    eight = rc.cost(model, {"re:.": LBA.int16(operands=rc.Int(8))}, (40,))
+    assert eight.traffic == floats.traffic / 4
+
+
+def test_a_norm_reads_and_writes_its_map():
+    model = small_net()
+    config = rc.LightNorm(shared="max")
+    plain, narrow = (rc.cost(model, layers, SHAPE) for layers in ({}, {"re:.*bn.": config}))
+    norms = traffic(model, torch.zeros(1, *SHAPE), config)
+    maps = {layer.name: (layer.elements, layer.channels) for layer in norms.layers}
+    for one, other in zip(plain.layers, narrow.layers, strict=True):
+        if one.name not in maps:
+            assert one == other
+            continue
+        elements, channels = maps[one.name]
+        assert (one.cycles, one.macs, one.accumulator) == (0, 0, 0)
+        assert one.traffic == 2 * elements * 4
+        assert other.traffic == 2 * elements * block_bits(config.forward_blocks, None, channels) / 8
+
+
+def test_attention_and_repeated_calls():
+    tokens = torch.zeros(2, 8, dtype=torch.long)
+    model = chargpt(characters=5, layers=1, width=8, heads=2, context=8)
+    found = {layer.name: layer for layer in rc.cost(model, {"re:.*attention": LBA()}, tokens).layers}
+    attention = found["blocks.0.attention"]
+    assert attention.macs == 2 * 2 * 2 * 8 * 8 * 4
+    assert attention.cycles == layer_cycles(8, 4, 8, groups=4) + layer_cycles(8, 8, 4, groups=4)
+    assert attention.kind == AttentionProducts.__name__
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.layer(self.layer(x))
+
+    (row,) = rc.cost(Twice(), {}, (4,)).layers
+    assert (row.macs, row.cycles) == (32, 2 * layer_cycles(1, 4, 4))
+
+
+def test_what_is_not_counted_is_said():
+    model = nn.Sequential(nn.Linear(4, 4), nn.GRU(4, 4))
+    found = rc.cost(model, {"0": rc.NBSMT(2)}, torch.zeros(3, 4))
+    assert [(part.name, part.kind, part.macs) for part in found.uncounted] == [("1", "torch.nn.modules.rnn.GRU", 288)]
+    assert found.absent.keys() == {"energy", "area"}
+    assert found.energy is found.area is None
+    assert "not counted: 1 (torch.nn.modules.rnn.GRU)" in str(found)
+    assert json.loads(json.dumps(found.to_dict()))["cycles"] == found.cycles
+
+    class Idle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.idle = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.used(x)
+
+    with pytest.warns(rc.RecoupWarning, match="cost: 1 of 2 emulated layers never ran: idle"):
+        rc.cost(Idle(), {"re:.*": rc.NBSMT(2)}, (4,))
+
+
+def test_a_unit_runs_fewer_threads():
+    assert smallest_units({rc.NBSMT(1), rc.NBSMT(2), rc.NBSMT(4), LBA()}) == [repr(LBA()), repr(rc.NBSMT(4))]
+    assert smallest_units({rc.NBSMT(2, "A"), rc.NBSMT(4)}) == [repr(rc.NBSMT(2, "A")), repr(rc.NBSMT(4))]
+    assert smallest_units({rc.NBSMT(1, "A"), rc.NBSMT(1)}) == sorted([repr(rc.NBSMT(1, "A")), repr(rc.NBSMT(1))])
+    assert able(rc.NBSMT(4), rc.NBSMT(1, "A"))
+    assert not able(rc.NBSMT(2), rc.NBSMT(4))
+    assert not able(rc.NBSMT(2), LBA())
+
+
+@pytest.mark.parametrize(
+    ("policy", "shape", "options", "told"),
+    [
+        ({"block9": LBA()}, SHAPE, {}, "cost: the layer map's key 'block9' matches no layer"),
+        ({"stem": rc.LightNorm()}, SHAPE, {}, r"cost: LightNorm.* cannot take layer 'stem', a Conv2d"),
+        ({}, (0, 3), {}, "cost: a shape has positive whole sizes"),
+        ({}, SHAPE, {"array": 16}, r"cost\(array=16\): array must be"),
+        ({}, SHAPE, {"liberty": "sg13g2"}, "no silicon tables"),
+    ],
+)
+def test_bad_input(policy, shape, options, told):
+    with pytest.raises(rc.RecoupError, match=told):
+        rc.cost(small_net(), policy, shape, **options)
