@@ -157,8 +157,9 @@ def cost(
     chosen = assigned(model, policy, "cost")
     sizes = survey(model, shape, "cost")
     sizes = Map(sizes.sites, (*sizes.uncounted, *beside(model, sizes)))
-    ran = {part.name for part in (*sizes.sites, *sizes.uncounted)}
-    say_missed({name: model for name in chosen if name not in ran}, len(chosen), "cost", refuse=False)
+    ran = {site.name for site in sizes.sites}
+    idle = {name: module for name, module in model.named_modules() if name in chosen and name not in ran}
+    say_missed({n: m for n, m in idle.items() if is_site(m)}, len(chosen), "cost", refuse=False)
     return of_map(sizes, chosen, array)
 
 

@@ -181,6 +181,25 @@ def put_back(module: nn.Module, entry: Entry) -> None:
                 setattr(module, name, value)
 
 
+@contextmanager
+def unrepaired_statistics(model: nn.Module) -> Iterator[None]:
+    """Batch norms with the statistics from before their repair, of those that still hold what it wrote; then as now."""
+    repaired = [(norm, own[-1]) for norm, own in found(model, "statistics").values()]
+    now = [(norm, statistics(norm)) for norm, entry in repaired if same_statistics(norm, entry)]
+    try:
+        for norm, entry in repaired:
+            if any(norm is other for other, _ in now):
+                put_back(norm, entry)
+        yield
+    finally:
+        with torch.no_grad():
+            for norm, values in now:
+                for name, value in values.items():
+                    buffer = norm._buffers[name]
+                    assert buffer is not None
+                    buffer.copy_(value)
+
+
 def take_back(module: nn.Module, slot: str) -> None:
     """Undo one slot of one module: a step that replaces another starts from what was there before the first."""
     own = entries(module)
