@@ -147,13 +147,15 @@ def cost(
     >>> from recoup import NBSMT
     >>> model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 3))
     >>> cost(model, Policy({"1": NBSMT(threads=4)}), (3, 12, 12)).cycles
-    8798
+    3152
     """
     if liberty is not None:
         raise RecoupError(f"cost(liberty={liberty!r}): {NO_TABLES}")
     array = array or Array()
     if not isinstance(array, Array):
-        raise RecoupError(f"cost(array={array!r}): array must be a recoup.nbsmt.Array, such as Array(16, 16)")
+        raise RecoupError(
+            f"cost(array={array!r}): array must be a recoup.network.systolic.Array, such as Array(16, 16)"
+        )
     chosen = assigned(model, policy, "cost")
     sizes = survey(model, shape, "cost")
     sizes = Map(sizes.sites, (*sizes.uncounted, *beside(model, sizes)))
