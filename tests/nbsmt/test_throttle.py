@@ -10,7 +10,7 @@ import recoup as rc
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.observe import nbsmt_layers
-from recoup.nbsmt.throttle import _ranked, plan_throttling, throttle_
+from recoup.nbsmt.throttle import _of_least_harm, plan_throttling, throttle_
 from recoup.network.emulated import running
 from tests.networks import CONVOLUTIONS, images, small_net
 
@@ -93,12 +93,15 @@ def test_throttling_is_planned_on_the_repaired_network_and_takes_its_repairs_bac
         assert layer.config.threads == plan.threads.get(name, 4)
 
 
-def test_steps_are_ranked_by_the_harm_they_remove():
+def test_the_steps_of_a_number_are_those_that_leave_the_least_harm():
     model, _ = network(NBSMT(4), {"block1.conv2": NBSMT(2), "block1.shortcut": NBSMT(1)})
     layers = {name: layer for name, layer in nbsmt_layers(model, "test").items() if name.startswith("block1")}
     harm = {"block1.conv1": {4: 9.0, 2: 8.0}, "block1.conv2": {2: 3.0}, "block1.shortcut": {}}
-    # block1.conv1 gains 1 from its first step and would gain 8 from its second, which cannot come before the first.
-    assert _ranked(harm, layers) == [("block1.conv2", 1), ("block1.conv1", 2), ("block1.conv1", 1)]
+    # The first step of block1.conv1 removes 1, both together 9: with two steps they are better than one of each layer.
+    assert _of_least_harm(harm, layers, 1) == [("block1.conv2", 1)]
+    assert _of_least_harm(harm, layers, 2) == [("block1.conv1", 2), ("block1.conv1", 1)]
+    assert _of_least_harm(harm, layers, 3) == [("block1.conv2", 1), ("block1.conv1", 2), ("block1.conv1", 1)]
+    assert _of_least_harm(harm, layers, 0) == []
 
 
 @pytest.mark.parametrize("at", [3, 12, 40])

@@ -12,6 +12,7 @@ from recoup.version import __version__
 COMMANDS = {
     "evaluate": "The main job: float accuracy, and the hardware's before and after repair.",
     "run": "Measure what a recipe asks for; interrupted, the same command goes on where it stopped.",
+    "search": "The cheapest hardware, layer by layer, within an accuracy budget; the whole front, measured.",
     "train": "Train with emulated hardware, with late gradients, or in float.",
     "describe": "What a file of recoup.save holds: hardware and repairs, layer by layer.",
     "report": "Write report.html and the CSV tables anew from a folder's results.json.",

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from recoup.errors import RecoupError
 from recoup.evaluation import Accuracy
 from recoup.evaluation import accuracy as measured
+from recoup.knapsack import Quantity, choose
 from recoup.nbsmt.observe import Layer, in_mode, nbsmt_layers
 from recoup.network import ledger
 from recoup.network.batches import call, prepared
@@ -69,10 +71,9 @@ def plan_throttling(model: nn.Module, batches: Iterable[Any], budget: float, *, 
     """Find few layers to slow down, so that top-1 stays within ``budget`` points of 8-bit arithmetic.
 
     1. In one pass every layer is emulated alone, all others in 8 bits; its harm is the mean squared change of the
-       model's output. The steps 4 -> 2 and 2 -> 1 of all layers are ranked by how much harm they remove, a layer's own
-       in this order.
-    2. Bisection finds a short prefix of that list that meets the budget. (All steps together always do: one thread is
-       8-bit arithmetic.)
+       model's output.
+    2. Bisection finds how many steps 4 -> 2 and 2 -> 1 meet the budget; for a number of steps, those that leave the
+       least harm are a knapsack (`recoup.knapsack`). (All steps together always do: one thread is 8-bit arithmetic.)
     3. From the least useful one on, steps are taken back where the budget allows it.
 
     What is minimised is the number of steps: each halves the speed of one layer. Accuracy need not be monotonic in
@@ -107,14 +108,19 @@ def plan_throttling(model: nn.Module, batches: Iterable[Any], budget: float, *, 
     before = after = accuracy(())
     if before.top1 >= floor:
         return Throttling({}, baseline, before, before)
-    steps = _ranked(_harm(model, layers, batches, progress), layers)
-    low, high = 0, len(steps)  # a prefix of `low` steps misses the budget, one of `high` meets it
+    harm = _harm(model, layers, batches, progress)
+    every = sum(len(_ladder(layer)) for layer in layers.values())
+    low, high = 0, every  # `low` steps miss the budget, `high` meet it
+    kept = _of_least_harm(harm, layers, high)
     while high - low > 1:
         middle = (low + high) // 2
-        found = accuracy(steps[:middle])
-        low, high, after = (low, middle, found) if found.top1 >= floor else (middle, high, after)
-    kept = steps[:high]
-    if high == len(steps):
+        steps = _of_least_harm(harm, layers, middle)
+        found = accuracy(steps)
+        if found.top1 >= floor:
+            high, kept, after = middle, steps, found
+        else:
+            low = middle
+    if high == every:
         after = accuracy(kept)
         if after.top1 < floor:
             raise RecoupError(
@@ -130,7 +136,7 @@ def _taken_back(
     kept: Sequence[Step], after: Accuracy, floor: float, accuracy: Callable[[Sequence[Step]], Accuracy]
 ) -> tuple[Sequence[Step], Accuracy]:
     """The steps without those that the budget can spare, the least useful tried first, and their accuracy."""
-    for step in reversed(kept[:-1]):  # without the last one the prefix is known to miss the budget
+    for step in reversed(kept):
         name, threads = step
         if threads == 2 and (name, 1) in kept:
             continue
@@ -178,13 +184,17 @@ def _ladder(layer: Layer) -> list[int]:
     return [] if layer.caveat() is not None else [t for t in (4, 2) if t <= layer.config.threads]
 
 
-def _ranked(harm: dict[str, dict[int, float]], layers: dict[str, Layer]) -> list[Step]:
-    """All steps, those that remove the most harm first; no step of a layer before an earlier one of the same layer."""
+def _of_least_harm(harm: dict[str, dict[int, float]], layers: dict[str, Layer], count: int) -> list[Step]:
+    """The steps, ``count`` at most, that leave the least harm; those that remove the most first, a layer's in order."""
+    able = {name: [*_ladder(layers[name]), 1] for name in harm if _ladder(layers[name])}
+    left = [[harm[name].get(threads, 0.0) for threads in ladder] for name, ladder in able.items()]
+    steps = Quantity([list(range(len(row))) for row in left])
+    found = choose(Quantity(left), [(steps, count)])
+    assert found is not None  # no step at all is always a choice
     scored: list[tuple[float, int, Step]] = []
-    for name, by_threads in harm.items():
+    for (name, ladder), taken in zip(able.items(), found.options, strict=True):
         least = float("inf")
-        for threads in _ladder(layers[name]):
-            slower = threads // 2
-            least = min(least, by_threads[threads] - by_threads.get(slower, 0.0))
-            scored.append((-least, -slower, (name, slower)))
+        for before, threads in pairwise(ladder[: taken + 1]):
+            least = min(least, harm[name][before] - harm[name].get(threads, 0.0))
+            scored.append((-least, -threads, (name, threads)))
     return [step for _, _, step in sorted(scored, key=lambda entry: entry[:2])]

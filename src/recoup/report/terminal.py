@@ -20,7 +20,7 @@ def tables(results: Results, *beside: Study | None) -> RenderableType:
     found = [table for chapter, about in parts for table in chapter.layers(about)]
     found += [table for chapter, about in parts for table in chapter.totals(about)]
     shown: list[RenderableType] = [Text()]
-    for table in (_accuracy(results, summary), *map(_drawn, found)):
+    for table in (_accuracy(results, summary), *map(drawn, found)):
         shown += [table, Text()]
     shown += [Text(f"note: {note}", style="yellow") for note in results.notes]
     shown += [Text(verdict, style="bold") for verdict in verdicts_of(summary, studies)]
@@ -35,7 +35,8 @@ def _table(name: str, *columns: str, caption: str | None = None) -> Table:
     return table
 
 
-def _drawn(cells: Cells) -> Table:
+def drawn(cells: Cells) -> Table:
+    """A chapter's table."""
     caption = None if cells.caption is None else escape(cells.caption)
     table = _table(cells.title, *map(escape, cells.columns), caption=caption)
     for row in cells.rows:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from recoup.study.lab import Lab
 
 
-BESIDE = ("recoup.study.measures.pipeline",)
+BESIDE = ("recoup.study.measures.pipeline", "recoup.search.results")
 """Modules of studies with results of their own: each has ``RESULTS``, whose ``load(folder)`` finds them or gives None,
 ``name``, what they are called in JSON, and ``chapter``, the module of their part of a report."""
 

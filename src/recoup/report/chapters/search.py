@@ -1,0 +1,166 @@
+"""A search's part of a report: the front against uniform policies, damages layer by layer, and how they add up."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from recoup.report.chapters import Chapter, Table
+from recoup.report.search_figures import additivity_figure, front_figure, heat_figure, metric_title, strip_figure
+from recoup.report.summary import SPACE
+from recoup.search.results import PointRow, SearchResults
+from recoup.study.intervals import difference
+
+UNITS = {"cycles": "cycles", "traffic": "bytes", "bits": "bits", "energy": "pJ", "area": "um2"}
+
+
+def verdict(study: SearchResults) -> str:
+    """The cheapest policy within the budget, what it saves and loses, and whether the test images can tell."""
+    where = f"{study.model} on {study.data}"
+    if study.budget is None or study.floating is None:
+        return f"{where}: the front has {len(_front(study))} policies; none was measured against a budget."
+    allowed = f"{study.budget:g} {_lost_unit(study)}"
+    float_text = _reached(study, study.floating)
+    if study.chosen is None:
+        least = min((p for p in study.points if p.reached is not None), key=lambda p: lost(study, p))
+        return (
+            f"{where}: no policy stays within {allowed} of float ({float_text}); the best loses "
+            f"{lost(study, least):.2f}, at {share(study, least, study.costs[0])}."
+        )
+    point = study.points[study.chosen]
+    saved = ", ".join(share(study, point, cost) for cost in study.costs)
+    text = f"{where}: within {allowed} of float ({float_text}) {point.name} takes {saved} and reaches "
+    text += f"{_reached(study, point.reached or 0.0)}"
+    return f"{text}; {_certainty(study, point)}."
+
+
+def lost(study: SearchResults, point: PointRow) -> float:
+    """What a measured point loses against float."""
+    change = (study.floating or 0.0) - (point.reached or 0.0)
+    return change if study.quality == "top1" else -change
+
+
+def share(study: SearchResults, point: PointRow, cost: str) -> str:
+    """A cost against the first option everywhere: ``0.41 of the cycles``."""
+    first = study.first[cost]
+    return (
+        f"{point.costs[cost] / first:.2f} of the {cost}"
+        if first
+        else f"{point.costs[cost]:,.4g} {UNITS.get(cost, cost)}"
+    )
+
+
+def _certainty(study: SearchResults, point: PointRow) -> str:
+    """Whether the loss lies within the budget as far as the images can tell."""
+    assert study.budget is not None
+    if study.quality != "top1" or study.count is None:
+        return f"over {study.count:,} tokens"
+    found = difference([lost(study, point)], study.count)
+    told = f"{study.count:,} test images leave a loss of {found.low:+.2f} to {found.high:+.2f} points open"
+    return told if found.high > study.budget else f"{told}, all within the budget"
+
+
+def _lost_unit(study: SearchResults) -> str:
+    return "points" if study.quality == "top1" else "nats"
+
+
+def _reached(study: SearchResults, value: float) -> str:
+    return f"{value:.2f}{SPACE}%" if study.quality == "top1" else f"{value:.4f} nats"
+
+
+def _front(study: SearchResults) -> list[PointRow]:
+    return [point for point in study.points if point.on_front]
+
+
+def apart(study: SearchResults) -> dict[str, bool]:
+    """Of each point of the front, whether its measured damage lies outside the interval of the next cheaper one."""
+    front = _front(study)
+    told = {}
+    for cheaper, point in zip([None, *front], front, strict=False):
+        clear = cheaper is None or cheaper.low is None or point.high is None or point.high < cheaper.low
+        told[point.name] = clear
+    return told
+
+
+def context(study: SearchResults) -> Mapping[str, Any]:
+    """Pictures and the front's table."""
+    distinct = apart(study)
+    return {
+        "setting": setting_text(study),
+        "fronts": [front_figure(study, cost) for cost in study.costs],
+        "heat": heat_figure(study),
+        "additivity": additivity_figure(study),
+        "strip": strip_figure(study),
+        "surrogate": surrogate_text(study),
+        "metric": metric_title(study.metric),
+        "costs": study.costs,
+        "quality": study.quality,
+        "rows": [_cells(study, number, distinct) for number in range(len(study.points))],
+        "uncounted": study.uncounted,
+        "notes": study.notes,
+    }
+
+
+def setting_text(study: SearchResults) -> str:
+    """What was measured, in a sentence."""
+    options = sum(len(group.options) for group in study.groups)
+    policies = 1
+    for group in study.groups:
+        policies *= len(group.options)
+    drawn = f", each point on {study.count:,} test samples after repair, {study.seeds} draws" if study.seeds else ""
+    return (
+        f"{len(study.groups)} groups of layers with {options} options: {policies:.3g} policies, answered from "
+        f"{study.measurements:,} measured networks{drawn} (repair: {study.repair})."
+    )
+
+
+def surrogate_text(study: SearchResults) -> str:
+    """How far predictions may be trusted."""
+    rank = "" if study.rank is None else f", rank correlation {study.rank:.2f}"
+    text = (
+        f"On {len(study.probes)} whole networks measured / predicted lies within [{1 / study.error:.2f}, "
+        f"{study.error:.2f}]{rank} (exponent {study.power:g})."
+    )
+    return text if study.trusted else f"{text} The damages do not add up well: trust the measured points alone."
+
+
+def _cells(study: SearchResults, number: int, distinct: Mapping[str, bool]) -> dict[str, Any]:
+    point = study.points[number]
+    interval = "" if point.low is None or point.high is None else f"{point.low:.2g} to {point.high:.2g}"
+    return {
+        "name": point.name,
+        "file": f"policy-{number:02}.yaml",
+        "kind": point.kind,
+        "on_front": point.on_front,
+        "chosen": number == study.chosen,
+        "costs": [f"{point.costs[cost]:,.6g}" for cost in study.costs],
+        "shares": [f"{point.costs[c] / study.first[c]:.2f}" if study.first[c] else "" for c in study.costs],
+        "predicted": f"{point.predicted:.2e}",
+        "damage": "" if point.damage is None else f"{point.damage:.2e}",
+        "interval": interval,
+        "same": not distinct.get(point.name, True),
+        "reached": "" if point.reached is None else f"{point.reached:.2f}",
+        "reached_interval": "" if point.reached_low is None else f"{point.reached_low:.2f} to {point.reached_high:.2f}",
+    }
+
+
+def totals(study: SearchResults) -> list[Table]:
+    """One terminal table, a row a policy."""
+    columns = ("policy", *study.costs, "predicted", "measured")
+    columns += (study.quality,) if study.quality else ()
+    rows = []
+    for number in range(len(study.points)):
+        cells = _cells(study, number, apart(study))
+        mark = " *" if cells["chosen"] else "" if cells["on_front"] else " (beaten)"
+        shares = [part or whole for part, whole in zip(cells["shares"], cells["costs"], strict=True)]
+        row = (cells["name"] + mark, *shares, cells["predicted"], cells["damage"])
+        rows.append((*row, cells["reached"]) if study.quality else row)
+    name = f"Search: {study.model} on {study.data}; costs relative to the first option everywhere"
+    return [Table(name, columns, tuple(rows), surrogate_text(study))]
+
+
+CHAPTER = Chapter(
+    template=Path(__file__).with_name("search.html.j2"),
+    context=context,
+    totals=totals,
+    verdicts=lambda study: [verdict(study)],
+)

@@ -1,0 +1,197 @@
+"""The network under measurement: every number starts from the float checkpoint, on one thread."""
+
+import copy
+import inspect
+import math
+import platform
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recoup.calibrate import calibrate_
+from recoup.emulate import emulate_, restore_
+from recoup.errors import RecoupError, RecoupWarning
+from recoup.evaluation import Function, evaluate, measure
+from recoup.network.batches import call, prepared
+from recoup.network.meters import METERS
+from recoup.network.modes import evaluating
+from recoup.repair import repair_
+from recoup.storage.digest import of_batches, of_state, of_text
+from recoup.study.machine import cpu_threads
+from recoup.version import __version__
+from recoup.wings import wing_of
+
+Assignment = Mapping[str, Any]
+"""Layer -> config; others are in float."""
+Value = dict[str, Any]
+"""What a measurement gives: metric -> value, count, interval; seconds; notes."""
+_alone = threading.Lock()  # torch's thread count is the process's, and a network is in one state at a time
+
+
+def capability() -> str:
+    """What of a processor decides which float kernels torch takes, and so the last bits of a result."""
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+@dataclass
+class Bench:
+    """A network with what it is measured on, which a worker holds and measures many policies with.
+
+    Args:
+        model: in float; a copy is taken, so that the user's stays as it is.
+        batches: what metrics are measured on.
+        metrics: names of `recoup.network.meters.METERS`, or one callable.
+        calibration: what scales and repairs are computed from.
+        repair: a plan of `recoup.repair_`.
+        scaled: layers that need an activation scale; where one has none, all are calibrated.
+    """
+
+    model: nn.Module
+    batches: Iterable[Any]
+    metrics: Sequence[str | Function]
+    calibration: Iterable[Any]
+    repair: str | Sequence[str] = "default"
+    scaled: Sequence[str] = ()
+    _outputs: list[Tensor] | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.model = copy.deepcopy(self.model).eval()
+        self.batches, self.calibration = kept(self.batches), kept(self.calibration)
+        modules = dict(self.model.named_modules())
+        if any(getattr(modules[name], "activation_scale", None) is None for name in self.scaled):
+            with _alone, cpu_threads(1):
+                calibrate_(self.model, self.calibration, {**dict.fromkeys(self.scaled, True), "re:.*": None})
+        self._weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_outputs": None}
+
+    def identity(self) -> dict[str, Any]:
+        """What decides every number but the policy."""
+        modules = dict(self.model.named_modules())
+        scales = {name: getattr(modules[name], "activation_scale", None) for name in self.scaled}
+        return {
+            "weights": of_state(self.model),
+            "network": _network(self.model),
+            "scales": of_text(repr(scales)) if scales else None,
+            "data": of_batches(self.batches),
+            "calibration": of_batches(self.calibration),
+            "repair": self.repair if isinstance(self.repair, str) else list(self.repair),
+            "metrics": [metric if isinstance(metric, str) else _function(metric) for metric in self.metrics],
+            "recoup": __version__,
+            "torch": torch.__version__,
+        }
+
+    def measured(self, assignment: Assignment, label: str) -> Value:
+        """A policy's numbers: hardware on, repaired, measured, hardware off.
+
+        Raises:
+            RecoupError: whatever a step refuses, headed by the policy's ``label``.
+        """
+        hardware = {name: config for name, config in assignment.items() if config is not None}
+        started = time.process_time()
+        with _alone, cpu_threads(1), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                if hardware:
+                    emulate_(self.model, None, hardware)
+                    repair_(self.model, self.calibration, self.repair)
+                value: Value = self._measured()
+            except RecoupError as error:
+                raise RecoupError(f"policy {label}: {error}") from error
+            finally:
+                self._reset()
+        value["seconds"] = round(time.process_time() - started, 3)
+        value["notes"] = _notes(caught)
+        return value
+
+    def _measured(self) -> Value:
+        named = [metric for metric in self.metrics if isinstance(metric, str)]
+        meters = [METERS[name]("search") for name in named]
+        if meters:
+            relative = any(meter.relative for meter in meters)
+            measure(self.model, self.batches, meters, refer=self._refer() if relative else None)
+        found = {name: meter.result() for name, meter in zip(named, meters, strict=True)}
+        for metric in self.metrics:
+            if not isinstance(metric, str):
+                found[metric_name(metric)] = evaluate(self.model, self.batches, metric)
+        for name, one in found.items():
+            if not math.isfinite(one.value):
+                raise RecoupError(f"metric {name} is {one.value}")
+        return {
+            name: {"value": one.value, "count": one.count, "interval": one.interval and list(one.interval)}
+            for name, one in found.items()
+        }
+
+    def _refer(self) -> Callable[[Any], Tensor]:
+        """The float network's outputs, batch after batch; kept from the first pass on."""
+        if self._outputs is None:
+            self._outputs = self._in_float()
+        outputs = iter(self._outputs)
+        return lambda _: next(outputs)
+
+    def _in_float(self) -> list[Tensor]:
+        bare = copy.deepcopy(self.model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RecoupWarning)
+            restore_(bare)
+        bare.load_state_dict(self._weights)
+        with evaluating(bare), torch.no_grad():
+            return [call(bare, inputs) for inputs, _ in prepared(bare, self.batches, "search")]
+
+    def _reset(self) -> None:
+        restore_(self.model)
+        with torch.no_grad():
+            for name, tensor in self.model.state_dict().items():
+                if not torch.equal(tensor, self._weights[name]):  # a repair of a wing may change weights
+                    tensor.copy_(self._weights[name])
+
+
+def needing_scales(layers: Mapping[str, Iterable[Any]]) -> list[str]:
+    """The layers of which some option works on activation scales."""
+    return [
+        name
+        for name, options in layers.items()
+        if any(option is not None and not wing_of(option, "search").seedless for option in options)
+    ]
+
+
+def metric_name(metric: str | Function) -> str:
+    """What tables call a metric."""
+    return metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
+
+
+def kept(batches: Iterable[Any]) -> Iterable[Any]:
+    """Batches that can be passed over again: those of a generator are kept in memory."""
+    return batches if hasattr(batches, "__len__") else list(batches)
+
+
+def _notes(caught: list[warnings.WarningMessage]) -> list[str]:
+    """recoup's own warnings; others are passed on."""
+    for warning in caught:
+        if not issubclass(warning.category, RecoupWarning):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, RecoupWarning)))
+
+
+def _network(model: nn.Module) -> str:
+    """A digest of what computes: the modules, and the source of those that are not torch's own."""
+    kinds = {type(module) for module in model.modules() if not type(module).__module__.startswith("torch.")}
+    return of_text(repr(model) + "".join(sorted(_source(kind) for kind in kinds)))
+
+
+def _function(metric: Function) -> str:
+    return f"{metric_name(metric)} {of_text(_source(metric))}"
+
+
+def _source(thing: Any) -> str:
+    try:
+        return inspect.getsource(thing)
+    except (OSError, TypeError):  # made at a prompt, or a callable object
+        return getattr(thing, "__qualname__", type(thing).__qualname__)

@@ -1,0 +1,99 @@
+"""Measurements on a cluster, by Dask distributed: the extra ``recoup[cluster]``."""
+
+import pickle
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
+from typing import Any
+
+from recoup.errors import RecoupError
+from recoup.search.bench import Bench
+
+PIP = "pip install 'recoup[cluster]'"
+QUEUES = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster", "lsf": "LSFCluster", "oar": "OARCluster"}
+"""Batch systems of dask-jobqueue by the word before the colon."""
+SETTINGS = {"partition": "queue", "queue": "queue", "account": "account", "walltime": "walltime", "memory": "memory"}
+"""What may follow it -> what dask-jobqueue calls it."""
+LEGAL = f"tcp://HOST:PORT of a Dask scheduler, or {'|'.join(QUEUES)}:n=WORKERS[,{'=...,'.join(SETTINGS)}=...]"
+
+
+class OnCluster(Executor):
+    """An executor of a Dask client that sends a bench to the workers once, not with every measurement.
+
+    A worker that is lost takes nothing with it: its measurements, and the bench if no other worker has it, are made
+    again elsewhere.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._inner = client.get_executor(pure=False)
+        self._sent: dict[int, tuple[Bench, Any]] = {}
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """As `concurrent.futures.Executor.submit`."""
+        return self._inner.submit(fn, *map(self._there, args), **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Let go of the benches; the client is its owner's to close."""
+        self._sent.clear()
+        self._inner.shutdown(wait=wait and not cancel_futures)
+
+    def _there(self, value: Any) -> Any:
+        if not isinstance(value, Bench):
+            return value
+        if id(value) not in self._sent:  # kept beside its number, which would otherwise be another's one day
+            self._sent[id(value)] = value, self._client.submit(pickle.loads, pickle.dumps(value), pure=False)
+        return self._sent[id(value)][1]
+
+
+@contextmanager
+def cluster(where: str, seconds: float = 30.0) -> Iterator[Executor]:
+    """A cluster to measure on.
+
+    Args:
+        where: ``tcp://HOST:PORT``, a scheduler that runs; or ``slurm:n=8,partition=cpu``: workers of one core each that
+            are asked for here and given back in the end.
+        seconds: how long to wait for the scheduler, or for a first worker.
+
+    Raises:
+        RecoupError: the extra is not installed, an address that is none, a scheduler or workers that do not answer.
+    """
+    try:
+        from dask.distributed import Client
+    except ImportError:
+        raise RecoupError(f"--cluster {where!r}: Dask distributed is not installed: {PIP}") from None
+    kind, _, settings = where.partition(":")
+    if kind in QUEUES:
+        queue = _queue(where, kind, settings)
+        with queue, Client(queue, timeout=seconds) as client:
+            yield OnCluster(client)
+        return
+    if kind not in ("tcp", "tls", "ucx", "inproc"):
+        raise RecoupError(f"--cluster {where!r}: must be {LEGAL}")
+    try:
+        client = Client(where, timeout=seconds)
+    except (OSError, ValueError) as error:
+        raise RecoupError(f"--cluster {where!r}: no scheduler answers within {seconds:g} s ({error})") from None
+    with client:
+        if not client.scheduler_info()["workers"]:
+            try:
+                client.wait_for_workers(1, timeout=seconds)
+            except TimeoutError:
+                raise RecoupError(f"--cluster {where!r}: the scheduler has no worker after {seconds:g} s") from None
+        yield OnCluster(client)
+
+
+def _queue(where: str, kind: str, settings: str) -> Any:
+    try:
+        import dask_jobqueue
+    except ImportError:
+        raise RecoupError(f"--cluster {where!r}: dask-jobqueue is not installed: {PIP}") from None
+    pairs = [part.partition("=") for part in settings.split(",") if part]
+    values = {name: value for name, equals, value in pairs if equals}
+    count = values.pop("n", "")
+    if len(values) + bool(count) < len(pairs) or not count.isdecimal() or not set(values) <= SETTINGS.keys():
+        raise RecoupError(f"--cluster {where!r}: must be {LEGAL}")
+    asked = {"memory": "4GB"} | {SETTINGS[name]: value for name, value in values.items()}
+    made = getattr(dask_jobqueue, QUEUES[kind])(cores=1, processes=1, **asked)
+    made.scale(int(count))
+    return made

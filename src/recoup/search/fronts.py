@@ -1,0 +1,265 @@
+"""The front: for every budget the policy of least predicted damage, by a knapsack a point; nothing is measured."""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recoup.errors import RecoupError
+from recoup.knapsack import Choice, Quantity, choose
+from recoup.network.systolic import Array
+from recoup.policy import Policy
+from recoup.search.prices import CostFunction, Prices, limits_of, prices
+from recoup.search.scoring import Scores
+from recoup.search.spaces import policy_of, uniform
+from recoup.storage.files import write_atomically
+
+TABLE = "front.csv"
+SAME = 1e-12  # relative: damages that differ by less are equal
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a policy's networks did on the test batches.
+
+    Attributes:
+        damage: mean over draws of the score's metric (of a relative one; else of its loss against float).
+        low, high: its 95 % interval: the test samples' and, with several draws, the draws'.
+        values: of each draw.
+        quality: name of the natural measure, ``top1`` or ``nats``; "" where the labels fit neither.
+        reached, quality_low, quality_high: it and its interval.
+        count: test samples or tokens.
+    """
+
+    damage: float
+    low: float
+    high: float
+    values: tuple[float, ...]
+    quality: str
+    reached: float
+    quality_low: float
+    quality_high: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A policy, what it costs, what damage is predicted and what was measured.
+
+    Attributes:
+        policy: every layer by name.
+        options: of each group.
+        costs: totals of the network for one image.
+        predicted: damage in the metric of the scores.
+        kind: ``front``; ``uniform``: the same option wherever there is one; ``refined``: found by measured moves.
+        measured: None before `recoup.search.verifying.verify`.
+    """
+
+    policy: Policy
+    options: tuple[int, ...]
+    costs: Mapping[str, float]
+    predicted: float
+    kind: str = "front"
+    measured: Measured | None = None
+
+    @property
+    def damage(self) -> float:
+        """As measured, else as predicted."""
+        return self.predicted if self.measured is None else self.measured.damage
+
+
+@dataclass(frozen=True)
+class Front:
+    """Policies from cheap to harmless.
+
+    Attributes:
+        points: of the front, cheapest first by the first cost, and the uniform policies behind them.
+        scores: that they were found with.
+        costs: names of the costs; the first is the one that was swept first.
+        first: what the space's first option costs everywhere.
+        limits: absolute.
+        floating: what the float network reached on the test batches; None before they were measured.
+        seeds: draws of calibration images.
+        made, total: measurements that `recoup.search.verify` made, and how many there are.
+    """
+
+    points: tuple[Point, ...]
+    scores: Scores = field(repr=False)
+    costs: tuple[str, ...]
+    first: Mapping[str, float]
+    limits: Mapping[str, float]
+    floating: Measured | None = None
+    seeds: int = 0
+    made: int = 0
+    total: int = 0
+
+    @property
+    def policies(self) -> list[Policy]:
+        """Of the front, cheapest first."""
+        return [point.policy for point in self.front]
+
+    @property
+    def front(self) -> list[Point]:
+        """The points that no other beats in every cost and in damage, cheapest first; uniform policies among them."""
+        names = list(self.costs)
+        left = [p for p in self.points if not any(_beats(q, p, names) for q in self.points)]
+        unique = {p.options: p for p in reversed(left)}
+        return sorted(unique.values(), key=lambda p: [*(p.costs[name] for name in names), p.damage])
+
+    @property
+    def uniform(self) -> list[Point]:
+        """The policies with one option wherever there is one."""
+        return [point for point in self.points if point.kind == "uniform"]
+
+    def within(self, budget: float) -> Point:
+        """The cheapest measured point that loses at most ``budget``: points of top-1, or nats.
+
+        Raises:
+            RecoupError: a budget below 0 or NaN, nothing measured, no point within it; the best is named.
+        """
+        if isinstance(budget, bool) or not isinstance(budget, int | float) or not budget >= 0:
+            raise RecoupError(f"search: budget={budget!r} must be a number of 0 or more")
+        able = [point for point in self.front if point.measured is not None and point.measured.quality]
+        if not able or self.floating is None:
+            raise RecoupError("search: a budget is about measured points: verify the front first, on labelled batches")
+        lost = {point.options: self.lost(point) for point in able}
+        good = [point for point in able if lost[point.options] <= budget]
+        if not good:
+            best = min(able, key=lambda point: lost[point.options])
+            raise RecoupError(
+                f"search: no policy loses at most {budget:g}; the least is {lost[best.options]:.4g}, with "
+                f"{_told(best.costs)}"
+            )
+        return min(good, key=lambda point: [point.costs[name] for name in self.costs])
+
+    def lost(self, point: Point) -> float:
+        """What a measured point loses against float: points of top-1, or nats."""
+        assert point.measured is not None
+        assert self.floating is not None
+        loss = self.floating.reached - point.measured.reached
+        return loss if point.measured.quality == "top1" else -loss
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write front.csv and policy-NN.yaml, numbered in the table's order."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        measured = ["damage", "low", "high", "quality", "reached", "quality_low", "quality_high"]
+        writer.writerow(["point", "kind", "on_front", *self.costs, "predicted", *measured])
+        paths = []
+        on_front = {point.options for point in self.front}
+        for number, point in enumerate(self.points):
+            found = [] if point.measured is None else [getattr(point.measured, name) for name in measured]
+            costs = [point.costs[name] for name in self.costs]
+            writer.writerow([number, point.kind, point.options in on_front, *costs, point.predicted, *found])
+            paths.append(folder / f"policy-{number:02}.yaml")
+            point.policy.save(paths[-1])
+        write_atomically(folder / TABLE, out.getvalue())
+        return [folder / TABLE, *paths]
+
+
+def front(
+    scores: Scores,
+    cost: str | CostFunction | Sequence[str | CostFunction] = "cycles",
+    *,
+    limits: Mapping[str, Any] | None = None,
+    points: int = 12,
+    array: Array | None = None,
+) -> Front:
+    """The policies of least predicted damage for a sweep of budgets, and the uniform ones beside them.
+
+    For every cost asked for, budgets run evenly from the cheapest policy to the cheapest of least damage, and through
+    the costs of the uniform policies; each is one knapsack, and a second one takes the cheapest of the policies with
+    that damage.
+
+    Args:
+        scores: from `recoup.search.score`.
+        cost: names (cycles, traffic, bits) or functions ``cost(site, config)``; several: a sweep of each.
+        limits: cost -> the most it may be, relative to the first option everywhere, or absolute with a unit
+            ("2e6 cycles").
+        points: budgets a cost.
+        array: that cycles are counted on; 16 x 16 by default.
+
+    Raises:
+        RecoupError: a cost or a limit that is none; limits that no policy keeps: the cheapest is named.
+    """
+    if isinstance(points, bool) or not isinstance(points, int) or points < 2:
+        raise RecoupError(f"search: points={points!r} must be a whole number of 2 or more")
+    asked = [cost] if isinstance(cost, str) or callable(cost) else list(cost)
+    if not asked:
+        raise RecoupError("search: name a cost, such as 'cycles'")
+    priced = prices(scores, asked, array or Array())
+    most = limits_of(limits or {}, priced.first)
+    solver = _Solver(scores, priced, most)
+    found: dict[tuple[int, ...], str] = {}
+    for name in priced.quantities:
+        for options in solver.sweep(name, points):
+            found.setdefault(options, "front")
+    ordered = sorted(found, key=lambda options: [*priced.of(options).values()])
+    named = [(options, "front", "") for options in ordered]
+    named += [(options, "uniform", label) for label, options in uniform(scores.groups).items()]
+    made = tuple(_point(scores, priced, *one, number) for number, one in enumerate(named))
+    return Front(made, scores, tuple(priced.quantities), priced.first, most)
+
+
+def _point(scores: Scores, priced: Prices, options: tuple[int, ...], kind: str, label: str, number: int) -> Point:
+    policy = policy_of(scores.groups, options, label or f"point {number:02}")
+    return Point(policy, options, priced.of(options), scores.predict(options), kind)
+
+
+class _Solver:
+    """Knapsacks over the groups of some scores."""
+
+    def __init__(self, scores: Scores, priced: Prices, most: Mapping[str, float]) -> None:
+        self.scores, self.priced, self.most = scores, priced, most
+        self.damage = scores.surrogate.quantity(scores.damages)
+
+    def sweep(self, name: str, points: int) -> list[tuple[int, ...]]:
+        """Choices for budgets of one cost."""
+        cost = self.priced.quantities[name]
+        cheapest = self._choose(cost)
+        if cheapest is None:
+            raise RecoupError(self._infeasible())
+        best = self._cheapest_of_least_damage(cost, None)
+        assert best is not None
+        low, high = cheapest.value, cost.of(best)
+        budgets = [low + (high - low) * step / (points - 1) for step in range(points)]
+        budgets += [cost.of(options) for options in uniform(self.scores.groups).values()]
+        found = (self._cheapest_of_least_damage(cost, min(b, high)) for b in sorted(set(budgets)) if b >= low)
+        return list(dict.fromkeys(options for options in found if options is not None))
+
+    def _cheapest_of_least_damage(self, cost: Quantity, budget: float | None) -> tuple[int, ...] | None:
+        bound = [] if budget is None else [(cost, budget)]
+        least = self._choose(self.damage, bound)
+        if least is None:
+            return None
+        cheap = self._choose(cost, [*bound, (self.damage, least.value * (1 + SAME))])
+        return least.options if cheap is None else cheap.options
+
+    def _choose(self, objective: Quantity, bounds: Iterable[tuple[Quantity, float]] = ()) -> Choice | None:
+        limits = [(self.priced.quantities[name], bound) for name, bound in self.most.items()]
+        most = self.scores.most_units
+        return choose(
+            objective, [*limits, *bounds], runs_on=self.priced.runs_on if most is not None else None, most_units=most
+        )
+
+    def _infeasible(self) -> str:
+        most = self.scores.most_units
+        able = [q for q in self.priced.quantities.items() if q[0] in self.most]
+        cheapest = {}
+        for name, quantity in able:
+            found = choose(quantity, runs_on=self.priced.runs_on if most is not None else None, most_units=most)
+            cheapest[name] = float("nan") if found is None else found.value
+        told = "; ".join(f"{name} {cheapest[name]:,.6g} where {self.most[name]:,.6g} is asked" for name in cheapest)
+        return f"search: no policy keeps every limit; alone, the cheapest has {told or 'too many units'}"
+
+
+def _beats(one: Point, other: Point, costs: Sequence[str]) -> bool:
+    """At least as good in everything and better in something."""
+    pairs = [(one.costs[name], other.costs[name]) for name in costs] + [(one.damage, other.damage)]
+    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+
+
+def _told(costs: Mapping[str, float]) -> str:
+    return ", ".join(f"{value:,.6g} {name}" for name, value in costs.items())

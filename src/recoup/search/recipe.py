@@ -1,0 +1,114 @@
+"""A search's recipe: everything that decides its numbers, as a YAML file.
+
+::
+
+    model: resnet20
+    weights: resnet20-12fca82f.th
+    data: cifar10:../shared/data/cifar10
+    space:
+      re:layer.*conv.*: [NBSMT(threads=1), nbsmt-2t, nbsmt-4t]
+      linear: [float, lba-m7e4]
+    cost: cycles
+    limits: {cycles: 0.5}
+    out: results/search-resnet20
+
+Paths are relative to the folder the search is started from.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from recoup.search.spaces import Space
+from recoup.study.recipe import Array, Calibration, Count, Scalar, Seed, Strict, Test, Text
+from recoup.study.yamlfile import Source, refuse
+
+
+class Scoring(Strict):
+    """The images that options are scored on: drawn from ``split`` with ``seed``; other images than the test's."""
+
+    images: Count = 1000
+    seed: Seed = 0
+    batch_size: Count = 250
+    split: Text = "train"
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class SearchRecipe(Strict):
+    """What to search; see the module's docstring for its YAML.
+
+    Attributes:
+        model, weights, model_options, data: as in `recoup.study.recipe.Recipe`.
+        space, same, at_most: as in `recoup.search.spaces.Space`; "float" or null is a layer in float.
+        scoring: which images options are scored on.
+        calibration: which images decide scales and repairs. The first seed scores, each seed is a draw when the front
+            is measured.
+        test: which images the front is measured on.
+        repair: a plan of `recoup.repair_`.
+        metric: what damage is.
+        reference: whether options are scored with everything else on its first option, not in float.
+        probes: whole networks measured for the error bar.
+        cost: what is to be small; one, or several of which each is swept.
+        limits: cost -> the most it may be, relative to the first option everywhere, or with a unit.
+        budget: points of top-1 (or nats) that may be lost; decides which point the verdict names.
+        points: of the front, a cost.
+        array: rows and columns for cycles.
+        out: the folder for records, tables and the report.
+    """
+
+    model: Text
+    weights: Text | None = None
+    model_options: dict[Text, Scalar] = Field(default_factory=dict)
+    data: Text
+    space: dict[Text, list[Text | None]] = Field(min_length=1)
+    same: tuple[tuple[Text, ...], ...] = ()
+    at_most: dict[Text, Count] = Field(default_factory=dict)
+    scoring: Scoring = Scoring()
+    calibration: Calibration = Calibration(images=512)
+    test: Test = Test(limit=1000)
+    repair: Text = "default"
+    metric: Literal["kl", "mse", "nats", "top1"] = "kl"
+    reference: bool = False
+    probes: Annotated[int, Field(ge=0, strict=True)] = 8
+    cost: Annotated[tuple[Text, ...], BeforeValidator(_listed), Field(min_length=1)] = ("cycles",)
+    limits: dict[Text, float | str] = Field(default_factory=dict)
+    budget: Annotated[float, Field(ge=0)] = 0.5
+    points: Annotated[int, Field(ge=2, strict=True)] = 12
+    array: Array = Array()
+    out: Text = "recoup-search"
+
+    @model_validator(mode="after")
+    def _sensible(self) -> "SearchRecipe":
+        self.space_of()
+        return self
+
+    def space_of(self) -> Space:
+        """The space."""
+        return Space(self.space, self.same, self.at_most)
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: list[str] | None = None) -> "SearchRecipe":
+        """Read a recipe file, with ``key=value`` overrides (dotted keys, YAML values).
+
+        Raises:
+            RecoupError: no such file, not YAML, not a recipe, an unknown or missing field, a value out of range.
+        """
+        source = Source.load(Path(path))
+        return cls._validated(source.override(overrides or []), source)
+
+    @classmethod
+    def build(cls, values: Mapping[str, Any], name: str = "search recipe") -> "SearchRecipe":
+        """A recipe from plain values, with the same errors as from a file."""
+        return cls._validated(values, Source(name, dict(values)))
+
+    @classmethod
+    def _validated(cls, values: Mapping[str, Any], source: Source) -> "SearchRecipe":
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise refuse(error, source, cls) from None

@@ -1,0 +1,183 @@
+"""What a search found, as search.json holds it and its chapter of a report shows it."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import ValidationError
+
+from recoup.errors import RecoupError
+from recoup.search.fronts import Front, Measured, Point
+from recoup.search.scoring import Scores
+from recoup.storage.files import write_atomically
+from recoup.study.rows import Frozen
+
+FILE = "search.json"
+SCHEMA = 1
+
+
+class GroupRow(Frozen):
+    """Layers that decide together: the damage of each option alone."""
+
+    name: str
+    layers: tuple[str, ...]
+    options: tuple[str, ...]
+    damages: tuple[float, ...]
+
+
+class ProbeRow(Frozen):
+    """A whole network: predicted and measured damage."""
+
+    label: str
+    predicted: float
+    measured: float
+
+
+class PointRow(Frozen):
+    """A policy of the front, or a uniform one; the measured numbers are null before it was verified."""
+
+    name: str
+    kind: str
+    on_front: bool
+    options: tuple[int, ...]
+    costs: Mapping[str, float]
+    predicted: float
+    damage: float | None = None
+    low: float | None = None
+    high: float | None = None
+    reached: float | None = None
+    reached_low: float | None = None
+    reached_high: float | None = None
+
+
+class SearchResults(Frozen):
+    """Everything a search found.
+
+    Attributes:
+        model, data: as the recipe names them.
+        metric, repair: what damage is, and the plan applied before it is measured.
+        groups: in the network's order.
+        probes: whole networks, and ``error``: measured / predicted lies in [1/error, error] for all of them.
+        power, rank: of the surrogate.
+        first: what the space's first option costs everywhere, for one image.
+        points: cheapest first; uniform policies behind them.
+        quality: ``top1`` or ``nats``, "" where neither was measured; ``floating``: the float network's.
+        count: test samples or tokens; ``seeds``: draws of calibration images.
+        budget, chosen: what may be lost, and the number of the cheapest point within it, null where there is none.
+        uncounted: what multiplies and is in no cost.
+        measurements, seconds: how many there are, and their CPU time.
+        notes: warnings.
+    """
+
+    chapter: ClassVar[str] = "recoup.report.chapters.search"
+    name: ClassVar[str] = "search"
+
+    schema_version: Literal[1] = SCHEMA
+    date: str
+    model: str
+    data: str
+    metric: str
+    repair: str
+    groups: tuple[GroupRow, ...]
+    probes: tuple[ProbeRow, ...]
+    power: float
+    error: float
+    rank: float | None
+    trusted: bool
+    costs: tuple[str, ...]
+    first: Mapping[str, float]
+    limits: Mapping[str, float]
+    points: tuple[PointRow, ...]
+    quality: str = ""
+    floating: float | None = None
+    count: int | None = None
+    seeds: int = 0
+    budget: float | None = None
+    chosen: int | None = None
+    uncounted: tuple[str, ...] = ()
+    measurements: int = 0
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    def save(self, folder: Path) -> Path:
+        """Write search.json, whole or not at all."""
+        write_atomically(folder / FILE, json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")
+        return folder / FILE
+
+    @classmethod
+    def load(cls, folder: Path) -> "SearchResults | None":
+        """The results of a folder, None where there are none.
+
+        Raises:
+            RecoupError: a file that is cut off, foreign or of another schema.
+        """
+        path = folder / FILE
+        try:
+            return cls.model_validate(json.loads(path.read_text("utf-8")))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError, ValueError, RecursionError) as error:
+            raise RecoupError(f"{path}: not the results of a search ({str(error).splitlines()[0]})") from None
+
+
+RESULTS = SearchResults
+"""What `recoup.study.measures.beside` looks for."""
+
+
+def results_of(found: Front, *, model: str, data: str, repair: str, budget: float | None, date: str) -> SearchResults:
+    """A front with its scores as rows."""
+    scores = found.scores
+    on_front = {point.options for point in found.front}
+    floating = found.floating
+    quality = "" if floating is None else floating.quality
+    return SearchResults(
+        date=date,
+        model=model,
+        data=data,
+        metric=scores.metric,
+        repair=repair,
+        groups=tuple(_groups(scores)),
+        probes=tuple(ProbeRow(label=p.label, predicted=p.predicted, measured=p.measured) for p in scores.probes),
+        **{name: getattr(scores.surrogate, name) for name in ("power", "error", "rank", "trusted")},
+        costs=found.costs,
+        first=dict(found.first),
+        limits=dict(found.limits),
+        points=tuple(_row(point, point.options in on_front) for point in found.points),
+        quality=quality,
+        floating=floating.reached if floating is not None and quality else None,
+        count=None if floating is None else floating.count,
+        seeds=found.seeds,
+        budget=budget if quality else None,
+        chosen=_chosen(found, budget) if quality and budget is not None else None,
+        uncounted=tuple(f"{part.name} ({part.kind})" for part in scores.sizes.uncounted),
+        measurements=scores.total + found.total,
+        seconds=round(sum(map(sum, scores.seconds)), 3),
+        notes=scores.notes,
+    )
+
+
+def _chosen(found: Front, budget: float) -> int | None:
+    try:
+        return found.points.index(found.within(budget))
+    except RecoupError:
+        return None
+
+
+def _groups(scores: Scores) -> list[GroupRow]:
+    rows = zip(scores.groups, scores.damages, strict=True)
+    return [GroupRow(name=g.name, layers=g.layers, options=tuple(g.titles()), damages=damages) for g, damages in rows]
+
+
+def _row(point: Point, on_front: bool) -> PointRow:
+    named = {"name": point.policy.name, "kind": point.kind, "on_front": on_front, "options": point.options}
+    return PointRow(**named, costs=dict(point.costs), predicted=point.predicted, **_numbers(point.measured))
+
+
+def _numbers(found: Measured | None) -> dict[str, Any]:
+    if found is None:
+        return {}
+    numbers = {"damage": found.damage, "low": found.low, "high": found.high}
+    reached = {"reached": found.reached, "reached_low": found.quality_low, "reached_high": found.quality_high}
+    return numbers | {name: value for name, value in reached.items() if not math.isnan(value)}

@@ -1,0 +1,193 @@
+"""A search from its recipe: load, score, sweep, measure, and leave everything in the folder."""
+
+from collections.abc import Iterable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+
+from recoup.data import load as load_data
+from recoup.data.dataset import check_count
+from recoup.data.text import contexts
+from recoup.errors import RecoupError
+from recoup.models import load as load_model
+from recoup.models import load_chargpt
+from recoup.network.systolic import Array
+from recoup.search.fronts import Front, front
+from recoup.search.recipe import SearchRecipe
+from recoup.search.results import SearchResults, results_of
+from recoup.search.scoring import Scores, plan, score
+from recoup.search.tasks import Progress, Shard
+from recoup.search.verifying import verify
+from recoup.storage.folder import make
+
+Stage = Literal["plan", "score", "front", "verify", "run"]
+TRAINING = 0.9  # of a text
+
+
+@dataclass(frozen=True)
+class How:
+    """Where and how measurements are made, and who is told."""
+
+    workers: int = 1
+    executor: Executor | None = None
+    shard: Shard | None = None
+    any_cpu: bool = False
+    progress: Progress | None = None
+
+    def options(self) -> dict[str, Any]:
+        """For `score` and `verify`."""
+        return {name: getattr(self, name) for name in ("workers", "executor", "shard", "any_cpu", "progress")}
+
+
+class Source(Protocol):
+    """A recipe's network and the batches it is scored, calibrated and tested on."""
+
+    model: nn.Module
+
+    def scoring(self) -> Iterable[Any]:
+        """Batches that options are scored on."""
+        ...
+
+    def calibration(self, seed: int) -> Iterable[Any]:
+        """Batches for scales and repairs, of a draw."""
+        ...
+
+    def test(self) -> Iterable[Any]:
+        """Batches that the front is measured on."""
+        ...
+
+
+@dataclass(frozen=True)
+class Images:
+    """A network and labelled images."""
+
+    recipe: SearchRecipe
+    model: nn.Module
+
+    def scoring(self) -> Iterable[Any]:
+        """Drawn from the split for scoring."""
+        wanted = self.recipe.scoring
+        images = load_data(self.recipe.data, wanted.split, limit=wanted.images, seed=wanted.seed)
+        return images.batches(wanted.batch_size)
+
+    def calibration(self, seed: int) -> Iterable[Any]:
+        """Drawn with ``seed``, augmented where the recipe says so or the data set knows how."""
+        wanted = self.recipe.calibration
+        images = load_data(self.recipe.data, wanted.split, limit=wanted.images, seed=seed)
+        augment = images.augmentation is not None if wanted.augment is None else wanted.augment
+        return images.batches(wanted.batch_size, augment=augment, seed=seed)
+
+    def test(self) -> Iterable[Any]:
+        """Of the test split."""
+        wanted = self.recipe.test
+        images = load_data(self.recipe.data, wanted.split, limit=wanted.limit, seed=wanted.seed)
+        return images.batches(wanted.batch_size)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A language model of characters and windows of a text: the first nine tenths are for training, the rest is the
+    test; an image of the recipe is a window."""
+
+    recipe: SearchRecipe
+    model: nn.Module
+    alphabet: str
+    path: str
+
+    def scoring(self) -> Iterable[Any]:
+        """Windows drawn from the first part."""
+        wanted = self.recipe.scoring
+        return self._windows({"last": TRAINING}, wanted.images, wanted.seed, wanted.batch_size)
+
+    def calibration(self, seed: int) -> Iterable[Any]:
+        """Windows drawn from the first part with ``seed``."""
+        wanted = self.recipe.calibration
+        return self._windows({"last": TRAINING}, wanted.images, seed, wanted.batch_size)
+
+    def test(self) -> Iterable[Any]:
+        """Windows of the last part: all, or ``limit`` drawn with the recipe's seed, 0 if it has none."""
+        wanted = self.recipe.test
+        return self._windows({"first": TRAINING}, wanted.limit, wanted.seed or 0, wanted.batch_size)
+
+    def _windows(self, part: dict[str, float], limit: int | None, seed: int, size: int) -> list[Any]:
+        ((x, y),) = contexts(self.path, self.alphabet, self.model.context, batch=1 << 30, **part)  # type: ignore[arg-type]
+        check_count(f"text:{self.path}: windows", limit or len(x), len(x))
+        drawn = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:limit]
+        return list(zip(x[drawn].split(size), y[drawn].split(size), strict=True))
+
+
+def source(recipe: SearchRecipe) -> Source:
+    """Load a recipe's network, its weights random but always the same where none are given, and find its data.
+
+    Raises:
+        RecoupError: whatever is missing or does not fit; a text for a network whose alphabet is not known.
+    """
+    kind, _, path = recipe.data.partition(":")
+    if kind == "text":
+        if recipe.model != "chargpt" or recipe.weights is None:
+            raise RecoupError(
+                f"data {recipe.data!r}: a text needs a model whose checkpoint holds its alphabet: chargpt, with weights"
+            )
+        return Text(recipe, *load_chargpt(recipe.weights), path)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = load_model(recipe.model, recipe.weights, **recipe.model_options)  # type: ignore[arg-type]
+    return Images(recipe, model.eval())
+
+
+def planned(recipe: SearchRecipe) -> list[str]:
+    """What scoring would measure, a line each."""
+    loaded = source(recipe)
+    made = plan(loaded.model, recipe.space_of(), reference=recipe.reference, probes=recipe.probes)
+    return [task.label for task in made.tasks]
+
+
+def run(recipe: SearchRecipe, stage: Stage, how: How) -> SearchResults | Scores:
+    """Make what a stage needs, each measurement once, and write it into the recipe's folder.
+
+    Raises:
+        RecoupError: whatever does not fit; see `score`, `front` and `verify`.
+    """
+    loaded, folder = source(recipe), Path(recipe.out)
+    make(folder)
+    seeds = recipe.calibration.seeds
+    scores = score(
+        loaded.model,
+        loaded.scoring(),
+        recipe.space_of(),
+        repair=recipe.repair,
+        metric=recipe.metric,
+        calibration=loaded.calibration(seeds[0]),
+        reference=recipe.reference,
+        probes=recipe.probes,
+        out=folder,
+        **how.options(),
+    )
+    if stage == "score":
+        return scores
+    array = Array(recipe.array.rows, recipe.array.columns)
+    found = front(scores, recipe.cost, limits=recipe.limits, points=recipe.points, array=array)
+    if stage != "front":
+        found = verify(
+            found, loaded.model, loaded.test(), seeds=seeds, calibration=loaded.calibration, out=folder, **how.options()
+        )
+    return _written(recipe, found, folder)
+
+
+def _written(recipe: SearchRecipe, found: Front, folder: Path) -> SearchResults:
+    found.save(folder)
+    results = results_of(
+        found,
+        model=recipe.model.rpartition(":")[2],
+        data=recipe.data.partition(":")[0],
+        repair=recipe.repair,
+        budget=recipe.budget,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    results.save(folder)
+    return results

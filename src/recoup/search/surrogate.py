@@ -1,0 +1,109 @@
+"""From one-layer damages to the damage of a network: how well they add up, measured on probes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from recoup.knapsack import Quantity
+
+POWERS = (1.0, 0.75, 0.5)
+"""p of sum d^p. With 1 damages add; with 1/2 amplitudes do, as errors that all layers make alike."""
+TRUSTED_ERROR, TRUSTED_RANK = 2.0, 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A policy measured as a whole: the option of each group, what one-layer damages predict, and what was found."""
+
+    label: str
+    options: tuple[int, ...]
+    measured: float
+    predicted: float = math.nan
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Surrogate:
+    """The network's damage as factor * (sum over groups of d^power)^(1/power).
+
+    Attributes:
+        power: of `POWERS`, the one that predicts left-out probes best.
+        factor: the geometric mean of measured over predicted.
+        error: r: measured over predicted lies in [1/r, r] for every probe, each predicted from the others.
+        rank: Spearman's correlation of measured and predicted over the probes; None with fewer than three.
+    """
+
+    power: float
+    factor: float
+    error: float
+    rank: float | None
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the probes say that predictions rank policies: error at most 2, rank correlation at least 0.9."""
+        return self.error <= TRUSTED_ERROR and (self.rank is None or self.rank >= TRUSTED_RANK)
+
+    def quantity(self, damages: Sequence[Sequence[float]]) -> Quantity:
+        """What a knapsack minimises."""
+        return Quantity([[damage**self.power for damage in row] for row in damages])
+
+    def predict(self, damages: Sequence[Sequence[float]], options: Sequence[int]) -> float:
+        """The damage of a policy."""
+        total = math.fsum(row[option] ** self.power for row, option in zip(damages, options, strict=True))
+        return self.factor * total ** (1 / self.power)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        rank = "" if self.rank is None else f", rank correlation {self.rank:.2f}"
+        low, high = 1 / self.error, self.error
+        text = f"measured / predicted within [{low:.2f}, {high:.2f}] on the probes{rank} (exponent {self.power:g})"
+        return text if self.trusted else f"{text}: the damages do not add up well, so predictions rank poorly"
+
+
+def fit(damages: Sequence[Sequence[float]], probes: Sequence[Probe]) -> tuple[Surrogate, tuple[Probe, ...]]:
+    """The surrogate that predicts each probe best from the others, and the probes with what it predicts of them.
+
+    For each power the factor is the geometric mean of measured over sum over the other probes; the power with the least
+    mean |log(measured / predicted)| wins. Probes without damage, measured or summed, say nothing and have no part.
+
+    Args:
+        damages: of every group's options alone, 0 or more.
+        probes: whole policies; with fewer than two of them, damages are taken to add up, with an error of 1.
+    """
+    scored = []
+    for power in POWERS:
+        plain = Surrogate(power, 1.0, 1.0, None)
+        pairs = [(probe.measured, plain.predict(damages, probe.options)) for probe in probes]
+        logs = np.array([math.log(found / sums) for found, sums in pairs if found > 0 and sums > 0])
+        if len(logs) < 2:
+            continue
+        others = (logs.sum() - logs) / (len(logs) - 1)
+        off = np.abs(logs - others)
+        factor = float(np.exp(logs.mean()))
+        scored.append((float(off.mean()), -power, Surrogate(power, factor, float(np.exp(off.max())), _rank(pairs))))
+    best = min(scored, key=lambda entry: entry[:2])[2] if scored else Surrogate(1.0, 1.0, 1.0, None)
+    return best, tuple(Probe(p.label, p.options, p.measured, best.predict(damages, p.options)) for p in probes)
+
+
+def _rank(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Spearman's: the correlation of ranks, equal values sharing theirs."""
+    if len(pairs) < 3:
+        return None
+    ranks = [_ranks([pair[side] for pair in pairs]) for side in (0, 1)]
+    if any(np.ptp(rank) == 0 for rank in ranks):
+        return 0.0
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def _ranks(values: Sequence[float]) -> np.ndarray:
+    array = np.array(values)
+    return (array[:, None] > array).sum(1) + ((array[:, None] == array).sum(1) - 1) / 2

@@ -1,0 +1,182 @@
+"""Every point of a front measured on test batches, after repair, with intervals."""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recoup.errors import RecoupError
+from recoup.evaluation import Function
+from recoup.network.batches import call, count, device_of, split
+from recoup.network.meters import METERS
+from recoup.network.modes import evaluating
+from recoup.search.bench import Bench, Value, kept, metric_name, needing_scales
+from recoup.search.fronts import Front, Measured
+from recoup.search.records import Records
+from recoup.search.scoring import IncompleteError
+from recoup.search.tasks import Progress, Shard, Task, perform
+from recoup.storage.digest import of_batches, of_state
+from recoup.study.intervals import accuracy, over_seeds
+
+Draw = Callable[[int], Iterable[Any]]
+"""A seed -> calibration batches."""
+
+
+def verify(
+    front: Front,
+    model: nn.Module,
+    test: Iterable[Any],
+    *,
+    seeds: int | Sequence[int] = 3,
+    calibration: Iterable[Any] | Draw | None = None,
+    metric: str | Function | None = None,
+    out: str | Path | None = None,
+    executor: Executor | None = None,
+    workers: int = 1,
+    shard: Shard | None = None,
+    any_cpu: bool = False,
+    progress: Progress | None = None,
+) -> Front:
+    """Measure every point of a front, uniform policies too, on batches that the scores did not see.
+
+    Args:
+        front: from `recoup.search.front`.
+        model: in float, the one that was scored.
+        test: labelled, to say what is won or lost in top-1 or nats.
+        seeds: draws of calibration images, or their seeds. From ``calibration`` batches each draw but the first takes
+            as many samples with replacement.
+        calibration: a function seed -> batches, or batches; None: those of the scores.
+        metric: the scores' own, needed again only where that is a callable.
+        out, executor, workers, shard, any_cpu, progress: as in `recoup.search.score`.
+
+    Returns:
+        The front with what was measured; its `Front.front` is that of the measured points.
+
+    Raises:
+        RecoupError: another network, test batches that were scored on, a metric that gives NaN.
+    """
+    test = kept(test)
+    _check(front, model, test)
+    numbers = tuple(range(seeds)) if isinstance(seeds, int) and not isinstance(seeds, bool) else tuple(seeds)  # type: ignore[arg-type]
+    if not numbers:
+        raise RecoupError("search: verify: seeds must be one draw or more")
+    scores = front.scores
+    named = _named(scores.metric, metric)
+    quality = _quality(model, test)
+    metrics = list(dict.fromkeys([named, quality])) if quality else [named]
+    scaled = needing_scales({layer: group.options for group in scores.groups for layer in group.layers})
+    floating = Task.of("float", {})
+    tasks = [floating, *(Task.of(point.policy.name, dict(point.policy)) for point in front.points)]
+    found: list[list[Value]] = [[] for _ in tasks]
+    made, total = 0, len(numbers) * len({json.dumps(task.policy) for task in tasks})
+    for images in _draws(scores.calibration if calibration is None else calibration, numbers):
+        bench = Bench(model, test, metrics, images, scores.identity["repair"], scaled)
+        records = Records(None if out is None else Path(out), bench.identity(), any_cpu=any_cpu)
+        made += perform(bench, tasks, records, executor=executor, workers=workers, shard=shard, progress=progress)
+        values = [records.get(task.policy) for task in tasks]
+        lacking = [task.label for task, value in zip(tasks, values, strict=True) if value is None]
+        if lacking:
+            raise IncompleteError(
+                f"search: verify: {len(lacking)} measurements are not made yet: run the other shards, then this again"
+            )
+        for row, value in zip(found, values, strict=True):
+            assert value is not None
+            row.append(value)
+    name, sign = metric_name(named), -1 if isinstance(named, str) and METERS[named].rises else 1
+    base = fmean(value[name]["value"] for value in found[0])
+    told = [_measured(values, name, quality, base, sign) for values in found]
+    points = [replace(point, measured=one) for point, one in zip(front.points, told[1:], strict=True)]
+    return replace(front, points=tuple(points), floating=told[0], seeds=len(numbers), made=made, total=total)
+
+
+def _check(front: Front, model: nn.Module, test: Iterable[Any]) -> None:
+    if of_state(model) != front.scores.identity["weights"]:
+        raise RecoupError("search: verify: the model's weights are not those that were scored")
+    if of_batches(test) == front.scores.identity["data"]:
+        raise RecoupError(
+            "search: verify: the test batches are those that were scored on; take samples not seen before"
+        )
+
+
+def _named(scored: str, metric: str | Function | None) -> str | Function:
+    if metric is not None and metric_name(metric) != scored:
+        raise RecoupError(f"search: verify: the scores' metric is {scored}, not {metric_name(metric)}")
+    if metric is None and scored not in METERS:
+        raise RecoupError(f"search: verify: the scores' metric {scored} is a function: pass it as metric= again")
+    return scored if metric is None else metric
+
+
+def _quality(model: nn.Module, test: Iterable[Any]) -> str:
+    """The natural measure of the first batch: labels of classes, of following tokens, or neither."""
+    inputs, label = split(next(iter(test)))
+    device = device_of(model)
+    with evaluating(model), torch.no_grad():
+        moved = {k: v.to(device) for k, v in inputs.items()} if isinstance(inputs, Mapping) else inputs.to(device)
+        output = call(model, moved)
+    if not isinstance(label, Tensor) or not isinstance(output, Tensor) or label.is_floating_point():
+        return ""
+    return "" if output.shape[:-1] != label.shape else "top1" if output.dim() == 2 else "nats"
+
+
+def _draws(calibration: Iterable[Any] | Draw, seeds: Sequence[int]) -> list[Iterable[Any]]:
+    if callable(calibration):
+        return [calibration(seed) for seed in seeds]
+    batches = kept(calibration)
+    return [batches if number == 0 else resampled(batches, seed) for number, seed in enumerate(seeds)]
+
+
+def resampled(batches: Iterable[Any], seed: int) -> list[Any]:
+    """As many inputs drawn with replacement, in batches of the same sizes, without labels.
+
+    Raises:
+        RecoupError: inputs whose shapes differ, which cannot be drawn from together.
+    """
+    inputs = [split(batch)[0] for batch in batches]
+    sizes = [count(one) for one in inputs]
+    drawn = torch.randint(sum(sizes), (sum(sizes),), generator=torch.Generator().manual_seed(seed))
+
+    def of(parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        try:
+            return torch.cat(list(parts))[drawn].split(sizes)
+        except RuntimeError:
+            raise RecoupError(
+                "search: verify: calibration batches of several shapes cannot be resampled: pass calibration as a "
+                "function of the seed, or seeds=1"
+            ) from None
+
+    if isinstance(inputs[0], Mapping):
+        columns = {name: of([one[name] for one in inputs]) for name in inputs[0]}
+        return [{name: column[number] for name, column in columns.items()} for number in range(len(sizes))]
+    return list(of(inputs))
+
+
+def _measured(values: Sequence[Value], name: str, quality: str, base: float, sign: int) -> Measured:
+    damages = tuple(sign * (value[name]["value"] - base) for value in values)
+    low, high = _interval(damages, [value[name] for value in values])
+    reached, below, above, samples = math.nan, math.nan, math.nan, values[0][name]["count"]
+    if quality:
+        numbers = [value[quality]["value"] for value in values]
+        reached, samples = fmean(numbers), values[0][quality]["count"]
+        if quality == "top1":
+            found = accuracy(numbers, samples)
+            below, above = found.low, found.high
+        else:
+            below, above = _interval(numbers, [value[quality] for value in values])
+    return Measured(fmean(damages), low, high, damages, quality, reached, below, above, samples)
+
+
+def _interval(values: Sequence[float], found: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Over the samples of the draws, whose mean half width it is, and over the draws; the two add as squares."""
+    mean = fmean(values)
+    widths = [(one["interval"][1] - one["interval"][0]) / 2 for one in found if one["interval"]]
+    samples = fmean(widths) if widths else 0.0
+    draws = over_seeds(values).half if len(values) > 1 else 0.0
+    half = math.hypot(samples, draws)
+    return mean - half, mean + half

@@ -1,0 +1,107 @@
+"""The search's chapter says what the numbers say, in text, table and pictures."""
+
+import pytest
+
+from recoup.report.alone import write_alone
+from recoup.report.chapters.search import CHAPTER, apart, setting_text, surrogate_text, verdict
+from recoup.report.search_figures import additivity_figure, front_figure, heat_figure, strip_figure
+from recoup.search.results import GroupRow, PointRow, ProbeRow, SearchResults
+
+
+def point(name, options, cycles, damage, reached, kind="front", on_front=True):
+    seen = {"damage": damage, "low": 0.8 * damage, "high": 1.2 * damage}
+    spread = {"reached": reached, "reached_low": reached - 1, "reached_high": reached + 1}
+    costs = {"cycles": cycles}
+    return PointRow(
+        name=name, kind=kind, on_front=on_front, options=options, costs=costs, predicted=damage, **seen, **spread
+    )
+
+
+def study(**changes):
+    groups = (
+        GroupRow(name="conv1", layers=("conv1",), options=("1 thread", "4 threads"), damages=(1e-5, 0.01)),
+        GroupRow(name="<conv2>", layers=("conv2", "conv3"), options=("1 thread", "4 threads"), damages=(0.0, 0.1)),
+    )
+    points = (
+        point("point 00", (1, 1), 25.0, 0.11, 90.0),
+        point("point 01", (1, 0), 60.0, 0.011, 92.9),
+        point("point 02", (0, 0), 100.0, 0.0105, 93.1),
+        point("1 thread", (0, 0), 100.0, 0.0105, 93.1, "uniform"),
+        point("worse", (0, 1), 70.0, 0.1, 91.0, "uniform", on_front=False),
+    )
+    values = {
+        "date": "2026-11-26T00:00:00+00:00",
+        "model": "net",
+        "data": "digits",
+        "metric": "kl",
+        "repair": "default",
+        "groups": groups,
+        "probes": (
+            ProbeRow(label="a", predicted=0.1, measured=0.12),
+            ProbeRow(label="b", predicted=0.01, measured=0.009),
+        ),
+        "power": 1.0,
+        "error": 1.25,
+        "rank": 0.97,
+        "trusted": True,
+        "costs": ("cycles",),
+        "first": {"cycles": 100.0},
+        "limits": {},
+        "points": points,
+        "quality": "top1",
+        "floating": 93.3,
+        "count": 1000,
+        "seeds": 3,
+        "budget": 0.5,
+        "chosen": 1,
+        "measurements": 21,
+    }
+    return SearchResults(**(values | changes))
+
+
+def test_the_verdict_names_the_point_its_saving_and_what_the_images_leave_open():
+    said = verdict(study()).replace("\N{NO-BREAK SPACE}", " ")
+    assert said.startswith(
+        "net on digits: within 0.5 points of float (93.30 %) point 01 takes 0.60 of the cycles and reaches 92.90 %; "
+        "1,000 test images leave a loss of "
+    )
+    assert "no policy stays within 0.1 points" in verdict(study(budget=0.1, chosen=None))
+    assert "the best loses 0.20, at 1.00 of the cycles" in verdict(study(budget=0.1, chosen=None))
+    assert "none was measured" in verdict(study(floating=None, budget=None, chosen=None))
+
+
+def test_points_that_the_data_cannot_tell_apart_are_marked():
+    assert apart(study()) == {"point 00": True, "point 01": True, "point 02": False}
+    rows = CHAPTER.context(study())["rows"]
+    assert [row["same"] for row in rows] == [False, False, True, False, False]
+    assert [row["chosen"] for row in rows] == [False, True, False, False, False]
+
+
+def test_texts():
+    assert "2 groups of layers with 4 options: 4 policies, answered from 21 measured networks" in setting_text(study())
+    assert "[0.80, 1.25], rank correlation 0.97" in surrogate_text(study())
+    assert "trust the measured points alone" in surrogate_text(study(trusted=False))
+    (table,) = CHAPTER.totals(study())
+    assert table.rows[1] == ("point 01 *", "0.60", "1.10e-02", "1.10e-02", "92.90")
+    assert table.rows[4][0] == "worse (beaten)"
+
+
+def test_pictures_are_described_and_escape_what_the_user_wrote(tmp_path):
+    found = study()
+    front = front_figure(found, "cycles")
+    assert 'aria-label="The front: KL from float, nats against cycles. point 00: 0.25 of cycles, 0.11;' in front
+    assert "the largest is 0.1, &lt;conv2&gt; on 4 threads" in heat_figure(found)
+    assert additivity_figure(found) is not None
+    assert additivity_figure(study(probes=(), points=())) is None
+    assert "point 01: 1 on 4 threads, 1 on 1 thread" in strip_figure(found)
+    page = write_alone(tmp_path, "net on digits", "today", [found]).read_text()
+    assert "<conv2>" not in page
+    assert page.count("<svg") == 4
+
+
+@pytest.mark.parametrize("floating", [None, 93.3])
+def test_a_front_before_it_is_verified(floating):
+    bare = [PointRow(name="p", kind="front", on_front=True, options=(0, 0), costs={"cycles": 9.0}, predicted=0.1)]
+    found = study(points=tuple(bare), floating=None, quality="", budget=None, chosen=None, seeds=0)
+    assert CHAPTER.context(found)["rows"][0]["damage"] == ""
+    assert floating is None or verdict(found)

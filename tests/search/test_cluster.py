@@ -1,0 +1,64 @@
+"""A search on a real Dask cluster of two worker processes, one of which is killed: nothing is lost."""
+
+import os
+import signal
+import warnings
+
+import pytest
+
+from recoup.errors import RecoupError
+from recoup.search import score
+from recoup.search.cluster import OnCluster, cluster
+from tests.search.cases import labelled, space
+from tests.search.test_scoring import numbers
+
+distributed = pytest.importorskip("dask.distributed", reason="the extra recoup[cluster] is not installed")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of dask's own libraries
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture
+def client():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+        )
+        with made, distributed.Client(made) as client:
+            yield client
+
+
+def test_a_killed_worker_takes_nothing_with_it(client, tmp_path):
+    model, batches = labelled()
+    expected = numbers(score(model, batches, space(), probes=3))
+    lines, killed = [], []
+
+    def progress(line):
+        lines.append(line)
+        if len(lines) == 3:
+            killed.append(next(iter(client.run(os.getpid).values())))
+            os.kill(killed[0], signal.SIGKILL)
+
+    found = score(model, batches, space(), probes=3, out=tmp_path, executor=OnCluster(client), progress=progress)
+    assert numbers(found) == expected
+    assert len(lines) == len(list((tmp_path / "records").iterdir())) == found.made == 14
+    assert killed
+    with cluster(client.scheduler.address) as executor:
+        assert score(model, batches, space(), probes=4, out=tmp_path, executor=executor).made == 1
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        ("nowhere", "must be tcp://HOST:PORT"),
+        ("slurm:partition=cpu", "slurm.*n=WORKERS"),
+        ("slurm:n=2,colour=red", "slurm.*n=WORKERS"),
+        ("tcp://127.0.0.1:9", "no scheduler answers within 0.2 s"),
+    ],
+)
+def test_clusters_that_are_none(where, told):
+    with pytest.raises(RecoupError, match=told), cluster(where, 0.2):
+        pass

@@ -1,0 +1,190 @@
+"""Fronts equal brute force, keep their limits, and are measured on batches that nobody scored on."""
+
+import csv
+import itertools
+import math
+
+import pytest
+import torch
+
+import recoup as rc
+from recoup.errors import RecoupError
+from recoup.nbsmt import Array
+from recoup.search import Shard, Space, front, score, verify
+from recoup.search.scoring import IncompleteError
+from recoup.search.verifying import resampled
+from tests.networks import images, small_net
+from tests.search.cases import labelled
+
+NARROW = [rc.LBA.biased(7, 4), rc.LBA.biased(4, 4), rc.LBA.biased(3, 3), rc.LBA.biased(2, 3)]
+LAYERS = ("block1.conv1", "block2.conv1", "classifier")
+
+
+@pytest.fixture(scope="module")
+def scores():
+    model, batches = labelled()
+    return score(model, batches, Space(dict.fromkeys(LAYERS, NARROW)), repair="gain", probes=5)
+
+
+def every(scores):
+    return list(itertools.product(*(range(len(group.options)) for group in scores.groups)))
+
+
+def price(scores, options):
+    policy = {
+        layer: group.options[o] for group, o in zip(scores.groups, options, strict=True) for layer in group.layers
+    }
+    return rc.cost(small_net(), policy, (3, 8, 8))
+
+
+def test_predictions_rank_as_brute_force_does(scores):
+    """Three layers, four options: no policy of the 64 costs no more than a point and does less predicted harm."""
+    found = front(scores, "bits", points=9)
+    assert len(found.front) > 4
+    everything = [(price(scores, options).bits, scores.predict(options)) for options in every(scores)]
+    for point in found.points:
+        assert point.costs["bits"] == pytest.approx(price(scores, point.options).bits, rel=1e-12)  # summed otherwise
+        assert point.predicted == scores.predict(point.options)
+    for point in (p for p in found.points if p.kind == "front"):
+        rivals = [harm for bits, harm in everything if bits <= point.costs["bits"] * (1 + 1e-9)]
+        assert point.predicted <= min(rivals) * (1 + 1e-9)
+        cheaper = [bits for bits, harm in everything if harm <= point.predicted]
+        assert point.costs["bits"] <= min(cheaper) * (1 + 1e-9)
+    assert {p.kind for p in found.points} == {"front", "uniform"}
+    assert len(found.uniform) == 4
+
+
+def test_measured_the_front_is_that_of_brute_force(scores):
+    """The 64 networks measured: what the search calls the front is no worse than the best of them by its own error."""
+    model, batches = labelled()
+    test = labelled(seed=7)[1]
+    found = verify(front(scores, "bits", points=16), model, test, seeds=1, calibration=batches)
+    measured = {}
+    for options in every(scores):
+        rc.emulate_(model, None, {name: NARROW[o] for name, o in zip(LAYERS, options, strict=True)})
+        rc.repair_(model, batches, "gain")
+        measured[options] = (price(scores, options).bits, rc.evaluate(model, test, "kl").value)
+        rc.restore_(model)
+    for point in found.points:
+        assert point.measured.damage == measured[point.options][1]
+    for point in found.front:
+        best = min(harm for bits, harm in measured.values() if bits <= point.costs["bits"] * (1 + 1e-9))
+        assert point.measured.damage <= best * scores.surrogate.error**2
+
+
+def test_limits_units_and_several_costs(scores):
+    most = front(scores, ["cycles", "traffic", "bits"], limits={"bits": 0.7}, points=3)
+    assert most.limits["bits"] == 0.7 * price(scores, (0, 0, 0)).bits
+    assert all(point.costs["bits"] <= most.limits["bits"] for point in most.points if point.kind == "front")
+    assert front(scores, "bits", limits={"bits": "14 bits"}).limits == {"bits": 14.0}
+    single = Space(dict.fromkeys(LAYERS, NARROW), at_most={"units": 1})
+    model, batches = labelled()
+    one = score(model, batches, single, repair="gain", probes=0)
+    assert {len(set(p.policy.values())) for p in front(one, "bits").points} == {1}
+
+
+def test_a_cost_of_one_s_own(scores):
+    def joules(site, config):
+        return site.macs * (1.0 if config is None else config.accumulator.bits / 32)
+
+    found = front(scores, joules)
+    assert found.costs == ("joules",)
+    for point in found.points:
+        layers = price(scores, point.options).layers
+        assert point.costs["joules"] == pytest.approx(sum(layer.macs * layer.accumulator / 32 for layer in layers))
+
+
+def test_an_array_of_the_user_s(scores):
+    model, batches = labelled()
+    threads = Space({"re:block.*": [rc.NBSMT(1), rc.NBSMT(4)]})
+    found = front(score(model, batches, threads, probes=0), "cycles", array=Array(4, 4), points=4)
+    for point in found.points:
+        assert point.costs["cycles"] == rc.cost(model, point.policy, (3, 8, 8), Array(4, 4)).cycles
+
+
+def test_verified_points_have_intervals_and_a_budget_takes_the_cheapest(scores, tmp_path):
+    model, batches = labelled()
+    test = labelled(seed=7)[1]
+    found = verify(front(scores, "bits", points=4), model, test, seeds=2, calibration=batches, out=tmp_path)
+    assert found.made == 2 * (1 + len({p.options for p in found.points}))
+    assert found.floating.reached == 100.0
+    for point in found.points:
+        seen = point.measured
+        assert seen.low < seen.damage < seen.high
+        assert seen.quality_low <= seen.reached <= seen.quality_high
+        assert len(seen.values) == 2
+    lost = {point.options: 100.0 - point.measured.reached for point in found.front}
+    budget = sorted(lost.values())[len(lost) // 2]
+    chosen = found.within(budget)
+    assert lost[chosen.options] <= budget
+    assert all(p.costs["bits"] >= chosen.costs["bits"] for p in found.front if lost[p.options] <= budget)
+    assert verify(front(scores, "bits", points=4), model, test, seeds=2, calibration=batches, out=tmp_path).made == 0
+    found.save(tmp_path)
+    rows = list(csv.DictReader((tmp_path / "front.csv").open()))
+    assert len(rows) == len(found.points)
+    assert rc.Policy.load(tmp_path / "policy-00.yaml") == found.points[0].policy
+    assert float(rows[0]["damage"]) == found.points[0].measured.damage
+
+
+def test_shards_verify_together(scores, tmp_path):
+    model, batches = labelled()
+    test, few = labelled(seed=7)[1], front(scores, "bits", points=2)
+    asked = {"seeds": 1, "calibration": batches, "out": tmp_path}
+    with pytest.raises(IncompleteError):
+        verify(few, model, test, shard=Shard(1, 2), **asked)
+    assert verify(few, model, test, shard=Shard(0, 2), **asked).points == verify(few, model, test, **asked).points
+
+
+def test_draws_are_with_replacement_and_the_same_for_a_seed():
+    batches = [(x, None) for x in images(10).split(4)]
+    drawn = resampled(batches, 3)
+    assert [len(x) for x in drawn] == [4, 4, 2]
+    rows = {row.numpy().tobytes() for row in images(10)}
+    assert all(row.numpy().tobytes() in rows for x in drawn for row in x)
+    assert torch.equal(torch.cat(resampled(batches, 3)), torch.cat(drawn))
+    named = resampled([{"x": torch.arange(4), "labels": torch.arange(4)}], 0)
+    assert named[0].keys() == {"x"}
+    with pytest.raises(RecoupError, match="several shapes"):
+        resampled([torch.zeros(2, 3), torch.zeros(2, 4)], 0)
+
+
+@pytest.mark.parametrize(
+    ("cost", "options", "told"),
+    [
+        ("joules", {}, "cost 'joules': must be one of cycles, traffic, bits"),
+        ("energy", {}, "cost 'energy': there are no silicon tables"),
+        ([], {}, "name a cost"),
+        ("bits", {"points": 1}, "points=1"),
+        ("bits", {"limits": {"cycles": 1.0}}, "limit on 'cycles': counted are bits"),
+        ("bits", {"limits": {"bits": math.nan}}, "limit bits=nan"),
+        ("bits", {"limits": {"bits": -1}}, "limit bits=-1"),
+        ("bits", {"limits": {"bits": "3 apples"}}, "a number with a unit of bits"),
+        (
+            "bits",
+            {"limits": {"bits": "2 bits"}},
+            "no policy keeps every limit; alone, the cheapest has bits .* where 2 is",
+        ),
+        (lambda *_: "much", {}, "is 'much': 0 or more"),
+    ],
+)
+def test_bad_requests(scores, cost, options, told):
+    with pytest.raises(RecoupError, match=told):
+        front(scores, cost, **options)
+
+
+def test_bad_verifications(scores):
+    model, batches = labelled()
+    found = front(scores, "bits", points=2)
+    for told, arguments, options in (
+        ("weights are not those", (small_net(1), labelled(seed=7)[1]), {}),
+        ("the test batches are those that were scored on", (model, batches), {}),
+        ("seeds must be one draw or more", (model, labelled(seed=7)[1]), {"seeds": []}),
+        ("the scores' metric is kl, not mse", (model, labelled(seed=7)[1]), {"metric": "mse"}),
+    ):
+        with pytest.raises(RecoupError, match=told):
+            verify(found, *arguments, **options)
+    for budget in (-0.1, math.nan, "1", True):
+        with pytest.raises(RecoupError, match="budget="):
+            found.within(budget)
+    with pytest.raises(RecoupError, match="verify the front first"):
+        found.within(1.0)

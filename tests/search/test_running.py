@@ -1,0 +1,101 @@
+"""A search from its recipe, on the command line: stages, budgets, shards, and what is refused."""
+
+import csv
+import json
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from recoup.cli.main import app
+from recoup.errors import RecoupError
+from recoup.search.recipe import SearchRecipe
+from recoup.search.results import SearchResults
+
+RECIPE = {
+    "model": "recoup.models:digits_net",
+    "data": "digits",
+    "space": {"re:.*conv.*": ["float", "LBA.biased(7, 4)", "LBA.biased(3, 3)"]},
+    "cost": "bits",
+    "scoring": {"images": 48},
+    "calibration": {"images": 32, "seeds": [0, 1]},
+    "test": {"limit": 60},
+    "probes": 2,
+    "points": 3,
+    "budget": 30.0,
+}
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump(RECIPE | {"out": "found"}))
+    return tmp_path / "search.yaml"
+
+
+def run(*arguments):
+    result = CliRunner().invoke(app, ["search", *map(str, arguments)])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_every_stage_and_another_budget_from_the_same_measurements(recipe, tmp_path):
+    code, out, err = run("plan", recipe)
+    planned = out.splitlines()
+    assert (code, planned[0]) == (0, "reference")
+    assert f"{len(planned)} measurements, each independent of the others" in err
+    code, out, err = run("score", recipe, "--shard", "0/2")
+    assert code == 2
+    assert "run the other shards" in err
+    code, out, _ = run("score", recipe)
+    assert code == 0
+    assert f"{len(planned)} measurements, " in out
+    code, out, _ = run("front", recipe, "--json")
+    front = SearchResults.model_validate(json.loads(out))
+    assert front.floating is None
+    assert front.points
+    code, out, err = run("run", recipe)
+    assert code == 0, err
+    assert "digits_net on digits: within 30 points of float" in " ".join(out.split())
+    found = SearchResults.load(tmp_path / "found")
+    assert found is not None
+    assert found.chosen is not None
+    files = {path.name for path in (tmp_path / "found").iterdir()}
+    assert {"scores.csv", "front.csv", "search.json", "report.html", "policy-00.yaml", "records"} <= files
+    rows = list(csv.DictReader((tmp_path / "found" / "front.csv").open()))
+    assert len(rows) == len(found.points)
+    records = len(list((tmp_path / "found" / "records").iterdir()))
+    code, out, err = run("run", recipe, "--budget", "0", "--limit", "bits=0.9")
+    assert len(list((tmp_path / "found" / "records").iterdir())) >= records
+    page = (tmp_path / "found" / "report.html").read_text()
+    assert page.count("<svg") == 4
+    assert "conv1" in page
+
+
+def test_the_same_budget_again_measures_nothing(recipe):
+    run("run", recipe)
+    _, _, err = run("run", recipe, "--budget", "5")
+    assert "measured:" not in err
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"space": {}}, "space"),
+        ({"space": {"conv1": ["nbsmt-9t"]}}, "must be a preset"),
+        ({"metric": "accuracy"}, "metric"),
+        ({"budget": -1}, "budget"),
+        ({"points": 1}, "points"),
+        ({"colour": "red"}, "unknown field"),
+        ({"cost": []}, "cost"),
+    ],
+)
+def test_bad_recipes_are_refused(change, told):
+    with pytest.raises(RecoupError, match=told):
+        SearchRecipe.build(RECIPE | change)
+
+
+def test_bad_calls_are_refused(recipe):
+    assert "the first argument must be one of plan, score" in run("find", recipe)[2]
+    assert "must be i/n" in run("score", recipe, "--shard", "9")[2]
+    assert "no such file" in run("plan", "missing.yaml")[2]
+    assert "matches no layer" in run("plan", recipe, "--set", "space.fc9=[float]")[2]
