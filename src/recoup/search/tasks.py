@@ -7,6 +7,8 @@ from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExec
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from recoup.errors import RecoupError
@@ -101,9 +103,9 @@ class Installed:
 _here = Installed()
 
 
-def install(content: bytes) -> None:
+def install(path: str) -> None:
     """Begin a worker."""
-    _here.bench = pickle.loads(content)  # noqa: S301 -- our own parent's
+    _here.bench = pickle.loads(Path(path).read_bytes())  # noqa: S301 -- our own parent's
 
 
 def measured_here(task: Task) -> Value:
@@ -177,11 +179,15 @@ def _pool(bench: Bench, workers: int) -> Iterator[ProcessPoolExecutor]:
             f"search: the network, its data or the metric cannot be sent to another process ({error}); define them in "
             "a module, or take workers=1"
         ) from None
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), install, (content,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
+    # By a file: what a pool hands its workers goes through a pipe, at which it waits for ever if a worker dies early.
+    with TemporaryDirectory(prefix="recoup-") as folder:
+        path = Path(folder) / "bench"
+        path.write_bytes(content)
+        pool = ProcessPoolExecutor(workers, get_context("spawn"), install, (str(path),))
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _gather(futures: Mapping[Future[Value], Task], keep: Callable[[Task, Value], None]) -> None:
