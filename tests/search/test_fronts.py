@@ -59,6 +59,9 @@ def test_measured_the_front_is_that_of_brute_force(scores):
     model, batches = labelled()
     test = labelled(seed=7)[1]
     found = verify(front(scores, "bits", points=16), model, test, seeds=1, calibration=batches)
+    batches, test = (
+        [(x.contiguous(memory_format=torch.channels_last), y) for x, y in part] for part in (batches, test)
+    )
     measured = {}
     for options in every(scores):
         rc.emulate_(model, None, {name: NARROW[o] for name, o in zip(LAYERS, options, strict=True)})

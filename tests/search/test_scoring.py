@@ -34,6 +34,7 @@ def test_a_score_is_the_kl_of_one_group_alone_after_repair(scored):
     model, batches = labelled()
     assert scores.made == len(lines) == 1 + 3 * 3 + 1 + 3
     assert lines[-1].startswith("14 of 14 measured: probe ")
+    batches = [(x.contiguous(memory_format=torch.channels_last), y) for x, y in batches]  # last bits of float layers
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for number, group in enumerate(scores.groups[:2]):
         for option, config in enumerate(group.options):
@@ -134,6 +135,7 @@ def test_a_reference_network_and_other_metrics():
     model, batches = labelled()
     two = Space({"block2.conv1": OPTIONS, "block2.conv2": OPTIONS})
     found = score(model, batches, two, metric="mse", reference=True, probes=0, repair="none")
+    batches = [(x.contiguous(memory_format=torch.channels_last), y) for x, y in batches]
     rc.calibrate_(model, batches, {"re:block2.conv.": True, "re:.*": None})
 
     def measured(**layers):
@@ -172,7 +174,8 @@ def test_measures_of_one_s_own():
     one = Space({"block2.conv1": OPTIONS[:2]})
     found = score(model, batches, one, metric=mean_output, rises=False, probes=0, workers=2)
     assert found.metric == "mean_output"
-    assert found.base == rc.evaluate(model, batches, mean_output).value
+    laid_out = [(x.contiguous(memory_format=torch.channels_last), y) for x, y in batches]
+    assert found.base == rc.evaluate(model, laid_out, mean_output).value
     with pytest.raises(
         RecoupError, match=r"policy block2.conv1 on 1 thread, S\+A: evaluate: metric nan_on_hardware gives NaN"
     ):

@@ -45,7 +45,7 @@ class Bench:
 
     Args:
         model: in float; a copy is taken, so that the user's stays as it is.
-        batches: what metrics are measured on.
+        batches: what metrics are measured on; they are passed over once and kept in memory.
         metrics: names of `recoup.network.meters.METERS`, or one callable.
         calibration: what scales and repairs are computed from.
         repair: a plan of `recoup.repair_`.
@@ -62,7 +62,9 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.model = copy.deepcopy(self.model).eval()
-        self.batches, self.calibration = kept(self.batches), kept(self.calibration)
+        same = self.calibration is self.batches
+        self.batches = kept(self.batches)
+        self.calibration = self.batches if same else kept(self.calibration)
         modules = dict(self.model.named_modules())
         if any(getattr(modules[name], "activation_scale", None) is None for name in self.scaled):
             with _alone, cpu_threads(1):
@@ -167,9 +169,22 @@ def metric_name(metric: str | Function) -> str:
     return metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
 
 
-def kept(batches: Iterable[Any]) -> Iterable[Any]:
-    """Batches that can be passed over again: those of a generator are kept in memory."""
-    return batches if hasattr(batches, "__len__") else list(batches)
+def kept(batches: Iterable[Any]) -> list[Any]:
+    """Batches in memory, so that every measurement sees the same: a loader that shuffles gives others at each pass, and
+    one that decodes or augments does it anew. Images are laid out channels last, in which float layers are faster."""
+    return batches if isinstance(batches, Kept) else Kept(map(_laid_out, batches))
+
+
+class Kept(list[Any]):
+    """Batches that lie in memory already."""
+
+
+def _laid_out(batch: Any) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.contiguous(memory_format=torch.channels_last) if batch.dim() == 4 else batch
+    if isinstance(batch, tuple | list):
+        return type(batch)(map(_laid_out, batch)) if type(batch) in (tuple, list) else batch
+    return {name: _laid_out(value) for name, value in batch.items()} if type(batch) is dict else batch
 
 
 def _notes(caught: list[warnings.WarningMessage]) -> list[str]:

@@ -69,7 +69,7 @@ class SearchRecipe(Strict):
     same: tuple[tuple[Text, ...], ...] = ()
     at_most: dict[Text, Count] = Field(default_factory=dict)
     scoring: Scoring = Scoring()
-    calibration: Calibration = Calibration(images=512)
+    calibration: Calibration = Calibration(images=256)
     test: Test = Test(limit=1000)
     repair: Text = "default"
     metric: Literal["kl", "mse", "nats", "top1"] = "kl"
