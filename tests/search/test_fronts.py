@@ -1,9 +1,11 @@
 """Fronts equal brute force, keep their limits, and are measured on batches that nobody scored on."""
 
 import csv
+import functools
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from recoup.errors import RecoupError
 from recoup.nbsmt import Array
 from recoup.search import Shard, Space, front, score, verify
 from recoup.search.scoring import IncompleteError
+from recoup.search.surrogate import _ranks
 from recoup.search.verifying import resampled
 from tests.networks import images, small_net
 from tests.search.cases import labelled
@@ -30,20 +33,23 @@ def every(scores):
     return list(itertools.product(*(range(len(group.options)) for group in scores.groups)))
 
 
-def price(scores, options):
-    policy = {
-        layer: group.options[o] for group, o in zip(scores.groups, options, strict=True) for layer in group.layers
-    }
-    return rc.cost(small_net(), policy, (3, 8, 8))
+def price(options):
+    """The cost of a choice by `rc.cost`; each once."""
+    return _priced(tuple(options))
+
+
+@functools.cache
+def _priced(options):
+    return rc.cost(small_net(), {name: NARROW[o] for name, o in zip(LAYERS, options, strict=True)}, (3, 8, 8))
 
 
 def test_predictions_rank_as_brute_force_does(scores):
     """Three layers, four options: no policy of the 64 costs no more than a point and does less predicted harm."""
     found = front(scores, "bits", points=9)
     assert len(found.front) > 4
-    everything = [(price(scores, options).bits, scores.predict(options)) for options in every(scores)]
+    everything = [(price(options).bits, scores.predict(options)) for options in every(scores)]
     for point in found.points:
-        assert point.costs["bits"] == pytest.approx(price(scores, point.options).bits, rel=1e-12)  # summed otherwise
+        assert point.costs["bits"] == pytest.approx(price(point.options).bits, rel=1e-12)  # summed otherwise
         assert point.predicted == scores.predict(point.options)
     for point in (p for p in found.points if p.kind == "front"):
         rivals = [harm for bits, harm in everything if bits <= point.costs["bits"] * (1 + 1e-9)]
@@ -55,7 +61,7 @@ def test_predictions_rank_as_brute_force_does(scores):
 
 
 def test_measured_the_front_is_that_of_brute_force(scores):
-    """The 64 networks measured: what the search calls the front is no worse than the best of them by its own error."""
+    """The 64 networks measured: predictions rank them, and no policy is more than twice as good as the front's."""
     model, batches = labelled()
     test = labelled(seed=7)[1]
     found = verify(front(scores, "bits", points=16), model, test, seeds=1, calibration=batches)
@@ -66,20 +72,24 @@ def test_measured_the_front_is_that_of_brute_force(scores):
     for options in every(scores):
         rc.emulate_(model, None, {name: NARROW[o] for name, o in zip(LAYERS, options, strict=True)})
         rc.repair_(model, batches, "gain")
-        measured[options] = (price(scores, options).bits, rc.evaluate(model, test, "kl").value)
+        measured[options] = (price(options).bits, rc.evaluate(model, test, "kl").value)
         rc.restore_(model)
     for point in found.points:
         assert point.measured.damage == measured[point.options][1]
     for point in found.front:
         best = min(harm for bits, harm in measured.values() if bits <= point.costs["bits"] * (1 + 1e-9))
-        assert point.measured.damage <= best * scores.surrogate.error**2
+        assert point.measured.damage <= 2 * best
+    ranks = [
+        _ranks(values) for values in ([scores.predict(o) for o in measured], [harm for _, harm in measured.values()])
+    ]
+    assert np.corrcoef(*ranks)[0, 1] > 0.9
 
 
 def test_limits_units_and_several_costs(scores):
-    most = front(scores, ["cycles", "traffic", "bits"], limits={"bits": 0.7}, points=3)
-    assert most.limits["bits"] == 0.7 * price(scores, (0, 0, 0)).bits
+    most = front(scores, ["cycles", "traffic", "bits"], limits={"bits": 0.97}, points=3)
+    assert most.limits["bits"] == 0.97 * price((0, 0, 0)).bits
     assert all(point.costs["bits"] <= most.limits["bits"] for point in most.points if point.kind == "front")
-    assert front(scores, "bits", limits={"bits": "14 bits"}).limits == {"bits": 14.0}
+    assert front(scores, "bits", limits={"bits": "24.5 bits"}).limits == {"bits": 24.5}
     single = Space(dict.fromkeys(LAYERS, NARROW), at_most={"units": 1})
     model, batches = labelled()
     one = score(model, batches, single, repair="gain", probes=0)
@@ -93,7 +103,7 @@ def test_a_cost_of_one_s_own(scores):
     found = front(scores, joules)
     assert found.costs == ("joules",)
     for point in found.points:
-        layers = price(scores, point.options).layers
+        layers = price(point.options).layers
         assert point.costs["joules"] == pytest.approx(sum(layer.macs * layer.accumulator / 32 for layer in layers))
 
 
@@ -123,7 +133,7 @@ def test_verified_points_have_intervals_and_a_budget_takes_the_cheapest(scores, 
     assert all(p.costs["bits"] >= chosen.costs["bits"] for p in found.front if lost[p.options] <= budget)
     assert verify(front(scores, "bits", points=4), model, test, seeds=2, calibration=batches, out=tmp_path).made == 0
     found.save(tmp_path)
-    rows = list(csv.DictReader((tmp_path / "front.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "front.csv").read_text().splitlines()))
     assert len(rows) == len(found.points)
     assert rc.Policy.load(tmp_path / "policy-00.yaml") == found.points[0].policy
     assert float(rows[0]["damage"]) == found.points[0].measured.damage

@@ -172,7 +172,7 @@ def nan_on_hardware(model, batches):
 def test_measures_of_one_s_own():
     model, batches = labelled()
     one = Space({"block2.conv1": OPTIONS[:2]})
-    found = score(model, batches, one, metric=mean_output, rises=False, probes=0, workers=2)
+    found = score(model, batches, one, metric=mean_output, rises=False, probes=0)
     assert found.metric == "mean_output"
     laid_out = [(x.contiguous(memory_format=torch.channels_last), y) for x, y in batches]
     assert found.base == rc.evaluate(model, laid_out, mean_output).value

@@ -28,7 +28,7 @@ def front_figure(study: SearchResults, cost: str) -> str:
     """Damage, and accuracy where it was measured, against a cost relative to the first option everywhere."""
     panels = 2 if study.floating is not None else 1
     figure, axes = canvas(panels, 3.1 * panels + 0.5, [1] * panels)
-    shown = [point for point in study.points if point.on_front]
+    shown = study.front
     others = [point for point in study.points if point.kind == "uniform"]
     _damages(axes[0], study, cost, shown, others)
     if study.floating is not None:
@@ -203,7 +203,7 @@ def strip_figure(study: SearchResults) -> str:
     from matplotlib.patches import Patch, Rectangle
 
     options = list(dict.fromkeys(option for group in study.groups for option in group.options))
-    shown = [(number, point) for number, point in enumerate(study.points) if point.on_front]
+    shown = [(study.points.index(point), point) for point in study.front]
     names = [group.name for group in study.groups]
     figure, (axis,) = canvas(1, 0.28 * len(shown) + 1.1 + name_space(names), [1])
     for y, (_, point) in enumerate(shown):

@@ -101,6 +101,15 @@ class SearchResults(Frozen):
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
 
+    @property
+    def front(self) -> list[PointRow]:
+        """The points that no other beats, each policy once."""
+        found: dict[tuple[int, ...], PointRow] = {}
+        for point in self.points:
+            if point.on_front:
+                found.setdefault(point.options, point)
+        return list(found.values())
+
     def save(self, folder: Path) -> Path:
         """Write search.json, whole or not at all."""
         write_atomically(folder / FILE, json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")

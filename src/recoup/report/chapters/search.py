@@ -68,7 +68,7 @@ def _reached(study: SearchResults, value: float) -> str:
 
 
 def _front(study: SearchResults) -> list[PointRow]:
-    return [point for point in study.points if point.on_front]
+    return study.front
 
 
 def apart(study: SearchResults) -> dict[str, bool]:
