@@ -13,7 +13,7 @@ from recoup.errors import RecoupError
 from recoup.search.cluster import cluster
 from recoup.search.recipe import SearchRecipe
 from recoup.search.running import How, planned, run
-from recoup.search.scoring import Scores
+from recoup.search.scoring import IncompleteError, Scores
 from recoup.search.tasks import Shard
 
 STAGES = {
@@ -68,7 +68,13 @@ def search(
                 any_cpu=any_cpu,
                 progress=lambda line: typer.echo(line, err=True),
             )
-            found = run(made, stage, how)  # type: ignore[arg-type]
+            try:
+                found = run(made, stage, how)  # type: ignore[arg-type]
+            except IncompleteError as others:
+                if how.shard is None:
+                    raise
+                typer.echo(f"recoup: this shard's part is done; {others}", err=True)
+                return
     if isinstance(found, Scores):
         _say_scores(found, as_json)
     else:

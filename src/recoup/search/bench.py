@@ -4,6 +4,7 @@ import copy
 import inspect
 import math
 import platform
+import re
 import threading
 import time
 import warnings
@@ -31,6 +32,7 @@ Assignment = Mapping[str, Any]
 """Layer -> config; others are in float."""
 Value = dict[str, Any]
 """What a measurement gives: metric -> value, count, interval; seconds; notes."""
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function, in its repr
 _alone = threading.Lock()  # torch's thread count is the process's, and a network is in one state at a time
 
 
@@ -198,7 +200,7 @@ def _notes(caught: list[warnings.WarningMessage]) -> list[str]:
 def _network(model: nn.Module) -> str:
     """A digest of what computes: the modules, and the source of those that are not torch's own."""
     kinds = {type(module) for module in model.modules() if not type(module).__module__.startswith("torch.")}
-    return of_text(repr(model) + "".join(sorted(_source(kind) for kind in kinds)))
+    return of_text(ADDRESS.sub("", repr(model)) + "".join(sorted(_source(kind) for kind in kinds)))
 
 
 def _function(metric: Function) -> str:

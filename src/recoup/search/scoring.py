@@ -265,7 +265,7 @@ def _scores(made: Plan, records: Records, metric: str, rises: bool, sizes: Map) 
     if missing:
         raise IncompleteError(
             f"search: {len(missing)} of {len(made.tasks)} measurements are not made yet, the first of them "
-            f"{missing[0]!r}: run the other shards, then this again"
+            f"{missing[0]!r}: run the other shards, then this again without a shard"
         )
 
     def value(task: Task | None) -> tuple[float, float]:

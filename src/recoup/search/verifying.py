@@ -74,26 +74,29 @@ def verify(
     scaled = needing_scales({layer: group.options for group in scores.groups for layer in group.layers})
     floating = Task.of("float", {})
     tasks = [floating, *(Task.of(point.policy.name, dict(point.policy)) for point in front.points)]
-    found: list[list[Value]] = [[] for _ in tasks]
     made, total = 0, len(numbers) * len({json.dumps(task.policy) for task in tasks})
+    kept_in: list[Records] = []
     for images in _draws(scores.calibration if calibration is None else calibration, numbers):
         bench = Bench(model, test, metrics, images, scores.identity["repair"], scaled)
-        records = Records(None if out is None else Path(out), bench.identity(), any_cpu=any_cpu)
-        made += perform(bench, tasks, records, executor=executor, workers=workers, shard=shard, progress=progress)
-        values = [records.get(task.policy) for task in tasks]
-        lacking = [task.label for task, value in zip(tasks, values, strict=True) if value is None]
-        if lacking:
-            raise IncompleteError(
-                f"search: verify: {len(lacking)} measurements are not made yet: run the other shards, then this again"
-            )
-        for row, value in zip(found, values, strict=True):
-            assert value is not None
-            row.append(value)
+        kept_in.append(Records(None if out is None else Path(out), bench.identity(), any_cpu=any_cpu))
+        made += perform(bench, tasks, kept_in[-1], executor=executor, workers=workers, shard=shard, progress=progress)
+    found = [_values(task, kept_in) for task in tasks]
     name, sign = metric_name(named), -1 if isinstance(named, str) and METERS[named].rises else 1
     base = fmean(value[name]["value"] for value in found[0])
     told = [_measured(values, name, quality, base, sign) for values in found]
     points = [replace(point, measured=one) for point, one in zip(front.points, told[1:], strict=True)]
     return replace(front, points=tuple(points), floating=told[0], seeds=len(numbers), made=made, total=total)
+
+
+def _values(task: Task, draws: Sequence[Records]) -> list[Value]:
+    """A policy's measurements, one a draw."""
+    values = [records.get(task.policy) for records in draws]
+    if None in values:
+        raise IncompleteError(
+            f"search: measurements of the front are not made yet, such as {task.label!r}: run the other shards, then "
+            "this again without a shard"
+        )
+    return [value for value in values if value is not None]
 
 
 def _check(front: Front, model: nn.Module, test: Iterable[Any]) -> None:
