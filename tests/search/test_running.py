@@ -4,11 +4,13 @@ import csv
 import json
 
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
 from recoup.cli.main import app
 from recoup.errors import RecoupError
+from recoup.models import chargpt
 from recoup.search.recipe import SearchRecipe
 from recoup.search.results import SearchResults
 
@@ -101,3 +103,33 @@ def test_bad_calls_are_refused(recipe):
     assert "must be i/n" in run("score", recipe, "--shard", "9")[2]
     assert "no such file" in run("plan", "missing.yaml")[2]
     assert "matches no layer" in run("plan", recipe, "--set", "space.fc9=[float]")[2]
+
+
+def test_a_language_model_is_searched_on_windows_of_a_text(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = chargpt(characters=3, layers=1, width=8, heads=2, context=6)
+    config = {"chars": list("abc"), "layers": 1, "d": 8, "heads": 2, "ctx": 6}
+    torch.save({"state_dict": model.state_dict(), "config": config}, "gpt.pt")
+    (tmp_path / "text.txt").write_text("abcacb" * 60)
+    values = {
+        "model": "chargpt",
+        "weights": "gpt.pt",
+        "data": "text:text.txt",
+        "space": {"re:blocks.*(qkv|fc.)": ["float", "LBA.biased(3, 3)"]},
+        "scoring": {"images": 12},
+        "calibration": {"images": 8, "seeds": [0]},
+        "test": {},
+        "probes": 2,
+        "cost": "bits",
+        "points": 2,
+        "budget": 9.0,
+        "out": "found",
+    }
+    (tmp_path / "text.yaml").write_text(yaml.safe_dump(values))
+    code, out, err = run("run", "text.yaml", "--json")
+    assert code == 0, err
+    found = SearchResults.model_validate(json.loads(out))
+    assert (found.quality, found.count) == ("nats", 5 * 6)
+    assert found.chosen == 0
+    assert "whose checkpoint holds its alphabet" in run("plan", "text.yaml", "--set", "model=resnet20")[2]
