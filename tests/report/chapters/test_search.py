@@ -80,6 +80,7 @@ def test_points_that_the_data_cannot_tell_apart_are_marked():
 def test_texts():
     assert "2 groups of layers with 4 options: 4 policies, answered from 21 measured networks" in setting_text(study())
     assert "[0.80, 1.25], rank correlation 0.97" in surrogate_text(study())
+    assert "So it does for 3 of 3 policies of the front" in surrogate_text(study())
     assert "trust the measured points alone" in surrogate_text(study(trusted=False))
     (table,) = CHAPTER.totals(study())
     assert table.rows[1] == ("point 01 *", "0.60", "1.10e-02", "1.10e-02", "92.90")

@@ -120,6 +120,10 @@ def surrogate_text(study: SearchResults) -> str:
         f"On {len(study.probes)} whole networks measured / predicted lies within [{1 / study.error:.2f}, "
         f"{study.error:.2f}]{rank} (exponent {study.power:g})."
     )
+    seen = [(p.damage, p.predicted) for p in study.front if p.damage is not None and p.predicted > 0]
+    if seen:
+        inside = sum(1 / study.error <= damage / predicted <= study.error for damage, predicted in seen)
+        text += f" So it does for {inside} of {len(seen)} policies of the front on the test samples."
     return text if study.trusted else f"{text} The damages do not add up well: trust the measured points alone."
 
 
