@@ -110,17 +110,8 @@ def plan_throttling(model: nn.Module, batches: Iterable[Any], budget: float, *, 
         return Throttling({}, baseline, before, before)
     harm = _harm(model, layers, batches, progress)
     every = sum(len(_ladder(layer)) for layer in layers.values())
-    low, high = 0, every  # `low` steps miss the budget, `high` meet it
-    kept = _of_least_harm(harm, layers, high)
-    while high - low > 1:
-        middle = (low + high) // 2
-        steps = _of_least_harm(harm, layers, middle)
-        found = accuracy(steps)
-        if found.top1 >= floor:
-            high, kept, after = middle, steps, found
-        else:
-            low = middle
-    if high == every:
+    kept, after = _fewest(every, after, floor, lambda count: _of_least_harm(harm, layers, count), accuracy)
+    if len(kept) == every:
         after = accuracy(kept)
         if after.top1 < floor:
             raise RecoupError(
@@ -130,6 +121,27 @@ def plan_throttling(model: nn.Module, batches: Iterable[Any], budget: float, *, 
     kept, after = _taken_back(kept, after, floor, accuracy)
     slowed = dict(kept)  # where a layer takes both steps, the one to a single thread comes last
     return Throttling(slowed, baseline, before, after)
+
+
+def _fewest(
+    every: int,
+    after: Accuracy,
+    floor: float,
+    steps_of: Callable[[int], Sequence[Step]],
+    accuracy: Callable[[Sequence[Step]], Accuracy],
+) -> tuple[Sequence[Step], Accuracy]:
+    """By bisection few steps that reach ``floor``, and their accuracy; all steps are not measured, for they do."""
+    low, high = 0, every  # `low` steps miss the budget, `high` meet it
+    kept = steps_of(high)
+    while high - low > 1:
+        middle = (low + high) // 2
+        steps = steps_of(middle)
+        found = accuracy(steps)
+        if found.top1 >= floor:
+            high, kept, after = middle, steps, found
+        else:
+            low = middle
+    return kept, after
 
 
 def _taken_back(

@@ -204,8 +204,7 @@ def score(
     (or, with ``reference``, on its own first option), less the metric of the network without it; 0 at least. Scores
     do not depend on each other, so one set of them serves every budget.
 
-    Every number is made on one thread from the float checkpoint, so it is the same to the bit however the work was
-    divided: in this process, in several, in shards in any order, or interrupted and taken up again.
+    Every number is made on one thread from the float checkpoint: the same to the bit however the work was divided.
 
     Args:
         model: in float; it is not touched, a copy is measured.
@@ -218,49 +217,44 @@ def score(
         reference: whether everything else runs its first option instead of float.
         probes: how many whole networks to measure for the error bar; 0: none.
         out: a folder for records and scores; None: in memory.
-        executor: where to measure; see `recoup.search.tasks.perform`.
-        workers: processes on this machine, without an executor.
-        shard: measure only this part; what is missing then must be measured by others before `front`.
+        executor, workers, shard, progress: where to measure, and which part; see `recoup.search.tasks.perform`.
         any_cpu: take records of processors with another vector width, whose last bits may differ.
-        progress: called with a line per measurement.
 
     Raises:
         RecoupError: a space that does not fit the network, a metric that is none or gives NaN (which policy), a folder
             of another search: of other weights, data, repair, metric or versions.
     """
-    made_plan = plan(model, space, reference=reference, probes=probes)
-    layers = {layer: group.options for group in made_plan.groups for layer in group.layers}
+    made = plan(model, space, reference=reference, probes=probes)
+    scaled = needing_scales({layer: group.options for group in made.groups for layer in group.layers})
     _check_metric(metric, rises)
-    bench = Bench(
-        model, batches, (metric,), batches if calibration is None else calibration, repair, needing_scales(layers)
-    )
-    folder = None if out is None else Path(out)
+    bench = Bench(model, batches, (metric,), batches if calibration is None else calibration, repair, scaled)
+    records = _records(bench, None if out is None else Path(out), any_cpu)
+    new = perform(bench, made.tasks, records, executor=executor, workers=workers, shard=shard, progress=progress)
+    found = _scores(made, records, metric_name(metric), _rises(metric, rises))
+    about = {"space": space.to_dict(), "most_units": space.most_units, "identity": records.identity}
+    scores = Scores(**found, **about, sizes=_sizes(bench), made=new, calibration=bench.calibration, records=records)
+    if out is not None:
+        scores.save(Path(out))
+    return scores
+
+
+def _records(bench: Bench, folder: Path | None, any_cpu: bool) -> Records:
     identity = bench.identity()
     if folder is not None:
         make(folder)
         _check_folder(folder, identity)
-    records = Records(folder, identity, any_cpu=any_cpu)
-    made = perform(bench, made_plan.tasks, records, executor=executor, workers=workers, shard=shard, progress=progress)
-    one = split(next(iter(bench.batches)))[0]
-    sizes = survey(bench.model, _first(one), "search")
-    sizes = Map(sizes.sites, (*sizes.uncounted, *beside(bench.model, sizes)))
-    found = _scores(made_plan, records, metric_name(metric), _rises(metric, rises), sizes)
-    scores = Scores(
-        **found,
-        identity=identity,
-        space=space.to_dict(),
-        most_units=space.most_units,
-        made=made,
-        total=len(made_plan.tasks),
-        calibration=bench.calibration,
-        records=records,
-    )
-    if folder is not None:
-        scores.save(folder)
-    return scores
+    return Records(folder, identity, any_cpu=any_cpu)
 
 
-def _scores(made: Plan, records: Records, metric: str, rises: bool, sizes: Map) -> dict[str, Any]:
+def _sizes(bench: Bench) -> Map:
+    """Of the network for the first sample."""
+    inputs = split(next(iter(bench.batches)))[0]
+    one = {name: value[:1] for name, value in inputs.items()} if isinstance(inputs, Mapping) else inputs[:1]
+    sizes = survey(bench.model, one, "search")
+    return Map(sizes.sites, (*sizes.uncounted, *beside(bench.model, sizes)))
+
+
+def _scores(made: Plan, records: Records, metric: str, rises: bool) -> dict[str, Any]:
     missing = [task.label for task in made.tasks if records.get(task.policy) is None]
     if missing:
         raise IncompleteError(
@@ -294,18 +288,13 @@ def _scores(made: Plan, records: Records, metric: str, rises: bool, sizes: Map) 
         "metric": metric,
         "surrogate": surrogate,
         "probes": predicted,
-        "sizes": sizes,
         "notes": tuple(dict.fromkeys(notes)),
+        "total": len(made.tasks),
     }
 
 
 class IncompleteError(RecoupError):
     """Measurements of other shards are missing."""
-
-
-def _first(inputs: Any) -> Any:
-    """The first sample of a batch's input."""
-    return {name: value[:1] for name, value in inputs.items()} if isinstance(inputs, Mapping) else inputs[:1]
 
 
 def _check_metric(metric: str | Function, rises: bool | None) -> None:
