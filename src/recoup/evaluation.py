@@ -80,7 +80,7 @@ def evaluate(
     >>> evaluate(model, batches)
     Accuracy(top1=50.0, top5=100.0, count=2)
     >>> round(evaluate(model, batches, "nats").value, 4)
-    0.7042
+    0.7043
     """
     ledger.warn_stale(model, "evaluate")
     if callable(metric):

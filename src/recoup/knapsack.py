@@ -85,10 +85,10 @@ def choose(
     Raises:
         RecoupError: numbers that are not finite, groups or options that do not correspond, no answer in time.
 
-    >>> damage = Quantity([[0.0, 0.1, 0.5], [0.0, 0.3, 0.4]])
+    >>> damage = Quantity([[0.0, 0.1, 0.5], [0.0, 0.35, 0.4]])
     >>> cycles = Quantity([[8, 4, 2], [8, 4, 2]])
     >>> choose(damage, [(cycles, 10)]).options
-    (2, 0)
+    (0, 2)
     """
     sizes = [len(row) for row in objective.each]
     _check(sizes, [objective, *(quantity for quantity, _ in limits)], [bound for _, bound in limits], runs_on)
