@@ -47,7 +47,10 @@ class How:
 class Source(Protocol):
     """A recipe's network and the batches it is scored, calibrated and tested on."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module:
+        """In float."""
+        ...
 
     def scoring(self) -> Iterable[Any]:
         """Batches that options are scored on."""

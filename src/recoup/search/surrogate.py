@@ -101,7 +101,7 @@ def _rank(pairs: Sequence[tuple[float, float]]) -> float | None:
     ranks = [_ranks([pair[side] for pair in pairs]) for side in (0, 1)]
     if any(np.ptp(rank) == 0 for rank in ranks):
         return 0.0
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def _ranks(values: Sequence[float]) -> np.ndarray:
