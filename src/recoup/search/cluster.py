@@ -59,7 +59,7 @@ def cluster(where: str, seconds: float = 30.0) -> Iterator[Executor]:
         RecoupError: the extra is not installed, an address that is none, a scheduler or workers that do not answer.
     """
     try:
-        from dask.distributed import Client
+        from dask.distributed import Client  # type: ignore[attr-defined]
     except ImportError:
         raise RecoupError(f"--cluster {where!r}: Dask distributed is not installed: {PIP}") from None
     kind, _, settings = where.partition(":")

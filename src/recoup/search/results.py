@@ -180,7 +180,12 @@ def _groups(scores: Scores) -> list[GroupRow]:
 
 
 def _row(point: Point, on_front: bool) -> PointRow:
-    named = {"name": point.policy.name, "kind": point.kind, "on_front": on_front, "options": point.options}
+    named: dict[str, Any] = {
+        "name": point.policy.name,
+        "kind": point.kind,
+        "on_front": on_front,
+        "options": point.options,
+    }
     return PointRow(**named, costs=dict(point.costs), predicted=point.predicted, **_numbers(point.measured))
 
 

@@ -231,7 +231,7 @@ def score(
     records = _records(bench, None if out is None else Path(out), any_cpu)
     new = perform(bench, made.tasks, records, executor=executor, workers=workers, shard=shard, progress=progress)
     found = _scores(made, records, metric_name(metric), _rises(metric, rises))
-    about = {"space": space.to_dict(), "most_units": space.most_units, "identity": records.identity}
+    about: dict[str, Any] = {"space": space.to_dict(), "most_units": space.most_units, "identity": records.identity}
     scores = Scores(**found, **about, sizes=_sizes(bench), made=new, calibration=bench.calibration, records=records)
     if out is not None:
         scores.save(Path(out))
