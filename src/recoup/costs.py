@@ -18,9 +18,9 @@ from recoup.policy import Policy
 from recoup.wings import cards, wing_of
 
 NO_TABLES = "there are no silicon tables: areas and energies of generated hardware are not part of this recoup yet"
-COUNTED = ("cycles", "traffic", "bits")
+COUNTED: tuple[str, ...] = ("cycles", "traffic", "bits")
 """Costs that are counted from shapes, always there."""
-PRICED = ("energy", "area")
+PRICED: tuple[str, ...] = ("energy", "area")
 """Costs that need silicon's tables."""
 
 

@@ -188,7 +188,7 @@ class _Program:
                 self.costs,
                 integrality=np.ones(self.columns),
                 bounds=Bounds(0, 1),
-                constraints=LinearConstraint(matrix, low, high),
+                constraints=LinearConstraint(matrix, low, high),  # type: ignore[arg-type]
                 options={"mip_rel_gap": 0.0, "time_limit": seconds},
             )
         if result.status == 2:

@@ -120,7 +120,8 @@ class Top1(Meter):
 
     def result(self) -> Accuracy:
         """Percentages."""
-        return Accuracy(*(100 * hit / self.total for hit in self.hits), self.total)
+        top1, top5 = (100 * hit / self.total for hit in self.hits)
+        return Accuracy(top1, top5, self.total)
 
 
 class Nats(Meter):
