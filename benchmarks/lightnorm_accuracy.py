@@ -51,13 +51,19 @@ SEPARATELY: dict[str, LightNorm] = {
     "BFP4, largest exponent shared": LightNorm(shared="max"),
     "BFP4, exact statistics": LightNorm(statistics=None),
 }
-NORMS |= SEPARATELY
+DIFFERENCE = LightNorm().statistics  # 1-5-12 for x - mu, which makes the hardware's forward unit smaller
+ROUNDED: dict[str, LightNorm] = {
+    "range + FP10, x - mu in 1-5-12": LightNorm.fp10(difference=DIFFERENCE),
+    "range + FP10 + BFP4, x - mu in 1-5-12": LightNorm(difference=DIFFERENCE),
+}
+NORMS |= SEPARATELY | ROUNDED
 MAIN = ("batch norm", "range", "range + FP10", "range + FP10 + BFP4")
 PLAN = [("ResNet-20", norm, seed) for seed in SEEDS for norm in MAIN]
 PLAN += [("MobileNet-v1 x0.25", norm, seed) for seed in SEEDS for norm in MAIN]
-WIDE = [norm for norm in NORMS if norm not in MAIN and norm not in SEPARATELY]
+WIDE = [norm for norm in NORMS if norm not in MAIN and norm not in SEPARATELY and norm not in ROUNDED]
 PLAN += [("ResNet-20", norm, seed) for seed in SEEDS for norm in WIDE]
 PLAN += [("MobileNet-v1 x0.25", norm, seed) for seed in SEEDS for norm in (*SEPARATELY, *WIDE)]
+PLAN += [(network, norm, seed) for network in NETWORKS for seed in SEEDS for norm in ROUNDED]
 METHODS = ("none", "paired", "average")
 
 
@@ -95,7 +101,7 @@ def tables(log: Log) -> str:
         cells = [log.cell([("trained", network, norm, seed) for seed in SEEDS]) for network in networks]
         lines.append(f"| {norm} | {' | '.join(cells)} |")
     lines += ["", f"| converted | {' | '.join(METHODS)} |", "|---" * (len(METHODS) + 1) + "|"]
-    for norm in (*MAIN, *WIDE):
+    for norm in (*MAIN, *WIDE, *ROUNDED):
         cells = [log.cell([("converted", norm, method, 0)]) for method in METHODS]
         lines.append(f"| {norm} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -109,7 +115,7 @@ def main() -> None:
     torch.set_num_threads(1)
     log = Log(RESULTS / "lightnorm_accuracy.jsonl")
     if not arguments.tables and arguments.part != "trained":
-        for norm in (*MAIN, *WIDE):
+        for norm in (*MAIN, *WIDE, *ROUNDED):
             for method in METHODS if norm != "batch norm" else ("none",):
                 log.measure(("converted", norm, method, 0), lambda n=norm, m=method: converted(n, m))
     if not arguments.tables and arguments.part != "converted":

@@ -27,10 +27,13 @@ class LightNorm(Config):
 
         x_q = B(F(x))
         mu = S(sum x_q / n),   s = (1/K) sum_k C(m_k) (max_k x_q - min_k x_q) + eps,   r = S(1/s)
-        xhat = F((x_q - mu) r),   y = B(F(F(gamma) xhat + F(beta)))
+        xhat = F(D(x_q - mu) r),   y = B(F(F(gamma) xhat + F(beta)))
 
-    with F the format ``forward``, S ``statistics`` and B the blocks; the gradients are in `recoup.lightnorm.reference`.
-    Every other operation is float64 rounded to nearest. Sums are exact where from the highest bit of the sum of
+    with F the format ``forward``, S ``statistics``, D ``difference`` and B the blocks; the gradients are in
+    `recoup.lightnorm.reference`. What a format rounds is exact before: *exact, then the format*. The kernels round it
+    to float64 on the way, which gives the same bits unless the exact value needs more than 53 bits and lies within
+    2^-53 of a step. C(m_k) / K and eps are float64 numbers, and s and 1/s exact before S, in the kernels too. Without a
+    format every operation is float64 rounded to nearest. Sums are exact where from the highest bit of the sum of
     magnitudes to the lowest bit of an element there are at most 106 bits, as always for FP10 activations; of terms some
     thirty decimal orders apart the smallest may be lost.
 
@@ -72,9 +75,10 @@ class LightNorm(Config):
     shared: Shared = "outlier"
     nonfinite: Nonfinite = "propagate"
     axis: Axis = field(default="channel", kw_only=True)
+    difference: Float | None = field(default=None, kw_only=True)
 
     def _check(self) -> None:
-        for name in ("forward", "backward", "statistics"):
+        for name in ("forward", "backward", "statistics", "difference"):
             _check_format(name, getattr(self, name))
         if self.block is not None:
             note = ", or None for no blocks"

@@ -47,12 +47,14 @@ def normalize(
     scale: Tensor,
     shift: Tensor,
     format: Float | None,  # noqa: A002
+    difference: Float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """y = F(gamma xhat + beta) and xhat = F((x - mu) r), in x's dtype; the vectors are float64 [C]."""
+    """y = F(gamma xhat + beta) and xhat = F(D(x - mu) r), in x's dtype; the vectors are float64 [C]."""
     y, xhat = torch.empty_like(x), torch.empty_like(x)
     vectors = [array(v) for v in (mean, reciprocal, scale, shift)]
-    arrays, shape, numbers = [_flat(v) for v in (x, xhat, y)], tuple(x.shape), tuple(rounding_of(format))
-    over_rows(lambda a, b: normalize_kernel(*arrays, a, b, shape, *vectors, numbers), shape[1], shape[0] * shape[2])
+    arrays, shape = [_flat(v) for v in (x, xhat, y)], tuple(x.shape)
+    numbers = tuple(rounding_of(format)), tuple(rounding_of(difference))
+    over_rows(lambda a, b: normalize_kernel(*arrays, a, b, shape, *vectors, *numbers), shape[1], shape[0] * shape[2])
     return y, xhat
 
 

@@ -14,19 +14,23 @@ import numpy as np
 from numba import njit
 
 from recoup.formats.cpu_kernels import as_float
-from recoup.lightnorm.cpu_rounding import GENERAL, TRUNCATE, Rounding, generally, inner, rounded, truncated
+from recoup.lightnorm.cpu_rounding import (
+    GENERAL,
+    NONE,
+    TRUNCATE,
+    Rounding,
+    generally,
+    inner,
+    odd_sum,
+    rounded,
+    scaled_difference,
+    truncated,
+    two_sum,
+)
 
 LANES = 64
 
 _njit: Any = njit(nogil=True, cache=True)
-
-
-@inner
-def two_sum(s, v):
-    """s + v, and exactly what rounding took from it."""
-    t = s + v
-    z = t - s
-    return t, (s - (t - z)) + (v - z)
 
 
 @inner
@@ -128,26 +132,42 @@ def moments_kernel(x, keys, first, last, shape, segments, sums, ends, indices):
                 indices[c, chunk, side] = sample * places + i
 
 
+@inner
+def _subtract(source, result, mu, rounding):
+    """D(x - mu) in the result's dtype, which holds the values of every format."""
+    F = result.dtype.type
+    if rounding.mode == TRUNCATE:
+        for i in range(source.size):
+            result[i] = F(truncated(odd_sum(np.float64(source[i]), -mu), rounding))
+    else:
+        for i in range(source.size):
+            result[i] = F(generally(odd_sum(np.float64(source[i]), -mu), rounding))
+
+
 @_njit
-def normalize_kernel(x, xhat, y, first, last, shape, mean, reciprocal, scale, shift, numbers):
-    """xhat = F((x - mu) r), y = F(gamma xhat + beta), channel by channel; ``numbers`` of a `Rounding`."""
+def normalize_kernel(x, xhat, y, first, last, shape, mean, reciprocal, scale, shift, numbers, difference_numbers):
+    """xhat = F(D(x - mu) r), y = F(gamma xhat + beta), channel by channel; ``numbers`` of a `Rounding`."""
     samples, channels, places = shape
-    F, rounding = y.dtype.type, Rounding(*numbers)
+    F, rounding, difference = y.dtype.type, Rounding(*numbers), Rounding(*difference_numbers)
     for c in range(first, last):
-        mu, r, g, b = mean[c], reciprocal[c], scale[c], shift[c]
+        r, g, b = reciprocal[c], scale[c], shift[c]
         for sample in range(samples):
+            mu = mean[c]
             at = (sample * channels + c) * places
             source, normal, result = x[at : at + places], xhat[at : at + places], y[at : at + places]
+            if difference.mode != NONE:
+                _subtract(source, normal, mu, difference)
+                source, mu = normal, 0.0
             if rounding.mode == TRUNCATE:
                 for i in range(places):
-                    h = truncated((np.float64(source[i]) - mu) * r, rounding)
+                    h = truncated(scaled_difference(np.float64(source[i]), mu, r), rounding)
                     normal[i] = F(h)
-                    result[i] = F(truncated(g * h + b, rounding))
+                    result[i] = F(truncated(odd_sum(g * h, b), rounding))
             elif rounding.mode == GENERAL:
                 for i in range(places):
-                    h = generally((np.float64(source[i]) - mu) * r, rounding)
+                    h = generally(scaled_difference(np.float64(source[i]), mu, r), rounding)
                     normal[i] = F(h)
-                    result[i] = F(generally(g * h + b, rounding))
+                    result[i] = F(generally(odd_sum(g * h, b), rounding))
             else:
                 for i in range(places):
                     h = F((np.float64(source[i]) - mu) * r)
@@ -185,10 +205,10 @@ def gradient_kernel(g, dx, first, last, shape, mean, slope, amounts, indices, nu
             source, result = g[at : at + places], dx[at : at + places]
             if rounding.mode == TRUNCATE:
                 for i in range(places):
-                    result[i] = F(truncated((np.float64(source[i]) - m) * a, rounding))
+                    result[i] = F(truncated(scaled_difference(np.float64(source[i]), m, a), rounding))
             elif rounding.mode == GENERAL:
                 for i in range(places):
-                    result[i] = F(generally((np.float64(source[i]) - m) * a, rounding))
+                    result[i] = F(generally(scaled_difference(np.float64(source[i]), m, a), rounding))
             else:
                 for i in range(places):
                     result[i] = F((np.float64(source[i]) - m) * a)
@@ -200,4 +220,8 @@ def gradient_kernel(g, dx, first, last, shape, mean, slope, amounts, indices, nu
                 n = low if side else high
                 amount = -amounts[c, chunk] if side else amounts[c, chunk]
                 at = (n // places * channels + c) * places + n % places
-                dx[at] = F(rounded((np.float64(g[at]) - m) * a - amount, rounding))
+                v = np.float64(g[at])
+                if rounding.mode == NONE:
+                    dx[at] = F((v - m) * a - amount)
+                else:
+                    dx[at] = F(rounded(odd_sum(scaled_difference(v, m, a), -amount), rounding))

@@ -1,5 +1,7 @@
 """A float64 in a format, as LightNorm's kernels round it: what they need to know of the format, and the arithmetic.
 
+What a format rounds is exact before, or float64 rounded to odd (see exact.py), which formats round to the same.
+
 A kernel takes these numbers as a plain tuple and names them inside, ``Rounding(*numbers)``: numba spends 2 us a call on
 every named tuple that it is given, and 0.1 us on a plain one.
 """
@@ -9,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
+from numba.extending import intrinsic
 
 from recoup.formats import Float
 from recoup.formats.cpu_kernels import as_float, as_integer
@@ -21,6 +24,9 @@ FRACTION = 52
 inner: Any = njit(nogil=True)
 """Compiles what only kernels call. It is not cached, and need not be: a kernel's own cache has it. Numba's index of a
 cache keeps the types of arguments, named tuples by the path of their class, and cannot be read once that has moved."""
+
+
+_intrinsic: Any = intrinsic
 
 
 class Rounding(NamedTuple):
@@ -63,6 +69,62 @@ def rounding_of(format: Float | None) -> Rounding:  # noqa: A002
         nearest=int(format.rounding == "nearest"),
         flush=int(not format.subnormals),
     )
+
+
+@_intrinsic
+def _fma(typing_context, x, y, z):
+    """x y + z of floats, rounded once."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        return builder.fma(*arguments)
+
+    return x(x, y, z), generate
+
+
+@inner
+def two_sum(s, v):
+    """s + v, and exactly what rounding took from it."""
+    t = s + v
+    z = t - s
+    return t, (s - (t - z)) + (v - z)
+
+
+@inner
+def _odd(value, error):
+    """The exact value + error rounded to odd; the value is the nearest float64."""
+    bits = as_integer(value)
+    moved = np.int64(bits + 1) if (error > 0) == (value > 0) else np.int64(bits - 1)
+    return as_float(moved if (error != 0.0 and np.int64(bits & 1) == 0) else np.int64(bits))
+
+
+@inner
+def odd_sum(x, y):
+    """x + y rounded to odd."""
+    total, error = two_sum(x, y)
+    return _odd(total, error)
+
+
+@inner
+def odd_quotient(x, divisor):
+    """x / divisor rounded to odd, for a positive divisor."""
+    result, by = x / divisor, np.float64(divisor)
+    return _odd(result, _fma(-result, by, x))
+
+
+@inner
+def averaged(total, error, elements, rounding):
+    """A sum that is given as a pair, over n, in the format."""
+    if rounding.mode == NONE:
+        return (total + error) / elements
+    return rounded(odd_quotient(odd_sum(total, error), np.float64(elements)), rounding)
+
+
+@inner
+def scaled_difference(x, mean, factor):
+    """(x - mean) factor, each rounded to odd."""
+    difference = odd_sum(x, -mean)
+    product = difference * factor
+    return _odd(product, _fma(difference, factor, -product))
 
 
 @inner

@@ -93,14 +93,18 @@ def normalize(
     scale: Tensor,
     shift: Tensor,
     format: Float | None,  # noqa: A002
+    difference: Float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """y = F(gamma xhat + beta) and xhat = F((x - mu) r), in x's dtype; the vectors are float64 [C]."""
+    """y = F(gamma xhat + beta) and xhat = F(D(x - mu) r), in x's dtype; the vectors are float64 [C]."""
     _check(x)
     y, xhat, (grid, shape, tile) = torch.empty_like(x), torch.empty_like(x), _tiles(x)
     vectors = [v.contiguous() for v in (mean, reciprocal, scale, shift)]
     numbers, constants = _rounding(format)
+    numbers_D, constants_D = _rounding(difference)
     with _device_of(x):
-        normalize_kernel[grid](x, xhat, y, *vectors, *shape, *numbers, *constants, *tile, **OPTIONS)
+        normalize_kernel[grid](
+            x, xhat, y, *vectors, *shape, *numbers, *numbers_D, *constants, *constants_D, *tile, **OPTIONS
+        )
     return y, xhat
 
 

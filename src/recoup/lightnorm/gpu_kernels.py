@@ -65,6 +65,40 @@ def rounded(v, mask, low, top, spread, depth, MODE: tl.constexpr, NEAREST: tl.co
 
 
 @triton.jit
+def odd(value, error):
+    """The exact value + error rounded to odd: `cpu_rounding._odd`."""
+    bits = value.to(tl.int64, bitcast=True)
+    moved = tl.where((error > 0) == (value > 0), bits + 1, bits - 1)
+    return tl.where((error != 0) & ((bits & 1) == 0), moved, bits).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def odd_sum(x, y):
+    """x + y rounded to odd."""
+    t = x + y
+    z = t - x
+    return odd(t, (x - (t - z)) + (y - z))
+
+
+@triton.jit
+def halves(x):
+    """Two halves of a float64, of 26 bits each."""
+    large = x * 134217729.0
+    high = large - (large - x)
+    return high, x - high
+
+
+@triton.jit
+def scaled_difference(x, mean, factor):
+    """(x - mean) factor, each rounded to odd."""
+    difference = odd_sum(x, -mean)
+    product = difference * factor
+    a, b = halves(difference)
+    c, d = halves(factor)
+    return odd(product, ((a * c - product) + a * d + b * c) + b * d)
+
+
+@triton.jit
 def finite_kernel(keys, found, size, INFINITE: tl.constexpr, ABSOLUTE: tl.constexpr, LANES: tl.constexpr):
     """found = 1 where a number's bits are those of NaN or infinity."""
     at = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
@@ -179,23 +213,28 @@ def _tile(rows, channels, places, tiles, ROWS: tl.constexpr, COLUMNS: tl.constex
 
 
 _PLAIN = ["rows", "channels", "places", "tiles", "chunks", "mask", "low", "top", "spread", "depth"]
+_DIFFERENCE = ["mask_D", "low_D", "top_D", "spread_D", "depth_D"]
 
 
-@triton.jit(do_not_specialize=_PLAIN)
+@triton.jit(do_not_specialize=_PLAIN[:4] + _PLAIN[5:] + _DIFFERENCE)
 def normalize_kernel(
     x, xhat, y, mean, reciprocal, scale, shift, rows, channels, places, tiles, mask, low, top, spread, depth,
-    MODE: tl.constexpr, NEAREST: tl.constexpr, FLUSH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    mask_D, low_D, top_D, spread_D, depth_D,
+    MODE: tl.constexpr, NEAREST: tl.constexpr, FLUSH: tl.constexpr,
+    MODE_D: tl.constexpr, NEAREST_D: tl.constexpr, FLUSH_D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """xhat = F((x - mu) r), y = F(gamma xhat + beta)."""
+    """xhat = F(D(x - mu) r), y = F(gamma xhat + beta)."""
     at, inside, c = _tile(rows, channels, places, tiles, ROWS, COLUMNS)
-    v = tl.load(x + at, mask=inside, other=0.0).to(tl.float64)
-    h = (v - tl.load(mean + c)) * tl.load(reciprocal + c)
+    v, mu, r = tl.load(x + at, mask=inside, other=0.0).to(tl.float64), tl.load(mean + c), tl.load(reciprocal + c)
+    if MODE_D != NONE:
+        v = rounded(odd_sum(v, -mu), mask_D, low_D, top_D, spread_D, depth_D, MODE_D, NEAREST_D, FLUSH_D)
+        mu = mu * 0.0
     if MODE == NONE:
-        h = h.to(x.dtype.element_ty).to(tl.float64)
+        h = ((v - mu) * r).to(x.dtype.element_ty).to(tl.float64)
+        v = tl.load(scale + c) * h + tl.load(shift + c)
     else:
-        h = rounded(h, mask, low, top, spread, depth, MODE, NEAREST, FLUSH)
-    v = tl.load(scale + c) * h + tl.load(shift + c)
-    if MODE != NONE:
+        h = rounded(scaled_difference(v, mu, r), mask, low, top, spread, depth, MODE, NEAREST, FLUSH)
+        v = odd_sum(tl.load(scale + c) * h, tl.load(shift + c))
         v = rounded(v, mask, low, top, spread, depth, MODE, NEAREST, FLUSH)
     tl.store(xhat + at, h.to(x.dtype.element_ty), mask=inside)
     tl.store(y + at, v.to(x.dtype.element_ty), mask=inside)
@@ -209,8 +248,10 @@ def gradient_kernel(
     """dx = F'((g - m) slope)."""
     at, inside, c = _tile(rows, channels, places, tiles, ROWS, COLUMNS)
     v = tl.load(g + at, mask=inside, other=0.0).to(tl.float64)
-    v = (v - tl.load(mean + c)) * tl.load(slope + c)
-    if MODE != NONE:
+    if MODE == NONE:
+        v = (v - tl.load(mean + c)) * tl.load(slope + c)
+    else:
+        v = scaled_difference(v, tl.load(mean + c), tl.load(slope + c))
         v = rounded(v, mask, low, top, spread, depth, MODE, NEAREST, FLUSH)
     tl.store(dx + at, v.to(g.dtype.element_ty), mask=inside)
 
@@ -232,8 +273,11 @@ def extrema_kernel(
     for side in tl.static_range(2):
         i = lowest if side == 1 else highest
         at = _address(i, c, channels, places)
-        v = (tl.load(g + at, mask=inside, other=0.0).to(tl.float64) - m) * a
-        v = v + amount if side == 1 else v - amount
-        if MODE != NONE:
+        v = tl.load(g + at, mask=inside, other=0.0).to(tl.float64)
+        change = amount if side == 1 else -amount
+        if MODE == NONE:
+            v = (v - m) * a + change
+        else:
+            v = odd_sum(scaled_difference(v, m, a), change)
             v = rounded(v, mask, low, top, spread, depth, MODE, NEAREST, FLUSH)
         tl.store(dx + at, v.to(g.dtype.element_ty), mask=inside)

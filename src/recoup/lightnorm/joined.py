@@ -55,7 +55,7 @@ class JoinedPasses(SeparatePasses):
     def totals(self, plain: Tensor, cross: Tensor, elements: int) -> tuple[Tensor, Tensor, int]:
         """Over all processes."""
         pairs = self._gathered(torch.stack([plain, cross]))
-        plain, cross = added(pairs).sum(-1)
+        plain, cross = added(pairs)
         return plain, cross, elements * len(pairs)
 
     def share(self, constants: Tensor, chunks: int) -> Tensor:

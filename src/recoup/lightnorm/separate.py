@@ -14,6 +14,7 @@ from recoup.errors import RecoupError
 from recoup.formats import BlockFloat, Float, quantize
 from recoup.kernels.operators import needs_triton, on_device
 from recoup.lightnorm.config import LightNorm
+from recoup.lightnorm.exact import exact_reciprocals, quotient, uncertainty
 from recoup.lightnorm.scale import factors
 
 
@@ -73,12 +74,13 @@ class SeparatePasses:
         config = self.config
         g = self._read(grad, "the gradient", config.backward, config.backward_blocks)
         plain, cross = self.device.products(g, xhat)
-        dbeta, dgamma = (rounded(v.sum(-1), config.gradient_statistics).to(grad.dtype) for v in (plain, cross))
-        total, product, elements = self.totals(plain, cross, grad.shape[0] * grad.shape[2])
+        form = config.gradient_statistics
+        dbeta, dgamma = (averaged(v, 1, form).to(grad.dtype) for v in (plain, cross))
+        plain, cross, elements = self.totals(plain, cross, grad.shape[0] * grad.shape[2])
         slope = _parameter(gamma, config) * r
         if indices.shape[1]:
-            mean = rounded(total / elements, config.gradient_statistics)
-            amounts = self._amounts(slope, rounded(product, config.gradient_statistics), elements, indices.shape[1])
+            mean = averaged(plain, elements, form)
+            amounts = self._amounts(slope, averaged(cross, 1, form), elements, indices.shape[1])
         else:  # the statistics are constants
             mean, amounts = torch.zeros_like(slope), slope[:, None][:, :0]
         # a channel whose statistics are NaN gets NaN gradients through its slope
@@ -106,8 +108,8 @@ class SeparatePasses:
         return *self.device.moments(x_q, self.config.chunks), x_q.shape[0] * x_q.shape[2]
 
     def totals(self, plain: Tensor, cross: Tensor, elements: int) -> tuple[Tensor, Tensor, int]:
-        """The gradient's sums over the whole batch, float64 [C], from pairs [C, 2]; and n."""
-        return plain.sum(-1), cross.sum(-1), elements
+        """The gradient's sums over the whole batch, as pairs [C, 2]; and n."""
+        return plain, cross, elements
 
     def share(self, constants: Tensor, chunks: int) -> Tensor:  # noqa: ARG002 - all of them here
         """The constants of this process's chunks."""
@@ -121,7 +123,7 @@ class SeparatePasses:
     def _normalized(self, x_q: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
         config = self.config
         y, xhat = self.device.normalize(
-            x_q, mean, r, _parameter(gamma, config), _parameter(beta, config), config.forward
+            x_q, mean, r, _parameter(gamma, config), _parameter(beta, config), config.forward, config.difference
         )
         return blocked(y, config.forward_blocks), xhat
 
@@ -141,13 +143,22 @@ def _parameter(value: Tensor, config: LightNorm) -> Tensor:
     return rounded(value.detach(), config.forward).double()
 
 
+def averaged(pairs: Tensor, elements: int, form: Float | None) -> Tensor:
+    """Sums that are given as pairs, float64 [C, 2], over n."""
+    return pairs.sum(-1) / elements if form is None else rounded(quotient(pairs, elements), form)
+
+
 def statistics(
     sums: Tensor, ends: Tensor, elements: int, config: LightNorm, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """mu and r, rounded, and s, from a channel's exact sums and its chunks' ends."""
-    total = sums.sum(-1)
+    total, form = sums.sum(-1), config.statistics
     s = torch.where(total.isnan(), torch.nan, deviation(ends, elements, config, eps))
-    return rounded(total / elements, config.statistics), s, rounded(1 / s, config.statistics)
+    r = rounded(1 / s, form)
+    if form is not None:
+        low, high = (rounded(1 / s * (1 + sign * uncertainty(config.chunks)), form) for sign in (-1, 1))
+        r = exact_reciprocals(r, low != high, ends, elements, config, eps)
+    return averaged(sums, elements, form), s, r
 
 
 def deviation(ends: Tensor, elements: int, config: LightNorm, eps: float) -> Tensor:

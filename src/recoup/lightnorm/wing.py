@@ -26,6 +26,7 @@ def title(config: LightNorm) -> str:
     parts += [f"gradients {_format_title(config.backward)}"] if config.backward != usual else []
     expected = None if config.forward is None else plain.statistics
     parts += [f"statistics {_format_title(config.statistics)}"] if config.statistics != expected else []
+    parts += [] if config.difference is None else [f"x - mu {_format_title(config.difference)}"]
     if config.block is not None:
         parts.append(f"blocks of {config.block}")
         parts += ["largest exponent shared"] if config.shared == "max" else []

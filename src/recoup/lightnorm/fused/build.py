@@ -112,5 +112,5 @@ def small_products(recipe: Recipe, form: Float, xhat: Float, elements: int) -> t
 @cache
 def kernel(name: str, recipe: Recipe, target: Target | None = None) -> Kernel:
     """A compiled pass."""
-    emit, signature = EMITTERS[name]
-    return Kernel(emit(recipe), name, signature, target or host())
+    (emit, signature), machine = EMITTERS[name], target or host()
+    return Kernel(emit(recipe, machine), name, signature, machine)

@@ -124,7 +124,7 @@ def _address(array: Tensor | np.ndarray) -> int:
 def plan(config: LightNorm, chunks: int, dtype: torch.dtype, N: int, C: int, P: int) -> EmittedPasses | None:
     """The passes for a shape, or None where formats do not allow them; ``chunks`` 0 where there are no batch
     statistics."""
-    if dtype != torch.float32:
+    if dtype != torch.float32 or config.difference is not None:
         return None
     passes = EmittedPasses(config, chunks, tiling(N, C, P, chunks, config.block, LIMITS))
     return None if passes.fore is None and passes.back is None else passes

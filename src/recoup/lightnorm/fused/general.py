@@ -14,6 +14,7 @@ from recoup.kernels.threads import over_rows
 from recoup.lightnorm.config import LightNorm
 from recoup.lightnorm.cpu import INTEGERS
 from recoup.lightnorm.cpu_kernels import LANES
+from recoup.lightnorm.cpu_rounding import rounding_of
 from recoup.lightnorm.fused.general_kernels import gradient_pass, moments_pass, normalize_pass, products_pass
 from recoup.lightnorm.fused.sequence import Doubles, FusedPasses, Indices
 from recoup.lightnorm.fused.tile_format import tile_format
@@ -32,6 +33,7 @@ class GeneralPasses(FusedPasses):
         fore = tile_format(config.forward, config.forward_blocks, dtype)
         back = tile_format(config.backward, config.backward_blocks, dtype)
         self.fore = fore.for_any_factors().numbers(), fore.numbers()
+        self.difference = tuple(rounding_of(config.difference))
         self.back = back.for_any_factors().numbers(), back.numbers()
 
     def moments(self, x: Tensor, sums: Doubles, ends: Doubles, indices: Indices) -> bool:
@@ -47,7 +49,8 @@ class GeneralPasses(FusedPasses):
             self.fore[ordinary],
         )
         over_rows(
-            lambda a, b: normalize_pass(*arrays, a, b, self.pieces, numbers, factors, unfit), *self.tiling.of_blocks
+            lambda a, b: normalize_pass(*arrays, a, b, self.pieces, numbers, self.difference, factors, unfit),
+            *self.tiling.of_blocks,
         )
         return not unfit[0]
 

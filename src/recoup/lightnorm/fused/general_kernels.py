@@ -16,8 +16,20 @@ import numpy as np
 from numba import njit
 
 from recoup.formats.cpu_kernels import as_float, as_integer
-from recoup.lightnorm.cpu_kernels import LANES, extrema, join_lanes, two_sum
-from recoup.lightnorm.cpu_rounding import GENERAL, TRUNCATE, generally, inner, rounded, truncated
+from recoup.lightnorm.cpu_kernels import LANES, extrema, join_lanes
+from recoup.lightnorm.cpu_rounding import (
+    GENERAL,
+    NONE,
+    TRUNCATE,
+    Rounding,
+    generally,
+    inner,
+    odd_sum,
+    rounded,
+    scaled_difference,
+    truncated,
+    two_sum,
+)
 from recoup.lightnorm.fused.general_tiles import copy, infinity_of, read_tile, share_exponents
 from recoup.lightnorm.fused.statistics import BETA, GAMMA, MEAN, RECIPROCAL, SLOPE
 from recoup.lightnorm.fused.tile_format import named
@@ -141,18 +153,29 @@ def products_pass(keys, others, first, last, pieces, numbers, plain, cross, unfi
 
 
 @inner
+def _subtract_row(row, F, mu, rounding):
+    """D(x - mu) in place: F, the input's type, holds the values of every format."""
+    if rounding.mode == TRUNCATE:
+        for i in range(row.size):
+            row[i] = as_integer(F(truncated(odd_sum(np.float64(as_float(row[i])), -mu), rounding)))
+    else:
+        for i in range(row.size):
+            row[i] = as_integer(F(generally(odd_sum(np.float64(as_float(row[i])), -mu), rounding)))
+
+
+@inner
 def _normalize_row(row, normal, F, mu, r, g, b, rounding):
     """xhat = F((x - mu) r) to memory, y = F(gamma xhat + beta) to the row."""
     if rounding.mode == TRUNCATE:
         for i in range(row.size):
-            h = truncated((np.float64(as_float(row[i])) - mu) * r, rounding)
+            h = truncated(scaled_difference(np.float64(as_float(row[i])), mu, r), rounding)
             normal[i] = F(h)
-            row[i] = as_integer(F(truncated(g * h + b, rounding)))
+            row[i] = as_integer(F(truncated(odd_sum(g * h, b), rounding)))
     elif rounding.mode == GENERAL:
         for i in range(row.size):
-            h = generally((np.float64(as_float(row[i])) - mu) * r, rounding)
+            h = generally(scaled_difference(np.float64(as_float(row[i])), mu, r), rounding)
             normal[i] = F(h)
-            row[i] = as_integer(F(generally(g * h + b, rounding)))
+            row[i] = as_integer(F(generally(odd_sum(g * h, b), rounding)))
     else:
         for i in range(row.size):
             h = F((np.float64(as_float(row[i])) - mu) * r)
@@ -161,9 +184,10 @@ def _normalize_row(row, normal, F, mu, r, g, b, rounding):
 
 
 @_njit
-def normalize_pass(keys, xhat, y, first, last, pieces, numbers, factors, unfit):
+def normalize_pass(keys, xhat, y, first, last, pieces, numbers, difference_numbers, factors, unfit):
     """Samples' blocks of channels, in memory order: xhat and B(y); ``y`` bits."""
     cut, format = Tiling(*pieces), named(numbers)  # noqa: A001
+    difference = Rounding(*difference_numbers)
     channels, places, block, pitch = cut.channels, cut.places, cut.block, cut.pitch
     infinity, F, (tile, spare) = infinity_of(keys), xhat.dtype.type, _scratch(cut, keys)
     for i in range(first, last):
@@ -179,6 +203,9 @@ def normalize_pass(keys, xhat, y, first, last, pieces, numbers, factors, unfit):
                 c, to = begin + w, at + w * places
                 mu, r, g, b = factors[MEAN, c], factors[RECIPROCAL, c], factors[GAMMA, c], factors[BETA, c]
                 row, normal = tile[w * pitch : w * pitch + n], xhat[to : to + n]
+                if difference.mode != NONE:
+                    _subtract_row(row, F, mu, difference)
+                    mu = 0.0
                 _normalize_row(row, normal, F, mu, r, g, b, format.rounding)
             out = share_exponents(tile, spare, W, n, pitch, format)
             for w in range(W):
@@ -190,10 +217,10 @@ def _gradient_row(row, F, m, slope, rounding):
     """F'((g - m) slope) in place."""
     if rounding.mode == TRUNCATE:
         for i in range(row.size):
-            row[i] = as_integer(F(truncated((np.float64(as_float(row[i])) - m) * slope, rounding)))
+            row[i] = as_integer(F(truncated(scaled_difference(np.float64(as_float(row[i])), m, slope), rounding)))
     elif rounding.mode == GENERAL:
         for i in range(row.size):
-            row[i] = as_integer(F(generally((np.float64(as_float(row[i])) - m) * slope, rounding)))
+            row[i] = as_integer(F(generally(scaled_difference(np.float64(as_float(row[i])), m, slope), rounding)))
     else:
         for i in range(row.size):
             row[i] = as_integer(F((np.float64(as_float(row[i])) - m) * slope))
@@ -223,7 +250,10 @@ def gradient_pass(keys, dx, first, last, pieces, numbers, factors, amounts, indi
                     if 0 <= place < n:
                         amount = -amounts[c, chunk] if side else amounts[c, chunk]
                         g = np.float64(as_float(row[place]))
-                        ends[side] = rounded((g - m) * slope - amount, format.rounding)
+                        if format.rounding.mode == NONE:
+                            ends[side] = (g - m) * slope - amount
+                        else:
+                            ends[side] = rounded(odd_sum(scaled_difference(g, m, slope), -amount), format.rounding)
                 _gradient_row(row, F, m, slope, format.rounding)
                 for side in range(sides):
                     place = indices[c, chunk, side] - origin

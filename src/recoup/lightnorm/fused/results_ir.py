@@ -1,5 +1,8 @@
 """LightNorm's passes with results, emitted: `normalize` writes xhat and y, `gradient` dx; walked in memory's order.
 
+Toward zero, float64's own arithmetic is cut to a format as the exact one is: so these kernels round where there is a
+format, whatever the processor; see `exactly`.
+
 Legend: x, xhat, y, g, dx flat [N, C, P]; ``factors`` and ``amounts`` those of statistics.py; K chunks.
 """
 
@@ -7,7 +10,8 @@ from typing import Any
 
 from llvmlite import ir
 
-from recoup.kernels.llvm import I64, D, P
+from recoup.kernels.llvm import I64, D, P, Target
+from recoup.kernels.rounding import EXCEPTIONS_MASKED, TOWARD_ZERO, internal, rounding
 from recoup.kernels.signature import Definition, Signature
 from recoup.lightnorm.fused.tile_ir import LANES, VD, Recipe, Tile
 from recoup.lightnorm.fused.walk_ir import BLOCKS, Row, over_blocks
@@ -16,11 +20,11 @@ NORMALIZE = Signature.of(**BLOCKS, x=P, xhat=P, y=P, factors=P)
 GRADIENT = Signature.of(**BLOCKS, g=P, dx=P, factors=P, amounts=P, indices=P, chunks=I64)
 
 
-def normalize(recipe: Recipe) -> ir.Module:
+def normalize(recipe: Recipe, target: Target) -> ir.Module:
     """xhat = F((x - mu) r) and y = B(F(gamma xhat + beta)). ``peak``: the largest magnitude of inputs' exponents and
     of results before their blocks."""
     module = ir.Module("normalize")
-    v = NORMALIZE.define(module, "normalize")
+    v = NORMALIZE.define(module, "normalize") if recipe.mantissa is None else internal(module, "rows", NORMALIZE)
     b, tile = v.b, Tile(v.b, recipe, v["scratch"], v["pitch"])
     write_result = tile.store if recipe.block else tile.write
 
@@ -41,14 +45,14 @@ def normalize(recipe: Recipe) -> ir.Module:
         tile.along(row.length, body)
 
     over_blocks(tile, v, v["x"], v["y"], each)
-    return module
+    return module if recipe.mantissa is None else exactly(v, module, "normalize", target)
 
 
-def gradient(recipe: Recipe) -> ir.Module:
+def gradient(recipe: Recipe, target: Target) -> ir.Module:
     """dx = B(F'((g - m) slope, less the amount at a chunk's first maximum, plus it at its first minimum));
     ``indices`` int64 [C, K, 2]."""
     module = ir.Module("gradient")
-    v = GRADIENT.define(module, "gradient")
+    v = GRADIENT.define(module, "gradient") if recipe.mantissa is None else internal(module, "rows", GRADIENT)
     b, tile = v.b, Tile(v.b, recipe, v["scratch"], v["pitch"])
     write_result = tile.store if recipe.block else tile.write
 
@@ -81,6 +85,20 @@ def gradient(recipe: Recipe) -> ir.Module:
                     tile.store(dx, out, index, None if recipe.block else inside)
 
     over_blocks(tile, v, v["g"], v["dx"], each)
+    return module if recipe.mantissa is None else exactly(v, module, "gradient", target)
+
+
+def exactly(inner: Definition, module: ir.Module, name: str, target: Target) -> ir.Module:
+    """A kernel that runs another one with float64 rounding toward zero.
+
+    Of an exact (x - mu) r a format then takes what it would take of the exact one: the difference is exact for FP10
+    activations, and where a wider one is not, what is cut off it is below 2^-52 of it and cannot be seen but within
+    that of a step.
+    """
+    outer = inner.signature.define(module, name)
+    with rounding(outer.b, EXCEPTIONS_MASKED | TOWARD_ZERO, target):
+        inner.call(outer)
+    outer.b.ret_void()
     return module
 
 

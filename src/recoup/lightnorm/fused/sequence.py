@@ -18,6 +18,7 @@ from recoup.kernels.arrays import array
 from recoup.kernels.memory import fresh
 from recoup.lightnorm.config import LightNorm
 from recoup.lightnorm.cpu_rounding import rounding_of
+from recoup.lightnorm.exact import exact_reciprocals, uncertainty
 from recoup.lightnorm.fused.statistics import (
     MEAN,
     RECIPROCAL,
@@ -46,6 +47,7 @@ class FusedPasses(ABC):
     """
 
     def __init__(self, config: LightNorm, chunks: int, dtype: torch.dtype, tiling: Tiling) -> None:
+        self.config = config
         self.chunks, self.tiling, self.dtype = chunks, tiling, FLOATS[dtype]
         self.constants = scale_factors(tiling.elements, chunks, config.scale) if chunks else np.empty(0)
         forms = config.forward, config.statistics, config.gradient_statistics
@@ -78,8 +80,12 @@ class FusedPasses(ABC):
         sums, ends, indices = np.empty((C, 2)), np.empty((C, K, 2)), np.empty((C, K, 2), np.int64)
         if not self.moments(x, sums, ends, indices):
             return None
-        factors, s = np.empty((4, C)), np.empty(C)
-        ordinary = batch_statistics(sums, ends, self.constants, elements, eps, self.statistic_numbers, factors, s)
+        factors, s, doubtful = np.empty((4, C)), np.empty(C), np.empty(C, np.bool_)
+        given = self.constants, elements, eps, uncertainty(K), self.statistic_numbers
+        ordinary = batch_statistics(sums, ends, *given, factors, s, doubtful)
+        if doubtful.any():
+            vectors = (torch.from_numpy(v) for v in (factors[RECIPROCAL], doubtful, ends))
+            factors[RECIPROCAL] = exact_reciprocals(*vectors, elements, self.config, eps)
         results = self._normalized(x, gamma, beta, factors, ordinary)
         if results is None:
             return None

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from recoup.lightnorm.cpu_rounding import Rounding, rounded
+from recoup.lightnorm.cpu_rounding import NONE, Rounding, averaged, rounded
 
 MEAN, RECIPROCAL, GAMMA, BETA = range(4)
 SLOPE = 1
@@ -34,15 +34,18 @@ def parameters(gamma, beta, form_numbers, factors):
 
 
 @_njit
-def batch_statistics(sums, ends, constants, elements, eps, numbers, factors, s):
-    """mu and r, and s; ``constants``: C(m_k) [K]."""
+def batch_statistics(sums, ends, constants, elements, eps, uncertainty, numbers, factors, s, doubtful):
+    """mu and r, and s; ``constants``: C(m_k) [K]; ``doubtful`` [C]: where float64 does not decide r."""
     statistics, ordinary, chunks = Rounding(*numbers), True, ends.shape[1]
     for c in range(sums.shape[0]):
         sum_of_all, total = sums[c, 0] + sums[c, 1], 0.0
         for k in range(chunks):
             total = total + constants[k] * (ends[c, k, 0] - ends[c, k, 1])
         s[c] = np.nan if np.isnan(sum_of_all) else total / chunks + eps
-        mean, reciprocal = rounded(sum_of_all / elements, statistics), rounded(1.0 / s[c], statistics)
+        mean = averaged(sums[c, 0], sums[c, 1], elements, statistics)
+        reciprocal = rounded(1.0 / s[c], statistics)
+        low = rounded(1.0 / s[c] * (1.0 - uncertainty), statistics)
+        doubtful[c] = statistics.mode != NONE and low != rounded(1.0 / s[c] * (1.0 + uncertainty), statistics)
         factors[MEAN, c], factors[RECIPROCAL, c] = mean, reciprocal
         ordinary = ordinary and abs(mean) < LARGE and abs(reciprocal) < LARGE
     return ordinary
@@ -67,9 +70,9 @@ def gradient_statistics(
     form, statistics = Rounding(*form_numbers), Rounding(*numbers)
     ordinary, chunks, F = True, amounts.shape[1], dgamma.dtype.type
     for c in range(factors.shape[1]):
-        total, product = plain[c, 0] + plain[c, 1], rounded(cross[c, 0] + cross[c, 1], statistics)
-        dgamma[c], dbeta[c] = F(product), F(rounded(total, statistics))
-        mean = rounded(total / elements, statistics) if chunks else 0.0
+        product = averaged(cross[c, 0], cross[c, 1], 1, statistics)
+        dgamma[c], dbeta[c] = F(product), F(averaged(plain[c, 0], plain[c, 1], 1, statistics))
+        mean = averaged(plain[c, 0], plain[c, 1], elements, statistics) if chunks else 0.0
         slope = rounded(np.float64(gamma[c]), form) * r[c]
         factors[MEAN, c], factors[SLOPE, c] = mean, slope
         for k in range(chunks):

@@ -13,7 +13,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from recoup.kernels.llvm import I64, D, F, P
+from recoup.kernels.llvm import Target, I64, D, F, P
 from recoup.kernels.signature import Definition, Signature
 from recoup.lightnorm.fused.tile_ir import LANES, VD, Recipe, Tile
 from recoup.lightnorm.fused.walk_ir import PANELS, Row, over_panels
@@ -23,7 +23,7 @@ PRODUCTS = Signature.of(**PANELS, g=P, xhat=P, plain=P, cross=P)
 ZERO = ir.Constant(VD, None)
 
 
-def moments(recipe: Recipe) -> ir.Module:
+def moments(recipe: Recipe, _: Target) -> ir.Module:
     """Panels: every channel's exact sum as a pair [C, 2]; every chunk's maximum and minimum [C, K, 2] and their first
     indices; ``peak``: the largest exponents met."""
     module = ir.Module("moments")
@@ -70,7 +70,7 @@ def moments(recipe: Recipe) -> ir.Module:
     return module
 
 
-def products(recipe: Recipe) -> ir.Module:
+def products(recipe: Recipe, _: Target) -> ir.Module:
     """Panels: exact sums of g and of g xhat as pairs [C, 2]."""
     module = ir.Module("products")
     v = PRODUCTS.define(module, "products")

@@ -1,0 +1,404 @@
+"""Floating-point and integer arithmetic in gates: unpack, multiply, align, add exactly, normalise, then quantise.
+
+Everything a unit computes is exact until `quantise` rounds it once. A float on its way is a `Number`, whose ranges are
+known when the gates are made: what cannot happen (underflow, saturation, a long shift) gets no gates.
+
+An exact sum would be as wide as the formats' ranges. It need not be: the operand of smaller magnitude only matters down
+to a guard bit below the widest significand (two to nearest), and below that only by whether anything is left, the
+*sticky* bit. Truncation has it as the carry of the subtraction, L + ~S + not sticky; rounding to nearest keeps it.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from recoup.gates.module import amaranth
+
+__all__ = [
+    "Layout",
+    "Number",
+    "add",
+    "add_integer",
+    "any_of",
+    "either",
+    "multiply",
+    "named",
+    "normalised",
+    "pack",
+    "quantise",
+    "shifted_right",
+    "unpack",
+    "unpack_integer",
+]
+
+hdl = amaranth("hdl")
+Bits = Any  # an Amaranth value
+
+
+class Fields(Protocol):
+    """What `recoup.formats.FloatFields` says of a format's code."""
+
+    @property
+    def format(self) -> Any: ...
+    @property
+    def fraction(self) -> int: ...
+    @property
+    def exponent(self) -> int: ...
+    @property
+    def bias(self) -> int: ...
+    @property
+    def flag(self) -> int | None: ...
+    @property
+    def bits(self) -> int: ...
+    @property
+    def top_rank(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A float format as gates need it.
+
+    Attributes:
+        fraction, exponent: widths of the code's fields.
+        bits: width of the code.
+        flag: whether the code has a non-zero flag, above the sign.
+        bias: exponent field less exponent.
+        low, high: exponents of the smallest and largest binade.
+        top: fraction of the largest value.
+        subnormals: gradual underflow, otherwise flush to zero below 2^low.
+        nearest: rounding to nearest even, otherwise toward zero.
+    """
+
+    fraction: int
+    exponent: int
+    bits: int
+    flag: bool
+    bias: int
+    low: int
+    high: int
+    top: int
+    subnormals: bool
+    nearest: bool
+
+    @classmethod
+    def of(cls, fields: Fields) -> "Layout":
+        """The layout of a format's code."""
+        form = fields.format
+        return cls(
+            fraction=fields.fraction,
+            exponent=fields.exponent,
+            bits=fields.bits,
+            flag=fields.flag is not None,
+            bias=fields.bias,
+            low=form.min_exponent,
+            high=form.max_exponent,
+            top=fields.top_rank & ((1 << fields.fraction) - 1),
+            subnormals=form.subnormals,
+            nearest=form.rounding == "nearest",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A number on its way: (-1)^sign significand 2^(exponent + low), and perhaps a little more than that.
+
+    Attributes:
+        sign: one bit.
+        exponent: unsigned.
+        significand: unsigned; zero for zero.
+        low: exponent of the significand's lowest bit where ``exponent`` is 0.
+        most: the largest value that ``exponent`` takes.
+        leading: how many leading zeros the significand of a number other than zero may have.
+        sticky: whether the magnitude is larger than written, by less than a unit of the significand; None: it is not.
+    """
+
+    sign: Bits
+    exponent: Bits
+    significand: Bits
+    low: int
+    most: int
+    leading: int = 0
+    sticky: Bits = None
+
+    @property
+    def width(self) -> int:
+        """Bits of the significand."""
+        return len(self.significand)
+
+    @property
+    def base(self) -> int:
+        """Exponent of the significand's highest bit where ``exponent`` is 0."""
+        return self.low + self.width - 1
+
+    @property
+    def nonzero(self) -> Bits:
+        """One bit."""
+        return any_of(self.significand) if self.leading else self.significand[-1]
+
+
+def named(m: Any, name: str, value: Bits) -> Bits:
+    """A value as a signal of a name."""
+    value = hdl.Value.cast(value)
+    signal = hdl.Signal(value.shape(), name=name)
+    m.d.comb += signal.eq(value)
+    return signal
+
+
+def any_of(value: Bits) -> Bits:
+    """Whether a bit is set."""
+    return value.any() if len(value) else hdl.Const(0, 1)
+
+
+def width_of(most: int) -> int:
+    """Bits of an unsigned number up to ``most``; at least one."""
+    return max(most.bit_length(), 1)
+
+
+def unpack(m: Any, code: Bits, layout: Layout, name: str) -> Number:
+    """The number of a code that `encode` gives: zero has fraction 0."""
+    M, E = layout.fraction, layout.exponent
+    fraction, field, sign = code[:M], code[M : M + E], code[M + E]
+    if layout.flag:
+        hidden, shift, most = code[-1], 0, layout.high - layout.low
+    else:
+        hidden, shift, most = any_of(field) if E else hdl.Const(1, 1), 1, layout.high - layout.low + 1
+    low = layout.low - shift - M
+    if layout.subnormals:
+        # Field 0 has the exponent of field 1.
+        field = hdl.Cat(field[0] | ~hidden, field[1:])
+    significand = named(m, f"{name}_significand", hdl.Cat(fraction, hidden))
+    return Number(sign, field, significand, low, most, M if layout.subnormals else 0)
+
+
+def multiply(m: Any, a: Number, b: Number, name: str) -> Number:
+    """The exact product."""
+    product = named(m, f"{name}_significand", a.significand * b.significand)
+    exponent, most = a.exponent + b.exponent, a.most + b.most
+    exponent = named(m, f"{name}_exponent", exponent[: width_of(most)])
+    leading = min(a.leading + b.leading + 1, len(product) - 1)
+    if a.width == 1 or b.width == 1:  # a power of two: nothing is carried, and the top bit is never set
+        product, leading = product[:-1], min(a.leading + b.leading, len(product) - 2)
+    return Number(a.sign ^ b.sign, exponent, product, a.low + b.low, most, leading)
+
+
+def normalised(m: Any, n: Number, name: str) -> Number:
+    """The same number with its leading bit on top, shifted by powers of two from the largest; zero stays zero."""
+    if n.leading == 0:
+        return n
+    significand, count = n.significand, []
+    for stage in reversed(range(n.leading.bit_length())):
+        size = 1 << stage
+        empty = named(m, f"{name}_empty_{size}", ~any_of(significand[-size:]))
+        moved = hdl.Cat(hdl.Const(0, size), significand[:-size])
+        significand = named(m, f"{name}_shifted_{size}", hdl.Mux(empty, moved, significand))
+        count.insert(0, empty)
+    # Zero counts as many leading zeros as the stages have; its exponent means nothing, but must not wrap.
+    leading = (1 << len(count)) - 1
+    exponent = named(m, f"{name}_exponent", (n.exponent + ~hdl.Cat(*count))[: width_of(n.most + leading)])
+    return replace(n, exponent=exponent, significand=significand, low=n.low - leading, most=n.most + leading, leading=0)
+
+
+def shifted_right(m: Any, value: Bits, amount: Bits, name: str, keep: bool = True) -> tuple[Bits, Bits]:
+    """A value shifted right by any amount, and whether a set bit left it (``keep``; else 0)."""
+    width, lost = len(value), []
+    for stage in range(len(amount)):
+        size = 1 << stage
+        if size >= width:
+            far = any_of(amount[stage:])
+            lost.append(far & any_of(value))
+            value = hdl.Mux(far, 0, value)[:width]
+            break
+        lost.append(amount[stage] & any_of(value[:size]))
+        value = named(m, f"{name}_{size}", hdl.Mux(amount[stage], value >> size, value)[:width])
+    return value, (named(m, f"{name}_sticky", any_of(hdl.Cat(*lost))) if keep else hdl.Const(0, 1))
+
+
+def add(m: Any, a: Number, b: Number, precision: int, nearest: bool, name: str) -> Number:
+    """a + b, exact as far as a rounding to ``precision`` bits and fewer can see.
+
+    An operand with leading zeros must be below what the result's format tells apart: see `quantise`.
+    """
+    guard = 2 if nearest else 1
+    width = max(a.width, b.width, precision)
+    base = min(a.base, b.base)
+    keys, parts, most = [], [], max(n.most + n.base - base for n in (a, b))
+    for n in (a, b):
+        exponent = (n.exponent + (n.base - base))[: width_of(most)] if n.base > base else n.exponent
+        significand = hdl.Cat(hdl.Const(0, width - n.width), n.significand)
+        whole = hdl.Cat(exponent, hdl.Const(0, width_of(most) - len(exponent)))[: width_of(most)]
+        rest = significand if n.leading else significand[:-1]
+        keys.append((rest, whole, n.nonzero))
+        parts.append((n.sign, whole, significand))
+    longest = max(len(key[0]) for key in keys)
+    one, other = (hdl.Cat(hdl.Const(0, longest - len(k[0])), *k) for k in keys)
+    swap = named(m, f"{name}_swap", one < other)
+    sign, exponent, large = (named(m, f"{name}_large_{i}", hdl.Mux(swap, y, x)) for i, (x, y) in _zipped(parts))
+    _, lower, small = (named(m, f"{name}_small_{i}", hdl.Mux(swap, x, y)) for i, (x, y) in _zipped(parts))
+    distance = named(m, f"{name}_distance", (exponent - lower)[: len(exponent)])
+    aligned, sticky = shifted_right(m, hdl.Cat(hdl.Const(0, guard), small), distance, f"{name}_aligned")
+    subtract = named(m, f"{name}_subtract", a.sign ^ b.sign)
+    wide = width + guard
+    total = hdl.Cat(hdl.Const(0, guard), large) + (aligned ^ subtract.replicate(wide)) + (subtract & ~sticky)
+    total = named(m, f"{name}_total", total[: wide + 1])
+    significand = hdl.Cat(total[:wide], total[wide] & ~subtract)
+    low = base + 1 - wide
+    return Number(sign, exponent, significand, low, most, wide, sticky if nearest else None)
+
+
+def _zipped(parts: list[tuple[Bits, ...]]) -> Any:
+    return zip(("sign", "exponent", "significand"), zip(*parts, strict=True), strict=True)
+
+
+def either(m: Any, chosen: Bits, one: Number, other: Number, name: str) -> Number:
+    """``one`` where chosen, else ``other``; neither has a sticky bit."""
+    width = max(one.width, other.width)
+    base, most, parts = min(one.base, other.base), max(n.most + n.base for n in (one, other)), []
+    for n in (one, other):
+        exponent = _offset(n.exponent, n.most, n.base - base)
+        significand = hdl.Cat(hdl.Const(0, width - n.width), n.significand)
+        parts.append((n.sign, exponent, significand))
+    sign, exponent, significand = (
+        named(m, f"{name}_{i}", hdl.Mux(chosen, x, y))
+        for i, x, y in zip(("sign", "exponent", "significand"), *parts, strict=True)
+    )
+    leading = max(one.leading, other.leading)
+    return Number(sign, exponent, significand, base + 1 - width, most - base, leading)
+
+
+def quantise(m: Any, n: Number, layout: Layout, name: str) -> Number:
+    """The number rounded, flushed and saturated; a zero's exponent means nothing without subnormals."""
+    n = normalised(m, n, name)
+    M = layout.fraction
+    significand, sticky = n.significand, n.sticky
+    if n.width < M + 1:
+        significand = hdl.Cat(hdl.Const(0, M + 1 - n.width), significand)
+    # The exponent as a signed number of binades above the smallest.
+    depth = layout.low - n.base
+    binade = named(m, f"{name}_binade", _offset(n.exponent, n.most, -depth))
+    under = binade[-1] if depth > 0 else hdl.Const(0, 1)
+    reach = n.most - depth  # the largest binade
+    span = layout.high - layout.low
+    if layout.subnormals and depth > 0:
+        amount = named(m, f"{name}_below", hdl.Mux(under, -binade, 0)[: width_of(depth)])
+        significand, lost = shifted_right(m, significand, amount, f"{name}_denormal", layout.nearest)
+        sticky = lost if sticky is None else sticky | lost
+    cut = len(significand) - (M + 1)
+    kept = significand[cut:]
+    kept, carried = significand[cut:], None
+    if layout.nearest and (cut or sticky is not None):
+        rest = hdl.Cat(*([sticky] if sticky is not None else []), significand[: max(cut - 1, 0)])
+        half = significand[cut - 1] if cut else hdl.Const(0, 1)
+        up = named(m, f"{name}_up", half & (any_of(rest) | kept[0]))
+        if layout.subnormals:
+            rounded = named(m, f"{name}_rounded", (kept + up)[: M + 2])
+            kept, carried = rounded[: M + 1], rounded[M + 1]
+        else:  # through the fraction into the exponent
+            reach = max(n.most - depth, 0) + 1
+            rank = named(m, f"{name}_rounded", hdl.Cat(kept[:M], binade[: width_of(reach)]) + up)
+            kept, binade = hdl.Cat(rank[:M], kept[-1]), rank[M : M + width_of(reach)]
+            return _saturated(m, n.sign, layout, name, _Rounded(kept, None, binade, under, reach))
+    return _saturated(m, n.sign, layout, name, _Rounded(kept, carried, binade, under, max(n.most - depth, 0)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Rounded:
+    """A significand of M + 1 bits, what it carried, its binade above the smallest, whether that is negative, and the
+    largest binade it may have."""
+
+    significand: Bits
+    carried: Bits
+    binade: Bits
+    under: Bits
+    reach: int
+
+
+def _offset(exponent: Bits, most: int, constant: int) -> Bits:
+    """exponent + constant, signed where it may be negative."""
+    if constant >= 0:
+        return (exponent + constant)[: width_of(most + constant)] if constant else exponent
+    bits = max(width_of(max(most + constant, 0)), width_of(-constant)) + 1
+    return (exponent + hdl.Const(constant % (1 << bits), bits))[:bits]
+
+
+def _saturated(m: Any, sign: Bits, layout: Layout, name: str, found: _Rounded) -> Number:
+    """Flush and saturation."""
+    M, span = layout.fraction, layout.high - layout.low
+    E = width_of(span)
+    binade, reach, hidden = found.binade, found.reach, found.significand[-1]
+    if layout.subnormals:
+        binade = binade & ~found.under.replicate(len(binade))
+    if found.carried is not None:
+        binade = named(m, f"{name}_carried", binade[: width_of(reach)] + found.carried)
+        hidden, reach = hidden | found.carried, reach + 1
+    normal = named(m, f"{name}_normal", hidden & ~found.under)
+    fraction, field = found.significand[:M], hdl.Cat(binade, hdl.Const(0, E))[:E]
+    limit, most = (span << M) + layout.top, ((reach + 1) << M) - 1
+    if most > limit:
+        over = named(m, f"{name}_over", _above(hdl.Cat(fraction, binade)[: width_of(most)], limit))
+        fraction = (fraction | over.replicate(M)) if layout.top == (1 << M) - 1 else hdl.Mux(over, layout.top, fraction)
+        field = (field | over.replicate(E)) if span == (1 << E) - 1 else hdl.Mux(over, span, field)
+    if not layout.subnormals:
+        fraction = fraction[:M] & normal.replicate(M)
+    significand = named(m, f"{name}_significand", hdl.Cat(fraction[:M], hidden if layout.subnormals else normal))
+    field = field[:E] & hidden.replicate(E) if layout.subnormals else field[:E]
+    return Number(sign, field, significand, layout.low - M, span, M if layout.subnormals else 0)
+
+
+def _above(value: Bits, limit: int) -> Bits:
+    """value > limit."""
+    if limit & (limit + 1) == 0:
+        return any_of(value[limit.bit_length() :])
+    return value > limit
+
+
+def pack(n: Number, layout: Layout) -> Bits:
+    """The code of a quantised number; zero has sign 0."""
+    hidden, fraction = n.significand[-1], n.significand[:-1]
+    field = hdl.Cat(n.exponent, hdl.Const(0, layout.exponent))[: layout.exponent]
+    if layout.flag:
+        return hdl.Cat(fraction, field & hidden.replicate(layout.exponent), n.sign & hidden, hidden)
+    # Field 0 is zero's and the subnormals': a binade's field is one more.
+    field = (field + hidden)[: layout.exponent]
+    nonzero = any_of(n.significand) if layout.subnormals else hidden
+    field = field if layout.subnormals else field & hidden.replicate(layout.exponent)
+    return hdl.Cat(fraction, field, n.sign & nonzero)
+
+
+def unpack_integer(m: Any, code: Bits, signed: bool, name: str) -> Number:
+    """The number of an integer's code: its magnitude, and a sign."""
+    if not signed:
+        return Number(hdl.Const(0, 1), hdl.Const(0, 1), code, 0, 0, len(code) - 1)
+    sign = code[-1]
+    magnitude = named(m, f"{name}_magnitude", ((code ^ sign.replicate(len(code))) + sign)[: len(code)])
+    return Number(sign, hdl.Const(0, 1), magnitude, 0, 0, len(code) - 1)
+
+
+def add_integer(m: Any, n: Number, total: Bits, unit: int, wraps: bool, name: str) -> Bits:
+    """n + total in units of 2^unit, rounded to nearest even, in as many bits as ``total``, in two's complement.
+
+    A magnitude of 2^bits or more decides the sum's end by itself, so no more bits of it are made.
+    """
+    bits, below = len(total), max(unit - n.low, 0)
+    value, room = hdl.Cat(hdl.Const(0, max(n.low - unit, 0)), n.significand), bits + 1 + below
+    lost = [any_of(value[room:])]
+    value = hdl.Cat(value, hdl.Const(0, room))[:room]
+    for stage in range(len(n.exponent) if n.most else 0):
+        size, chosen = min(1 << stage, room), n.exponent[stage]
+        lost.append(chosen & any_of(value[room - size :]))
+        moved = hdl.Cat(hdl.Const(0, size), value)[:room]
+        value = named(m, f"{name}_scaled_{size}", hdl.Mux(chosen, moved, value))
+    far = named(m, f"{name}_far", any_of(hdl.Cat(*lost)))
+    extended = hdl.Cat(hdl.Const(0, below), total, total[-1].replicate(2))
+    wide = room + 1  # with a sign
+    result = extended + hdl.Cat(value ^ n.sign.replicate(room), n.sign) + n.sign
+    result = named(m, f"{name}_total", result[:wide])
+    if below:
+        half, rest = result[below - 1], any_of(result[: below - 1])
+        result = result[below:]
+        result = named(m, f"{name}_rounded", (result + (half & (rest | result[0])))[: wide - below])
+    if wraps:
+        return result[:bits]
+    ends = result[bits - 1 :]
+    over = named(m, f"{name}_over", far | (any_of(ends) & ~ends.all()))
+    negative = hdl.Mux(far, n.sign, result[-1])
+    end = hdl.Cat((~negative).replicate(bits - 1), negative)
+    return named(m, f"{name}_saturated", hdl.Mux(over, end, result[:bits]))
