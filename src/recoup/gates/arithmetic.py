@@ -1,4 +1,4 @@
-"""Floating-point and integer arithmetic in gates: unpack, multiply, align, add exactly, normalise, then quantise.
+"""Floating-point arithmetic in gates: unpack, multiply, align, add exactly, normalise, then quantise.
 
 Everything a unit computes is exact until `quantise` rounds it once. A float on its way is a `Number`, whose ranges are
 known when the gates are made: what cannot happen (underflow, saturation, a long shift) gets no gates.
@@ -9,92 +9,31 @@ to a guard bit below the widest significand (two to nearest), and below that onl
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
+from recoup.gates.layout import Layout
 from recoup.gates.module import amaranth
 
 __all__ = [
     "Layout",
     "Number",
     "add",
-    "add_integer",
     "any_of",
     "either",
+    "guard_bits",
     "multiply",
     "named",
     "normalised",
     "pack",
     "quantise",
+    "rounds_up",
     "shifted_right",
     "unpack",
-    "unpack_integer",
+    "width_of",
 ]
 
 hdl = amaranth("hdl")
 Bits = Any  # an Amaranth value
-
-
-class Fields(Protocol):
-    """What `recoup.formats.FloatFields` says of a format's code."""
-
-    @property
-    def format(self) -> Any: ...
-    @property
-    def fraction(self) -> int: ...
-    @property
-    def exponent(self) -> int: ...
-    @property
-    def bias(self) -> int: ...
-    @property
-    def flag(self) -> int | None: ...
-    @property
-    def bits(self) -> int: ...
-    @property
-    def top_rank(self) -> int: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """A float format as gates need it.
-
-    Attributes:
-        fraction, exponent: widths of the code's fields.
-        bits: width of the code.
-        flag: whether the code has a non-zero flag, above the sign.
-        bias: exponent field less exponent.
-        low, high: exponents of the smallest and largest binade.
-        top: fraction of the largest value.
-        subnormals: gradual underflow, otherwise flush to zero below 2^low.
-        nearest: rounding to nearest even, otherwise toward zero.
-    """
-
-    fraction: int
-    exponent: int
-    bits: int
-    flag: bool
-    bias: int
-    low: int
-    high: int
-    top: int
-    subnormals: bool
-    nearest: bool
-
-    @classmethod
-    def of(cls, fields: Fields) -> "Layout":
-        """The layout of a format's code."""
-        form = fields.format
-        return cls(
-            fraction=fields.fraction,
-            exponent=fields.exponent,
-            bits=fields.bits,
-            flag=fields.flag is not None,
-            bias=fields.bias,
-            low=form.min_exponent,
-            high=form.max_exponent,
-            top=fields.top_rank & ((1 << fields.fraction) - 1),
-            subnormals=form.subnormals,
-            nearest=form.rounding == "nearest",
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +47,10 @@ class Number:
         low: exponent of the significand's lowest bit where ``exponent`` is 0.
         most: the largest value that ``exponent`` takes.
         leading: how many leading zeros the significand of a number other than zero may have.
+        least: the smallest value that it takes where the number is not zero.
         sticky: whether the magnitude is larger than written, by less than a unit of the significand; None: it is not.
+        clear: whether a zero has exponent 0; otherwise any.
+        subnormal: whether the significand has leading zeros at the smallest exponent only.
     """
 
     sign: Bits
@@ -117,7 +59,10 @@ class Number:
     low: int
     most: int
     leading: int = 0
+    least: int = 0
     sticky: Bits = None
+    clear: bool = False
+    subnormal: bool = False
 
     @property
     def width(self) -> int:
@@ -154,7 +99,7 @@ def width_of(most: int) -> int:
 
 
 def unpack(m: Any, code: Bits, layout: Layout, name: str) -> Number:
-    """The number of a code that `encode` gives: zero has fraction 0."""
+    """The number of a code that `recoup.formats.encode` gives: zero has fraction 0."""
     M, E = layout.fraction, layout.exponent
     fraction, field, sign = code[:M], code[M : M + E], code[M + E]
     if layout.flag:
@@ -166,7 +111,17 @@ def unpack(m: Any, code: Bits, layout: Layout, name: str) -> Number:
         # Field 0 has the exponent of field 1.
         field = hdl.Cat(field[0] | ~hidden, field[1:])
     significand = named(m, f"{name}_significand", hdl.Cat(fraction, hidden))
-    return Number(sign, field, significand, low, most, M if layout.subnormals else 0)
+    return Number(
+        sign,
+        field,
+        significand,
+        low,
+        most,
+        M if layout.subnormals else 0,
+        shift,
+        clear=not layout.subnormals,
+        subnormal=layout.subnormals,
+    )
 
 
 def multiply(m: Any, a: Number, b: Number, name: str) -> Number:
@@ -177,7 +132,7 @@ def multiply(m: Any, a: Number, b: Number, name: str) -> Number:
     leading = min(a.leading + b.leading + 1, len(product) - 1)
     if a.width == 1 or b.width == 1:  # a power of two: nothing is carried, and the top bit is never set
         product, leading = product[:-1], min(a.leading + b.leading, len(product) - 2)
-    return Number(a.sign ^ b.sign, exponent, product, a.low + b.low, most, leading)
+    return Number(a.sign ^ b.sign, exponent, product, a.low + b.low, most, leading, a.least + b.least)
 
 
 def normalised(m: Any, n: Number, name: str) -> Number:
@@ -194,7 +149,10 @@ def normalised(m: Any, n: Number, name: str) -> Number:
     # Zero counts as many leading zeros as the stages have; its exponent means nothing, but must not wrap.
     leading = (1 << len(count)) - 1
     exponent = named(m, f"{name}_exponent", (n.exponent + ~hdl.Cat(*count))[: width_of(n.most + leading)])
-    return replace(n, exponent=exponent, significand=significand, low=n.low - leading, most=n.most + leading, leading=0)
+    low, most, least = n.low - leading, n.most + leading, max(n.least + leading - n.leading, 0)
+    return replace(
+        n, exponent=exponent, significand=significand, low=low, most=most, leading=0, least=least, clear=False
+    )
 
 
 def shifted_right(m: Any, value: Bits, amount: Bits, name: str, keep: bool = True) -> tuple[Bits, Bits]:
@@ -212,28 +170,45 @@ def shifted_right(m: Any, value: Bits, amount: Bits, name: str, keep: bool = Tru
     return value, (named(m, f"{name}_sticky", any_of(hdl.Cat(*lost))) if keep else hdl.Const(0, 1))
 
 
+def guard_bits(nearest: bool) -> int:
+    """How many bits below the widest significand a sum is made with: what a cancelled leading bit brings up, and to
+    nearest half of a last bit beside it."""
+    return 2 if nearest else 1
+
+
+def rounds_up(half: Bits, rest: Bits, last: Bits) -> Bits:
+    """Whether what is cut off, its highest bit and whether anything is below that, rounds up: to nearest even."""
+    return half & (rest | last)
+
+
 def add(m: Any, a: Number, b: Number, precision: int, nearest: bool, name: str) -> Number:
     """a + b, exact as far as a rounding to ``precision`` bits and fewer can see.
 
-    An operand with leading zeros must be below what the result's format tells apart: see `quantise`.
+    Which is larger is read from the exponents first. Leading zeros must therefore be those of the subnormals of one
+    format, at the lowest exponent of both operands; others are shifted out before.
     """
-    guard = 2 if nearest else 1
+    gradual = all(n.subnormal or not n.leading for n in (a, b)) and a.base + a.least == b.base + b.least
+    if (a.leading or b.leading) and not gradual:
+        a, b = normalised(m, a, f"{name}_a"), normalised(m, b, f"{name}_b")
+    guard = guard_bits(nearest)
     width = max(a.width, b.width, precision)
     base = min(a.base, b.base)
     keys, parts, most = [], [], max(n.most + n.base - base for n in (a, b))
-    for n in (a, b):
+    for n, other in ((a, b), (b, a)):
         exponent = (n.exponent + (n.base - base))[: width_of(most)] if n.base > base else n.exponent
         significand = hdl.Cat(hdl.Const(0, width - n.width), n.significand)
         whole = hdl.Cat(exponent, hdl.Const(0, width_of(most) - len(exponent)))[: width_of(most)]
-        rest = significand if n.leading else significand[:-1]
-        keys.append((rest, whole, n.nonzero))
+        rest = significand if a.leading or b.leading else significand[:-1]
+        below = n.clear and n.base < other.base + other.least  # then its exponent tells that a zero is smaller
+        keys.append((rest, whole, hdl.Const(1, 1) if below else n.nonzero))
         parts.append((n.sign, whole, significand))
-    longest = max(len(key[0]) for key in keys)
-    one, other = (hdl.Cat(hdl.Const(0, longest - len(k[0])), *k) for k in keys)
+    one, other = (hdl.Cat(*key) for key in keys)
     swap = named(m, f"{name}_swap", one < other)
     sign, exponent, large = (named(m, f"{name}_large_{i}", hdl.Mux(swap, y, x)) for i, (x, y) in _zipped(parts))
     _, lower, small = (named(m, f"{name}_small_{i}", hdl.Mux(swap, x, y)) for i, (x, y) in _zipped(parts))
-    distance = named(m, f"{name}_distance", (exponent - lower)[: len(exponent)])
+    # Of a zero it means nothing, and shifts nothing.
+    reach = max(x.most + x.base - y.least - y.base for x, y in ((a, b), (b, a)))
+    distance = named(m, f"{name}_distance", (exponent - lower)[: width_of(max(reach, 0))])
     aligned, sticky = shifted_right(m, hdl.Cat(hdl.Const(0, guard), small), distance, f"{name}_aligned")
     subtract = named(m, f"{name}_subtract", a.sign ^ b.sign)
     wide = width + guard
@@ -241,7 +216,7 @@ def add(m: Any, a: Number, b: Number, precision: int, nearest: bool, name: str) 
     total = named(m, f"{name}_total", total[: wide + 1])
     significand = hdl.Cat(total[:wide], total[wide] & ~subtract)
     low = base + 1 - wide
-    return Number(sign, exponent, significand, low, most, wide, sticky if nearest else None)
+    return Number(sign, exponent, significand, low, most, wide, sticky=sticky if nearest else None)
 
 
 def _zipped(parts: list[tuple[Bits, ...]]) -> Any:
@@ -261,11 +236,17 @@ def either(m: Any, chosen: Bits, one: Number, other: Number, name: str) -> Numbe
         for i, x, y in zip(("sign", "exponent", "significand"), *parts, strict=True)
     )
     leading = max(one.leading, other.leading)
-    return Number(sign, exponent, significand, base + 1 - width, most - base, leading)
+    least = min(n.least + n.base for n in (one, other)) - base
+    gradual = all(n.subnormal or not n.leading for n in (one, other)) and one.base == other.base
+    low = base + 1 - width
+    return Number(sign, exponent, significand, low, most - base, leading, least, subnormal=gradual and leading > 0)
 
 
-def quantise(m: Any, n: Number, layout: Layout, name: str) -> Number:
-    """The number rounded, flushed and saturated; a zero's exponent means nothing without subnormals."""
+def quantise(m: Any, n: Number, layout: Layout, name: str, grain: int | None = None) -> Number:
+    """The number rounded, flushed and saturated; a zero's exponent means nothing without subnormals.
+
+    ``grain``: the exponent of a unit that the number is a multiple of, so that it cannot be smaller but for zero.
+    """
     n = normalised(m, n, name)
     M = layout.fraction
     significand, sticky = n.significand, n.sticky
@@ -274,10 +255,12 @@ def quantise(m: Any, n: Number, layout: Layout, name: str) -> Number:
     # The exponent as a signed number of binades above the smallest.
     depth = layout.low - n.base
     binade = named(m, f"{name}_binade", _offset(n.exponent, n.most, -depth))
-    under = binade[-1] if depth > 0 else hdl.Const(0, 1)
+    deep = depth > 0 and (grain is None or grain < layout.low)
+    under = binade[-1] if deep else hdl.Const(0, 1)
+    binade = binade[:-1] if depth > 0 and not deep else binade
     reach = n.most - depth  # the largest binade
-    span = layout.high - layout.low
-    if layout.subnormals and depth > 0:
+    layout.high - layout.low
+    if layout.subnormals and deep:
         amount = named(m, f"{name}_below", hdl.Mux(under, -binade, 0)[: width_of(depth)])
         significand, lost = shifted_right(m, significand, amount, f"{name}_denormal", layout.nearest)
         sticky = lost if sticky is None else sticky | lost
@@ -287,7 +270,7 @@ def quantise(m: Any, n: Number, layout: Layout, name: str) -> Number:
     if layout.nearest and (cut or sticky is not None):
         rest = hdl.Cat(*([sticky] if sticky is not None else []), significand[: max(cut - 1, 0)])
         half = significand[cut - 1] if cut else hdl.Const(0, 1)
-        up = named(m, f"{name}_up", half & (any_of(rest) | kept[0]))
+        up = named(m, f"{name}_up", rounds_up(half, any_of(rest), kept[0]))
         if layout.subnormals:
             rounded = named(m, f"{name}_rounded", (kept + up)[: M + 2])
             kept, carried = rounded[: M + 1], rounded[M + 1]
@@ -295,8 +278,10 @@ def quantise(m: Any, n: Number, layout: Layout, name: str) -> Number:
             reach = max(n.most - depth, 0) + 1
             rank = named(m, f"{name}_rounded", hdl.Cat(kept[:M], binade[: width_of(reach)]) + up)
             kept, binade = hdl.Cat(rank[:M], kept[-1]), rank[M : M + width_of(reach)]
-            return _saturated(m, n.sign, layout, name, _Rounded(kept, None, binade, under, reach))
-    return _saturated(m, n.sign, layout, name, _Rounded(kept, carried, binade, under, max(n.most - depth, 0)))
+            found = _Rounded(kept, None, binade, under, reach)
+            return _saturated(m, n.sign, layout, name, found, max(n.least - depth, 0))
+    found = _Rounded(kept, carried, binade, under, max(n.most - depth, 0))
+    return _saturated(m, n.sign, layout, name, found, max(n.least - depth, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +304,7 @@ def _offset(exponent: Bits, most: int, constant: int) -> Bits:
     return (exponent + hdl.Const(constant % (1 << bits), bits))[:bits]
 
 
-def _saturated(m: Any, sign: Bits, layout: Layout, name: str, found: _Rounded) -> Number:
+def _saturated(m: Any, sign: Bits, layout: Layout, name: str, found: _Rounded, least: int) -> Number:
     """Flush and saturation."""
     M, span = layout.fraction, layout.high - layout.low
     E = width_of(span)
@@ -340,7 +325,11 @@ def _saturated(m: Any, sign: Bits, layout: Layout, name: str, found: _Rounded) -
         fraction = fraction[:M] & normal.replicate(M)
     significand = named(m, f"{name}_significand", hdl.Cat(fraction[:M], hidden if layout.subnormals else normal))
     field = field[:E] & hidden.replicate(E) if layout.subnormals else field[:E]
-    return Number(sign, field, significand, layout.low - M, span, M if layout.subnormals else 0)
+    least = min(least, span)
+    most = min(reach, span)
+    if layout.subnormals:
+        return Number(sign, field, significand, layout.low - M, most, M, subnormal=True)
+    return Number(sign, field, significand, layout.low - M, most, least=least)
 
 
 def _above(value: Bits, limit: int) -> Bits:
@@ -361,44 +350,3 @@ def pack(n: Number, layout: Layout) -> Bits:
     nonzero = any_of(n.significand) if layout.subnormals else hidden
     field = field if layout.subnormals else field & hidden.replicate(layout.exponent)
     return hdl.Cat(fraction, field, n.sign & nonzero)
-
-
-def unpack_integer(m: Any, code: Bits, signed: bool, name: str) -> Number:
-    """The number of an integer's code: its magnitude, and a sign."""
-    if not signed:
-        return Number(hdl.Const(0, 1), hdl.Const(0, 1), code, 0, 0, len(code) - 1)
-    sign = code[-1]
-    magnitude = named(m, f"{name}_magnitude", ((code ^ sign.replicate(len(code))) + sign)[: len(code)])
-    return Number(sign, hdl.Const(0, 1), magnitude, 0, 0, len(code) - 1)
-
-
-def add_integer(m: Any, n: Number, total: Bits, unit: int, wraps: bool, name: str) -> Bits:
-    """n + total in units of 2^unit, rounded to nearest even, in as many bits as ``total``, in two's complement.
-
-    A magnitude of 2^bits or more decides the sum's end by itself, so no more bits of it are made.
-    """
-    bits, below = len(total), max(unit - n.low, 0)
-    value, room = hdl.Cat(hdl.Const(0, max(n.low - unit, 0)), n.significand), bits + 1 + below
-    lost = [any_of(value[room:])]
-    value = hdl.Cat(value, hdl.Const(0, room))[:room]
-    for stage in range(len(n.exponent) if n.most else 0):
-        size, chosen = min(1 << stage, room), n.exponent[stage]
-        lost.append(chosen & any_of(value[room - size :]))
-        moved = hdl.Cat(hdl.Const(0, size), value)[:room]
-        value = named(m, f"{name}_scaled_{size}", hdl.Mux(chosen, moved, value))
-    far = named(m, f"{name}_far", any_of(hdl.Cat(*lost)))
-    extended = hdl.Cat(hdl.Const(0, below), total, total[-1].replicate(2))
-    wide = room + 1  # with a sign
-    result = extended + hdl.Cat(value ^ n.sign.replicate(room), n.sign) + n.sign
-    result = named(m, f"{name}_total", result[:wide])
-    if below:
-        half, rest = result[below - 1], any_of(result[: below - 1])
-        result = result[below:]
-        result = named(m, f"{name}_rounded", (result + (half & (rest | result[0])))[: wide - below])
-    if wraps:
-        return result[:bits]
-    ends = result[bits - 1 :]
-    over = named(m, f"{name}_over", far | (any_of(ends) & ~ends.all()))
-    negative = hdl.Mux(far, n.sign, result[-1])
-    end = hdl.Cat((~negative).replicate(bits - 1), negative)
-    return named(m, f"{name}_saturated", hdl.Mux(over, end, result[:bits]))

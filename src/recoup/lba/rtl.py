@@ -7,7 +7,7 @@ Legend: x, w operands; p the product; s the sum of a chunk; y the sum of the chu
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log2
 from typing import Any, Literal, get_args
 
@@ -17,19 +17,19 @@ from torch import Tensor
 
 from recoup.errors import RecoupError
 from recoup.fields import choice
-from recoup.formats import Float, FloatFields, Int, code_bits, decode, encode
-from recoup.gates import arithmetic
+from recoup.formats import Float, Int, code_bits, ports
+from recoup.gates import arithmetic, fixed
 from recoup.gates.module import Expected, Inputs, Module, Port, amaranth
 from recoup.lba.config import LBA
 from recoup.lba.reference import exact_sum, quantize
 
-__all__ = ["adder", "build", "multiplier"]
+__all__ = ["build", "product", "sum_code", "unpacked"]
 
 hdl = amaranth("hdl")
 
 Outer = Literal["shared", "own"]
 Operand = Float | Int
-RUN = (5, 1, 4, 6)  # terms of the chunks of a run for verification
+RUN, LONGEST = (1, 2), 24  # terms of the chunks of a run for verification, after one that may saturate; its most
 UNUSED = "; not looked at in a cycle of the outer addition"
 
 
@@ -58,18 +58,18 @@ def build(
             promotion format, whose adder is another one.
     """
     unit = Unit.of(config, operands, outer)
-    ports = [*unit.operand_ports(), Port("first", "in", 1, "the chunk's sum starts from zero with this product")]
+    pins = [*unit.operand_ports(), Port("first", "in", 1, "the chunk's sum starts from zero with this product")]
     if unit.outer == "shared":
-        ports[-1] = Port("first", "in", 1, "the sum starts from zero: the chunk's, or in an outer cycle the output's")
+        pins[-1] = Port("first", "in", 1, "the sum starts from zero: the chunk's, or in an outer cycle the output's")
     if unit.outer is not None:
-        ports.append(Port("outer", "in", 1, "the chunk's sum is added to the output"))
+        pins.append(Port("outer", "in", 1, "the chunk's sum is added to the output"))
     if unit.outer == "own":
-        ports.append(Port("start", "in", 1, "with outer: the output starts from zero"))
-    ports.append(_port("y", "out", unit.result, f"the sum, {_told(unit.result)}"))
+        pins.append(Port("start", "in", 1, "with outer: the output starts from zero"))
+    pins.append(ports.port("y", "out", unit.result, f"the sum, {ports.told(unit.result)}"))
     return Module(
         name="fmaq",
         title=_title(config, unit),
-        ports=tuple(ports),
+        ports=tuple(pins),
         elaborate=unit.elaborate,
         expected=unit.expected,
         latency=1,
@@ -78,9 +78,9 @@ def build(
         protocol=unit.protocol(),
         baselines=lambda: _baselines(unit),
         facts={
-            "accumulator": _told(config.accumulator),
+            "accumulator": ports.told(config.accumulator),
             "accumulator bits": code_bits(config.accumulator),
-            "operands": " x ".join(_told(form) for form in (unit.x, unit.w)),
+            "operands": " x ".join(ports.told(form) for form in (unit.x, unit.w)),
             "outer adder": unit.outer or "none",
         },
     )
@@ -157,7 +157,7 @@ class Unit:
         """The ports of x and w."""
         note = UNUSED if self.outer == "shared" else ""
         return [
-            _port(name, "in", form, f"{what}, {_told(form)}{note}")
+            ports.port(name, "in", form, f"{what}, {ports.told(form)}{note}")
             for name, what, form in (("x", "activation", self.x), ("w", "weight", self.w))
         ]
 
@@ -166,38 +166,37 @@ class Unit:
     def elaborate(self, m: Any, port: Any) -> None:
         """Gates and registers."""
         config, inner = self.config, self.config.accumulator
-        p = _product(m, port.x, port.w, self.x, self.w, config)
+        p = product(m, port.x, port.w, self.x, self.w, config)
         s = hdl.Signal(code_bits(inner), name="accumulator", reset_less=True)
         kept = s & ~port.first.replicate(len(s))
         if self.outer is None:
-            m.d.sync += s.eq(_sum(m, p, _unpacked(m, kept, inner, config, "sum"), inner, config, "add"))
+            m.d.sync += s.eq(self.added(m, p, self.sum_of(m, kept, inner, "sum"), inner, "add"))
             m.d.comb += port.y.eq(s)
             return
         y = hdl.Signal(code_bits(config.outer), name="output", reset_less=True)
         m.d.comb += port.y.eq(y)
         if self.outer == "own":
-            before = _unpacked(m, y & ~port.start.replicate(len(y)), config.outer, config, "output")
-            total = _sum(m, _unpacked(m, s, inner, config, "chunk"), before, config.outer, config, "outer")
-            with m.If(port.outer):
-                m.d.sync += y.eq(total)
-            m.d.sync += s.eq(_sum(m, p, _unpacked(m, kept, inner, config, "sum"), inner, config, "add"))
-            return
-        base = hdl.Mux(port.outer, y, s) & ~port.first.replicate(len(s))
-        base = arithmetic.named(m, "base", base)
-        chunk = _unpacked(m, s, inner, config, "chunk")
-        term = _either(m, port.outer, chunk, p, "term")
-        total = _sum(m, term, _unpacked(m, base, inner, config, "sum"), inner, config, "add")
+            before = self.sum_of(m, y & ~port.start.replicate(len(y)), config.outer, "output")
+            total = self.added(m, self.sum_of(m, s, inner, "chunk"), before, config.outer, "outer")
+            m.d.sync += s.eq(self.added(m, p, self.sum_of(m, kept, inner, "sum"), inner, "add"))
+        else:
+            base = hdl.Mux(port.outer, y, s) & ~port.first.replicate(len(s))
+            base = self.sum_of(m, arithmetic.named(m, "base", base), inner, "sum")
+            chunk = self.sum_of(m, s, inner, "chunk")
+            if isinstance(inner, Int):
+                chunk = _of_integer(m, chunk, round(log2(config.scale)), "chunk")
+            total = self.added(m, arithmetic.either(m, port.outer, chunk, p, "term"), base, inner, "add")
+            with m.If(~port.outer):
+                m.d.sync += s.eq(total)
         with m.If(port.outer):
             m.d.sync += y.eq(total)
-        with m.Else():
-            m.d.sync += s.eq(total)
 
     # What it computes ----------------------------------------------------------------------------------------------
 
     def expected(self, inputs: Inputs) -> Mapping[str, Expected]:
         """The steps of `recoup.lba.reference` for every lane."""
         config = self.config
-        x, w = (_values(inputs[name], form) for name, form in (("x", self.x), ("w", self.w)))
+        x, w = (ports.values(inputs[name], form) for name, form in (("x", self.x), ("w", self.w)))
         steps, lanes = x.shape
         control = {name: np.asarray(inputs[name]).reshape(steps, -1) != 0 for name in self.schedule()}
         s = y = torch.full((lanes,), torch.nan, dtype=torch.float64)
@@ -206,7 +205,7 @@ class Unit:
             shown = s if self.outer is None else y
             if not bool(shown.isnan().any()):
                 at.append(step)
-                rows.append(_codes(shown, self.result, config))
+                rows.append(ports.codes(shown, self.result, config.scale))
             first, outer, start = (_lanes(control.get(name), step, lanes) for name in ("first", "outer", "start"))
             if self.outer == "shared":
                 start = first
@@ -223,30 +222,58 @@ class Unit:
 
     def schedule(self) -> dict[str, list[int]]:
         """The control of a run for verification: chunks of several lengths, an output of several chunks, another."""
+        chunks = (self._saturating(), *RUN, RUN[0])
+        new = 0, len(chunks) - 1  # chunks that begin an output
         if self.outer is None:
-            return {"first": [int(not i) for terms in (sum(RUN), RUN[0]) for i in range(terms)]}
-        first, outer, start = [], [], []
-        for number, terms in enumerate((*RUN, RUN[0])):
-            new = number in (0, len(RUN))
-            if self.outer == "shared":
-                first += [1] + [0] * (terms - 1) + [int(new)]
-                outer += [0] * terms + [1]
-            else:
-                first += [1] + [0] * (terms - 1)
-                outer += [0] * (terms - 1) + [0]
-                start += [0] * terms
+            return {"first": [int(not i) for terms in (chunks[0], 3) for i in range(terms)]}
+        begins = [[1] + [0] * (terms - 1) for terms in chunks]
         if self.outer == "shared":
-            return {"first": first, "outer": outer}
-        ends = np.cumsum((*RUN, RUN[0])).tolist()  # the step after a chunk's last term
+            first = [bit for number, bits in enumerate(begins) for bit in (*bits, int(number in new))]
+            return {"first": first, "outer": [bit for terms in chunks for bit in (*[0] * terms, 1)]}
+        ends = np.cumsum(chunks).tolist()  # the step after a chunk's last term
         outer = [int(step in ends) for step in range(ends[-1] + 1)]
-        start = [int(step in (ends[0], ends[len(RUN)])) for step in range(ends[-1] + 1)]
-        return {"first": [*first, 1], "outer": outer, "start": start}
+        start = [int(step in [ends[number] for number in new]) for step in range(ends[-1] + 1)]
+        return {"first": [*(bit for bits in begins for bit in bits), 1], "outer": outer, "start": start}
+
+    def _saturating(self) -> int:
+        """How many of the largest products leave the accumulator's range, within bounds."""
+        product = self.x.largest_value * self.w.largest_value
+        product = product if self.config.product is None else min(product, self.config.product.largest_value)
+        top = self.config.accumulator.largest_value * self.config.scale
+        return min(max(int(top / product) + 2, 5), LONGEST)
+
+    @property
+    def grain(self) -> int:
+        """The exponent of a unit that all sums are multiples of: rounding to a coarser one keeps that."""
+        forms = (self.x, self.w)
+        exact = sum(0 if isinstance(f, Int) else f.min_exponent - f.mantissa for f in forms)
+        if self.config.product is None:
+            return exact
+        least, form = sum(round(log2(ports.least(f))) for f in forms), self.config.product
+        # The largest value is a multiple of its own last bit alone.
+        return min(max(exact, max(least, form.min_exponent) - form.mantissa), form.max_exponent - form.mantissa)
+
+    def sum_of(self, m: Any, code: Any, form: Float | Int, name: str) -> Any:
+        """A register's sum: an `Int`'s code, or a number that is no smaller than the grain."""
+        found = unpacked(m, code, form, name)
+        grain = self._grain_of(form)
+        return found if grain is None else replace(found, least=max(found.least, grain - found.base))
+
+    def _grain_of(self, form: Float | Int) -> int | None:
+        """The grain of the sums in a format; None: they have none."""
+        if isinstance(form, Int) or isinstance(self.config.accumulator, Int):
+            return None
+        inner = self.config.accumulator
+        last = min(f.max_exponent - f.mantissa for f in (form, inner) if isinstance(f, Float))
+        return self.grain if self.grain <= last else None
+
+    def added(self, m: Any, term: Any, before: Any, form: Float | Int, name: str) -> Any:
+        """The code of Q(term + before)."""
+        return sum_code(m, term, before, form, self.config, name, self._grain_of(form))
 
     def control(self, steps: int) -> Inputs:
         """The schedule, as long as a run; zeros follow."""
-        return {
-            name: np.array((values + [0] * steps)[:steps], np.uint64) for name, values in self.schedule().items()
-        }
+        return {name: np.array((values + [0] * steps)[:steps], np.uint64) for name, values in self.schedule().items()}
 
     def protocol(self) -> dict[str, Any]:
         """For the JSON beside the Verilog."""
@@ -269,152 +296,45 @@ class Unit:
         }
 
 
-def multiplier(x: Operand, w: Operand, product: Float) -> Module:
-    """Q_prod(x w) alone, without registers: what one product of the unit is."""
-    unit = LBA(product=product, accumulator=product, chunk=None)
-
-    def elaborate(m: Any, port: Any) -> None:
-        found = _product(m, port.x, port.w, x, w, unit)
-        m.d.comb += port.p.eq(arithmetic.pack(found, _layout(product)))
-
-    def expected(inputs: Inputs) -> Mapping[str, Expected]:
-        exact = _values(inputs["x"], x) * _values(inputs["w"], w)
-        return _combinational("p", quantize(exact, product, unit, torch.zeros_like(exact)), product, unit)
-
-    ports = (_port("x", "in", x, _told(x)), _port("w", "in", w, _told(w)), _port("p", "out", product, _told(product)))
-    return Module(
-        name="product", title=f"product, {_told(product)}", ports=ports, elaborate=elaborate, expected=expected,
-        clocked=False,
-    )  # fmt: skip
-
-
-def adder(a: Float, b: Float, total: Float) -> Module:
-    """Q(a + b) alone, without registers: what one addition of the unit is."""
-    unit = LBA(product=a, accumulator=total, chunk=None)
-
-    def elaborate(m: Any, port: Any) -> None:
-        numbers = (_unpacked(m, code, form, unit, name) for code, form, name in ((port.a, a, "a"), (port.b, b, "b")))
-        m.d.comb += port.s.eq(_sum(m, *numbers, total, unit, "add"))
-
-    def expected(inputs: Inputs) -> Mapping[str, Expected]:
-        exact = exact_sum(_values(inputs["a"], a), _values(inputs["b"], b))
-        return _combinational("s", quantize(exact, total, unit, torch.zeros_like(exact)), total, unit)
-
-    ports = (_port("a", "in", a, _told(a)), _port("b", "in", b, _told(b)), _port("s", "out", total, _told(total)))
-    return Module(
-        name="adder", title=f"adder, {_told(total)}", ports=ports, elaborate=elaborate, expected=expected, clocked=False
-    )
-
-
-# Gates ---------------------------------------------------------------------------------------------------------------
-
-
-def _layout(form: Float) -> arithmetic.Layout:
-    return arithmetic.Layout.of(FloatFields(form))
-
-
 def _operand(m: Any, code: Any, form: Operand, name: str) -> arithmetic.Number:
     if isinstance(form, Int):
-        return arithmetic.unpack_integer(m, code, form.signed, name)
-    return arithmetic.unpack(m, code, _layout(form), name)
+        return fixed.unpack_integer(m, code, form.signed, name)
+    return arithmetic.unpack(m, code, ports.layout(form), name)
 
 
-def _product(m: Any, x: Any, w: Any, x_form: Operand, w_form: Operand, config: LBA) -> arithmetic.Number:
+def product(m: Any, x: Any, w: Any, x_form: Operand, w_form: Operand, config: LBA) -> arithmetic.Number:
     """Q_prod(x w), or the exact product, with its leading bit on top where a float adder takes it."""
     p = arithmetic.multiply(m, _operand(m, x, x_form, "x"), _operand(m, w, w_form, "w"), "product")
     if config.product is not None:
-        return arithmetic.quantise(m, p, _layout(config.product), "rounded")
+        return arithmetic.quantise(m, p, ports.layout(config.product), "rounded")
     return p if isinstance(config.accumulator, Int) else arithmetic.normalised(m, p, "exact")
 
 
-def _unpacked(m: Any, code: Any, form: Float | Int, config: LBA, name: str) -> Any:
-    """A register's content: a `Number`, or of an `Int` its code."""
-    del config
-    return code if isinstance(form, Int) else arithmetic.unpack(m, code, _layout(form), name)
+def unpacked(m: Any, code: Any, form: Float | Int, name: str) -> Any:
+    """A register's content: a number, or of an `Int` its code."""
+    return code if isinstance(form, Int) else arithmetic.unpack(m, code, ports.layout(form), name)
 
 
-def _sum(m: Any, term: Any, before: Any, form: Float | Int, config: LBA, name: str) -> Any:
+def sum_code(
+    m: Any, term: Any, before: Any, form: Float | Int, config: LBA, name: str, grain: int | None = None
+) -> Any:
     """The code of Q(term + before)."""
     if isinstance(form, Int):
         unit = round(log2(config.scale))
         if not isinstance(term, arithmetic.Number):  # a chunk's sum
             term = _of_integer(m, term, unit, name)
-        return arithmetic.add_integer(m, term, before, unit, form.overflow == "wrap", name)
-    layout = _layout(form)
+        return fixed.add_integer(m, term, before, unit, form.overflow == "wrap", name)
+    layout = ports.layout(form)
     if not isinstance(term, arithmetic.Number):
         term = _of_integer(m, term, round(log2(config.scale)), name)
-    pair = [
-        arithmetic.normalised(m, n, f"{name}_{i}") if n.leading and n.base > layout.low else n
-        for i, n in enumerate((term, before))
-    ]
-    total = arithmetic.add(m, *pair, layout.fraction + 1, layout.nearest, name)
-    return arithmetic.pack(arithmetic.quantise(m, total, layout, f"{name}_total"), layout)
+    total = arithmetic.add(m, term, before, layout.fraction + 1, layout.nearest, name)
+    return arithmetic.pack(arithmetic.quantise(m, total, layout, f"{name}_total", grain), layout)
 
 
 def _of_integer(m: Any, code: Any, unit: int, name: str) -> arithmetic.Number:
     """A fixed-point sum as a number."""
-    n = arithmetic.unpack_integer(m, code, True, f"{name}_chunk")
+    n = fixed.unpack_integer(m, code, True, f"{name}_chunk")
     return arithmetic.Number(n.sign, n.exponent, n.significand, unit, 0, n.leading)
-
-
-def _either(m: Any, chosen: Any, one: Any, other: arithmetic.Number, name: str) -> arithmetic.Number:
-    """One of two numbers: a chunk's sum, or a product."""
-    if not isinstance(one, arithmetic.Number):
-        unit = min(other.low, 0)
-        one = _of_integer(m, one, unit, name)
-    return arithmetic.either(m, chosen, one, other, name)
-
-
-# Words and values ----------------------------------------------------------------------------------------------------
-
-
-def _port(name: str, direction: Any, form: Operand, meaning: str) -> Port:
-    """A port of codes of a format, with patterns on both sides of its thresholds."""
-    bits = code_bits(form)
-    if isinstance(form, Int):
-        return Port(name, direction, bits, meaning, signed=form.signed)
-    fields = FloatFields(form)
-    one = fields.largest - fields.top_rank if fields.flag is None else 1 << fields.flag
-    smallest, sign = (one if fields.flag is not None else 1 << fields.fraction), 1 << fields.sign
-    low = {smallest, smallest + 1, fields.largest, fields.largest - 1} | ({1} if form.subnormals else set())
-    edges = tuple(sorted({0} | low | {code | sign for code in low}))
-
-    def legal(codes: np.ndarray) -> np.ndarray:
-        return _legal(codes, fields)
-
-    return Port(name, direction, bits, meaning, edges=edges, legal=legal, narrow=max(bits // 2, 1))
-
-
-def _legal(codes: np.ndarray, fields: FloatFields) -> np.ndarray:
-    """A code of a finite value of any pattern: zeros are +0, and what is above the largest value becomes zero."""
-    codes = np.asarray(codes, np.uint64)
-    magnitude = codes & np.uint64(fields.ones)
-    sign = codes & np.uint64(1 << fields.sign)
-    rank = magnitude.astype(np.int64)
-    if fields.flag is not None:
-        present = codes >> np.uint64(fields.flag) & np.uint64(1) != 0
-        flag = np.uint64(1 << fields.flag)
-        good = present & (rank + (1 << fields.fraction) <= fields.top_rank)
-        return np.where(good, magnitude | sign | flag, np.uint64(0))
-    smallest = 1 if fields.format.subnormals else 1 << fields.fraction
-    return np.where((rank >= smallest) & (rank <= fields.top_rank), magnitude | sign, np.uint64(0))
-
-
-def _values(codes: np.ndarray, form: Operand) -> Tensor:
-    """float64 values of patterns."""
-    return decode(torch.from_numpy(np.ascontiguousarray(codes).astype(np.int64)), form)
-
-
-def _codes(values: Tensor, form: Float | Int, config: LBA) -> np.ndarray:
-    """Patterns of values; zeros have no sign."""
-    if isinstance(form, Int):
-        values = values / config.scale
-    return encode(values + 0.0, form).numpy().astype(np.uint64)
-
-
-def _combinational(name: str, values: Tensor, form: Float, config: LBA) -> Mapping[str, Expected]:
-    codes = _codes(values.flatten(), form, config).reshape(values.shape)
-    return {name: Expected(range(len(codes)), codes)}
 
 
 def _lanes(control: np.ndarray | None, step: int, lanes: int) -> Tensor:
@@ -424,18 +344,9 @@ def _lanes(control: np.ndarray | None, step: int, lanes: int) -> Tensor:
     return torch.from_numpy(np.broadcast_to(control[step], (lanes,)).copy())
 
 
-def _told(form: Float | Int) -> str:
-    """A format in words, with the flag where it has one."""
-    if isinstance(form, Int):
-        return f"{'int' if form.signed else 'uint'}{form.bits}"
-    fields = FloatFields(form)
-    flag = " with its non-zero flag" if fields.flag is not None else ""
-    return f"M{fields.fraction}E{fields.exponent}, {fields.bits} bits{flag}"
-
-
 def _title(config: LBA, unit: Unit) -> str:
     total = config.accumulator
-    parts = [_told(total)]
+    parts = [ports.told(total)]
     parts += ["wraps" if total.overflow == "wrap" else "saturates"] if isinstance(total, Int) else []
     parts += ["nearest"] if isinstance(total, Float) and total.rounding == "nearest" else []
     parts += ["fused"] if config.product is None else []

@@ -85,4 +85,5 @@ CARD = Card(
     ),
     measure="recoup.study.measures.lba",
     chapter="recoup.report.chapters.lba",
+    rtl="recoup.lba.rtl",
 )

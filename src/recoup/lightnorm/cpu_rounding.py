@@ -72,7 +72,7 @@ def rounding_of(format: Float | None) -> Rounding:  # noqa: A002
 
 
 @_intrinsic
-def _fma(typing_context, x, y, z):
+def _fma(typing_context, x, y, z):  # noqa: ARG001
     """x y + z of floats, rounded once."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001

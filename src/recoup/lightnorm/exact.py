@@ -17,7 +17,15 @@ from recoup.formats import reference as formats
 from recoup.lightnorm.config import LightNorm
 from recoup.lightnorm.scale import factors
 
-__all__ = ["exact_reciprocals", "multiplied_and_added", "odd", "quotient", "scaled_difference", "settled", "uncertainty"]
+__all__ = [
+    "exact_reciprocals",
+    "multiplied_and_added",
+    "odd",
+    "quotient",
+    "scaled_difference",
+    "settled",
+    "uncertainty",
+]
 
 SPLIT = float((1 << 27) + 1)  # cuts a float64 into two halves of 26 bits
 

@@ -176,10 +176,7 @@ def backward(grad: Tensor, saved: Saved, config: LightNorm) -> tuple[Tensor, Ten
     total, mean, cross = _sums(g_CN, 1, form), _sums(g_CN, N * P, form), _sums(g_CN * xhat_CN, 1, form)
     slope = saved.gamma * stats.reciprocal
     mean = mean if K else torch.zeros_like(mean)
-    if config.backward is None:
-        dx_CN = (g_CN - mean[:, None]) * slope[:, None]
-    else:
-        dx_CN = _exactly(g_CN, mean, slope)
+    dx_CN = (g_CN - mean[:, None]) * slope[:, None] if config.backward is None else _exactly(g_CN, mean, slope)
     for k, factor in enumerate(factors(N * P, K, config.scale) if K else ()):
         amount = slope * float(factor) * cross / K
         for sign, at in ((-1, stats.largest[:, k]), (1, stats.smallest[:, k])):
@@ -211,4 +208,6 @@ def _sums(x_CN: Tensor, divisor: int, form: Float | None) -> Tensor:
 def _sum(values: list[float], divisor: int, form: Float | None) -> float:
     if not all(map(math.isfinite, values)):  # which fsum refuses
         return math.nan
-    return settled(math.fsum(values) / divisor, 2.0**-51, lambda: sum(map(Fraction, values), Fraction(0)) / divisor, form)
+    return settled(
+        math.fsum(values) / divisor, 2.0**-51, lambda: sum(map(Fraction, values), Fraction(0)) / divisor, form
+    )

@@ -83,4 +83,5 @@ CARD = Card(
     cost=cost,
     measure="recoup.study.measures.lightnorm",
     chapter="recoup.report.chapters.lightnorm",
+    rtl="recoup.lightnorm.rtl",
 )

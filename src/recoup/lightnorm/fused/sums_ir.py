@@ -13,7 +13,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from recoup.kernels.llvm import Target, I64, D, F, P
+from recoup.kernels.llvm import I64, D, F, P, Target
 from recoup.kernels.signature import Definition, Signature
 from recoup.lightnorm.fused.tile_ir import LANES, VD, Recipe, Tile
 from recoup.lightnorm.fused.walk_ir import PANELS, Row, over_panels

@@ -1,0 +1,84 @@
+"""Claim: the multiply-add unit's gates are the emulation, and this is what its accumulators cost in one library.
+
+All 16,785,409 pairs of the M7E4 adder and all 66,049 of its FP8 multiplier are compared with the reference; then areas
+of multiply-accumulate units on M4E3 operands, from one generator, and of LightNorm's forward unit. Kept in
+benchmarks/results/silicon_accumulators.jsonl, areas by library.
+
+    python benchmarks/silicon_accumulators.py LIBERTY...            # several files of one library are read together
+    python benchmarks/silicon_accumulators.py LIBERTY... --proofs   # the exhaustive comparisons too
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.log import Log
+from benchmarks.measure import RESULTS
+from recoup.formats import Float
+from recoup.gates.module import Module
+from recoup.lba import LBA
+from recoup.lba.rtl import build
+from recoup.lba.rtl_operations import adder, multiplier
+from recoup.lightnorm import LightNorm
+from recoup.lightnorm.rtl import build as build_forward
+from recoup.silicon import Measured
+
+OPERANDS = Float.lba(3, 4, bias=3)
+NEAREST = LBA(*(Float.lba(4, 7, bias, rounding="nearest") for bias in (12, 10)), chunk=None)
+UNITS: dict[str, tuple[LBA, str | None]] = {
+    "M7E4 (13 bits), no chunks": (LBA(chunk=None), None),
+    "M7E4 fused": (LBA(product=None, chunk=None), None),
+    "M7E4 nearest": (NEAREST, None),
+    "M7E4, chunk 16, shared adder": (LBA(), "shared"),
+    "M7E4, chunk 16, own outer adder": (LBA(), "own"),
+    "m10e5, chunk 16, shared adder": (LBA.m10e5(), "shared"),
+    "m10e5, chunk 16, own outer adder": (LBA.m10e5(), "own"),
+}
+STATISTICS = LightNorm().statistics
+NORMS = {
+    "forward, FP10, x - mu in 1-5-12": LightNorm.fp10(difference=STATISTICS),
+    "forward, FP10, x - mu exact": LightNorm.fp10(),
+    "forward, FP10, blocks of 4, x - mu in 1-5-12": LightNorm(difference=STATISTICS),
+    "forward, FP10, blocks of 4, x - mu exact": LightNorm(),
+}
+
+
+def proofs(log: Log) -> None:
+    """Every pair of operands of the paper's operations."""
+    product, total = LBA().product, LBA().accumulator
+    assert product is not None
+    assert isinstance(total, Float)
+    for name, module in (
+        ("every sum", adder(product, total, total)),
+        ("every product", multiplier(OPERANDS, OPERANDS, product)),
+    ):
+
+        def wrong(module: Module = module) -> float:
+            found = Measured.of(module).verify("exhaustive", coverage=False)
+            print(found)
+            return found.mismatches
+
+        log.measure(("mismatches", name), wrong)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("liberty", nargs="+", type=Path)
+    parser.add_argument("--proofs", action="store_true", help="compare all pairs of operands")
+    arguments = parser.parse_args()
+    log, library = Log(RESULTS / "silicon_accumulators.jsonl"), arguments.liberty[0].name
+    if arguments.proofs:
+        proofs(log)
+    modules = {name: build(config, operands=OPERANDS, outer=outer) for name, (config, outer) in UNITS.items()}  # type: ignore[arg-type]
+    modules |= build(LBA.m7e4(), operands=OPERANDS).baselines()
+    modules |= {name: build_forward(config) for name, config in NORMS.items()}
+    print(f"| {library} | area |\n|---|---|")
+    for name, module in modules.items():
+        area = log.measure((library, name), lambda module=module: Measured.of(module).area(arguments.liberty).area)
+        print(f"| {name} | {area:,.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
