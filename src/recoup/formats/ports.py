@@ -15,7 +15,7 @@ from recoup.formats.spec import Float, Int
 from recoup.gates.layout import Layout
 from recoup.gates.module import Port
 
-__all__ = ["codes", "layout", "least", "port", "told", "values"]
+__all__ = ["codes", "layout", "least", "legal", "port", "told", "values"]
 
 
 def layout(form: Float) -> Layout:
@@ -38,13 +38,13 @@ def port(name: str, direction: Any, form: Float | Int, meaning: str) -> Port:
     magnitudes |= {fields.largest, 1 if form.subnormals else fields.largest}
     edges = tuple(sorted({0} | magnitudes | {code | 1 << fields.sign for code in magnitudes}))
 
-    def legal(patterns: np.ndarray) -> np.ndarray:
-        return _legal(patterns, fields)
+    def occurring(patterns: np.ndarray) -> np.ndarray:
+        return legal(patterns, fields)
 
-    return Port(name, direction, bits, meaning, edges=edges, legal=legal, narrow=min(M + 2, bits))
+    return Port(name, direction, bits, meaning, edges=edges, legal=occurring, narrow=min(M + 2, bits))
 
 
-def _legal(patterns: np.ndarray, fields: FloatFields) -> np.ndarray:
+def legal(patterns: np.ndarray, fields: FloatFields) -> np.ndarray:
     """A code of a finite value of any pattern; zero has no sign.
 
     Patterns that are no codes become small values of either sign, which cancel often: see `recoup.silicon.vectors`.

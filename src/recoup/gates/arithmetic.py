@@ -258,8 +258,6 @@ def quantise(m: Any, n: Number, layout: Layout, name: str, grain: int | None = N
     deep = depth > 0 and (grain is None or grain < layout.low)
     under = binade[-1] if deep else hdl.Const(0, 1)
     binade = binade[:-1] if depth > 0 and not deep else binade
-    reach = n.most - depth  # the largest binade
-    layout.high - layout.low
     if layout.subnormals and deep:
         amount = named(m, f"{name}_below", hdl.Mux(under, -binade, 0)[: width_of(depth)])
         significand, lost = shifted_right(m, significand, amount, f"{name}_denormal", layout.nearest)
@@ -315,7 +313,8 @@ def _saturated(m: Any, sign: Bits, layout: Layout, name: str, found: _Rounded, l
         binade = named(m, f"{name}_carried", binade[: width_of(reach)] + found.carried)
         hidden, reach = hidden | found.carried, reach + 1
     normal = named(m, f"{name}_normal", hidden & ~found.under)
-    fraction, field = found.significand[:M], hdl.Cat(binade, hdl.Const(0, E))[:E]
+    fraction: Bits = found.significand[:M]
+    field: Bits = hdl.Cat(binade, hdl.Const(0, E))[:E]
     limit, most = (span << M) + layout.top, ((reach + 1) << M) - 1
     if most > limit:
         over = named(m, f"{name}_over", _above(hdl.Cat(fraction, binade)[: width_of(most)], limit))

@@ -46,8 +46,8 @@ def adder(a: Float, b: Float, total: Float) -> Module:
     unit = LBA(product=a, accumulator=total, chunk=None)
 
     def elaborate(m: Any, port: Any) -> None:
-        numbers = (rtl.unpacked(m, code, form, name) for code, form, name in ((port.a, a, "a"), (port.b, b, "b")))
-        m.d.comb += port.s.eq(rtl.sum_code(m, *numbers, total, unit, "add"))
+        one, other = (rtl.unpacked(m, code, form, name) for code, form, name in ((port.a, a, "a"), (port.b, b, "b")))
+        m.d.comb += port.s.eq(rtl.sum_code(m, one, other, total, unit, "add"))
 
     def expected(inputs: Inputs) -> Mapping[str, Expected]:
         exact = exact_sum(ports.values(inputs["a"], a), ports.values(inputs["b"], b))

@@ -185,8 +185,8 @@ def backward(grad: Tensor, saved: Saved, config: LightNorm) -> tuple[Tensor, Ten
                 dx_CN[rows, at[rows]] += sign * amount[rows]
                 continue
             for c in rows.tolist():
-                terms = (float(v) for v in (g_CN[c, at[c]], mean[c], slope[c], cross[c]))
-                dx_CN[c, at[c]] = _at_extremum(*terms, sign * float(factor) / K)
+                v, m, a, S = (float(v) for v in (g_CN[c, at[c]], mean[c], slope[c], cross[c]))
+                dx_CN[c, at[c]] = _at_extremum(v, m, a, S, sign * float(factor) / K)
     dx = rounded(dx_CN.view(C, N, P).transpose(0, 1), config.backward, dtype)
     return blocked(dx, config.backward_blocks).to(dtype), cross.to(dtype), total.to(dtype)
 

@@ -152,8 +152,8 @@ class Forward(Gates):
         new = [self._new(x_q, sign) for sign in (1, -1)]
         taken = self._unpacked(inputs["stored"][second])
         mean, r = (v.reshape(runs, G).expand(len(second), runs, G) for v in (stats.mean, stats.reciprocal))
-        flat = [v.reshape(-1) for v in (taken, mean, r)]
-        xhat = reference.normalize(flat[0][None, :, None], *flat[1:], config, torch.float64)
+        flat = taken.reshape(1, -1, 1)
+        xhat = reference.normalize(flat, mean.reshape(-1), r.reshape(-1), config, torch.float64)
         gamma, beta = (self._values(inputs[name][second]).reshape(-1) for name in ("gamma", "beta"))
         y = reference.affine(xhat, gamma, beta, config, torch.float64).reshape(taken.shape)
         shown = [step + 1 for step in first]
@@ -191,14 +191,11 @@ class Forward(Gates):
         fields.append((codes.shared[..., 0], self.block.exponent))
         if codes.outlier is not None and codes.index is not None:
             fields += [(codes.outlier[..., 0], self.block.exponent), (codes.index[..., 0], self.block.index)]
-        kind = object if self.block.bits > 64 else np.uint64
-        total, at = np.zeros(x.shape[:2], kind), 0
+        total, at = np.zeros(x.shape[:2], object), 0
         for values, bits in fields:
-            total = total + (
-                values.numpy().astype(kind) << kind(at) if kind is not object else values.numpy().astype(object) << at
-            )
+            total = total + (values.numpy().astype(object) << at)
             at += bits
-        return total
+        return total if self.block.bits > 64 else total.astype(np.uint64)
 
     def _unpacked(self, codes: np.ndarray) -> Tensor:
         """Values of the port stored, [steps, runs, G]."""
@@ -229,7 +226,7 @@ class Forward(Gates):
                 np.clip(field, 0, F.top_rank >> F.fraction) << F.fraction
             )
             code |= element & ((1 << F.fraction) - 1)
-            values.append(ports.values(ports.port("x", "in", self.form, "").legal(code.astype(np.uint64)), self.form))
+            values.append(ports.values(ports.legal(code.astype(np.uint64), F), self.form))
         return self._packed(self._blocked(torch.stack(values, -1).reshape(1, -1, self.lanes))).reshape(
             np.shape(patterns)
         )

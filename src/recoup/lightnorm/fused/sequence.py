@@ -84,8 +84,8 @@ class FusedPasses(ABC):
         given = self.constants, elements, eps, uncertainty(K), self.statistic_numbers
         ordinary = batch_statistics(sums, ends, *given, factors, s, doubtful)
         if doubtful.any():
-            vectors = (torch.from_numpy(v) for v in (factors[RECIPROCAL], doubtful, ends))
-            factors[RECIPROCAL] = exact_reciprocals(*vectors, elements, self.config, eps)
+            near, where, found = (torch.from_numpy(v) for v in (factors[RECIPROCAL], doubtful, ends))
+            factors[RECIPROCAL] = exact_reciprocals(near, where, found, elements, self.config, eps)
         results = self._normalized(x, gamma, beta, factors, ordinary)
         if results is None:
             return None
