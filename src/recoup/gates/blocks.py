@@ -46,7 +46,7 @@ class Block:
 
 
 def rebased(m: Any, n: Number, layout: Layout, name: str) -> Number:
-    """A value of a format, with its leading bit on top, as `recoup.gates.arithmetic.unpack` gives it of a format whose zero has field 0."""
+    """A value of a format, with its leading bit on top, as a number whose exponents count from the smallest binade."""
     field = (n.exponent + (n.base - layout.low)) if n.base != layout.low else n.exponent
     E, hidden = width_of(layout.high - layout.low), n.significand[-1]
     field = hdl.Cat(field, hdl.Const(0, E))[:E] & hidden.replicate(E)
