@@ -17,6 +17,13 @@ def point(name, options, cycles, damage, reached, kind="front", on_front=True):
     )
 
 
+def context_of(found):
+    """The chapter's values for the page."""
+    context = CHAPTER.context(found)
+    assert context is not None
+    return context
+
+
 def study(**changes):
     groups = (
         GroupRow(name="conv1", layers=("conv1",), options=("1 thread", "4 threads"), damages=(1e-5, 0.01)),
@@ -72,7 +79,7 @@ def test_the_verdict_names_the_point_its_saving_and_what_the_images_leave_open()
 
 def test_points_that_the_data_cannot_tell_apart_are_marked():
     assert apart(study()) == {"point 00": True, "point 01": True, "point 02": False}
-    rows = CHAPTER.context(study())["rows"]
+    rows = context_of(study())["rows"]
     assert [row["same"] for row in rows] == [False, False, True, False, False]
     assert [row["chosen"] for row in rows] == [False, True, False, False, False]
 
@@ -104,5 +111,5 @@ def test_pictures_are_described_and_escape_what_the_user_wrote(tmp_path):
 def test_a_front_before_it_is_verified(floating):
     bare = [PointRow(name="p", kind="front", on_front=True, options=(0, 0), costs={"cycles": 9.0}, predicted=0.1)]
     found = study(points=tuple(bare), floating=None, quality="", budget=None, chosen=None, seeds=0)
-    assert CHAPTER.context(found)["rows"][0]["damage"] == ""
+    assert context_of(found)["rows"][0]["damage"] == ""
     assert floating is None or verdict(found)
