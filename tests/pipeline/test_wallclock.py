@@ -55,7 +55,8 @@ def test_fill_and_drain_is_the_simulation_of_equal_ranks(samples):
             return [(rank - 1, operation)] if rank else []
         return [(rank + 1, operation)] if rank < 2 else [(rank, ("f", k))]
 
-    done = simulate(order, lambda _, operation: 1.0 if operation[0] == "f" else 2.0, needs)
+    lasts = {("f", k): 1.0 for k in range(samples)} | {("b", k): 2.0 for k in range(samples)}
+    done = simulate(order, lambda _, operation: lasts[operation], needs)
     assert max(end for _, end in done.values()) + 0.5 == pytest.approx(synchronous(ranks, samples))
 
 
