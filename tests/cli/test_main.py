@@ -1,3 +1,4 @@
+import importlib
 import json
 import os
 import shlex
@@ -13,11 +14,13 @@ from typer.testing import CliRunner
 
 from recoup import models
 from recoup.cli.demo import CONFIGS
+from recoup.cli.doctor import examine
 from recoup.cli.main import app
 from recoup.study import Recipe, Results
 from recoup.study.measures.pipeline import PipelineResults, Setting
 from recoup.study.store import Store
 from recoup.version import __version__
+from recoup.wings import cards
 from tests.study.examples import results, small_recipe
 
 SMALL = shlex.split(
@@ -253,8 +256,26 @@ def test_doctor(monkeypatch):
     assert "8-bit path" in recoup("doctor").stdout
     checks = json.loads(recoup("doctor", "--json").stdout)
     assert all(check["ok"] for check in checks)
+    tests = [f"self-test {config.__name__}" for config in cards()]
+    assert [check["name"] for check in checks if check["name"].startswith("self-test")] == tests
     monkeypatch.setattr("recoup.nbsmt.wing.matmul", lambda *_: torch.zeros(3, 1))
-    assert "FAULT  self-test" in recoup("doctor", code=1).stdout
+    told = recoup("doctor", code=1).stdout
+    assert "FAULT  self-test NBSMT" in told
+    assert told.count("FAULT") == 1
+
+
+@pytest.mark.parametrize(("operator", "name"), [("lba.wing.matmul", "LBA"), ("lightnorm.wing.train", "LightNorm")])
+def test_the_doctor_finds_each_wings_fault(monkeypatch, operator, name):
+    def wrong(*arguments):
+        result = right(*arguments)
+        return (-result[0], *result[1:]) if isinstance(result, tuple) else -result
+
+    module, _, function = f"recoup.{operator}".rpartition(".")
+    right = getattr(importlib.import_module(module), function)
+    monkeypatch.setattr(f"recoup.{operator}", wrong)
+    (fault,) = [check for check in examine() if not check.ok]
+    assert fault.name == f"self-test {name}"
+    assert "expected" in fault.value
 
 
 def test_demo_end_to_end(monkeypatch):

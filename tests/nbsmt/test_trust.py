@@ -9,7 +9,8 @@ from torch import nn
 
 import recoup as rc
 from recoup.nbsmt import ops, trust
-from recoup.nbsmt.cpu import Int8Convolution, probe
+from recoup.nbsmt.cpu import Backend, Int8Convolution, probe
+from recoup.nbsmt.wing import self_test
 
 
 @pytest.mark.parametrize(
@@ -82,3 +83,23 @@ def test_the_check_finds_nothing_on_an_ordinary_layer(monkeypatch):
     weight = torch.randint(-128, 128, (16, 8, 3, 3), dtype=torch.int8)
     assert trust.packed(weight, (1, 1), (1, 1), (1, 1), 1, (4, 8, 9, 9), "layer") is not None
     assert trust.distrusted() == 0
+
+
+def test_the_doctor_is_told_what_is_distrusted(monkeypatch):
+    """Geometries that the process met before count too, but are none of the common ones."""
+    monkeypatch.setattr(trust, "_right", {"an odd one": False})
+    monkeypatch.setattr("recoup.nbsmt.cpu.probe", lambda: Backend("int8", "AMX", "as if"))
+    with monkeypatch.context() as changed:
+        changed.setattr(trust, "Int8Convolution", _Wrong)
+        told = self_test()
+    assert "right on 0 of 12 common geometries, float32 does 3x3; 3x3, stride 2" in told
+    assert told.endswith("; 13 distrusted in this process")
+    monkeypatch.setattr(trust, "_right", {})
+    assert sorted(trust.survey().values()) == [False] * trust.distrusted() + [True] * (12 - trust.distrusted())
+
+
+@pytest.mark.skipif(probe().name != "int8", reason=f"the int8 path is not exact here: {probe().reason}")
+def test_common_geometries_are_right(monkeypatch):
+    monkeypatch.setattr(trust, "_right", {})
+    assert all(trust.survey().values())
+    assert "right on 12 of 12 common geometries; 0 distrusted" in self_test()

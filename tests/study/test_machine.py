@@ -35,7 +35,9 @@ def test_a_device_that_is_not_there():
 def test_doctor_finds_this_installation_sound():
     checks = examine()
     assert [check for check in checks if not check.ok] == []
-    assert {"recoup", "torch", "8-bit path", "CUDA", "self-test", "data folder"} <= {check.name for check in checks}
+    assert {"recoup", "torch", "8-bit path", "CUDA", "self-test NBSMT", "self-test LBA", "data folder"} <= {
+        check.name for check in checks
+    }
 
 
 def test_doctor_reports_a_fault(monkeypatch):
@@ -43,6 +45,6 @@ def test_doctor_reports_a_fault(monkeypatch):
         raise OSError("no compiler")
 
     monkeypatch.setattr("recoup.nbsmt.wing.matmul", broken)
-    assert Check("self-test", "OSError: no compiler", ok=False) in examine()
+    assert Check("self-test NBSMT", "OSError: no compiler", ok=False) in examine()
     monkeypatch.setattr("recoup.nbsmt.wing.matmul", lambda *_: torch.zeros(3, 1))
     assert any(not check.ok and "expected [99, 100, 10]" in check.value for check in examine())

@@ -4,7 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,10 +41,16 @@ def examine() -> list[Check]:
         Check("CPU", f"{processor()}, {cores()} cores, {torch.get_num_threads()} torch threads"),
         *(_checked(f"{card.baseline.name} path", _path(card.path)) for card in cards().values() if card.path),
         _checked("CUDA", _cuda),
-        *(_checked("self-test", card.self_test) for card in cards().values() if card.self_test),
+        *(_checked(f"self-test {name}", test) for name, test in _self_tests()),
         _checked("numba cache", _cache),
         _checked("data folder", _data),
     ]
+
+
+def _self_tests() -> Iterator[tuple[str, Callable[[], str]]]:
+    for config, card in cards().items():
+        if card.self_test:
+            yield config.__name__, card.self_test
 
 
 def _checked(name: str, find: Callable[[], str]) -> Check:

@@ -1,12 +1,15 @@
 """LBA's card: what the rest of recoup knows about narrow accumulators."""
 
+import torch
 from torch import nn
 
+from recoup.errors import RecoupError
 from recoup.formats import Int
 from recoup.lba.attention_layers import ATTENTION
 from recoup.lba.config import LBA
 from recoup.lba.hugging_face import adapted, take_back
 from recoup.lba.layers import LAYERS
+from recoup.lba.ops import matmul
 from recoup.lba.repair import CHUNKS, GAIN, GAIN_PAIRED, LAYER_GAIN, set_underflow_
 from recoup.network.sites import FLOAT_BITS, Site, Spent, array_cycles
 from recoup.network.systolic import Array
@@ -47,6 +50,17 @@ def cost(site: Site, config: LBA, array: Array) -> Spent:
     return Spent(array_cycles(site, array, chunk=config.chunk), traffic, config.accumulator.bits)
 
 
+def self_test() -> str:
+    """Sums of M7E4 by hand: twice 2^-8 behind a 1 is lost, before it not; 75 saturates; 2^-13 is no product."""
+    small = 2.0**-8
+    a = torch.tensor([[1, small, small, 0, 0], [small, small, 1, 0, 0], [15.0] * 5, [2.0**-13] * 5])
+    got = matmul(a, torch.ones(5, 1), LBA.m7e4()).flatten().tolist()
+    expected = [1.0, 1 + 2.0**-7, 63.75, 0.0]
+    if got != expected:
+        raise RecoupError(f"lba.matmul gives {got}, expected {expected}")
+    return "12-bit accumulators sum up as specified"
+
+
 CARD = Card(
     config=LBA,
     layers=LAYERS | ATTENTION,
@@ -83,6 +97,7 @@ CARD = Card(
         Phase("without underflow", lambda model: set_underflow_(model, False)),
         Phase("with underflow", lambda model: set_underflow_(model, True)),
     ),
+    self_test=self_test,
     measure="recoup.study.measures.lba",
     chapter="recoup.report.chapters.lba",
     rtl="recoup.lba.rtl",

@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 
+import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from recoup.errors import RecoupError
 from recoup.formats import Float
 from recoup.lightnorm.config import LightNorm
 from recoup.lightnorm.cost import block_bits
 from recoup.lightnorm.layers import LAYERS, adapted
+from recoup.lightnorm.ops import train
 from recoup.network.sites import Site, Spent
 from recoup.network.systolic import Array
 from recoup.network.wing import Card
@@ -60,6 +63,22 @@ def cost(site: Site, config: LightNorm, array: Array) -> Spent:  # noqa: ARG001 
     return Spent(0, (site.inputs + site.outputs) * block_bits(config.forward_blocks, config.forward, along) / 8, 0)
 
 
+def self_test() -> str:
+    """A batch by hand, forward and backward.
+
+    Chunks of one -1 and one 1 have the range 2, so s = C(2) 2 = sqrt(pi), and 1 / s = 0.564 is 0.5625 in FP10. Its
+    products with gamma share the exponent of the second largest, whose last place is 1/64: 9/512 becomes 1/64. The
+    gradient of a sum is zero: a batch norm takes every mean away.
+    """
+    x = torch.tensor([-1.0, 1.0]).repeat(8)[:, None].expand(16, 4).contiguous().requires_grad_()
+    y = train(x, torch.tensor([1, 1 / 2, 1 / 4, 1 / 32]), torch.zeros(4), LightNorm().code, 0.0, "self-test")[0]
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    got, expected = y[1].tolist(), [9 / 16, 9 / 32, 9 / 64, 1 / 64]
+    if got != expected or not torch.equal(y[0::2], -y[1::2]) or slope.any():
+        raise RecoupError(f"LightNorm gives {got} and a gradient up to {slope.abs().max()}, expected {expected} and 0")
+    return "range batch norm in FP10 gives the bits specified, forward and backward"
+
+
 CARD = Card(
     config=LightNorm,
     layers=LAYERS,
@@ -81,6 +100,7 @@ CARD = Card(
     needs_norms=True,
     trains=True,
     cost=cost,
+    self_test=self_test,
     measure="recoup.study.measures.lightnorm",
     chapter="recoup.report.chapters.lightnorm",
     rtl="recoup.lightnorm.rtl",

@@ -13,7 +13,7 @@ from torch import Tensor
 from recoup.errors import RecoupWarning
 from recoup.nbsmt.cpu import Int8Convolution, Pair, exact_convolution
 
-__all__ = ["distrusted", "packed", "plain_dilation", "sound"]
+__all__ = ["distrusted", "packed", "plain_dilation", "sound", "survey"]
 
 CHECK_WEIGHTS = 15
 """Magnitude of the weights of a check: sums stay in float32 for long, and fit the 16 bits of CPUs without VNNI."""
@@ -72,6 +72,39 @@ def sound(weight_shape: torch.Size, stride: Pair, padding: Pair, dilation: Pair)
     extents = [spread * (taps - 1) + 1 for spread, taps in zip(dilation, weight_shape[2:], strict=True)]
     inside = all(pad < extent for pad, extent in zip(padding, extents, strict=True))
     return inside and not (weight_shape[1] == 1 and stride[0] == 1 and stride[1] > 1)
+
+
+# What networks are made of: output and input channels, kernel, stride, size of the input, groups.
+_COMMON: dict[str, tuple[int, int, Pair, int, int, int]] = {
+    "3x3": (16, 16, (3, 3), 1, 8, 1),
+    "3x3, stride 2": (32, 16, (3, 3), 2, 8, 1),
+    "3x3 on images": (16, 3, (3, 3), 1, 8, 1),
+    "7x7, stride 2": (16, 3, (7, 7), 2, 14, 1),
+    "1x1": (32, 16, (1, 1), 1, 8, 1),
+    "1x1, stride 2": (32, 16, (1, 1), 2, 8, 1),
+    "5x5": (16, 8, (5, 5), 1, 8, 1),
+    "1x3": (16, 8, (1, 3), 1, 8, 1),
+    "3x3 in 4 groups": (16, 16, (3, 3), 1, 8, 4),
+    "3x3 depthwise": (16, 16, (3, 3), 1, 8, 16),
+    "3x3 depthwise, stride 2": (16, 16, (3, 3), 2, 8, 16),
+    "linear": (10, 64, (1, 1), 1, 1, 1),
+}
+
+
+def survey() -> dict[str, bool]:
+    """Convolutions of the common kinds, tried on this processor: whether the 8-bit kernel may do them here.
+
+    What it finds counts in `distrusted`.
+    """
+    found = {}
+    for name, (filters, channels, kernel, stride, size, groups) in _COMMON.items():
+        weight = torch.ones(filters, channels // groups, *kernel, dtype=torch.int8)
+        padding = kernel[0] // 2, kernel[1] // 2
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RecoupWarning)  # the caller says it
+            shape = (2, channels, size, size)
+            found[name] = packed(weight, (stride, stride), padding, (1, 1), groups, shape, name) is not None
+    return found
 
 
 def distrusted() -> int:

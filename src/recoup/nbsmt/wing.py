@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from recoup.errors import RecoupError
-from recoup.nbsmt import cpu
+from recoup.nbsmt import cpu, trust
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.layers import LAYERS
 from recoup.nbsmt.ops import matmul
@@ -73,7 +73,18 @@ def self_test() -> str:
     got = matmul(x, w, NBSMT(threads=2)).flatten().tolist()
     if got != [99, 100, 10]:
         raise RecoupError(f"nbsmt.matmul gives {got}, expected [99, 100, 10]")
-    return "two threads multiply as specified"
+    return f"two threads multiply as specified; {_trust()}"
+
+
+def _trust() -> str:
+    """What of the 8-bit path is trusted on this processor."""
+    if cpu.probe().name != "int8":
+        return "float32 does all convolutions"
+    tried = trust.survey()
+    wrong = [name for name, right in tried.items() if not right]
+    left = f", float32 does {'; '.join(wrong)}" if wrong else ""
+    count = f"{len(tried) - len(wrong)} of {len(tried)} common geometries"
+    return f"oneDNN's 8-bit convolution is right on {count}{left}; {trust.distrusted()} distrusted in this process"
 
 
 CARD = Card(
