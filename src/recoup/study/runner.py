@@ -12,7 +12,7 @@ import torch
 
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.storage.digest import of_file
-from recoup.storage.files import write_atomically
+from recoup.storage.folder import reserve
 from recoup.study.configs import Config
 from recoup.study.lab import Lab, baseline_of, needs_scales
 from recoup.study.machine import cpu_threads, describe
@@ -91,19 +91,23 @@ def run(recipe: Recipe, *, overwrite: bool = False, progress: bool = True) -> Re
 
 def _claim(store: Store, recipe: Recipe, overwrite: bool) -> None:
     """Make sure that the folder holds this study or nothing, and write its recipe there."""
-    path, results = store.folder / RECIPE, store.folder / RESULTS
-    if overwrite:
-        for stale in (results, *(store.folder / name for name in made_from_results())):
-            stale.unlink(missing_ok=True)
-    elif results.exists() and not len(store):
-        raise RecoupError(f"{results} is from another study; choose another folder with --out, or use --overwrite")
-    elif results.exists():
+    results = store.folder / RESULTS
+    if results.exists() and not overwrite:
+        if not len(store):
+            raise RecoupError(f"{results} is from another study; choose another folder with --out, or use --overwrite")
         _check_fuller(Results.load(results), recipe, results)
-    if path.exists() and not overwrite and not path.read_text("utf-8", "replace").startswith(HEADER):
+
+    def stays(text: str) -> bool:
+        """Whether a recipe that is there is the user's own file, with their comments."""
+        path = store.folder / RECIPE
+        if text.startswith(HEADER):
+            return False
         if Recipe.load(path) == recipe:
-            return  # the user's own file, with their comments
+            return True
         raise RecoupError(f"{path} is another recipe; choose another folder with --out, or use --overwrite")
-    write_atomically(path, HEADER + recipe.to_yaml())
+
+    made = (RESULTS, *made_from_results())
+    reserve(store.folder, RECIPE, HEADER + recipe.to_yaml(), stays, results=made, overwrite=overwrite)
 
 
 def _check_fuller(before: Results, recipe: Recipe, path: Path) -> None:
