@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test real lint format bench clean
+.PHONY: demo test real lint format bench dist clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
@@ -15,7 +15,7 @@ demo: $(STAMP)   ## the whole story on handwritten digits, no download
 	$(BIN)/recoup demo
 
 test: $(STAMP)   ## everything that needs no data outside the repository
-	$(BIN)/python -m pytest -n 2 -m 'not real' --cov --cov-report=term
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not real' --cov --cov-report=term
 
 real: $(STAMP)   ## the tests on real data and pretrained networks (RECOUP_DATA)
 	$(BIN)/python -m pytest -m real
@@ -32,5 +32,10 @@ format: $(STAMP)
 bench: $(STAMP)  ## every benchmark; the figures go to benchmarks/results
 	for script in benchmarks/*_speed.py; do $(BIN)/python $$script || exit 1; done
 
+dist: $(STAMP)   ## the source archive, and the wheel made from it alone, in dist/
+	rm -rf dist
+	$(BIN)/hatchling build -t sdist
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --no-index -w dist dist/*.tar.gz
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .numba_cache htmlcov .coverage*
+	rm -rf $(VENV) dist .pytest_cache .ruff_cache .hypothesis .numba_cache htmlcov .coverage*

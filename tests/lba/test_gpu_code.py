@@ -3,6 +3,7 @@
 What exactness rests on is in the machine code, and nothing that would break it.
 """
 
+import itertools
 import os
 import re
 
@@ -47,8 +48,10 @@ class TestCompiler:
         source = ASTSource(kernel, signature, places)
         return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=OPTIONS).asm["ptx"]
 
-    @pytest.mark.parametrize("capability", [80, 90, 120])
-    @pytest.mark.parametrize("config", CONFIGS)
+    @pytest.mark.parametrize(
+        ("config", "capability"),
+        [*((config, 90) for config in CONFIGS), *itertools.product(("m7e4", "fp32"), (80, 120))],  # float32 and float64
+    )
     def test_products_round_as_written(self, config, capability):
         from recoup.lba.gpu_kernels import product_kernel
 

@@ -3,6 +3,7 @@
 Exactness rests on products and sums that round separately, in float64, without approximations: none is in the code.
 """
 
+import itertools
 import os
 import re
 
@@ -10,9 +11,18 @@ import pytest
 
 from recoup.lightnorm.cpu_rounding import GENERAL, NONE, TRUNCATE
 
+CAPABILITIES = (80, 90)
 REDUCTION = {"STEPS": 16, "LANES": 512, "LOG": 9}
 TILE = {"ROWS": 4, "COLUMNS": 256}
 ROUNDINGS = [(NONE, False, False), (TRUNCATE, False, True), (GENERAL, True, False), (GENERAL, False, True)]
+VALUES = ("normalize_kernel", "gradient_kernel", "extrema_kernel")
+# Every kernel with every rounding and width; the processor takes turns, so that each of the three meets both.
+TURNS = [
+    (name, how, CAPABILITIES[(i + j + wide) % 2], wide)
+    for i, name in enumerate(VALUES)
+    for j, how in enumerate(ROUNDINGS)
+    for wide in (False, True)
+]
 DOUBLES = ("sums", "ends", "out_sums", "out_ends", "plain", "cross", "mean", "reciprocal", "scale", "shift", "slope")
 
 
@@ -34,8 +44,9 @@ def compiled(name, capability, wide=False, **constants):
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=gpu.OPTIONS).asm["ptx"]
 
 
-@pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("wide", [False, True])
+anywhere = pytest.mark.parametrize(("capability", "wide"), list(itertools.product(CAPABILITIES, (False, True))))
+
+
 class TestCompiler:
     __test__ = os.environ.get("RECOUP_TEST_COMPILER") == "1"
 
@@ -44,17 +55,18 @@ class TestCompiler:
         assert re.search(r"add(\.rn)?\.f64", code)
         assert bool(re.search(r"mul(\.rn)?\.f64", code)) == product
 
+    @anywhere
     def test_sums(self, capability, wide):
         self.check(compiled("moments_kernel", capability, wide, **REDUCTION), False)
         self.check(compiled("products_kernel", capability, wide, **REDUCTION), True)
 
+    @anywhere
     def test_pieces_are_joined(self, capability, wide):
         for log in (0, 1, 5):
             code = compiled("join_kernel", capability, ENDS=wide, PIECES=1 << log, LOG=log)
             self.check(code, False)
 
-    @pytest.mark.parametrize("how", ROUNDINGS)
-    @pytest.mark.parametrize("name", ["normalize_kernel", "gradient_kernel", "extrema_kernel"])
+    @pytest.mark.parametrize(("name", "how", "capability", "wide"), TURNS)
     def test_values_round_as_written(self, name, how, capability, wide):
         sizes = {"LANES": 128} if name == "extrema_kernel" else TILE
         constants = dict(zip(("MODE", "NEAREST", "FLUSH"), how, strict=True))
@@ -63,6 +75,7 @@ class TestCompiler:
         assert re.search(r"mul(\.rn)?\.f64", code)
         assert re.search(r"(add|sub)(\.rn)?\.f64", code)
 
+    @anywhere
     def test_finite(self, capability, wide):
         infinite, absolute = ((0x7FF << 52, (1 << 63) - 1)) if wide else (0x7F800000, 0x7FFFFFFF)
         code = compiled("finite_kernel", capability, wide, INFINITE=infinite, ABSOLUTE=absolute, LANES=4096)
