@@ -157,7 +157,7 @@ def _ones(x):
 def zero_delay(program, nets, input_nets, inputs, states, loaded, initial, running, rises, falls, seen):
     """Toggles of every net between settled values, and how often registers are clocked in which state.
 
-    ``running``: [registers, steps], whether the clock runs; ``seen``: [registers, 4], by 2 D + Q, counted where it does.
+    ``running``: [registers, steps], whether the clock runs; ``seen``: [registers, 4], by 2 D + Q, counted where so.
     """
     steps, _, total = inputs.shape
     values = np.zeros((nets, 1), np.uint64)
