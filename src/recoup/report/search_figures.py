@@ -89,11 +89,11 @@ def _reached(axis: Any, study: SearchResults, cost: str, shown: Sequence[PointRo
     axis.axhline(study.floating, color=MUTED, ls="--", lw=1)
     axis.annotate(
         "float",
-        (1, study.floating),
-        (-2, 3),
+        (0, study.floating),
+        (4, 3),
         xycoords=("axes fraction", "data"),
         textcoords="offset points",
-        ha="right",
+        ha="left",
         fontsize=8,
         color=MUTED,
     )
@@ -102,11 +102,11 @@ def _reached(axis: Any, study: SearchResults, cost: str, shown: Sequence[PointRo
         axis.axhline(floor, color=MUTED, ls=":", lw=1)
         axis.annotate(
             f"budget {study.budget:g}",
-            (1, floor),
-            (-2, 3),
+            (0, floor),
+            (4, 3),
             xycoords=("axes fraction", "data"),
             textcoords="offset points",
-            ha="right",
+            ha="left",
             fontsize=8,
             color=MUTED,
         )
@@ -116,7 +116,7 @@ def _reached(axis: Any, study: SearchResults, cost: str, shown: Sequence[PointRo
         axis.annotate(
             "chosen",
             place,
-            (0, -16),
+            (8, -14),
             textcoords="offset points",
             ha="center",
             fontsize=8,
