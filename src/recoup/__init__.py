@@ -14,7 +14,7 @@ from recoup.errors import RecoupError, RecoupWarning
 from recoup.version import __version__
 
 if TYPE_CHECKING:
-    from recoup import data, formats, lba, lightnorm, models, nbsmt, pipeline, wings
+    from recoup import data, formats, lba, lightnorm, models, nbsmt, pipeline, tensorcore, wings
     from recoup.calibrate import calibrate_
     from recoup.costs import Cost, cost
     from recoup.emulate import emulate_, restore_
@@ -43,6 +43,7 @@ __all__ = [
     "Policy",
     "RecoupError",
     "RecoupWarning",
+    "TensorCore",
     "__version__",
     "calibrate_",
     "correct_bias_",
@@ -64,6 +65,7 @@ __all__ = [
     "repair_",
     "restore_",
     "save",
+    "tensorcore",
     "throttle_",
     "undo_",
     "wings",
@@ -87,6 +89,8 @@ _PLACES = {
     "LightNorm1d": "recoup.lightnorm",
     "LightNorm2d": "recoup.lightnorm",
     "LightNorm3d": "recoup.lightnorm",
+    "TensorCore": "recoup.tensorcore",
+    "tensorcore": "recoup.tensorcore",
     "NBSMT": "recoup.nbsmt",
     "calibrate_": "recoup.calibrate",
     "Cost": "recoup.costs",

@@ -1,7 +1,7 @@
 """The wings there are: config class -> card.
 
 >>> sorted(config.__name__ for config in cards())
-['LBA', 'LightNorm', 'NBSMT']
+['LBA', 'LightNorm', 'NBSMT', 'TensorCore']
 
 A wing of your own is known from the moment its card is registered:
 
@@ -16,6 +16,7 @@ from recoup.lightnorm.wing import CARD as LIGHTNORM_CARD
 from recoup.nbsmt.wing import CARD as NBSMT_CARD
 from recoup.network.emulated import Emulated
 from recoup.network.wing import FLOAT, Baseline, Card, Phase, Repair
+from recoup.tensorcore.wing import CARD as TENSORCORE_CARD
 
 __all__ = [
     "FLOAT",
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 RESERVED = ("Float", "Int", "float")
-_CARDS: dict[type, Card] = {card.config: card for card in (NBSMT_CARD, LBA_CARD, LIGHTNORM_CARD)}
+_CARDS: dict[type, Card] = {card.config: card for card in (NBSMT_CARD, LBA_CARD, LIGHTNORM_CARD, TENSORCORE_CARD)}
 
 
 def cards() -> dict[type, Card]:

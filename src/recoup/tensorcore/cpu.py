@@ -1,0 +1,182 @@
+"""The tensor core on the CPU: operands prepared once, then all groups over the thread pool.
+
+Legend: B matrices of a batch, M rows, N columns, K terms.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from recoup.formats import Float
+from recoup.kernels.llvm import Target, host
+from recoup.kernels.threads import over_rows
+from recoup.tensorcore.config import TensorCore
+from recoup.tensorcore.emit import Form, steps
+from recoup.tensorcore.emit_prepare import LANES, prepare_columns, prepare_rows
+
+__all__ = ["Prepared", "products", "target"]
+
+MINIMUM_WORK = 1 << 18  # multiply-adds that pay for one more thread
+NARROW_BITS = 22  # a sum's, in float32 lanes: 23, less one for the start at 1.5 M
+SHORT_EXPONENTS = (-24, 16)  # of a format's smallest number and of its largest, so that 8 bits hold sums of two
+
+_target: ContextVar[Target | None] = ContextVar("target", default=None)
+
+
+@contextmanager
+def target(level: str) -> Iterator[None]:
+    """Build for another processor within a block: see `Target.named`."""
+    token = _target.set(Target.named(level))
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
+def form_of(config: TensorCore, processor: Target) -> Form:
+    """The kernel for a unit: as many rows as leave registers for a tile's columns."""
+    low, high = SHORT_EXPONENTS
+    short = all(f.min_exponent - f.mantissa >= low and f.max_exponent < high for f in config.formats)
+    wide = not short or config.output == "float16" or config.fraction + config.sum_bits > NARROW_BITS
+    register = 64 if "avx512bw" in processor.features else 32 if "avx2" in processor.features else 16
+    return Form(
+        config.group,
+        config.fraction,
+        config.output,
+        wide,
+        short,
+        register,
+        4 if register == 64 else 2,
+        short and config.output != "float16",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An operand as kernels take it.
+
+    Attributes:
+        tensors: values, exponents, lowest bits and, of rows, signs.
+        count: blocks of rows or tiles of columns.
+        faults: `emit.NOT_IN_FORMAT` and `emit.NOT_FINITE`.
+    """
+
+    tensors: tuple[Tensor, ...]
+    count: int
+    faults: int
+
+
+def _of_format(form: Float) -> dict[str, float]:
+    return {"mantissa": form.mantissa, "min_exponent": form.min_exponent, "largest": form.largest_value}
+
+
+def rows(a: Tensor, number: Float, form: Form, processor: Target) -> Prepared:
+    """a [M, K] -> [blocks][K][rows]."""
+    M, K = a.shape
+    blocks = -(-M // form.rows)
+    size = blocks * form.rows * K
+    x = a.new_zeros(-(-size // LANES) * LANES)
+    x[:size].view(blocks, K, form.rows).copy_(F.pad(a, [0, 0, 0, blocks * form.rows - M]).view(blocks, form.rows, K).mT)
+    short = torch.int8 if form.short else torch.int16
+    values = torch.empty(len(x), dtype=torch.float64 if form.wide else torch.float32)
+    exponents, lowest = (torch.empty(len(x), dtype=short) for _ in range(2))
+    signs, faults = torch.empty(len(x), dtype=torch.int8), torch.zeros((), dtype=torch.int32)
+    prepare_rows(form, processor)(
+        n=len(x),
+        x=x.data_ptr(),
+        values=values.data_ptr(),
+        exponents=exponents.data_ptr(),
+        lowest=lowest.data_ptr(),
+        signs=signs.data_ptr(),
+        faults=faults.data_ptr(),
+        **_of_format(number),
+    )
+    return Prepared((values, exponents, lowest, signs), blocks, int(faults))
+
+
+def columns(b: Tensor, number: Float, form: Form, processor: Target) -> Prepared:
+    """b [K, N] -> [tiles][K][columns]."""
+    K, N = b.shape
+    tiles = -(-N // form.columns)
+    x = F.pad(b, [0, tiles * form.columns - N]) if N % form.columns else b
+    x = x if x.stride(1) == 1 else x.contiguous()
+    size = tiles * K * form.columns
+    short = torch.int8 if form.short else torch.int16
+    values = torch.empty(size, dtype=torch.float64 if form.wide else torch.float32)
+    exponents, lowest = torch.empty(size, dtype=short), torch.empty(2 * size, dtype=short)
+    faults = torch.zeros((tiles,), dtype=torch.int32)
+    kernel = prepare_columns(form, processor).bind(K=K, stride=x.stride(0), **_of_format(number))
+
+    def run(first: int, last: int) -> None:
+        place = first * K * form.columns
+        kernel(
+            tiles=last - first,
+            x=x.data_ptr() + 4 * first * form.columns,
+            values=values[place:].data_ptr(),
+            exponents=exponents[place:].data_ptr(),
+            lowest=lowest[2 * place :].data_ptr(),
+            faults=faults[first:].data_ptr(),
+        )
+
+    over_rows(run, tiles, K * form.columns)
+    return Prepared((values, exponents, lowest), tiles, int(faults.max()) | int(faults.min()))
+
+
+def products(a: Tensor, b: Tensor, config: TensorCore) -> tuple[Tensor, int]:
+    """a [M, K] b [K, N], float32, finite where it matters -> float32 [M, N], and the faults of both operands."""
+    (M, K), N = a.shape, b.shape[1]
+    processor, (first, second) = _target.get() or host(), config.formats
+    form = form_of(config, processor)
+    left, right = rows(a, first, form, processor), columns(b, second, form, processor)
+    c = torch.zeros(right.count, left.count * form.rows, form.columns)
+    result = torch.zeros_like(c) if config.promotion else c
+    part = config.promotion or K
+    for start in range(0, K, part):
+        if start:
+            c.zero_()
+        _steps(left, right, c, (start, min(start + part, K)), K, form, processor)
+        if config.promotion:
+            result += c  # float32, to nearest even
+    y = result.permute(1, 0, 2).reshape(left.count * form.rows, right.count * form.columns)[:M, :N]
+    return y.contiguous(), left.faults | right.faults
+
+
+def _steps(
+    left: Prepared, right: Prepared, c: Tensor, terms: tuple[int, int], K: int, form: Form, processor: Target
+) -> None:
+    """All steps of some terms, over the pool: tiles of columns, or blocks of rows where there are few tiles."""
+    first, last = terms
+    a, a_exponents, a_lowest, a_signs = (t[form.rows * first :] for t in left.tensors)
+    b, b_exponents = (t[form.columns * first :] for t in right.tensors[:2])
+    b_lowest = right.tensors[2][2 * form.columns * first :]
+    kernel = steps(form, processor).bind(K=last - first, a_block=form.rows * K, b_tile=form.columns * K)
+
+    def run(tiles: tuple[int, int], blocks: tuple[int, int]) -> None:
+        row, tile = form.rows * K * blocks[0], form.columns * K * tiles[0]
+        kernel(
+            tiles=tiles[1] - tiles[0],
+            blocks=blocks[1] - blocks[0],
+            a=a[row:].data_ptr(),
+            a_exponents=a_exponents[row:].data_ptr(),
+            a_lowest=a_lowest[row:].data_ptr(),
+            a_signs=a_signs[row:].data_ptr(),
+            b=b[tile:].data_ptr(),
+            b_exponents=b_exponents[tile:].data_ptr(),
+            b_lowest=b_lowest[2 * tile :].data_ptr(),
+            c=c[tiles[0], form.rows * blocks[0] :].data_ptr(),
+        )
+
+    def over_blocks(begin: int, end: int) -> None:
+        for tile in range(right.count):
+            run((tile, tile + 1), (begin, end))
+
+    work = form.rows * form.columns * (last - first)
+    if right.count < 2 * torch.get_num_threads() and left.count > right.count:
+        over_rows(over_blocks, left.count, work * right.count, MINIMUM_WORK)
+    else:
+        over_rows(lambda begin, end: run((begin, end), (0, left.count)), right.count, work * left.count, MINIMUM_WORK)

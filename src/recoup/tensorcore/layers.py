@@ -1,0 +1,170 @@
+"""Drop-in layers on a tensor core: TensorCoreLinear, TensorCoreConv1d and TensorCoreConv2d.
+
+Each is its torch counterpart with the same constructor, parameters and state_dict keys, plus a config.
+`recoup.emulate_` turns the layers of a model into these, in place.
+
+    y = s_x s_w unit(Q(x / s_x), Q(w / s_w)) + bias
+
+8-bit operands are scaled, activations per tensor and weights per output channel; float16, bfloat16 and TF32 are not.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recoup.errors import RecoupError
+from recoup.network.convolution import Geometry, Padded, as_2d
+from recoup.network.emulated import Emulated
+from recoup.tensorcore.config import TensorCore
+from recoup.tensorcore.ops import product
+from recoup.tensorcore.quantizers import quantize_operand
+
+COLUMNS_BYTES = 1 << 27  # of im2col, where no gradient asks for the whole
+
+
+class TensorCoreLayer(Emulated):
+    """What the layers share."""
+
+    weight: Tensor
+    bias: Tensor | None
+    config: TensorCore
+
+    def convert(self, config: TensorCore, layer: str) -> None:
+        super().convert(config, layer)
+        if self.weight.dtype != torch.float32:
+            raise RecoupError(f"{self.title}: tensor core emulation takes float32 weights; got {self.weight.dtype}")
+
+    def _begin(self, config: TensorCore | None) -> None:
+        """What the constructors of the drop-ins share."""
+        if config is not None and not isinstance(config, TensorCore):
+            raise RecoupError(
+                f"{type(self).__name__}: config must be a TensorCore, such as TensorCore.hopper_fp8(); got {config!r}"
+            )
+        super().convert(TensorCore() if config is None else config, type(self).__name__)
+
+    def _operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Input and weight as the unit multiplies them, and what its output is to be multiplied by, [O]."""
+        if x.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(x.device.type):
+            x = x.float()
+        if x.dtype != torch.float32:
+            raise RecoupError(
+                f"{self.title}: tensor core emulation takes float32; got {x.dtype} {list(x.shape)}: "
+                "convert with .float()"
+            )
+        first, second = self.config.pair
+        every = tuple(range(1, self.weight.dim()))
+        x, x_scale = quantize_operand(x, first, self.config.amax_of(first), None)
+        w, w_scale = quantize_operand(self.weight, second, self.config.amax_of(second), every)
+        return x, w, x_scale.flatten() * w_scale.flatten()
+
+    @property
+    def emulates(self) -> bool:
+        """Whether products run on the unit, and not in float32."""
+        return self.mode == "emulate"
+
+    def _finished(self, y: Tensor, scale: Tensor, shape: tuple[int, ...]) -> Tensor:
+        y = y * scale.view(shape)
+        return y if self.bias is None else y + self.bias.view(shape)
+
+    def extra_repr(self) -> str:
+        config = self.__dict__.get("config")
+        return super().extra_repr() if config is None else f"{super().extra_repr()}, {config!r}"
+
+
+class TensorCoreLinear(TensorCoreLayer, nn.Linear):
+    """torch.nn.Linear on a tensor core; ``config`` is a `TensorCore`."""
+
+    float_class = nn.Linear
+
+    def __init__(self, *args: Any, config: TensorCore | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._begin(config)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        if self.mode == "float":
+            return super().forward(input)
+        if input.shape[-1] != self.in_features:
+            raise RecoupError(f"{self.title}: the input {list(input.shape)} must have {self.in_features} features")
+        x, w, scale = self._operands(input)
+        if not self.emulates:
+            return self._finished(F.linear(x, w), scale, (-1,))
+        rows = x.reshape(1, -1, self.in_features)
+        y = product(rows, w.t()[None], self.config.code, self.title, "input weight")
+        return self._finished(y.view(*input.shape[:-1], self.out_features), scale, (-1,))
+
+
+class _Convolution(TensorCoreLayer, Padded):
+    dims: ClassVar[int]
+    weight: Tensor
+
+    def __init__(self, *args: Any, config: TensorCore | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._begin(config)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        if self.mode == "float":
+            return super().forward(input)  # type: ignore[misc]
+        if input.dim() not in (self.dims + 1, self.dims + 2):
+            raise RecoupError(f"{self.title}: the input {list(input.shape)} must have {self.dims + 2} dimensions")
+        x, w, scale = self._operands(input)
+        x_NCHW, geometry = self.in_2d(x)
+        w_OCHW = as_2d(w)
+        if x_NCHW.shape[1] != w_OCHW.shape[1] * geometry.groups:
+            raise RecoupError(
+                f"{self.title}: the input {list(input.shape)} must have {w_OCHW.shape[1] * geometry.groups} channels"
+            )
+        geometry.check(x_NCHW, self.title)
+        if self.emulates:
+            y = self._emulated(x_NCHW, w_OCHW, geometry)
+        else:
+            y = F.conv2d(x_NCHW, w_OCHW, None, *geometry.arguments)
+        return self.from_2d(self._finished(y, scale, (1, -1, 1, 1)), input)
+
+    def _emulated(self, x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
+        """In blocks of images where nothing is differentiated, so that im2col stays small."""
+        if x.shape[0] == 0:
+            return F.conv2d(x, w, None, *geometry.arguments)  # of no images: nothing to add
+        if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad):
+            return self._block(x, w, geometry)
+        h_w = geometry.size(x)
+        bytes_an_image = 4 * geometry.groups * w[0].numel() * h_w[0] * h_w[1]
+        images = max(1, COLUMNS_BYTES // max(1, bytes_an_image))
+        blocks = [self._block(block, w, geometry) for block in x.split(images)]
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+
+    def _block(self, x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
+        N, G, (h, width) = x.shape[0], geometry.groups, geometry.size(x)
+        columns, rows = geometry.columns(x), w.reshape(G, w.shape[0] // G, -1)
+        if self.config.order == "kkc":
+            columns, rows = (self._kkc(columns, w, 1), self._kkc(rows.mT, w, 1).mT)
+        y = product(rows, columns, self.config.code, self.title, "weight input")
+        return y.reshape(w.shape[0], N, h, width).transpose(0, 1).contiguous()
+
+    @staticmethod
+    def _kkc(x: Tensor, w: Tensor, dim: int) -> Tensor:
+        """K in the order (row, column, channel)."""
+        return x.unflatten(dim, (w.shape[1], -1)).transpose(dim, dim + 1).flatten(dim, dim + 1)
+
+
+class TensorCoreConv1d(_Convolution, nn.Conv1d):
+    """torch.nn.Conv1d on a tensor core; ``config`` is a `TensorCore`."""
+
+    float_class = nn.Conv1d
+    dims = 1
+
+
+class TensorCoreConv2d(_Convolution, nn.Conv2d):
+    """torch.nn.Conv2d on a tensor core; ``config`` is a `TensorCore`."""
+
+    float_class = nn.Conv2d
+    dims = 2
+
+
+LAYERS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv1d: TensorCoreConv1d,
+    nn.Conv2d: TensorCoreConv2d,
+    nn.Linear: TensorCoreLinear,
+}
+"""The float layers that a tensor core stands in for."""

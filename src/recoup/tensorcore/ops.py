@@ -1,0 +1,169 @@
+"""The tensor core's product as a torch operator."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recoup.errors import RecoupError
+from recoup.kernels.operators import named, on_device, register
+from recoup.tensorcore import cpu, reference
+from recoup.tensorcore.config import TensorCore
+from recoup.tensorcore.emit import NOT_FINITE, NOT_IN_FORMAT
+from recoup.tensorcore.quantizers import for_gradient
+
+__all__ = ["matmul", "product"]
+
+
+def matmul(
+    a: Tensor, b: Tensor, config: TensorCore, *, scale_a: Tensor | None = None, scale_b: Tensor | None = None
+) -> Tensor:
+    """a b on the adder of ``config``; see `TensorCore` for the equation.
+
+    Differentiable: the gradients are those of the exact product, in float32 or, as ``config.backward`` says, on the
+    unit.
+
+    Args:
+        a: float32 [..., M, K], values of the format of a.
+        b: float32 [..., K, N], values of the format of b; batch dimensions broadcast as in torch.matmul.
+        config: the unit.
+        scale_a, scale_b: float32 [..., M, 1] and [..., 1, N], or numbers: the result is multiplied by their product,
+            one rounding for that and one for the result. They do not enter the sum.
+
+    Returns:
+        float32 [..., M, N], the accumulator's values: the same bits for every number of threads. Zeros are +0. K = 0
+        gives zeros.
+
+    Raises:
+        RecoupError: other dtypes, shapes that do not fit, values that the operand formats do not have, NaN or infinity
+            (unless ``config.nonfinite`` is ``propagate``), a device other than the CPU.
+
+    >>> a, b = torch.ones(1, 64), torch.full((64, 1), 0.0625)
+    >>> matmul(a, b, TensorCore()).item(), matmul(a * 0.0625, b * 0.0625, TensorCore(fraction=3)).item()
+    (4.0, 0.015625)
+    """
+    _check(a, b, config)
+    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    shape = (*batch, a.shape[-2], b.shape[-1])
+    if b.dim() == 2:
+        a, b = a.reshape(1, math.prod(shape[:-1]), a.shape[-1]), b[None]
+    else:
+        a, b = (t.expand(*batch, *t.shape[-2:]).reshape(math.prod(batch), *t.shape[-2:]) for t in (a, b))
+    y = product(a, b, config.code, "tensorcore.matmul", "a b").view(shape)
+    if scale_a is None and scale_b is None:
+        return y
+    scales = [torch.as_tensor(1.0 if s is None else s, dtype=torch.float32) for s in (scale_a, scale_b)]
+    return y * (scales[0] * scales[1])
+
+
+def _check(a: Any, b: Any, config: Any) -> None:
+    who = "tensorcore.matmul"
+    if not isinstance(config, TensorCore):
+        raise RecoupError(f"{who}: config must be a TensorCore, such as TensorCore.hopper_fp8(); got {config!r}")
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        raise RecoupError(f"{who}: a and b must be tensors; got {type(a).__name__} and {type(b).__name__}")
+    if a.dim() < 2 or b.dim() < 2 or a.shape[-1] != b.shape[-2]:
+        raise RecoupError(f"{who}: a [..., M, K] and b [..., K, N] expected; got {list(a.shape)} and {list(b.shape)}")
+    try:
+        torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    except RuntimeError:
+        raise RecoupError(
+            f"{who}: the batch dimensions of {list(a.shape)} and {list(b.shape)} do not broadcast"
+        ) from None
+    if a.device != b.device:
+        raise RecoupError(f"{who}: a lies on {a.device}, b on {b.device}")
+
+
+def _product(a: Tensor, b: Tensor, config: str, layer: str, names: str) -> Tensor:
+    """float32 [B, M, K] x [B, K, N] -> float32 [B, M, N]; ``names``: what errors call a and b."""
+    unit = TensorCore.from_code(config)
+    with named(layer):
+        for x, name in zip((a, b), names.split(), strict=True):
+            if x.dtype != torch.float32 or x.layout != torch.strided:
+                raise RecoupError(f"{name} must be a dense float32 tensor; got {x.dtype} {list(x.shape)}")
+        on_device(a.device, "tensor core emulation", lambda: None, _no_gpu)
+        y = a.new_empty(a.shape[0], a.shape[1], b.shape[2])
+        for index in range(a.shape[0]):
+            y[index] = _one(a[index], b[index], unit, names)
+        return y
+
+
+def _no_gpu() -> None:
+    raise RecoupError("tensor core emulation has no CUDA kernels yet: move model and data to the CPU")
+
+
+def _product_fake(a, b, config, layer, names):
+    return a.new_empty(a.shape[0], a.shape[1], b.shape[2])
+
+
+def _one(a: Tensor, b: Tensor, unit: TensorCore, names: str) -> Tensor:
+    """One matrix of a batch."""
+    if 0 in (*a.shape, *b.shape):
+        return a.new_zeros(a.shape[0], b.shape[1])
+    a, b = a.detach(), b.detach()
+    y, faults = cpu.products(a, b, unit)
+    if faults & NOT_IN_FORMAT:
+        _refuse_foreign(a, b, unit, names)
+    if not faults & NOT_FINITE:
+        return y
+    for x, name, form in zip((a, b), names.split(), unit.pair, strict=True):
+        count = int((~x.isfinite()).sum())
+        if count and (unit.nonfinite == "error" or (form in ("e4m3fn", "e2m1fn") and x.isinf().any())):
+            raise RecoupError(
+                f"{name} has {count} elements that are NaN or infinite; TensorCore(nonfinite='propagate') lets them "
+                f"through, infinities where the format {form} has them"
+            )
+    return _propagated(a, b, unit)
+
+
+def _refuse_foreign(a: Tensor, b: Tensor, unit: TensorCore, names: str) -> None:
+    for x, name, form in zip((a, b), names.split(), unit.pair, strict=True):
+        if (value := reference.foreign(x, unit.formats[unit.pair.index(form)])) is not None:
+            raise RecoupError(
+                f"{name} holds {value!r}, which is no value of {form}: quantise it first with "
+                f"recoup.quantize({name}, Float.parse({form!r}))"
+            )
+
+
+def _propagated(a: Tensor, b: Tensor, unit: TensorCore) -> Tensor:
+    """Products of operands with NaN or infinities: NaN operands, 0 x inf and inf - inf give NaN, else the infinity."""
+    finite = (torch.where(x.isfinite(), x, 0.0) for x in (a, b))
+    y, _ = cpu.products(*finite, unit)
+
+    def counted(left: Tensor, right: Tensor) -> Tensor:
+        return left.double() @ right.double()
+
+    ia, ib, na, nb = a.isinf(), b.isinf(), a.isnan(), b.isnan()
+    sa, sb = (torch.where(x.isnan(), 0.0, x.sign()) for x in (a, b))
+    wrong = na.any(1)[:, None] | nb.any(0) | (counted(ia, b == 0) + counted(a == 0, ib) > 0)
+    signed = counted(ia * sa, sb) + counted(sa * ~ia, ib * sb)
+    terms = counted(ia, sb.abs()) + counted(sa.abs() * ~ia, ib)
+    wrong |= signed.abs() != terms  # infinities of both signs
+    y = torch.where(terms > 0, signed.sign() * math.inf, y).masked_fill(wrong, math.nan).float()
+    # A sum that overflows by itself meets, before or after, an infinite product: only the order tells.
+    overflowed = cpu.products(*(torch.where(x.isfinite(), x, 0.0) for x in (a, b)), unit)[0].isfinite().logical_not()
+    for row, column in (overflowed & (terms > 0) & ~wrong).nonzero().tolist():
+        y[row, column] = reference.dot(a[row].tolist(), b[:, column].tolist(), unit)
+    return y
+
+
+def _context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    a, b, ctx.config, ctx.layer, _ = inputs
+    ctx.save_for_backward(a, b)
+
+
+def _gradient(ctx: Any, grad: Tensor) -> tuple:
+    (a, b), needs, unit = ctx.saved_tensors, ctx.needs_input_grad, TensorCore.from_code(ctx.config)
+    if unit.backward == "float32":
+        grads = (torch.bmm(grad, b.mT) if needs[0] else None, torch.bmm(a.mT, grad) if needs[1] else None)
+        return *grads, None, None, None
+    g, scale, name = for_gradient(grad, unit)
+    layer, (first, second) = f"{ctx.layer}, backward", unit.pair
+    left, right = unit.replace(operands=(name, second)), unit.replace(operands=(first, name))
+    grad_a = product(g, b.mT, left.code, layer, "grad b") * scale if needs[0] else None
+    grad_b = product(a.mT, g, right.code, layer, "a grad") * scale if needs[1] else None
+    return grad_a, grad_b, None, None, None
+
+
+product = register("tensorcore_matmul", _product, _product_fake, backward=_gradient, context=_context, autocast=True)

@@ -1,0 +1,49 @@
+"""What software does to weights, activations and gradients before the unit: a scale, and the operand's format."""
+
+import torch
+from torch import Tensor
+
+from recoup.formats import Float, quantize
+from recoup.tensorcore.config import TensorCore
+
+__all__ = ["for_gradient", "quantize_operand"]
+
+GRADIENT = "e5m2"  # gradients of 8-bit units: range before precision
+
+
+def quantize_operand(x: Tensor, name: str, amax: float | None, dims: tuple[int, ...] | None) -> tuple[Tensor, Tensor]:
+    """A weight or activation as an operand:
+
+        s = max|x| / amax,   y = Q(x / s)
+
+    each operation rounded once in float32. Without ``amax`` s is 1. Q rounds to nearest even and saturates; TF32 is
+    truncated, as the hardware drops the bits.
+
+    Args:
+        x: float32.
+        name: the operand format.
+        amax: what the largest magnitude becomes; None: no scale.
+        dims: dimensions that share a scale; None: all, one scale for the tensor.
+
+    Returns:
+        y, and s with those dimensions kept at size 1. The gradient passes straight through Q; s is a constant. NaN and
+        infinities stay what they are, for the unit to refuse or to propagate; max|x| is of the finite elements.
+    """
+    form = Float.parse(name)
+    form = form.replace(rounding="zero") if name == "tf32" else form
+    if amax is None:
+        scale = x.new_ones([1] * x.dim())
+    else:
+        magnitude = x.detach().abs().nan_to_num(0.0, 0.0)
+        every = tuple(range(x.dim())) if dims is None else dims
+        top = magnitude.amax(every, keepdim=True) if x.numel() else x.new_zeros([1] * x.dim())
+        scale = torch.where(top > 0, top / amax, 1.0).clamp_min(torch.finfo(torch.float32).tiny)
+        x = x / scale
+    return torch.where(x.isfinite(), quantize(x, form), x), scale
+
+
+def for_gradient(grad: Tensor, unit: TensorCore) -> tuple[Tensor, Tensor, str]:
+    """A gradient as an operand of the unit: its values, its scale and its format, e5m2 for units of 8 and 4 bits."""
+    name = GRADIENT if any(unit.amax_of(n) is not None for n in unit.pair) else unit.pair[0]
+    y, scale = quantize_operand(grad, name, unit.replace(amax=None).amax_of(name), None)
+    return y, scale, name

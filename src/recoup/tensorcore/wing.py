@@ -1,0 +1,74 @@
+"""The tensor core's card: what the rest of recoup knows about multi-operand adders."""
+
+import torch
+from torch import nn
+
+from recoup.errors import RecoupError
+from recoup.network.wing import Card
+from recoup.recalibrate import AVERAGE, PAIRED
+from recoup.tensorcore.config import TensorCore
+from recoup.tensorcore.layers import LAYERS
+from recoup.tensorcore.ops import matmul
+
+PRESETS = {
+    "volta-f16": "volta_f16",
+    "turing-f16": "turing_f16",
+    "ampere-f16": "ampere_f16",
+    "ampere-bf16": "ampere_bf16",
+    "ampere-tf32": "ampere_tf32",
+    "ada-fp8": "ada_fp8",
+    "hopper-f16": "hopper_f16",
+    "hopper-bf16": "hopper_bf16",
+    "hopper-tf32": "hopper_tf32",
+    "hopper-fp8": "hopper_fp8",
+    "blackwell-f16": "blackwell_f16",
+    "blackwell-bf16": "blackwell_bf16",
+    "blackwell-tf32": "blackwell_tf32",
+    "blackwell-fp8": "blackwell_fp8",
+}
+
+
+def title(config: TensorCore) -> str:
+    """Operands, how many are added in how many bits, and what is not usual.
+
+    >>> title(TensorCore.hopper_fp8(promotion=128))
+    'e4m3fn, 32 at once in 13 bits, to e8m13, promoted every 128'
+    """
+    parts = [" x ".join(dict.fromkeys(config.pair)), f"{config.group} at once in {config.fraction} bits"]
+    parts.append(f"to {config.output}")
+    parts += [f"promoted every {config.promotion}"] if config.promotion else []
+    parts += [f"amax {config.amax:g}"] if config.amax else []
+    parts += [f"order {config.order}"] if config.order != "ckk" else []
+    return ", ".join(parts)
+
+
+def self_test() -> str:
+    """By hand: 1 - 2^-14 is cut to 1 in 13 bits, and kept in 25."""
+    a, b = torch.tensor([[1.0, -(2.0**-7)]]), torch.tensor([[1.0], [2.0**-7]])
+    units = TensorCore.hopper_fp8(), TensorCore.blackwell_fp8()
+    got = [matmul(a, b, unit).item() for unit in units]
+    if got != [1.0, 1 - 2.0**-14]:
+        raise RecoupError(f"tensorcore.matmul gives {got}, expected [1.0, {1 - 2.0**-14}]")
+    return "tensor cores align, cut and add as specified"
+
+
+CARD = Card(
+    config=TensorCore,
+    layers=LAYERS,
+    title=title,
+    presets={name: getattr(TensorCore, method)() for name, method in PRESETS.items()},
+    constructors={
+        "TensorCore": TensorCore,
+        **{f"TensorCore.{method}": getattr(TensorCore, method) for method in PRESETS.values()},
+    },
+    example="TensorCore.hopper_fp8(promotion=128)",
+    repairs=(AVERAGE, PAIRED),
+    default=(AVERAGE.name, PAIRED.name),
+    quoted=(PAIRED.name, AVERAGE.name),
+    plan=(PAIRED.name,),
+    self_test=self_test,
+    multiplies=True,
+    float_only=(nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear, nn.MultiheadAttention),
+    float_only_note="MultiheadAttention: its inner products",
+    trains=True,
+)

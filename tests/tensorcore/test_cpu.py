@@ -1,0 +1,97 @@
+"""The kernels against the reference, bit for bit, in every form that processors take."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recoup.kernels.llvm import Target, assembly, host
+from recoup.tensorcore import TensorCore, cpu, emit, reference
+from recoup.tensorcore.wing import CARD
+from tests.tensorcore.strategies import KINDS, operands, same, units
+
+LEVELS = [t for t in ("skylake-avx512", "haswell", "x86-64") if Target.named(t).features <= host().features]
+
+
+@given(units(), st.tuples(st.integers(1, 6), st.integers(1, 50), st.integers(1, 40)), st.sampled_from(KINDS), st.data())
+@settings(max_examples=25)
+def test_any_unit_equals_the_reference(unit, shape, kind, data):
+    a, b = operands(unit, shape, kind, data.draw(st.integers(0, 2**30)))
+    got, faults = cpu.products(a, b, unit)
+    assert faults == 0
+    assert same(got, reference.matmul(a, b, unit))
+
+
+@pytest.mark.parametrize("preset", CARD.presets)
+def test_presets_equal_the_reference(preset):
+    unit = CARD.presets[preset]
+    for seed, kind in enumerate(KINDS):
+        a, b = operands(unit, (3, 2 * unit.group + 1, 5), kind, seed)
+        assert same(cpu.products(a, b, unit)[0], reference.matmul(a, b, unit))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_other_processors_give_the_same_bits(level):
+    for unit in (TensorCore.hopper_fp8(), TensorCore.hopper_bf16(), TensorCore.hopper_f16(output="float16")):
+        a, b = operands(unit, (5, 70, 37), "spread", 1)
+        expected = cpu.products(a, b, unit)[0]
+        with cpu.target(level):
+            assert same(cpu.products(a, b, unit)[0], expected)
+
+
+@pytest.mark.parametrize(("register", "rows"), [(64, 4), (16, 1), (32, 3)])
+def test_other_tiles_give_the_same_bits(register, rows, monkeypatch):
+    plain = cpu.form_of
+    for unit in (TensorCore.hopper_fp8(promotion=64), TensorCore.ampere_tf32(output="e8m13")):
+        a, b = operands(unit, (9, 70, 150), "zeros", 2)
+        expected = cpu.products(a, b, unit)[0]
+        with monkeypatch.context() as patched:
+            patched.setattr(cpu, "form_of", lambda *given: replace(plain(*given), register=register, rows=rows))
+            assert same(cpu.products(a, b, unit)[0], expected)
+
+
+def test_avx512_code_keeps_its_sums_in_registers(monkeypatch):
+    module = {}
+    monkeypatch.setattr(emit, "Kernel", lambda made, *_: module.setdefault("made", made))
+    target = Target.named("skylake-avx512")
+    emit.steps.__wrapped__(cpu.form_of(TensorCore.hopper_fp8(), target), target)
+    code = assembly(module["made"], target)
+    loops = [part for part in code.split(".LBB") if part.count("vfmadd231ps") >= 16]
+    assert loops
+    assert all("zmm" in part for part in loops)
+    assert min(part.count("(%rsp)") for part in loops) <= 4  # nothing is spilled
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [(64, 96, 200), (200, 96, 3), (1, 33, 1)])
+def test_threads_change_nothing(threads, shape):
+    unit = TensorCore.hopper_fp8(promotion=32)
+    a, b = operands(unit, shape, "normal", 3)
+    expected = cpu.products(a, b, unit)[0]
+    torch.set_num_threads(threads)
+    assert same(cpu.products(a, b, unit)[0], expected)
+    assert same(cpu.products(b.mT.contiguous(), a.mT.contiguous(), unit)[0].mT.contiguous(), expected)
+
+
+def test_long_sums_overflow_where_the_unit_does():
+    unit = TensorCore.ampere_bf16()
+    a = torch.tensor([[2.0**100] * 40, [-(2.0**100)] * 40])
+    b = torch.full((40, 2), 2.0**26)
+    b[:, 1] = 2.0**-40
+    got = cpu.products(a, b, unit)[0]
+    assert same(got, reference.matmul(a, b, unit))
+    assert got.isinf().tolist() == [[True, False], [True, False]]
+
+
+def test_flushing_changes_nothing():
+    unit = TensorCore.hopper_bf16()
+    a, b = operands(unit, (3, 40, 20), "subnormal", 4)
+    expected = cpu.products(a, b, unit)[0]
+    assert torch.set_flush_denormal(True)
+    try:
+        got = torch.ops.recoup.tensorcore_matmul(a[None], b[None], unit.code, "layer", "a b")[0]
+    finally:
+        torch.set_flush_denormal(False)
+    assert same(got, expected)
