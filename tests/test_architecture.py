@@ -45,7 +45,7 @@ WINGS = frozenset({"nbsmt", "lba", "lightnorm", "tensorcore", "pipeline"})
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "llvmlite": (
         *("kernels", "formats.cpu*", "nbsmt.codes", "nbsmt.combine", "lba", "lightnorm.fused"),
-        "pipeline.native",
+        *("pipeline.native", "tensorcore.emit*"),
     ),
     "numba": ("kernels", "formats.cpu*", "lightnorm.cpu*", "lightnorm.fused", "silicon.kernels"),
     "triton": ("kernels.operators", "formats.gpu*", "nbsmt.gpu*", "lba.gpu*", "lightnorm.gpu*", "tensorcore.gpu*"),

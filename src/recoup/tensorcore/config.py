@@ -221,4 +221,4 @@ def _checked_operands(operands: Any) -> str | tuple[str, str]:
             f"TensorCore(operands={operands!r}): operands must be one of {', '.join(map(repr, OPERANDS))}, or two of "
             "them, a's and b's"
         )
-    return names[0] if len(set(names)) == 1 else (names[0], names[1])
+    return names[0] if len(set(names)) == 1 else (names[0], names[-1])

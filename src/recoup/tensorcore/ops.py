@@ -39,9 +39,11 @@ def matmul(
         RecoupError: other dtypes, shapes that do not fit, values that the operand formats do not have, NaN or infinity
             (unless ``config.nonfinite`` is ``propagate``), a device other than the CPU.
 
-    >>> a, b = torch.ones(1, 64), torch.full((64, 1), 0.0625)
-    >>> matmul(a, b, TensorCore()).item(), matmul(a * 0.0625, b * 0.0625, TensorCore(fraction=3)).item()
-    (4.0, 0.015625)
+    >>> a, b = torch.ones(1, 65536), torch.full((65536, 1), 2.0**-9)  # 128 in all
+    >>> matmul(a, b, TensorCore.hopper_fp8()).item()  # from 16 on every product is below the last bit
+    16.0
+    >>> matmul(a, b, TensorCore.hopper_fp8(promotion=128)).item()
+    128.0
     """
     _check(a, b, config)
     batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
@@ -128,8 +130,8 @@ def _refuse_foreign(a: Tensor, b: Tensor, unit: TensorCore, names: str) -> None:
 
 def _propagated(a: Tensor, b: Tensor, unit: TensorCore) -> Tensor:
     """Products of operands with NaN or infinities: NaN operands, 0 x inf and inf - inf give NaN, else the infinity."""
-    finite = (torch.where(x.isfinite(), x, 0.0) for x in (a, b))
-    y, _ = cpu.products(*finite, unit)
+    y, _ = cpu.products(torch.where(a.isfinite(), a, 0.0), torch.where(b.isfinite(), b, 0.0), unit)
+    overflowed = ~y.isfinite()
 
     def counted(left: Tensor, right: Tensor) -> Tensor:
         return left.double() @ right.double()
@@ -142,7 +144,6 @@ def _propagated(a: Tensor, b: Tensor, unit: TensorCore) -> Tensor:
     wrong |= signed.abs() != terms  # infinities of both signs
     y = torch.where(terms > 0, signed.sign() * math.inf, y).masked_fill(wrong, math.nan).float()
     # A sum that overflows by itself meets, before or after, an infinite product: only the order tells.
-    overflowed = cpu.products(*(torch.where(x.isfinite(), x, 0.0) for x in (a, b)), unit)[0].isfinite().logical_not()
     for row, column in (overflowed & (terms > 0) & ~wrong).nonzero().tolist():
         y[row, column] = reference.dot(a[row].tolist(), b[:, column].tolist(), unit)
     return y

@@ -38,7 +38,7 @@ def truncated(significand: int, shift: int) -> int:
 
 
 def step(c: float, a: Sequence[float], b: Sequence[float], config: TensorCore) -> float:
-    """One step: c and a group of products (`config.group` of them at most) -> the next accumulator.
+    """One step: c and a group of products (``config.group`` of them at most) -> the next accumulator.
 
     NaN operands, 0 x inf and inf - inf give NaN; else an infinite operand, product or c gives that infinity.
     """

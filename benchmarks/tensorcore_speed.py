@@ -1,0 +1,59 @@
+"""Claim: Hopper's FP8 adder runs at 0.6 of torch's float32 rate on an AVX-512 thread, bfloat16's at a quarter.
+
+Giga multiply-adds a second on the wall clock, candidates interleaved, medians and best; torch's own product and LBA's
+12-bit accumulator beside every preset. On other processors the ratios are others: the results file names it.
+
+    python benchmarks/tensorcore_speed.py [--threads 1]
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+from torch import Tensor
+
+import recoup as rc
+from benchmarks.measure import interleaved, medians, save
+from recoup.tensorcore.wing import CARD
+
+SHAPE = (384, 1152, 1024)
+
+
+def candidates() -> dict[str, Callable[[], Tensor]]:
+    """What is compared."""
+    M, K, N = SHAPE
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(M, K, generator=generator), torch.randn(K, N, generator=generator)
+    found: dict[str, Callable[[], Tensor]] = {
+        "torch float32": lambda: a @ b,
+        "LBA M7E4": lambda: rc.lba.matmul(a, b, rc.LBA.m7e4()),
+    }
+    units = {**CARD.presets, "hopper-fp8, promoted": rc.TensorCore.hopper_fp8(promotion=128)}
+    for name, unit in units.items():
+        first, second = (rc.quantize(x, form) for x, form in zip((a, b), unit.formats, strict=True))
+        found[name] = lambda x=first, y=second, unit=unit: rc.tensorcore.matmul(x, y, unit)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=9)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    seconds = interleaved(candidates(), arguments.rounds)
+    terms = SHAPE[0] * SHAPE[1] * SHAPE[2] / 1e9
+    rates = {name: terms / value for name, value in medians(seconds).items()}
+    best = {name: terms / min(values) for name, values in seconds.items()}
+    bound, top = rates["torch float32"], best["torch float32"]
+    for name in rates:
+        print(f"{name:24} {rates[name]:7.2f} GMAC/s {rates[name] / bound:6.3f} of torch (best {best[name] / top:6.3f})")
+    save(f"tensorcore_speed_{arguments.threads}t", {"threads": arguments.threads, "gmacs": rates, "best": best})
+
+
+if __name__ == "__main__":
+    main()
