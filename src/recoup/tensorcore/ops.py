@@ -40,8 +40,8 @@ def matmul(
             (unless ``config.nonfinite`` is ``propagate``), a device other than the CPU.
 
     >>> a, b = torch.ones(1, 65536), torch.full((65536, 1), 2.0**-9)  # 128 in all
-    >>> matmul(a, b, TensorCore.hopper_fp8()).item()  # from 16 on every product is below the last bit
-    16.0
+    >>> matmul(a, b, TensorCore.hopper_fp8()).item()  # from 32 on every product is below the last bit
+    32.0
     >>> matmul(a, b, TensorCore.hopper_fp8(promotion=128)).item()
     128.0
     """
