@@ -50,8 +50,8 @@ def main() -> None:
     rates = {name: terms / value for name, value in medians(seconds).items()}
     best = {name: terms / min(values) for name, values in seconds.items()}
     bound, top = rates["torch float32"], best["torch float32"]
-    for name in rates:
-        print(f"{name:24} {rates[name]:7.2f} GMAC/s {rates[name] / bound:6.3f} of torch (best {best[name] / top:6.3f})")
+    for name, rate in rates.items():
+        print(f"{name:24} {rate:7.2f} GMAC/s {rate / bound:6.3f} of torch (best {best[name] / top:6.3f})")
     save(f"tensorcore_speed_{arguments.threads}t", {"threads": arguments.threads, "gmacs": rates, "best": best})
 
 
