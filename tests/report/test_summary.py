@@ -3,6 +3,7 @@ import pytest
 from recoup.lba import LBA
 from recoup.report.summary import summarize, verdict
 from recoup.study import Recipe, Results, State
+from recoup.study.hardware import Hardware
 from recoup.wings import wing_of
 from tests.report.pages import verdicts
 from tests.study.examples import BASELINE, FOUR, TWO, norm_results, results
@@ -93,7 +94,7 @@ def test_the_quoted_repair_is_fixed_not_picked():
     bare = without(made, "paired", "recalibrated on hardware", "bias correction", "recalibrated at 8 bit")
     assert verdicts(bare)[1].endswith("falls to 90.25 %; no repair was measured.")
     only = summarize(without(made, State.NONE))
-    assert verdict(only, FOUR) == "4 threads, S+A: 91.60\N{NO-BREAK SPACE}% (paired)."
+    assert verdict(only, Hardware.plain(FOUR)) == "4 threads, S+A: 91.60\N{NO-BREAK SPACE}% (paired)."
 
 
 def test_a_gain_that_its_interval_does_not_support_is_noise():

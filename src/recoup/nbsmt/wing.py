@@ -43,8 +43,8 @@ def judged(module: nn.Module) -> bool:
 
 
 def eight_bit(config: Any) -> NBSMT:
-    """The same arithmetic without sharing: one thread."""
-    return config.replace(threads=1)
+    """The same arithmetic without sharing: one thread, where nothing else about a config decides a number."""
+    return config if config.threads == 1 else NBSMT(threads=1)
 
 
 def cost(site: Site, config: NBSMT, array: Array) -> Spent:

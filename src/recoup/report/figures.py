@@ -15,7 +15,6 @@ from typing import Any, ParamSpec, TypeVar, cast
 from recoup.network.wing import FLOAT, Baseline
 from recoup.plots.palette import MARKERS, Palette
 from recoup.report.summary import Summary, baselines
-from recoup.study.configs import title
 from recoup.study.repairs import NONE
 from recoup.study.results import Results
 
@@ -81,14 +80,15 @@ def shift_figure(results: Results) -> str | None:
     names = list(dict.fromkeys(row.layer for row in results.shifts))
     figure, axes = canvas(2, 4.0 + name_space(names), [1, 1])
     said = []
-    for index, config in enumerate(results.recipe.configs):
-        rows = [row for row in results.shifts if row.config == repr(config)]
+    for index, hardware in enumerate(results.present):
+        title = hardware.title
+        rows = [row for row in results.shifts if row.config == hardware.name]
         places = [names.index(row.layer) for row in rows]
-        plot_line(axes[0], places, [row.mean for row in rows], index, title(config))
-        plot_line(axes[1], places, [row.variance for row in rows], index, title(config))
+        plot_line(axes[0], places, [row.mean for row in rows], index, title)
+        plot_line(axes[1], places, [row.variance for row in rows], index, title)
         worst = max(rows, key=lambda row: row.mean, default=None)
         if worst is not None:
-            said.append(f"{title(config)}: largest shift {worst.mean:.2g} standard deviations in {worst.layer}")
+            said.append(f"{title}: largest shift {worst.mean:.2g} standard deviations in {worst.layer}")
     axes[0].set_ylim(bottom=0)
     axes[1].axhline(1, color=MUTED, lw=1)
     axes[0].set_title("Shift of the mean, in standard deviations of the channel")

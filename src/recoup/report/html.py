@@ -68,7 +68,8 @@ def verdicts_of(summary: Summary, studies: list[Part]) -> list[str]:
 def states_of(results: Results) -> dict[str, str]:
     """The states that were measured, and what they mean."""
     found = {row.state for row in results.accuracy}
-    return {state: meaning(state, results.recipe.configs) for state in results.recipe.states if state in found}
+    configs = [config for one in results.present for config in one.configs]
+    return {state: meaning(state, configs) for state in results.recipe.states if state in found}
 
 
 def _sections(parts: list[Part]) -> list[tuple[str, Mapping[str, Any]]]:

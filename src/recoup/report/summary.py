@@ -1,16 +1,15 @@
 """What results mean: estimates, gains and the verdict in plain words. Terminal, HTML and CSV all read this."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
 from recoup.network.wing import FLOAT, Baseline
 from recoup.report.chapters import chapter_of
-from recoup.study.configs import Config, title
+from recoup.study.hardware import Hardware, references
 from recoup.study.intervals import Estimate, accuracy, difference, of_test_set
-from recoup.study.repairs import NONE, sentence
+from recoup.study.repairs import NONE
 from recoup.study.results import AccuracyRow, Results
-from recoup.wings import wing_of
 
 WORTH_REPAIRING = 0.1  # points; of a smaller loss, or of a single image, the share won back says nothing
 
@@ -45,7 +44,8 @@ class Summary:
     """The whole study: `lines` in the order measured, one verdict a config.
 
     ``resolution`` is half the width of the best accuracy's Wilson interval, ``threshold`` the loss up to which there is
-    nothing to repair; both in points. ``images`` is how many test images there were.
+    nothing to repair; both in points. ``images`` is how many test images there were; ``baselines`` is what each
+    config, by its name, is compared with.
     """
 
     lines: tuple[Line, ...]
@@ -54,6 +54,7 @@ class Summary:
     threshold: float
     seeds: int
     images: int
+    baselines: Mapping[str, Baseline]
 
     @property
     def configs(self) -> list[str]:
@@ -71,46 +72,51 @@ class Summary:
 
 def summarize(results: Results) -> Summary:
     """Derive everything the reports show from what was measured."""
-    configs = {repr(config): config for config in results.recipe.configs}
-    titles = {b.name: b.title for b in baselines(results)} | {name: title(c) for name, c in configs.items()}
+    present = {one.name: one for one in results.present}
+    compared = references(list(present.values()))
+    titles = {b.name: b.title for b in baselines(results)} | {name: one.title for name, one in present.items()}
     groups: dict[tuple[str, str], list[AccuracyRow]] = {}
     for row in results.accuracy:
         groups.setdefault((row.config, row.state), []).append(row)
-    lines = tuple(
-        _line(groups, name, state, titles[name], baseline_of(configs[name]) if name in configs else None)
-        for name, state in groups
-    )
+    lines = tuple(_line(groups, name, state, titles.get(name, name), compared.get(name)) for name, state in groups)
     count, best = results.test_images, max(line.top1.mean for line in lines)
     resolution, threshold = of_test_set(best, count).half, _threshold(count)
-    measured = [config for name, config in configs.items() if any(line.config == name for line in lines)]
-    silent = Summary(lines, (), resolution, threshold, len(results.recipe.calibration.seeds), count)
-    savings = [chapter_of(wing_of(config, "report")).saving(results, config) for config in measured]
-    verdicts = (verdict(silent, config, saving) for config, saving in zip(measured, savings, strict=True))
+    measured = [one for name, one in present.items() if any(line.config == name for line in lines)]
+    silent = Summary(lines, (), resolution, threshold, len(results.recipe.calibration.seeds), count, compared)
+    verdicts = (verdict(silent, one, saving(results, one)) for one in measured)
     return replace(silent, verdicts=tuple(verdicts))
-
-
-def baseline_of(config: Config) -> Baseline:
-    """What a config's accuracy is compared with."""
-    return wing_of(config, "report").baseline
 
 
 def baselines(results: Results) -> list[Baseline]:
     """The float network, and the other baselines of the hardware that was measured, each once."""
-    found = [FLOAT, *(baseline_of(config) for config in results.recipe.configs)]
-    return list({baseline.name: baseline for baseline in found}.values())
+    found = {FLOAT.name: FLOAT}
+    for baseline in references(results.present).values():
+        found.setdefault(baseline.name, baseline)
+    return list(found.values())
 
 
-def verdict(summary: Summary, config: Config, saving: str = "") -> str:
+def compared_titles(results: Results) -> list[str]:
+    """The titles of what losses are taken against."""
+    return list(dict.fromkeys(baseline.title for baseline in references(results.present).values()))
+
+
+def saving(results: Results, hardware: Hardware) -> str:
+    """What hardware saves, as a piece of its verdict: of a mix, what each of its wings saves."""
+    return " and".join(filter(None, (chapter_of(card).saving(results, hardware.config) for card in hardware.cards)))
+
+
+def verdict(summary: Summary, hardware: Hardware, saving: str = "") -> str:
     """One sentence: the baseline's accuracy, what becomes of it, with which saving, and what repair wins back."""
-    name, baseline = repr(config), baseline_of(config)
+    name, title = hardware.name, hardware.title
+    baseline = summary.baselines[name]
     before, bare = summary.line(baseline.name, NONE), summary.line(name, NONE)
-    repaired = next((line for state in _quoted(config) if (line := summary.line(name, state))), None)
+    repaired = next((line for state in hardware.quoted if (line := summary.line(name, state))), None)
     if before is None or bare is None:
         only = repaired or summary.of(name)[0]
-        return f"{title(config)}: {percent(only.top1.mean)} ({only.state}){saving}."
+        return f"{title}: {percent(only.top1.mean)} ({only.state}){saving}."
     loss = round(before.top1.mean - bare.top1.mean, 6)  # accuracies are quotients, rounded
     noise = f"within noise of {summary.images:,} images"
-    text = f"{title(config)}: {percent(before.top1.mean)} {baseline.phrase}"
+    text = f"{title}: {percent(before.top1.mean)} {baseline.phrase}"
     if loss <= summary.threshold:
         same = percent(before.top1.mean) == percent(bare.top1.mean)
         text += f" {'stays' if same else 'becomes'} {percent(bare.top1.mean)}{saving}"
@@ -119,14 +125,14 @@ def verdict(summary: Summary, config: Config, saving: str = "") -> str:
     text += f" falls to {percent(bare.top1.mean)}{saving}"
     if loss <= summary.resolution or (bare.loss is not None and bare.loss.holds_zero):
         return f"{text}; the loss is {noise}."
-    return f"{text}; {_won_back(config, bare, repaired, noise)}."
+    return f"{text}; {_won_back(hardware, bare, repaired, noise)}."
 
 
-def _won_back(config: Config, bare: Line, repaired: Line | None, noise: str) -> str:
+def _won_back(hardware: Hardware, bare: Line, repaired: Line | None, noise: str) -> str:
     """The verdict's last piece: what repair brings, as far as the gain's interval supports it."""
     if repaired is None:
         return "no repair was measured"
-    how, now = sentence(config, repaired.state), percent(repaired.top1.mean)
+    how, now = hardware.sentence(repaired.state), percent(repaired.top1.mean)
     if repaired.gain_interval is not None and repaired.gain_interval.holds_zero:
         return f"what {how} changes is {noise} ({now})"
     if repaired.top1.mean <= bare.top1.mean:
@@ -134,12 +140,6 @@ def _won_back(config: Config, bare: Line, repaired: Line | None, noise: str) -> 
     share = repaired.recovered or 0.0
     won = "all of the loss" if share >= 0.995 else f"{100 * share:.0f}{SPACE}% of the loss"
     return f"{how} brings back {won} ({now})"
-
-
-def _quoted(config: Config) -> Sequence[str]:
-    """The repairs that a verdict may quote, by preference: fixed on the wing's card, not picked by their results."""
-    card = wing_of(config, "report")
-    return card.quoted or [repair.name for repair in card.repairs]
 
 
 def percent(value: float) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from recoup.report.chapters import Chapter, Limit, Part, chapter_of
-from recoup.report.summary import baseline_of
+from recoup.report.summary import compared_titles
 from recoup.study.results import Results
 
 INTERVALS = {
@@ -31,9 +31,8 @@ def won_back(baselines: str) -> str:
 
 def terms(results: Results, parts: Sequence[Part]) -> Mapping[str, str]:
     """The chapters' terms and every report's; a chapter's wording goes before."""
-    titles = dict.fromkeys(baseline_of(config).title for config in results.recipe.configs)
     found = {term: meaning for chapter, about in parts for term, meaning in chapter.terms(about).items()}
-    common = {"gain": GAIN, "won back": won_back(", ".join(titles))}
+    common = {"gain": GAIN, "won back": won_back(", ".join(compared_titles(results)))}
     return found | {term: meaning for term, meaning in common.items() if term not in found}
 
 
@@ -41,7 +40,7 @@ def modelled(results: Results, parts: Sequence[Part]) -> list[str]:
     """What the chapters emulate, then what they count; of a wing that says neither, where to look."""
     run = [text for chapter, _ in parts for text in chapter.modelled]
     counted = [text for chapter, _ in parts for text in chapter.costs]
-    silent = [card for card in results.recipe.wings if not (chapter_of(card).modelled or chapter_of(card).costs)]
+    silent = [card for card in results.wings if not (chapter_of(card).modelled or chapter_of(card).costs)]
     looked_up = [f"The layers of {card.config.__name__}: what their own forward pass computes." for card in silent]
     return [*run, *counted, *looked_up]
 

@@ -1,5 +1,6 @@
 """The network under measurement: puts it into a state, measures, and depends on nothing that was measured before."""
 
+import warnings
 from functools import cached_property
 from typing import Any, cast
 
@@ -10,33 +11,24 @@ from recoup.calibrate import calibrate_
 from recoup.data import Dataset
 from recoup.data import load as load_data
 from recoup.emulate import emulate_, restore_
-from recoup.errors import RecoupError
+from recoup.errors import RecoupError, RecoupWarning
 from recoup.evaluation import Accuracy, evaluate
 from recoup.models import load as load_model
-from recoup.network.norms import Statistics, has_norms, only_norms, shift
-from recoup.network.selection import Selection
+from recoup.network.emulated import emulated_layers
+from recoup.network.norms import Statistics, has_norms, shift
+from recoup.network.selection import UNMATCHED, Selection
 from recoup.network.wing import Repair
 from recoup.recalibrate import PAIRED
 from recoup.storage.digest import of_state
 from recoup.study.configs import Config
+from recoup.study.hardware import Hardware, baseline_of, needs_scales
 from recoup.study.machine import check_device
 from recoup.study.progress import Display
 from recoup.study.recipe import Recipe
-from recoup.study.repairs import NONE, repair
-from recoup.wings import wing_of
+from recoup.study.repairs import NONE
+from recoup.wings import cards
 
 Shifts = dict[str, tuple[float, float]]
-
-
-def baseline_of(config: Config) -> Config | None:
-    """The baseline hardware of a config's wing; None is the float network."""
-    of = wing_of(config, "baseline").baseline.of
-    return None if of is None else of(config)
-
-
-def needs_scales(config: Config | None) -> bool:
-    """Whether hardware works on activation scales, which calibration images decide."""
-    return config is not None and not wing_of(config, "calibration").seedless
 
 
 def _told(error: Exception) -> str:
@@ -64,6 +56,7 @@ class Lab:
         self._on_baseline: dict[tuple[str, int, str], Statistics] = {}
         self._weights = {name: value.detach().clone() for name, value in self.model.named_parameters()}
         self._calibrated: int | None = None
+        self._hardware: dict[str, Hardware] = {}
 
     def _built(self) -> nn.Module:
         recipe = self.recipe
@@ -99,6 +92,25 @@ class Lab:
                 f"model {self.recipe.model!r}: labels lie in 0..{classes - 1}, but the model has {output.shape[1]} "
                 "classes"
             )
+
+    def hardware(self, config: Config) -> Hardware:
+        """What the layers run on under a config and the recipe's layer map.
+
+        Raises:
+            RecoupError: a config of the map, or this one, that takes no layer.
+        """
+        name = repr(config)
+        if name not in self._hardware:
+            if any(own is not None for own in self.recipe.layers.values()):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", RecoupWarning)  # the measurement says it again
+                    self._prepare(config, NONE, self.recipe.calibration.seeds[0])
+                running = [layer.config for layer in emulated_layers(self.model).values()]
+                self._reset()
+                self._hardware[name] = Hardware.found(config, running)
+            else:
+                self._hardware[name] = Hardware.plain(config)
+        return self._hardware[name]
 
     @cached_property
     def digest(self) -> str:
@@ -141,7 +153,7 @@ class Lab:
         batches = self._batches(self._drawn(seed), seed, "calibrate")
         if self._calibrates(config):
             self._calibrate(seed, batches)
-        repaired = repair(config, state)
+        repaired = None if state == NONE else self._repair(config, state)
         elsewhere = None
         if repaired is not None and repaired.on_baseline:
             elsewhere = self._measured_on_baseline(config, repaired, seed, batches)
@@ -151,11 +163,19 @@ class Lab:
         elif repaired is not None:
             repaired.apply(self.model, batches)
 
+    def _repair(self, config: Config, state: str) -> Repair:
+        hardware = self.hardware(config)
+        found = hardware.repair(state)
+        if found is None:
+            raise RecoupError(f"state {state!r}: {hardware.title} has no such repair")
+        return found
+
     def _measured_on_baseline(self, config: Config, repaired: Repair, seed: int, batches: Any) -> Statistics:
         """The statistics that a repair finds on a wing's baseline, once a seed."""
-        key = (repaired.name, seed, repr(baseline_of(config)))
+        compared = self.hardware(config).compared
+        key = (repaired.name, seed, repr(compared))
         if key not in self._on_baseline:
-            self._emulate(baseline_of(config))
+            self._emulate(compared)
             repaired.apply(self.model, batches)
             self._on_baseline[key] = Statistics.of(self.model)
             self._reset()
@@ -171,11 +191,8 @@ class Lab:
 
     def _emulate(self, config: Config) -> None:
         """Under a wing's baseline, layers with a config of that wing of their own run its baseline too."""
-        alike = type(config) if baseline_of(config) == config else None
-        layers = {
-            name: baseline_of(own) if alike is not None and type(own) is alike else own
-            for name, own in self.recipe.layers.items()
-        }
+        alike = {type(one) for one in (config, *self.recipe.configs) if baseline_of(one) == config}
+        layers = {name: baseline_of(own) if type(own) in alike else own for name, own in self.recipe.layers.items()}
         emulate_(self.model, config, layers)
 
     def _calibrates(self, config: Config) -> bool:
@@ -184,10 +201,17 @@ class Lab:
 
     def _calibrate(self, seed: int, batches: Any) -> None:
         if self._calibrated != seed:
-            others = {name: own for name, own in self.recipe.layers.items() if not only_norms(self.model, name)}
-            chosen = {name: True if needs_scales(own) else None for name, own in others.items()}
+            layers = self.recipe.layers.items()
+            chosen = {name: True if needs_scales(own) else None for name, own in layers if self._may_scale(name)}
             calibrate_(self.model, batches, chosen, negative=self.recipe.calibration.negative)
             self._calibrated = seed
+
+    def _may_scale(self, key: str) -> bool:
+        """Whether a key of the layer map names what may have an activation scale; calibration has no use for others."""
+        kinds = {kind for card in cards().values() if not card.seedless for kind in card.layers}
+        modules = dict(self.model.named_modules())
+        chosen = Selection({key: True}, modules, "layers", modules)
+        return any(type(module) in kinds for name, module in modules.items() if chosen.of(name) is not UNMATCHED)
 
     def _drawn(self, seed: int) -> Dataset:
         if self._images is None or self._images[0] != seed:

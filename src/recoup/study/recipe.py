@@ -141,7 +141,8 @@ class Recipe(Strict):
     def _sensible(self) -> "Recipe":
         for config in self.configs:
             baseline = wing_of(config, "configs").baseline
-            if baseline.of is not None and baseline.of(config) == config:
+            alone = all(own is None or type(own) is type(config) for own in self.layers.values())
+            if alone and baseline.of is not None and baseline.of(config) == config:
                 raise ValueError(
                     f"configs: {baseline.hardware} is the {baseline.name} baseline, which is always measured; leave it "
                     "out"

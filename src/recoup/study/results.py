@@ -14,11 +14,15 @@ from pydantic import (
 )
 
 from recoup.errors import RecoupError
+from recoup.network.wing import Card
 from recoup.storage.files import write_atomically
+from recoup.study.configs import parse_config
+from recoup.study.hardware import Hardware
 from recoup.study.machine import Machine
 from recoup.study.measures import tables
 from recoup.study.recipe import Recipe
-from recoup.study.rows import Frozen, Percent, Row
+from recoup.study.rows import Frozen, Percent, Row, Whole
+from recoup.wings import cards
 
 FILE = "results.json"
 SCHEMA = 1
@@ -56,7 +60,8 @@ class Results(Frozen):
     """Everything a study measured, with what it takes to measure it again.
 
     ``tables`` holds the wings' own rows by the fields that their measures name (`recoup.study.measures`); results.json
-    has each as a field beside ``accuracy``.
+    has each as a field beside ``accuracy``. ``hardware`` says, for every config that was measured, what the layers ran
+    on: config -> number of layers (0: all, not counted).
     """
 
     schema_version: Literal[1] = SCHEMA
@@ -66,6 +71,7 @@ class Results(Frozen):
     model_name: str
     parameters: int
     weights_sha256: str | None
+    hardware: Mapping[str, Mapping[str, Whole]] = {}
     data_name: str
     test_images: int
     calibration_images: int
@@ -98,6 +104,24 @@ class Results(Frozen):
             else:
                 spread[name] = value
         return spread
+
+    def hardware_of(self, config: Any) -> Hardware:
+        """What the layers ran on under one of the recipe's configs."""
+        found = self.hardware.get(repr(config))
+        if found is None:
+            return Hardware.plain(config)
+        return Hardware(config, tuple((parse_config(name), count) for name, count in found.items()))
+
+    @property
+    def present(self) -> list[Hardware]:
+        """That of every config of the recipe."""
+        return [self.hardware_of(config) for config in self.recipe.configs]
+
+    @property
+    def wings(self) -> list[Card]:
+        """The wings whose hardware layers ran on, in the order in which they were registered."""
+        found = {type(config) for one in self.present for config in one.configs}
+        return [card for config, card in cards().items() if config in found]
 
     def rows(self, table: str, config: str | None = None) -> list[Any]:
         """The rows of a wing's table, all or those of one config; none where the study has no such table."""
@@ -133,12 +157,18 @@ class Results(Frozen):
         if version != SCHEMA:
             raise RecoupError(f"{path}: not results of this recoup (schema_version {version!r}, expected {SCHEMA})")
         try:
-            return cls.model_validate(content)
+            results = cls.model_validate(content)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place = "".join(f"{part}." for part in first["loc"])[:-1]
             place += ": " if place else ""
             raise RecoupError(f"{path}: {place}{first['msg'].removeprefix('Value error, ')}") from None
+        if not results.hardware and len(results.recipe.wings) > 1 and any(results.recipe.layers.values()):
+            raise RecoupError(
+                f"{path}: measured by an older recoup, which did not keep what its layer map makes a mix of; measure "
+                "it again with --overwrite"
+            )
+        return results
 
 
 def _rows(table: str, values: Any, kind: type[Row]) -> tuple[Any, ...]:

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,13 +14,13 @@ from recoup.errors import RecoupError, RecoupWarning
 from recoup.storage.digest import of_file
 from recoup.storage.folder import reserve
 from recoup.study.configs import Config
-from recoup.study.lab import Lab, baseline_of, needs_scales
+from recoup.study.hardware import Hardware, references
+from recoup.study.lab import Lab
 from recoup.study.machine import cpu_threads, describe
 from recoup.study.measures import measure_of, tables
 from recoup.study.progress import displayed
 from recoup.study.recipe import Recipe
 from recoup.study.repairs import FLOAT, NONE, State, states
-from recoup.study.repairs import repair as repair_of
 from recoup.study.results import FILE as RESULTS
 from recoup.study.results import AccuracyRow, Results, ShiftRow
 from recoup.study.store import Store
@@ -38,18 +38,22 @@ def made_from_results() -> list[str]:
 
 @dataclass(frozen=True)
 class Task:
-    """One measurement: the accuracy of ``config`` in ``state``, or (state None) its per-layer profile."""
+    """One measurement: the accuracy of ``config`` in ``state``, or (state None) its per-layer profile.
+
+    ``hardware`` None is the float network.
+    """
 
     config: str
     state: str | None
     seed: int | None
-    hardware: Config | None
+    hardware: Hardware | None
 
     @property
     def key(self) -> str:
-        return " | ".join(
-            [self.config, self.state or "profile", "no seed" if self.seed is None else f"seed {self.seed}"]
-        )
+        """In the store: a baseline is named with what it is, since its rows' name says that only where it must."""
+        named = self.hardware is None or self.hardware.name in self.config
+        name = self.config if named or self.hardware is None else f"{self.config} ({self.hardware.name})"
+        return " | ".join([name, self.state or "profile", "no seed" if self.seed is None else f"seed {self.seed}"])
 
 
 def run(recipe: Recipe, *, overwrite: bool = False, progress: bool = True) -> Results:
@@ -72,7 +76,7 @@ def run(recipe: Recipe, *, overwrite: bool = False, progress: bool = True) -> Re
     with cpu_threads(recipe.cpu_threads):
         lab = Lab(recipe)
         lab.check()
-        tasks, notes = plan(recipe, lab.has_norms)
+        tasks, notes = plan(recipe, lab.has_norms, lab.hardware)
         identity = {**recipe.identity(), "parameters": lab.digest, "recoup": __version__, "torch": torch.__version__}
         store = Store(Path(recipe.out), identity, overwrite=overwrite)
         _claim(store, recipe, overwrite)
@@ -127,8 +131,13 @@ def _check_fuller(before: Results, recipe: Recipe, path: Path) -> None:
         )
 
 
-def plan(recipe: Recipe, has_norms: bool) -> tuple[list[Task], list[str]]:
-    """The measurements of a recipe in order, and what is left out with its reason."""
+def plan(
+    recipe: Recipe, has_norms: bool, hardware: Callable[[Config], Hardware] = Hardware.plain
+) -> tuple[list[Task], list[str]]:
+    """The measurements of a recipe in order, and what is left out with its reason.
+
+    ``hardware``: what the network's layers run on under a config.
+    """
     chosen = [state for state in recipe.states if has_norms or not state.needs_norms]
     notes = []
     if len(chosen) < len(recipe.states):
@@ -140,31 +149,35 @@ def plan(recipe: Recipe, has_norms: bool) -> tuple[list[Task], list[str]]:
         left = [f"'{state}'" for state in states(recipe.wings) if not State(state).needs_norms]
         asked, exist = ", ".join(recipe.states), " and ".join([", ".join(left[:-1]), left[-1]] if left[1:] else left)
         raise RecoupError(f"states {asked}: the network has no BatchNorm, so only {exist} exist")
-    for config in configs:
-        if not any(state.applies(config) for state in chosen):
-            raise RecoupError(f"states {', '.join(recipe.states)}: none of them exists for {config!r}")
+    present = [hardware(config) for config in configs]
+    for one in present:
+        if not any(map(one.applies, chosen)):
+            what = f"{one.name}, here a {one.title}" if one.mixed else one.name
+            raise RecoupError(f"states {', '.join(recipe.states)}: none of them exists for {what}")
+    gone = [state for state in chosen if not any(one.applies(state) for one in present)]
+    if gone:
+        notes.append(f"None of the hardware has these states, so they are left out: {', '.join(gone)}.")
     tasks = [Task(FLOAT, NONE, None, None)]
+    first = recipe.calibration.seeds[0]
     for seed in recipe.calibration.seeds:
-        tasks += _baselines(configs, chosen, seed)
-        for config in configs:
-            tasks += [
-                Task(repr(config), state, seed, config)
-                for state in chosen
-                if state.applies(config) and _drawn(config, state, seed, recipe)
-            ]
-    measured = [config for config in configs if wing_of(config, "study").measure is not None]
-    tasks += [Task(repr(config), None, recipe.calibration.seeds[0], config) for config in measured]
+        tasks += _baselines(present, chosen, seed)
+        for one in present:
+            own = [state for state in one.in_order(chosen) if _drawn(one, state, seed, first)]
+            tasks += [Task(one.name, state, seed, one) for state in own]
+    measured = [one for one in present if any(card.measure is not None for card in one.cards)]
+    tasks += [Task(one.name, None, first, one) for one in measured]
     return tasks, notes
 
 
-def _baselines(configs: list[Config], chosen: list[State], seed: int) -> list[Task]:
-    """The baselines that are hardware themselves, once a wing, bare and with the repairs that are measured on them."""
+def _baselines(present: Sequence[Hardware], chosen: list[State], seed: int) -> list[Task]:
+    """The baselines that are hardware themselves, each once, bare and with the repairs that are measured on them."""
     tasks: dict[str, list[Task]] = {}
-    for config in configs:
-        card, hardware = wing_of(config, "study"), baseline_of(config)
-        if hardware is not None and card.baseline.name not in tasks:
-            repaired = [s for s in chosen if (found := card.repair(s)) is not None and found.on_baseline]
-            tasks[card.baseline.name] = [Task(card.baseline.name, state, seed, hardware) for state in (NONE, *repaired)]
+    named = references(present)
+    for one in present:
+        name, compared = named[one.name].name, one.compared
+        if compared is not None and name not in tasks:
+            repaired = [s for s in chosen if (found := one.repair(s)) is not None and found.on_baseline]
+            tasks[name] = [Task(name, state, seed, Hardware.plain(compared)) for state in (NONE, *repaired)]
     return [task for made in tasks.values() for task in made]
 
 
@@ -177,12 +190,11 @@ def _that_apply(recipe: Recipe, has_norms: bool) -> tuple[list[Config], list[str
     return configs, [f"The network has no BatchNorm statistics, so these are left out: {gone}."] if gone else []
 
 
-def _drawn(config: Config, state: str, seed: int, recipe: Recipe) -> bool:
+def _drawn(hardware: Hardware, state: str, seed: int, first: int) -> bool:
     """Whether a seed has a part in a measurement: only repairs and activation scales know calibration images."""
-    repaired = repair_of(config, state)
+    repaired = hardware.repair(state)
     images = repaired is not None and repaired.needs_images
-    scales = any(needs_scales(hardware) for hardware in (config, *recipe.layers.values()))
-    return images or scales or seed == recipe.calibration.seeds[0]
+    return images or hardware.scaled or seed == first
 
 
 def _measure(lab: Lab, tasks: list[Task], store: Store, progress: bool) -> None:
@@ -210,11 +222,13 @@ def _notes(caught: list[warnings.WarningMessage]) -> list[str]:
 
 
 def _value(lab: Lab, task: Task) -> dict[str, Any]:
+    config = None if task.hardware is None else task.hardware.config
     if task.state is None:
-        measure = measure_of(wing_of(task.hardware, "study"))
-        assert measure is not None
-        return measure.measure(lab, task.hardware, task.seed or 0)
-    accuracy, moved = lab.accuracy(task.hardware, task.state, task.seed or 0)
+        assert task.hardware is not None
+        measures = [found for card in task.hardware.cards if (found := measure_of(card)) is not None]
+        made = [measure.measure(lab, config, task.seed or 0) for measure in measures]
+        return {table: rows for tables in made for table, rows in tables.items()}
+    accuracy, moved = lab.accuracy(config, task.state, task.seed or 0)
     return {"top1": accuracy.top1, "top5": accuracy.top5, "count": accuracy.count, "shift": moved}
 
 
@@ -222,6 +236,8 @@ def _results(lab: Lab, tasks: list[Task], store: Store, notes: list[str]) -> Res
     recipe, first = lab.recipe, lab.recipe.calibration.seeds[0]
     accuracy: list[AccuracyRow] = []
     shifts: list[ShiftRow] = []
+    measured = {task.config for task in tasks}
+    present = [lab.hardware(config) for config in recipe.configs if repr(config) in measured]
     kinds = tables(recipe.wings)
     rows: dict[str, list[Any]] = {name: [] for name in kinds}
     for task in tasks:
@@ -245,6 +261,7 @@ def _results(lab: Lab, tasks: list[Task], store: Store, notes: list[str]) -> Res
         model_name=type(lab.model).__name__,
         parameters=sum(parameter.numel() for parameter in lab.model.parameters()),
         weights_sha256=None if recipe.weights is None else of_file(Path(recipe.weights)),
+        hardware={one.name: {repr(config): n for config, n in one.layers} for one in present},
         data_name=images.name,
         test_images=accuracy[0].count,
         calibration_images=recipe.calibration.images,

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Protocol
 
 from recoup.errors import RecoupError
 from recoup.network.wing import Card
-from recoup.study.configs import title
 from recoup.study.results import Results
 
 MOST_LAYERS = 24  # beyond it a terminal table shows the worst half of that; the page and the CSV files have them all
@@ -98,7 +97,7 @@ class Study(Protocol):
 
 def parts_of(results: Results) -> list[Part]:
     """The chapters of the wings present, in the order in which those were registered."""
-    return [(chapter_of(card), results) for card in results.recipe.wings]
+    return [(chapter_of(card), results) for card in results.wings]
 
 
 def parts_beside(studies: Iterable[Study | None]) -> list[Part]:
@@ -129,7 +128,7 @@ def chapter_at(path: str) -> Chapter:
 
 def measured(results: Results, table: str) -> list[tuple[str, list[Any]]]:
     """The configs that have rows in a table: their titles and rows, in the recipe's order."""
-    found = [(title(config), results.rows(table, repr(config))) for config in results.recipe.configs]
+    found = [(one.title, results.rows(table, one.name)) for one in results.present]
     return [(name, rows) for name, rows in found if rows]
 
 

@@ -43,7 +43,12 @@ def context(results: Results) -> Mapping[str, Any] | None:
 @styled
 def traffic_figure(results: Results) -> str:
     """Stored and moved bits of every config with traffic beside float32 batch norm."""
-    counted = {title(c): c for c in results.recipe.configs if results.rows("traffic", repr(c))}
+    counted = {
+        title(config): config
+        for one in results.present
+        for config in one.of(LightNorm)
+        if results.rows("traffic", one.name)
+    }
     variants: dict[str, LightNorm | None] = {"float32 batch norm": None, **counted}
     figure = draw_traffic(variants, palette=COLOURS)
     clear(figure)
@@ -63,7 +68,7 @@ def totals(results: Results) -> list[Table]:
     return [Table(text, columns, tuple(rows))] if rows else []
 
 
-def saving(results: Results, config: LightNorm) -> str:
+def saving(results: Results, config: Any) -> str:
     """How much less traffic than float32 batch norm."""
     rows = results.rows("traffic", repr(config))
     return f" with {total(rows).ratio:.1f}x less batch norm traffic in training" if rows else ""

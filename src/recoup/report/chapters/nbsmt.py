@@ -10,8 +10,7 @@ from recoup.nbsmt.config import NBSMT
 from recoup.report import words
 from recoup.report.chapters import Chapter, Limit, Table, layer_tables, measured
 from recoup.report.figures import canvas, layer_ticks, legend, name_space, plot_line, styled, svg
-from recoup.report.summary import baseline_of
-from recoup.study.configs import title
+from recoup.report.summary import compared_titles
 from recoup.study.measures.nbsmt import LayerRow
 from recoup.study.results import Results
 
@@ -57,7 +56,7 @@ class Cycles:
 
     Attributes:
         single, emulated_single: the same with one thread.
-        throttled: emulated layers that run fewer threads than the config.
+        throttled: emulated layers that run fewer threads than the config, of several those of the fastest.
     """
 
     title: str
@@ -78,19 +77,21 @@ class Cycles:
         return self.emulated_single / self.emulated if self.emulated else 1.0
 
 
-def cycles_of(results: Results, config: NBSMT) -> Cycles | None:
-    """A config's cycles; None where they were not counted."""
+def cycles_of(results: Results, config: Any) -> Cycles | None:
+    """A config's cycles, alone or in a mix; None where they were not counted."""
+    hardware = results.hardware_of(config)
+    asked = max((own.threads for own in hardware.of(NBSMT)), default=1)
     rows = results.rows("cycles", repr(config))
     emulated = [row for row in rows if row.emulated]
     if not rows:
         return None
     return Cycles(
-        title(config),
+        hardware.title,
         sum(row.cycles for row in rows),
         sum(row.single for row in rows),
         sum(row.cycles for row in emulated),
         sum(row.single for row in emulated),
-        sum(row.threads < config.threads for row in emulated),
+        sum(row.threads < asked for row in emulated),
     )
 
 
@@ -111,6 +112,7 @@ def context(results: Results) -> Mapping[str, Any] | None:
     return {
         "array": results.recipe.array,
         "cycles": cycles,
+        "mixed": any(one.mixed for one in results.present),
         "figure": layer_figure(layers) if layers else None,
         "layers": layers,
         "images": min(results.recipe.profile_images, results.calibration_images),
@@ -161,7 +163,7 @@ def totals(results: Results) -> list[Table]:
     return [Table(text, columns, ((single.title, f"{single.cycles:,}"), *rows))]
 
 
-def saving(results: Results, config: NBSMT) -> str:
+def saving(results: Results, config: Any) -> str:
     """How many times fewer cycles than with one thread."""
     cycles = cycles_of(results, config)
     return "" if cycles is None else f" in {cycles.speedup:.1f}x fewer cycles"
@@ -169,8 +171,10 @@ def saving(results: Results, config: NBSMT) -> str:
 
 def terms(results: Results) -> Mapping[str, str]:
     """All of them, whether or not layers were profiled: titles and verdicts use them too."""
-    titles = dict.fromkeys(baseline_of(config).title for config in results.recipe.configs)
+    titles = compared_titles(results)
     others = ", ".join(title for title in titles if title != "8 bit")
+    if "8 bit" not in titles:  # mixes alone: nothing is compared with 8 bit but the layers' errors
+        return TERMS | {"8 bit": TERMS["8 bit"].removeprefix("The baseline: "), "won back": words.won_back(others)}
     return TERMS | {"won back": words.won_back(f"NB-SMT: 8 bit; others: {others}" if others else "8 bit")}
 
 

@@ -1,0 +1,181 @@
+"""What a config of a study puts under the network: itself, or with the layer map's configs a mix of several wings."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from recoup.network.wing import FLOAT, STAGES, Baseline, Card, Repair
+from recoup.study.configs import Config, title
+from recoup.study.repairs import NONE
+from recoup.wings import cards, wing_of
+
+
+def baseline_of(config: Config) -> Config | None:
+    """The baseline hardware of a config's wing; None is the float network."""
+    of = wing_of(config, "baseline").baseline.of
+    return None if of is None else of(config)
+
+
+def needs_scales(config: Config | None) -> bool:
+    """Whether hardware works on activation scales, which calibration images decide."""
+    return config is not None and not wing_of(config, "calibration").seedless
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What the layers of a network run on, where a study names one of its configs.
+
+    Attributes:
+        config: as the study names it: the hardware of all layers that the layer map does not mention.
+        layers: the configs that layers really run on, each with how many layers it has (0: not counted).
+    """
+
+    config: Config
+    layers: tuple[tuple[Config, int], ...]
+
+    @classmethod
+    def plain(cls, config: Config) -> "Hardware":
+        """A config alone."""
+        return cls(config, ((config, 0),))
+
+    @classmethod
+    def found(cls, config: Config, running: Iterable[Config]) -> "Hardware":
+        """From the configs of all emulated layers; the study's own comes first."""
+        counts: dict[str, tuple[Config, int]] = {repr(config): (config, 0)}
+        for one in running:
+            counts[repr(one)] = (one, counts.get(repr(one), (one, 0))[1] + 1)
+        return cls(config, tuple(pair for pair in counts.values() if pair[1]))
+
+    @property
+    def name(self) -> str:
+        """Of its rows in results."""
+        return repr(self.config)
+
+    @property
+    def configs(self) -> list[Config]:
+        """The configs that layers run on."""
+        return [config for config, _ in self.layers]
+
+    def of(self, kind: type) -> list[Config]:
+        """Those of one wing, by its config class."""
+        return [config for config in self.configs if type(config) is kind]
+
+    @property
+    def cards(self) -> list[Card]:
+        """The wings present, in the order in which they were registered."""
+        present = {type(config) for config in self.configs}
+        return [card for config, card in cards().items() if config in present]
+
+    @property
+    def mixed(self) -> bool:
+        """Whether it is of several wings."""
+        return len(self.cards) > 1
+
+    @property
+    def title(self) -> str:
+        """How tables call it: the config, or what it is a mix of, with how many layers run on each.
+
+        >>> from recoup.study.configs import parse_config
+        >>> lba, nbsmt = parse_config("lba-m7e4"), parse_config("nbsmt-4t")
+        >>> Hardware.found(lba, [lba, nbsmt, nbsmt]).title
+        'mix of M7E4 (12 bits), chunk 16 (1 layer) and 4 threads, S+A (2 layers)'
+        """
+        if len(self.layers) == 1:
+            return title(self.configs[0])
+        parts = [f"{title(config)} ({count} layer{'s' * (count > 1)})" for config, count in self.layers]
+        return f"mix of {', '.join(parts[:-1])} and {parts[-1]}"
+
+    @property
+    def baseline(self) -> Baseline:
+        """What its accuracy is compared with: its wing's baseline; a mix has float alone."""
+        return FLOAT if self.mixed else self.cards[0].baseline
+
+    @property
+    def compared(self) -> Config | None:
+        """The baseline's hardware; None is the float network."""
+        if self.mixed:
+            return None
+        own = type(self.config) is self.cards[0].config
+        return baseline_of(self.config if own else self.configs[0])
+
+    @property
+    def scaled(self) -> bool:
+        """Whether calibration images decide what it computes, without any repair."""
+        return any(map(needs_scales, self.configs))
+
+    @property
+    def repairs(self) -> list[Repair]:
+        """Those of all wings present, of a mix in the order of the stages and without those measured on baselines."""
+        merged: dict[str, list[Repair]] = {}
+        for repair in (repair for card in self.cards for repair in card.repairs):
+            if not (self.mixed and repair.on_baseline):
+                merged.setdefault(repair.name, []).append(repair)
+        found = [_merged(same) for same in merged.values()]
+        return sorted(found, key=_place) if self.mixed else found
+
+    def repair(self, state: str) -> Repair | None:
+        """The repair that a state is, if this hardware has it."""
+        return next((repair for repair in self.repairs if repair.name == state), None)
+
+    def applies(self, state: str) -> bool:
+        """Whether a state exists for this hardware."""
+        return state == NONE or self.repair(state) is not None
+
+    def in_order(self, states: Sequence[str]) -> list[str]:
+        """Those of some states that exist here: as they come, of a mix in the order of the stages."""
+        own = [state for state in states if self.applies(state)]
+        order = [NONE, *(repair.name for repair in self.repairs)]
+        return sorted(own, key=order.index) if self.mixed else own
+
+    @property
+    def quoted(self) -> list[str]:
+        """The repairs that a verdict may quote, by preference: fixed on the cards, not picked by their results.
+
+        Of a mix first what `recoup.repair_` does by default, if that has a name, then the wings' in turn.
+        """
+        lists = [list(card.quoted or [repair.name for repair in card.repairs]) for card in self.cards]
+        if len(lists) == 1:
+            return lists[0]
+        plan = {name for card in self.cards for name in card.plan}
+        whole = [one.name for one in self.repairs if {part.name for part in one.parts or (one,)} == plan]
+        turns = [name for turn in range(max(map(len, lists))) for names in lists for name in names[turn : turn + 1]]
+        return [name for name in dict.fromkeys([*whole, *turns]) if self.applies(name)]
+
+    def sentence(self, state: str) -> str:
+        """How a verdict calls a state."""
+        found = self.repair(state)
+        return state if found is None else found.sentence
+
+
+def _merged(same: list[Repair]) -> Repair:
+    """One repair of those that several wings call alike: each wing's way, once where they are the same."""
+    ways = list({id(repair.apply): repair for repair in same}.values())
+    if len(ways) == 1:
+        return same[0]
+    first = ways[0]
+    return replace(Repair.combined(first.name, first.meaning, first.sentence, tuple(ways)), parts=first.parts)
+
+
+def _place(repair: Repair) -> tuple[int, int]:
+    return STAGES.index(repair.stage), len(repair.parts)
+
+
+def references(hardware: Sequence[Hardware]) -> dict[str, Baseline]:
+    """What each hardware's accuracy is compared with, by the hardware's name; ``name`` is that of the baseline's rows.
+
+    Rows of one name are of one hardware: where baselines that differ are called alike, or like the float network, what
+    they are is part of their names.
+    """
+    kinds: dict[str, set[str]] = {FLOAT.name: {repr(None)}}
+    for one in hardware:
+        if one.compared is not None:
+            kinds.setdefault(one.baseline.name, set()).add(repr(one.compared))
+    found = {}
+    for one in hardware:
+        baseline, compared = one.baseline, one.compared
+        if compared is None:
+            baseline = replace(baseline, name=FLOAT.name, title=FLOAT.title)
+        elif len(kinds[baseline.name]) > 1:
+            what = {field: f"{getattr(baseline, field)} ({compared!r})" for field in ("name", "title", "phrase")}
+            baseline = replace(baseline, **what)
+        found[one.name] = baseline
+    return found
