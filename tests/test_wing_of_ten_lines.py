@@ -5,10 +5,12 @@ a word of another wing.
 """
 
 import importlib
+import json
 import re
 import shlex
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,9 @@ import torch
 from torch import nn
 
 import recoup as rc
+from recoup.report.summary import summarize
 from recoup.study import Recipe, Results, State, run
+from recoup.study.measures import BESIDE
 
 MODULE = """
 from dataclasses import dataclass
@@ -170,6 +174,175 @@ def test_on_the_command_line(tmp_path):
     assert unknown.returncode == 2
     assert "Trunc" in unknown.stderr
     assert unknown.stderr.count("\n") == 1
+
+
+def test_what_the_command_line_says_of_hardware_that_is_not_named(tmp_path):
+    """Neither a wing nor a layer map makes another wing's presets what was asked for."""
+    (tmp_path / "stranger.py").write_text(MODULE)
+    (tmp_path / "preset.py").write_text(MODULE.replace("layers=", "presets={'cut': Trunc(2)}, layers="))
+    base = shlex.split("evaluate --model digits_net --data digits --calibration-images 32 --limit 20 --seeds 3")
+    for options, said in [
+        (["--wing", "stranger"], r"no presets, so name its hardware with --config: Trunc\(\.\.\.\)"),
+        (["--layers", "classifier=lba-m7e4"], "--layers: name the hardware of all other layers with --config"),
+        (["--config", "Trunc(bits=2)"], "once its module is imported \\(--wing package.module\\)"),
+    ]:
+        done = recoup(*base, *options, "--out", "none", cwd=tmp_path)
+        assert done.returncode == 2
+        assert re.search(said, done.stderr), done.stderr
+        assert not (tmp_path / "none").exists()
+    done = recoup(*base, "--wing", "preset", "--out", "r", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {row["config"] for row in json.loads((tmp_path / "r/results.json").read_text())["accuracy"]} == {
+        "float", "Trunc(bits=2)",
+    }  # fmt: skip
+
+
+def test_other_studies_are_imported_where_their_files_are(tmp_path):
+    code = "import sys; from pathlib import Path; from recoup.study.measures import beside; beside(Path('.')); "
+    code += "assert not {'recoup.pipeline', 'recoup.search'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {file: importlib.import_module(module).FILE for file, module in BESIDE.items()} == {f: f for f in BESIDE}
+
+
+def registered(trunc, **more):
+    return rc.wings.register(rc.wings.Card(config=trunc, layers=rc.wings.cards()[trunc].layers, **more))
+
+
+def wide(config):
+    return type(config)(bits=config.bits + 6)
+
+
+def test_baselines_of_one_name_keep_their_own_rows(trunc):
+    """Two configs whose baselines differ, and a baseline called as the float network is."""
+    registered(trunc, baseline=rc.wings.Baseline("float", "float", "in float", wide))
+    recipe = study(trunc(bits=1), configs=[trunc(bits=1), trunc(bits=2)])
+    results = run(recipe, progress=False)
+    names = [row.config for row in results.accuracy]
+    assert names == [
+        "float", "float (Trunc(bits=7))", "float (Trunc(bits=8))", "Trunc(bits=1)", "Trunc(bits=2)",
+    ]  # fmt: skip
+    alone = {bits: run(study(trunc(bits=bits), out=f"alone{bits}"), progress=False) for bits in (1, 2)}
+    rows = {row.config: row.top1 for row in results.accuracy}
+    for bits, made in alone.items():
+        assert {row.config: row.top1 for row in made.accuracy}.items() <= rows.items()
+        assert f"in float (Trunc(bits={bits + 6}))" in summarize(made).verdicts[-1]
+
+
+def test_a_baseline_is_not_taken_up_for_another_of_its_name(trunc):
+    registered(trunc, baseline=rc.wings.Baseline("wide", "wide", "at full width", wide))
+    first = run(study(trunc(bits=0)), progress=False)
+    again = run(study(trunc(bits=4), configs=[trunc(bits=4), trunc(bits=0)]), progress=False)
+    rows = {row.config: row.top1 for row in again.accuracy}
+    (before,) = [row.top1 for row in first.accuracy if row.config == "wide"]
+    assert rows["wide (Trunc(bits=6))"] == before
+    assert "wide" not in rows
+    keys = json.loads(Path("studied/measurements.json").read_text())["measurements"]
+    assert {key for key in keys if key.startswith("wide")} == {
+        f"wide (Trunc(bits={bits})) | float statistics | seed 3" for bits in (6, 10)
+    }
+
+
+@dataclass(frozen=True)
+class Silent:
+    """A config whose repr does not name its field."""
+
+    bits: int = 4
+
+    def __repr__(self):
+        return "Silent()"
+
+
+@dataclass(frozen=True)
+class Odd:
+    bits: int = 4
+
+    def __repr__(self):
+        return f"<odd {self.bits}>"
+
+
+def local():
+    @dataclass(frozen=True)
+    class Local:
+        bits: int = 4
+
+    return Local
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (Silent, "would be read back as 'Silent()', not as it is"),
+        (Odd, "'<odd 2>', cannot be read back"),
+        (local(), "Local(bits=2)', cannot be read back"),
+    ],
+)
+def test_configs_that_text_does_not_give_back_are_refused(trunc, tmp_path, kind, said):
+    layers = rc.wings.cards()[trunc].layers
+    rc.wings.register(rc.wings.Card(config=kind, layers=layers))
+    try:
+        model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+        rc.emulate_(model, kind(2))  # in memory any config will do
+        for refused in (
+            lambda: study(kind(2)),
+            lambda: study("nbsmt-4t", layers={"classifier": kind(2)}),
+            lambda: rc.save(model, tmp_path / "x.safetensors"),
+            lambda: rc.Policy.of(model).to_yaml(),
+        ):
+            with pytest.raises(rc.RecoupError, match=re.escape(said)) as error:
+                refused()
+            assert "\n" not in str(error.value)
+        assert not (tmp_path / "x.safetensors").exists()
+    finally:
+        rc.wings.forget(kind)
+
+
+NORM = """
+from dataclasses import dataclass
+from torch import nn
+import recoup as rc
+
+@dataclass(frozen=True)
+class Half:
+    bits: int = 8
+
+class HalfNorm(rc.wings.Emulated, nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x).half().float()
+
+rc.wings.register(rc.wings.Card(config=Half, layers={nn.BatchNorm2d: HalfNorm}, needs_norms=True))
+"""
+
+
+def test_a_norm_of_a_strangers_is_not_called_float(tmp_path, monkeypatch):
+    from recoup.report import render
+
+    (tmp_path / "half.py").write_text(NORM)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    half = importlib.import_module("half").Half
+    try:
+        page = render(run(study(half()), progress=False))
+        assert "residual additions, and normalisation that is not emulated: float" in page
+        assert "residual additions and normalisation: float" not in page
+    finally:
+        rc.wings.forget(half)
+        del sys.modules["half"]
+
+
+def plain_net():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
+def test_a_network_without_norms_hears_of_none(trunc):
+    from recoup.report import render
+
+    halve = rc.wings.Repair("half bias", "bias", "Biases are halved.", "halving", lambda *_: None, needs_images=False)
+    registered(trunc, repairs=(halve,), default=("half bias",))
+    page = render(run(study(trunc(bits=2), model=f"{__name__}:plain_net"), progress=False))
+    assert "own BatchNorm statistics" not in page
+    assert "same hardware&#39;s float statistics" not in page
+    assert "the same hardware without repair" in page
 
 
 @pytest.mark.parametrize(

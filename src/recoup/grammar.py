@@ -40,7 +40,8 @@ def examples() -> str:
 
 
 def _legal() -> str:
-    return f"a preset ({', '.join(presets())}) or a repr such as {examples()}"
+    known = f"a preset ({', '.join(presets())}) or a repr such as {examples()}"
+    return f"{known}; hardware of your own is known once its module is imported (--wing package.module)"
 
 
 def parse_config(text: str) -> Config:
@@ -65,6 +66,27 @@ def parse_config(text: str) -> Config:
     if not is_config(config):
         raise RecoupError(f"config {_short(text)}: must be {_legal()}")
     return config
+
+
+def written(config: Config, purpose: str) -> str:
+    """A config's text, where it is to be read back: in recipes, files and rows of results.
+
+    Raises:
+        RecoupError: text that `parse_config` does not read, or reads as another config.
+    """
+    text = repr(config)
+    try:
+        read = parse_config(text)
+    except RecoupError:
+        read = None
+    if type(read) is not type(config) or read != config:
+        became = "cannot be read back" if read is None else f"would be read back as {_short(repr(read))}, not as it is"
+        calls = ", ".join(name for name, call in constructors().items() if call is type(config)) or "its constructors"
+        raise RecoupError(
+            f"{purpose}: the text of this config, {_short(text)}, {became}; its repr must name every field in a call "
+            f"of what its wing's card registers ({calls}), with plain values, as a dataclass of a module does"
+        )
+    return text
 
 
 def as_config(value: Any) -> Config:

@@ -8,7 +8,7 @@ import yaml
 from torch import nn
 
 from recoup.errors import RecoupError
-from recoup.grammar import as_config
+from recoup.grammar import as_config, written
 from recoup.network.emulated import emulated_layers
 from recoup.storage.digest import of_text
 from recoup.storage.files import write_atomically
@@ -87,8 +87,12 @@ class Policy(Mapping[str, Any]):
         return of_text(repr([(key, repr(value)) for key, value in self.items()]))
 
     def to_yaml(self) -> str:
-        """The policy as YAML; `from_yaml` reads it back as the same policy."""
-        layers = {key: None if value is None else repr(value) for key, value in self.items()}
+        """The policy as YAML; `from_yaml` reads it back as the same policy.
+
+        Raises:
+            RecoupError: a config whose text is not read back.
+        """
+        layers = {key: None if value is None else written(value, "Policy") for key, value in self.items()}
         return yaml.safe_dump({"name": self.name, "layers": layers}, sort_keys=False, allow_unicode=True, width=110)
 
     def save(self, path: str | Path) -> None:

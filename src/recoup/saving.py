@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from recoup.emulate import emulate_, restore_
 from recoup.errors import RecoupError
+from recoup.grammar import written
 from recoup.models import load as load_model
 from recoup.network import ledger
 from recoup.network.emulated import Emulated, emulated_layers
@@ -32,7 +33,7 @@ def save(model: nn.Module, path: str | Path) -> None:
     """Write a network with its hardware, scales and repairs, whole or not at all. It stays as it is.
 
     Raises:
-        RecoupError: no module, or a path that cannot be written.
+        RecoupError: no module, a config whose text is not read back, or a path that cannot be written.
 
     Warns:
         RecoupWarning: repairs that were fitted for other weights or another config; they are saved as they are.
@@ -55,7 +56,7 @@ def save(model: nn.Module, path: str | Path) -> None:
     kept, before = _ledger(model)
     header = {
         "format": FORMAT,
-        "layers": json.loads(json.dumps({name: repr(config) for name, config in Policy.of(model).items()})),
+        "layers": {name: written(config, f"save: layer {name!r}") for name, config in Policy.of(model).items()},
         "scales": scales,
         "trained": [name for name, layer in emulated_layers(model).items() if layer.trained],
         "ledger": kept,

@@ -16,6 +16,7 @@ import typer
 from recoup.errors import RecoupError
 
 if TYPE_CHECKING:
+    from recoup.network.wing import Card
     from recoup.study import Recipe, Results
 
 DEBUG: ContextVar[bool] = ContextVar("debug", default=False)
@@ -48,14 +49,18 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def load_wings(modules: Sequence[str] | None) -> None:
+def load_wings(modules: Sequence[str] | None) -> "list[Card]":
     """Import the modules that register wings of the user's own, from the folder the command is started in too.
+
+    Returns:
+        The cards that they registered.
 
     Raises:
         RecoupError: a module that is not there, fails, or registers nothing.
     """
     from recoup.wings import cards
 
+    before = set(cards())
     for name in modules or []:
         known, fresh = set(cards()), name not in sys.modules
         with importable(os.getcwd()):  # noqa: PTH109 -- a string for sys.path
@@ -67,6 +72,7 @@ def load_wings(modules: Sequence[str] | None) -> None:
                 raise RecoupError(f"--wing {name!r}: {type(error).__name__}: {error}") from error
         if fresh and set(cards()) == known:
             raise RecoupError(f"--wing {name!r}: registers no hardware; it is to call recoup.wings.register(Card(...))")
+    return [card for config, card in cards().items() if config not in before]
 
 
 def run_recipe(recipe: "Recipe", overwrite: bool, as_json: bool) -> None:
@@ -75,6 +81,7 @@ def run_recipe(recipe: "Recipe", overwrite: bool, as_json: bool) -> None:
 
     from recoup.report import write_html, write_tables
     from recoup.report.terminal import tables
+    from recoup.storage.files import keeping
     from recoup.study import run as run_study
     from recoup.study.measures import beside
 
@@ -82,7 +89,8 @@ def run_recipe(recipe: "Recipe", overwrite: bool, as_json: bool) -> None:
         results: Results = run_study(recipe, overwrite=overwrite)
     folder = Path(recipe.out)
     others = beside(folder)
-    paths = [folder / "results.json", *write_tables(results, folder), write_html(results, folder, *others)]
+    with keeping(lambda: f"{folder / 'results.json'} is kept; `recoup report {folder}` writes tables and report anew"):
+        paths = [folder / "results.json", *write_tables(results, folder), write_html(results, folder, *others)]
     if as_json:
         chapters = {study.name: study.model_dump(mode="json") for study in others}
         typer.echo(json.dumps({**results.to_dict(), **chapters}, indent=1))

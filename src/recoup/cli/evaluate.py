@@ -7,6 +7,7 @@ import typer
 
 from recoup.cli.common import Json, Overwrite, Wing, integers, load_wings, pair, run_recipe
 from recoup.errors import RecoupError
+from recoup.network.wing import Card
 from recoup.storage.files import write_atomically
 from recoup.study import Recipe
 from recoup.study.configs import examples, layer_option, presets
@@ -47,6 +48,11 @@ Augment = Annotated[
 ]
 Seeds = Annotated[str, typer.Option(help="Draws of calibration images, comma-separated.")]
 Limit = Annotated[int | None, typer.Option(help="Test images to use.", show_default="all")]
+TestSeed = Annotated[int | None, typer.Option(help="Draw them with this seed.", show_default="the first ones")]
+TestSplit = Annotated[str, typer.Option(help="The split they are from.")]
+CalibrationSplit = Annotated[
+    str, typer.Option(help="The split these are from; of the tested one, what --limit leaves.")
+]
 BatchSize = Annotated[int, typer.Option(help="Test images a batch.")]
 ProfileImages = Annotated[int, typer.Option(help="Images for the per-layer figures; 0: none.")]
 ArrayShape = Annotated[str, typer.Option(help="Rows x columns of the array.")]
@@ -66,10 +72,13 @@ def evaluate(
     layers: LayerMap = None,
     state: States = None,
     calibration_images: CalibrationImages = 1024,
+    calibration_split: CalibrationSplit = "train",
     augment: Augment = None,
     negative: NegativeInputs = "error",
     seeds: Seeds = "0,1,2",
     limit: Limit = None,
+    test_seed: TestSeed = None,
+    test_split: TestSplit = "test",
     batch_size: BatchSize = 250,
     profile_images: ProfileImages = 256,
     array: ArrayShape = "16x16",
@@ -83,21 +92,18 @@ def evaluate(
     overwrite: Overwrite = False,
 ) -> None:
     """The main job: float accuracy, the hardware's before and after repair, layers, cycles and traffic."""
-    load_wings(wing)
+    own = load_wings(wing)
+    layer_map = dict(layer_option(text) for text in layers or [])
     values: dict[str, Any] = {
         "model": model,
         "weights": weights,
         "model_options": dict(pair(text, "--model-option") for text in model_option or []),
         "data": data,
-        "calibration": {
-            "images": calibration_images,
-            "augment": augment,
-            "seeds": integers(seeds, "--seeds"),
-            "negative": negative,
-        },
-        "test": {"limit": limit, "batch_size": batch_size},
-        "configs": _configs(threads, config),
-        "layers": dict(layer_option(text) for text in layers or []),
+        "calibration": {"images": calibration_images, "split": calibration_split, "augment": augment}
+        | {"seeds": integers(seeds, "--seeds"), "negative": negative},
+        "test": {"limit": limit, "seed": test_seed, "split": test_split, "batch_size": batch_size},
+        "configs": _configs(threads, config, own, layer_map),
+        "layers": layer_map,
         "profile_images": profile_images,
         "array": _array(array),
         "device": device,
@@ -112,10 +118,26 @@ def evaluate(
     run_recipe(recipe, overwrite, as_json)
 
 
-def _configs(threads: str | None, configs: list[str] | None) -> list[str]:
-    """The configs asked for; ``--threads`` is short for the first wing's, whose single thread is always measured."""
+def _configs(
+    threads: str | None, configs: list[str] | None, own: list[Card], layers: dict[str, str | None]
+) -> list[str]:
+    """The configs asked for; ``--threads`` is short for the first wing's, whose single thread is always measured.
+
+    Where none is asked for: the presets of the user's ``own`` wings, else two and four threads.
+    """
     if threads is None and configs:
         return configs
+    if threads is None and any(config is not None for config in layers.values()):
+        raise RecoupError(
+            "--layers: name the hardware of all other layers with --config; to leave them in float, give --config the "
+            "same hardware, and --layers re:.*=float after the others"
+        )
+    if threads is None and own:
+        found = [name for card in own for name in card.presets]
+        if found:
+            return found
+        named = ", ".join(f"{name}(...)" for card in own for name in card.callables)
+        raise RecoupError(f"--wing: it has no presets, so name its hardware with --config: {named}")
     first = next(iter(cards().values())).config
     counts = [count for count in integers(threads or "2,4", "--threads") if count != 1]
     asked = [f"{first.__name__}(threads={count})" for count in counts] + (configs or [])

@@ -52,6 +52,28 @@ def load(spec: str, split: str = "test", *, limit: int | None = None, seed: int 
     return read(split, lambda labels: _pick(f"{spec}, {split}", labels, limit, seed))
 
 
+def rest(spec: str, split: str, *, limit: int, seed: int | None = None) -> Dataset:
+    """The images of a split that ``load(spec, split, limit=limit, seed=seed)`` leaves, in their order.
+
+    Raises:
+        RecoupError: as `load`; or none is left.
+
+    >>> len(rest("digits", "test", limit=500)) + 500 == len(load("digits", "test"))
+    True
+    """
+    source, location, options = _parse(spec)
+    what = f"{spec}, {split}"
+
+    def others(labels: Tensor) -> Tensor:
+        left = torch.ones(len(labels), dtype=torch.bool)
+        left[_pick(what, labels, limit, seed)] = False
+        if not bool(left.any()):
+            raise RecoupError(f"{what}: its first or drawn {limit:,} images are all there are, so none is left")
+        return left.nonzero().flatten()
+
+    return _reader(spec, source, location, options)(split, others)
+
+
 def root() -> Path:
     """The folder of real data for tests and benchmarks: RECOUP_DATA, else ``../shared/data`` beside the project.
 

@@ -10,6 +10,11 @@ from recoup.errors import RecoupError
 # Given all labels of a split, int64 [N], which images to read: int64 [M] positions. Reading only those saves decoding.
 Pick = Callable[[Tensor], Tensor]
 
+
+class NoSplitError(RecoupError):
+    """A split that the data do not have."""
+
+
 HELD_OUT = ("test", "validation", "valid", "val")
 
 
@@ -37,4 +42,4 @@ def choose_split(what: str, asked: str, available: Iterable[str]) -> str:
     for name in HELD_OUT if asked == "test" else (asked,):
         if name in names:
             return name
-    raise RecoupError(f"{what}: no split {asked!r}; there is {', '.join(names) or 'none'}")
+    raise NoSplitError(f"{what}: no split {asked!r}; there is {', '.join(names) or 'none'}")

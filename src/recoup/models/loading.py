@@ -56,7 +56,7 @@ def load(spec: str, weights: str | Path | None = None, *, num_classes: int | Non
     Traceback (most recent call last):
     recoup.errors.RecoupError: model 'resnet21': recoup.models has no factory 'resnet21'; it has ...
     """
-    factory = _find(spec)
+    factory = factory_of(spec)
     arguments = options if num_classes is None else {"num_classes": num_classes, **options}
     _check_arguments(spec, factory, arguments)
     model = factory(**arguments)
@@ -65,7 +65,12 @@ def load(spec: str, weights: str | Path | None = None, *, num_classes: int | Non
     return model if weights is None else load_weights_(model, weights)
 
 
-def _find(spec: str) -> Factory:
+def factory_of(spec: str) -> Factory:
+    """What builds the network that ``spec`` names; see `load`.
+
+    Raises:
+        RecoupError: no such factory.
+    """
     module_name, colon, name = spec.rpartition(":")
     if not colon:
         if spec not in FACTORIES:

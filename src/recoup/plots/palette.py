@@ -1,6 +1,7 @@
 """Colours of plots, and drawing in them whatever the user's matplotlib settings.
 
-Series are Okabe and Ito's colours, distinct for colour-blind readers; a figure gives every series a marker too.
+The first series are Okabe and Ito's colours; all are distinct for colour-blind readers too, as far as eleven can be,
+and a figure gives every series a marker as well.
 """
 
 import functools
@@ -10,8 +11,36 @@ from typing import Any, ParamSpec, cast
 
 P = ParamSpec("P")
 
-MARKERS = ("o", "s", "^", "D", "v")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 DASHES = ("-", "--", ":")
+
+
+SERIES = (
+    "#59636e",
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#b0508a",
+    "#221188",
+    "#773322",
+    "#ee3355",
+    "#5577ee",
+    "#ee55dd",
+    "#1111ee",
+)
+ON_DARK = (
+    "#9aa5b1",
+    "#56b4e9",
+    "#e69f00",
+    "#2dbd93",
+    "#e08fc0",
+    "#eedd99",
+    "#cc1133",
+    "#88bb44",
+    "#6655bb",
+    "#bb1199",
+    "#8822ee",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +50,7 @@ class Palette:
     ink: str = "#1b1f24"
     muted: str = "#59636e"
     grid: str = "#dfe3e8"
-    series: tuple[str, ...] = ("#59636e", "#0072b2", "#d55e00", "#009e73", "#b0508a")
+    series: tuple[str, ...] = SERIES
     page: str = "#ffffff"
 
     def style(self) -> dict[str, Any]:
@@ -65,7 +94,7 @@ class Palette:
 
 
 LIGHT = Palette()
-DARK = Palette("#e6e9ed", "#9aa5b1", "#2f363e", ("#9aa5b1", "#56b4e9", "#e69f00", "#2dbd93", "#e08fc0"), page="#14171b")
+DARK = Palette("#e6e9ed", "#9aa5b1", "#2f363e", ON_DARK, page="#14171b")
 
 
 def styled(draw: Callable[P, Any]) -> Callable[P, Any]:

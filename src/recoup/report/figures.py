@@ -8,6 +8,7 @@ import functools
 import io
 import math
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any, ParamSpec, TypeVar, cast
@@ -22,8 +23,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 INK, MUTED, GRID = "#010101", "#020202", "#030303"
-SERIES = ("#040404", "#050505", "#060606", "#070707", "#080808")
-PAGE = "#090909"
+SERIES = tuple(f"#{number:02x}{number:02x}{number:02x}" for number in range(4, 15))
+PAGE = "#0f0f0f"
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--rule", PAGE: "--page"} | {
     c: f"--series-{i + 1}" for i, c in enumerate(SERIES)
 }
@@ -52,11 +53,12 @@ def accuracy_figure(results: Results, summary: Summary) -> str:
     hardware = {baseline.name: baseline for baseline in baselines(results)[1:]}
     names = [*hardware, *(repr(config) for config in results.recipe.configs)]
     panels = [(name, summary.of(name)) for name in names if summary.of(name)]
-    heights = [len(lines) + 0.9 for _, lines in panels]
+    titles = [wrapped(_panel_title(hardware[n]) if n in hardware else lines[0].title, 92) for n, lines in panels]
+    heights = [len(lines) + 0.9 + 0.6 * title.count("\n") for (_, lines), title in zip(panels, titles, strict=True)]
     figure, axes = canvas(len(panels), 0.30 * sum(heights) + 0.7, heights)
-    for index, (axis, (name, lines)) in enumerate(zip(axes, panels, strict=True)):
+    for index, (axis, (_, lines)) in enumerate(zip(axes, panels, strict=True)):
         _references(axis, [FLOAT, *hardware.values()], summary, labelled=index == 0)
-        colour, marker = _series(index)
+        colour, marker = _series(index if hardware else index + 1)  # the first is the baselines'
         for y, line in enumerate(lines):
             spread = [[line.top1.mean - line.top1.low], [line.top1.high - line.top1.mean]]
             axis.errorbar(line.top1.mean, y, xerr=spread, color=colour, marker=marker, ms=5.5, capsize=2.5, lw=1.3)
@@ -65,7 +67,8 @@ def accuracy_figure(results: Results, summary: Summary) -> str:
         axis.set_yticks(range(len(lines)), [plain(line.state) for line in lines])
         axis.set_ylim(len(lines) - 0.45, -0.55)
         axis.grid(visible=False, axis="y")
-        axis.set_title(plain(_panel_title(hardware[name]) if name in hardware else lines[0].title), pad=6)
+        crowded = index == 0 and max(map(len, titles[0].split("\n"))) > 60  # the lines' labels stand above the panel
+        axis.set_title(plain(titles[index]), pad=18 if crowded else 6)
         axis.tick_params(labelbottom=index == len(panels) - 1)
     axes[-1].set_xlabel("top-1 accuracy, %")
     said = "; ".join(f"{line.title}, {line.state}: {line.top1.mean:.2f} %" for line in summary.lines)
@@ -114,6 +117,11 @@ def svg(figure: Any, name: str, description: str) -> str:
         text = text.replace(colour, f"var({variable})")
     label = escape(description, quote=True)
     return re.sub(r"<svg ([^>]*)>", rf'<svg role="img" aria-label="{_literal(label)}" \1>', text, count=1)
+
+
+def wrapped(text: str, width: int) -> str:
+    """Text on as many lines as it needs, words whole."""
+    return "\n".join(textwrap.wrap(text, width)) or text
 
 
 def plain(text: str) -> str:
@@ -182,7 +190,9 @@ def plot_line(axis: Any, places: Sequence[int], values: Sequence[float], index: 
 def legend(figure: Any, axis: Any) -> None:
     """Above the plots, where it covers neither data nor titles however many series there are."""
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=3, columnspacing=1.6, borderaxespad=0.2)
+    columns = 3 if max(map(len, labels), default=0) <= 44 else 1
+    labels = [label if columns == 3 else wrapped(label, 120) for label in labels]
+    figure.legend(handles, labels, loc="outside upper left", ncols=columns, columnspacing=1.6, borderaxespad=0.2)
 
 
 def name_space(names: Sequence[str]) -> float:

@@ -54,22 +54,26 @@ def render(results: Results, *beside: Study | None) -> str:
         shift_figure=shift_figure(results),
         terms=words.terms(results, parts),
         modelled=words.modelled(results, parts),
-        not_modelled=words.not_modelled(chapter for chapter, _ in parts),
+        not_modelled=words.not_modelled((chapter for chapter, _ in parts), results.wings),
         facts=facts(results),
         recipe=results.recipe.to_yaml(),
     )
 
 
 def verdicts_of(summary: Summary, studies: list[Part]) -> list[str]:
-    """A sentence a config, then those of other studies."""
-    return [*summary.verdicts, *(text for chapter, study in studies for text in chapter.verdicts(study))]
+    """Why the accuracies may say nothing, a sentence a config, then those of other studies."""
+    return [
+        *summary.doubts,
+        *summary.verdicts,
+        *(text for chapter, study in studies for text in chapter.verdicts(study)),
+    ]
 
 
 def states_of(results: Results) -> dict[str, str]:
     """The states that were measured, and what they mean."""
     found = {row.state for row in results.accuracy}
     configs = [config for one in results.present for config in one.configs]
-    return {state: meaning(state, configs) for state in results.recipe.states if state in found}
+    return {state: meaning(state, configs, results.norms) for state in results.recipe.states if state in found}
 
 
 def _sections(parts: list[Part]) -> list[tuple[str, Mapping[str, Any]]]:

@@ -9,7 +9,7 @@ from recoup.report.chapters import chapter_of
 from recoup.study.hardware import Hardware, references
 from recoup.study.intervals import Estimate, accuracy, difference, of_test_set
 from recoup.study.repairs import NONE
-from recoup.study.results import AccuracyRow, Results
+from recoup.study.results import AccuracyRow, Results, doubts
 
 WORTH_REPAIRING = 0.1  # points; of a smaller loss, or of a single image, the share won back says nothing
 
@@ -24,8 +24,8 @@ class Line:
         top1, top5: percent.
         gain: points of top1 over the same config's float statistics, seed by seed; None for those themselves.
         loss: points of top1 that the config lost against its wing's baseline, seed by seed; None if unmeasured.
-        recovered: gain / what the config lost against its wing's baseline, a share; None where at most 0.1 points or
-            one test image were lost.
+        recovered: gain / what the config lost against its baseline, a share; None where at most 0.1 points or one test
+            image were lost, or no more than the test images and seeds leave open.
     """
 
     config: str
@@ -45,7 +45,8 @@ class Summary:
 
     ``resolution`` is half the width of the best accuracy's Wilson interval, ``threshold`` the loss up to which there is
     nothing to repair; both in points. ``images`` is how many test images there were; ``baselines`` is what each
-    config, by its name, is compared with.
+    config, by its name, is compared with. ``doubts`` are sentences about why the accuracies may say nothing;
+    ``guessing`` is whether the float network is no better than chance, as far as the test images resolve it.
     """
 
     lines: tuple[Line, ...]
@@ -55,6 +56,8 @@ class Summary:
     seeds: int
     images: int
     baselines: Mapping[str, Baseline]
+    doubts: tuple[str, ...] = ()
+    guessing: bool = False
 
     @property
     def configs(self) -> list[str]:
@@ -82,7 +85,19 @@ def summarize(results: Results) -> Summary:
     count, best = results.test_images, max(line.top1.mean for line in lines)
     resolution, threshold = of_test_set(best, count).half, _threshold(count)
     measured = [one for name, one in present.items() if any(line.config == name for line in lines)]
-    silent = Summary(lines, (), resolution, threshold, len(results.recipe.calibration.seeds), count, compared)
+    chance = 0.0 if not results.classes else 100 / results.classes
+    floating = next((line for line in lines if (line.config, line.state) == (FLOAT.name, NONE)), None)
+    guessing = floating is not None and results.classes is not None and floating.top1.low <= chance
+    said = doubts(results.untrained, results.outputs, results.classes)
+    if floating is not None and guessing:
+        said.append(
+            f"In float the network has {percent(floating.top1.mean)}, and guessing among {results.classes} classes "
+            f"gives {percent(chance)}: it does not know these images, so no accuracy says anything about hardware."
+        )
+    seeds = len(results.recipe.calibration.seeds)
+    silent = Summary(
+        lines, (), resolution, threshold, seeds, count, compared, tuple(said), guessing or results.untrained
+    )
     verdicts = (verdict(silent, one, saving(results, one)) for one in measured)
     return replace(silent, verdicts=tuple(verdicts))
 
@@ -117,6 +132,8 @@ def verdict(summary: Summary, hardware: Hardware, saving: str = "") -> str:
     loss = round(before.top1.mean - bare.top1.mean, 6)  # accuracies are quotients, rounded
     noise = f"within noise of {summary.images:,} images"
     text = f"{title}: {percent(before.top1.mean)} {baseline.phrase}"
+    if summary.guessing:
+        return f"{text}, {percent(bare.top1.mean)} on it{saving}; from a network that guesses nothing follows."
     if loss <= summary.threshold:
         same = percent(before.top1.mean) == percent(bare.top1.mean)
         text += f" {'stays' if same else 'becomes'} {percent(bare.top1.mean)}{saving}"
@@ -160,6 +177,8 @@ def _line(
     losses = [] if baseline is None else _differences(groups.get((baseline.name, NONE), []), bare)
     loss = round(fmean(losses), 6) if losses else 0.0
     gain = fmean(gains) if gains else None
+    lost = difference(losses, rows[0].count) if losses else None
+    sure = lost is not None and not lost.holds_zero and loss > _threshold(rows[0].count)
     return Line(
         config=config,
         title=name,
@@ -168,8 +187,8 @@ def _line(
         top5=fmean(row.top5 for row in rows),
         gain=gain,
         gain_interval=difference(gains, rows[0].count) if gains else None,
-        loss=difference(losses, rows[0].count) if losses else None,
-        recovered=gain / loss if gain is not None and loss > _threshold(rows[0].count) else None,
+        loss=lost,
+        recovered=gain / loss if gain is not None and sure else None,
     )
 
 

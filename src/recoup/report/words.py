@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from torch import nn
+
+from recoup.network.wing import Card
 from recoup.report.chapters import Chapter, Limit, Part, chapter_of
 from recoup.report.summary import compared_titles
 from recoup.study.results import Results
@@ -12,6 +15,10 @@ INTERVALS = {
 }
 
 GAIN = "Points of accuracy over the same hardware's float statistics, seed by seed."
+GAIN_WITHOUT_NORMS = "Points of accuracy over the same hardware without repair, seed by seed."
+
+NORMALISING = tuple(f"torch.nn.modules.{name}" for name in ("batchnorm", "instancenorm", "normalization"))
+ACTIVATING = ("torch.nn.modules.activation",)
 
 LIMITS = {
     "outside": Limit("Layers outside the emulation", "their accuracy is that of float"),
@@ -25,7 +32,7 @@ def won_back(baselines: str) -> str:
     """The term, with the baselines that the losses of a report are taken against."""
     return (
         f"Gain over loss, where the loss is what the hardware costs against its baseline ({baselines}); shown for "
-        "losses of more than 0.1 points and more than one test image."
+        "losses of more than 0.1 points and more than one test image, beyond what the test images leave open."
     )
 
 
@@ -33,7 +40,10 @@ def terms(results: Results, parts: Sequence[Part]) -> Mapping[str, str]:
     """The chapters' terms and every report's; a chapter's wording goes before."""
     found = {term: meaning for chapter, about in parts for term, meaning in chapter.terms(about).items()}
     common = {"gain": GAIN, "won back": won_back(", ".join(compared_titles(results)))}
-    return found | {term: meaning for term, meaning in common.items() if term not in found}
+    found |= {term: meaning for term, meaning in common.items() if term not in found}
+    return (
+        found if results.norms else {term: GAIN_WITHOUT_NORMS if text == GAIN else text for term, text in found.items()}
+    )
 
 
 def modelled(results: Results, parts: Sequence[Part]) -> list[str]:
@@ -45,15 +55,33 @@ def modelled(results: Results, parts: Sequence[Part]) -> list[str]:
     return [*run, *counted, *looked_up]
 
 
-def not_modelled(chapters: Iterable[Chapter]) -> list[str]:
-    """Where the model ends, in the most precise words that are there.
+def not_modelled(chapters: Iterable[Chapter], present: Iterable[Card] = ()) -> list[str]:
+    """Where the model ends, in the most precise words that are there; ``present`` are the wings that may emulate some.
 
     >>> not_modelled([Chapter(limits={"memory": Limit(clause="operands arrive in time")})])[2]
     'Memory: operands arrive in time.'
     """
-    said = dict(LIMITS)
+    said = LIMITS | {"functions": _functions(list(present))}
     for chapter in chapters:
         for key, limit in chapter.limits.items():
             before = said.get(key, Limit())
             said[key] = Limit(limit.subject or before.subject, limit.clause or before.clause)
     return [f"{limit.subject}: {limit.clause}." if limit.clause else f"{limit.subject}." for limit in said.values()]
+
+
+def _functions(present: Sequence[Card]) -> Limit:
+    """What lies between the products, as far as no wing present stands in for it."""
+    plain = [kind for card in present for kind in card.layers]
+    norms = any(base.__module__ in NORMALISING for kind in plain for base in kind.__mro__)
+    activations = any(
+        base.__module__ in ACTIVATING and not issubclass(kind, nn.MultiheadAttention)
+        for kind in plain
+        for base in kind.__mro__
+    )
+    usual = LIMITS["functions"]
+    if not (norms or activations):
+        return usual
+    first = f"Activation functions{' that are not emulated' if activations else ''}"
+    return Limit(
+        f"{first}, residual additions, and normalisation{' that is not emulated' if norms else ''}", usual.clause
+    )

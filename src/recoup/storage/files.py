@@ -1,12 +1,47 @@
 """Files that are whole or not there."""
 
+import errno
 import os
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from recoup.errors import RecoupError
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class NoSpaceError(RecoupError):
+    """A file that does not fit: the disk is full, or a quota or a limit on the size of files is reached."""
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that whatever happens, ``path`` holds its old content or all of the new."""
+    """Write a file so that whatever happens, ``path`` holds its old content or all of the new.
+
+    Raises:
+        NoSpaceError: it does not fit; the message names the file and what became of it.
+        OSError: it cannot be written for another reason.
+    """
+    try:
+        _write(path, content)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        kept = "it is as it was before" if path.exists() else "nothing of it is left"
+        raise NoSpaceError(f"{path}: cannot be written ({os.strerror(error.errno)}); {kept}") from None
+
+
+@contextmanager
+def keeping(kept: Callable[[], str]) -> Iterator[None]:
+    """Say what is kept elsewhere where a file does not fit."""
+    try:
+        yield
+    except NoSpaceError as error:
+        raise NoSpaceError(f"{error}; {kept()}") from None
+
+
+def _write(path: Path, content: str | bytes) -> None:
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:

@@ -1,6 +1,8 @@
 """The network under measurement: puts it into a state, measures, and depends on nothing that was measured before."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, cast
 
@@ -10,10 +12,13 @@ from torch import nn
 from recoup.calibrate import calibrate_
 from recoup.data import Dataset
 from recoup.data import load as load_data
+from recoup.data.loading import rest
+from recoup.data.places import HELD_OUT, NoSplitError
 from recoup.emulate import emulate_, restore_
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.evaluation import Accuracy, evaluate
 from recoup.models import load as load_model
+from recoup.models.loading import FACTORIES, factory_of
 from recoup.network.emulated import emulated_layers
 from recoup.network.norms import Statistics, has_norms, shift
 from recoup.network.selection import UNMATCHED, Selection
@@ -26,7 +31,8 @@ from recoup.study.machine import check_device
 from recoup.study.progress import Display
 from recoup.study.recipe import Recipe
 from recoup.study.repairs import NONE
-from recoup.wings import cards
+from recoup.study.results import doubts
+from recoup.wings import cards, wing_of
 
 Shifts = dict[str, tuple[float, float]]
 
@@ -34,6 +40,14 @@ Shifts = dict[str, tuple[float, float]]
 def _told(error: Exception) -> str:
     """An error of others in a line: its kind and its first sentence."""
     return f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
+
+
+@contextmanager
+def _told_as(what: str) -> Iterator[None]:
+    try:
+        yield
+    except RecoupError as error:
+        raise RecoupError(f"{what}: {error}") from None
 
 
 class Lab:
@@ -57,6 +71,7 @@ class Lab:
         self._weights = {name: value.detach().clone() for name, value in self.model.named_parameters()}
         self._calibrated: int | None = None
         self._hardware: dict[str, Hardware] = {}
+        self.outputs: int | None = None  # known after `check`, if the model gives a row of them an image
 
     def _built(self) -> nn.Module:
         recipe = self.recipe
@@ -71,13 +86,13 @@ class Lab:
         """Find what does not fit before anything is measured: layer names, image counts, shapes, outputs and classes.
 
         Raises:
-            RecoupError: a layer name that matches nothing, more images than there are, images that the model does not
-                take, fewer outputs than classes.
+            RecoupError: a layer name that matches nothing, hardware that takes no layer, more images than there are,
+                images that the model does not take, fewer outputs than classes.
         """
         modules = {name: module for name, module in self.model.named_modules() if name}
         Selection(self.recipe.layers, modules, "layers", modules)
-        self._drawn(self.recipe.calibration.seeds[0])
         inputs = next(iter(self.test.batches(2)))[0].to(self.device)
+        self._drawn(self.recipe.calibration.seeds[0])
         with torch.no_grad():
             try:
                 output = self.model(inputs)
@@ -87,11 +102,24 @@ class Lab:
                     f"{list(inputs.shape[1:])} each: {_told(error)}"
                 ) from error
         classes = len(self.test.classes)
-        if isinstance(output, torch.Tensor) and output.dim() == 2 and output.shape[1] < classes:
+        if isinstance(output, torch.Tensor) and output.dim() == 2:
+            self.outputs = int(output.shape[1])
+        if self.outputs is not None and self.outputs < classes:
             raise RecoupError(
-                f"model {self.recipe.model!r}: labels lie in 0..{classes - 1}, but the model has {output.shape[1]} "
-                "classes"
+                f"model {self.recipe.model!r}: labels lie in 0..{classes - 1}, but the model has {self.outputs} classes"
             )
+        for config in self.recipe.configs:
+            if self.has_norms or not wing_of(config, "configs").needs_norms:
+                self.hardware(config)
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the network is known to have its initial weights: one of recoup's own, without a checkpoint."""
+        return self.recipe.weights is None and factory_of(self.recipe.model) in FACTORIES.values()
+
+    def doubts(self) -> list[str]:
+        """What makes accuracies say nothing, as far as it shows before they are measured."""
+        return doubts(self.untrained, self.outputs, len(self.test.classes))
 
     def hardware(self, config: Config) -> Hardware:
         """What the layers run on under a config and the recipe's layer map.
@@ -121,13 +149,42 @@ class Lab:
     def test(self) -> Dataset:
         """The test images."""
         test = self.recipe.test
-        return load_data(self.recipe.data, test.split, limit=test.limit, seed=test.seed)
+        with _told_as("test images (test.limit, .seed, .split; --limit, --test-seed, --test-split)"):
+            return load_data(self.recipe.data, test.split, limit=test.limit, seed=test.seed)
 
     def images(self, seed: int, count: int | None = None) -> Dataset:
-        """The calibration images of a seed, or the first ``count`` of them."""
+        """The calibration images of a seed, or the first ``count`` of them; none of them is a test image.
+
+        Raises:
+            RecoupError: more than there are; a split that is not there, or all of whose images are tested on.
+        """
         calibration = self.recipe.calibration
         limit = min(count or calibration.images, calibration.images)
-        return load_data(self.recipe.data, calibration.split, limit=limit, seed=seed)
+        with _told_as("calibration images (calibration.images, .split; --calibration-images, --calibration-split)"):
+            if self._unseen is not None:
+                return self._unseen.subset(limit, seed)
+            try:
+                return load_data(self.recipe.data, calibration.split, limit=limit, seed=seed)
+            except NoSplitError as error:
+                raise RecoupError(
+                    f"{error}; they may be drawn from the split that is tested on, of which test.limit (--limit) "
+                    "leaves a part"
+                ) from None
+
+    @cached_property
+    def _unseen(self) -> Dataset | None:
+        """What the test leaves of its own split, if calibration images are drawn from that; else None."""
+        data, split, test = self.recipe.data, self.recipe.calibration.split, self.recipe.test
+        if split not in (test.split, *HELD_OUT):
+            return None
+        if split != test.split and load_data(data, split, limit=1, seed=0).split != self.test.split:
+            return None
+        if test.limit is None:
+            raise RecoupError(
+                f"{data}, {split}: all images of this split are tested on; with test.limit (--limit) they are drawn "
+                "from the rest"
+            )
+        return rest(data, split, limit=test.limit, seed=test.seed)
 
     def augmented(self, images: Dataset) -> bool:
         """Whether calibration images are augmented: as the recipe says, else where the data set knows how."""

@@ -24,6 +24,12 @@ class Display:
         self._bar, self._study, self._step = bar, study, step
         self._lines, self._total, self._done, self._what = lines, total, 0, ""
 
+    def say(self, text: str) -> None:
+        """A sentence that the user should read before all is measured."""
+        console = self._lines if self._bar is None else self._bar.console
+        if console is not None:
+            console.print(f"note: {text}", soft_wrap=True, markup=False, highlight=False)
+
     def begin(self, what: str) -> None:
         """A measurement begins."""
         self._what = what

@@ -31,6 +31,7 @@ from pydantic import (
 )
 
 from recoup.calibrate import Negative
+from recoup.grammar import written
 from recoup.network.wing import Card
 from recoup.study.configs import as_config
 from recoup.study.repairs import State, default
@@ -44,7 +45,13 @@ def _without_nul(text: str) -> str:
     return text
 
 
-Hardware = Annotated[Any, PlainValidator(as_config), PlainSerializer(repr, return_type=str)]
+def _kept(value: Any) -> Any:
+    config = as_config(value)
+    written(config, "a recipe")
+    return config
+
+
+Hardware = Annotated[Any, PlainValidator(_kept), PlainSerializer(repr, return_type=str)]
 Repaired = Annotated[State, PlainValidator(State), PlainSerializer(str, return_type=str)]
 Scalar = bool | int | float | str | None
 Seed = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
@@ -139,6 +146,10 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _sensible(self) -> "Recipe":
+        if "configs" not in self.model_fields_set and any(own is not None for own in self.layers.values()):
+            raise ValueError(
+                "configs: missing: the layer map has hardware, so name that of the layers that it does not mention"
+            )
         for config in self.configs:
             baseline = wing_of(config, "configs").baseline
             alone = all(own is None or type(own) is type(config) for own in self.layers.values())

@@ -13,6 +13,7 @@ from recoup.wings import cards, wing_of
 
 NONE = BARE
 MEANING = "The checkpoint's own BatchNorm statistics; nothing repaired."
+MEANING_WITHOUT_NORMS = "The hardware alone; nothing repaired. The network has no BatchNorm statistics."
 FLOAT = FLOAT_BASELINE.name  # the row of the float network; those of other baselines are called as their card says
 
 
@@ -80,10 +81,13 @@ def sentence(config: Any, state: str) -> str:
     return state if found is None else found.sentence
 
 
-def meaning(state: str, configs: Sequence[Any]) -> str:
-    """What a state means under some hardware: each wing's sentences, once where wings say the same."""
+def meaning(state: str, configs: Sequence[Any], norms: bool = True) -> str:
+    """What a state means under some hardware: each wing's sentences, once where wings say the same.
+
+    ``norms``: whether the network has batch norm statistics.
+    """
     if state == NONE:
-        return MEANING
+        return MEANING if norms else MEANING_WITHOUT_NORMS
     said: list[str] = []
     for card in dict.fromkeys(wing_of(config, "state").config for config in configs):
         found = cards()[card].repair(state)

@@ -61,7 +61,9 @@ class Results(Frozen):
 
     ``tables`` holds the wings' own rows by the fields that their measures name (`recoup.study.measures`); results.json
     has each as a field beside ``accuracy``. ``hardware`` says, for every config that was measured, what the layers ran
-    on: config -> number of layers (0: all, not counted).
+    on: config -> number of layers (0: all, not counted). ``norms``: whether the network has batch norm statistics;
+    ``untrained``: whether it is known to have none but initial weights; ``outputs`` and ``classes``: of the network and
+    the data, where they are known.
     """
 
     schema_version: Literal[1] = SCHEMA
@@ -72,6 +74,10 @@ class Results(Frozen):
     parameters: int
     weights_sha256: str | None
     hardware: Mapping[str, Mapping[str, Whole]] = {}
+    norms: bool = True
+    untrained: bool = False
+    outputs: int | None = None
+    classes: int | None = None
     data_name: str
     test_images: int
     calibration_images: int
@@ -169,6 +175,19 @@ class Results(Frozen):
                 "it again with --overwrite"
             )
         return results
+
+
+def doubts(untrained: bool, outputs: int | None, classes: int | None) -> list[str]:
+    """What makes a study's accuracies say nothing about hardware, whatever they are: a sentence each."""
+    said = []
+    if untrained:
+        said.append("No weights were given, so this network is untrained: give its checkpoint with weights.")
+    if outputs is not None and classes is not None and outputs != classes:
+        said.append(
+            f"The network has {outputs:,} outputs and the data have {classes:,} classes, so label 0 is taken for "
+            "output 0 and so on: are these the data that the weights belong to?"
+        )
+    return said
 
 
 def _rows(table: str, values: Any, kind: type[Row]) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ import torch
 
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.storage.digest import of_file
+from recoup.storage.files import keeping
 from recoup.storage.folder import reserve
 from recoup.study.configs import Config
 from recoup.study.hardware import Hardware, references
@@ -70,7 +71,7 @@ def run(recipe: Recipe, *, overwrite: bool = False, progress: bool = True) -> Re
 
     Raises:
         RecoupError: a model, data or layers that do not fit; a folder with another study's measurements, or with a
-            fuller report of this one.
+            fuller report of this one; files that do not fit: what is measured is kept.
         KeyboardInterrupt: with a note that says what is kept.
     """
     with cpu_threads(recipe.cpu_threads):
@@ -80,16 +81,19 @@ def run(recipe: Recipe, *, overwrite: bool = False, progress: bool = True) -> Re
         identity = {**recipe.identity(), "parameters": lab.digest, "recoup": __version__, "torch": torch.__version__}
         store = Store(Path(recipe.out), identity, overwrite=overwrite)
         _claim(store, recipe, overwrite)
-        try:
-            _measure(lab, tasks, store, progress)
-        except KeyboardInterrupt as interrupt:
+
+        def kept() -> str:
             done = sum(task.key in store for task in tasks)
-            interrupt.add_note(
-                f"{done} of {len(tasks)} measurements are kept in {store.path}; the same command goes on from there"
-            )
+            return f"{done} of {len(tasks)} measurements are kept in {store.path}; the same command goes on from there"
+
+        try:
+            with keeping(kept):
+                _measure(lab, tasks, store, progress)
+                results = _results(lab, tasks, store, notes)
+                results.save(store.folder)
+        except KeyboardInterrupt as interrupt:
+            interrupt.add_note(kept())
             raise
-        results = _results(lab, tasks, store, notes)
-        results.save(store.folder)
         return results
 
 
@@ -199,6 +203,8 @@ def _drawn(hardware: Hardware, state: str, seed: int, first: int) -> bool:
 
 def _measure(lab: Lab, tasks: list[Task], store: Store, progress: bool) -> None:
     with displayed(tasks, progress) as lab.display:
+        for doubt in lab.doubts():
+            lab.display.say(doubt)
         for task in tasks:
             if task.key not in store:
                 lab.display.begin(task.key)
@@ -262,6 +268,10 @@ def _results(lab: Lab, tasks: list[Task], store: Store, notes: list[str]) -> Res
         parameters=sum(parameter.numel() for parameter in lab.model.parameters()),
         weights_sha256=None if recipe.weights is None else of_file(Path(recipe.weights)),
         hardware={one.name: {repr(config): n for config, n in one.layers} for one in present},
+        norms=lab.has_norms,
+        untrained=lab.untrained,
+        outputs=lab.outputs,
+        classes=len(lab.test.classes),
         data_name=images.name,
         test_images=accuracy[0].count,
         calibration_images=recipe.calibration.images,

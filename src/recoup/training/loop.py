@@ -18,10 +18,10 @@ from recoup.evaluation import evaluate
 from recoup.network.batches import device_of
 from recoup.network.emulated import emulated_layers
 from recoup.storage.digest import of_model
-from recoup.storage.files import write_atomically
+from recoup.storage.files import keeping, write_atomically
 from recoup.storage.folder import make
 from recoup.training import checkpoint
-from recoup.training.progress import bar
+from recoup.training.progress import Shown, bar
 from recoup.training.schedule import schedule
 from recoup.training.settings import Settings, Stage
 
@@ -98,6 +98,7 @@ class _Run:
         self.stage = self.epoch = self.step = 0  # of the epoch
         self.loss = 0.0
         self.rows: list[dict[str, Any]] = []
+        self.kept: tuple[int, int, int] | None = None  # where the last checkpoint stands
         identity = {
             "settings": asdict(settings),
             "layers": {name: repr(layer.config) for name, layer in emulated_layers(model).items()},
@@ -136,7 +137,7 @@ class _Run:
             self.model.eval()
         return Trained(self.rows)
 
-    def _run_stage(self, tensors: Any, advance: Callable[[int], None]) -> None:
+    def _run_stage(self, tensors: Any, advance: Shown) -> None:
         stage = self.stages[self.stage]
         stage.prepare(self.model)
         optimizer = self._optimizer(stage)
@@ -178,6 +179,7 @@ class _Run:
             top1 = evaluate(self.model, self.test.batches(250)).top1
         row = {"stage": stage.name, "epoch": self.epoch + 1, "loss": self.loss / self.steps, "top1": top1}
         self.rows.append({**row, "learning_rate": rate, "seconds": round(time.perf_counter() - started, 3)})
+        advance.epoch(self.rows[-1])
         self.epoch, self.step, self.loss = self.epoch + 1, 0, 0.0
         self._save(optimizer)
 
@@ -211,8 +213,24 @@ class _Run:
             return
         make(self.folder)
         where = {name: getattr(self, name) for name in PROGRESS}
-        self.file.write((checkpoint.tensors(self.model, optimizer), where))
-        write_atomically(self.folder / LOG, "".join(json.dumps(row) + "\n" for row in self.rows))
+        with keeping(self._kept):
+            self.file.write((checkpoint.tensors(self.model, optimizer), where))
+            self.kept = (self.stage, self.epoch, self.step)
+            write_atomically(self.folder / LOG, "".join(json.dumps(row) + "\n" for row in self.rows))
+
+    def _kept(self) -> str:
+        """What a run that cannot be kept any further leaves."""
+        if self.kept is None:
+            return "no checkpoint is kept"
+        stage, epoch, step = self.kept
+        where = (
+            "the end"
+            if stage == len(self.stages)
+            else f"stage {self.stages[stage].name!r}, epoch {epoch + 1}, step {step}"
+        )
+        return (
+            f"the checkpoint at {where} is kept; the same call, with the model as it was at the start, goes on from it"
+        )
 
     def _resume(self) -> Any:
         """The tensors of the last checkpoint, None without one; the counters are set to it."""
@@ -222,6 +240,7 @@ class _Run:
         tensors, where = kept
         for name in PROGRESS:
             setattr(self, name, where[name])
+        self.kept = (self.stage, self.epoch, self.step)
         if self.stage == len(self.stages):  # finished: only the weights are wanted
             self.stages[-1].prepare(self.model)
             checkpoint.restore(tensors, self.model, self._optimizer(self.stages[-1]))

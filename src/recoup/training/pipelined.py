@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from recoup.data import Dataset
 from recoup.errors import RecoupError
@@ -19,6 +19,7 @@ from recoup.pipeline import Mitigation, Simulator, automatic, chain, constant_de
 from recoup.pipeline.schedule import MAX_STAGES, check_delays
 from recoup.pipeline.schedule import delays as scheduled
 from recoup.storage.digest import of_model
+from recoup.storage.files import keeping
 from recoup.storage.folder import make
 from recoup.storage.lock import Lock
 from recoup.storage.statefile import Difference, StateFile, kind_and_text, torch_bytes, torch_state
@@ -219,15 +220,24 @@ def _trained(
             for index, (x, y) in enumerate(batches):
                 if index < done:
                     continue
-                loss += simulator.step(x.to(device), y.to(device))
+                loss += _step(simulator, x.to(device), y.to(device), epoch, index)
                 advance(1)
                 if simulator.steps % settings.save_every == 0 and index + 1 < len(data):
                     keeper.save(rows, loss)
             top1 = None if test is None else evaluate(model, test.batches(250)).top1
             row = {"epoch": epoch + 1, "loss": loss / len(data), "top1": top1, "learning_rate": simulator.rate}
+            advance.epoch(row)
             rows, loss = [*rows, row], 0.0
             keeper.save(rows, loss)
     return rows
+
+
+def _step(simulator: Simulator, x: Tensor, y: Tensor, epoch: int, sample: int) -> float:
+    """A step, whose error says where in the training it is."""
+    try:
+        return simulator.step(x, y)
+    except RecoupError as error:
+        raise RecoupError(f"train_pipelined: epoch {epoch + 1}, sample {sample + 1}: {error}") from error
 
 
 class _Keeper:
@@ -262,7 +272,13 @@ class _Keeper:
     def save(self, rows: list[dict[str, Any]], loss: float) -> None:
         """Keep everything."""
         if self.file is not None:
-            self.file.write((rows, loss, self.simulator.state_dict()))
+            with keeping(self._kept):
+                self.file.write((rows, loss, self.simulator.state_dict()))
+
+    def _kept(self) -> str:
+        if not self.there:
+            return "no checkpoint is kept"
+        return "the checkpoint before it is kept; the same call, with the model as it was at the start, goes on from it"
 
 
 def _encoded(state: tuple[list[dict[str, Any]], float, Any], identity: Mapping[str, Any]) -> bytes:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,8 +15,9 @@ from torch import nn
 from recoup.data import Dataset
 from recoup.data import load as load_data
 from recoup.emulate import emulate_, restore_
-from recoup.errors import RecoupError
+from recoup.errors import RecoupError, RecoupWarning
 from recoup.evaluation import evaluate
+from recoup.grammar import written
 from recoup.models import load as load_model
 from recoup.network.wing import Phase
 from recoup.pipeline import Mitigation
@@ -40,6 +42,7 @@ RESULTS = (CHECKPOINT, PIPELINE, LOG, RESULT, WEIGHTS)
 
 def _unit(value: Any) -> Any:
     config = as_config(value)
+    written(config, "recoup train")
     if not wing_of(config, "recoup train").trains:
         able = [card for card in cards().values() if card.trains]
         named = " or ".join(card.config.__name__ for card in able)
@@ -150,16 +153,17 @@ def run_training(
             "--pipeline and --ranks with that number"
         )
     first = not under_torchrun() or os.environ["RANK"] == "0"
-    if first:
-        _reserve(recipe, folder, overwrite and not under_torchrun())
-    if recipe.ranks > 1 and not under_torchrun():
-        launch(folder, recipe.ranks)
-        return json.loads((folder / RESULT).read_text("utf-8"))
     torch.manual_seed(recipe.seed)
     options: dict[str, Any] = {} if recipe.norm is None else {"norm": recipe.norm}
     model = load_model(recipe.model, recipe.weights, **options)
     data = load_data(recipe.data, "train", limit=recipe.limit, seed=recipe.seed if recipe.limit else None)
     test = load_data(recipe.data, "test", limit=recipe.test_limit, seed=0 if recipe.test_limit else None)
+    _check_fits(recipe, model, data, test)
+    if first:
+        _reserve(recipe, folder, overwrite and not under_torchrun())
+    if recipe.ranks > 1 and not under_torchrun():
+        launch(folder, recipe.ranks)
+        return json.loads((folder / RESULT).read_text("utf-8"))
     accuracy = {"float, before": evaluate(model, test.batches(250)).top1}
     if recipe.emulates:
         emulate_(model, recipe.config, recipe.layers)
@@ -215,6 +219,28 @@ def _check(recipe: TrainingRecipe) -> None:
                 raise RecoupError(f"recoup train: {name}: only a pipeline has it; add --pipeline none, or a mitigation")
     if recipe.layers and not recipe.emulates:
         raise RecoupError("recoup train: layers: no layer has a config, and there is none for the others")
+
+
+def _check_fits(recipe: TrainingRecipe, model: nn.Module, data: Dataset, test: Dataset) -> None:
+    """Find what does not fit before the folder is claimed: a run that is refused leaves it to others."""
+    if len(data) < recipe.batch_size and recipe.pipeline is None:
+        raise RecoupError(f"train: {len(data)} images are less than a batch of {recipe.batch_size}")
+    few = [next(iter(test.batches(2)))]
+    try:
+        evaluate(model, few)
+    except RecoupError:
+        raise
+    except Exception as error:  # a network of the user's may fail in any way
+        first = (str(error).splitlines() or ["no message"])[0]
+        raise RecoupError(
+            f"recoup train: model {recipe.model!r} does not take the images of {recipe.data!r}, "
+            f"{list(few[0][0].shape[1:])} each: {type(error).__name__}: {first}"
+        ) from error
+    if recipe.emulates:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RecoupWarning)  # said when it is emulated to stay
+            emulate_(model, recipe.config, recipe.layers)
+            restore_(model)
 
 
 def _reserve(recipe: TrainingRecipe, folder: Path, overwrite: bool) -> None:

@@ -17,7 +17,7 @@ WORDS = {
     "LBA": r"\blba\b|accumulator|swamped|underflow|overflow|chunk|\bslope|gain per|\bM\dE\d",
     "LightNorm": r"light-?norm|range batch|traffic|shared? an? exponent|FP10|kB\b",
 }
-SECTIONS = {"NBSMT": ("cycles", "layers"), "LBA": ("units",), "LightNorm": ("traffic",)}
+SECTIONS = {"NBSMT": ("cycles", "layers"), "LBA": ("widths", "units"), "LightNorm": ("traffic",)}
 TABLES = {"NBSMT": {"layers", "cycles"}, "LBA": {"units"}, "LightNorm": {"traffic"}}
 
 

@@ -28,7 +28,7 @@ def test_traffic_has_a_section_a_figure_and_tables():
     assert "float32 batch norm: 288; LightNorm, FP10 1-5-4, blocks of 4: 61.5" in said[0]
     assert "A model, our own count" in html
     assert "28 % · 68 % · 4 %" in html
-    assert html.count("<caption>LightNorm, FP10 1-5-4, blocks of") == 2
+    assert html.count('<caption class="unseen">LightNorm, FP10 1-5-4, blocks of') == 2
     assert "<dt>batch norm traffic</dt>" in html
     assert not any(colour in html for colour in VARIABLES)
     assert "Batch norm traffic" not in render(results())

@@ -1,12 +1,17 @@
-"""LBA's part of a report: what narrow accumulators do to the sums of every layer."""
+"""LBA's part of a report: bits of the accumulator beside accuracy; what it does to the sums of every layer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recoup.lba.config import LBA
+from recoup.network.wing import FLOAT
 from recoup.report.chapters import Chapter, Table, layer_tables, measured
-from recoup.report.figures import MUTED, canvas, layer_ticks, legend, name_space, plot_line, styled, svg
+from recoup.report.figures import MUTED, SERIES, canvas, layer_ticks, legend, name_space, plot_line, styled, svg
+from recoup.report.summary import Line, summarize
 from recoup.study.measures.lba import UnitRow
+from recoup.study.repairs import NONE
 from recoup.study.results import Results
 
 COLUMNS = ("layer", "K", "underflow %", "swamped %", "overflow %", "slope", "residual")
@@ -19,10 +24,99 @@ TERMS = {
 }
 
 
+AREA = "area"
+"""The table of silicon areas, whose rows have ``area`` in square micrometres; where there is none it is not shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Width:
+    """An accumulator beside the accuracy that it allows: bits, without repair, and with the repair a verdict quotes."""
+
+    title: str
+    bits: int
+    bare: Line | None
+    repaired: Line | None
+    area: float | None
+
+
+def widths_of(results: Results) -> list[Width]:
+    """Every hardware with narrow accumulators, of several the narrowest; the widest first."""
+    summary = summarize(results)
+    found = []
+    for one in results.present:
+        bits = min((config.accumulator.bits for config in one.of(LBA)), default=None)
+        if bits is None or not summary.of(one.name):
+            continue
+        repaired = next((line for state in one.quoted if (line := summary.line(one.name, state))), None)
+        area = next((row.area for row in results.rows(AREA, one.name)), None)
+        found.append(Width(one.title, bits, summary.line(one.name, NONE), repaired, area))
+    return sorted(found, key=lambda width: -width.bits)
+
+
 def context(results: Results) -> Mapping[str, Any] | None:
-    """The picture, and the rows of every config."""
-    units = measured(results, "units")
-    return {"figure": unit_figure(units), "tables": units} if units else None
+    """Accuracy by width, the picture, and the rows of every config."""
+    units, widths = measured(results, "units"), widths_of(results)
+    if not units and not widths:
+        return None
+    floating = summarize(results).line(FLOAT.name, NONE)
+    several = len({width.bits for width in widths}) > 1
+    return {
+        "widths": widths,
+        "areas": any(width.area is not None for width in widths),
+        "width_figure": width_figure(widths, floating) if several else None,
+        "figure": unit_figure(units) if units else None,
+        "tables": units,
+    }
+
+
+@styled
+def width_figure(widths: Sequence[Width], floating: Line | None) -> str:
+    """Accuracy over the accumulator's bits, without and with repair."""
+    figure, (axis,) = canvas(1, 2.6, [1])
+    for index, name in enumerate(("bare", "repaired")):
+        lines = [(width.bits, line) for width in widths if (line := getattr(width, name)) is not None]
+        if lines:
+            means = [line.top1.mean for _, line in lines]
+            spread = [
+                [line.top1.mean - line.top1.low for _, line in lines],
+                [line.top1.high - line.top1.mean for _, line in lines],
+            ]
+            places = [bits + (0.06 if index else -0.06) for bits, _ in lines]
+            label = ("without repair", "repaired")[index]
+            axis.errorbar(
+                places,
+                means,
+                spread,
+                color=SERIES[index + 1],
+                marker="so"[index],
+                ls="none",
+                ms=5,
+                capsize=2.5,
+                label=label,
+            )
+    if floating is not None:
+        axis.axhline(floating.top1.mean, color=MUTED, lw=1, ls="--", label="float")
+    axis.set_xticks(sorted({width.bits for width in widths}))
+    axis.set_xlabel("accumulator, bits")
+    axis.set_ylabel("top-1 accuracy, %")
+    legend(figure, axis)
+    said = "; ".join(f"{w.title}: {w.bare.top1.mean:.2f} % without repair" for w in widths if w.bare is not None)
+    return svg(figure, "widths", f"Accuracy by the accumulator's bits. {said}.")
+
+
+def totals(results: Results) -> list[Table]:
+    """One terminal table, a row an accumulator."""
+    widths = widths_of(results)
+    areas = any(width.area is not None for width in widths)
+    rows = []
+    for width in widths:
+        numbers = ("" if line is None else f"{line.top1.mean:.2f}" for line in (width.bare, width.repaired))
+        area = ("" if width.area is None else f"{width.area:,.0f}",) if areas else ()
+        rows.append(
+            (width.title, str(width.bits), *numbers, "" if width.repaired is None else width.repaired.state, *area)
+        )
+    columns = ("hardware", "bits", "bare", "repaired", "by", *(("area, um2",) if areas else ()))
+    return [Table("Accumulators: bits beside top-1 accuracy, %", columns, tuple(rows))] if rows else []
 
 
 @styled
@@ -68,6 +162,7 @@ CHAPTER = Chapter(
     template=Path(__file__).with_name("lba.html.j2"),
     context=context,
     layers=layers,
+    totals=totals,
     terms=terms,
     modelled=(
         "Narrow accumulators: every product and every sum, truncated from its exact value, in the hardware's order.",

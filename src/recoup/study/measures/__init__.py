@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from recoup.study.lab import Lab
 
 
-BESIDE = ("recoup.study.measures.pipeline", "recoup.search.results")
-"""Modules of studies with results of their own: each has ``RESULTS``, whose ``load(folder)`` finds them or gives None,
-``name``, what they are called in JSON, and ``chapter``, the module of their part of a report."""
+BESIDE = {"pipeline.json": "recoup.study.measures.pipeline", "search.json": "recoup.search.results"}
+"""Studies with results of their own, by the file that they leave, which is looked for before a module is imported: each
+has ``RESULTS``, whose ``load(folder)`` finds them or gives None, ``name``, what they are called in JSON, and
+``chapter``, the module of their part of a report."""
 
 
 def beside(folder: Path) -> list[Any]:
@@ -28,7 +29,8 @@ def beside(folder: Path) -> list[Any]:
     Raises:
         RecoupError: a file of theirs that is cut off, foreign or of another schema.
     """
-    found = [importlib.import_module(module).RESULTS.load(folder) for module in BESIDE]
+    there = [module for file, module in BESIDE.items() if (folder / file).exists()]
+    found = [importlib.import_module(module).RESULTS.load(folder) for module in there]
     return [results for results in found if results is not None]
 
 
