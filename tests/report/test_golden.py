@@ -54,7 +54,7 @@ def test_the_tables(found, tmp_path):
 def test_the_mask_leaves_all_but_the_drawing(found):
     page = render(*found)
     left = masked(page)
-    assert left.count("<svg") == page.count("<svg") == 6
+    assert left.count("<svg") == page.count("<svg") == 7
     assert re.sub(r"<svg.*?</svg>", "", left, flags=re.S) == re.sub(r"<svg.*?</svg>", "", page, flags=re.S)
     assert "Slots with a collision, %" in left
     assert "<path" not in left

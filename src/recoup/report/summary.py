@@ -6,10 +6,11 @@ from statistics import fmean
 
 from recoup.network.wing import FLOAT, Baseline
 from recoup.report.chapters import chapter_of
+from recoup.study.doubts import doubts
 from recoup.study.hardware import Hardware, references
 from recoup.study.intervals import Estimate, accuracy, difference, of_test_set
 from recoup.study.repairs import NONE
-from recoup.study.results import AccuracyRow, Results, doubts
+from recoup.study.results import AccuracyRow, Results
 
 WORTH_REPAIRING = 0.1  # points; of a smaller loss, or of a single image, the share won back says nothing
 

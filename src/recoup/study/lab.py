@@ -26,12 +26,12 @@ from recoup.network.wing import Repair
 from recoup.recalibrate import PAIRED
 from recoup.storage.digest import of_state
 from recoup.study.configs import Config
+from recoup.study.doubts import doubts
 from recoup.study.hardware import Hardware, baseline_of, needs_scales
 from recoup.study.machine import check_device
 from recoup.study.progress import Display
 from recoup.study.recipe import Recipe
 from recoup.study.repairs import NONE
-from recoup.study.results import doubts
 from recoup.wings import cards, wing_of
 
 Shifts = dict[str, tuple[float, float]]
