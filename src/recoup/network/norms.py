@@ -1,6 +1,5 @@
 """BatchNorm statistics: keep them, put them back, and say how far they moved."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,16 +58,6 @@ class Statistics:
 def has_norms(model: nn.Module) -> bool:
     """Whether there are statistics to recalibrate."""
     return bool(tracking_norms(model))
-
-
-def only_norms(model: nn.Module, key: str) -> bool:
-    """Whether a layer map's key names batch norms and nothing else, so that calibration has no use for it."""
-    try:
-        pattern = re.compile(key.removeprefix("re:") if key.startswith("re:") else re.escape(key))
-    except re.error:
-        return False  # reported where the map is read
-    named = [module for name, module in model.named_modules() if pattern.fullmatch(name)]
-    return bool(named) and all(is_batch_norm(module) for module in named)
 
 
 def shift(before: Statistics, after: Statistics) -> dict[str, tuple[float, float]]:

@@ -61,26 +61,6 @@ def default(present: Iterable[Card]) -> list[str]:
     return list(dict.fromkeys([NONE, *(name for card in present for name in card.default)]))
 
 
-def repair(config: Any, state: str) -> Repair | None:
-    """The repair that a state of a config's hardware is; None is the bare hardware.
-
-    Raises:
-        RecoupError: the hardware has no such repair.
-    """
-    if state == NONE:
-        return None
-    found = wing_of(config, "state").repair(state)
-    if found is None:
-        raise RecoupError(f"state {state!r}: {config!r} has no such repair")
-    return found
-
-
-def sentence(config: Any, state: str) -> str:
-    """How a verdict calls a state."""
-    found = repair(config, state)
-    return state if found is None else found.sentence
-
-
 def meaning(state: str, configs: Sequence[Any], norms: bool = True) -> str:
     """What a state means under some hardware: each wing's sentences, once where wings say the same.
 
