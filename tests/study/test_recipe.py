@@ -19,7 +19,8 @@ HARDWARE = CONFIGS.filter(lambda config: config.threads > 1)
 RECIPES = st.builds(
     Recipe.build,
     st.fixed_dictionaries(
-        {"model": TEXT, "data": TEXT},
+        # hardware in a layer map asks for that of the other layers
+        {"model": TEXT, "data": TEXT, "configs": st.lists(HARDWARE, min_size=1, max_size=4, unique=True)},
         optional={
             "weights": st.none() | TEXT,
             "model_options": st.dictionaries(
@@ -38,7 +39,6 @@ RECIPES = st.builds(
                     "seeds": st.lists(st.integers(0, 2**40), min_size=1, max_size=4, unique=True),
                 },
             ),
-            "configs": st.lists(HARDWARE, min_size=1, max_size=4, unique=True),
             "layers": st.dictionaries(TEXT, st.none() | CONFIGS, max_size=3),
             "states": st.lists(st.sampled_from(states(cards().values())), min_size=1, unique=True),
             "array": st.fixed_dictionaries({"rows": st.integers(1, 512), "columns": st.integers(1, 512)}),
@@ -90,6 +90,7 @@ def test_layers_and_configs_are_objects():
         (MINIMAL + "states: [pared]\n", "states.0: state 'pared': must be one of .*'paired'"),
         (MINIMAL + "layers: {fc: 4}\n", "layers.fc: .*a preset"),
         (MINIMAL + "layers: [fc]\n", "layers: "),
+        (MINIMAL + "layers: {fc: lba-m7e4}\n", "configs: missing: the layer map has hardware"),
         (MINIMAL + "device: tpu\n", "device: .*'tpu'"),
         (MINIMAL + "model_options: {weights: x}\n", "model_options: 'weights' is not for the factory"),
         (MINIMAL + "data: mnist\n", "line 3: 'data' is given twice"),
