@@ -20,7 +20,8 @@ the `Module` with its measurements (verify, verilog, area, delay, energy). A `Mo
 Python integers, never negative; `signed` and `pattern` convert. Shapes: [steps, lanes], and [steps, lanes, parts] for
 a port of several elements (element 0 in the lowest bits). A *lane* is an independent run of the module, a *step* a
 clock cycle: inputs of a step are applied, outputs read before the clock edge that ends it. So what is registered once
-shows one step later. Registers begin with random bits: a module that needs a reset must be given it by ``control``.
+shows one step later. Registers begin with random bits, but for ``presets``: a module that needs a reset must be given
+it by ``control``.
 
 **Registers** that should be told apart in reports and gated clocks (``drain``, ``accumulator``) are named Signals of
 ``m.d.sync`` with ``reset_less=True``; the domain has no reset, initial values are not part of the hardware.
@@ -122,11 +123,16 @@ class Module:
         latency: clock edges from operands at the ports to the result at the ports, beyond those of its schedule.
         steps: cycles of one run for verification; 1 where a run is one operation without memory.
         control: ``control(steps)``: patterns [steps] of the ports that follow a schedule and not the data.
+        presets: registers by name whose first state the vectors draw and ``expected`` finds in ``inputs``, [1, lanes]:
+            so that the upper bits of a wide accumulator are reached in few steps.
+        cleared: registers by the beginning of their names that are zero before a run, such as those of a pipeline in
+            front of a preset accumulator.
         protocol: what the ports' sequence is, for users of the Verilog: plain values, written as JSON beside it.
         work: operations (multiply-accumulates, elements) a step, for energy by operation.
         feed: ``feed(operands, lanes, generator)``: inputs of ``lanes`` runs drawn from real operands.
         gated: registers by name whose clock a designer may gate, and in which steps it must run: ``[steps]`` bools.
         baselines: ``baselines()``: the conventional counterparts by title, built by the same generator.
+        units: modules that it holds as Amaranth Instances of their name: made and mapped once each.
         facts: what else should be printed beside it, such as the bits of its accumulator.
     """
 
@@ -139,11 +145,14 @@ class Module:
     latency: int = 0
     steps: int = 1
     control: Callable[[int], Inputs] = _nothing
+    presets: tuple[Port, ...] = ()
+    cleared: tuple[str, ...] = ()
     protocol: Mapping[str, Any] = field(default_factory=dict)
     work: float = 1.0
     feed: Callable[[tuple[np.ndarray, ...], int, np.random.Generator], Inputs] | None = None
     gated: Mapping[str, Callable[[Inputs], np.ndarray]] = field(default_factory=dict)
     baselines: Callable[[], Mapping[str, "Module"]] = _none
+    units: tuple["Module", ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def replace(self, **changes: Any) -> "Module":
@@ -181,7 +190,8 @@ class Module:
             domain = m.domains.sync = hdl.ClockDomain("sync", reset_less=True)
             ports.insert(0, domain.clk)
         self.elaborate(m, SimpleNamespace(**signals))
-        return back.convert(m, name=self.name, ports=ports, emit_src=False)
+        text = back.convert(m, name=self.name, ports=ports, emit_src=False)
+        return text + "".join(unit.rtlil().replace("attribute \\top 1\n", "") for unit in self.units)
 
     def interface(self) -> str:
         """Ports, latency and protocol as JSON, for a user of the Verilog."""

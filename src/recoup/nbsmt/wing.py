@@ -112,4 +112,5 @@ CARD = Card(
     self_test=self_test,
     measure="recoup.study.measures.nbsmt",
     chapter="recoup.report.chapters.nbsmt",
+    rtl="recoup.nbsmt.rtl",
 )

@@ -18,20 +18,25 @@ class Array:
         cols: processing elements along the output channels.
         overlap: whether a tile enters while the one before it still computes and drains. The skew and the last drain
             are then paid once per matrix product, but no tile is faster than the ``rows`` cycles its drain takes.
+        latency: clock edges of operand and result registers, paid once per matrix product: 0 in a model of cycles;
+            generated hardware says its own.
 
     Raises:
-        RecoupError: rows or cols below 1.
+        RecoupError: rows or cols below 1, or latency below 0.
     """
 
     rows: int = 16
     cols: int = 16
     overlap: bool = True
+    latency: int = 0
 
     def __post_init__(self) -> None:
         for name in ("rows", "cols"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise RecoupError(f"Array({name}={value!r}): {name} must be an integer of 1 or more")
+        if isinstance(self.latency, bool) or not isinstance(self.latency, int) or self.latency < 0:
+            raise RecoupError(f"Array(latency={self.latency!r}): latency must be an integer of 0 or more")
 
 
 def layer_cycles(
@@ -49,8 +54,8 @@ def layer_cycles(
 
         tiles     = ceil(M / rows) ceil(N / cols)
         reduction = ceil(C / T) taps + extra                 cycles in which a tile takes in operands
-        overlap:    (tiles - 1) max(reduction, rows) + reduction + (rows + cols - 2) + rows
-        otherwise:   tiles (reduction + (rows + cols - 2) + rows)
+        overlap:    (tiles - 1) max(reduction, rows) + reduction + (rows + cols - 2) + rows + latency
+        otherwise:   tiles (reduction + (rows + cols - 2) + rows) + latency
 
     The parentheses are the skew and the drain. A tile at the edge takes as long as a full one.
 
@@ -83,5 +88,5 @@ def layer_cycles(
     reduction += extra
     fill_and_drain = (array.rows + array.cols - 2) + array.rows
     if array.overlap:
-        return groups * ((tiles - 1) * max(reduction, array.rows) + reduction + fill_and_drain)
-    return groups * tiles * (reduction + fill_and_drain)
+        return groups * ((tiles - 1) * max(reduction, array.rows) + reduction + fill_and_drain + array.latency)
+    return groups * (tiles * (reduction + fill_and_drain) + array.latency)

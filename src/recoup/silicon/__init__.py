@@ -4,8 +4,11 @@ rc.silicon.build(rc.NBSMT(threads=2)).verify()
 """
 
 from recoup.silicon.area import Area
+from recoup.silicon.energy import Energy
 from recoup.silicon.generate import build
 from recoup.silicon.measured import Measured
+from recoup.silicon.operands import capture
+from recoup.silicon.timing import Delay
 from recoup.silicon.verify import Counterexample, Verification
 
-__all__ = ["Area", "Counterexample", "Measured", "Verification", "build"]
+__all__ = ["Area", "Counterexample", "Delay", "Energy", "Measured", "Verification", "build", "capture"]

@@ -24,6 +24,11 @@ class Table:
     slews: np.ndarray
     loads: np.ndarray
     values: np.ndarray
+    data_first: bool = False
+
+    def order(self, clock: float, data: float) -> tuple[float, float]:
+        """A constraint's two slews in the order of its axes."""
+        return (data, clock) if self.data_first else (clock, data)
 
     def at(self, slew: float, load: float) -> float:
         """The value at a slew (s) and a load (F)."""
@@ -173,11 +178,26 @@ class Library:
         raise RecoupError(f"liberty: {', '.join(self.names)}: has no two-input NAND (a cell whose name has nand2)")
 
     @property
-    def wire_load(self) -> tuple[str, float]:
-        """The library's default wire load by name, and F per fan-out where it is a plain figure; ("", 0.0): none."""
+    def wire_load(self) -> str:
+        """The name of the library's default wire load; "" where it has none."""
+        return str(self.files[0].head.values.get("default_wire_load", ""))
+
+    def wire_capacitance(self, fanout: np.ndarray) -> np.ndarray:
+        """F of nets by their fan-out, from the default wire load: capacitance times a length that is a table of it.
+
+        Raises:
+            RecoupError: the library names none.
+        """
         head = self.files[0].head
-        name = str(head.values.get("default_wire_load", ""))
-        return name, 0.0
+        found = [g for g in head.all("wire_load") if g.args[0] == self.wire_load]
+        if not found:
+            raise RecoupError(f"liberty: {self.names[0]}: names no default wire load; give wires as farads per fan-out")
+        rows = found[0].values.get("fanout_length", ())
+        table = np.array([(0.0, 0.0), *((float(row[0]), float(row[1])) for row in rows)])
+        lengths = np.interp(fanout, table[:, 0], table[:, 1])
+        beyond = fanout > table[-1, 0]
+        lengths[beyond] += (fanout[beyond] - table[-1, 0]) * found[0].number("slope", 0.0)
+        return lengths * found[0].number("capacitance") * _Reader(self.files[0]).farad
 
 
 def _written(tree: Logic, names: dict[str, str]) -> str:
@@ -303,7 +323,7 @@ class _Reader:
                 return Table(np.zeros(1), axes[0] * self.farad, grid.reshape(1, -1))
             return Table(axes[0] * self.time, np.zeros(1), grid.reshape(-1, 1))
         if constraint:
-            return Table(axes[0] * self.time, axes[1] * self.time, grid)
+            return Table(axes[0] * self.time, axes[1] * self.time, grid, kinds[0].startswith("constrained"))
         if loads == [0]:
             axes, grid = axes[::-1], grid.T
         return Table(axes[0] * self.time, axes[1] * self.farad, grid)

@@ -4,7 +4,7 @@ import numpy as np
 
 from recoup.gates.module import Inputs, Module
 from recoup.silicon import kernels
-from recoup.silicon.netlist import Netlist, packed
+from recoup.silicon.netlist import Netlist, first_states, packed
 
 
 def cover(
@@ -22,7 +22,7 @@ def cover(
         How many faults were tried, and those that no watched output shows, as "name stuck at 0".
     """
     words = packed(module, inputs)
-    initial = generator.integers(0, 1 << 64, (len(netlist.registers), words.shape[2]), dtype=np.uint64)
+    initial = first_states(module, netlist, inputs, generator)
     good = netlist.run(words, initial)
     watched = np.zeros(good.shape[:2], np.bool_)
     place = 0

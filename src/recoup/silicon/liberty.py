@@ -139,7 +139,10 @@ class _Reader:
         if mark == "{":
             group.groups.append(self.body(Group(name, args)))
         elif mark == ";":
-            group.values.setdefault(name, args)
+            if name == "fanout_length":  # the one attribute of its kind that repeats
+                group.values[name] = (*group.values.get(name, ()), args)
+            else:
+                group.values.setdefault(name, args)
         else:
             raise self.wrong(mark)
 

@@ -69,6 +69,8 @@ class Netlist:
         first: row of ``program`` at which a gate begins, one more at the end; gates, then what registers need.
         inputs, outputs: nets of every port, lowest bit first.
         names: net -> its name in the design, where it has one.
+        registered: nets of the module's presets, lowest bit first.
+        cleared: nets of registers that begin with zero.
     """
 
     nets: int
@@ -79,6 +81,8 @@ class Netlist:
     inputs: dict[str, list[int]]
     outputs: dict[str, list[int]]
     names: dict[int, str] = field(default_factory=dict)
+    registered: dict[str, list[int]] = field(default_factory=dict)
+    cleared: list[int] = field(default_factory=list)
     library: Library | None = None
 
     def run(self, inputs: np.ndarray, initial: np.ndarray) -> np.ndarray:
@@ -167,12 +171,7 @@ def read(result: Any, module: Module, library: Library | None) -> Netlist:
             ]
         else:
             registers.append((name, cell["type"], pins, outputs, flip_flop))
-    names = {
-        net(bit): (key if len(value["bits"]) == 1 else f"{key}[{i}]")
-        for key, value in sorted(design["netnames"].items(), key=lambda item: item[0].startswith("g"))[::-1]
-        for i, bit in enumerate(value["bits"])
-        if bit in numbers
-    }
+    names = _names(design, numbers)
     program = _Program(len(numbers) - 1)
     states = [_state(part, program) for part in registers]
     ready = {0, 1, *(n for p in module.inputs for n in ports[p.name]), *(n for s in states for n in s.known)}
@@ -195,8 +194,26 @@ def read(result: Any, module: Module, library: Library | None) -> Netlist:
         inputs={port.name: ports[port.name] for port in module.inputs},
         outputs={port.name: ports[port.name] for port in module.outputs},
         names=names,
+        registered={p.name: [net(bit) for bit in design["netnames"][p.name]["bits"]] for p in module.presets},
+        cleared=[
+            net(bit)
+            for key, value in design["netnames"].items()
+            if module.cleared and key.startswith(module.cleared)
+            for bit in value["bits"]
+        ],
         library=library,
     )
+
+
+def _names(design: Any, numbers: Mapping[Any, int]) -> dict[int, str]:
+    """Net -> name; the design's own names go before those that mapping gave."""
+    given = sorted(design["netnames"].items(), key=lambda item: item[0].startswith("g"), reverse=True)
+    return {
+        numbers[bit]: (name if len(value["bits"]) == 1 else f"{name}[{i}]")
+        for name, value in given
+        for i, bit in enumerate(value["bits"])
+        if bit in numbers
+    }
 
 
 @dataclass(slots=True)
@@ -298,7 +315,39 @@ def packed(module: Module, inputs: Inputs) -> np.ndarray:
     Raises:
         RecoupError: a port is missing, or patterns of the wrong shape or range.
     """
-    return np.concatenate([_bits(port, inputs) for port in module.inputs], axis=1) if module.inputs else np.empty(0)
+    return np.concatenate([_bits(port, inputs) for port in module.inputs], axis=1)
+
+
+def first_states(module: Module, netlist: "Netlist", inputs: Inputs, generator: np.random.Generator) -> np.ndarray:
+    """The registers' states before a run: random bits, but for the module's presets. [registers, words].
+
+    Raises:
+        RecoupError: a preset's bit is no register of the netlist.
+    """
+    words = -(-next(iter(inputs.values())).shape[1] // 64)
+    found = generator.integers(0, 1 << 64, (len(netlist.registers), words), dtype=np.uint64)
+    places = {net: (i, False) for i, r in enumerate(netlist.registers) for net in (r.state,)}
+    places |= {row[1]: (places[row[2]][0], row[0] == OPERATIONS["not"]) for row in netlist.program[: netlist.first[0]]}
+    for gate in netlist.gates:  # an inverter behind a register that holds the inverse
+        if isinstance(gate.function, tuple) and gate.function[0] == "not" and isinstance(gate.function[1], str):
+            source = places.get(gate.pins[gate.function[1]])
+            if source is not None and gate.target not in places:
+                places[gate.target] = (source[0], not source[1])
+    for net in netlist.cleared:
+        if net in places:
+            register, inverse = places[net]
+            found[register] = kernels.ONES if inverse else 0
+    for port in module.presets:
+        if port.name not in inputs:
+            continue
+        bits = _bits(port, inputs)[0]
+        nets = netlist.registered[port.name]
+        for net, column in zip(nets, bits, strict=True):
+            if net not in places:
+                raise RecoupError(f"netlist of {module.name}: {port.name!r} is no register any more")
+            register, inverse = places[net]
+            found[register] = ~column if inverse else column
+    return found
 
 
 def _bits(port: Any, inputs: Inputs) -> np.ndarray:

@@ -19,7 +19,8 @@ def structured(module: Module, lanes: int, generator: np.random.Generator) -> In
     """Random patterns of every input port, [steps, lanes] or [steps, lanes, parts]; schedules from the module."""
     control = scheduled(module, module.steps, lanes)
     data = {p.name: _drawn(p, module.steps, lanes, generator) for p in module.inputs if p.name not in control}
-    return {**data, **control}
+    states = {p.name: _drawn(p, 1, lanes, generator) for p in module.presets}
+    return {**data, **control, **states}
 
 
 def scheduled(module: Module, steps: int, lanes: int) -> dict[str, np.ndarray]:

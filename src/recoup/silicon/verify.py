@@ -8,7 +8,7 @@ import numpy as np
 from recoup.errors import RecoupError
 from recoup.gates.module import Inputs, Module
 from recoup.silicon import faults, vectors
-from recoup.silicon.netlist import Netlist, packed, unpacked
+from recoup.silicon.netlist import Netlist, first_states, packed, unpacked
 
 COVERAGE = 0.995
 """The share of stuck-at faults that the vectors must show."""
@@ -129,18 +129,13 @@ def verify(
     return Verification(module.title, total * module.steps, every, wrong, first, tried, missed, tool)
 
 
-def first_states(netlist: Netlist, words: int, generator: np.random.Generator) -> np.ndarray:
-    """Random bits for all registers: [registers, words]."""
-    return generator.integers(0, 1 << 64, (len(netlist.registers), words), dtype=np.uint64)
-
-
 def compare(
     module: Module, netlist: Netlist, inputs: Inputs, generator: np.random.Generator
 ) -> tuple[int, Counterexample | None]:
     """How many runs differ, and the first counterexample."""
     words = packed(module, inputs)
-    lanes = next(iter(inputs.values())).shape[1]
-    got = unpacked(module, netlist.run(words, first_states(netlist, words.shape[2], generator)), lanes)
+    lanes = inputs[module.inputs[0].name].shape[1]
+    got = unpacked(module, netlist.run(words, first_states(module, netlist, inputs, generator)), lanes)
     wrong = np.zeros(lanes, bool)
     first: tuple[int, int, str, Any, Any] | None = None
     for name, expected in module.expected(inputs).items():

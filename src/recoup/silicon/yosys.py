@@ -103,11 +103,17 @@ def kept(name: str) -> Any:
 
 
 def keep(name: str, value: Any) -> None:
-    """Keep a result; a cache that cannot be written keeps nothing."""
+    """Keep a result; a cache that cannot be written keeps nothing.
+
+    Not `write_atomically`: it waits for the disk, and what a crash leaves half written is read as absent.
+    """
+    target = cache() / f"{name}.json"
+    temporary = target.with_suffix(f".{os.getpid()}")
     try:
-        write_atomically(cache() / f"{name}.json", json.dumps(value))
+        temporary.write_text(json.dumps(value))
+        temporary.replace(target)
     except OSError:
-        return
+        temporary.unlink(missing_ok=True)
 
 
 def run(script: Sequence[str], files: dict[str, str], purpose: str, wanted: Sequence[str] = ()) -> dict[str, str]:
@@ -145,7 +151,9 @@ def mapping(liberty: Sequence[Path]) -> list[str]:
     return [f"dfflibmap {named}", f"abc {named}", "opt_clean -purge"]
 
 
-def synthesize(rtlil: str, top: str, liberty: Sequence[Path] = (), booth: bool = False, flat: bool = True) -> Any:
+def synthesize(
+    rtlil: str, top: str, liberty: Sequence[Path] = (), booth: bool = False, flat: bool = True, units: bool = False
+) -> Any:
     """The mapped netlist and its statistics: yosys's JSON under "netlist", "stat" and, by name, "tool".
 
     Args:
@@ -154,9 +162,10 @@ def synthesize(rtlil: str, top: str, liberty: Sequence[Path] = (), booth: bool =
         liberty: plain (not compressed) library files, all of one process; none: plain gates.
         booth: whether multipliers are built with Booth's recoding.
         flat: whether the modules of the design become one.
+        units: whether they do so after mapping, so that each of them is mapped once.
     """
     tool = find()
-    flags = (" -flatten" if flat else "") + (" -booth" if booth else "")
+    flags = (" -flatten" if flat and not units else "") + (" -booth" if booth else "")
     stat = "stat " + "".join(f"-liberty {path} " for path in liberty) + "-json"
     script = [
         "read_rtlil in.il",
@@ -164,6 +173,7 @@ def synthesize(rtlil: str, top: str, liberty: Sequence[Path] = (), booth: bool =
         "setattr -unset init w:*",
         f"synth -top {top}{flags}",
         *mapping(liberty),
+        *(["flatten", "opt_clean -purge"] if flat else []),
         "rename -enumerate -pattern g%_",
         f"tee -q -o stat.json {stat}",
         "write_json netlist.json",

@@ -1,0 +1,74 @@
+"""NB-SMT's hardware from its config: product unit, processing element or array; and a layer's operands for it."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from recoup.errors import RecoupError
+from recoup.fields import integer
+from recoup.gates.module import Module
+from recoup.nbsmt import reference, systolic
+from recoup.nbsmt.config import NBSMT
+from recoup.nbsmt.element import REGISTERS, Options, element, products
+from recoup.nbsmt.observe import see
+
+
+def build(
+    config: NBSMT,
+    *,
+    registers: str = "product",
+    drain: bool = True,
+    accumulator_bits: int = 32,
+    array: tuple[int, int] | None = None,
+    unit: str = "pe",
+) -> Module:
+    """The hardware of a config.
+
+    Args:
+        config: any NB-SMT config. ``pairing`` says which channels a slot's operands are and changes no gate.
+        registers: "none", "product" or "decode"; see `Options`.
+        drain: whether the processing element has a drain register.
+        accumulator_bits: 17 to 64; narrower ones than a layer needs wrap.
+        array: rows and columns, for the whole array; None: one processing element.
+        unit: "pe", or "products" for the product unit alone, without any register.
+
+    Raises:
+        RecoupError: an option outside these values.
+    """
+    if registers not in REGISTERS:
+        raise RecoupError(f"nbsmt.rtl.build(registers={registers!r}): must be one of {', '.join(REGISTERS)}")
+    if unit not in ("pe", "products"):
+        raise RecoupError(f"nbsmt.rtl.build(unit={unit!r}): must be 'pe' or 'products'")
+    bits = integer("nbsmt.rtl.build", "accumulator_bits", accumulator_bits, (18, 64))
+    if not isinstance(drain, bool):
+        raise RecoupError(f"nbsmt.rtl.build(drain={drain!r}): must be True or False")
+    options = Options(registers, drain, bits)
+    if unit == "products":
+        return products(config)
+    if array is not None:
+        return systolic.build(config, options, array)
+    return element(config, options)
+
+
+def capture(layer: Any, inputs: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """A layer's codes as a product of slots: x uint8 [M, T, S], w int8 [T, S, N]; slots by channel, then by tap.
+
+    Raises:
+        RecoupError: a grouped convolution, which runs one thread on other arrays.
+    """
+    seen = see(layer, inputs)
+    codes, weight = seen.codes(), seen.weight_codes()[0]
+    if seen.geometry.groups != 1:
+        raise RecoupError(
+            f"silicon.capture: {layer.title}: {seen.geometry.groups} groups; only ungrouped layers are taken"
+        )
+    config = layer.active_config
+    x = reference.split_threads(codes.to(torch.int16), config, 1)  # [N, T, C, H, W]
+    w = reference.split_threads(weight.to(torch.int16), config, 1)  # [O, T, C, kh, kw]
+    images, T = x.shape[:2]
+    g = seen.geometry
+    patches = F.unfold(x.flatten(0, 1).float(), weight.shape[2:], g.dilation, g.padding, g.stride)  # [N T, C taps, P]
+    x_MTS = patches.unflatten(0, (images, T)).permute(0, 3, 1, 2).flatten(0, 1)
+    return x_MTS.to(torch.uint8).numpy(), w.flatten(2).permute(1, 2, 0).to(torch.int8).contiguous().numpy()

@@ -1,0 +1,154 @@
+"""NB-SMT's hardware against integers written from the spec: product units, processing elements, arrays."""
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("amaranth")
+
+import recoup as rc
+from recoup.errors import RecoupError
+from recoup.gates.module import signed
+from recoup.nbsmt import product_unit, systolic
+from recoup.nbsmt.config import POLICIES
+from recoup.nbsmt.element import sum_bits
+from recoup.network.systolic import Array, layer_cycles
+from recoup.silicon import build, vectors
+from tests.nbsmt import port
+
+SHARED = [(t, policy, "nearest") for t in (2, 4) for policy in POLICIES]
+ROUNDED = [(2, "S+aW", "half_up"), (2, "S+Aw", "zero"), (4, "S+A", "half_up"), (4, "S+aW", "zero")]
+
+
+@pytest.mark.parametrize(("threads", "policy", "rounding"), [(1, "S+A", "nearest"), *SHARED, *ROUNDED])
+def test_products_of_a_slot(threads, policy, rounding):
+    module = build(rc.NBSMT(threads=threads, policy=policy, rounding=rounding), unit="products")
+    inputs = vectors.structured(module, 1024, np.random.default_rng(threads))
+    got = signed(module.simulate(inputs)["y"][0], sum_bits(threads))
+    x = inputs["x"][0].reshape(-1, threads).tolist()
+    w = signed(inputs["w"][0], 8).reshape(-1, threads).tolist()
+    for a, b, y in zip(x, w, got.tolist(), strict=True):
+        assert y == sum(port.slot(list(zip(a, b, strict=True)), policy, rounding)), (a, b)
+
+
+@pytest.mark.parametrize(
+    ("threads", "options"),
+    [
+        (1, {}),
+        (2, {}),
+        (2, {"registers": "decode", "accumulator_bits": 20}),
+        (2, {"registers": "none", "drain": False}),
+        (4, {}),
+    ],
+)
+def test_elements_equal_the_emulation_and_their_vectors_show_broken_gates(threads, options):
+    found = build(rc.NBSMT(threads=threads), **options).verify(1 << 14)
+    assert found, found.missed
+    assert found.coverage >= 0.995
+
+
+def test_an_element_sums_a_stream():
+    """Sums of 5, 3 and 4 slots, by plain integers; each leaves through the drain register when the next begins."""
+    config = rc.NBSMT(threads=2, policy="S+aW")
+    module = build(config)
+    rng = np.random.default_rng(7)
+    first = np.isin(np.arange(20), (0, 5, 8, 12))
+    inputs = {
+        "x": rng.integers(0, 256, (20, 64, 2)).astype(np.uint64),
+        "w": rng.integers(0, 256, (20, 64, 2)).astype(np.uint64),
+        "first": np.repeat(first[:, None], 64, 1).astype(np.uint64),
+        "shift": np.zeros((20, 64), np.uint64),
+        "drain": np.zeros((20, 64), np.uint64),
+    }
+    got = signed(module.simulate(inputs)["drain_next"], 32)
+    x, w = inputs["x"].tolist(), signed(inputs["w"], 8).tolist()
+    for begin, end in ((0, 5), (5, 8), (8, 12)):
+        for lane in range(64):
+            pairs = [list(zip(x[s][lane], w[s][lane], strict=True)) for s in range(begin, end)]
+            total = sum(sum(port.slot(pair, "S+aW", "nearest")) for pair in pairs)
+            assert got[end + module.latency + 1, lane] == total
+
+
+@pytest.mark.parametrize(
+    ("threads", "shape", "size", "options"),
+    [
+        (1, (2, 3), (5, 3, 7), {}),  # 3 slots a tile, 2 rows: tiles follow at once
+        (2, (3, 2), (8, 3, 2), {"registers": "none"}),  # 2 slots, 3 rows: tiles wait for the drain
+        (4, (3, 2), (6, 12, 4), {}),  # as many slots as rows
+    ],
+)
+def test_an_array_multiplies_matrices_in_the_cycles_of_the_formula(threads, shape, size, options):
+    (rows, cols), (M, K, N) = shape, size
+    config = rc.NBSMT(threads=threads)
+    module = build(config, array=shape, **options)
+    rng = np.random.default_rng(M)
+    x = rng.integers(0, 256, (M, K)) * (rng.random((M, K)) < 0.7)
+    w = rng.integers(-128, 128, (K, N)) * (rng.random((K, N)) < 0.8)
+    slots = -(-K // threads)
+    tiles = [(i, j) for i in range(0, M, rows) for j in range(0, N, cols)]
+    schedule = systolic.Schedule(rows, cols, slots, len(tiles), module.latency)
+    steps = schedule.steps
+    given = {"x": np.zeros((steps, 1, rows, threads), np.uint64), "w": np.zeros((steps, 1, cols, threads), np.uint64)}
+    for t, (i, j) in enumerate(tiles):
+        for s, owned in enumerate(port.thread_indices(K, threads, "halves")):
+            for thread, k in enumerate(owned):
+                if k is None:
+                    continue
+                for r in range(min(rows, M - i)):
+                    given["x"][t * schedule.interval + s, 0, r, thread] = x[i + r, k]
+                for c in range(min(cols, N - j)):
+                    given["w"][t * schedule.interval + s, 0, c, thread] = w[k, j + c] % 256
+    inputs = {name: values.reshape(steps, 1, -1) for name, values in given.items()}
+    inputs["first"] = schedule.first()[:, None].astype(np.uint64)
+    inputs["shift"] = (schedule.shift() @ (1 << np.arange(rows)))[:, None].astype(np.uint64)
+    got = signed(module.simulate(inputs)["y"], 32)
+    found = np.zeros((M, N), np.int64)
+    last = 0
+    for t, (i, j) in enumerate(tiles):
+        for r in range(min(rows, M - i)):
+            for c in range(min(cols, N - j)):
+                found[i + r, j + c] = got[schedule.shown(t, r, c), 0, c]
+        last = max(last, *(schedule.shown(t, r, c) for r in range(rows) for c in range(cols)))
+    want, _ = port.matmul(x.tolist(), w.tolist(), threads, config.policy, config.rounding, "halves")
+    assert found.tolist() == want
+    emulated = rc.nbsmt.matmul(torch.tensor(x, dtype=torch.uint8), torch.tensor(w, dtype=torch.int8), config)
+    assert found.tolist() == emulated.tolist()
+    assert last == systolic.cycles(M, K, N, module, threads=threads)
+    assert last == layer_cycles(M, K, N, threads, Array(rows, cols)) + module.latency
+
+
+def test_a_wrong_tie_and_a_shift_off_by_one_are_caught(monkeypatch):
+    def floored(self, v, is_signed):
+        return v[4:]
+
+    def shifted(self, operands):
+        value = operands[0] * operands[1]
+        for shift in operands[2:]:
+            value = self.hdl.Mux(shift, value << 3, value)
+        return value
+
+    for name, broken in (("rounded", floored), ("product", shifted)):
+        with monkeypatch.context() as patch:
+            patch.setattr(product_unit.Gates, name, broken)
+            found = build(rc.NBSMT(threads=2)).verify(4096)
+            assert not found.ok
+            assert found.counterexample.expected != found.counterexample.got
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"registers": "many"}, "must be one of none, product, decode"),
+        ({"unit": "mac"}, "unit='mac'"),
+        ({"accumulator_bits": 12}, "an integer from 18 to 64"),
+        ({"drain": 1}, "must be True or False"),
+        ({"array": 16}, "rows and columns"),
+        ({"array": (0, 4)}, "array rows"),
+        ({"array": (128, 128)}, "16384 processing elements; at most 4096"),
+        ({"array": (2, 2), "drain": False}, "leave through drain registers"),
+        ({"operands": 3}, "no such option; legal are"),
+    ],
+)
+def test_what_no_hardware_can_have(options, message):
+    with pytest.raises(RecoupError, match=message):
+        build(rc.NBSMT(), **options)
