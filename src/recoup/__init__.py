@@ -14,7 +14,7 @@ from recoup.errors import RecoupError, RecoupWarning
 from recoup.version import __version__
 
 if TYPE_CHECKING:
-    from recoup import data, formats, lba, lightnorm, models, nbsmt, pipeline, tensorcore, wings
+    from recoup import data, formats, lba, lightnorm, models, nbsmt, pipeline, search, silicon, tensorcore, wings
     from recoup.calibrate import calibrate_
     from recoup.costs import Cost, cost
     from recoup.emulate import emulate_, restore_
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from recoup.recalibrate import recalibrate_
     from recoup.repair import describe, repair_, undo_
     from recoup.saving import load, save
+    from recoup.tensorcore import TensorCore
 
 __all__ = [
     "LBA",
@@ -65,6 +66,8 @@ __all__ = [
     "repair_",
     "restore_",
     "save",
+    "search",
+    "silicon",
     "tensorcore",
     "throttle_",
     "undo_",
@@ -91,6 +94,8 @@ _PLACES = {
     "LightNorm3d": "recoup.lightnorm",
     "TensorCore": "recoup.tensorcore",
     "tensorcore": "recoup.tensorcore",
+    "search": "recoup.search",
+    "silicon": "recoup.silicon",
     "NBSMT": "recoup.nbsmt",
     "calibrate_": "recoup.calibrate",
     "Cost": "recoup.costs",

@@ -108,6 +108,7 @@ def test_the_letter_is_an_independent_model_too():
     names, steps = ("x", "w"), module.steps
     inputs = {n: module.port(n).legal(generator.integers(0, 512, (steps, 40), dtype=np.uint64)) for n in names}
     inputs["first"] = np.repeat(module.control(steps)["first"][:, None], 40, 1)
+    assert module.expected is not None
     found = module.expected(inputs)["y"]
     x, w = (decode(torch.from_numpy(inputs[n].astype(np.int64)), M4E3).tolist() for n in names)
     for lane in range(40):

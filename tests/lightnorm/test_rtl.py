@@ -47,6 +47,8 @@ def test_the_expected_values_are_those_of_the_reference_as_a_whole():
         n: port.legal(generator.integers(0, 64, (steps, runs, G), dtype=np.uint64)) for n in ("x", "gamma", "beta")
     }
     gamma, beta = (np.repeat(drawn[n][:1], steps, 0) for n in ("gamma", "beta"))
+    assert module.control is not None
+    assert module.expected is not None
     stored = module.port("stored").legal(np.zeros((steps, runs), np.uint64))
     control = {n: np.repeat(v[:, None], runs, 1) for n, v in module.control(steps).items()}
     first, second = (np.flatnonzero(control[n][:, 0]) for n in ("collect", "normalise"))

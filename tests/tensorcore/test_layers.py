@@ -26,6 +26,7 @@ def by_hand(x, w, config):
 
 def test_linear_is_the_scaled_product():
     layer, x = TensorCoreLinear(40, 7, config=HOPPER), torch.randn(2, 3, 40)
+    assert layer.bias is not None
     expected = by_hand(x.view(6, 40), layer.weight, HOPPER) + layer.bias
     assert torch.equal(layer(x).view(6, 7), expected)
 

@@ -306,12 +306,14 @@ def _saturated(m: Any, sign: Bits, layout: Layout, name: str, found: _Rounded, l
     """Flush and saturation."""
     M, span = layout.fraction, layout.high - layout.low
     E = width_of(span)
-    binade, reach, hidden = found.binade, found.reach, found.significand[-1]
+    binade, reach = found.binade, found.reach
+    hidden: Bits = found.significand[-1]
     if layout.subnormals:
         binade = binade & ~found.under.replicate(len(binade))
     if found.carried is not None:
         binade = named(m, f"{name}_carried", binade[: width_of(reach)] + found.carried)
-        hidden, reach = hidden | found.carried, reach + 1
+        hidden = hidden | found.carried
+        reach += 1
     normal = named(m, f"{name}_normal", hidden & ~found.under)
     fraction: Bits = found.significand[:M]
     field: Bits = hdl.Cat(binade, hdl.Const(0, E))[:E]
