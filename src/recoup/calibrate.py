@@ -21,6 +21,7 @@ from recoup.network.emulated import Emulated, running
 from recoup.network.images import first_images, keep_images
 from recoup.network.modes import evaluating
 from recoup.network.multipliers import multipliers
+from recoup.network.saturation import watching_sums
 from recoup.network.selection import UNMATCHED, Selection
 from recoup.wings import cards, wing_of
 
@@ -100,7 +101,8 @@ def _passed(
         *(m.register_forward_pre_hook(_observe(name, ranges), with_kwargs=True) for name, m in candidates.items()),
     ]
     try:
-        with evaluating(model), running(model, "float"), torch.no_grad():
+        watched = watching_sums(model, "calibrate_ (in float)", in_float=True)
+        with evaluating(model), running(model, "float"), watched, torch.no_grad():
             for inputs, _ in prepared(model, batches, "calibrate_", progress):
                 call(model, inputs)
                 if keep > (held := sum(map(count, kept))):

@@ -182,23 +182,24 @@ def _unpacked(config: Any, layers: Mapping[str, Any] | None) -> tuple[Any, Mappi
 
 
 def restore_(model: M, *, statistics: str = "auto") -> M:
-    """Give the float network back, in place: classes, and the batch norm statistics from before they were repaired.
+    """Give the float network back, in place: classes (of every layer its own, subclasses too), and the batch norm
+    statistics and weights from before they were repaired.
 
-    Weights and activation scales stay, so that the model can be emulated anew without calibration; gains, corrections
-    and channel orders go. A model to which nothing was done is returned as it is.
+    Other weights and activation scales stay, so that the model can be emulated anew without calibration; gains,
+    corrections and channel orders go. A model to which nothing was done is returned as it is.
 
     Args:
         model: any module.
-        statistics: ``auto``: statistics go back if neither weights nor statistics changed since they were repaired;
-            if any did, as in training, all stay, and a warning says so. ``undo``: those norms that still hold what the
-            repair wrote go back, whatever happened to the others.
+        statistics: ``auto``: what repairs wrote into statistics, and into weights where a wing's repair does that, goes
+            back if neither changed since; if any did, as in training, all stays, and a warning says so. ``undo``: what
+            still is as the repair wrote it goes back, whatever happened to the others.
 
     Warns:
         RecoupWarning: statistics that stay because something changed since they were repaired.
     """
     if statistics not in ("auto", "undo"):
         raise RecoupError(f"restore_(statistics={statistics!r}): statistics must be 'auto' or 'undo'")
-    _restore_statistics(model, statistics == "undo")
+    _restore_tensors(model, statistics == "undo")
     for layer in emulated_layers(model).values():
         revert(layer)
     for card in cards().values():
@@ -208,19 +209,21 @@ def restore_(model: M, *, statistics: str = "auto") -> M:
     return model
 
 
-def _restore_statistics(model: nn.Module, undo: bool) -> None:
-    """Put back what batch norms stored before repairs, where nothing changed since; say it where something did."""
-    repaired = {name: (norm, own[-1]) for name, (norm, own) in ledger.found(model, "statistics").items()}
-    intact = {name for name, pair in repaired.items() if ledger.same_statistics(*pair)}
+def _restore_tensors(model: nn.Module, undo: bool) -> None:
+    """Put back what repairs wrote into statistics and weights, where nothing changed since; say it where it did."""
+    steps = ledger.held(model)
     whole = bool(ledger.restorable(model))
-    for name, (norm, entry) in repaired.items():
-        if whole or (undo and name in intact):
-            ledger.put_back(norm, entry)
-    if repaired and not whole and not undo:
+    intact = [step for step in steps if ledger.unchanged(*step[1:])]
+    for _, module, entry in steps if whole else intact if undo else ():
+        ledger.put_back(module, entry)
+    if steps and not whole and not undo:
+        norms = sum(entry.stage == "statistics" for *_, entry in steps)
+        stay = [f"the statistics of {norms} batch norms"] if norms else []
+        stay += [f"what repairs did to the weights of {len(steps) - norms} modules"] if len(steps) > norms else []
         warnings.warn(
-            f"restore_: weights or statistics changed since they were repaired, so the statistics of {len(repaired)} "
-            f'batch norms stay as they are; restore_(model, statistics="undo") puts back the {len(intact)} that still '
-            "hold what the repair wrote",
+            f"restore_: weights or statistics changed since they were repaired, so {' and '.join(stay)} stay as they "
+            f'are; restore_(model, statistics="undo") puts back the {len(intact)} that still hold what the repair '
+            "wrote",
             RecoupWarning,
             stacklevel=3,
         )

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, overload
 
 import torch
@@ -15,6 +15,7 @@ from recoup.network.emulated import emulated_layers, running
 from recoup.network.meters import METERS, Accuracy, Meter, Metric, Top1
 from recoup.network.modes import compiled, evaluating
 from recoup.network.reached import watching
+from recoup.network.saturation import watching_sums
 
 __all__ = ["Accuracy", "Function", "Metric", "accuracy", "evaluate", "measure", "nats_per_token"]
 
@@ -75,6 +76,9 @@ def evaluate(
         RecoupError: no such metric; no batch, no labels, labels outside the classes, NaN or infinity in inputs or
             outputs; a float network without a reference; a callable that raises, or gives NaN: the batch is named.
 
+    Warns:
+        RecoupWarning: repairs that were fitted for other weights; layers whose sums saturate (unless compiled).
+
     >>> model = nn.Identity()
     >>> batches = [(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))]
     >>> evaluate(model, batches)
@@ -84,13 +88,15 @@ def evaluate(
     """
     ledger.warn_stale(model, "evaluate")
     if callable(metric):
-        return _own(model, batches, metric, progress)
+        with _saying_saturated(model):
+            return _own(model, batches, metric, progress)
     if metric not in METERS:
         legal = ", ".join(map(repr, METERS))
         raise RecoupError(f"evaluate(metric={metric!r}): metric must be one of {legal}, or a callable(model, batches)")
     meter = METERS[metric]("evaluate")
     refer = _reference(model, reference, metric) if meter.relative else None
-    measure(model, batches, [meter], refer=refer, progress=progress)
+    with _saying_saturated(model):
+        measure(model, batches, [meter], refer=refer, progress=progress)
     return meter.result()
 
 
@@ -208,6 +214,11 @@ def _where(metric: Function, model: nn.Module, batches: _Watched) -> str:
         except Exception:  # noqa: S112 -- it may be no measure of one batch
             continue
     return "from no batch alone"
+
+
+def _saying_saturated(model: nn.Module) -> AbstractContextManager[None]:
+    """Warn of layers whose sums saturate; compiled code does not count them."""
+    return nullcontext() if compiled(model) else watching_sums(model, "evaluate")
 
 
 @contextmanager

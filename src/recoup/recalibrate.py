@@ -269,6 +269,7 @@ AVERAGE = Repair(
     lambda model, batches: recalibrate_(model, batches, "average"),
     needs_norms=True,
     short="average",
+    records=True,
 )
 PAIRED = Repair(
     "paired",
@@ -278,4 +279,5 @@ PAIRED = Repair(
     "paired recalibration",
     lambda model, batches: recalibrate_(model, batches, "paired"),
     needs_norms=True,
+    records=True,
 )

@@ -9,8 +9,10 @@ from torch import nn
 
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.network import ledger
+from recoup.network.applied import applied
 from recoup.network.emulated import Emulated, emulated_layers
 from recoup.network.norms import has_norms
+from recoup.network.saturation import watching_sums
 from recoup.network.wing import STAGES, Card, Repair
 from recoup.wings import wing_of
 
@@ -37,7 +39,8 @@ def repair_(model: M, batches: Iterable[Any], plan: str | Sequence[str] = "defau
         RecoupError: no emulated layer, an unknown name, a repair that the hardware does not have.
 
     Warns:
-        RecoupWarning: a plan that has nothing to do for this network.
+        RecoupWarning: a plan that has nothing to do for this network; layers whose sums saturate, which no repair
+            brings back.
     """
     present = _wings(model, "repair_")
     steps = _planned(model, present, plan)
@@ -49,10 +52,10 @@ def repair_(model: M, batches: Iterable[Any], plan: str | Sequence[str] = "defau
             stacklevel=2,
         )
     kept = batches if hasattr(batches, "__len__") or len(steps) < 2 else list(batches)
-    with ledger.whole(model):
+    with ledger.whole(model), watching_sums(model, "repair_"):
         ledger.undo(model, "gain")
         for step in steps:
-            step.apply(model, kept)
+            applied(model, step, kept)
     return model
 
 
@@ -108,20 +111,25 @@ def describe(model: nn.Module) -> Description:
     a float network: nothing was done to it
     """
     _is_model(model, "describe")
-    lines = []
+    lines, elsewhere = [], any(stage == "statistics" for stage, _ in ledger.stale(model))
     for name, module in model.named_modules():
         own = sorted(ledger.entries(module).values(), key=lambda entry: entry.number)
         if own or isinstance(module, Emulated):
-            repairs = tuple(_said(module, entry) for entry in own)
+            repairs = tuple(_said(module, entry, elsewhere) for entry in own)
             lines.append(Line(name or type(module).__name__, ledger.config_text(module), repairs))
     return Description(tuple(lines))
 
 
-def _said(module: nn.Module, entry: ledger.Entry) -> str:
+def _said(module: nn.Module, entry: ledger.Entry, elsewhere: bool) -> str:
+    """``elsewhere``: whether statistics are stale for what happened to other layers."""
     text = f"{entry.slot} ({entry.verb}" + ("" if entry.images is None else f", {entry.images} images") + ")"
     if ledger.trained_with(module, entry):
         return f"{text}, trained with"
+    if entry.stage == "statistics" and not ledger.unchanged(module, entry):
+        return f"{text}, written over since"
     why = ledger.changed(module, entry)
+    if why is None and entry.stage == "statistics" and elsewhere:
+        why = "other hardware or weights"
     return text if why is None else f"{text}, stale: fitted for {why}"
 
 

@@ -5,6 +5,7 @@ The file is a safetensors file that is a correct float checkpoint: parameters an
 ``recoup.<layer>.<extra>``; the header holds the layer map, the ledger and versions as JSON. Nothing in it is code.
 """
 
+import ast
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from recoup.emulate import emulate_, restore_
 from recoup.errors import RecoupError
-from recoup.grammar import written
+from recoup.grammar import parse_config, written
 from recoup.models import load as load_model
 from recoup.network import ledger
 from recoup.network.emulated import Emulated, emulated_layers
@@ -26,11 +27,15 @@ from recoup.storage.files import write_atomically
 from recoup.storage.names import renamed
 from recoup.version import __version__
 
+FOLDER, NAME = "hf:", "recoup.safetensors"
+EXTRA = "_extra_state"  # how torch calls what get_extra_state gives
 HEADER, PREFIX, BEFORE, FORMAT = "recoup", "recoup.", "recoup/before/", 1  # no module has a slash in its name
 
 
 def save(model: nn.Module, path: str | Path) -> None:
     """Write a network with its hardware, scales and repairs, whole or not at all. It stays as it is.
+
+    Where ``path`` is a folder, such as save_pretrained's, the file is recoup.safetensors in it.
 
     Raises:
         RecoupError: no module, a config whose text is not read back, or a path that cannot be written.
@@ -41,14 +46,15 @@ def save(model: nn.Module, path: str | Path) -> None:
     if not isinstance(model, nn.Module):
         raise RecoupError(f"save: model must be a torch.nn.Module; got {type(model).__name__}")
     ledger.warn_stale(model, "save")
-    tensors = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    tensors: dict[str, Any] = {n: value for n, value in model.state_dict().items() if isinstance(value, Tensor)}
     taken = next((name for name in tensors if name.startswith(PREFIX)), None)
     if taken is not None:
         raise RecoupError(f"save: the network's own {taken!r} stands where recoup's extras do: rename that module")
-    for name, (norm, entry) in ledger.restorable(model).items():
-        for buffer, value in ledger.statistics(norm).items():
-            tensors[f"{PREFIX}{name}.{buffer}"] = value
-            tensors[_joined(name, buffer)] = entry.before[buffer]
+    for name, module, entry in ledger.restorable(model):  # the last step first: what was before the first remains
+        for own in entry.after:
+            tensors[f"{PREFIX}{name}.{own}"] = ledger.tensor(module, own)
+            tensors[_joined(name, own)] = entry.before[own]
+    tensors = {name: value for name, value in tensors.items() if value is not None}
     for name, layer in emulated_layers(model).items():
         extras = layer.extra_tensors()
         tensors |= {f"{PREFIX}{name}.{n}": value for n, value in extras.items() if n not in layer.measured}
@@ -59,26 +65,29 @@ def save(model: nn.Module, path: str | Path) -> None:
         "layers": {name: written(config, f"save: layer {name!r}") for name, config in Policy.of(model).items()},
         "scales": scales,
         "trained": [name for name, layer in emulated_layers(model).items() if layer.trained],
+        "sights": {name: sight[1:] for name, layer in emulated_layers(model).items() if (sight := layer.witness)},
+        "extra_state": _extra_state(model),
         "ledger": kept,
         "recoup": __version__,
         "torch": torch.__version__,
     }
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in (tensors | before).items()}
     try:
-        write_atomically(Path(path), to_bytes(plain, {HEADER: json.dumps(header)}))
+        write_atomically(_file(path), to_bytes(plain, {HEADER: json.dumps(header)}))
     except OSError as error:
         raise RecoupError(f"save: {path} cannot be written ({error.strerror})") from None
 
 
-def load(path: str | Path, model: nn.Module | str) -> Any:
+def load(path: str | Path, model: nn.Module | str | None = None, **options: Any) -> Any:
     """Give a float network the weights, hardware and repairs of a file that `save` wrote.
 
     Evaluating it gives what evaluating the saved network gave, bit for bit.
 
     Args:
-        path: the file.
-        model: a float network of the same architecture, or the text of one (``resnet20``, ``package.module:factory``).
-            Its names may differ from the file's by one common prefix, which is said.
+        path: the file; ``FOLDER`` and ``hf:FOLDER`` are the file recoup.safetensors in it.
+        model: a float network of the same architecture, or the text of one (``resnet20``, ``package.module:factory``);
+            None: that of ``hf:FOLDER``. Its names may differ from the file's by one common prefix, which is said.
+        options: keyword arguments of the model's factory.
 
     Returns:
         The same model.
@@ -90,19 +99,21 @@ def load(path: str | Path, model: nn.Module | str) -> Any:
     Warns:
         RecoupWarning: names that differ by a prefix.
     """
-    network: Any = load_model(model) if isinstance(model, str) else model
+    if model is None and str(path).startswith(FOLDER):
+        model = str(path)
+    network: Any = load_model(model, **options) if isinstance(model, str) else model
     if not isinstance(network, nn.Module):
         raise RecoupError(f"load: model must be a torch.nn.Module or its name; got {type(model).__name__}")
     if emulated_layers(network):
         raise RecoupError("load: the model is emulated already: restore_ it first")
     header, tensors = read(path)
     weights = {name: value for name, value in tensors.items() if not name.startswith((PREFIX, BEFORE))}
-    own = network.state_dict()
-    rename = renamed(weights, own, f"load: {path}")
-    before = {name: value.clone() for name, value in own.items() if isinstance(value, Tensor)}
+    own, extra = network.state_dict(), header.get("extra_state", {})
+    rename = renamed(_shaped(weights | extra), _shaped(own), f"load: {path}")
+    before = {name: value.clone() if isinstance(value, Tensor) else value for name, value in own.items()}
     scales = {module: module.__dict__.get("activation_scale") for module in network.modules()}
     try:
-        network.load_state_dict({rename(name): value for name, value in weights.items()})
+        network.load_state_dict({rename(name): value for name, value in (weights | extra).items()})
         _fill(network, header, tensors, rename)
     except BaseException as error:
         restore_(network)
@@ -117,10 +128,21 @@ def load(path: str | Path, model: nn.Module | str) -> Any:
     return network
 
 
+def _file(path: str | Path) -> Path:
+    """The file itself; in a folder, such as that of save_pretrained, the one that has its name there."""
+    place = Path(str(path).removeprefix(FOLDER))
+    return place / NAME if place.is_dir() else place
+
+
+def _shaped(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A state dict as names and shapes; modules' extra state, which may have any, as of one shape."""
+    return {n: torch.empty(0) if n.endswith(EXTRA) or not isinstance(v, Tensor) else v for n, v in state.items()}
+
+
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The header and the tensors of a file that `save` wrote; errors as `load`."""
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(_file(path), "pt") as file:
             text = (file.metadata() or {}).get(HEADER)
             if text is None:
                 raise RecoupError(f"load: {path} is a plain checkpoint, not written by recoup.save")
@@ -163,15 +185,56 @@ def _fill(model: nn.Module, header: Mapping[str, Any], tensors: Mapping[str, Ten
             if faults:
                 raise RecoupError(f"load: {faults[0]}")
             target.take_extras(own)
-        with torch.no_grad():
-            for buffer in ledger.BUFFERS:
-                if buffer in values:
-                    getattr(target, buffer).copy_(values[buffer])
+        _fill_tensors(target, {n: v for n, v in values.items() if n not in getattr(target, "travelling", ())})
     for name, entries in header["ledger"].items():
         for entry in entries:
             ledger.write(module(name), _entry(module(name), name, entry, tensors))
     for name in header.get("trained", []):
         module(name).trained = True  # type: ignore[assignment]
+    _fill_sights(model, {rename.module(name): sight for name, sight in header.get("sights", {}).items()})
+    ledger.watch_loading(model)
+
+
+def _fill_tensors(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Statistics and weights as repairs left them."""
+    with torch.no_grad():
+        for name, value in values.items():
+            own = ledger.tensor(module, name)
+            if own is not None:
+                own.copy_(value)
+            elif name in module._parameters:  # the float network has none
+                module.register_parameter(name, nn.Parameter(value.clone()))
+            else:
+                raise RecoupError(f"load: {type(module).__name__} has no {name!r}, which a repair wrote")
+
+
+def _fill_sights(model: nn.Module, sights: Mapping[str, list[str]]) -> None:
+    """What every layer was when statistics were repaired; a file without it: as it is."""
+    repaired = ledger.found(model, "statistics")
+    witness = ledger.Witness([norm for norm, _ in repaired.values()])
+    for name, layer in emulated_layers(model).items() if repaired else ():
+        kept = sights.get(name) or [ledger.hardware_digest(layer), ledger.weights_digest(layer)]
+        layer.witness = ledger.Sight(witness, *kept)
+
+
+def _extra_state(model: nn.Module) -> dict[str, Any]:
+    """What modules keep by get_extra_state, where it is plain values; tensors stand among the others.
+
+    Raises:
+        RecoupError: anything else, which only a pickle would hold.
+    """
+    found = {name: value for name, value in model.state_dict().items() if not isinstance(value, Tensor)}
+    for name, value in found.items():
+        try:
+            plain = json.loads(json.dumps(value, allow_nan=False)) == value
+        except (TypeError, ValueError, RecursionError):
+            plain = False
+        if not plain:
+            raise RecoupError(
+                f"save: {name}: get_extra_state of a module gives a {type(value).__name__} that JSON does not hold; a "
+                "file without code takes tensors, numbers, text, lists and maps with text as keys"
+            )
+    return found
 
 
 def _ledger(model: nn.Module) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Tensor]]:
@@ -187,25 +250,34 @@ def _ledger(model: nn.Module) -> tuple[dict[str, list[dict[str, Any]]], dict[str
                 before[attribute] = None if isinstance(value, Tensor) or value is None else repr(value)
             fields = {"stage": entry.stage, "slot": entry.slot, "verb": entry.verb, "number": entry.number}
             fields |= {"images": entry.images, "weights": entry.weights, "config": entry.config, "before": before}
-            if entry.stage == "statistics" and not ledger.same_statistics(module, entry):
+            fields["after"] = list(entry.after)
+            if not ledger.unchanged(module, entry):
                 fields["changed"] = True
             kept.setdefault(name, []).append(fields)
     return kept, tensors
 
 
 def _entry(module: nn.Module, name: str, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ledger.Entry:
-    from recoup.grammar import parse_config
-
     device = next((p.device for p in module.parameters(recurse=False)), None)
     before: dict[str, Any] = {}
     for attribute, text in fields["before"].items():
-        tensor = tensors.get(_before(name, fields["slot"], attribute))
-        before[attribute] = tensor.to(device) if tensor is not None else None if text is None else parse_config(text)
-    after = ledger.statistics(module) if fields["stage"] == "statistics" else {}
+        value = tensors.get(_before(name, fields["slot"], attribute))
+        before[attribute] = value.to(device) if value is not None else None if text is None else _plain(text)
+    written = fields.get("after", ledger.BUFFERS if fields["stage"] == "statistics" else ())
+    held = {own: ledger.tensor(module, own) for own in written}
+    after = {own: value.detach().clone() for own, value in held.items() if value is not None}
     if fields.get("changed"):  # since the repair: what it wrote is no longer there
-        after = {buffer: torch.full_like(value, -1) for buffer, value in after.items()}
+        after = {own: torch.full_like(v, torch.nan if v.is_floating_point() else -1) for own, v in after.items()}
     kept = {key: value for key, value in fields.items() if key != "changed"}
     return ledger.Entry(**{**kept, "before": before, "after": after})
+
+
+def _plain(text: str) -> Any:
+    """A plain value or a config from its repr."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return parse_config(text)
 
 
 def _before(name: str, slot: str, attribute: str) -> str:

@@ -45,7 +45,8 @@ def test_shares_of_a_layer_that_can_be_counted_by_hand():
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[4.0, 0.25, 0.125, 60.0]]))
     model = rc.emulate_(nn.Sequential(layer), unit)
-    (row,) = lba.profile(model, [torch.ones(1, 4)], outputs=10)
+    with pytest.warns(rc.RecoupWarning, match="in 1 layers: 0 100 %"):
+        (row,) = lba.profile(model, [torch.ones(1, 4)], outputs=10)
     assert (row.name, row.kind, row.terms, row.chunk, row.bits, row.outputs) == ("0", "Linear", 4, 4, 6, 10)
     assert row.underflowed == 1 / 4
     assert row.swamped == 1 / 3  # 0.25, of the products that were not zero

@@ -50,3 +50,22 @@ def test_a_transformer_on_twelve_bits_predicts_as_well():
     eight = nats_per_token(model, batches)
     assert abs(twelve - plain) < 0.03
     assert eight > plain + 0.5
+
+
+@pytest.mark.skipif(not (FOLDER / "cifar10").is_dir(), reason="no CIFAR-10: set RECOUP_DATA")
+def test_raw_pixels_saturate_with_a_warning_and_shifts_bring_the_accuracy_back():
+    torch.set_num_threads(2)
+    spec = f"cifar10:{FOLDER / 'cifar10'}"
+    train, test = rc.data.load(spec, "train", limit=32, seed=0), rc.data.load(spec, limit=250, seed=0)
+    model = rc.models.load("resnet20", FOLDER / "cifar10_models" / "resnet20-12fca82f.th").eval()
+    plain = rc.evaluate(model, test.batches(250)).top1
+    norm = model.get_submodule("bn1")  # pixels of 0 to 255, but for their offset: the same function in float
+    norm.running_mean.mul_(57.6)
+    norm.running_var.mul_(57.6**2)
+    raw = [(57.6 * x, y) for x, y in test.batches(250)]
+    assert abs(rc.evaluate(model, raw).top1 - plain) <= 0.4
+    rc.emulate_(model, LBA.m7e4())
+    with pytest.warns(rc.RecoupWarning, match=r"evaluate: sums end at .* conv1 \d+(\.\d+)? %.*choose_exponents_"):
+        assert rc.evaluate(model, raw).top1 < 50
+    lba.choose_exponents_(model, [57.6 * x for x, _ in train.batches(32)])
+    assert rc.evaluate(model, raw).top1 > plain - 2

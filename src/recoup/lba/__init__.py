@@ -2,6 +2,7 @@
 
 from recoup.lba.attention_layers import attention
 from recoup.lba.config import LBA
+from recoup.lba.exponents import choose_exponents_
 from recoup.lba.hugging_face import register_transformers
 from recoup.lba.layers import LBAConv1d, LBAConv2d, LBALinear
 from recoup.lba.ops import matmul
@@ -18,6 +19,7 @@ __all__ = [
     "LayerProfile",
     "attention",
     "choose_chunks_",
+    "choose_exponents_",
     "correct_gain_",
     "matmul",
     "profile",

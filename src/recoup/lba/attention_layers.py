@@ -1,13 +1,16 @@
 """Attention on narrow accumulators: both products, q k^T and p v, run on the unit; the softmax is float32."""
 
 import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from recoup.errors import RecoupError
 from recoup.lba.config import LBA
-from recoup.lba.ops import as_float32, batched, checked_config, draw_seed
+from recoup.lba.layers import RANGE_REMEDY
+from recoup.lba.ops import as_float32, batched, checked_config, draw_seed, shifted_code
 from recoup.lba.quantizers import quantize_operand
 from recoup.models.attention import AttentionProducts
 from recoup.network.emulated import Emulated
@@ -24,6 +27,7 @@ def attention(
     scale: float | None = None,
     dropout: float = 0.0,
     layer: str = "lba.attention",
+    module: "LBAAttention | None" = None,
 ) -> Tensor:
     """softmax(scale q k^T + mask) v with both products on the unit.
 
@@ -38,6 +42,7 @@ def attention(
         scale: None is 1 / sqrt(d).
         dropout: probability with which a weight is dropped; the caller passes 0 outside training.
         layer: what errors call it.
+        module: what knows the products' shifts and is told of their operands and sums; None: nothing is.
 
     Returns:
         float32 [..., H, T, d]. A token that sees nothing, or has no keys, gets zeros.
@@ -51,7 +56,7 @@ def attention(
     if q.dim() > 2 and q.shape[-3] != k.shape[-3]:
         k, v = (t.repeat_interleave(q.shape[-3] // k.shape[-3], -3) for t in (k, v))
     q = q * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
-    scores = _product(q, k.transpose(-2, -1), config, f"{layer}: q k^T", "q k")
+    scores = _product(q, k.transpose(-2, -1), config, f"{layer}: q k^T", "q k", module)
     if mask is not None:
         _check_mask(mask, scores, layer)
     hidden = _hidden(scores, mask, causal)
@@ -63,7 +68,7 @@ def attention(
     weights = torch.softmax(scores.masked_fill(blind, 0.0), -1).masked_fill(blind, 0.0)
     if dropout:
         weights = torch.dropout(weights, dropout, train=True)
-    return _product(weights, v, config, f"{layer}: p v", "p v")
+    return _product(weights, v, config, f"{layer}: p v", "p v", module)
 
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor, layer: str) -> None:
@@ -108,26 +113,61 @@ def _hidden(scores: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:
     return later if hidden is None else hidden | later
 
 
-def _product(x: Tensor, y: Tensor, config: LBA, layer: str, names: str) -> Tensor:
+def _product(x: Tensor, y: Tensor, config: LBA, layer: str, names: str, module: "LBAAttention | None") -> Tensor:
     scale = None
     if config.operands is not None:
         x, x_scale = quantize_operand(x, config.operands)
         y, y_scale = quantize_operand(y, config.operands)
         scale = None if x_scale is None or y_scale is None else x_scale * y_scale
-    product = batched(x, y, config, draw_seed(config), layer, names)
+    if module is not None and module.watch is not None:
+        module.watch(names, x, y)
+        if module.mode != "emulate":
+            return x @ y if scale is None else x @ y * scale
+    shift = None if module is None or module.mode != "emulate" else module.shifts.get(names)
+    code = shifted_code(config.code, shift) if shift else config.code
+    product = batched(x, y, code, draw_seed(config), layer, names)
+    if module is not None and module.sums is not None and not module.sums.in_float:
+        module.sums.add(product, *LBA.from_code(code).ends)
     return product if scale is None else product * scale
 
 
 class LBAAttention(Emulated):
-    """What has both products of an attention run on a narrow accumulator; ``config`` is an `LBA`."""
+    """What has both products of an attention run on a narrow accumulator; ``config`` is an `LBA`.
+
+    Attributes:
+        score_shift, value_shift: by how many binades k and v are larger to the unit, as `recoup.lba.LBALinear`'s
+            ``shift``, or None.
+        watch: called with each product's name (``q k``, ``p v``) and operands as the unit multiplies them, or None.
+    """
 
     config: LBA
+    score_shift: int | None = None
+    value_shift: int | None = None
+    watch: Callable[[str, Tensor, Tensor], object] | None = None
+
+    extras: ClassVar[tuple[str, ...]] = (*Emulated.extras, "score_shift", "value_shift")
+    travelling: ClassVar[tuple[str, ...]] = ("score_shift", "value_shift")
+    range_remedy = RANGE_REMEDY
+
+    @property
+    def shifts(self) -> dict[str, int | None]:
+        """Product -> its shift."""
+        return {"q k": self.score_shift, "p v": self.value_shift}
+
+    def take_extras(self, values: Mapping[str, Any]) -> None:
+        """As `Emulated`; shifts are plain numbers."""
+        numbers = {name: values.get(name) for name in self.travelling}
+        super().take_extras({name: None if value is None else int(value) for name, value in numbers.items()})
+
+    def fault(self, name: str, value: Any) -> str | None:
+        low, high = self.config.shift_range
+        return None if low <= int(value) <= high else f"{name} is {int(value)}, not from {low} to {high}"
 
     def narrow_config(self) -> LBA | None:
         """What the products run on: in ``baseline`` mode float32 sums of quantised operands; None: float products."""
         if self.mode == "emulate":
             return self.config
-        quantised = self.mode == "baseline" and self.config.operands is not None
+        quantised = self.mode == "baseline" and (self.config.operands is not None or self.watch is not None)
         return LBA.fp32(operands=self.config.operands) if quantised else None
 
 
@@ -145,7 +185,7 @@ class LBAAttentionProducts(LBAAttention, AttentionProducts):
         config = self.narrow_config()
         if config is None:
             return super().forward(q, k, v, causal)
-        return attention(q, k, v, config, causal=causal, layer=self.title)
+        return attention(q, k, v, config, causal=causal, layer=self.title, module=self)
 
 
 ATTENTION: dict[type[nn.Module], type[nn.Module]] = {AttentionProducts: LBAAttentionProducts}

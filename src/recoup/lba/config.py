@@ -127,6 +127,44 @@ class LBA(Config):
         """The format that chunk sums are added up in."""
         return self.accumulator if self.promotion is None else self.promotion
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The least and the largest sum. Integers that wrap have no end: infinities."""
+        if not isinstance(self.outer, Int):
+            return -self.outer.largest_value, self.outer.largest_value
+        if self.outer.overflow == "wrap":
+            return -math.inf, math.inf
+        return self.outer.smallest_value * self.scale, self.outer.largest_value * self.scale
+
+    def shifted(self, shift: int) -> "LBA":
+        """The unit with every format's exponents ``shift`` lower: unit'(x, w) = unit(x, w 2^shift) 2^-shift.
+
+        The backward unit stays as it is. Quantisation commutes with powers of two, so both sides are equal step by
+        step; here no operand is scaled, so none leaves float32's range.
+
+        Raises:
+            RecoupError: a shift outside `shift_range`.
+
+        >>> LBA().shifted(-5).accumulator.largest_value == 32 * LBA().accumulator.largest_value
+        True
+        """
+        low, high = self.shift_range
+        shift = integer(type(self).__name__, "shift", shift, (low, high))
+        moved = {name: _moved(getattr(self, name), shift) for name in ("product", "accumulator", "promotion")}
+        scale = self.scale * 2.0**-shift if isinstance(self.accumulator, Int) else self.scale
+        return self.replace(**moved, scale=scale)
+
+    @property
+    def shift_range(self) -> tuple[int, int]:
+        """The least and the largest shift that the kernels' formats allow."""
+        floats = [f for f in (self.product, self.accumulator, self.promotion) if isinstance(f, Float)]
+        low = max([f.max_exponent - MAX_EXPONENT for f in floats], default=-SCALE_EXPONENT)
+        high = min([f.min_exponent + MAX_EXPONENT for f in floats], default=SCALE_EXPONENT)
+        if isinstance(self.accumulator, Int):
+            unit = math.frexp(self.scale)[1] - 1
+            low, high = max(low, unit - SCALE_EXPONENT), min(high, unit + SCALE_EXPONENT)
+        return low, high
+
     @classmethod
     def biased(
         cls, mantissa: int, exponent: int, bias: int | None = None, *, chunk: int | None = 16, **options: Any
@@ -187,6 +225,15 @@ class LBA(Config):
     def __repr__(self) -> str:
         """What differs from the defaults, with formats by their short constructors; it can be pasted back."""
         return self._changed(_short)
+
+
+def _moved(format: Float | Int | None, shift: int) -> Float | Int | None:  # noqa: A002
+    """A format with its exponents ``shift`` lower; an `Int` counts in the config's scale and stays."""
+    if not isinstance(format, Float):
+        return format
+    largest = None if format.largest is None else math.ldexp(format.largest, -shift)
+    exponents = {"min_exponent": format.min_exponent - shift, "max_exponent": format.max_exponent - shift}
+    return format.replace(**exponents, largest=largest)
 
 
 def _short(value: Any) -> str:

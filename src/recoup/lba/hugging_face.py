@@ -18,7 +18,6 @@ from recoup.lba.config import LBA
 from recoup.lba.layers import LBARows
 from recoup.lba.ops import checked_config
 from recoup.network.derived import derived
-from recoup.network.emulated import Emulated
 
 HUGGING_FACE = "recoup_lba"
 """What `register_transformers` calls its attention: ``model.set_attn_implementation("recoup_lba")``."""
@@ -67,7 +66,7 @@ class LBAInterfaceAttention(LBAAttention):
     """
 
     # Not taken away but put back.
-    extras: ClassVar[tuple[str, ...]] = (*(name for name in Emulated.extras if name != "config"), "float_config")
+    extras: ClassVar[tuple[str, ...]] = (*(name for name in LBAAttention.extras if name != "config"), "float_config")
     float_config: Any
 
     def convert(self, config: LBA, layer: str) -> None:
@@ -97,7 +96,7 @@ class LBAInterfaceAttention(LBAAttention):
             own = copy.copy(own)
             own._attn_implementation_internal = name
         view = self.float_class.__new__(self.float_class)
-        vars(view).update(vars(self), config=own, narrow_config=narrow)
+        vars(view).update(vars(self), config=own, narrow_config=narrow, unit_of=self)
         if narrow is not None:
             _register_unit()
         return self.float_class.forward(view, *args, **kwargs)
@@ -113,7 +112,8 @@ def _register_unit() -> None:
 
 def _unit(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any) -> Any:
     """The interface's function for a view of `LBAInterfaceAttention`."""
-    return _products(module, query, key, value, mask, module.narrow_config, module.title, **options)  # type: ignore[arg-type]
+    config, title, owner = module.narrow_config, module.title, module.unit_of
+    return _products(module, query, key, value, mask, config, title, owner=owner, **options)  # type: ignore[arg-type]
 
 
 def _products(
@@ -128,6 +128,7 @@ def _products(
     dropout: float = 0.0,
     is_causal: bool | None = None,
     position_bias: Tensor | None = None,
+    owner: LBAAttention | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """`attention` in the words of transformers' interface: the output is [B, T, H, d]."""
@@ -143,7 +144,18 @@ def _products(
         mask = mask[..., : key.shape[-2]]
     if position_bias is not None:
         mask = _added(mask, position_bias)
-    y = attention(query, key, value, config, mask=mask, causal=causal, scale=scaling, dropout=dropout, layer=title)
+    y = attention(
+        query,
+        key,
+        value,
+        config,
+        mask=mask,
+        causal=causal,
+        scale=scaling,
+        dropout=dropout,
+        layer=title,
+        module=owner,
+    )
     return y.transpose(1, 2).contiguous(), None
 
 

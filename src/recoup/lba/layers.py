@@ -1,13 +1,16 @@
 """Drop-in layers on a narrow accumulator: LBALinear, LBAConv1d and LBAConv2d.
 
 Each is its torch counterpart with the same constructor, parameters and state_dict keys, plus a config and, once
-repaired, a gain. `recoup.emulate_` turns the layers of a model into these, in place.
+repaired, a gain and a shift. `recoup.emulate_` turns the layers of a model into these, in place.
 
-    y = gain * unit(Q_x(x), Q_w(weight)) + bias
+    y = gain * unit(Q_x(x), Q_w(weight) 2^shift) 2^-shift + bias
 
-with the operands' quantisers outside the unit, where the config asks for any; bias and gain are float32.
+with the operands' quantisers outside the unit, where the config asks for any; bias and gain are float32. The shift
+moves the unit's exponents instead of the weight (`recoup.lba.config.LBA.shifted`): the same bits, and no operand
+overflows.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -16,10 +19,12 @@ from torch import Tensor, nn
 
 from recoup.errors import RecoupError
 from recoup.lba.config import LBA
-from recoup.lba.ops import as_float32, batched, checked_config, convolution, draw_seed
+from recoup.lba.ops import as_float32, batched, checked_config, convolution, draw_seed, shifted_code
 from recoup.lba.quantizers import quantize_operand
 from recoup.network.convolution import Padded, as_2d
 from recoup.network.emulated import Emulated
+
+RANGE_REMEDY = "; rc.lba.choose_exponents_(model, batches) moves each layer's range to where its sums are"
 
 
 class LBALayer(Emulated):
@@ -27,16 +32,19 @@ class LBALayer(Emulated):
 
     Attributes:
         gain: float32 [O], what the accumulator's output is multiplied by (`recoup.lba.correct_gain_`), or None.
+        shift: by how many binades the weight is larger to the unit (`recoup.lba.choose_exponents_`), or None.
     """
 
     weight: Tensor
     bias: Tensor | None
     config: LBA
     gain: Tensor | None
+    shift: int | None = None
 
-    extras: ClassVar[tuple[str, ...]] = (*Emulated.extras, "gain")
-    travelling: ClassVar[tuple[str, ...]] = ("gain",)
+    extras: ClassVar[tuple[str, ...]] = (*Emulated.extras, "gain", "shift")
+    travelling: ClassVar[tuple[str, ...]] = ("gain", "shift")
     fitted: ClassVar[tuple[str, ...]] = ("gain",)
+    range_remedy = RANGE_REMEDY
 
     def convert(self, config: LBA, layer: str) -> None:
         super().convert(config, layer)
@@ -59,6 +67,21 @@ class LBALayer(Emulated):
         """Whether sums run on the narrow accumulator, and not in float32."""
         return self.mode == "emulate"
 
+    @property
+    def code(self) -> str:
+        """The unit as the operators take it, shifted."""
+        return shifted_code(self.config.code, self.shift) if self.shift else self.config.code
+
+    @property
+    def unit(self) -> LBA:
+        """The config, shifted."""
+        return LBA.from_code(self.code)
+
+    def take_extras(self, values: Mapping[str, Any]) -> None:
+        """As `Emulated`; the shift is a plain number, which compilers take as a constant."""
+        shift = values.get("shift")
+        super().take_extras({**values, "shift": None if shift is None else int(shift)})
+
     def _operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Input and weight as the unit multiplies them, and what its output is to be multiplied by."""
         x = as_float32(x, self.title)
@@ -70,16 +93,28 @@ class LBALayer(Emulated):
 
     def _finished(self, y: Tensor, scale: Tensor | None, shape: tuple[int, ...]) -> Tensor:
         """Scale, gain and bias, each [O] or a number, on an output whose channels ``shape`` says."""
+        if self.sums is not None and self.emulates and not self.sums.in_float:
+            self.sums.add(y, *self.unit.ends)
         if scale is not None:
             y = y * scale
         if self.gain is not None and self.emulates:
             y = y * self.gain.view(shape)
         return y if self.bias is None else y + self.bias.view(shape)
 
+    def _in_float(self, y: Tensor) -> Tensor:
+        """An output of the float layer; what its sums would do on the unit is counted, if operands stay as they are."""
+        if self.sums is not None and self.sums.in_float and self.config.operands is None:
+            plain = y if self.bias is None else y - self.bias.view(-1, *[1] * (self.weight.dim() - 2))
+            self.sums.add(plain, *self.unit.ends)
+        return y
+
     def extra_repr(self) -> str:
         config = self.__dict__.get("config")
         text = super().extra_repr()
-        return text if config is None else f"{text}, {config!r}" + (", gain" if self.gain is not None else "")
+        return text if config is None else f"{text}, {config!r}" + self._extras_repr()
+
+    def _extras_repr(self) -> str:
+        return (", gain" if self.gain is not None else "") + (f", shift {self.shift}" if self.shift else "")
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Refuse to replace the weight under a gain, as folding a batch norm does: it would stay behind."""
@@ -91,6 +126,9 @@ class LBALayer(Emulated):
         super().register_parameter(name, param)
 
     def fault(self, name: str, value: Any) -> str | None:
+        if name == "shift":
+            low, high = self.config.shift_range
+            return None if low <= int(value) <= high else f"is {int(value)}, not from {low} to {high}"
         return f"has shape {list(value.shape)}" if name == "gain" and value.shape != self.matrix.shape[:1] else None
 
 
@@ -99,7 +137,7 @@ class LBARows(LBALayer):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         if self.mode == "float":
-            return super().forward(input)  # type: ignore[misc]
+            return self._in_float(super().forward(input))  # type: ignore[misc]
         outputs, inputs = self.matrix.shape
         if input.shape[-1] != inputs:
             raise RecoupError(f"{self.title}: the input {list(input.shape)} must have {inputs} features")
@@ -107,7 +145,7 @@ class LBARows(LBALayer):
         if not self.emulates:
             return self._finished(F.linear(x, w), scale, (-1,))
         rows = x if x.dim() > 1 else x.unsqueeze(0)
-        y = batched(rows, w.t(), self.config, draw_seed(self.config), self.title, "input weight")
+        y = batched(rows, w.t(), self.code, draw_seed(self.config), self.title, "input weight")
         return self._finished(y.reshape(*input.shape[:-1], outputs), scale, (-1,))
 
 
@@ -131,7 +169,7 @@ class _Convolution(LBALayer, Padded):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         if self.mode == "float":
-            return super().forward(input)  # type: ignore[misc]
+            return self._in_float(super().forward(input))  # type: ignore[misc]
         if input.dim() not in (self.dims + 1, self.dims + 2):
             raise RecoupError(f"{self.title}: the input {list(input.shape)} must have {self.dims + 2} dimensions")
         unbatched = input.dim() == self.dims + 1
@@ -147,7 +185,7 @@ class _Convolution(LBALayer, Padded):
 
     def _emulated(self, x: Tensor, w: Tensor) -> Tensor:
         x_NCHW, geometry = self.in_2d(x)
-        y = convolution(x_NCHW, as_2d(w), self.config.code, *geometry.arguments, draw_seed(self.config), self.title)
+        y = convolution(x_NCHW, as_2d(w), self.code, *geometry.arguments, draw_seed(self.config), self.title)
         return self.from_2d(y, x)
 
 

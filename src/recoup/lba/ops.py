@@ -5,6 +5,7 @@ composes with autograd, autocast, torch.compile and DDP.
 """
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from recoup.lba.cpu import Cpu
 from recoup.lba.reference import mix
 from recoup.network.convolution import Geometry, memory_format
 
-__all__ = ["as_float32", "batched", "checked_config", "convolution", "draw_seed", "matmul"]
+__all__ = ["as_float32", "batched", "checked_config", "convolution", "draw_seed", "matmul", "shifted_code"]
 
 
 def matmul(a: Tensor, b: Tensor, config: LBA, *, seed: int | None = None) -> Tensor:
@@ -49,13 +50,13 @@ def matmul(a: Tensor, b: Tensor, config: LBA, *, seed: int | None = None) -> Ten
     """
     check_shapes(a, b)
     checked_config(config, "lba.matmul")
-    return batched(a, b, config, draw_seed(config, seed), "lba.matmul")
+    return batched(a, b, config.code, draw_seed(config, seed), "lba.matmul")
 
 
-def batched(a: Tensor, b: Tensor, config: LBA, seed: int, layer: str, names: str = "a b") -> Tensor:
+def batched(a: Tensor, b: Tensor, code: str, seed: int, layer: str, names: str = "a b") -> Tensor:
     """`matmul` under a layer's name: batch dimensions broadcast and become one; a's joins its rows where b has none.
 
-    ``names``: two words, what errors call a and b.
+    ``code``: the config's; ``names``: two words, what errors call a and b.
     """
     batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     shape = (*batch, a.shape[-2], b.shape[-1])
@@ -63,7 +64,7 @@ def batched(a: Tensor, b: Tensor, config: LBA, seed: int, layer: str, names: str
         a, b = a.reshape(1, math.prod(shape[:-1]), a.shape[-1]), b[None]
     else:
         a, b = (t.expand(*batch, *t.shape[-2:]).reshape(math.prod(batch), *t.shape[-2:]) for t in (a, b))
-    return product(a, b, config.code, seed, layer, names).view(shape)
+    return product(a, b, code, seed, layer, names).view(shape)
 
 
 def checked_config(config: Any, owner: str) -> LBA:
@@ -71,6 +72,20 @@ def checked_config(config: Any, owner: str) -> LBA:
     if not isinstance(config, LBA | None):
         raise RecoupError(f"{owner}: config must be an LBA, such as LBA.m7e4(); got {config!r}")
     return LBA() if config is None else config
+
+
+def shifted_code(code: str, shift: int) -> str:
+    """The ``code`` of a unit whose exponents are ``shift`` lower; see `LBA.shifted`."""
+    return _shifted_code(code, shift)
+
+
+# What torch.compiler.assume_constant_result sets, without the seconds that importing it takes.
+shifted_code._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@lru_cache(maxsize=1024)
+def _shifted_code(code: str, shift: int) -> str:
+    return LBA.from_code(code).shifted(shift).code
 
 
 def as_float32(x: Tensor, layer: str) -> Tensor:

@@ -1,6 +1,6 @@
 """What a narrow accumulator does inside each layer: how often it loses what, and how far the output is off."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,13 +9,17 @@ from torch import Tensor, nn
 
 from recoup.fields import integer
 from recoup.lba import reference
+from recoup.lba.attention_layers import LBAAttention
 from recoup.lba.config import LBA
 from recoup.lba.layers import LBALayer, LBARows
-from recoup.lba.repair import lba_layers
+from recoup.lba.repair import lba_modules, observing_operands
+from recoup.network import ledger
 from recoup.network.batches import call, prepared
 from recoup.network.modes import evaluating
 from recoup.network.reached import watching
+from recoup.network.saturation import say_saturated
 
+SAID = {"q k": "q k^T", "p v": "p v"}
 MAX_OUTPUTS = 2**31 - 1
 
 
@@ -60,10 +64,11 @@ class LayerProfile:
 def profile(
     model: nn.Module, batches: Iterable[Any], *, outputs: int = 2048, seed: int = 0, progress: bool = False
 ) -> list[LayerProfile]:
-    """Look into every LBA layer of a model, in the order of their first run.
+    """Look into every LBA layer and attention product of a model, in the order of their first run.
 
     The outputs are drawn at random from a layer's first call; their sums are computed again by the reference, step by
-    step, with the layer's own inputs, so upstream error is part of those inputs and not of the figures.
+    step, with the layer's own inputs, so upstream error is part of those inputs and not of the figures. An attention
+    has two rows, ``name (q k^T)`` and ``name (p v)``, its products' operands in place of activations and weights.
 
     Args:
         model: with LBA layers.
@@ -74,29 +79,66 @@ def profile(
 
     Raises:
         RecoupError: no LBA layer or none that ran, no or bad batches, outputs not an integer of at least 1.
+
+    Warns:
+        RecoupWarning: repairs that were fitted for other weights; layers of which more than 1 % of the sums end at the
+            largest value.
     """
     integer("lba.profile", "outputs", outputs, (1, MAX_OUTPUTS))
-    layers = lba_layers(model, "lba.profile")
-    names = {layer: name for name, layer in layers.items()}
-    rows: dict[str, LayerProfile] = {}
+    ledger.warn_stale(model, "lba.profile")
+    modules = lba_modules(model, "lba.profile")
+    drawn = _Drawn(outputs, seed)
+    observed = observing_operands(modules, drawn.hook, drawn.watch)
+    with watching(modules, "lba.profile"), observed, evaluating(model), torch.no_grad():
+        for inputs, _ in prepared(model, batches, "lba.profile", progress):
+            call(model, inputs)
+            break
+    say_saturated(drawn.shares, "lba.profile")
+    return list(drawn.rows.values())
 
-    def observe(layer: nn.Module, args: tuple, kwargs: dict) -> None:
-        assert isinstance(layer, LBALayer)
-        name = names[layer]
-        if name not in rows:
-            x = args[0] if args else kwargs["input"]
-            rows[name] = _measured(name, layer, *(part.cpu() for part in sample(layer, x, outputs, seed)[:2]))
 
-    hooks = [layer.register_forward_pre_hook(observe, with_kwargs=True) for layer in layers.values()]
-    try:
-        with watching(layers, "lba.profile"), evaluating(model), torch.no_grad():
-            for inputs, _ in prepared(model, batches, "lba.profile", progress):
-                call(model, inputs)
-                break
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return list(rows.values())
+class _Drawn:
+    """The rows of layers and attention products as they run, from outputs drawn at random, each once."""
+
+    def __init__(self, outputs: int, seed: int) -> None:
+        self.outputs, self.seed = outputs, seed
+        self.rows: dict[str, LayerProfile] = {}
+        self.shares: dict[str, tuple[Any, float]] = {}
+
+    def hook(self, name: str) -> Callable[..., None]:
+        """For a layer, before its forward."""
+
+        def observe(layer: LBALayer, args: tuple, kwargs: dict) -> None:
+            if name not in self.rows:
+                x, w, _ = sample(layer, args[0] if args else kwargs["input"], self.outputs, self.seed)
+                self._measure(name, layer, layer.unit, x, w)
+
+        return observe
+
+    def watch(self, name: str, module: LBAAttention) -> Callable[[str, Tensor, Tensor], None]:
+        """For an attention's products."""
+
+        def see(product: str, x: Tensor, y: Tensor) -> None:
+            row = f"{name} ({SAID[product]})"
+            if row not in self.rows:
+                unit = module.config.shifted(module.shifts[product] or 0)
+                self._measure(row, module, unit, *drawn_products(x, y, self.outputs, self.seed))
+
+        return see
+
+    def _measure(self, name: str, module: Any, unit: LBA, x_SK: Tensor, w_SK: Tensor) -> None:
+        row, share = _measured(name, module.float_class.__name__, unit, x_SK.cpu(), w_SK.cpu())
+        self.rows[name], self.shares[name] = row, (module, share)
+
+
+def drawn_products(x: Tensor, y: Tensor, outputs: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The operands [S, K] of randomly drawn outputs of x [..., M, K] y [..., K, N]."""
+    batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    x, y = (t.detach().expand(*batch, *t.shape[-2:]).reshape(-1, *t.shape[-2:]) for t in (x, y))
+    (B, M, _), N = x.shape, y.shape[2]
+    index = torch.randint(B * M * N, (outputs,), generator=torch.Generator().manual_seed(seed))
+    b, m, n = index // (M * N), index // N % M, index % N
+    return x[b, m], y[b, :, n]
 
 
 def sample(layer: LBALayer, x: Tensor, outputs: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,8 +162,9 @@ def sample(layer: LBALayer, x: Tensor, outputs: int, seed: int) -> tuple[Tensor,
     return columns[group, :, position].contiguous(), w.reshape(channels, -1)[channel].contiguous(), index
 
 
-def _measured(name: str, layer: LBALayer, x_SK: Tensor, w_SK: Tensor) -> LayerProfile:
-    config, (count, terms) = layer.config, x_SK.shape
+def _measured(name: str, kind: str, config: LBA, x_SK: Tensor, w_SK: Tensor) -> tuple[LayerProfile, float]:
+    """A row, and the share of the sums that ended at the largest value."""
+    count, terms = x_SK.shape
     tally = dict.fromkeys(("nonzero", "underflowed", "kept", "swamped", "saturated", "overflowed", "sums"), 0)
     y = torch.zeros(count, dtype=torch.float64)
     for step, exact in sampled(x_SK, w_SK, config):
@@ -141,9 +184,11 @@ def _measured(name: str, layer: LBALayer, x_SK: Tensor, w_SK: Tensor) -> LayerPr
     power = float((truth * truth).sum()) or 1.0
     slope = float((truth * y).sum()) / power
     residual = float(((y - slope * truth) ** 2).sum() / power) ** 0.5
-    return LayerProfile(
+    low, high = config.ends
+    ended = float(((y >= high) | (y <= low)).double().mean())
+    row = LayerProfile(
         name=name,
-        kind=layer.float_class.__name__,
+        kind=kind,
         terms=terms,
         chunk=min(config.chunk or terms, terms),
         bits=config.accumulator.bits,
@@ -156,6 +201,7 @@ def _measured(name: str, layer: LBALayer, x_SK: Tensor, w_SK: Tensor) -> LayerPr
         residual=residual,
         error=float(((y - truth) ** 2).sum() / power) ** 0.5,
     )
+    return row, ended
 
 
 def sampled(x_SK: Tensor, w_SK: Tensor, config: LBA) -> Any:

@@ -112,6 +112,28 @@ def observing(layers: Mapping[str, LBALayer], watch: Mapping[str, Callable[..., 
             hook.remove()
 
 
+@contextmanager
+def observing_operands(
+    modules: Mapping[str, LBALayer | LBAAttention],
+    hook: Callable[[str], Callable[..., Any]],
+    watch: Callable[[str, LBAAttention], Callable[[str, Tensor, Tensor], None]],
+) -> Iterator[None]:
+    """A forward pre-hook on each layer and a watch on each attention's products; then none."""
+    hooks = []
+    try:
+        for name, module in modules.items():
+            if isinstance(module, LBAAttention):
+                module.watch = watch(name, module)
+            else:
+                hooks.append(module.register_forward_pre_hook(hook(name), with_kwargs=True))
+        yield
+    finally:
+        for handle in hooks:
+            handle.remove()
+        for module in modules.values():
+            module.__dict__.pop("watch", None)
+
+
 class _Fit:
     """Running sums of one layer, in float64."""
 
@@ -227,6 +249,7 @@ LAYER_GAIN = Repair(
     "Every layer's accumulator output times one factor, fitted in closed form: truncation shrinks sums.",
     "a gain per layer",
     lambda model, batches: correct_gain_(model, batches, "layer"),
+    records=True,
 )
 GAIN = Repair(
     "gain per channel",
@@ -236,6 +259,7 @@ GAIN = Repair(
     "a gain per channel",
     lambda model, batches: correct_gain_(model, batches, "channel"),
     short="gain",
+    records=True,
 )
 GAIN_PAIRED = Repair.combined(
     "gain + paired",
@@ -250,4 +274,5 @@ CHUNKS = Repair(
     "a chunk near sqrt(K)",
     lambda model, _: choose_chunks_(model),
     needs_images=False,
+    records=True,
 )

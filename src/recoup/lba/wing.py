@@ -7,6 +7,7 @@ from recoup.errors import RecoupError
 from recoup.formats import Int
 from recoup.lba.attention_layers import ATTENTION
 from recoup.lba.config import LBA
+from recoup.lba.exponents import EXPONENTS
 from recoup.lba.hugging_face import adapted, take_back
 from recoup.lba.layers import LAYERS
 from recoup.lba.ops import matmul
@@ -83,7 +84,7 @@ CARD = Card(
         },
     },
     example="LBA.biased(7, 4)",
-    repairs=(CHUNKS, LAYER_GAIN, GAIN, AVERAGE, PAIRED, GAIN_PAIRED),
+    repairs=(CHUNKS, EXPONENTS, LAYER_GAIN, GAIN, AVERAGE, PAIRED, GAIN_PAIRED),
     default=(AVERAGE.name, PAIRED.name, GAIN.name, GAIN_PAIRED.name),
     quoted=(GAIN_PAIRED.name, PAIRED.name, GAIN.name, LAYER_GAIN.name, AVERAGE.name, CHUNKS.name),
     plan=(GAIN.name, PAIRED.name),

@@ -33,6 +33,7 @@ BIAS = Repair(
     "bias correction",
     correct_bias_,
     short="bias",
+    records=True,
 )
 EIGHT_BIT = Repair(
     "recalibrated at 8 bit",
@@ -43,6 +44,7 @@ EIGHT_BIT = Repair(
     lambda model, batches: recalibrate_(model, batches, "average"),
     needs_norms=True,
     on_baseline=True,
+    records=True,
 )
 AVERAGE = replace(
     recalibrate.AVERAGE,

@@ -21,7 +21,8 @@ class Emulated(nn.Module):
     """Base of the emulated layers: ``class NBSMTConv2d(Emulated, nn.Conv2d)``.
 
     Attributes:
-        float_class: the torch layer this one stands in for.
+        float_class: the torch layer this one stands in for, and turns back into: a layer's own where its class stands
+            in for several.
         extras: attributes that conversion adds and `emulate.restore_` takes away again.
         travelling: what a state_dict's metadata carries besides the float layer's keys, which stay as they are.
         fitted: of these, what belongs to the layer's weight and goes when another one is loaded.
@@ -32,10 +33,16 @@ class Emulated(nn.Module):
         layer: the name within the model.
         trained: whether the layer was in training since its last repair.
         title: name and shape, for messages; a plain string, so that compilers see a constant.
+        sums: where a layer counts sums that end at the ends of its range, for who asks (`network.saturation`), or None.
+        witness: what it was when statistics were repaired, and who is told when training ends (`network.stale.Sight`).
+        range_remedy: what to do about those, for the end of a warning.
     """
 
-    float_class: ClassVar[type[nn.Module]]
-    extras: ClassVar[tuple[str, ...]] = ("config", "mode", "layer", "title", "fast_path_hook", "__module__", "trained")
+    float_class: type[nn.Module]
+    extras: ClassVar[tuple[str, ...]] = (
+        *("config", "mode", "layer", "title", "fast_path_hook", "__module__", "trained"),
+        *("sums", "witness", "float_class", "extras_came"),
+    )
     travelling: ClassVar[tuple[str, ...]] = ()
     fitted: ClassVar[tuple[str, ...]] = ()
     measured: ClassVar[tuple[str, ...]] = ()
@@ -45,6 +52,9 @@ class Emulated(nn.Module):
     layer: str = ""
     title: str
     trained: bool = False
+    sums: Any = None
+    witness: Any = None
+    range_remedy: ClassVar[str] = ""
 
     def convert(self, config: Any, layer: str) -> None:
         """Called once after the class was changed; a wing checks here what the layer needs."""
@@ -55,8 +65,11 @@ class Emulated(nn.Module):
 
     def train(self, mode: bool = True) -> "Emulated":
         """As torch; from the first training on, gains and corrections are part of what is trained."""
+        ends = self.training and not mode
         self.trained = self.trained or mode
         super().train(mode)
+        if ends and self.witness is not None:
+            self.witness.witness.trained(self, self.witness.hardware)
         return self
 
     def release(self) -> None:
@@ -126,6 +139,7 @@ class Emulated(nn.Module):
         error_msgs += faults[:1]
         if not faults:
             self.take_extras(travelled)
+            self.__dict__["extras_came"] = True  # for the ledger, whose entries are those of others
 
     def caveat(self) -> str | None:
         """What runs otherwise than the config asks, as in "are grouped and run one thread", or None."""
@@ -136,6 +150,8 @@ def become(module: nn.Module, layer_class: type[nn.Module], config: Any, name: s
     """Turn a float layer into an emulated one, in place; if it refuses, it stays as it was."""
     original = type(module)
     module.__class__ = layer_class  # type: ignore[assignment]
+    if layer_class.float_class is not original:  # type: ignore[attr-defined]
+        module.__dict__["float_class"] = original
     try:
         module.convert(config, name)  # type: ignore[operator]
     except BaseException:
@@ -148,8 +164,9 @@ def revert(module: nn.Module) -> None:
     """Turn an emulated layer back into the float layer, in place."""
     assert isinstance(module, Emulated)
     module.release()
+    original = module.float_class
     _drop_extras(module)
-    module.__class__ = module.float_class  # type: ignore[assignment]
+    module.__class__ = original  # type: ignore[assignment]
 
 
 def keep_off_fast_path(module: nn.Module) -> None:

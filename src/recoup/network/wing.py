@@ -37,6 +37,9 @@ class Repair:
         needs_norms: whether it is about batch norm statistics, so that a network without them has no such state.
         needs_images: whether calibration images decide it.
         on_baseline: whether it is measured with the wing's baseline hardware and only its statistics are carried over.
+        records: whether ``apply`` writes down itself what it did (`network.ledger.record`). False: what it changes in
+            parameters, buffers, configs and extras is found out and written down (`network.applied`), so that it can be
+            undone; that takes a copy of the network's tensors for the time.
         short: how plans call it, such as ``gain`` in ``gain+paired``; by default its name.
         parts: of a combination, the repairs that it does one after the other.
     """
@@ -49,6 +52,7 @@ class Repair:
     needs_norms: bool = False
     needs_images: bool = True
     on_baseline: bool = False
+    records: bool = False
     short: str = ""
     parts: tuple["Repair", ...] = ()
 

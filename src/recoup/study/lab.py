@@ -19,6 +19,7 @@ from recoup.errors import RecoupError, RecoupWarning
 from recoup.evaluation import Accuracy, evaluate
 from recoup.models import load as load_model
 from recoup.models.loading import FACTORIES, factory_of
+from recoup.network.applied import applied
 from recoup.network.emulated import emulated_layers
 from recoup.network.norms import Statistics, has_norms, shift
 from recoup.network.selection import UNMATCHED, Selection
@@ -198,6 +199,11 @@ class Lab:
         batches = self.test.batches(self.recipe.test.batch_size)
         return evaluate(self.model, self.display.watch(batches, "test")), moved
 
+    def repaired(self, config: Config, state: str, seed: int) -> nn.Module:
+        """The network on a config's hardware, in a state."""
+        self._prepare(config, state, seed)
+        return self.model
+
     def profiled(self, config: Config, seed: int) -> Any:
         """Calibration images for the per-layer figures; the model now runs on a config's hardware without repair."""
         self._prepare(config, NONE, seed)
@@ -218,7 +224,7 @@ class Lab:
         if elsewhere is not None:
             elsewhere.put(self.model)
         elif repaired is not None:
-            repaired.apply(self.model, batches)
+            applied(self.model, repaired, batches)
 
     def _repair(self, config: Config, state: str) -> Repair:
         hardware = self.hardware(config)
@@ -233,7 +239,7 @@ class Lab:
         key = (repaired.name, seed, repr(compared))
         if key not in self._on_baseline:
             self._emulate(compared)
-            repaired.apply(self.model, batches)
+            applied(self.model, repaired, batches)
             self._on_baseline[key] = Statistics.of(self.model)
             self._reset()
         return self._on_baseline[key]
