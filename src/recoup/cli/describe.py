@@ -1,23 +1,28 @@
 """`recoup describe`: what was done to the network in a file."""
 
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from recoup.cli.chip import Chip
 from recoup.cli.common import Json, Wing, load_wings
+from recoup.errors import RecoupError
 from recoup.saving import read
 
 
 def describe(
-    file: Annotated[Path, typer.Argument(help="A file that recoup.save wrote.")],
+    file: Annotated[str | None, typer.Argument(help="A file that recoup.save wrote.", show_default=False)] = None,
+    chip: Chip = None,
     wing: Wing = None,
     as_json: Json = False,
 ) -> None:
     """Hardware and repairs of a saved network, layer by layer, and what it was saved with."""
     load_wings(wing)
-    header, tensors = read(file)
+    named = [name for name in (file, chip) if name is not None]
+    if len(named) != 1:
+        raise RecoupError("recoup describe: name one file: recoup describe FILE, or --chip FILE")
+    header, tensors = read(named[0])
     names = dict.fromkeys([*header["layers"], *header["ledger"]])
     layers = {name: {"hardware": header["layers"].get(name, ""), "repairs": _repairs(header, name)} for name in names}
     if as_json:

@@ -1,11 +1,14 @@
 """`recoup evaluate`: a study from options."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from recoup.cli.common import Json, Overwrite, Wing, integers, load_wings, pair, run_recipe
+from recoup.cli.chip import Chip, SaveChip, check_saved, evaluate_chip, refuse_beside_chip
+from recoup.cli.chip import save_chip as write_chip
+from recoup.cli.common import Json, Overwrite, Wing, importable, integers, load_wings, pair, run_recipe
 from recoup.errors import RecoupError
 from recoup.network.wing import Card
 from recoup.storage.files import write_atomically
@@ -13,6 +16,9 @@ from recoup.study import Recipe
 from recoup.study.configs import examples, layer_option, presets
 from recoup.study.repairs import states
 from recoup.wings import cards
+
+BESIDE_CHIP = ("weights", "threads", "config", "layers", "state", "save_recipe", "save_chip")
+"""Options that a chip leaves nothing to say about."""
 
 Model = Annotated[str, typer.Option(help="A name such as resnet20, or package.module:factory.")]
 Data = Annotated[str, typer.Option(help="digits, cifar10:DIR, mnist:DIR, imagefolder:DIR or hf:NAME.")]
@@ -87,35 +93,55 @@ def evaluate(
     cpu_threads: CpuThreads = None,
     out: Out = "recoup-results",
     save_recipe: SaveRecipe = None,
+    chip: Chip = None,
+    save_chip: SaveChip = None,
     wing: Wing = None,
     as_json: Json = False,
     overwrite: Overwrite = False,
 ) -> None:
     """The main job: float accuracy, the hardware's before and after repair, layers, cycles and traffic."""
     own = load_wings(wing)
-    layer_map = dict(layer_option(text) for text in layers or [])
-    values: dict[str, Any] = {
-        "model": model,
-        "weights": weights,
-        "model_options": dict(pair(text, "--model-option") for text in model_option or []),
-        "data": data,
-        "calibration": {"images": calibration_images, "split": calibration_split, "augment": augment}
-        | {"seeds": integers(seeds, "--seeds"), "negative": negative},
-        "test": {"limit": limit, "seed": test_seed, "split": test_split, "batch_size": batch_size},
-        "configs": _configs(threads, config, own, layer_map),
-        "layers": layer_map,
-        "profile_images": profile_images,
-        "array": _array(array),
-        "device": device,
-        "cpu_threads": cpu_threads,
-        "out": out,
-    }
-    if state:
-        values["states"] = state
-    recipe = Recipe.build(values, "recoup evaluate")
+    given = dict(locals())
+    factory = dict(pair(text, "--model-option") for text in model_option or [])
+    refuse_beside_chip(chip, {name: given[name] for name in BESIDE_CHIP})
+    if chip is not None:
+        with importable(os.getcwd()):  # noqa: PTH109 -- a string for sys.path
+            evaluate_chip(chip, model, data, limit, batch_size, factory, as_json, split=test_split, seed=test_seed)
+        return
+    recipe = _recipe(given, factory)
+    if save_chip is not None:
+        check_saved(recipe)
     if save_recipe is not None:
         write_atomically(save_recipe, recipe.to_yaml())
     run_recipe(recipe, overwrite, as_json)
+    if save_chip is not None:
+        with importable(os.getcwd()):  # noqa: PTH109
+            write_chip(recipe, save_chip)
+
+
+def _recipe(given: dict[str, Any], factory: dict[str, Any]) -> Recipe:
+    """What the options say."""
+    layers = dict(layer_option(text) for text in given["layers"] or [])
+    same = ("model", "weights", "data", "profile_images", "device", "cpu_threads", "out")
+    values: dict[str, Any] = {
+        **{name: given[name] for name in same},
+        "model_options": factory,
+        "calibration": {
+            "images": given["calibration_images"],
+            "split": given["calibration_split"],
+            "augment": given["augment"],
+            "seeds": integers(given["seeds"], "--seeds"),
+            "negative": given["negative"],
+        },
+        "test": {"limit": given["limit"], "batch_size": given["batch_size"]}
+        | {"seed": given["test_seed"], "split": given["test_split"]},
+        "configs": _configs(given["threads"], given["config"], given["own"], layers),
+        "layers": layers,
+        "array": _array(given["array"]),
+    }
+    if given["state"]:
+        values["states"] = given["state"]
+    return Recipe.build(values, "recoup evaluate")
 
 
 def _configs(

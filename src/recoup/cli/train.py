@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from recoup.cli.chip import Chip, SaveChip, refuse_beside_chip
 from recoup.cli.common import Wing, load_wings
 from recoup.study.configs import examples, layer_option
 from recoup.training.run import TrainingRecipe, run_training
@@ -47,6 +48,7 @@ def train(
         str | None,
         typer.Option(help=f"Hardware: {', '.join(TRAINABLE)}, or as in Python: {examples()}.", show_default="float"),
     ] = None,
+    chip: Chip = None,
     layers: Annotated[
         list[str] | None,
         typer.Option(help="NAME=CONFIG or re:PATTERN=CONFIG, or =float. Repeatable, first match wins."),
@@ -72,16 +74,17 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for checkpoint, log, weights and training.json.")] = Path(
         "recoup-training"
     ),
+    save_chip: SaveChip = None,
     wing: Wing = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print results as JSON on standard output.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Discard what another run left there.")] = False,
 ) -> None:
     """Train, or fine-tune on narrow accumulators in two stages; interrupted or killed, the same command goes on."""
     load_wings(wing)
-
+    refuse_beside_chip(chip, {"config": config, "layers": layers, "weights": weights})
     values: dict[str, Any] = {name: value for name, value in locals().items() if name in TrainingRecipe.model_fields}
     values["layers"] = dict(layer_option(text) for text in layers or [])
-    result = run_training(TrainingRecipe.build(values), out, overwrite=overwrite, progress=not as_json)
+    result = run_training(TrainingRecipe.build(values), out, overwrite=overwrite, progress=not as_json, chip=save_chip)
     if as_json:
         typer.echo(json.dumps(result, indent=1))
         return

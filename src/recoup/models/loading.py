@@ -13,6 +13,7 @@ from torch import nn
 from recoup.errors import RecoupError
 from recoup.models.cifar import resnet20, resnet32, resnet44, resnet56, resnet110
 from recoup.models.digits import digits_net
+from recoup.models.hugging_face import PREFIX, from_folder
 from recoup.models.imagenet import resnet18, resnet34, resnet50
 from recoup.models.mobilenet import mobilenet_v1
 from recoup.models.transformer import chargpt
@@ -37,7 +38,7 @@ def load(spec: str, weights: str | Path | None = None, *, num_classes: int | Non
     Args:
         spec: a name of :mod:`recoup.models` (``"resnet20"``) or ``"package.module:factory"``
             (``"torchvision.models:resnet18"``, ``"mypackage.nets:Net"``); the module is imported, so name only code you
-            trust.
+            trust. ``"hf:FOLDER"``: what ``save_pretrained`` of Hugging Face transformers wrote there.
         weights: a weights file, read as :func:`load_weights_` does.
         num_classes: passed on to the factory where given.
         options: further keyword arguments of the factory, such as ``norm="group"``.
@@ -71,6 +72,8 @@ def factory_of(spec: str) -> Factory:
     Raises:
         RecoupError: no such factory.
     """
+    if spec.startswith(PREFIX):
+        return lambda: from_folder(spec)
     module_name, colon, name = spec.rpartition(":")
     if not colon:
         if spec not in FACTORIES:

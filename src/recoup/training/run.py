@@ -16,11 +16,15 @@ from recoup.data import Dataset
 from recoup.data import load as load_data
 from recoup.emulate import emulate_, restore_
 from recoup.errors import RecoupError, RecoupWarning
+from recoup.evaluation import accuracy as top1
 from recoup.evaluation import evaluate
 from recoup.grammar import written
 from recoup.models import load as load_model
 from recoup.network.wing import Phase
 from recoup.pipeline import Mitigation
+from recoup.saving import load as load_network
+from recoup.saving import read
+from recoup.saving import save as save_network
 from recoup.storage.files import write_atomically
 from recoup.storage.folder import reserve
 from recoup.storage.statefile import kind_and_text, readable
@@ -75,6 +79,7 @@ class TrainingRecipe(BaseModel):
     update_size: Annotated[int, Field(ge=1)] = 1
     ranks: Annotated[int, Field(ge=1)] = 1
     reference_batch: Annotated[int, Field(ge=1)] = 128
+    chip: str | None = None
     config: Unit | None = None
     layers: dict[str, Unit | None] = {}
     epochs: Count = 5
@@ -113,13 +118,19 @@ class TrainingRecipe(BaseModel):
     @property
     def emulates(self) -> bool:
         """Whether any layer is to run on emulated hardware."""
-        return any(config is not None for config in (self.config, *self.layers.values()))
+        return bool(self.configs)
+
+    @property
+    def configs(self) -> list[Any]:
+        """The hardware of the layers, as far as they have any: a chip's own, or what the options say."""
+        if self.chip is not None:
+            return [_unit(text) for text in dict.fromkeys(read(self.chip)[0]["layers"].values())]
+        return [config for config in (self.config, *self.layers.values()) if config is not None]
 
     @property
     def phases(self) -> tuple[Phase, ...]:
         """Those of the first wing present that fine-tunes in phases, as LBA, whose underflow comes last."""
-        configs = [config for config in (self.config, *self.layers.values()) if config is not None]
-        found = [phases for config in configs if (phases := wing_of(config, "recoup train").phases)]
+        found = [phases for config in self.configs if (phases := wing_of(config, "recoup train").phases)]
         return () if self.one_stage or not found else found[0]
 
     @property
@@ -132,12 +143,19 @@ class TrainingRecipe(BaseModel):
 
 
 def run_training(
-    recipe: TrainingRecipe, folder: Path, *, overwrite: bool = False, progress: bool = True
+    recipe: TrainingRecipe,
+    folder: Path,
+    *,
+    overwrite: bool = False,
+    progress: bool = True,
+    chip: str | Path | None = None,
 ) -> dict[str, Any]:
     """Run a recipe, or go on with it where ``folder`` says it was interrupted.
 
     The folder receives the recipe, checkpoint.safetensors, training.jsonl (a row per epoch), and at the end
     weights.safetensors, which loads as a float checkpoint, and training.json.
+
+    ``chip`` is a file that also receives the trained network with its hardware (`recoup.save`).
 
     Returns:
         The content of training.json: accuracies in percent (float start, before training, after every stage), the
@@ -146,7 +164,7 @@ def run_training(
     Raises:
         RecoupError: a model, data or layers that do not fit; another run's folder; a loss that is not finite.
     """
-    _check(recipe)
+    _check(recipe, chip)
     if under_torchrun() and int(os.environ["WORLD_SIZE"]) != recipe.ranks:
         raise RecoupError(
             f"recoup train: torchrun started {os.environ['WORLD_SIZE']} processes for ranks={recipe.ranks}: give "
@@ -154,8 +172,7 @@ def run_training(
         )
     first = not under_torchrun() or os.environ["RANK"] == "0"
     torch.manual_seed(recipe.seed)
-    options: dict[str, Any] = {} if recipe.norm is None else {"norm": recipe.norm}
-    model = load_model(recipe.model, recipe.weights, **options)
+    model = _network(recipe)
     data = load_data(recipe.data, "train", limit=recipe.limit, seed=recipe.seed if recipe.limit else None)
     test = load_data(recipe.data, "test", limit=recipe.test_limit, seed=0 if recipe.test_limit else None)
     _check_fits(recipe, model, data, test)
@@ -164,16 +181,15 @@ def run_training(
     if recipe.ranks > 1 and not under_torchrun():
         launch(folder, recipe.ranks)
         return json.loads((folder / RESULT).read_text("utf-8"))
-    accuracy = {"float, before": evaluate(model, test.batches(250)).top1}
-    if recipe.emulates:
-        emulate_(model, recipe.config, recipe.layers)
-        accuracy["emulated, before"] = evaluate(model, test.batches(250)).top1
+    accuracy = _accuracy_before(model, recipe, test)
     if recipe.pipeline is None:
         epochs = train(model, data, test, recipe.stages, recipe.settings, folder=folder, progress=progress).epochs
         accuracy |= {f"after {row['stage']}": row["top1"] for row in epochs}
     else:
         epochs = _pipelined(recipe, model, data, test, folder, progress)
         accuracy |= {f"after the pipeline ({recipe.pipeline})": epochs[-1]["top1"]}
+    if chip is not None:
+        save_network(model, chip)
     restore_(model)
     if not first:
         return {"accuracy": accuracy, "epochs": epochs}
@@ -207,8 +223,29 @@ def _pipelined(
     return train_pipelined(model, data, test, settings=recipe.settings, folder=folder, progress=progress, **options)
 
 
-def _check(recipe: TrainingRecipe) -> None:
+def _network(recipe: TrainingRecipe) -> nn.Module:
+    """The network to be trained, with a chip's hardware and repairs where it comes from one."""
+    options: dict[str, Any] = {} if recipe.norm is None else {"norm": recipe.norm}
+    model = load_model(recipe.model, recipe.weights, **options)
+    return model if recipe.chip is None else load_network(recipe.chip, model)
+
+
+def _accuracy_before(model: nn.Module, recipe: TrainingRecipe, test: Dataset) -> dict[str, float]:
+    """Of the float network, unless a chip brought its own hardware, and on the hardware, which it is put on."""
+    accuracy = {}
+    if recipe.chip is None:
+        accuracy["float, before"] = evaluate(model, test.batches(250)).top1
+        if recipe.emulates:
+            emulate_(model, recipe.config, recipe.layers)
+    if recipe.emulates:
+        accuracy["emulated, before"] = evaluate(model, test.batches(250)).top1
+    return accuracy
+
+
+def _check(recipe: TrainingRecipe, chip: str | Path | None) -> None:
     """Refuse options that do not go together."""
+    if chip is not None and recipe.ranks > 1:
+        raise RecoupError("recoup train: save_chip: several processes write weights alone; leave out --ranks")
     if sum(stage.epochs for stage in recipe.stages) == 0:
         raise RecoupError("recoup train: epochs: there is nothing to train")
     if recipe.pipeline is not None and recipe.phases:
@@ -227,7 +264,7 @@ def _check_fits(recipe: TrainingRecipe, model: nn.Module, data: Dataset, test: D
         raise RecoupError(f"train: {len(data)} images are less than a batch of {recipe.batch_size}")
     few = [next(iter(test.batches(2)))]
     try:
-        evaluate(model, few)
+        top1(model, few)
     except RecoupError:
         raise
     except Exception as error:  # a network of the user's may fail in any way
@@ -236,7 +273,7 @@ def _check_fits(recipe: TrainingRecipe, model: nn.Module, data: Dataset, test: D
             f"recoup train: model {recipe.model!r} does not take the images of {recipe.data!r}, "
             f"{list(few[0][0].shape[1:])} each: {type(error).__name__}: {first}"
         ) from error
-    if recipe.emulates:
+    if recipe.emulates and recipe.chip is None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RecoupWarning)  # said when it is emulated to stay
             emulate_(model, recipe.config, recipe.layers)

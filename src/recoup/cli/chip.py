@@ -1,0 +1,95 @@
+"""Networks with their hardware and repairs in one file, for the commands: what `recoup.save` writes and reads."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from recoup.data import load as load_data
+from recoup.emulate import restore_
+from recoup.errors import RecoupError
+from recoup.evaluation import Accuracy
+from recoup.evaluation import evaluate as accuracy_of
+from recoup.repair import describe
+from recoup.saving import load, save
+from recoup.study import Recipe
+from recoup.study.lab import Lab
+from recoup.study.repairs import NONE, State
+
+Chip = Annotated[
+    str | None,
+    typer.Option(help="A file of recoup.save, or hf:FOLDER with recoup.safetensors: weights, hardware and repairs."),
+]
+SaveChip = Annotated[
+    Path | None, typer.Option(help="Also write the network with its hardware and repairs to this file (recoup.save).")
+]
+
+
+def refuse_beside_chip(chip: str | None, options: dict[str, Any]) -> None:
+    """A chip brings its own hardware and weights.
+
+    Raises:
+        RecoupError: an option that says otherwise, by name.
+    """
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value]
+    if chip is not None and given:
+        raise RecoupError(
+            f"--chip {chip!r} brings its own weights, hardware and repairs: leave out {', '.join(given)}, or take only "
+            "its float network with --weights"
+        )
+
+
+def evaluate_chip(
+    chip: str,
+    model: str,
+    data: str,
+    limit: int | None,
+    batch_size: int,
+    options: dict[str, Any],
+    as_json: bool,
+    *,
+    split: str = "test",
+    seed: int | None = None,
+) -> None:
+    """The accuracy of a file's network on its hardware, and of its float network."""
+    network = load(chip, model, **options).eval()
+    test = load_data(data, split, limit=limit, seed=seed)
+    told = describe(network)
+    found = {"chip": accuracy_of(network, test.batches(batch_size))}
+    found["float"] = accuracy_of(restore_(network), test.batches(batch_size))
+    if as_json:
+        numbers = {name: {"top1": a.top1, "top5": a.top5, "count": a.count} for name, a in found.items()}
+        typer.echo(json.dumps({**numbers, "layers": told.to_dict()}, indent=1))
+        return
+    typer.echo(told)
+    for name in ("float", "chip"):
+        typer.echo(f"{name:6} {_told(found[name])}")
+
+
+def check_saved(recipe: Recipe) -> None:
+    """A file holds one network.
+
+    Raises:
+        RecoupError: several configs.
+    """
+    if len(recipe.configs) > 1:
+        named = ", ".join(map(repr, recipe.configs))
+        raise RecoupError(
+            f"--save-chip: a file holds one network, and there are {len(recipe.configs)} configs: {named}"
+        )
+
+
+def save_chip(recipe: Recipe, path: Path) -> None:
+    """Write a study's network as its first seed repaired it: in the state that a verdict quotes before the others."""
+    lab = Lab(recipe)
+    config = recipe.configs[0]
+    states = [State(name) for name in lab.hardware(config).quoted if name in recipe.states]
+    state = next((one for one in states if lab.has_norms or not one.needs_norms), NONE)
+    save(lab.repaired(config, state, recipe.calibration.seeds[0]), path)
+    typer.echo(f"recoup: {path} holds {config!r}, {state}", err=True)
+
+
+def _told(accuracy: Accuracy) -> str:
+    low, high = accuracy.interval
+    return f"{accuracy.top1:6.2f} % top-1 ({low:.2f} to {high:.2f}), {accuracy.count} images"

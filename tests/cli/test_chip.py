@@ -1,0 +1,97 @@
+"""Networks with their hardware in one file on the command line: written, read whole, read as the float network."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+import recoup as rc
+from recoup.models import digits_net
+from tests.cli.test_main import SMALL, recoup
+
+DATA = shlex.split("--model digits_net --data digits --limit 40 --batch-size 20")
+TRAIN = shlex.split("--model digits_net --data digits --limit 64 --test-limit 40 --batch-size 32 --epochs 1 --json")
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    torch.save(digits_net().state_dict(), "float.pt")
+
+
+def test_from_a_study_to_a_chip_and_back():
+    one = shlex.split("--model digits_net --data digits --calibration-images 32 --limit 40 --batch-size 20 --seeds 3")
+    call = ("evaluate", *one, "--profile-images", 0, "--weights", "float.pt", "--config", "lba-m7e4")
+    said = recoup(*call, "--state", "gain per channel", "--save-chip", "chip.safetensors")
+    assert "chip.safetensors holds LBA(), gain per channel" in said.stderr
+    row = next(r for r in rc.study.Results.load("recoup-results").accuracy if r.state == "gain per channel")
+    told = json.loads(recoup("evaluate", *DATA, "--chip", "chip.safetensors", "--json").stdout)
+    assert told["chip"] == {"top1": row.top1, "top5": row.top5, "count": 40}
+    assert told["layers"]["classifier"]["repairs"] == ["gain (correct_gain_, 32 images)"]
+    shown = recoup("evaluate", *DATA, "--chip", "chip.safetensors").stdout
+    assert f"{row.top1:.2f} % top-1" in shown
+    assert recoup("describe", "--chip", "chip.safetensors").stdout == recoup("describe", "chip.safetensors").stdout
+    plain = rc.models.load("digits_net", "chip.safetensors").state_dict()
+    assert all(torch.equal(value, plain[name]) for name, value in torch.load("float.pt").items())
+
+
+def test_training_begins_with_a_chip_and_ends_with_one():
+    model = rc.models.load("digits_net", "float.pt").eval()
+    rc.lba.correct_gain_(rc.emulate_(model, rc.LBA.biased(5, 4)), [torch.rand(8, 1, 8, 8)])
+    rc.save(model, "chip")
+    done = recoup("train", *TRAIN, "--chip", "chip", "--one-stage", "--save-chip", "trained", "--out", "t")
+    assert "emulated, before" in json.loads(done.stdout)["accuracy"]
+    trained = rc.load("trained", "digits_net")
+    assert rc.Policy.of(trained) == rc.Policy.of(model)
+    assert trained.classifier.gain is not None
+    assert torch.equal(
+        trained.classifier.weight, rc.models.load("digits_net", "t/weights.safetensors").classifier.weight
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("evaluate DATA --chip c --config lba-m7e4", "leave out --config"),
+        ("evaluate DATA --chip c --weights w --layers a=float", "leave out --weights, --layers"),
+        ("train TRAIN --chip c --config lba-m7e4", "leave out --config"),
+        ("evaluate SMALL --save-chip c --config lba-m7e4", "a file holds one network, and there are 2 configs"),
+        ("evaluate DATA --chip none", "none cannot be read"),
+        ("evaluate DATA --chip float.pt", "cannot be read"),
+        ("describe", "name one file"),
+        ("evaluate --model hf:none --data digits --chip hf:none", "none is no folder"),
+        ("evaluate --model hf:. --data digits", "model 'hf:.'"),
+    ],
+)
+def test_refusals(options, told):
+    groups = {"DATA": DATA, "TRAIN": TRAIN, "SMALL": SMALL}
+    words = [word for text in shlex.split(options) for word in groups.get(text, [text])]
+    assert told in recoup(*words, code=2).stderr
+
+
+def test_folders_of_hugging_face():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, image_size=8, patch_size=4,
+        num_channels=1, num_labels=10,
+    )  # fmt: skip
+    model = transformers.ViTForImageClassification(config).eval()
+    model.save_pretrained("vit")
+    x = torch.rand(3, 1, 8, 8)
+    rc.emulate_(model, rc.LBA.m7e4())
+    rc.lba.choose_exponents_(model, [x])
+    rc.lba.correct_gain_(model, [x])
+    expected = model(x).logits
+    rc.save(model, "vit")
+    assert Path("vit/recoup.safetensors").exists()
+    assert torch.equal(rc.load("hf:vit").eval()(x).logits, expected)
+    loaded = rc.load("vit", transformers.ViTForImageClassification(config)).eval()
+    assert str(rc.describe(loaded)) == str(rc.describe(model))
+    rest = shlex.split("--data digits --limit 20 --json")
+    told = json.loads(recoup("evaluate", "--model", "hf:vit", "--chip", "hf:vit", *rest).stdout)
+    assert told["float"]["count"] == 20
+    assert any("attention" in name for name in told["layers"])
