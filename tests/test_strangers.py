@@ -53,7 +53,7 @@ def fail(model, batches):
 
 
 HALVE = rc.wings.Repair("half bias", "bias", "Biases are halved.", "halving", halve, short="halve")
-FAIL = rc.wings.Repair("broken", "gain", "It fails.", "failing", fail)
+FAIL = rc.wings.Repair("broken", "statistics", "It fails.", "failing", fail)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -100,6 +100,18 @@ def test_a_repair_that_fails_leaves_everything():
         assert equal(state(model), before)
         assert equal(extras(model), kept)
         assert str(rc.describe(model)) == said
+
+
+def test_a_repair_is_refused_under_what_a_later_stage_wrote():
+    model = rc.repair_(strange(), BATCHES)
+    before = state(model)
+    with pytest.raises(rc.RecoupError, match="half bias: batch norm statistics were repaired"):
+        applied(model, HALVE, BATCHES)
+    rc.undo_(model, "statistics")
+    early = rc.wings.Repair("early", "gain", "It comes too late.", "early", halve)
+    with pytest.raises(rc.RecoupError, match="early: half bias edited the network"):
+        applied(model, early, BATCHES)
+    assert equal(state(applied(model, HALVE, BATCHES) or rc.repair_(model, BATCHES)), before)
 
 
 def test_weights_that_were_trained_after_such_a_repair_stay_and_it_is_said():

@@ -173,8 +173,7 @@ def run_training(
     first = not under_torchrun() or os.environ["RANK"] == "0"
     torch.manual_seed(recipe.seed)
     model = _network(recipe)
-    data = load_data(recipe.data, "train", limit=recipe.limit, seed=recipe.seed if recipe.limit else None)
-    test = load_data(recipe.data, "test", limit=recipe.test_limit, seed=0 if recipe.test_limit else None)
+    data, test = _images(recipe)
     _check_fits(recipe, model, data, test)
     if first:
         _reserve(recipe, folder, overwrite and not under_torchrun())
@@ -228,6 +227,13 @@ def _network(recipe: TrainingRecipe) -> nn.Module:
     options: dict[str, Any] = {} if recipe.norm is None else {"norm": recipe.norm}
     model = load_model(recipe.model, recipe.weights, **options)
     return model if recipe.chip is None else load_network(recipe.chip, model)
+
+
+def _images(recipe: TrainingRecipe) -> tuple[Dataset, Dataset]:
+    """To train on and to test with."""
+    data = load_data(recipe.data, "train", limit=recipe.limit, seed=recipe.seed if recipe.limit else None)
+    test = load_data(recipe.data, "test", limit=recipe.test_limit, seed=0 if recipe.test_limit else None)
+    return data, test
 
 
 def _accuracy_before(model: nn.Module, recipe: TrainingRecipe, test: Dataset) -> dict[str, float]:
