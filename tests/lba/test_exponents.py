@@ -3,6 +3,7 @@
 import copy
 import pickle
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -68,10 +69,11 @@ def test_the_chosen_shift_is_the_largest_that_holds_every_partial_sum(layer, sha
     model = rc.emulate_(nn.Sequential(layer()), unit)
     x = torch.randn(shape) * scale
     assert rc.lba.choose_exponents_(model, [x]) is model
-    held = [holds(model[0], x, unit, model[0].shift + more) for more in (0, 1)]
+    chosen: Any = model[0]
+    held = [holds(chosen, x, unit, chosen.shift + more) for more in (0, 1)]
     whole = isinstance(unit.operands, Int)
     assert held[0]
-    assert not held[1] or (whole and model[0].shift == 0)
+    assert not held[1] or (whole and chosen.shift == 0)
 
 
 def holds(layer, x, unit, shift):
@@ -130,7 +132,8 @@ def test_saturation_is_said_with_layer_share_and_remedy_and_goes():
         rc.calibrate_(rc.emulate_(grown(), LBA.m7e4(), {"classifier": None}), data, {"classifier": True})
     with pytest.warns(rc.RecoupWarning, match="choose_exponents_: undid gain .* and statistics"):
         rc.lba.choose_exponents_(model, data)
-    assert model.stem.shift < -3
+    stem: Any = model.stem
+    assert stem.shift < -3
     rc.evaluate(model, data)  # no warning
     rc.lba.profile(model, data, outputs=64)
     rc.repair_(model, data)
@@ -188,10 +191,11 @@ def test_compiled_whole():
     layer = rc.emulate_(nn.Sequential(nn.Linear(6, 3)), LBA.m7e4())
     x = torch.randn(5, 6) * 100
     rc.lba.choose_exponents_(layer, [x])
-    assert layer[0].shift
+    chosen: Any = layer[0]
+    assert chosen.shift
     compiled = torch.compile(layer, fullgraph=True, backend="eager")
     assert torch.equal(compiled(x), layer(x))
-    layer[0].shift -= 1
+    chosen.shift -= 1
     assert torch.equal(compiled(x), layer(x))
 
 
@@ -219,11 +223,12 @@ def test_attention_has_a_shift_a_product_rows_and_entries(tmp_path):
     sums, product, unit = terms.cumsum(-1).abs().max(), terms.abs().max(), LBA()
     assert isinstance(unit.product, Float)
     ends = (sums / unit.accumulator.largest_value * 2, product / unit.product.largest_value)
-    assert [all(end * 2.0 ** (model.products.score_shift + more) < 1 for end in ends) for more in (0, 1)] == [
+    products: Any = model.products
+    assert [all(end * 2.0 ** (products.score_shift + more) < 1 for end in ends) for more in (0, 1)] == [
         True,
         False,
     ]
-    assert model.products.value_shift < 0
+    assert products.value_shift < 0
     rc.lba.profile(model, [x], outputs=200)  # no warning
     assert rc.describe(model).to_dict()["products"]["repairs"] == ["exponents (choose_exponents_, 2 images)"]
     rc.save(model, tmp_path / "chip")

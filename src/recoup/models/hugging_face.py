@@ -28,7 +28,8 @@ def from_folder(spec: str) -> nn.Module:
         kind: Any = getattr(transformers, (config.architectures or [""])[0], None)
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
             raise RecoupError(f"model {spec!r}: config.json names {config.architectures}, no class of transformers")
-        return kind.from_pretrained(folder, local_files_only=True)
+        found: Any = kind
+        return found.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, RecoupError):
             raise
