@@ -66,12 +66,13 @@ def register(card: Card) -> Card:
                     f"wings.register: {name!r} is taken by {taken[name].config.__name__}; give {card.config.__name__} "
                     "another name"
                 )
-    for config in [config for config in _CARDS if _same(config, card.config)]:
-        del _CARDS[config]
+    again = any(_same(config, card.config) for config in _CARDS)
+    known = [(card.config, card) if _same(config, card.config) else (config, own) for config, own in _CARDS.items()]
     for plain, emulated in card.layers.items():
         if "float_class" not in vars(emulated):
             emulated.float_class = plain  # type: ignore[attr-defined]
-    _CARDS[card.config] = card
+    _CARDS.clear()
+    _CARDS.update(known if again else [*known, (card.config, card)])  # one that is there keeps its place
     return card
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from recoup.kernels import memory
 from recoup.kernels.memory import LARGE, address, fresh
 
 SMAPS = Path("/proc/self/smaps")
@@ -51,10 +52,18 @@ def test_fresh_tensors_are_contiguous_and_of_their_models_shape(size, dtype):
 
 
 @pytest.mark.skipif(not SMAPS.exists(), reason="Linux notes it there")
-def test_only_large_tensors_ask_for_huge_pages():
+def test_large_tensors_lie_in_huge_pages():
     enabled = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if not enabled.exists() or "[never]" in enabled.read_text():
         pytest.skip("this kernel has no huge pages to ask for")
-    large, small = fresh(torch.zeros(4 * LARGE, dtype=torch.uint8)), fresh(torch.zeros(8, dtype=torch.uint8))
+    large = fresh(torch.zeros(4 * LARGE, dtype=torch.uint8))
     assert "hg" in flags(large.data_ptr() + LARGE)
-    assert "hg" not in flags(small.data_ptr())
+
+
+def test_small_tensors_ask_for_nothing(monkeypatch):
+    asked = []
+    monkeypatch.setattr(memory, "_advise", lambda: lambda *given: asked.append(given))
+    fresh(torch.zeros(8, dtype=torch.uint8))
+    assert asked == []
+    fresh(torch.zeros(LARGE, dtype=torch.uint8))
+    assert len(asked) == 1

@@ -107,6 +107,7 @@ class Kernels:
             found, expected = self.gpu.products(*self.given(g, x)), cpu.products(g, x)
             assert all(torch.equal(f.cpu().sum(-1), e.sum(-1)) for f, e in zip(found, expected, strict=True))
 
+    @pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")  # the interpreter's NumPy
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     @pytest.mark.parametrize("name", FORMATS)
     def test_normalize_and_gradient(self, name, dtype):

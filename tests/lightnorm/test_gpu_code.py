@@ -37,7 +37,11 @@ def compiled(name, capability, wide=False, **constants):
     types = dict.fromkeys((*DOUBLES, "amounts"), "*fp64") | dict.fromkeys(("indices", "out_indices"), "*i64")
     types |= dict.fromkeys(("x", "g", "xhat", "y", "dx"), "*fp64" if wide else "*fp32")
     types |= {"keys": "*i64" if wide else "*i32", "found": "*i32"}
-    types |= dict.fromkeys(("mask", "low", "top", "spread", "depth"), "i64") | dict.fromkeys(constants, "constexpr")
+    if name == "normalize_kernel":  # the difference has a format of its own, and is rounded as the rest is
+        constants |= {f"{given}_D": constants[given] for given in ("MODE", "NEAREST", "FLUSH")}
+    values = ("mask", "low", "top", "spread", "depth")
+    types |= dict.fromkeys((*values, *(f"{value}_D" for value in values)), "i64")
+    types |= dict.fromkeys(constants, "constexpr")
     signature = {argument: types.get(argument, "i32") for argument in kernel.arg_names}
     places = {(kernel.arg_names.index(argument),): value for argument, value in constants.items()}
     source = ASTSource(kernel, signature, places)

@@ -75,6 +75,6 @@ def test_a_record_that_cannot_be_written_is_not_half_there(tmp_path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(RecoupError, match="No space"):
         reserve(tmp_path, "record", "ours", stays)
     assert left(tmp_path) == {}
