@@ -110,7 +110,7 @@ def test_negative_inputs_of_layers_that_cannot_stay_in_float():
     only = {"re:.*": None, "4": True}
     with pytest.raises(rc.RecoupError, match="No other layer is to be calibrated"):
         rc.calibrate_(model, [x], dict(reversed(only.items())), negative="float")
-    with pytest.raises(rc.RecoupError, match="negative must be 'error' or 'float'"):
+    with pytest.raises(rc.RecoupError, match="negative must be one of 'error', 'float'"):
         rc.calibrate_(model, [x], negative="clip")
     with pytest.warns(rc.RecoupWarning, match="6 of 12"):
         rc.emulate_(rc.calibrate_(model, [x], negative="float"), rc.NBSMT())

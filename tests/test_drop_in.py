@@ -124,12 +124,14 @@ def test_strides_change_no_bit(make, shape, config, train):
             torch.testing.assert_close(ours, wanted, msg=name)
 
 
+@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize(("make", "shape", "config"), CASES)
-def test_a_batch_of_none_has_the_shape_of_torchs(make, shape, config):
-    model = emulated(make, shape, config).eval()
+def test_a_batch_of_none_has_the_shape_of_torchs(make, shape, config, train):
+    model, plain = emulated(make, shape, config).train(train), make().train(train)
     x = torch.rand(0, *shape[1:], requires_grad=True)
     y = model(x)
-    assert y.shape == make().eval()(x).shape
+    assert y.shape == plain(x).shape
+    assert all(map(torch.equal, model.buffers(), plain.buffers()))
     y.sum().backward()
     assert x.grad is not None
     assert x.grad.shape == x.shape

@@ -15,8 +15,10 @@ import torch
 from torch import nn
 
 from recoup.errors import RecoupError, RecoupWarning
+from recoup.fields import choice, integer
 from recoup.network import ledger
 from recoup.network.batches import call, count, prepared
+from recoup.network.checks import is_module
 from recoup.network.emulated import Emulated, running
 from recoup.network.images import first_images, keep_images
 from recoup.network.modes import evaluating
@@ -66,8 +68,9 @@ def calibrate_(
     Warns:
         RecoupWarning: the layers that ``negative="float"`` leaves in float.
     """
-    if negative not in get_args(Negative):
-        raise RecoupError(f"calibrate_(negative={negative!r}): negative must be 'error' or 'float'")
+    is_module(model, "calibrate_")
+    choice("calibrate_", "negative", negative, get_args(Negative))
+    integer("calibrate_", "keep", keep, (0, 1 << 62))
     candidates = _candidates(model)
     chosen = Selection(layers, candidates, "calibrate_")
     weighty = {name: found.module for name, found in multipliers(model).items()} | candidates

@@ -12,6 +12,7 @@ from torch import nn
 
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.network import ledger
+from recoup.network.checks import is_module
 from recoup.network.emulated import Emulated, become, emulated_layers, keep_off_fast_path, revert
 from recoup.network.multipliers import Multiplier, multipliers
 from recoup.network.selection import UNMATCHED, Selection
@@ -55,6 +56,7 @@ def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> 
             `calibrate_` never saw, and modules of any other class that own weights and may multiply with them
             (`network.multipliers`). A layer map's None leaves any of them in float without a word.
     """
+    is_module(model, "emulate_")
     config, layers = _unpacked(config, layers)
     modules = dict(model.named_modules())
     weighty = multipliers(model)
@@ -66,9 +68,15 @@ def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> 
     if not plan:
         raise RecoupError(f"emulate_: {_why_nothing(model, config)}{_also_left(left)}")
     _check_each_is_used(plan, modules, chosen, {None: config} | dict(layers or {}))
-    _convert(plan, modules)
-    ledger.begin_structure(model, "emulate_")
-    _warn(plan, left)
+    with ledger.whole(model):  # warnings may be errors
+        _convert(plan, modules)
+        try:
+            ledger.begin_structure(model, "emulate_")
+            _warn(plan, left)
+        except BaseException:
+            for module, _, _ in plan.values():
+                revert(module)
+            raise
     return model
 
 
@@ -199,6 +207,7 @@ def restore_(model: M, *, statistics: str = "auto") -> M:
     """
     if statistics not in ("auto", "undo"):
         raise RecoupError(f"restore_(statistics={statistics!r}): statistics must be 'auto' or 'undo'")
+    is_module(model, "restore_")
     _restore_tensors(model, statistics == "undo")
     for layer in emulated_layers(model).values():
         revert(layer)

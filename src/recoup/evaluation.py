@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from recoup.errors import RecoupError
 from recoup.network import ledger
 from recoup.network.batches import call, count, prepared, split
+from recoup.network.checks import is_module
 from recoup.network.emulated import emulated_layers, running
 from recoup.network.meters import METERS, Accuracy, Meter, Metric, Top1
 from recoup.network.modes import compiled, evaluating
@@ -86,6 +87,7 @@ def evaluate(
     >>> round(evaluate(model, batches, "nats").value, 4)
     0.7043
     """
+    is_module(model, "evaluate")
     ledger.warn_stale(model, "evaluate")
     if callable(metric):
         with _saying_saturated(model):

@@ -1,15 +1,19 @@
 """What frozen values are made of: checks of their fields, copies with changes, plain values; and hardware's configs."""
 
 import json
+import math
 import operator
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import lru_cache
-from typing import Any, Self
+from numbers import Real
+from pathlib import Path
+from typing import Any, Self, TypeGuard
 
 from recoup.errors import RecoupError
 
-__all__ = ["Config", "Value", "boolean", "choice", "integer"]
+__all__ = ["Config", "Value", "boolean", "choice", "finite", "integer", "is_number", "location", "number"]
 
 
 def integer(owner: str, name: str, value: Any, legal: tuple[int, int], note: str = "") -> int:
@@ -17,7 +21,7 @@ def integer(owner: str, name: str, value: Any, legal: tuple[int, int], note: str
     low, high = legal
     try:
         index = operator.index(value)
-    except TypeError:
+    except (TypeError, RuntimeError):  # the latter of tensors without values
         index = None
     if index is not None and not isinstance(value, bool) and low <= index <= high:
         return index
@@ -26,8 +30,35 @@ def integer(owner: str, name: str, value: Any, legal: tuple[int, int], note: str
 
 def choice(owner: str, name: str, value: Any, legal: tuple[str, ...]) -> None:
     """An error that lists the legal words unless ``value`` is one of them."""
-    if value not in legal:
+    if not isinstance(value, str) or value not in legal:
         raise RecoupError(f"{owner}({name}={value!r}): {name} must be one of {', '.join(map(repr, legal))}")
+
+
+def number(owner: str, name: str, value: Any, legal: tuple[float, float]) -> float:
+    """``value`` as a float within the legal range, or an error; NaN lies in none."""
+    low, high = legal
+    if is_number(value) and low <= value <= high:
+        return float(value)
+    raise RecoupError(f"{owner}({name}={value!r}): {name} must be a number from {low:g} to {high:g}")
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether ``value`` is a real number; a bool is none, nor is a tensor."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def finite(owner: str, name: str, value: Any, note: str = "") -> float:
+    """``value`` as a float that is neither NaN nor infinite, or an error."""
+    if is_number(value) and -math.inf < value < math.inf:
+        return float(value)
+    raise RecoupError(f"{owner}({name}={value!r}): {name} must be a number{note}")
+
+
+def location(owner: str, name: str, value: Any) -> Path:
+    """``value`` as a path, or an error."""
+    if isinstance(value, str | os.PathLike):
+        return Path(value)
+    raise RecoupError(f"{owner}({name}={value!r}): {name} must be a path")
 
 
 def boolean(owner: str, name: str, value: Any) -> None:
@@ -48,7 +79,15 @@ class Value:
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated again."""
+        self._check_names(changes)
         return replace(self, **changes)  # type: ignore[type-var]
+
+    @classmethod
+    def _check_names(cls, values: Iterable[str]) -> None:
+        known = [f.name for f in fields(cls) if f.init]  # type: ignore[arg-type]
+        for name in values:
+            if name not in known:
+                raise RecoupError(f"{cls.__name__}: unknown field {name!r}; the fields are {', '.join(known)}")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values; a value among them is its own fields, under its class's name if `inner` has
@@ -63,10 +102,12 @@ class Value:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """The inverse of `to_dict`; an unknown field is an error that names it."""
-        known = [f.name for f in fields(cls) if f.init]  # type: ignore[arg-type]
-        for name in values:
-            if name not in known:
-                raise RecoupError(f"{cls.__name__}: unknown field {name!r}; the fields are {', '.join(known)}")
+        if not isinstance(values, Mapping):
+            raise RecoupError(f"{cls.__name__}.from_dict: expected a map from fields to values; got {values!r}")
+        cls._check_names(values)
+        for f in fields(cls):  # type: ignore[arg-type]
+            if f.init and f.default is MISSING and f.default_factory is MISSING and f.name not in values:
+                raise RecoupError(f"{cls.__name__}.from_dict: the field {f.name!r} is missing")
         kinds = {kind.__name__: kind for kind in cls.inner()}
         return cls(**{name: cls._read(value, kinds) for name, value in values.items()})
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from recoup.errors import RecoupError
 from recoup.grammar import as_config, written
+from recoup.network.checks import is_module
 from recoup.network.emulated import emulated_layers
 from recoup.storage.digest import of_text
 from recoup.storage.files import write_atomically
@@ -77,8 +78,7 @@ class Policy(Mapping[str, Any]):
     @classmethod
     def of(cls, model: nn.Module, name: str = "") -> "Policy":
         """The hardware of a model as it is: every emulated layer by its name."""
-        if not isinstance(model, nn.Module):
-            raise RecoupError(f"Policy.of: model must be a torch.nn.Module; got {type(model).__name__}")
+        is_module(model, "Policy.of")
         return cls({layer: module.config for layer, module in emulated_layers(model).items()}, name)
 
     @property

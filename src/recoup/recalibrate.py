@@ -17,9 +17,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from recoup.errors import RecoupError
 from recoup.network import ledger
 from recoup.network.batches import call, count, prepared
+from recoup.network.checks import is_module
 from recoup.network.emulated import emulated_layers, running
 from recoup.network.modes import evaluating
-from recoup.network.norms import Statistics, tracking_norms
+from recoup.network.norms import Statistics, check_changeable, tracking_norms
+from recoup.network.reached import watching
 from recoup.network.wing import Repair
 
 Method = Literal["paired", "average", "ema"]
@@ -65,9 +67,13 @@ def recalibrate_(
         The same model. After an error or an interrupt all statistics are as before.
 
     Raises:
-        RecoupError: no batch norm with running statistics, nothing to pair with, unknown method, no or bad batches,
-            batches with one value per channel.
+        RecoupError: no batch norm with running statistics, none that ran, nothing to pair with, unknown method, no or
+            bad batches, batches with one value per channel.
+
+    Warns:
+        RecoupWarning: batch norms that never ran; they keep their statistics.
     """
+    is_module(model, "recalibrate_")
     _check(model, method, baseline)
     norms = _norms(model)
     kept = emulated_layers(model) or baseline is not None  # without hardware it is an ordinary re-estimation
@@ -75,20 +81,23 @@ def recalibrate_(
         for norm in norms.values():
             ledger.take_back(norm, "statistics")
         before = {name: ledger.statistics(norm) for name, norm in norms.items()}
-        if method == "paired":
-            images = _paired(model, norms, batches, baseline, progress)
-        elif method == "average":
-            images = _average(model, norms, batches, progress)
-        else:
-            images = _ema(model, norms, batches, progress)
+        with watching(norms, "recalibrate_", kind="batch norms"):
+            if method == "paired":
+                images = _paired(model, norms, batches, baseline, progress)
+            elif method == "average":
+                images = _average(model, norms, batches, progress)
+            else:
+                images = _ema(model, norms, batches, progress)
         if kept:
             ledger.record(model, norms, "statistics", "recalibrate_", before, images=images)
     return model
 
 
 def _check(model: nn.Module, method: str, baseline: nn.Module | None) -> None:
-    if method not in get_args(Method):
+    if not isinstance(method, str) or method not in get_args(Method):
         raise RecoupError(f"recalibrate_(method={method!r}): method must be one of {', '.join(get_args(Method))}")
+    if baseline is not None:
+        is_module(baseline, "recalibrate_(baseline)")
     if method != "paired" and baseline is not None:
         raise RecoupError(f"recalibrate_(method={method!r}): baseline belongs to method 'paired'")
     if method == "paired" and baseline is None and not emulated_layers(model):
@@ -254,10 +263,16 @@ def _by_moments(norms: Iterable[_BatchNorm]) -> Iterator[None]:
 
 def _norms(model: nn.Module) -> dict[str, _BatchNorm]:
     norms = tracking_norms(model)
+    check_changeable(model, "recalibrate_")
     if not norms:
         raise RecoupError(
             "recalibrate_: the model has no batch norm with running statistics; for other networks use correct_bias_"
         )
+    for name, norm in norms.items():
+        if not norm.eps > 0:
+            raise RecoupError(
+                f"recalibrate_: batch norm {name!r} has eps={norm.eps!r}; with statistics of a batch it must be above 0"
+            )
     return norms
 
 

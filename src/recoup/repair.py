@@ -10,8 +10,10 @@ from torch import nn
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.network import ledger
 from recoup.network.applied import applied
+from recoup.network.batches import reread
+from recoup.network.checks import is_module
 from recoup.network.emulated import Emulated, emulated_layers
-from recoup.network.norms import has_norms
+from recoup.network.norms import check_changeable, has_norms
 from recoup.network.saturation import watching_sums
 from recoup.network.wing import STAGES, Card, Repair
 from recoup.wings import wing_of
@@ -43,6 +45,7 @@ def repair_(model: M, batches: Iterable[Any], plan: str | Sequence[str] = "defau
             brings back.
     """
     present = _wings(model, "repair_")
+    check_changeable(model, "repair_")
     steps = _planned(model, present, plan)
     if not steps and plan != "none":
         warnings.warn(
@@ -51,7 +54,7 @@ def repair_(model: M, batches: Iterable[Any], plan: str | Sequence[str] = "defau
             RecoupWarning,
             stacklevel=2,
         )
-    kept = batches if hasattr(batches, "__len__") or len(steps) < 2 else list(batches)
+    kept = batches if len(steps) < 2 else reread(batches, "repair_")
     with ledger.whole(model), watching_sums(model, "repair_"):
         ledger.undo(model, "gain")
         for step in steps:
@@ -70,10 +73,11 @@ def undo_(model: M, stage: str | None = None) -> M:
     Raises:
         RecoupError: no such stage.
     """
-    _is_model(model, "undo_")
+    is_module(model, "undo_")
     if stage is not None and stage not in STAGES:
         raise RecoupError(f"undo_(stage={stage!r}): stage must be one of {', '.join(STAGES)}, or None for all repairs")
-    ledger.undo(model, stage or LATER[0])
+    with ledger.whole(model):
+        ledger.undo(model, stage or LATER[0])
     return model
 
 
@@ -110,7 +114,7 @@ def describe(model: nn.Module) -> Description:
     >>> print(describe(nn.Linear(2, 2)))
     a float network: nothing was done to it
     """
-    _is_model(model, "describe")
+    is_module(model, "describe")
     lines, elsewhere = [], any(stage == "statistics" for stage, _ in ledger.stale(model))
     for name, module in model.named_modules():
         own = sorted(ledger.entries(module).values(), key=lambda entry: entry.number)
@@ -133,13 +137,8 @@ def _said(module: nn.Module, entry: ledger.Entry, elsewhere: bool) -> str:
     return text if why is None else f"{text}, stale: fitted for {why}"
 
 
-def _is_model(model: Any, verb: str) -> None:
-    if not isinstance(model, nn.Module):
-        raise RecoupError(f"{verb}: model must be a torch.nn.Module; got {type(model).__name__}")
-
-
 def _wings(model: nn.Module, verb: str) -> dict[type, Card]:
-    _is_model(model, verb)
+    is_module(model, verb)
     present = {type(layer.config): wing_of(layer.config, verb) for layer in emulated_layers(model).values()}
     if not present:
         raise RecoupError(f"{verb}: the model has no emulated layer: emulate_ it first")

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from recoup.emulate import emulate_, restore_
 from recoup.errors import RecoupError
+from recoup.fields import location
 from recoup.grammar import parse_config, written
 from recoup.models import load as load_model
 from recoup.network import ledger
+from recoup.network.checks import is_module
 from recoup.network.emulated import Emulated, emulated_layers
 from recoup.policy import Policy
 from recoup.storage.files import write_atomically
@@ -43,8 +45,8 @@ def save(model: nn.Module, path: str | Path) -> None:
     Warns:
         RecoupWarning: repairs that were fitted for other weights or another config; they are saved as they are.
     """
-    if not isinstance(model, nn.Module):
-        raise RecoupError(f"save: model must be a torch.nn.Module; got {type(model).__name__}")
+    is_module(model, "save")
+    path = location("save", "path", path)
     ledger.warn_stale(model, "save")
     tensors: dict[str, Any] = {n: value for n, value in model.state_dict().items() if isinstance(value, Tensor)}
     taken = next((name for name in tensors if name.startswith(PREFIX)), None)
@@ -102,8 +104,8 @@ def load(path: str | Path, model: nn.Module | str | None = None, **options: Any)
     if model is None and str(path).startswith(FOLDER):
         model = str(path)
     network: Any = load_model(model, **options) if isinstance(model, str) else model
-    if not isinstance(network, nn.Module):
-        raise RecoupError(f"load: model must be a torch.nn.Module or its name; got {type(model).__name__}")
+    is_module(network, "load")
+    path = location("load", "path", path)
     if emulated_layers(network):
         raise RecoupError("load: the model is emulated already: restore_ it first")
     header, tensors = read(path)

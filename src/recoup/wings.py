@@ -82,7 +82,7 @@ def forget(config: type) -> None:
     Raises:
         RecoupError: no wing of that config.
     """
-    if _CARDS.pop(config, None) is None:
+    if not isinstance(config, type) or _CARDS.pop(config, None) is None:
         raise RecoupError(f"wings.forget({config!r}): no such wing")
 
 

@@ -17,6 +17,7 @@ from recoup.formats.block_codes import BlockCodes, decode_blocks, encode_blocks
 from recoup.formats.float_codes import FloatFields, decode_float, encode_float
 from recoup.formats.pieces import in_units, place, take_apart
 from recoup.formats.spec import BlockFloat, Float, Int
+from recoup.network.checks import strided
 
 __all__ = ["BlockCodes", "FloatFields", "code_bits", "decode", "encode"]
 
@@ -79,6 +80,7 @@ def encode(x: Tensor, format: Format) -> Tensor | BlockCodes:
     _check_format("encode", format)
     if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64) or x.device.type == "meta":
         raise RecoupError(f"encode: x is {_kind(x)}; it must be a float32 or float64 tensor on cpu or cuda")
+    strided(x, "encode", "x")
     if isinstance(format, BlockFloat):
         _check_dim("encode", "x", x, format)
         flat = x.reshape(1) if x.dim() == 0 else x  # torch's convention: a scalar has one dimension of one element
@@ -127,6 +129,7 @@ def decode(codes: Tensor | BlockCodes, format: Format) -> Tensor:
         return decode_blocks(flat, format).reshape(elements.shape)
     if not isinstance(codes, Tensor) or codes.dtype != torch.int64 or codes.device.type == "meta":
         raise RecoupError(f"decode: the codes are {_kind(codes)}; they must be an int64 tensor on cpu or cuda")
+    strided(codes, "decode", "codes")
     bits = code_bits(format)
     x, legal = decode_float(codes, format) if isinstance(format, Float) else _decode_int(codes, format)
     if bits < 64:

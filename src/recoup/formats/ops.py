@@ -18,6 +18,7 @@ from recoup.formats import cpu
 from recoup.formats.constants import kernel_dtype
 from recoup.formats.spec import BlockFloat, Float, Int
 from recoup.kernels.operators import needs_triton, register
+from recoup.network.checks import instance, strided
 
 __all__ = ["quantize"]
 
@@ -57,6 +58,9 @@ def quantize(x: Tensor, format: Format, generator: torch.Generator | None = None
     """
     if not isinstance(x, Tensor) or x.dtype not in RANDOM or x.device.type not in ("cpu", "cuda", "meta"):
         raise RecoupError(f"quantize: x is {_kind(x)}; it must be a float32 or float64 tensor on cpu or cuda")
+    strided(x, "quantize", "x")
+    if generator is not None:
+        instance(generator, torch.Generator, "quantize", "generator", "torch.Generator().manual_seed(0)")
     random = None
     if isinstance(format, Int):
         return _quantize_int(x, format.bits, format.signed, format.overflow)

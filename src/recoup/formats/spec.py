@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any, Literal, get_args
 
 from recoup.errors import RecoupError
-from recoup.fields import Value, boolean, choice, integer
+from recoup.fields import Value, boolean, choice, integer, is_number
 
 __all__ = ["BlockFloat", "Float", "Int"]
 
@@ -88,8 +88,7 @@ largest=448.0)
     def _checked_largest(self, largest: Any) -> float | None:
         bottom, step = math.ldexp(1.0, self.max_exponent), math.ldexp(1.0, self.max_exponent - self.mantissa)
         top = self._complete_top
-        number = isinstance(largest, (int, float)) or hasattr(largest, "__float__")
-        if not number or isinstance(largest, bool) or not bottom <= largest <= top or (largest - bottom) % step:
+        if not is_number(largest) or not bottom <= largest <= top or (largest - bottom) % step:
             raise RecoupError(
                 f"Float(largest={largest!r}): largest must be a value of the top binade, "
                 f"from {bottom!r} to {top!r} in steps of {step!r}"

@@ -8,10 +8,11 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from functools import cache
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from recoup.errors import RecoupError
 from recoup.kernels.subnormals import exactly
@@ -25,8 +26,39 @@ WITHOUT_TRITON = "on CUDA, {who} Triton ({error}): pip install 'recoup[gpu]', or
 
 Backend = TypeVar("Backend")
 
+
+class _Library(torch.library.Library):
+    """Operators whose derivatives are reverse ones: others are refused where torch would give zeros or an error that
+    names nothing."""
+
+    def impl(self, op_name: Any, fn: Callable, dispatch_key: str = "", **options: Any) -> None:
+        if dispatch_key == "Autograd":
+            fn = _reverse_only(op_name, fn)
+        super().impl(op_name, fn, dispatch_key, **options)
+
+
+def _reverse_only(name: str, kernel: Callable) -> Callable:
+    def run(keyset: Any, *args: Any) -> Any:
+        if forward_ad._current_level >= 0 and any(_has_tangent(value) for value in args):
+            raise RecoupError(_ONLY_REVERSE.format(name, "torch.func.jvp or torch.autograd.forward_ad"))
+        try:
+            return kernel(keyset, *args)
+        except RuntimeError as error:
+            if "setup_context" not in str(error):
+                raise
+            raise RecoupError(_ONLY_REVERSE.format(name, "torch.func.grad, vjp or jacrev")) from None
+
+    return run
+
+
+def _has_tangent(value: Any) -> bool:
+    return isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None
+
+
+_ONLY_REVERSE = "recoup::{} cannot run inside {}: use torch.autograd.grad or .backward(); torch.vmap works"
+
 # Registered by hand: torch.library.custom_op imports the compiler, 140 MB and seconds, at an operator's first call.
-_library = torch.library.Library("recoup", "FRAGMENT")
+_library = _Library("recoup", "FRAGMENT")
 
 
 def register(

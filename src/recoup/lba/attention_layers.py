@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from recoup.errors import RecoupError
+from recoup.fields import boolean, finite, number
 from recoup.lba.config import LBA
 from recoup.lba.layers import RANGE_REMEDY
 from recoup.lba.ops import as_float32, batched, checked_config, draw_seed, shifted_code
 from recoup.lba.quantizers import quantize_operand
 from recoup.models.attention import AttentionProducts
+from recoup.network.checks import one_device, strided
 from recoup.network.emulated import Emulated
 
 
@@ -50,8 +52,11 @@ def attention(
     Raises:
         RecoupError: a config, shapes or dtypes that do not fit, operands that are not finite.
     """
-    checked_config(config, layer)
-    q, k, v = (as_float32(t, layer) for t in (q, k, v))
+    config = checked_config(config, layer)
+    q, k, v = (as_float32(t, layer, name) for t, name in ((q, "q"), (k, "k"), (v, "v")))
+    scale = None if scale is None else finite(layer, "scale", scale, " or None")
+    number(layer, "dropout", dropout, (0.0, 1.0))
+    boolean(layer, "causal", causal)
     _check_shapes(q, k, v, layer)
     if q.dim() > 2 and q.shape[-3] != k.shape[-3]:
         k, v = (t.repeat_interleave(q.shape[-3] // k.shape[-3], -3) for t in (k, v))
@@ -88,6 +93,8 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, layer: str) -> None:
 
 
 def _check_mask(mask: Tensor, scores: Tensor, layer: str) -> None:
+    strided(mask, layer, "mask")
+    one_device(layer, scores, mask)
     if mask.dtype != torch.bool and not mask.is_floating_point():
         raise RecoupError(
             f"{layer}: the mask must be boolean (True: may look) or floating (added to the scores); got {mask.dtype} "

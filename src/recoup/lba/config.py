@@ -96,6 +96,11 @@ class LBA(Config):
         self._set("scale", self._checked_scale())
         if not isinstance(self.operands, Float | Int | None):
             raise RecoupError(f"LBA(operands={self.operands!r}): operands must be a Float, an Int or None")
+        if isinstance(self.operands, Int) and (not self.operands.signed or self.operands.bits < INT_BITS[0]):
+            raise RecoupError(
+                f"LBA(operands={self.operands!r}): Int operands must be signed and have at least {INT_BITS[0]} bits: "
+                "their codes lie from -largest to largest"
+            )
         if self.backward is not None and (not isinstance(self.backward, LBA) or self.backward.backward is not None):
             raise RecoupError(
                 f"LBA(backward={self.backward!r}): backward must be an LBA without a backward of its own, or None"

@@ -184,7 +184,9 @@ def register_transformers(config: LBA, name: str = HUGGING_FACE) -> str:
     Raises:
         RecoupError: transformers is not installed, or older than its attention interface (4.53); no LBA config.
     """
-    checked_config(config, "lba.register_transformers")
+    config = checked_config(config, "lba.register_transformers")
+    if not isinstance(name, str) or not name:
+        raise RecoupError(f"lba.register_transformers(name={name!r}): name must be a word")
     try:
         from transformers import AttentionInterface
         from transformers.masking_utils import AttentionMaskInterface, sdpa_mask

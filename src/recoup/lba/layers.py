@@ -21,6 +21,7 @@ from recoup.errors import RecoupError
 from recoup.lba.config import LBA
 from recoup.lba.ops import as_float32, batched, checked_config, convolution, draw_seed, shifted_code
 from recoup.lba.quantizers import quantize_operand
+from recoup.network.checks import strided
 from recoup.network.convolution import Padded, as_2d
 from recoup.network.emulated import Emulated
 
@@ -129,7 +130,9 @@ class LBALayer(Emulated):
         if name == "shift":
             low, high = self.config.shift_range
             return None if low <= int(value) <= high else f"is {int(value)}, not from {low} to {high}"
-        return f"has shape {list(value.shape)}" if name == "gain" and value.shape != self.matrix.shape[:1] else None
+        if name == "gain" and value.shape != self.matrix.shape[:1]:
+            return f"has shape {list(value.shape)}"
+        return "holds NaN or infinity" if name == "gain" and not bool(value.isfinite().all()) else None
 
 
 class LBARows(LBALayer):
@@ -138,8 +141,9 @@ class LBARows(LBALayer):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         if self.mode == "float":
             return self._in_float(super().forward(input))  # type: ignore[misc]
+        strided(input, self.title, "the input")
         outputs, inputs = self.matrix.shape
-        if input.shape[-1] != inputs:
+        if input.dim() == 0 or input.shape[-1] != inputs:
             raise RecoupError(f"{self.title}: the input {list(input.shape)} must have {inputs} features")
         x, w, scale = self._operands(input)
         if not self.emulates:
@@ -170,6 +174,7 @@ class _Convolution(LBALayer, Padded):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         if self.mode == "float":
             return self._in_float(super().forward(input))  # type: ignore[misc]
+        strided(input, self.title, "the input")
         if input.dim() not in (self.dims + 1, self.dims + 2):
             raise RecoupError(f"{self.title}: the input {list(input.shape)} must have {self.dims + 2} dimensions")
         unbatched = input.dim() == self.dims + 1

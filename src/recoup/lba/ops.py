@@ -17,6 +17,7 @@ from recoup.lba import driver
 from recoup.lba.config import LBA
 from recoup.lba.cpu import Cpu
 from recoup.lba.reference import mix
+from recoup.network.checks import one_device, strided
 from recoup.network.convolution import Geometry, memory_format
 
 __all__ = ["as_float32", "batched", "checked_config", "convolution", "draw_seed", "matmul", "shifted_code"]
@@ -49,7 +50,7 @@ def matmul(a: Tensor, b: Tensor, config: LBA, *, seed: int | None = None) -> Ten
     (15.68, 15.25)
     """
     check_shapes(a, b)
-    checked_config(config, "lba.matmul")
+    config = checked_config(config, "lba.matmul")
     return batched(a, b, config.code, draw_seed(config, seed), "lba.matmul")
 
 
@@ -88,12 +89,15 @@ def _shifted_code(code: str, shift: int) -> str:
     return LBA.from_code(code).shifted(shift).code
 
 
-def as_float32(x: Tensor, layer: str) -> Tensor:
+def as_float32(x: Tensor, layer: str, name: str = "the input") -> Tensor:
     """An operand that is quantised before the operator sees it: cast as the operator would, under autocast alone."""
-    if x.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(x.device.type):
+    strided(x, layer, name)
+    if x.dtype in (torch.float16, torch.bfloat16) and not x.is_meta and torch.is_autocast_enabled(x.device.type):
         return x.float()
     if x.dtype != torch.float32:
-        raise RecoupError(f"{layer}: LBA emulation takes float32; got {x.dtype} {list(x.shape)}: convert with .float()")
+        raise RecoupError(
+            f"{layer}: LBA emulation takes float32; {name} is {x.dtype} {list(x.shape)}: convert with .float()"
+        )
     return x
 
 
@@ -126,7 +130,9 @@ def check_shapes(a: Any, b: Any, layer: str = "lba.matmul") -> None:
         raise RecoupError(
             f"{layer}: the batch dimensions of {list(a.shape)} and {list(b.shape)} do not broadcast"
         ) from None
-    if not torch.is_autocast_enabled(a.device.type):
+    strided(a, layer, "a")
+    strided(b, layer, "b")
+    if a.is_meta or not torch.is_autocast_enabled(a.device.type):
         check_dtypes(a, b, layer)
     if a.device != b.device:
         raise RecoupError(f"{layer}: a lies on {a.device}, b on {b.device}")
@@ -150,6 +156,7 @@ def _product(a: Tensor, b: Tensor, config: str, seed: int, layer: str, names: st
 
 
 def _product_fake(a, b, config, seed, layer, names="a b"):
+    one_device(layer, a, b)
     return a.new_empty(a.shape[0], a.shape[1], b.shape[2])
 
 
@@ -221,7 +228,11 @@ def _check_channels(x: Tensor, weight: Tensor, groups: int, layer: str) -> None:
 
 
 def _convolution_fake(x, weight, config, stride, padding, dilation, groups, seed, layer):
-    return Geometry.of(weight, stride, padding, dilation, groups).empty(x, weight.shape[0])
+    one_device(layer, x, weight)
+    _check_channels(x, weight, groups, layer)
+    geometry = Geometry.of(weight, stride, padding, dilation, groups)
+    geometry.check(x, layer)
+    return geometry.empty(x, weight.shape[0])
 
 
 def _convolution_backward(

@@ -85,6 +85,7 @@ def profile(
             largest value.
     """
     integer("lba.profile", "outputs", outputs, (1, MAX_OUTPUTS))
+    integer("lba.profile", "seed", seed, (0, (1 << 63) - 1))
     ledger.warn_stale(model, "lba.profile")
     modules = lba_modules(model, "lba.profile")
     drawn = _Drawn(outputs, seed)

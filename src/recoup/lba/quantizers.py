@@ -5,9 +5,11 @@ The paper quantises them outside the unit, per tensor and per call.
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from recoup.errors import RecoupError
 from recoup.formats import Float, Int, quantize
+from recoup.network.checks import strided
 
 FP8 = Float.lba(3, 4, bias=3, rounding="nearest")
 """The paper's FP8, M4E3; bias 3 and rounding to nearest even are our definition."""
@@ -37,7 +39,9 @@ def quantize_operand(x: Tensor, format: Float | Int) -> tuple[Tensor, Tensor | N
         magnitude is that of the finite elements.
 
     Raises:
-        RecoupError: a format that is no Float and no signed Int.
+        RecoupError: a format that is no Float and no signed Int of at least 2 bits; x of a magnitude so small that
+            the scale is no normal number (scale and outputs are NaN where values cannot be looked at, as under
+            torch.compile).
 
     Source: the factor is that of the paper's authors' later code [pub]; symmetric integers are our definition.
     """
@@ -45,9 +49,22 @@ def quantize_operand(x: Tensor, format: Float | Int) -> tuple[Tensor, Tensor | N
         raise RecoupError(f"quantize_operand: format must be a Float or an Int; got {format!r}")
     if isinstance(format, Int) and not format.signed:
         raise RecoupError(f"quantize_operand: {format!r} must be signed")
+    if isinstance(format, Int) and format.bits < 2:
+        raise RecoupError(f"quantize_operand: {format!r} has no code but 0 and -1; it must have 2 bits or more")
+    strided(x, "quantize_operand", "x")
+    if not x.is_floating_point():
+        raise RecoupError(f"quantize_operand: x must be float32; got {x.dtype} {list(x.shape)}")
     largest = x.detach().abs().nan_to_num(0.0, 0.0).amax() if x.numel() else x.new_zeros(())
     if isinstance(format, Int):
         scale = torch.where(largest > 0, largest / format.largest_value, 1.0).to(x.dtype)
+        # 0 < scale < 2^-126 has lost digits, or all: its codes would saturate unsaid.
+        lost = scale < torch.finfo(x.dtype).tiny
+        if not _symbolic(x) and bool(lost):
+            raise RecoupError(
+                f"quantize_operand: the largest magnitude {float(largest)!r} is too small for {format!r}: its scale "
+                f"is no normal number of {str(x.dtype).removeprefix('torch.')}"
+            )
+        scale = torch.where(lost, float("nan"), scale)
         codes = quantize(x / scale, format.replace(overflow="saturate"))
         return torch.where(x.isfinite(), codes, x), scale
     binades = format.max_exponent - format.min_exponent + 1
@@ -55,3 +72,10 @@ def quantize_operand(x: Tensor, format: Float | Int) -> tuple[Tensor, Tensor | N
     factor = torch.exp2(torch.ceil(half - torch.log2(largest.double())))
     factor = torch.where(largest > 0, factor, 1.0).clamp(2.0**-126, 2.0**126).to(x.dtype)
     return torch.where(x.isfinite(), quantize(x * factor, format) / factor, x), None
+
+
+def _symbolic(x: Tensor) -> bool:
+    """Whether x has no values to look at: it is traced, mapped over or on the meta device."""
+    if torch.compiler.is_compiling() or x.is_meta or isinstance(x, FakeTensor):
+        return True
+    return torch._C._functorch.is_batchedtensor(x)  # type: ignore[attr-defined]

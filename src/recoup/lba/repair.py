@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from recoup.errors import RecoupError, RecoupWarning
+from recoup.fields import boolean
 from recoup.formats import Float
 from recoup.lba.attention_layers import LBAAttention
 from recoup.lba.config import LBA
@@ -19,6 +20,7 @@ from recoup.network.batches import call, prepared
 from recoup.network.batches import count as images_in
 from recoup.network.emulated import emulated_layers
 from recoup.network.modes import evaluating
+from recoup.network.reached import watching
 from recoup.network.wing import Repair
 from recoup.recalibrate import PAIRED
 
@@ -27,7 +29,7 @@ M = TypeVar("M", bound=nn.Module)
 
 def lba_layers(model: nn.Module, purpose: str) -> dict[str, LBALayer]:
     """The LBA layers of a model by name; an error if there is none."""
-    layers = {name: layer for name, layer in emulated_layers(model).items() if isinstance(layer, LBALayer)}
+    layers = {name: layer for name, layer in emulated_layers(model, purpose).items() if isinstance(layer, LBALayer)}
     _check_any(layers, purpose)
     return layers
 
@@ -35,7 +37,7 @@ def lba_layers(model: nn.Module, purpose: str) -> dict[str, LBALayer]:
 def lba_modules(model: nn.Module, purpose: str) -> dict[str, LBALayer | LBAAttention]:
     """The same and the attention products: everything that has an LBA config."""
     kinds = (LBALayer, LBAAttention)
-    modules = {name: module for name, module in emulated_layers(model).items() if isinstance(module, kinds)}
+    modules = {name: module for name, module in emulated_layers(model, purpose).items() if isinstance(module, kinds)}
     _check_any(modules, purpose)
     return modules
 
@@ -66,11 +68,11 @@ def correct_gain_(
         The same model; ``layer.gain = None`` takes a gain back.
 
     Raises:
-        RecoupError: no LBA layer, no or bad batches, batch norm statistics that were repaired without the gain. Gains
-            are then as they were.
+        RecoupError: no LBA layer, none that ran, no or bad batches, batch norm statistics that were repaired without
+            the gain. Gains are then as they were.
 
     Warns:
-        RecoupWarning: channels whose output was zero throughout; they keep gain 1.
+        RecoupWarning: channels whose output was zero throughout; they keep gain 1. Layers that never ran.
 
     Source: our own; truncation's systematic shrink is measured in docs/lba.md.
     """
@@ -84,21 +86,24 @@ def correct_gain_(
     with ledger.whole(model), observing(layers, {name: fit.observe for name, fit in fits.items()}):
         for layer in layers.values():
             layer.gain = None
-        with evaluating(model), torch.no_grad():
+        with watching(layers, "correct_gain_"), evaluating(model), torch.no_grad():
             for inputs, _ in prepared(model, batches, "correct_gain_", progress):
                 call(model, inputs)
                 images += images_in(inputs)
-    fitted = {name: layer for name, layer in layers.items() if layer.gain is not None}
-    ledger.record(model, fitted, "gain", "correct_gain_", before, images=images)
-    dead = {name: count for name, fit in fits.items() if (count := fit.dead)}
+        fitted = {name: layer for name, layer in layers.items() if layer.gain is not None}
+        _say_dead({name: fits[name].dead for name in fitted if fits[name].dead})
+        ledger.record(model, fitted, "gain", "correct_gain_", before, images=images)
+    return model
+
+
+def _say_dead(dead: Mapping[str, int]) -> None:
     if dead:
         shown = ", ".join(f"{name} ({count})" for name, count in list(dead.items())[:6])
         warnings.warn(
             f"correct_gain_: {sum(dead.values())} channels of {len(dead)} layers gave only zeros, keep gain 1: {shown}",
             RecoupWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    return model
 
 
 @contextmanager
@@ -202,6 +207,7 @@ def choose_chunks_(model: M, *, rescale: bool = True) -> M:
     Source: that the chunk near sqrt(K) truncates least is our own observation (docs/lba.md).
     """
     layers = lba_layers(model, "choose_chunks_")
+    boolean("choose_chunks_", "rescale", rescale)
     chosen = {name: _with_fitted_chunk(layer, rescale) for name, layer in layers.items()}
     ledger.begin_structure(model, "choose_chunks_")
     before = {name: {"config": layer.config} for name, layer in layers.items()}
@@ -238,7 +244,9 @@ def set_underflow_(model: M, on: bool) -> M:
     Raises:
         RecoupError: no LBA layer.
     """
-    for module in lba_modules(model, "set_underflow_").values():
+    modules = lba_modules(model, "set_underflow_")
+    boolean("set_underflow_", "on", on)
+    for module in modules.values():
         module.config = module.config.replace(underflow=on)
     return model
 

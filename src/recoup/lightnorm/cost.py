@@ -21,10 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from recoup.errors import RecoupError
+from recoup.fields import boolean
 from recoup.formats import BlockFloat, Float
 from recoup.lightnorm.config import LightNorm
 from recoup.lightnorm.layers import LightNormLayer
 from recoup.network.batches import call, prepared
+from recoup.network.checks import is_module
 from recoup.network.modes import evaluating
 from recoup.network.norms import is_batch_norm
 
@@ -250,8 +252,10 @@ def traffic(model: nn.Module, inputs: Any, config: LightNorm | None = None, *, s
     Raises:
         RecoupError: a bad batch, or a model that runs no batch norm.
     """
+    is_module(model, "lightnorm.traffic")
     if config is not None and not isinstance(config, LightNorm):
         raise RecoupError(f"lightnorm.traffic(config={config!r}): config must be a LightNorm or None")
+    boolean("lightnorm.traffic", "single_pass", single_pass)
     found: list[LayerTraffic] = []
 
     def record(name: str) -> Any:

@@ -10,12 +10,14 @@ from torch.nn.functional import _verify_batch_size  # type: ignore[attr-defined]
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from recoup.errors import RecoupError, RecoupWarning
+from recoup.fields import number
 from recoup.kernels.operators import named
 from recoup.lightnorm.config import LightNorm
 from recoup.lightnorm.layout import flattened
 from recoup.lightnorm.ops import Joined, infer, train
 from recoup.lightnorm.passes import HALF
 from recoup.lightnorm.separate import quantized_moments
+from recoup.network.checks import is_module, strided
 from recoup.network.derived import derived, only_adds
 from recoup.network.emulated import Emulated
 
@@ -28,7 +30,8 @@ class LightNormLayer(Emulated, _NormBase):
 
     Running statistics are torch's: ``running_mean`` follows mu, ``running_var`` follows (s - eps)^2, by ``momentum``
     (None: the cumulative mean), and eval divides by sqrt(running_var + eps), so that batch norm checkpoints load both
-    ways. float16 and bfloat16 inputs are computed in float32 and given back in their dtype.
+    ways. float16 and bfloat16 inputs are computed in float32 and given back in their dtype. A batch of none gives an
+    empty result and leaves the running statistics as they are.
 
     Attributes:
         group: a process group whose joined batch is normalized in training (`synchronize_`), or None.
@@ -65,6 +68,9 @@ class LightNormLayer(Emulated, _NormBase):
         """Take a config; parameters and buffers stay."""
         if not isinstance(config, LightNorm):
             raise RecoupError(f"{type(self).__name__}(config={config!r}): config must be a LightNorm")
+        for field, value in (("eps", self.eps), ("momentum", self.momentum)):
+            if field == "eps" or value is not None:
+                number(type(self).__name__, field, value, (0.0, 1.0))
         super().convert(config, layer)
         self.group, self.by_moments, self.saturated = None, False, 0
 
@@ -76,6 +82,7 @@ class LightNormLayer(Emulated, _NormBase):
         """Normalize [N, C, ...]."""
         if self.mode != "emulate":
             return _BatchNorm.forward(self, input)  # type: ignore[arg-type]
+        strided(input, self.title, "the input")
         self._check_input_dim(input)
         if input.dtype in HALF:
             return self._normalized(input.float()).to(input.dtype)
@@ -88,6 +95,8 @@ class LightNormLayer(Emulated, _NormBase):
             assert self.running_var is not None
             return infer(x, gamma, beta, self.running_mean, self.running_var, self.config.code, self.eps, self.title)[0]
         _verify_batch_size(x.shape)
+        if x.numel() == 0 and self.group is None:
+            return self._empty(x, gamma, beta)
         if self.training and self.by_moments:
             return self._normalized_by_moments(x, gamma, beta)
         if self.group is None:
@@ -99,6 +108,13 @@ class LightNormLayer(Emulated, _NormBase):
         if not (torch.compiler.is_compiling() or mean.is_meta or isinstance(mean, FakeTensor)):
             self._count(mean, s)
         return y
+
+    def _empty(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        """A batch of none, which torch counts and does not measure."""
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        mean = x.new_zeros(x.shape[1])
+        return infer(x, gamma, beta, mean, torch.ones_like(mean), self.config.code, self.eps, self.title)[0]
 
     def _normalized_by_moments(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
         with named(self.title, x):
@@ -220,6 +236,7 @@ def synchronize_(model: nn.Module, group: Any = None) -> nn.Module:
 
     from recoup.lightnorm.joined import EVERYONE
 
+    is_module(model, "lightnorm.synchronize_")
     layers = [module for module in model.modules() if isinstance(module, LightNormLayer)]
     if not layers:
         raise RecoupError(

@@ -14,6 +14,7 @@ from recoup.kernels.operators import named, register
 from recoup.lightnorm import passes
 from recoup.lightnorm.config import LightNorm
 from recoup.lightnorm.layout import flattened, flattened_shape, unflattened
+from recoup.network.checks import one_device
 
 __all__ = ["Joined", "infer", "train"]
 
@@ -31,11 +32,10 @@ def _train(
 
 
 def _train_fake(x, gamma, beta, config, eps, layer):
-    C, vector, unit = (
-        x.shape[1],
-        torch.empty(x.shape[1], dtype=torch.float64, device=x.device),
-        LightNorm.from_code(config),
-    )
+    one_device(layer, x, gamma, beta)
+    _check_channels(x, layer, gamma, beta)
+    C, unit = x.shape[1], LightNorm.from_code(config)
+    vector = torch.empty(C, dtype=torch.float64, device=x.device)
     indices = torch.empty(C, unit.chunks, 2, dtype=torch.int64, device=x.device)
     xhat = x.new_empty(flattened_shape(x.shape, unit))
     return torch.empty_like(x), xhat, vector, vector.clone(), vector.clone(), indices
@@ -53,6 +53,8 @@ def _infer(
 
 
 def _infer_fake(x, gamma, beta, mean, var, config, eps, layer):
+    one_device(layer, x, gamma, beta, mean, var)
+    _check_channels(x, layer, gamma, beta, mean, var)
     vector = torch.empty(x.shape[1], dtype=torch.float64, device=x.device)
     return torch.empty_like(x), x.new_empty(flattened_shape(x.shape, LightNorm.from_code(config))), vector
 

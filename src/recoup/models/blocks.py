@@ -65,5 +65,5 @@ def initialize_(model: M) -> M:
 def check_sizes(factory: str, **sizes: int) -> None:
     """Refuse a size that is not a positive integer: ``resnet20(num_classes=0): num_classes must be 1 or more``."""
     for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size < 1 << 31:
             raise RecoupError(f"{factory}({name}={size!r}): {name} must be an integer of 1 or more")

@@ -72,6 +72,8 @@ def factory_of(spec: str) -> Factory:
     Raises:
         RecoupError: no such factory.
     """
+    if not isinstance(spec, str):
+        raise RecoupError(f"models.load(spec={spec!r}): spec must be a name such as resnet20 or package.module:factory")
     if spec.startswith(PREFIX):
         return lambda: from_folder(spec)
     module_name, colon, name = spec.rpartition(":")

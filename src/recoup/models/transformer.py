@@ -1,13 +1,16 @@
 """A small character-level GPT: pre-LayerNorm blocks, learned positions, GELU, attention products by name."""
 
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recoup.errors import RecoupError
+from recoup.fields import location
 from recoup.models.attention import AttentionProducts
+from recoup.models.blocks import check_sizes
 
 
 class _Block(nn.Module):
@@ -44,6 +47,7 @@ class CharGPT(nn.Module):
         self, characters: int = 65, layers: int = 4, width: int = 96, heads: int = 4, context: int = 64
     ) -> None:
         super().__init__()
+        check_sizes("chargpt", characters=characters, layers=layers, width=width, heads=heads, context=context)
         if width % heads:
             raise RecoupError(f"chargpt: width {width} must be a multiple of heads {heads}")
         self.context = context
@@ -74,13 +78,14 @@ def load_chargpt(path: str | Path) -> tuple[CharGPT, str]:
     Raises:
         RecoupError: no such checkpoint.
     """
+    path = location("load_chargpt", "path", path)
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")
         state, config = content["state_dict"], content["config"]
         alphabet = "".join(config["chars"])
         sizes = {"layers": "layers", "width": "d", "heads": "heads", "context": "ctx"}
         model = CharGPT(len(alphabet), **{name: int(config[key]) for name, key in sizes.items()})
-    except (OSError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, EOFError, KeyError, TypeError, RuntimeError, UnpicklingError) as error:
         raise RecoupError(f"{path}: no checkpoint of a chargpt ({error})") from None
     model.load_state_dict(state)
     return model.eval(), alphabet

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from recoup.errors import RecoupError
+from recoup.fields import location
 from recoup.models.blocks import M
+from recoup.network.checks import is_module
 
 NESTS = ("state_dict", "model_state_dict", "model", "net")  # where training scripts put the tensors, first match wins
 PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
@@ -41,7 +43,8 @@ def load_weights_(model: M, path: str | Path) -> M:
     Traceback (most recent call last):
     recoup.errors.RecoupError: no-such-file.pt: no such file
     """
-    path = Path(path)
+    is_module(model, "load_weights_")
+    path = location("load_weights_", "path", path)
     tensors = read_weights(path)
     own = model.state_dict()
     metadata = getattr(tensors, "_metadata", None)

@@ -20,6 +20,7 @@ from recoup.network import ledger
 from recoup.network.batches import call, count, prepared
 from recoup.network.images import kept_images
 from recoup.network.modes import evaluating
+from recoup.network.reached import watching
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -48,7 +49,10 @@ def correct_bias_(model: M, batches: Iterable[Any] | None = None, *, progress: b
         never ran. An earlier correction is replaced. After an error or an interrupt it is as before.
 
     Raises:
-        RecoupError: no NB-SMT layer, no or bad batches, no kept images.
+        RecoupError: no NB-SMT layer, none that ran, no or bad batches, no kept images.
+
+    Warns:
+        RecoupWarning: layers that never ran.
 
     Source: ours; it rests on the linearity of the loss in the activations.
     """
@@ -70,7 +74,8 @@ def correct_bias_(model: M, batches: Iterable[Any] | None = None, *, progress: b
     try:
         for layer in layers.values():
             layer.bias_correction = None
-        with evaluating(model), in_mode(layers, "emulate"), hooked(layers, correct):
+        watch = watching(layers, "correct_bias_")
+        with watch, evaluating(model), in_mode(layers, "emulate"), hooked(layers, correct):
             for inputs, _ in prepared(model, batches, "correct_bias_", progress):
                 call(model, inputs)
                 images += count(inputs)

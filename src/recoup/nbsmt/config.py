@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import Literal, get_args
 
 from recoup.errors import RecoupError
-from recoup.fields import Config
+from recoup.fields import Config, is_number
 
 Policy = Literal["S", "A", "W", "Aw", "aW", "S+A", "S+W", "S+Aw", "S+aW"]
 Rounding = Literal["nearest", "half_up", "zero"]
@@ -61,12 +61,12 @@ class NBSMT(Config):
     _single: "NBSMT | None" = field(init=False, repr=False, compare=False)  # made once, so that compilers trace it
 
     def _check(self) -> None:
-        if isinstance(self.threads, bool) or self.threads not in THREADS:
+        if not is_number(self.threads) or self.threads not in THREADS:
             raise RecoupError(f"NBSMT(threads={self.threads!r}): threads must be 1, 2 or 4")
         self._set("threads", int(self.threads))
         for name, legal in (("policy", POLICIES), ("rounding", ROUNDINGS), ("pairing", PAIRINGS)):
             value = getattr(self, name)
-            if value not in legal:
+            if not isinstance(value, str) or value not in legal:
                 hint = _NOT_SEPARABLE if name == "policy" else ""
                 raise RecoupError(f"NBSMT({name}={value!r}): {name} must be one of {', '.join(legal)}{hint}")
         self._set("_single", None if self.threads == 1 else _on_one_thread(self))

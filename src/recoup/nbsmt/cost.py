@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from recoup.errors import RecoupError
 from recoup.nbsmt.observe import Layer
 from recoup.network.batches import call, device_of, prepared
+from recoup.network.checks import is_module
 from recoup.network.emulated import emulated_layers
 from recoup.network.modes import evaluating
 from recoup.network.reached import watching
-from recoup.network.systolic import Array, layer_cycles
+from recoup.network.systolic import Array, array_of, layer_cycles
 from recoup.network.uncounted import Uncounted, watching_uncounted
 
 
@@ -145,7 +146,8 @@ def cycles(model: nn.Module, inputs: Any, array: Array | None = None) -> Cost:
     Warns:
         RecoupWarning: emulated layers that the batch did not reach.
     """
-    array = array or Array()
+    is_module(model, "cycles")
+    array = array_of(array, "cycles")
     if isinstance(inputs, Sequence) and not any(isinstance(value, Tensor) for value in inputs):
         if not inputs or not all(isinstance(size, int) and size > 0 for size in inputs):
             raise RecoupError(f"cycles: a shape has positive whole sizes, such as (3, 32, 32); got {inputs!r}")

@@ -4,6 +4,8 @@ Each is its torch counterpart with the same constructor, parameters and state_di
 calibrated, an activation scale. `recoup.emulate_` turns the layers of a model into these, in place.
 """
 
+import math
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +15,7 @@ from recoup.errors import RecoupError
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.ops import convolution
 from recoup.nbsmt.prepare import forget
+from recoup.network.checks import instance, strided
 from recoup.network.convolution import POINTWISE, Geometry, Padded
 from recoup.network.emulated import Emulated
 
@@ -40,15 +43,20 @@ class NBSMTLayer(Emulated):
 
     def convert(self, config: NBSMT, layer: str) -> None:
         super().convert(config, layer)
-        if getattr(self, "activation_scale", None) is None:
+        scale = getattr(self, "activation_scale", None)
+        if scale is None:
             raise RecoupError(f"{self.title} has no activation scale: run calibrate_(model, batches) first")
+        if not _is_scale(scale):
+            raise RecoupError(f"{self.title} has the activation scale {scale!r}; it must be a number above 0")
         if self.weight.dtype != torch.float32:
             raise RecoupError(f"{self.title}: NB-SMT emulation takes float32 weights; got {self.weight.dtype}")
         self._add_extras()
 
     def _begin(self, config: NBSMT | None) -> None:
         """What the constructors of the drop-ins share."""
-        super().convert(config or NBSMT(), type(self).__name__)
+        name = type(self).__name__
+        config = NBSMT() if config is None else instance(config, NBSMT, name, "config", "NBSMT(threads=2)")
+        super().convert(config, name)
         self.activation_scale = None
         self._add_extras()
 
@@ -93,11 +101,15 @@ class NBSMTLayer(Emulated):
         self.bias_correction = None  # it belonged to the old scale
 
     def fault(self, name: str, value: Any) -> str | None:
+        if name == "activation_scale":
+            return None if _is_scale(value) else f"is {value!r}; a scale is a number above 0"
         channels = self.weight.shape[1] * getattr(self, "groups", 1)
         if name == "order" and value.sort().values.tolist() != list(range(channels)):
             return f"is no permutation of {channels} channels"
         if name == "bias_correction" and value.shape != self.weight.shape[:1]:
             return f"has shape {list(value.shape)}"
+        if name == "bias_correction" and not bool(value.isfinite().all()):
+            return "holds NaN or infinity"
         return None
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
@@ -113,6 +125,12 @@ class NBSMTLayer(Emulated):
         forget(self.weight)
 
 
+def _is_scale(value: Any) -> bool:
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    return isinstance(value, Real) and 0.0 < float(value) < math.inf
+
+
 class _Convolution(NBSMTLayer, Padded):
     weight: Tensor
 
@@ -123,6 +141,7 @@ class _Convolution(NBSMTLayer, Padded):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         if self.mode == "float":
             return super().forward(input)  # type: ignore[misc]
+        strided(input, self.title, "the input")
         y = self._product(*self.in_2d(input))
         return self.from_2d(self._offset(y, (1, -1, 1, 1)), input)
 
@@ -151,6 +170,9 @@ class NBSMTLinear(NBSMTLayer, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         if self.mode == "float":
             return super().forward(input)
+        strided(input, self.title, "the input")
+        if input.dim() == 0 or input.shape[-1] != self.in_features:
+            raise RecoupError(f"{self.title}: the input {list(input.shape)} must have {self.in_features} features")
         x_PK11 = input.reshape(-1, self.in_features, 1, 1)
         y_PO11 = self._product(x_PK11, POINTWISE)
         return self._offset(y_PO11.view(*input.shape[:-1], self.out_features), (-1,))

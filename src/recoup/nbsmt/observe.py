@@ -65,7 +65,7 @@ def see(layer: Layer, x: Tensor) -> Seen:
 
 def nbsmt_layers(model: nn.Module, purpose: str) -> dict[str, Layer]:
     """The NB-SMT layers of a model by name; an error where there are none."""
-    layers = {name: layer for name, layer in emulated_layers(model).items() if isinstance(layer, Layer)}
+    layers = {name: layer for name, layer in emulated_layers(model, purpose).items() if isinstance(layer, Layer)}
     if not layers:
         raise RecoupError(
             f"{purpose}: the model has no NB-SMT layer; run calibrate_ and emulate_(model, NBSMT(...)) first"

@@ -19,6 +19,7 @@ from recoup.nbsmt.faults import raise_fault
 from recoup.nbsmt.prepare import prepare
 from recoup.nbsmt.reference import activation_operand, quantize_activation
 from recoup.nbsmt.weights import quantize_weight, weight_operand
+from recoup.network.checks import instance, one_device, strided
 from recoup.network.convolution import Geometry, as_2d, memory_format
 
 _backend: ContextVar[str | None] = ContextVar("recoup_nbsmt_backend", default=None)
@@ -63,6 +64,7 @@ def matmul(x: Tensor, w: Tensor, config: NBSMT) -> Tensor:
     tensor([[99]], dtype=torch.int32)
     """
     check_operands(x, w)
+    instance(config, NBSMT, "nbsmt.matmul", "config", "NBSMT(threads=2)")
     operand = weight_operand(w.t(), config)
     a_MJ = activation_operand(x, operand.activations, config)
     bound = operand.bound * int(x.max()) // 255 if x.numel() else 0
@@ -71,13 +73,17 @@ def matmul(x: Tensor, w: Tensor, config: NBSMT) -> Tensor:
 
 
 def check_operands(x: Tensor, w: Tensor, purpose: str = "nbsmt.matmul") -> None:
-    """Refuse anything but uint8 [M, K] and int8 [K, N]."""
+    """Refuse anything but uint8 [M, K] and int8 [K, N] whose values can be read."""
+    strided(x, purpose, "x")
+    strided(w, purpose, "w")
     if x.dtype != torch.uint8 or w.dtype != torch.int8:
         raise RecoupError(f"{purpose}: x must be uint8 and w int8; got {x.dtype} and {w.dtype}")
     if x.dim() != 2 or w.dim() != 2 or x.shape[1] != w.shape[0]:
         raise RecoupError(f"{purpose}: x [M, K] and w [K, N] expected; got {list(x.shape)} and {list(w.shape)}")
     if x.device != w.device:
         raise RecoupError(f"{purpose}: x lies on {x.device}, w on {w.device}")
+    if x.is_meta:
+        raise RecoupError(f"{purpose}: x and w are meta tensors, which hold no values")
 
 
 def _convolution(
@@ -149,7 +155,10 @@ def _accumulate(
 
 
 def _convolution_fake(x, weight, order, scale, config, stride, padding, dilation, groups, layer):
-    return Geometry.of(weight, stride, padding, dilation, groups).empty(x, weight.shape[0])
+    one_device(layer, x, weight)
+    geometry = Geometry.of(weight, stride, padding, dilation, groups)
+    _check_shapes(x, weight, order, geometry, layer)
+    return geometry.empty(x, weight.shape[0])
 
 
 def _convolution_backward(
@@ -193,7 +202,20 @@ def _backward(ctx, grad: Tensor):
     return *(g if needed else None for g, needed in zip(grads, needs, strict=True)), *[None] * 8
 
 
+def _last_context(ctx, inputs, output) -> None:
+    ctx.shape = list(inputs[1].shape)
+
+
+def _no_gradient(ctx, *grads: Tensor) -> tuple:
+    raise RecoupError(
+        f"NB-SMT's gradients have no derivative of their own: no second derivatives (create_graph=True); an input had "
+        f"the shape {ctx.shape}"
+    )
+
+
 convolution = register(
     "nbsmt_convolution", _convolution, _convolution_fake, backward=_backward, context=_setup_context, autocast=True
 )
-convolution_backward = register("nbsmt_convolution_backward", _convolution_backward, _backward_fake)
+convolution_backward = register(
+    "nbsmt_convolution_backward", _convolution_backward, _backward_fake, backward=_no_gradient, context=_last_context
+)

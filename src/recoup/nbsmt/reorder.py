@@ -17,7 +17,7 @@ from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.observe import Layer, Seen, hooked, in_mode, nbsmt_layers
 from recoup.nbsmt.tally import CELLS
 from recoup.network import ledger
-from recoup.network.batches import call, prepared
+from recoup.network.batches import call, prepared, reread
 from recoup.network.modes import evaluating
 
 M = TypeVar("M", bound=nn.Module)
@@ -59,7 +59,7 @@ def reorder_(model: M, batches: Iterable[Any], *, progress: bool = False) -> M:
             which every pair collides whatever it meets); a layer that is bias-corrected; no or bad batches.
     """
     layers = _orderable(model)
-    batches = batches if hasattr(batches, "__len__") else list(batches)
+    batches = reread(batches, "reorder_")
     with ledger.whole(model):
         ledger.begin_structure(model, "reorder_")
         for layer in layers.values():

@@ -16,6 +16,7 @@ from recoup.nbsmt import reference
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.ops import check_operands
 from recoup.nbsmt.tally import Taps, activation_counts, weight_counts
+from recoup.network.checks import instance
 from recoup.network.convolution import POINTWISE, Geometry
 
 
@@ -43,6 +44,7 @@ def statistics(x: Tensor, w: Tensor, config: NBSMT) -> dict[str, int | float]:
     {'slots': 2, 'collisions': 1, 'lossy': 1, 'active': 3, 'utilization': 1.0}
     """
     check_operands(x, w, "nbsmt.statistics")
+    instance(config, NBSMT, "nbsmt.statistics", "config", "NBSMT(threads=2)")
     return _count(x[:, :, None, None], w.t()[:, :, None, None], config, POINTWISE)
 
 

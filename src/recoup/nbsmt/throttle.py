@@ -15,7 +15,7 @@ from recoup.evaluation import accuracy as measured
 from recoup.knapsack import Quantity, choose
 from recoup.nbsmt.observe import Layer, in_mode, nbsmt_layers
 from recoup.network import ledger
-from recoup.network.batches import call, prepared
+from recoup.network.batches import call, prepared, reread
 from recoup.network.modes import evaluating
 
 M = TypeVar("M", bound=nn.Module)
@@ -53,6 +53,7 @@ def throttle_(model: M, batches: Iterable[Any], budget: float, *, progress: bool
     Returns:
         The same model. After an error or an interrupt it is as before.
     """
+    nbsmt_layers(model, "throttle_")
     with ledger.whole(model):
         for layer in nbsmt_layers(model, "throttle_").values():
             ledger.take_back(layer, "threads")
@@ -96,7 +97,7 @@ def plan_throttling(model: nn.Module, batches: Iterable[Any], budget: float, *, 
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 <= budget < float("inf"):
         raise RecoupError(f"throttle_(budget={budget!r}): budget must be a number of percentage points, 0 or more")
     layers = nbsmt_layers(model, "throttle_")
-    batches = batches if hasattr(batches, "__len__") else list(batches)
+    batches = reread(batches, "throttle_")
     with in_mode(layers, "baseline"):
         baseline = measured(model, batches, progress=progress)
     floor = baseline.top1 - budget - 1e-9  # 1e-9: percentages are quotients, rounded

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from recoup.errors import RecoupError
+from recoup.network.checks import is_module, strided
 
 LABELS = ("labels", "label")
 
@@ -61,10 +62,8 @@ def prepared(
     Raises:
         RecoupError: no batch at all, an empty batch, an input that is no tensor, NaN or infinity in an input.
     """
-    if isinstance(batches, (Tensor, Mapping, str)) or not isinstance(batches, Iterable):
-        raise RecoupError(
-            f"{purpose}: batches must be an iterable of batches; got one {type(batches).__name__}: pass [x]"
-        )
+    is_module(model, purpose)
+    _check_batches(batches, purpose)
     device = device_of(model)
     seen = 0
     for number, batch in enumerate(_shown(batches, purpose) if progress else batches):
@@ -83,12 +82,32 @@ def prepared(
         )
 
 
+def reread(batches: Iterable[Any], purpose: str) -> Iterable[Any]:
+    """Batches that can be read several times: those of a generator are kept in memory.
+
+    Raises:
+        RecoupError: what is no iterable of batches.
+    """
+    _check_batches(batches, purpose)
+    return batches if hasattr(batches, "__len__") else list(batches)
+
+
+def _check_batches(batches: Any, purpose: str) -> None:
+    if isinstance(batches, (Tensor, Mapping, str, type)) or not isinstance(batches, Iterable):
+        raise RecoupError(
+            f"{purpose}: batches must be an iterable of batches; got one {type(batches).__name__}: pass [x]"
+        )
+
+
 def _checked(value: Any, purpose: str, number: int, device: torch.device) -> Tensor:
     if not isinstance(value, Tensor):
         raise RecoupError(f"{purpose}: the input of batch {number} is a {type(value).__name__}, expected a tensor")
+    strided(value, purpose, f"batch {number}")
+    if value.is_meta and device.type != "meta":
+        raise RecoupError(f"{purpose}: batch {number} is a meta tensor {list(value.shape)}, which holds no values")
     if value.dim() == 0 or value.shape[0] == 0:
         raise RecoupError(f"{purpose}: batch {number} is empty (shape {list(value.shape)})")
-    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+    if value.is_floating_point() and not value.is_meta and not bool(torch.isfinite(value).all()):
         raise RecoupError(f"{purpose}: batch {number} (shape {list(value.shape)}) holds NaN or infinity")
     return value.to(device)
 

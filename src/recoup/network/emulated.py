@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from recoup.errors import RecoupWarning
+from recoup.network.checks import is_module
 
 Mode = Literal["emulate", "baseline", "float"]
 
@@ -189,8 +190,9 @@ def _drop_extras(module: nn.Module) -> None:
         module.__dict__.pop(name, None)
 
 
-def emulated_layers(model: nn.Module) -> dict[str, Any]:
-    """The emulated layers of a model by name, each once."""
+def emulated_layers(model: nn.Module, purpose: str = "recoup") -> dict[str, Any]:
+    """The emulated layers of a model by name, each once; an error, headed by the verb, for what is no model."""
+    is_module(model, purpose)
     return {name: module for name, module in model.named_modules() if isinstance(module, Emulated)}
 
 

@@ -164,8 +164,10 @@ def begin_structure(model: nn.Module, verb: str) -> None:
     Warns:
         RecoupWarning: which repairs went.
     """
-    gone = undo(model, "gain")
-    if gone:
+    with whole(model):  # where warnings are errors, nothing goes
+        gone = undo(model, "gain")
+        if not gone:
+            return
         kinds = {"gain": "layers", "bias": "layers", "statistics": "norms"}
         said = " and ".join(
             f"{stage} ({n} {kinds[stage] if n > 1 else kinds[stage][:-1]})" for stage, n in gone.items()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from recoup.errors import RecoupError
 from recoup.network.emulated import Emulated
 
 
@@ -21,6 +22,20 @@ def is_batch_norm(module: nn.Module) -> bool:
 def tracking_norms(model: nn.Module) -> dict[str, Any]:
     """The batch norms with running statistics, by name."""
     return {n: m for n, m in model.named_modules() if is_batch_norm(m) and m.running_mean is not None}
+
+
+def check_changeable(model: nn.Module, purpose: str) -> None:
+    """Refuse, before anything changed, statistics that torch forbids to change.
+
+    Raises:
+        RecoupError: a model that was built under torch.inference_mode.
+    """
+    for name, norm in tracking_norms(model).items():
+        if any(buffer.is_inference() for buffer in norm.buffers()) and not torch.is_inference_mode_enabled():
+            raise RecoupError(
+                f"{purpose}: the statistics of {name!r} were made under torch.inference_mode and cannot be changed "
+                "outside it: build the model outside, and load the state_dict of this one"
+            )
 
 
 @dataclass(frozen=True)

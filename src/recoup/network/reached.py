@@ -16,13 +16,16 @@ WHY = (
 
 
 @contextmanager
-def watching(layers: Mapping[str, nn.Module], purpose: str, *, refuse: bool = True) -> Iterator[None]:
+def watching(
+    layers: Mapping[str, nn.Module], purpose: str, *, refuse: bool = True, kind: str = "emulated layers"
+) -> Iterator[None]:
     """Watch layers while batches run; afterwards say which of them never ran.
 
     Args:
         layers: by name.
         purpose: what the caller does; heads warning and error.
         refuse: whether it is an error if none of them ran, because the caller then measured nothing.
+        kind: what they are.
 
     Raises:
         RecoupError: none of the layers ran.
@@ -44,17 +47,24 @@ def watching(layers: Mapping[str, nn.Module], purpose: str, *, refuse: bool = Tr
     finally:
         for hook in hooks:
             hook.remove()
-    say_missed(missed, len(layers), purpose, refuse=refuse)
+    say_missed(missed, len(layers), purpose, refuse=refuse, kind=kind)
 
 
-def say_missed(missed: Mapping[str, nn.Module], of: int, purpose: str, *, refuse: bool = True) -> None:
+def say_missed(
+    missed: Mapping[str, nn.Module],
+    of: int,
+    purpose: str,
+    *,
+    refuse: bool = True,
+    kind: str = "emulated layers",
+) -> None:
     """Warn of layers that no batch reached, out of ``of``; where that is all of them, refuse."""
     if not missed:
         return
     if refuse and len(missed) == of:
-        raise RecoupError(f"{purpose}: none of the model's {of} emulated layers ran, so nothing was measured; {WHY}")
+        raise RecoupError(f"{purpose}: none of the model's {of} {kind} ran, so nothing was measured; {WHY}")
     warnings.warn(
-        f"{purpose}: {len(missed)} of {of} emulated layers never ran: {', '.join(missed)}; {WHY}",
+        f"{purpose}: {len(missed)} of {of} {kind} never ran: {', '.join(missed)}; {WHY}",
         RecoupWarning,
         stacklevel=4,
     )

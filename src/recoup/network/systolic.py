@@ -1,8 +1,11 @@
 """An output-stationary systolic array, and the cycles that a matrix product takes on it, in closed form."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from recoup.errors import RecoupError
+from recoup.fields import boolean
+from recoup.network.checks import instance
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,7 @@ class Array:
             generated hardware says its own.
 
     Raises:
-        RecoupError: rows or cols below 1, or latency below 0.
+        RecoupError: rows or cols below 1, latency below 0, overlap no bool.
     """
 
     rows: int = 16
@@ -37,6 +40,7 @@ class Array:
                 raise RecoupError(f"Array({name}={value!r}): {name} must be an integer of 1 or more")
         if isinstance(self.latency, bool) or not isinstance(self.latency, int) or self.latency < 0:
             raise RecoupError(f"Array(latency={self.latency!r}): latency must be an integer of 0 or more")
+        boolean("Array", "overlap", self.overlap)
 
 
 def layer_cycles(
@@ -75,8 +79,9 @@ def layer_cycles(
     >>> layer_cycles(1024, 64, 64, threads=1, taps=9), layer_cycles(1024, 64, 64, threads=2, taps=9)
     (147502, 73774)
     """
-    array = array or Array()
-    if min(M, C, N, taps, extra) < 0 or threads < 1 or groups < 1:
+    array = array_of(array, "layer_cycles")
+    whole = all(isinstance(n, int) for n in (M, C, N, taps, threads, groups, extra))
+    if not whole or min(M, C, N, taps, extra) < 0 or threads < 1 or groups < 1:
         raise RecoupError(
             f"layer_cycles: sizes must be 0 or more, threads and groups 1 or more; got M={M}, C={C}, N={N}, "
             f"taps={taps}, threads={threads}, groups={groups}"
@@ -90,3 +95,8 @@ def layer_cycles(
     if array.overlap:
         return groups * ((tiles - 1) * max(reduction, array.rows) + reduction + fill_and_drain + array.latency)
     return groups * (tiles * (reduction + fill_and_drain) + array.latency)
+
+
+def array_of(array: Any, owner: str) -> Array:
+    """The array that an argument means: None is the default one; what is none is refused."""
+    return Array() if array is None else instance(array, Array, owner, "array", "Array(rows=16, cols=16)")

@@ -201,16 +201,25 @@ class Card:
     def __post_init__(self) -> None:
         if not isinstance(self.config, type):
             raise RecoupError(f"Card(config={self.config!r}): config must be a class")
-        if not self.layers:
+        if self.config.__hash__ is None:
+            raise RecoupError(
+                f"Card(config={self.config.__name__}): its objects have no hash: make it @dataclass(frozen=True)"
+            )
+        if not isinstance(self.layers, Mapping) or not self.layers:
             raise RecoupError(
                 f"Card(config={self.config.__name__}): layers is empty; map float layers to emulated ones"
             )
         for plain, emulated in self.layers.items():
-            if not (isinstance(emulated, type) and issubclass(emulated, Emulated) and _stands_for(emulated, plain)):
+            classes = isinstance(plain, type) and isinstance(emulated, type)
+            if not (classes and issubclass(emulated, Emulated) and _stands_for(emulated, plain)):
                 raise RecoupError(
                     f"Card(config={self.config.__name__}): layers: {emulated!r} must be a class that derives from "
-                    f"recoup.wings.Emulated and from {plain.__name__}"
+                    f"recoup.wings.Emulated and from {getattr(plain, '__name__', plain)}"
                 )
+        for name in ("measure", "chapter", "rtl"):
+            path = getattr(self, name)
+            if path is not None and (not isinstance(path, str) or not path):
+                raise RecoupError(f"Card({name}={path!r}): {name} must be a module's path, such as 'package.module'")
         known = {repair.name for repair in self.repairs}
         if BARE in known:
             raise RecoupError(

@@ -14,6 +14,7 @@ from recoup.errors import RecoupError
 from recoup.knapsack import Quantity, choose
 from recoup.lba.config import LBA
 from recoup.network.batches import call, prepared
+from recoup.network.checks import instance
 from recoup.network.emulated import emulated_layers
 from recoup.network.modes import evaluating
 from recoup.search.bench import Bench, kept
@@ -81,12 +82,14 @@ def narrowest(
         RecoupError: an emulated model, a budget below 0 or NaN, no candidates, no candidate within the budget, a log of
             another search.
     """
-    if emulated_layers(model):
+    if emulated_layers(model, "search.narrowest"):
         raise RecoupError("search.narrowest: the model is emulated already: restore_ it first")
     if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 <= budget < float("inf"):
         raise RecoupError(f"search.narrowest(budget={budget!r}): budget must be a number of points, 0 or more")
-    if not candidates:
-        raise RecoupError("search.narrowest: candidates is empty")
+    if not isinstance(candidates, Sequence) or not candidates:
+        raise RecoupError(f"search.narrowest(candidates={candidates!r}): candidates must be a list of LBA configs")
+    for candidate in candidates:
+        instance(candidate, LBA, "search.narrowest", "every one of candidates", "LBA.m7e4()")
     trial = _Trial(model, kept(batches), None if calibration is None else kept(calibration), log, progress)
     reference = trial.accuracy({})
     names, uniform = [name for name, module in model.named_modules() if takes(LBA, module)], {}

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from recoup.errors import RecoupError
 from recoup.network.wing import Card
 from recoup.study.rows import Row
 from recoup.wings import cards
@@ -45,8 +46,20 @@ class Measure(Protocol):
 
 
 def measure_of(card: Card) -> Measure | None:
-    """What a wing measures; None where accuracy is all."""
-    return None if card.measure is None else importlib.import_module(card.measure)  # type: ignore[return-value]
+    """What a wing measures; None where accuracy is all.
+
+    Raises:
+        RecoupError: a card whose measure is no module, or one without ``ROWS`` and ``measure``.
+    """
+    if card.measure is None:
+        return None
+    try:
+        module: Any = importlib.import_module(card.measure)
+    except (ImportError, ValueError, AttributeError) as error:  # of no name, or one that is none
+        raise RecoupError(f"measure {card.measure!r}: the module cannot be imported ({error})") from error
+    if not isinstance(getattr(module, "ROWS", None), Mapping) or not callable(getattr(module, "measure", None)):
+        raise RecoupError(f"measure {card.measure!r}: the module must have ROWS, a map, and measure, a function")
+    return module
 
 
 def tables(present: Iterable[Card] | None = None) -> dict[str, type[Row]]:

@@ -1,0 +1,49 @@
+"""Arguments that are no plain values, checked where a public function takes them: models, tensors, configs."""
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from recoup.errors import RecoupError
+
+__all__ = ["instance", "is_module", "one_device", "strided"]
+
+T = TypeVar("T")
+
+
+def is_module(model: Any, owner: str) -> None:
+    """An error unless ``model`` is a torch module."""
+    if not isinstance(model, nn.Module):
+        raise RecoupError(f"{owner}: model must be a torch.nn.Module; got {_kind(model)}")
+
+
+def instance(value: Any, kind: type[T], owner: str, name: str, example: str) -> T:
+    """``value`` if it is a ``kind``, or an error that shows one."""
+    if not isinstance(value, kind):
+        article = "an" if kind.__name__[0] in "AEILN" and kind.__name__[:2].isupper() else "a"
+        raise RecoupError(f"{owner}: {name} must be {article} {kind.__name__}, such as {example}; got {value!r}")
+    return value
+
+
+def strided(value: Any, owner: str, name: str) -> Tensor:
+    """``value`` if it is a tensor with an element at every index, or an error: kernels read memory by strides."""
+    if not isinstance(value, Tensor):
+        raise RecoupError(f"{owner}: {name} must be a tensor; got {_kind(value)}")
+    if value.layout != torch.strided:
+        layout = str(value.layout).removeprefix("torch.")
+        raise RecoupError(f"{owner}: {name} is a {layout} tensor {list(value.shape)}: convert it with .to_dense()")
+    return value
+
+
+def one_device(owner: str, *tensors: Tensor) -> None:
+    """An error if the tensors lie on several devices, of which meta is one: torch picks a kernel by any of them."""
+    places = dict.fromkeys(str(tensor.device) for tensor in tensors)
+    if len(places) > 1:
+        raise RecoupError(f"{owner}: the operands lie on {' and '.join(places)}; they must lie on one device")
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "None"
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
