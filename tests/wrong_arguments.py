@@ -241,7 +241,7 @@ CALLS: dict[str, Call] = {
     "search.narrowest": Call(
         search.narrowest,
         lambda: {"model": network(), "batches": BATCHES, "budget": 50.0, "candidates": [rc.LBA.fp32()]},
-        {"budget": ("an integer", "a fraction")},
+        {"budget": ("an integer", "a huge integer", "a fraction")},
     ),
     "wings.register": Call(wings.register, lambda: {"card": CARD}),
     "wings.Card": Call(
@@ -285,5 +285,5 @@ CALLS: dict[str, Call] = {
     "a layer of LBA": Call(lba.LBALinear(3, 4), lambda: {"input": A}),
     "a convolution of LBA": Call(lba.LBAConv2d(2, 2, 3), lambda: {"input": X}),
     "a layer of NB-SMT": Call(emulated(rc.NBSMT())[3], lambda: {"input": X}),
-    "a layer of LightNorm": Call(rc.LightNorm2d(2), lambda: {"input": X}),
+    "a layer of LightNorm": Call(rc.LightNorm2d(2), lambda: {"input": X}, torchs=("input",)),
 }

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from recoup.errors import RecoupError
+from recoup.network.checks import is_module
 from recoup.network.emulated import Emulated
 from recoup.network.reached import say_missed
 from recoup.network.selection import UNMATCHED, Selection
@@ -156,6 +157,7 @@ def cost(
         raise RecoupError(
             f"cost(array={array!r}): array must be a recoup.network.systolic.Array, such as Array(16, 16)"
         )
+    is_module(model, "cost")
     chosen = assigned(model, policy, "cost")
     sizes = survey(model, shape, "cost")
     sizes = Map(sizes.sites, (*sizes.uncounted, *beside(model, sizes)))

@@ -63,7 +63,7 @@ def prepared(
         RecoupError: no batch at all, an empty batch, an input that is no tensor, NaN or infinity in an input.
     """
     is_module(model, purpose)
-    _check_batches(batches, purpose)
+    check_batches(batches, purpose)
     device = device_of(model)
     seen = 0
     for number, batch in enumerate(_shown(batches, purpose) if progress else batches):
@@ -88,11 +88,11 @@ def reread(batches: Iterable[Any], purpose: str) -> Iterable[Any]:
     Raises:
         RecoupError: what is no iterable of batches.
     """
-    _check_batches(batches, purpose)
+    check_batches(batches, purpose)
     return batches if hasattr(batches, "__len__") else list(batches)
 
 
-def _check_batches(batches: Any, purpose: str) -> None:
+def check_batches(batches: Any, purpose: str) -> None:
     if isinstance(batches, (Tensor, Mapping, str, type)) or not isinstance(batches, Iterable):
         raise RecoupError(
             f"{purpose}: batches must be an iterable of batches; got one {type(batches).__name__}: pass [x]"

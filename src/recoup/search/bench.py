@@ -19,7 +19,7 @@ from recoup.calibrate import calibrate_
 from recoup.emulate import emulate_, restore_
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.evaluation import Function, evaluate, measure
-from recoup.network.batches import call, prepared
+from recoup.network.batches import call, check_batches, prepared
 from recoup.network.meters import METERS
 from recoup.network.modes import evaluating
 from recoup.repair import repair_
@@ -174,7 +174,10 @@ def metric_name(metric: str | Function) -> str:
 def kept(batches: Iterable[Any]) -> list[Any]:
     """Batches in memory, so that every measurement sees the same: a loader that shuffles gives others at each pass, and
     one that decodes or augments does it anew. Images are laid out channels last, in which float layers are faster."""
-    return batches if isinstance(batches, Kept) else Kept(map(_laid_out, batches))
+    if isinstance(batches, Kept):
+        return batches
+    check_batches(batches, "search")
+    return Kept(map(_laid_out, batches))
 
 
 class Kept(list[Any]):
