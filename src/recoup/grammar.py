@@ -59,6 +59,8 @@ def parse_config(text: str) -> Config:
     >>> parse_config("LBA(accumulator=Float.lba(4, 5, bias=10), chunk=None)").accumulator.bits
     10
     """
+    if not isinstance(text, str):
+        raise RecoupError(f"config {text!r}: must be a text, such as 'nbsmt-4t'")
     name = text.strip()
     if name in (known := presets()):
         return known[name]

@@ -15,6 +15,7 @@ from torch import Tensor
 from recoup.data.augmentation import Augmentation, CropFlip, ResizedCrop
 from recoup.data.pictures import Pictures
 from recoup.errors import RecoupError
+from recoup.network.checks import instance
 
 # What networks trained on natural images expect, the CIFAR-10 checkpoints of akamaster/pytorch_resnet_cifar10 included.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -64,6 +65,10 @@ class Dataset:
                 return f"images must be uint8 [N, C, H, W], not {self.images.dtype} {list(self.images.shape)}"
             if isinstance(self.augmentation, ResizedCrop):
                 return "ResizedCrop cuts encoded pictures; images in a tensor take CropFlip"
+        if not isinstance(self.labels, Tensor):
+            return f"labels must be a tensor, not {type(self.labels).__name__}"
+        if not hasattr(self.images, "__len__"):
+            return f"images must be a tensor or a sequence of pictures, not {type(self.images).__name__}"
         if self.labels.dtype != torch.int64 or self.labels.shape != (len(self.images),):
             return f"labels must be int64 [{len(self.images)}], not {self.labels.dtype} {list(self.labels.shape)}"
         if len(self.labels) == 0:
@@ -152,6 +157,7 @@ class Batches:
     drop_last: bool = False
 
     def __post_init__(self) -> None:
+        instance(self.dataset, Dataset, "Batches", "dataset", "recoup.data.load('digits')")
         if not isinstance(self.size, int) or isinstance(self.size, bool) or self.size < 1:
             raise RecoupError(
                 f"{self.dataset.name}: batches of {self.size!r} images: it must be an integer of 1 or more"

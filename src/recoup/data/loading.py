@@ -84,6 +84,8 @@ def root() -> Path:
 
 
 def _parse(spec: str) -> tuple[str, str, dict[str, str]]:
+    if not isinstance(spec, str):
+        raise RecoupError(f"data {spec!r}: must be a text; legal are {SPECS}")
     source, _, rest = spec.partition(":")
     if source not in SOURCES:
         raise RecoupError(f"data {spec!r}: unknown; legal are {SPECS}")

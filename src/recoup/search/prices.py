@@ -9,6 +9,7 @@ from typing import Any
 from recoup.costs import COUNTED, NO_TABLES, PRICED, able, spent_on
 from recoup.errors import RecoupError
 from recoup.knapsack import Quantity
+from recoup.network.checks import instance
 from recoup.network.sites import Site
 from recoup.network.systolic import Array
 from recoup.search.scoring import Scores
@@ -52,6 +53,7 @@ def prices(scores: Scores, costs: Sequence[str | CostFunction], array: Array) ->
         RecoupError: a cost that is none, or that needs tables that are not there; an option whose hardware does not say
             what it costs, or a layer whose sizes are not known; a cost of one's own that gives no number.
     """
+    instance(scores, Scores, "search.front", "scores", "what recoup.search.score returned")
     sites = {site.name: site for site in scores.sizes.sites}
     inside = {layer for group in scores.groups for layer in group.layers}
     lost = [layer for layer in inside if layer not in sites]

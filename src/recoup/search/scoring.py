@@ -16,6 +16,7 @@ from recoup.costs import beside
 from recoup.errors import RecoupError
 from recoup.evaluation import Function
 from recoup.network.batches import split
+from recoup.network.checks import instance, is_module
 from recoup.network.meters import METERS
 from recoup.network.sites import Map, survey
 from recoup.search.bench import Bench, metric_name, needing_scales
@@ -141,6 +142,8 @@ def plan(model: nn.Module, space: Space, *, reference: bool = False, probes: int
     Raises:
         RecoupError: see `recoup.search.spaces.Space.groups`.
     """
+    is_module(model, "search.score")
+    instance(space, Space, "search.score", "space", "Space({'re:conv.*': [NBSMT(2), NBSMT(4)]})")
     groups = space.groups(model)
     rest: dict[str, Any] = {}
     if reference:

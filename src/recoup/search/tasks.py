@@ -55,7 +55,8 @@ class Shard:
     count: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.index < self.count:
+        whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (self.index, self.count))
+        if not whole or not 0 <= self.index < self.count:
             raise RecoupError(f"shard {self.index}/{self.count}: must be i/n with 0 <= i < n, such as 0/4")
 
     @classmethod

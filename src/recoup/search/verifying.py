@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from recoup.errors import RecoupError
 from recoup.evaluation import Function
 from recoup.network.batches import call, count, device_of, split
+from recoup.network.checks import instance, is_module
 from recoup.network.meters import METERS
 from recoup.network.modes import evaluating
 from recoup.search.bench import Bench, Value, kept, metric_name, needing_scales
@@ -62,6 +63,8 @@ def verify(
     Raises:
         RecoupError: another network, test batches that were scored on, a metric that gives NaN.
     """
+    instance(front, Front, "search.verify", "front", "what recoup.search.front returned")
+    is_module(model, "search.verify")
     test = kept(test)
     _check(front, model, test)
     numbers = tuple(range(seeds)) if isinstance(seeds, int) and not isinstance(seeds, bool) else tuple(seeds)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from recoup.errors import RecoupError, RecoupWarning
+from recoup.network.checks import instance
 from recoup.storage.digest import of_file
 from recoup.storage.files import keeping
 from recoup.storage.folder import reserve
@@ -74,6 +75,7 @@ def run(recipe: Recipe, *, overwrite: bool = False, progress: bool = True) -> Re
             fuller report of this one; files that do not fit: what is measured is kept.
         KeyboardInterrupt: with a note that says what is kept.
     """
+    instance(recipe, Recipe, "study.run", "recipe", "Recipe(model='resnet20', data='digits')")
     with cpu_threads(recipe.cpu_threads):
         lab = Lab(recipe)
         lab.check()

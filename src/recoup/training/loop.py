@@ -16,6 +16,7 @@ from recoup.data import Dataset
 from recoup.errors import RecoupError
 from recoup.evaluation import evaluate
 from recoup.network.batches import device_of
+from recoup.network.checks import instance, is_module
 from recoup.network.emulated import emulated_layers
 from recoup.storage.digest import of_model
 from recoup.storage.files import keeping, write_atomically
@@ -76,6 +77,10 @@ def train(
             another run: the message names the first difference.
         KeyboardInterrupt: with a note that says where the run can be taken up.
     """
+    is_module(model, "train")
+    instance(data, Dataset, "train", "data", "recoup.data.load('digits')")
+    if not isinstance(stages, Sequence) or isinstance(stages, str) or not all(isinstance(s, Stage) for s in stages):
+        raise RecoupError(f"train: stages must be Stage objects; got {stages!r}")
     if not stages:
         raise RecoupError("train: there are no stages")
     if len(data) < settings.batch_size:
