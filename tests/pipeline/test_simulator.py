@@ -210,5 +210,14 @@ def test_bad_arguments(options, message):
 
 @pytest.mark.parametrize("rate", [-0.1, math.nan])
 def test_bad_rates(rate):
-    with pytest.raises(RecoupError, match="learning rate of update 0"):
+    with pytest.raises(RecoupError, match="learning rate of update 0|lr="):
         make(multilayer(), rate).step(*vectors(1)[0])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"momentum": 1.5}, {"momentum": math.nan}, {"lr": "0.1"}, {"lr": math.nan}, {"lr": -0.1}, {"lr": True}]
+)
+def test_rates_and_momenta_that_are_none_are_refused_where_they_are_given(wrong):
+    (name,) = wrong
+    with pytest.raises(RecoupError, match=f"{name}="):
+        make(multilayer(), **{"lr": 0.1, "momentum": 0.9, **wrong})

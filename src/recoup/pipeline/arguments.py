@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from recoup.errors import RecoupError
+from recoup.fields import is_number
 from recoup.pipeline.optimizers import Rule
 
 
@@ -20,6 +21,15 @@ def rule_of(optimizer: Any) -> Rule:
             "optimizers do not say where they are heading"
         )
     return optimizer
+
+
+def rate_of(lr: Any) -> Any:
+    """A learning rate, or a function of the update's number, whose values are looked at when they are asked for."""
+    if not callable(lr) and not (is_number(lr) and 0 <= lr < math.inf):
+        raise RecoupError(
+            f"pipeline.Simulator(lr={lr!r}): lr must be a number of 0 or more, or a function of the update"
+        )
+    return lr
 
 
 def clip_of(clip: Any) -> float | None:

@@ -84,7 +84,7 @@ class SGDM(Value):
     slots: ClassVar[tuple[str, ...]] = ("velocity",)
 
     def __post_init__(self) -> None:
-        _numbers(self, momentum=inf, weight_decay=inf)
+        _numbers(self, momentum=1.0, weight_decay=inf)
 
     @property
     def memory(self) -> float:

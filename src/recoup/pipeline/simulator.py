@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from recoup.errors import RecoupError
-from recoup.fields import boolean, integer
+from recoup.fields import boolean, integer, is_number
 from recoup.network.norms import is_batch_norm
-from recoup.pipeline.arguments import clip_of, refuse_autocast, refuse_off_cuda, refuse_one_sample, rule_of
+from recoup.pipeline.arguments import clip_of, rate_of, refuse_autocast, refuse_off_cuda, refuse_one_sample, rule_of
 from recoup.pipeline.derived import refuse_derived_weights
 from recoup.pipeline.finite import broken_stage, scalar
 from recoup.pipeline.gradients import Gradients, Kept
@@ -98,7 +98,7 @@ class Simulator:
         cuda_graph: bool = False,
     ) -> None:
         stages = [list(names) if not isinstance(names, str) else names for names in stages]
-        self.model, self.lr, self.loss, self.stages = model, lr, loss, stages
+        self.model, self.lr, self.loss, self.stages = model, rate_of(lr), loss, stages
         self.run: Callable[[Any], Any] = model  # brings an input through the model
         self.mitigation = Mitigation.parse(mitigation) if isinstance(mitigation, str) else mitigation
         self.delays = check_delays(delays, len(stages))
@@ -164,7 +164,7 @@ class Simulator:
 
     def _rate(self, update: int) -> float:
         rate = self.lr(update) if callable(self.lr) else self.lr
-        if not 0 <= rate < math.inf:
+        if not is_number(rate) or not 0 <= rate < math.inf:
             raise RecoupError(f"pipeline.Simulator: the learning rate of update {update} is {rate!r}")
         return float(rate)
 
