@@ -104,6 +104,7 @@ def test_names_in_sentences_exist(document):
         for quoted in QUOTED.findall(sentences(TEXTS[document]))
         for match in re.findall(r"\b(?:rc|recoup)(?:\.\w+)+", quoted)
     ]
+    names = [name for name in names if not name.endswith(".safetensors")]  # files
     assert [name for name in names if follow(recoup, name.split(".")[1:]) is MISSING] == []
 
 

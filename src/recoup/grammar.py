@@ -60,7 +60,7 @@ def parse_config(text: str) -> Config:
     10
     """
     if not isinstance(text, str):
-        raise RecoupError(f"config {text!r}: must be a text, such as 'nbsmt-4t'")
+        raise RecoupError(f"config {text!r}: must be a text: a preset, or the repr of a config")
     name = text.strip()
     if name in (known := presets()):
         return known[name]

@@ -73,7 +73,6 @@ def recalibrate_(
     Warns:
         RecoupWarning: batch norms that never ran; they keep their statistics.
     """
-    is_module(model, "recalibrate_")
     _check(model, method, baseline)
     norms = _norms(model)
     kept = emulated_layers(model) or baseline is not None  # without hardware it is an ordinary re-estimation
@@ -84,16 +83,15 @@ def recalibrate_(
         with watching(norms, "recalibrate_", kind="batch norms"):
             if method == "paired":
                 images = _paired(model, norms, batches, baseline, progress)
-            elif method == "average":
-                images = _average(model, norms, batches, progress)
             else:
-                images = _ema(model, norms, batches, progress)
+                images = (_average if method == "average" else _ema)(model, norms, batches, progress)
         if kept:
             ledger.record(model, norms, "statistics", "recalibrate_", before, images=images)
     return model
 
 
 def _check(model: nn.Module, method: str, baseline: nn.Module | None) -> None:
+    is_module(model, "recalibrate_")
     if not isinstance(method, str) or method not in get_args(Method):
         raise RecoupError(f"recalibrate_(method={method!r}): method must be one of {', '.join(get_args(Method))}")
     if baseline is not None:

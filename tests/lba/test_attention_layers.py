@@ -112,7 +112,7 @@ def test_autocast():
         expected = lba.attention(q.float(), k.float(), v.float(), config)
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(lba.attention(q, k, v, config), expected)
-        with pytest.raises(RecoupError, match=r"block.* takes float32; got torch.bfloat16"):
+        with pytest.raises(RecoupError, match=r"block.* takes float32; q is torch.bfloat16"):
             lba.attention(q, k, v, config, layer="block")
 
 

@@ -200,7 +200,7 @@ def test_refused():
         with pytest.raises(RecoupError, match=rf"{drop_in.__name__}: config must be an LBA, .* got 'm7e4'"):
             drop_in(4, 3, 1, config="m7e4")
     for config in (LBA(), LBA(operands=FP8)):
-        with pytest.raises(RecoupError, match=r"layer '0' .* takes float32; got torch.float16 \[2, 4\]"):
+        with pytest.raises(RecoupError, match=r"layer '0' .* takes float32; the input is torch.float16 \[2, 4\]"):
             rc.emulate_(nn.Sequential(nn.Linear(4, 3)), config)(torch.zeros(2, 4).half())
     with pytest.raises(RecoupError, match="BatchNorm2d"):
         rc.emulate_(small_net(), LBA(), {"block1.bn1": LBA()})

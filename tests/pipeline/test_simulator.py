@@ -210,7 +210,7 @@ def test_bad_arguments(options, message):
 
 @pytest.mark.parametrize("rate", [-0.1, math.nan])
 def test_bad_rates(rate):
-    with pytest.raises(RecoupError, match="learning rate of update 0|lr="):
+    with pytest.raises(RecoupError, match=r"learning rate of update 0|lr="):
         make(multilayer(), rate).step(*vectors(1)[0])
 
 

@@ -49,7 +49,7 @@ def test_the_found_network_keeps_the_budget(tmp_path):
 
 def test_bad_input(tmp_path):
     model, batches = labelled()
-    with pytest.raises(RecoupError, match="candidates is empty"):
+    with pytest.raises(RecoupError, match="candidates must be a list of LBA configs"):
         narrowest(model, batches, candidates=())
     with pytest.raises(RecoupError, match=r"even .* in all layers falls"):
         narrowest(model, batches, budget=0.0, candidates=(LBA.biased(2, 2),))

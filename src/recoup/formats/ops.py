@@ -35,10 +35,9 @@ def quantize(x: Tensor, format: Format, generator: torch.Generator | None = None
 
         y_i = round(x_i),   dL/dx = dL/dy
 
-    The result has x's shape, dtype and, where x is dense, strides. It is exact: float64 is rounded from float64,
-    subnormals count whatever the processor's flush-to-zero mode, and the bits are the same on every device and for
-    every number of threads. `Float`, `Int` and `BlockFloat` define rounding, overflow, NaN and infinities. Gradients
-    pass straight through (identity), saturated elements included.
+    The result has x's shape, dtype and, where x is dense, strides. It is exact: subnormals count whatever the
+    processor's flush-to-zero mode, and the bits are the same on every device and for every number of threads. `Float`,
+    `Int` and `BlockFloat` define rounding, overflow, NaN and infinities. Gradients pass straight through.
 
     For float32 and a format wider than that, the same in float64: a finite x gives what the format says, while an
     infinity that would saturate above float32's range stays an infinity.

@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from recoup.errors import RecoupError
 from recoup.fields import location
 from recoup.models.blocks import M
-from recoup.network.checks import is_module
 
 NESTS = ("state_dict", "model_state_dict", "model", "net")  # where training scripts put the tensors, first match wins
 PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
@@ -43,7 +42,8 @@ def load_weights_(model: M, path: str | Path) -> M:
     Traceback (most recent call last):
     recoup.errors.RecoupError: no-such-file.pt: no such file
     """
-    is_module(model, "load_weights_")
+    if not isinstance(model, nn.Module):
+        raise RecoupError(f"load_weights_: model must be a torch.nn.Module; got {type(model).__name__}")
     path = location("load_weights_", "path", path)
     tensors = read_weights(path)
     own = model.state_dict()

@@ -3,7 +3,7 @@
 Legend: see `recoup.nbsmt.tally`; A activation operands (of `recoup.nbsmt.groups`), J channels padded to whole slots.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -58,11 +58,9 @@ def correct_bias_(model: M, batches: Iterable[Any] | None = None, *, progress: b
     """
     layers = nbsmt_layers(model, "correct_bias_")
     ledger.refuse_after_statistics(model, "correct_bias_")
-    if batches is None:
-        batches = kept_images(model)
+    batches = kept_images(model) if batches is None else batches
     before = {name: layer.bias_correction for name, layer in layers.items()}
-    lost: dict[str, _Mean] = {}
-    images = 0
+    lost, images = dict[str, _Mean](), 0
 
     def correct(name: str, seen: Seen, output: Tensor) -> Tensor | None:
         if seen.layer.active_config.threads == 1:
@@ -86,10 +84,14 @@ def correct_bias_(model: M, batches: Iterable[Any] | None = None, *, progress: b
         raise
     for name, layer in layers.items():
         layer.bias_correction = corrections.get(name)
-    corrected = {name: layers[name] for name in corrections}
+    _record(model, {name: layers[name] for name in corrections}, before, images)
+    return model
+
+
+def _record(model: nn.Module, corrected: Mapping[str, Any], before: Mapping[str, Any], images: int) -> None:
+    """Enter into the ledger which layers were corrected, and what they had before."""
     undone = {name: {"bias_correction": before[name]} for name in corrected}
     ledger.record(model, corrected, "bias", "correct_bias_", undone, images=images)
-    return model
 
 
 def mean_loss(seen: Seen) -> Tensor:

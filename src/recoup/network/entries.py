@@ -77,7 +77,8 @@ def next_number(model: nn.Module) -> int:
 
 def tensor(module: nn.Module, name: str) -> Tensor | None:
     """A parameter or buffer of the module's own."""
-    value = module._parameters.get(name, module._buffers.get(name))
+    # A scripted module's tables have no `dict.get`.
+    value = next((table[name] for table in (module._parameters, module._buffers) if name in table), None)
     return value if isinstance(value, Tensor) else None
 
 
@@ -90,12 +91,12 @@ def unchanged(module: nn.Module, entry: Entry) -> bool:
 
 def tracked(module: nn.Module) -> bool:
     """Whether a module stores running statistics."""
-    return all(isinstance(module._buffers.get(name), Tensor) for name in BUFFERS[:2])
+    return all(name in module._buffers and tensor(module, name) is not None for name in BUFFERS[:2])
 
 
 def statistics(module: nn.Module) -> dict[str, Tensor]:
     """A copy of the statistics that a norm stores."""
-    return {name: b.clone() for name in BUFFERS if isinstance(b := module._buffers.get(name), Tensor)}
+    return {name: b.clone() for name in BUFFERS if (b := tensor(module, name)) is not None}
 
 
 def weights_digest(module: nn.Module) -> str:

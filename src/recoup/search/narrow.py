@@ -65,8 +65,7 @@ def narrowest(
     First the narrowest candidate that all layers bear together. From there every narrower candidate is scored in each
     layer alone (KL of the outputs from float, less that of the common candidate), and a knapsack finds for a number of
     bits the layers that bear it best; bisection finds the least number whose network keeps the accuracy within
-    ``budget`` points of float. Every network that is reported was measured.
-    A layer that the first batch does not run keeps the common candidate.
+    ``budget`` points of float. Every reported network was measured. A layer that never runs keeps the common one.
 
     Args:
         model: in float; it is not touched.

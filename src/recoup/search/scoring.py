@@ -143,7 +143,7 @@ def plan(model: nn.Module, space: Space, *, reference: bool = False, probes: int
         RecoupError: see `recoup.search.spaces.Space.groups`.
     """
     is_module(model, "search.score")
-    instance(space, Space, "search.score", "space", "Space({'re:conv.*': [NBSMT(2), NBSMT(4)]})")
+    instance(space, Space, "search.score", "space", "Space({'re:conv.*': [None, ...]})")
     groups = space.groups(model)
     rest: dict[str, Any] = {}
     if reference:
