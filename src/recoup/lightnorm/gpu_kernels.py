@@ -69,7 +69,8 @@ def odd(value, error):
     """The exact value + error rounded to odd: `cpu_rounding._odd`."""
     bits = value.to(tl.int64, bitcast=True)
     moved = tl.where((error > 0) == (value > 0), bits + 1, bits - 1)
-    return tl.where((error != 0) & ((bits & 1) == 0), moved, bits).to(tl.float64, bitcast=True)
+    inexact = (error > 0) | (error < 0)  # NaN, which infinities leave, is neither
+    return tl.where(inexact & ((bits & 1) == 0), moved, bits).to(tl.float64, bitcast=True)
 
 
 @triton.jit
