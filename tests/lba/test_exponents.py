@@ -41,7 +41,7 @@ def test_shifts_are_taken_back_exactly(data, shift):
     config = data.draw(truncating() | others())
     assert config.shifted(shift).shifted(-shift) == config
     low, high = config.shift_range
-    config.shifted(low), config.shifted(high)
+    _ = config.shifted(low), config.shifted(high)
     for beyond in (low - 1, high + 1):
         with pytest.raises(rc.RecoupError, match="shift"):
             config.shifted(beyond)

@@ -1,6 +1,7 @@
 """The multiply-add unit in gates equals the emulation, whatever its formats; generators broken by hand are caught."""
 
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,7 +107,8 @@ def test_the_letter_is_an_independent_model_too():
     module = build(LBA(chunk=None), operands=M4E3)
     generator = np.random.default_rng(1)
     names, steps = ("x", "w"), module.steps
-    inputs = {n: module.port(n).legal(generator.integers(0, 512, (steps, 40), dtype=np.uint64)) for n in names}
+    ports: dict[str, Any] = {n: module.port(n) for n in names}
+    inputs = {n: ports[n].legal(generator.integers(0, 512, (steps, 40), dtype=np.uint64)) for n in names}
     inputs["first"] = np.repeat(module.control(steps)["first"][:, None], 40, 1)
     assert module.expected is not None
     found = module.expected(inputs)["y"]

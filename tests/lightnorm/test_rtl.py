@@ -1,5 +1,7 @@
 """LightNorm's forward unit in gates equals the reference, however it packs; generators broken by hand are caught."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -42,14 +44,15 @@ def test_the_expected_values_are_those_of_the_reference_as_a_whole():
     config = CASES["blocks, outlier"]
     module, runs, generator = build(config, elements=4, eps=0.0625), 8, np.random.default_rng(0)
     steps, G = module.steps, 2
-    port = module.port("x")
+    port: Any = module.port("x")
     drawn = {
         n: port.legal(generator.integers(0, 64, (steps, runs, G), dtype=np.uint64)) for n in ("x", "gamma", "beta")
     }
     gamma, beta = (np.repeat(drawn[n][:1], steps, 0) for n in ("gamma", "beta"))
     assert module.control is not None
     assert module.expected is not None
-    stored = module.port("stored").legal(np.zeros((steps, runs), np.uint64))
+    held: Any = module.port("stored")
+    stored = held.legal(np.zeros((steps, runs), np.uint64))
     control = {n: np.repeat(v[:, None], runs, 1) for n, v in module.control(steps).items()}
     first, second = (np.flatnonzero(control[n][:, 0]) for n in ("collect", "normalise"))
     inputs = {**control, "x": drawn["x"], "gamma": gamma, "beta": beta, "stored": stored}
