@@ -35,6 +35,7 @@ def test_narrower_accumulators_lose_more_and_a_gain_per_channel_wins_it_back():
     assert rc.evaluate(model, test.batches(250)).top1 > plain - 4
 
 
+@pytest.mark.filterwarnings("ignore:evaluate. sums end:recoup.RecoupWarning")  # its attention saturates, and is told so
 @pytest.mark.skipif(not (FOLDER / "text").is_dir(), reason="no text: set RECOUP_DATA")
 def test_a_transformer_on_twelve_bits_predicts_as_well():
     torch.set_num_threads(2)
