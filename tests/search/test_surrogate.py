@@ -1,5 +1,6 @@
 """How damages add up is found from the probes, each predicted from the others."""
 
+import json
 import math
 
 import pytest
@@ -12,7 +13,7 @@ CHOICES = [(1, 1, 1), (2, 0, 0), (0, 2, 1), (2, 2, 2), (1, 0, 2), (0, 1, 0), (2,
 
 @pytest.mark.parametrize("power", [1.0, 0.75, 0.5])
 def test_the_law_that_made_the_probes_is_found(power):
-    law = Surrogate(power, 3.0, 1.0, None)
+    law = Surrogate(power, 3.0, None, None)
     probes = [Probe(str(options), options, law.predict(DAMAGES, options)) for options in CHOICES]
     found, told = fit(DAMAGES, probes)
     assert found.power == power
@@ -51,6 +52,19 @@ def _ranks(values):
 def test_probes_that_say_nothing():
     for probes in ([], [Probe("a", (0, 0, 0), 0.0), Probe("b", (1, 0, 0), 0.5)]):
         found, told = fit(DAMAGES, probes)
-        assert found == Surrogate(1.0, 1.0, 1.0, None)
+        assert found == Surrogate(1.0, 1.0, None, None)
+        assert not found.trusted
+        assert "was not measured" in str(found)
         assert found.predict(DAMAGES, (1, 1, 1)) == pytest.approx(0.54)
         assert len(told) == len(probes)
+
+
+@pytest.mark.parametrize("missed", [Probe("sums 0", (0, 0, 0), 4.0), Probe("measured 0", (0, 0, 2), 0.0)])
+@pytest.mark.parametrize("others", [0, 1, 3])
+def test_a_probe_that_no_factor_explains_makes_the_error_infinite(missed, others):
+    exact = [Probe(str(o), o, Surrogate(1.0, 3.0, None, None).predict(DAMAGES, o)) for o in CHOICES[:others]]
+    found, _ = fit(DAMAGES, [missed, *exact])
+    assert not found.trusted
+    assert found.error == (math.inf if others else None)
+    assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["error"] is None
+    assert found.factor == pytest.approx(3.0 if others else 1.0)

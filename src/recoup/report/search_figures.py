@@ -169,14 +169,11 @@ def additivity_figure(study: SearchResults) -> str | None:
     figure, (axis,) = canvas(1, 3.6, [1])
     low, high = min(every) / 1.5, max(every) * 1.5
     axis.plot([low, high], [low, high], color=MUTED, lw=1)
-    axis.fill_between(
-        [low, high],
-        [low / study.error, high / study.error],
-        [low * study.error, high * study.error],
-        color=MUTED,
-        alpha=0.15,
-        lw=0,
-    )
+    title = "No band holds every probe"
+    if study.error is not None:
+        below, above = ([low * r, high * r] for r in (1 / study.error, study.error))
+        axis.fill_between([low, high], below, above, color=MUTED, alpha=0.15, lw=0)
+        title = f"The band holds every probe: measured / predicted from {1 / study.error:.2f} to {study.error:.2f}"
     for pairs, series, label in (
         (probes, 2, "probes, on the scoring images"),
         (points, 1, "policies, on the test images"),
@@ -191,7 +188,7 @@ def additivity_figure(study: SearchResults) -> str | None:
     axis.set_xlabel("predicted from one-layer damages")
     axis.set_ylabel("measured")
     legend(figure, axis)
-    axis.set_title(f"The band holds every probe: measured / predicted from {1 / study.error:.2f} to {study.error:.2f}")
+    axis.set_title(title)
     return svg(
         figure, "additivity", f"Measured against predicted damage of {len(probes)} probes and {len(points)} policies."
     )

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from recoup.errors import RecoupError
 from recoup.search.fronts import Front, Measured, Point
 from recoup.search.scoring import Scores
+from recoup.search.surrogate import finite
 from recoup.storage.files import write_atomically
 from recoup.study.rows import Frozen
 
@@ -59,7 +60,8 @@ class SearchResults(Frozen):
         model, data: as the recipe names them.
         metric, repair: what damage is, and the plan applied before it is measured.
         groups: in the network's order.
-        probes: whole networks, and ``error``: measured / predicted lies in [1/error, error] for all of them.
+        probes: whole networks, and ``error``: measured / predicted lies in [1/error, error] for all of them; null where
+            it is infinite or fewer than two of them have damage.
         power, rank: of the surrogate.
         first: what the space's first option costs everywhere, for one image.
         points: cheapest first; uniform policies behind them.
@@ -83,7 +85,7 @@ class SearchResults(Frozen):
     groups: tuple[GroupRow, ...]
     probes: tuple[ProbeRow, ...]
     power: float
-    error: float
+    error: float | None
     rank: float | None
     trusted: bool
     costs: tuple[str, ...]
@@ -149,7 +151,8 @@ def results_of(found: Front, *, model: str, data: str, repair: str, budget: floa
         repair=repair,
         groups=tuple(_groups(scores)),
         probes=tuple(ProbeRow(label=p.label, predicted=p.predicted, measured=p.measured) for p in scores.probes),
-        **{name: getattr(scores.surrogate, name) for name in ("power", "error", "rank", "trusted")},
+        error=finite(scores.surrogate.error),
+        **{name: getattr(scores.surrogate, name) for name in ("power", "rank", "trusted")},
         costs=found.costs,
         first=dict(found.first),
         limits=dict(found.limits),

@@ -35,19 +35,21 @@ class Surrogate:
     Attributes:
         power: of `POWERS`, the one that predicts left-out probes best.
         factor: the geometric mean of measured over predicted.
-        error: r: measured over predicted lies in [1/r, r] for every probe, each predicted from the others.
+        error: r: measured over predicted lies in [1/r, r] for every probe, each predicted from the others; infinite
+            where only one of the two is 0, None where fewer than two probes say anything.
         rank: Spearman's correlation of measured and predicted over the probes; None with fewer than three.
     """
 
     power: float
     factor: float
-    error: float
+    error: float | None
     rank: float | None
 
     @property
     def trusted(self) -> bool:
         """Whether the probes say that predictions rank policies: error at most 2, rank correlation at least 0.9."""
-        return self.error <= TRUSTED_ERROR and (self.rank is None or self.rank >= TRUSTED_RANK)
+        within = self.error is not None and self.error <= TRUSTED_ERROR
+        return within and (self.rank is None or self.rank >= TRUSTED_RANK)
 
     def quantity(self, damages: Sequence[Sequence[float]]) -> Quantity:
         """What a knapsack minimises."""
@@ -59,10 +61,12 @@ class Surrogate:
         return self.factor * total ** (1 / self.power)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+        """Plain values; an infinite error is None, as one that was not measured: JSON has no infinity."""
+        return asdict(self) | {"error": finite(self.error)}
 
     def __str__(self) -> str:
+        if self.error is None:
+            return "how damages add up was not measured: fewer than two probes say anything"
         rank = "" if self.rank is None else f", rank correlation {self.rank:.2f}"
         low, high = 1 / self.error, self.error
         text = f"measured / predicted within [{low:.2f}, {high:.2f}] on the probes{rank} (exponent {self.power:g})"
@@ -73,25 +77,33 @@ def fit(damages: Sequence[Sequence[float]], probes: Sequence[Probe]) -> tuple[Su
     """The surrogate that predicts each probe best from the others, and the probes with what it predicts of them.
 
     For each power the factor is the geometric mean of measured over sum over the other probes; the power with the least
-    mean |log(measured / predicted)| wins. Probes without damage, measured or summed, say nothing and have no part.
+    mean |log(measured / predicted)| wins. Probes without damage, neither measured nor summed, say nothing and have no
+    part; one with only one of the two is missed by any factor, so the error is infinite.
 
     Args:
         damages: of every group's options alone, 0 or more.
-        probes: whole policies; with fewer than two of them, damages are taken to add up, with an error of 1.
+        probes: whole policies; with fewer than two of them, damages are taken to add up, with an error of None.
     """
     scored = []
     for power in POWERS:
-        plain = Surrogate(power, 1.0, 1.0, None)
+        plain = Surrogate(power, 1.0, None, None)
         pairs = [(probe.measured, plain.predict(damages, probe.options)) for probe in probes]
         logs = np.array([math.log(found / sums) for found, sums in pairs if found > 0 and sums > 0])
-        if len(logs) < 2:
+        missed = sum((found > 0) != (sums > 0) for found, sums in pairs)
+        if len(logs) + missed < 2:
             continue
-        others = (logs.sum() - logs) / (len(logs) - 1)
-        off = np.abs(logs - others)
-        factor = float(np.exp(logs.mean()))
-        scored.append((float(off.mean()), -power, Surrogate(power, factor, float(np.exp(off.max())), _rank(pairs))))
-    best = min(scored, key=lambda entry: entry[:2])[2] if scored else Surrogate(1.0, 1.0, 1.0, None)
+        others = (logs.sum() - logs) / max(len(logs) - 1, 1)
+        off = np.abs(logs - others) if len(logs) > 1 else np.zeros(1)
+        factor = float(np.exp(logs.mean())) if len(logs) else 1.0
+        error = math.inf if missed else float(np.exp(off.max()))
+        scored.append((float(off.mean()), -power, Surrogate(power, factor, error, _rank(pairs))))
+    best = min(scored, key=lambda entry: entry[:2])[2] if scored else Surrogate(1.0, 1.0, None, None)
     return best, tuple(Probe(p.label, p.options, p.measured, best.predict(damages, p.options)) for p in probes)
+
+
+def finite(value: float | None) -> float | None:
+    """A number as JSON has it: None where it is infinite."""
+    return None if value is None or math.isinf(value) else value
 
 
 def _rank(pairs: Sequence[tuple[float, float]]) -> float | None:

@@ -89,6 +89,11 @@ def test_texts():
     assert "[0.80, 1.25], rank correlation 0.97" in surrogate_text(study())
     assert "So it does for 3 of 3 policies of the front" in surrogate_text(study())
     assert "trust the measured points alone" in surrogate_text(study(trusted=False))
+    none = {"error": None, "trusted": False}
+    assert "How damages add up was not measured" in surrogate_text(study(probes=(), **none))
+    odd = (ProbeRow(label="a", predicted=0.0, measured=4.0), ProbeRow(label="b", predicted=1.0, measured=1.0))
+    assert surrogate_text(study(probes=odd, **none)).startswith("Of 2 whole networks 1 have damage where none was")
+    assert "No band holds every probe" in (additivity_figure(study(probes=odd, **none)) or "")
     (table,) = CHAPTER.totals(study())
     assert table.rows[1] == ("point 01 *", "0.60", "1.10e-02", "1.10e-02", "92.90")
     assert table.rows[4][0] == "worse (beaten)"

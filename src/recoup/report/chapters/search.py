@@ -115,6 +115,8 @@ def setting_text(study: SearchResults) -> str:
 
 def surrogate_text(study: SearchResults) -> str:
     """How far predictions may be trusted."""
+    if study.error is None:
+        return _without_error(study)
     rank = "" if study.rank is None else f", rank correlation {study.rank:.2f}"
     text = (
         f"On {len(study.probes)} whole networks measured / predicted lies within [{1 / study.error:.2f}, "
@@ -125,6 +127,18 @@ def surrogate_text(study: SearchResults) -> str:
         inside = sum(1 / study.error <= damage / predicted <= study.error for damage, predicted in seen)
         text += f" So it does for {inside} of {len(seen)} policies of the front on the test samples."
     return text if study.trusted else f"{text} The damages do not add up well: trust the measured points alone."
+
+
+def _without_error(study: SearchResults) -> str:
+    """Why there is no error bar: too few probes, or one whose damage no factor explains."""
+    telling = [p for p in study.probes if p.predicted > 0 or p.measured > 0]
+    if len(telling) < 2:
+        return "How damages add up was not measured (fewer than two probes have damage): trust the measured points alone."
+    missed = sum((p.predicted > 0) != (p.measured > 0) for p in telling)
+    return (
+        f"Of {len(telling)} whole networks {missed} have damage where none was predicted, or none where some was: "
+        "trust the measured points alone."
+    )
 
 
 def _cells(study: SearchResults, number: int, distinct: Mapping[str, bool]) -> dict[str, Any]:
