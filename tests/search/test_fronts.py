@@ -4,15 +4,18 @@ import csv
 import functools
 import itertools
 import math
+import warnings
 
 import numpy as np
 import pytest
 import torch
 
 import recoup as rc
-from recoup.errors import RecoupError
+from recoup.errors import RecoupError, RecoupWarning
 from recoup.nbsmt import Array
 from recoup.search import Shard, Space, front, score, verify
+from recoup.search.bench import Bench
+from recoup.search.results import results_of
 from recoup.search.scoring import IncompleteError
 from recoup.search.surrogate import _ranks
 from recoup.search.verifying import resampled
@@ -191,7 +194,10 @@ def test_bad_verifications(scores):
     for told, arguments, options in (
         ("weights are not those", (small_net(1), labelled(seed=7)[1]), {}),
         ("the test batches are those that were scored on", (model, batches), {}),
-        ("seeds must be one draw or more", (model, labelled(seed=7)[1]), {"seeds": []}),
+        *(
+            ("seeds must be one draw or more", (model, labelled(seed=7)[1]), {"seeds": seeds})
+            for seeds in ([], 0, True, "3", 1.5, None, [1, 1], [True], [0.5])
+        ),
         ("the scores' metric is kl, not mse", (model, labelled(seed=7)[1]), {"metric": "mse"}),
     ):
         with pytest.raises(RecoupError, match=told):
@@ -201,3 +207,43 @@ def test_bad_verifications(scores):
             found.within(budget)
     with pytest.raises(RecoupError, match="verify the front first"):
         found.within(1.0)
+
+
+def mean_margin(model, batches):
+    """A metric that rises: how far the largest logit lies above the mean one."""
+    with torch.no_grad():
+        return float(torch.cat([(y := model(x)).amax(1) - y.mean(1) for x, _ in batches]).mean())
+
+
+def mean_entropy_like(model, batches):
+    return -mean_margin(model, batches)
+
+
+def test_the_sign_of_a_metric_of_one_s_own_is_that_of_the_scores():
+    model, batches = labelled()
+    test, one = labelled(seed=7)[1], Space({"classifier": [None, NARROW[3]]})
+    told = []
+    for metric, rises in ((mean_margin, True), (mean_entropy_like, False)):
+        scores = score(model, batches, one, metric=metric, rises=rises, probes=0, repair="none")
+        assert (scores.rises, scores.to_dict()["rises"]) == (rises, rises)
+        found = verify(front(scores, "bits", points=2), model, test, seeds=1, metric=metric)
+        told.append([point.measured.damage for point in found.points])
+    assert told[0] == told[1]
+    assert score(model, batches, one, metric="top1", probes=0).rises
+
+
+def test_warnings_of_the_verification_are_kept(monkeypatch):
+    model, batches = labelled()
+    few = front(score(model, batches, Space({"classifier": [None, NARROW[3]]}), probes=0), "bits", points=2)
+    original = Bench._measured
+
+    def warned(self):
+        warnings.warn("a note of the measurement", RecoupWarning, stacklevel=2)
+        return original(self)
+
+    monkeypatch.setattr(Bench, "_measured", warned)
+    found = verify(few, model, labelled(seed=7)[1], seeds=1)
+    assert found.notes == ("a note of the measurement",)
+    about = {"model": "net", "data": "digits", "repair": "default", "budget": None, "date": "2026-11-26"}
+    assert results_of(found, **about).notes == found.notes
+    assert not few.notes

@@ -6,10 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch import nn
 
 import recoup as rc
 from recoup.errors import RecoupError
-from recoup.search import Shard, Space, score
+from recoup.search import Shard, Space, front, score, verify
 from recoup.search import bench as bench_module
 from recoup.search.scoring import IncompleteError, plan
 from tests.networks import batches_of, small_net
@@ -232,3 +233,29 @@ def test_shards(text, environment, found, monkeypatch):
         return
     with pytest.raises(RecoupError, match="i/n"):
         Shard.parse(text)
+
+
+class ViewNet(nn.Module):
+    """A network that flattens by ``view``, as the beginners' tutorial does."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4 * 6 * 6, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.conv(x))
+        return self.fc(x.view(x.size(0), 4 * 6 * 6))
+
+
+def test_a_network_that_views_behind_a_convolution():
+    torch.manual_seed(0)
+    model, batches = ViewNet().eval(), [(x, x.mean((1, 2, 3)).gt(0).long()) for x in batches_of(2, 8)]
+    options = {"conv": [None, rc.LBA.biased(4, 4), rc.NBSMT(2)], "fc": [None, rc.LBA.biased(3, 3)]}
+    batches = [(x.abs(), y) for x, y in batches]
+    found = score(model, batches, Space(options), probes=2)
+    rc.emulate_(model, None, {"conv": rc.LBA.biased(4, 4)})
+    rc.repair_(model, batches)
+    assert found.raw[0][1] == rc.evaluate(model, batches, "kl").value
+    rc.restore_(model)
+    test = [(x.flip(0) + 0.5, y) for x, y in batches]
+    assert verify(front(found, "bits", points=2), model, test, seeds=2, calibration=batches).total > 0

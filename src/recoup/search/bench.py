@@ -19,7 +19,7 @@ from recoup.calibrate import calibrate_
 from recoup.emulate import emulate_, restore_
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.evaluation import Function, evaluate, measure
-from recoup.network.batches import call, check_batches, prepared
+from recoup.network.batches import call, check_batches, device_of, prepared, split
 from recoup.network.meters import METERS
 from recoup.network.modes import evaluating
 from recoup.repair import repair_
@@ -65,8 +65,8 @@ class Bench:
     def __post_init__(self) -> None:
         self.model = copy.deepcopy(self.model).eval()
         same = self.calibration is self.batches
-        self.batches = kept(self.batches)
-        self.calibration = self.batches if same else kept(self.calibration)
+        self.batches = laid_out(self.model, kept(self.batches))
+        self.calibration = self.batches if same else laid_out(self.model, kept(self.calibration))
         modules = dict(self.model.named_modules())
         if any(getattr(modules[name], "activation_scale", None) is None for name in self.scaled):
             with _alone, cpu_threads(1):
@@ -173,15 +173,44 @@ def metric_name(metric: str | Function) -> str:
 
 def kept(batches: Iterable[Any]) -> list[Any]:
     """Batches in memory, so that every measurement sees the same: a loader that shuffles gives others at each pass, and
-    one that decodes or augments does it anew. Images are laid out channels last, in which float layers are faster."""
+    one that decodes or augments does it anew."""
     if isinstance(batches, Kept):
         return batches
     check_batches(batches, "search")
-    return Kept(map(_laid_out, batches))
+    return Kept(batches)
 
 
 class Kept(list[Any]):
     """Batches that lie in memory already."""
+
+
+def laid_out(model: nn.Module, batches: Kept) -> Kept:
+    """Images channels last, in which float layers are faster; as they are for a network that cannot take them so, such
+    as one with a ``view`` behind a convolution, which two samples of every shape show."""
+    moved, tried = Kept(map(_laid_out, batches)), set()
+    for batch in moved:
+        inputs = split(batch)[0]
+        parts = list(inputs.values()) if isinstance(inputs, Mapping) else [inputs]
+        if not any(isinstance(part, Tensor) and part.dim() == 4 for part in parts):
+            continue
+        shapes = repr([part.shape[1:] for part in parts if isinstance(part, Tensor)])
+        if shapes not in tried and not _takes(model, inputs):
+            return batches
+        tried.add(shapes)
+    return moved
+
+
+def _takes(model: nn.Module, inputs: Any) -> bool:
+    def few(value: Any) -> Any:
+        return value[:2].to(device) if isinstance(value, Tensor) and value.dim() else value
+
+    device = device_of(model)
+    try:
+        with _alone, cpu_threads(1), evaluating(model), torch.no_grad():
+            call(model, {k: few(v) for k, v in inputs.items()} if isinstance(inputs, Mapping) else few(inputs))
+    except Exception:  # one of another reason comes again when the network is measured
+        return False
+    return True
 
 
 def _laid_out(batch: Any) -> Any:

@@ -53,7 +53,7 @@ class Point:
         options: of each group.
         costs: totals of the network for one image.
         predicted: damage in the metric of the scores.
-        kind: ``front``; ``uniform``: the same option wherever there is one; ``refined``: found by measured moves.
+        kind: ``front``; ``uniform``: the same option wherever there is one.
         measured: None before `recoup.search.verifying.verify`.
     """
 
@@ -83,6 +83,7 @@ class Front:
         floating: what the float network reached on the test batches; None before they were measured.
         seeds: draws of calibration images.
         made, total: measurements that `recoup.search.verify` made, and how many there are.
+        notes: warnings of recoup's during them.
     """
 
     points: tuple[Point, ...]
@@ -94,6 +95,7 @@ class Front:
     seeds: int = 0
     made: int = 0
     total: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def policies(self) -> list[Policy]:

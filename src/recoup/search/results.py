@@ -166,7 +166,7 @@ def results_of(found: Front, *, model: str, data: str, repair: str, budget: floa
         uncounted=tuple(f"{part.name} ({part.kind})" for part in scores.sizes.uncounted),
         measurements=scores.total + found.total,
         seconds=round(sum(map(sum, scores.seconds)), 3),
-        notes=scores.notes,
+        notes=tuple(dict.fromkeys((*scores.notes, *found.notes))),
     )
 
 

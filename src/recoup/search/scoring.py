@@ -45,7 +45,7 @@ class Scores:
         seconds: CPU time of each measurement; 0 where nothing was measured.
         base: the metric of the network that the others are compared with.
         reference: the option of each group in that network; None: all in float.
-        metric: what was measured.
+        metric: what was measured; ``rises``: whether more of it is better.
         surrogate: how damages add up.
         probes: whole policies, measured and predicted.
         sizes: of the layers for one image, from which costs follow.
@@ -67,6 +67,7 @@ class Scores:
     sizes: Map
     identity: Mapping[str, Any]
     space: Mapping[str, Any]
+    rises: bool = False
     made: int = 0
     total: int = 0
     notes: tuple[str, ...] = ()
@@ -80,7 +81,7 @@ class Scores:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        names = ("damages", "raw", "seconds", "base", "reference", "metric", "most_units")
+        names = ("damages", "raw", "seconds", "base", "reference", "metric", "rises", "most_units")
         groups = [{"name": g.name, "layers": list(g.layers), "options": g.titles()} for g in self.groups]
         return {
             "schema_version": SCHEMA,
@@ -289,6 +290,7 @@ def _scores(made: Plan, records: Records, metric: str, rises: bool) -> dict[str,
         "base": base,
         "reference": made.reference,
         "metric": metric,
+        "rises": rises,
         "surrogate": surrogate,
         "probes": predicted,
         "notes": tuple(dict.fromkeys(notes)),

@@ -18,7 +18,7 @@ from recoup.network.batches import call, count, device_of, split
 from recoup.network.checks import instance, is_module
 from recoup.network.meters import METERS
 from recoup.network.modes import evaluating
-from recoup.search.bench import Bench, Value, kept, metric_name, needing_scales
+from recoup.search.bench import Bench, Value, kept, laid_out, metric_name, needing_scales
 from recoup.search.fronts import Front, Measured
 from recoup.search.records import Records
 from recoup.search.scoring import IncompleteError
@@ -51,8 +51,8 @@ def verify(
         front: from `recoup.search.front`.
         model: in float, the one that was scored.
         test: labelled, to say what is won or lost in top-1 or nats.
-        seeds: draws of calibration images, or their seeds. From ``calibration`` batches each draw but the first takes
-            as many samples with replacement.
+        seeds: draws of calibration images, or their seeds. From ``calibration`` batches the first draw is the batches
+            as they are, whatever its seed; each further one takes as many samples with replacement.
         calibration: a function seed -> batches, or batches; None: those of the scores.
         metric: the scores' own, needed again only where that is a callable.
         out, executor, workers, shard, any_cpu, progress: as in `recoup.search.score`.
@@ -61,15 +61,14 @@ def verify(
         The front with what was measured; its `Front.front` is that of the measured points.
 
     Raises:
-        RecoupError: another network, test batches that were scored on, a metric that gives NaN.
+        RecoupError: another network, test batches that were scored on, seeds that are none or given twice, a metric
+            that gives NaN.
     """
     instance(front, Front, "search.verify", "front", "what recoup.search.front returned")
     is_module(model, "search.verify")
-    test = kept(test)
+    test = laid_out(model, kept(test))
     _check(front, model, test)
-    numbers = tuple(range(seeds)) if isinstance(seeds, int) and not isinstance(seeds, bool) else tuple(seeds)  # type: ignore[arg-type]
-    if not numbers:
-        raise RecoupError("search: verify: seeds must be one draw or more")
+    numbers = _seeds(seeds)
     scores = front.scores
     named = _named(scores.metric, metric)
     quality = _quality(model, test)
@@ -84,11 +83,24 @@ def verify(
         kept_in.append(Records(None if out is None else Path(out), bench.identity(), any_cpu=any_cpu))
         made += perform(bench, tasks, kept_in[-1], executor=executor, workers=workers, shard=shard, progress=progress)
     found = [_values(task, kept_in) for task in tasks]
-    name, sign = metric_name(named), -1 if isinstance(named, str) and METERS[named].rises else 1
+    name, sign = metric_name(named), -1 if scores.rises else 1
     base = fmean(value[name]["value"] for value in found[0])
     told = [_measured(values, name, quality, base, sign) for values in found]
     points = [replace(point, measured=one) for point, one in zip(front.points, told[1:], strict=True)]
-    return replace(front, points=tuple(points), floating=told[0], seeds=len(numbers), made=made, total=total)
+    notes = tuple(dict.fromkeys(note for values in found for value in values for note in value["notes"]))
+    return replace(
+        front, points=tuple(points), floating=told[0], seeds=len(numbers), made=made, total=total, notes=notes
+    )
+
+
+def _seeds(seeds: Any) -> tuple[int, ...]:
+    numbers = range(seeds) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
+    whole = isinstance(numbers, Sequence) and all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
+    if not whole or not numbers or len(set(numbers)) < len(numbers):
+        raise RecoupError(
+            f"search: verify: seeds={seeds!r}: seeds must be one draw or more, or a list of whole numbers that differ"
+        )
+    return tuple(numbers)
 
 
 def _values(task: Task, draws: Sequence[Records]) -> list[Value]:

@@ -133,7 +133,9 @@ def _without_error(study: SearchResults) -> str:
     """Why there is no error bar: too few probes, or one whose damage no factor explains."""
     telling = [p for p in study.probes if p.predicted > 0 or p.measured > 0]
     if len(telling) < 2:
-        return "How damages add up was not measured (fewer than two probes have damage): trust the measured points alone."
+        return (
+            "How damages add up was not measured (fewer than two probes have damage): trust the measured points alone."
+        )
     missed = sum((p.predicted > 0) != (p.measured > 0) for p in telling)
     return (
         f"Of {len(telling)} whole networks {missed} have damage where none was predicted, or none where some was: "
