@@ -81,6 +81,31 @@ def test_the_same_budget_again_measures_nothing(recipe):
     assert "measured:" not in err
 
 
+def test_two_array_jobs_as_the_guide_has_them(recipe, monkeypatch):
+    """Parts are counted from 0 and strided; score, then verify, then the report without a measurement."""
+    labels = run("plan", recipe)[1].splitlines()
+    for stage in ("score", "verify"):
+        for index in (1, 0):
+            slurm = {"ID": index, "COUNT": 2, "MIN": 0, "MAX": 1, "STEP": 1}
+            for name, value in slurm.items():
+                monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+            code, _, err = run(stage, recipe, "--shard", "auto")
+            assert code == 0, err
+            made = [line.partition(": ")[2] for line in err.splitlines() if " measured: " in line]
+            assert made
+            if stage == "score":
+                assert made == labels[index::2]
+    code, _, err = run("run", recipe)
+    assert code == 0, err
+    assert "measured:" not in err
+
+
+def test_keys_of_the_space_hold_dots(recipe):
+    code, out, err = run("plan", recipe, "--set", "space.re:features.0|classifier=[float, nbsmt-2t]")
+    assert code == 0, err
+    assert "features.0 on 2 threads, S+A" in out
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -103,6 +128,24 @@ def test_bad_calls_are_refused(recipe):
     assert "must be i/n" in run("score", recipe, "--shard", "9")[2]
     assert "no such file" in run("plan", "missing.yaml")[2]
     assert "matches no layer" in run("plan", recipe, "--set", "space.fc9=[float]")[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("cost=[watts]", "cost 'watts': must be one of"),
+        ("limits={cycles: 0.5}", "limit on 'cycles': counted are bits"),
+        ("limits={bits: 3 apples}", "a number with a unit of bits"),
+        ("limits={bits: 1 bits}", "no policy keeps every limit"),
+    ],
+)
+def test_costs_and_limits_are_refused_before_anything_is_measured(recipe, tmp_path, change, told):
+    for stage in ("plan", "score", "run"):
+        code, _, err = run(stage, recipe, "--set", change)
+        assert code != 0
+        assert told in " ".join(err.split())
+        assert "measured:" not in err
+    assert not (tmp_path / "found").exists()
 
 
 def test_a_language_model_is_searched_on_windows_of_a_text(tmp_path, monkeypatch):

@@ -211,6 +211,11 @@ def test_probes_are_uniform_policies_then_mixes_the_same_every_time():
     assert [options for _, options, _ in small.probes] == [(1,)]
 
 
+def slurm(own, count, first, last, step=1):
+    names = ("ID", "COUNT", "MIN", "MAX", "STEP")
+    return {f"SLURM_ARRAY_TASK_{n}": str(v) for n, v in zip(names, (own, count, first, last, step), strict=True)}
+
+
 @pytest.mark.parametrize(
     ("text", "environment", "found"),
     [
@@ -221,10 +226,19 @@ def test_probes_are_uniform_policies_then_mixes_the_same_every_time():
         ("-1/3", {}, None),
         ("half", {}, None),
         ("auto", {"JOB_COMPLETION_INDEX": "0"}, None),
+        ("auto", {"JOB_COMPLETION_INDEX": "x", "JOB_COMPLETIONS": "4"}, None),
+        ("auto", slurm(2, 3, 0, 2), Shard(2, 3)),
+        ("auto", slurm(9, 3, 1, 9, 4), Shard(2, 3)),
+        ("auto", {"SLURM_ARRAY_TASK_ID": "0"}, None),
+        ("auto", {"SLURM_ARRAY_TASK_ID": "x", "SLURM_ARRAY_TASK_COUNT": "3"}, None),
+        *(("auto", slurm(own, 3, 1, 7), None) for own in (1, 3, 7)),  # --array=1,3,7
+        ("auto", slurm(2, 3, 1, 9, 4), None),
+        ("auto", slurm(0, 0, 0, 0, 0), None),
     ],
 )
 def test_shards(text, environment, found, monkeypatch):
-    for name in ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX", "JOB_COMPLETIONS"):
+    slurms = (f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "COUNT", "MIN", "MAX", "STEP"))
+    for name in (*slurms, "JOB_COMPLETION_INDEX", "JOB_COMPLETIONS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

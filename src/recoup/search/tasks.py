@@ -76,17 +76,34 @@ class Shard:
     @classmethod
     def _from_environment(cls, environment: Mapping[str, str]) -> "Shard":
         if "SLURM_ARRAY_TASK_ID" in environment:
-            first = int(environment.get("SLURM_ARRAY_TASK_MIN", "0"))
-            step = int(environment.get("SLURM_ARRAY_TASK_STEP", "1"))
-            return cls(
-                (int(environment["SLURM_ARRAY_TASK_ID"]) - first) // step, int(environment["SLURM_ARRAY_TASK_COUNT"])
-            )
-        if "JOB_COMPLETION_INDEX" in environment and environment.get("JOB_COMPLETIONS", "").isdecimal():
-            return cls(int(environment["JOB_COMPLETION_INDEX"]), int(environment["JOB_COMPLETIONS"]))
+            return cls._from_slurm(environment)
+        kubernetes = ("JOB_COMPLETION_INDEX", "JOB_COMPLETIONS")
+        if all(name in environment for name in kubernetes):
+            return cls(*(_number(environment, name) for name in kubernetes))
         raise RecoupError(
             "--shard auto: neither SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT nor JOB_COMPLETION_INDEX and "
             "JOB_COMPLETIONS (which a Kubernetes job must be given by hand) are set; give i/n"
         )
+
+    @classmethod
+    def _from_slurm(cls, environment: Mapping[str, str]) -> "Shard":
+        """Of an array whose indices are evenly spaced; of others SLURM does not say which index is which part."""
+        own, count = (_number(environment, f"SLURM_ARRAY_TASK_{name}") for name in ("ID", "COUNT"))
+        first, step = (_number(environment, f"SLURM_ARRAY_TASK_{n}", d) for n, d in (("MIN", "0"), ("STEP", "1")))
+        last = _number(environment, "SLURM_ARRAY_TASK_MAX", str(first + (count - 1) * step))
+        if step < 1 or not count or last != first + (count - 1) * step or own not in range(first, last + 1, step):
+            raise RecoupError(
+                f"--shard auto: the SLURM array of {count} tasks from {first} to {last} is not spaced by {step}: "
+                "submit it as --array=0-N, or give i/n"
+            )
+        return cls((own - first) // step, count)
+
+
+def _number(environment: Mapping[str, str], name: str, default: str = "") -> int:
+    text = environment.get(name, default)
+    if not text.isdecimal():
+        raise RecoupError(f"--shard auto: {name} is {text!r}, no number; give i/n")
+    return int(text)
 
 
 def measured(bench: Bench, task: Task) -> Value:
