@@ -15,15 +15,12 @@
 Paths are relative to the folder the search is started from.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from recoup.search.spaces import Space
-from recoup.study.recipe import Array, Calibration, Count, Scalar, Seed, Strict, Test, Text
-from recoup.study.yamlfile import Source, refuse
+from recoup.study.recipe import AnyRecipe, Array, Calibration, Count, Scalar, Seed, Strict, Test, Text
 
 
 class Scoring(Strict):
@@ -39,7 +36,7 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class SearchRecipe(Strict):
+class SearchRecipe(AnyRecipe):
     """What to search; see the module's docstring for its YAML.
 
     Attributes:
@@ -60,6 +57,8 @@ class SearchRecipe(Strict):
         array: rows and columns for cycles.
         out: the folder for records, tables and the report.
     """
+
+    called = "search recipe"
 
     model: Text
     weights: Text | None = None
@@ -90,25 +89,3 @@ class SearchRecipe(Strict):
     def space_of(self) -> Space:
         """The space."""
         return Space(self.space, self.same, self.at_most)
-
-    @classmethod
-    def load(cls, path: str | Path, overrides: list[str] | None = None) -> "SearchRecipe":
-        """Read a recipe file, with ``key=value`` overrides (dotted keys, YAML values).
-
-        Raises:
-            RecoupError: no such file, not YAML, not a recipe, an unknown or missing field, a value out of range.
-        """
-        source = Source.load(Path(path))
-        return cls._validated(source.override(overrides or []), source)
-
-    @classmethod
-    def build(cls, values: Mapping[str, Any], name: str = "search recipe") -> "SearchRecipe":
-        """A recipe from plain values, with the same errors as from a file."""
-        return cls._validated(values, Source(name, dict(values)))
-
-    @classmethod
-    def _validated(cls, values: Mapping[str, Any], source: Source) -> "SearchRecipe":
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise refuse(error, source, cls) from None

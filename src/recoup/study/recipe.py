@@ -16,7 +16,7 @@ Paths are relative to the folder the study is started from.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Self
 
 import yaml
 from pydantic import (
@@ -65,6 +65,40 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
+class AnyRecipe(Strict):
+    """A recipe of any kind, which is read from a YAML file."""
+
+    called: ClassVar[str] = "recipe"
+
+    @classmethod
+    def from_yaml(cls, text: str, name: str | None = None) -> Self:
+        """Read a recipe; errors name ``name``, the line and the field."""
+        source = read_yaml(text, name or cls.called)
+        return cls._validated(source.values, source)
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: list[str] | None = None) -> Self:
+        """Read a recipe file, with ``key=value`` overrides (dotted keys, YAML values).
+
+        Raises:
+            RecoupError: no such file, not YAML, not a recipe, an unknown or missing field, a value out of range.
+        """
+        source = Source.load(Path(path))
+        return cls._validated(source.override(overrides or []), source)
+
+    @classmethod
+    def build(cls, values: Mapping[str, Any], name: str | None = None) -> Self:
+        """A recipe from plain values, with the same errors as from a file."""
+        return cls._validated(values, Source(name or cls.called, dict(values)))
+
+    @classmethod
+    def _validated(cls, values: Mapping[str, Any], source: Source) -> Self:
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise refuse(error, source, cls) from None
+
+
 class Calibration(Strict):
     """The images that activation scales and repairs are computed from; each seed draws its own.
 
@@ -110,7 +144,7 @@ def first_presets() -> tuple[Any, ...]:
     return tuple(next(iter(cards().values())).presets.values())
 
 
-class Recipe(Strict):
+class Recipe(AnyRecipe):
     """What to measure; see the module's docstring for its YAML.
 
     Attributes:
@@ -184,31 +218,3 @@ class Recipe(Strict):
     def to_yaml(self) -> str:
         """The recipe as YAML, every default written out; `Recipe.from_yaml` reads it back as the same recipe."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
-
-    @classmethod
-    def from_yaml(cls, text: str, name: str = "recipe") -> "Recipe":
-        """Read a recipe; errors name ``name``, the line and the field."""
-        source = read_yaml(text, name)
-        return cls._validated(source.values, source)
-
-    @classmethod
-    def load(cls, path: str | Path, overrides: list[str] | None = None) -> "Recipe":
-        """Read a recipe file, with ``key=value`` overrides (dotted keys, YAML values).
-
-        Raises:
-            RecoupError: no such file, not YAML, not a recipe, an unknown or missing field, a value out of range.
-        """
-        source = Source.load(Path(path))
-        return cls._validated(source.override(overrides or []), source)
-
-    @classmethod
-    def build(cls, values: Mapping[str, Any], name: str = "recipe") -> "Recipe":
-        """A recipe from plain values, with the same errors as from a file."""
-        return cls._validated(values, Source(name, dict(values)))
-
-    @classmethod
-    def _validated(cls, values: Mapping[str, Any], source: Source) -> "Recipe":
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise refuse(error, source, cls) from None

@@ -16,6 +16,8 @@ LARGEST = 1 << 20  # bytes; a recipe is a page, anything larger is another file 
 
 DEEPEST = 20  # levels; a recipe has three
 
+LAYER_MAPS = ("layers", "space")  # fields whose keys are layer names, which hold dots themselves
+
 Place = tuple[str | int, ...]
 
 
@@ -49,8 +51,8 @@ class Source:
             key, equals, text = change.partition("=")
             if not equals or not key:
                 raise RecoupError(f"--set {change!r}: must be key=value, for example calibration.images=512")
-            # Layer names hold dots themselves.
-            parts = ["layers", key[7:]] if key.startswith("layers.") else key.split(".")
+            field, _, rest = key.partition(".")
+            parts = [field, rest] if rest and field in LAYER_MAPS else key.split(".")
             values = _changed(values, parts, _value(change, text), change)
         return values
 
