@@ -125,7 +125,7 @@ def test_a_unit_runs_fewer_threads():
         ({"stem": rc.LightNorm()}, SHAPE, {}, r"cost: LightNorm.* cannot take layer 'stem', a Conv2d"),
         ({}, (0, 3), {}, "cost: a shape has positive whole sizes"),
         ({}, SHAPE, {"array": 16}, r"cost\(array=16\): array must be"),
-        ({}, SHAPE, {"liberty": "sg13g2"}, "no silicon tables"),
+        ({}, SHAPE, {"liberty": "sg13g2"}, "energy and area of a network are not counted"),
     ],
 )
 def test_bad_input(policy, shape, options, told):

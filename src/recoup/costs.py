@@ -18,11 +18,14 @@ from recoup.network.uncounted import Uncounted
 from recoup.policy import Policy
 from recoup.wings import cards, wing_of
 
-NO_TABLES = "there are no silicon tables: areas and energies of generated hardware are not part of this recoup yet"
+NO_TABLES = (
+    "energy and area of a network are not counted; recoup.silicon measures those of one unit (build(config).area(), "
+    ".energy(operands))"
+)
 COUNTED: tuple[str, ...] = ("cycles", "traffic", "bits")
 """Costs that are counted from shapes, always there."""
 PRICED: tuple[str, ...] = ("energy", "area")
-"""Costs that need silicon's tables."""
+"""Costs that would need the area and energy of every unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +96,12 @@ class Cost:
 
     @property
     def energy(self) -> None:
-        """Not known yet; see ``absent``."""
+        """Not counted; see ``absent``."""
         return
 
     @property
     def area(self) -> None:
-        """Not known yet; see ``absent``."""
+        """Not counted; see ``absent``."""
         return
 
     def to_dict(self) -> dict[str, Any]:
