@@ -1,10 +1,12 @@
 """Fronts equal brute force, keep their limits, and are measured on batches that nobody scored on."""
 
+import contextlib
 import csv
 import functools
 import itertools
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,9 +17,11 @@ from recoup.errors import RecoupError, RecoupWarning
 from recoup.nbsmt import Array
 from recoup.search import Shard, Space, front, score, verify
 from recoup.search.bench import Bench
+from recoup.search.prices import Program
 from recoup.search.results import results_of
 from recoup.search.scoring import IncompleteError
-from recoup.search.surrogate import _ranks
+from recoup.search.spaces import Group
+from recoup.search.surrogate import Surrogate, _ranks
 from recoup.search.verifying import resampled
 from tests.networks import images, small_net
 from tests.search.cases import labelled
@@ -168,7 +172,7 @@ def test_draws_are_with_replacement_and_the_same_for_a_seed():
     ("cost", "options", "told"),
     [
         ("joules", {}, "cost 'joules': must be one of cycles, traffic, bits"),
-        ("energy", {}, "cost 'energy': there are no silicon tables"),
+        ("energy", {}, "cost 'energy': energy and area of a network are not counted"),
         ([], {}, "name a cost"),
         ("bits", {"points": 1}, "points=1"),
         ("bits", {"limits": {"cycles": 1.0}}, "limit on 'cycles': counted are bits"),
@@ -247,3 +251,64 @@ def test_warnings_of_the_verification_are_kept(monkeypatch):
     about = {"model": "net", "data": "digits", "repair": "default", "budget": None, "date": "2026-11-26"}
     assert results_of(found, **about).notes == found.notes
     assert not few.notes
+
+
+def test_uniform_policies_over_a_limit_are_only_compared_with(scores):
+    model, batches = labelled()
+    found = front(scores, "bits", limits={"bits": 0.95}, points=3)
+    over = [point for point in found.uniform if point.costs["bits"] > found.limits["bits"]]
+    assert over
+    assert [point.allowed for point in over] == [False] * len(over)
+    told = verify(found, model, labelled(seed=7)[1], seeds=1, calibration=batches)
+    assert all(point.costs["bits"] <= told.limits["bits"] for point in told.front)
+    for budget in (0.0, 1.0, 100.0):
+        with contextlib.suppress(RecoupError):
+            assert told.within(budget).allowed
+    about = {"model": "net", "data": "digits", "repair": "gain", "budget": 0.0, "date": "2026-11-26"}
+    rows = results_of(told, **about)
+    assert [row.allowed for row in rows.points] == [point.allowed for point in told.points]
+    assert all(row.allowed for row in rows.front)
+    assert rows.chosen is None or rows.points[rows.chosen].allowed
+
+
+def test_uniform_policies_of_too_many_units(scores):
+    """Half of the layers have the second option, the others their first: two kinds of hardware where one is legal."""
+    layers = {LAYERS[0]: NARROW[:2], LAYERS[1]: NARROW[:1]}
+    model, batches = labelled()
+    found = front(score(model, batches, Space(layers, at_most={"units": 1}), probes=0), "bits", points=2)
+    assert {point.options: point.allowed for point in found.uniform} == {(0, 0): True, (1, 0): False}
+    assert all(len(set(point.policy.values())) == 1 for point in found.front)
+
+
+@pytest.mark.parametrize("row", [[0.0, 1e-11, 5.0], [1e-13, 1e-11, 5.0], [0.0, 3e-9, 5.0], [2.0, 2 + 1e-11, 5.0]])
+def test_damages_that_the_solver_cannot_tell_apart(scores, row):
+    def price(site, config):
+        return {NARROW[0]: 8, NARROW[1]: 4, NARROW[2]: 2, None: 0}[config]
+
+    groups = tuple(Group(f"layer {n}", (f"layer {n}",), tuple(NARROW[:3])) for n in range(8))
+    sites = tuple(replace(scores.sizes.sites[0], name=group.name) for group in groups)
+    damages = tuple(tuple(row) for _ in groups)
+    sizes = replace(scores.sizes, sites=sites)
+    plain = Surrogate(1.0, 1.0, None, None)
+    found = front(replace(scores, groups=groups, damages=damages, sizes=sizes, surrogate=plain), price, points=9)
+    least = 8 * row[0]
+    for point in found.front:
+        expensive = sum(option == 2 for option in point.options)
+        assert 0 <= point.predicted - expensive * (5.0 - row[0]) - least < 8 * 4e-9 * 5
+    assert min(point.costs["price"] for point in found.front) == 16
+    assert any(point.predicted == least for point in found.front)
+
+
+def test_a_point_that_may_not_be_the_cheapest_is_said(scores, monkeypatch):
+    """The second knapsack of a point, the one with a limit on damage, gives up."""
+
+    original = Program.choose
+
+    def refusing(program, objective, bounds=()):
+        if bounds and objective in program.priced.quantities.values():
+            raise RecoupError("knapsack: no answer in 60 s")
+        return original(program, objective, bounds)
+
+    monkeypatch.setattr(Program, "choose", refusing)
+    with pytest.warns(RecoupWarning, match="may not be the cheapest with it: knapsack: no answer in 60 s"):
+        assert front(scores, "bits", points=2).front

@@ -6,7 +6,8 @@ from torch import nn
 import recoup as rc
 from recoup.errors import RecoupError
 from recoup.search import Space
-from recoup.search.spaces import policy_of, uniform
+from recoup.search.scoring import plan
+from recoup.search.spaces import policy_of, titles, uniform
 from tests.networks import small_net
 
 NARROW = rc.LBA.biased(4, 4)
@@ -44,7 +45,20 @@ def test_layers_that_decide_together():
 def test_uniform_policies_are_those_of_most_layers():
     space = Space({"re:block.*": [rc.NBSMT(1), rc.NBSMT(2)], "classifier": [None, NARROW]})
     groups = space.groups(small_net())
-    assert uniform(groups) == {"1 thread, S+A": (0,) * 7, "2 threads, S+A": (1,) * 6 + (0,)}
+    assert uniform(groups) == {rc.NBSMT(1): (0,) * 7, rc.NBSMT(2): (1,) * 6 + (0,)}
+    assert titles(uniform(groups)) == {rc.NBSMT(1): "1 thread, S+A", rc.NBSMT(2): "2 threads, S+A"}
+
+
+def test_options_of_one_title_are_two_policies(monkeypatch):
+    """Titles are for people; two hardwares may have the same."""
+    monkeypatch.setattr("recoup.search.spaces.title", lambda option: "float" if option is None else "narrow")
+    wide = rc.LBA.biased(7, 4)
+    groups = Space({"re:block1.*": [NARROW, wide, None]}).groups(small_net())
+    assert list(uniform(groups).values()) == [(0,) * 3, (1,) * 3, (2,) * 3]
+    assert titles(uniform(groups)) == {NARROW: f"narrow ({NARROW!r})", wide: f"narrow ({wide!r})", None: "float"}
+    assert groups[0].titles() == list(titles(uniform(groups)).values())
+    made = plan(small_net(), Space({"re:block1.*": [NARROW, wide, None]}), probes=2)
+    assert [options for _, options, _ in made.probes] == [(0,) * 3, (1,) * 3]
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def metric_name(metric: str | Function) -> str:
     return metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
 
 
-def kept(batches: Iterable[Any]) -> list[Any]:
+def kept(batches: Iterable[Any]) -> "Kept":
     """Batches in memory, so that every measurement sees the same: a loader that shuffles gives others at each pass, and
     one that decodes or augments does it anew."""
     if isinstance(batches, Kept):
@@ -184,7 +184,7 @@ class Kept(list[Any]):
     """Batches that lie in memory already."""
 
 
-def laid_out(model: nn.Module, batches: Kept) -> Kept:
+def laid_out(model: nn.Module, batches: "Kept") -> "Kept":
     """Images channels last, in which float layers are faster; as they are for a network that cannot take them so, such
     as one with a ``view`` behind a convolution, which two samples of every shape show."""
     moved, tried = Kept(map(_laid_out, batches)), set()

@@ -2,22 +2,25 @@
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recoup.errors import RecoupError
-from recoup.knapsack import Choice, Quantity, choose
+from recoup.errors import RecoupError, RecoupWarning
+from recoup.knapsack import Quantity
+from recoup.network.checks import instance
 from recoup.network.systolic import Array
 from recoup.policy import Policy
-from recoup.search.prices import CostFunction, Prices, limits_of, prices
+from recoup.search.prices import CostFunction, Program, affordable
 from recoup.search.scoring import Scores
-from recoup.search.spaces import policy_of, uniform
+from recoup.search.spaces import policy_of, titles, uniform
 from recoup.storage.files import write_atomically
 
 TABLE = "front.csv"
 SAME = 1e-12  # relative: damages that differ by less are equal
+FINEST = 2.0**-28  # of the largest damage: what the knapsack's solver, whose tolerance is 1e-9 of it, can tell apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ class Point:
         costs: totals of the network for one image.
         predicted: damage in the metric of the scores.
         kind: ``front``; ``uniform``: the same option wherever there is one.
+        allowed: whether it keeps every limit; a uniform policy that does not is there to compare with.
         measured: None before `recoup.search.verifying.verify`.
     """
 
@@ -62,6 +66,7 @@ class Point:
     costs: Mapping[str, float]
     predicted: float
     kind: str = "front"
+    allowed: bool = True
     measured: Measured | None = None
 
     @property
@@ -104,9 +109,11 @@ class Front:
 
     @property
     def front(self) -> list[Point]:
-        """The points that no other beats in every cost and in damage, cheapest first; uniform policies among them."""
+        """The points within the limits that no other of them beats in every cost and in damage, cheapest first; uniform
+        policies among them."""
         names = list(self.costs)
-        left = [p for p in self.points if not any(_beats(q, p, names) for q in self.points)]
+        able = [point for point in self.points if point.allowed]
+        left = [p for p in able if not any(_beats(q, p, names) for q in able)]
         unique = {p.options: p for p in reversed(left)}
         return sorted(unique.values(), key=lambda p: [*(p.costs[name] for name in names), p.damage])
 
@@ -186,44 +193,43 @@ def front(
     Raises:
         RecoupError: a cost or a limit that is none; limits that no policy keeps: the cheapest is named.
     """
+    instance(scores, Scores, "search.front", "scores", "what recoup.search.score returned")
     if isinstance(points, bool) or not isinstance(points, int) or points < 2:
         raise RecoupError(f"search: points={points!r} must be a whole number of 2 or more")
-    asked = [cost] if isinstance(cost, str) or callable(cost) else list(cost)
-    if not asked:
-        raise RecoupError("search: name a cost, such as 'cycles'")
-    priced = prices(scores, asked, array or Array())
-    most = limits_of(limits or {}, priced.first)
-    solver = _Solver(scores, priced, most)
+    program = affordable(scores.groups, scores.sizes, cost, limits, array, scores.most_units)
+    priced = program.priced
+    solver = _Solver(scores, program)
     found: dict[tuple[int, ...], str] = {}
     for name in priced.quantities:
         for options in solver.sweep(name, points):
             found.setdefault(options, "front")
     ordered = sorted(found, key=lambda options: [*priced.of(options).values()])
     named = [(options, "front", "") for options in ordered]
-    named += [(options, "uniform", label) for label, options in uniform(scores.groups).items()]
-    made = tuple(_point(scores, priced, *one, number) for number, one in enumerate(named))
-    return Front(made, scores, tuple(priced.quantities), priced.first, most)
+    same = uniform(scores.groups)
+    named += [(same[option], "uniform", label) for option, label in titles(same).items()]
+    made = tuple(_point(scores, program, *one, number) for number, one in enumerate(named))
+    return Front(made, scores, tuple(priced.quantities), priced.first, program.most)
 
 
-def _point(scores: Scores, priced: Prices, options: tuple[int, ...], kind: str, label: str, number: int) -> Point:
+def _point(scores: Scores, program: Program, options: tuple[int, ...], kind: str, label: str, number: int) -> Point:
     policy = policy_of(scores.groups, options, label or f"point {number:02}")
-    return Point(policy, options, priced.of(options), scores.predict(options), kind)
+    allowed = kind != "uniform" or program.allows(options)
+    return Point(policy, options, program.priced.of(options), scores.predict(options), kind, allowed)
 
 
 class _Solver:
     """Knapsacks over the groups of some scores."""
 
-    def __init__(self, scores: Scores, priced: Prices, most: Mapping[str, float]) -> None:
-        self.scores, self.priced, self.most = scores, priced, most
-        self.damage = scores.surrogate.quantity(scores.damages)
+    def __init__(self, scores: Scores, program: Program) -> None:
+        self.scores, self.priced, self.choose = scores, program.priced, program.choose
+        self.damage = _told_apart(scores.surrogate.quantity(scores.damages))
 
     def sweep(self, name: str, points: int) -> list[tuple[int, ...]]:
         """Choices for budgets of one cost."""
         cost = self.priced.quantities[name]
-        cheapest = self._choose(cost)
-        if cheapest is None:
-            raise RecoupError(self._infeasible())
+        cheapest = self.choose(cost)
         best = self._cheapest_of_least_damage(cost, None)
+        assert cheapest is not None
         assert best is not None
         low, high = cheapest.value, cost.of(best)
         budgets = [low + (high - low) * step / (points - 1) for step in range(points)]
@@ -233,28 +239,25 @@ class _Solver:
 
     def _cheapest_of_least_damage(self, cost: Quantity, budget: float | None) -> tuple[int, ...] | None:
         bound = [] if budget is None else [(cost, budget)]
-        least = self._choose(self.damage, bound)
+        least = self.choose(self.damage, bound)
         if least is None:
             return None
-        cheap = self._choose(cost, [*bound, (self.damage, least.value * (1 + SAME))])
+        try:
+            cheap = self.choose(cost, [*bound, (self.damage, least.value * (1 + SAME))])
+        except RecoupError as error:  # the solver cannot tell what has this damage, or not in time
+            warnings.warn(
+                f"search: a point of the front has the least damage, but may not be the cheapest with it: {error}",
+                RecoupWarning,
+                stacklevel=4,
+            )
+            cheap = None
         return least.options if cheap is None else cheap.options
 
-    def _choose(self, objective: Quantity, bounds: Iterable[tuple[Quantity, float]] = ()) -> Choice | None:
-        limits = [(self.priced.quantities[name], bound) for name, bound in self.most.items()]
-        most = self.scores.most_units
-        return choose(
-            objective, [*limits, *bounds], runs_on=self.priced.runs_on if most is not None else None, most_units=most
-        )
 
-    def _infeasible(self) -> str:
-        most = self.scores.most_units
-        able = [q for q in self.priced.quantities.items() if q[0] in self.most]
-        cheapest = {}
-        for name, quantity in able:
-            found = choose(quantity, runs_on=self.priced.runs_on if most is not None else None, most_units=most)
-            cheapest[name] = float("nan") if found is None else found.value
-        told = "; ".join(f"{name} {cheapest[name]:,.6g} where {self.most[name]:,.6g} is asked" for name in cheapest)
-        return f"search: no policy keeps every limit; alone, the cheapest has {told or 'too many units'}"
+def _told_apart(damage: Quantity) -> Quantity:
+    """Rounded to what the solver can tell apart, so that options of negligible damage have the same."""
+    grid = FINEST * max(map(max, damage.each))
+    return Quantity([[round(value / grid) * grid for value in row] for row in damage.each]) if grid else damage
 
 
 def _beats(one: Point, other: Point, costs: Sequence[str]) -> bool:

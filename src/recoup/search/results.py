@@ -37,7 +37,10 @@ class ProbeRow(Frozen):
 
 
 class PointRow(Frozen):
-    """A policy of the front, or a uniform one; the measured numbers are null before it was verified."""
+    """A policy of the front, or a uniform one; the measured numbers are null before it was verified.
+
+    ``allowed``: whether it keeps every limit.
+    """
 
     name: str
     kind: str
@@ -51,6 +54,7 @@ class PointRow(Frozen):
     reached: float | None = None
     reached_low: float | None = None
     reached_high: float | None = None
+    allowed: bool = True
 
 
 class SearchResults(Frozen):
@@ -187,6 +191,7 @@ def _row(point: Point, on_front: bool) -> PointRow:
         "name": point.policy.name,
         "kind": point.kind,
         "on_front": on_front,
+        "allowed": point.allowed,
         "options": point.options,
     }
     return PointRow(**named, costs=dict(point.costs), predicted=point.predicted, **_numbers(point.measured))

@@ -17,10 +17,12 @@ from recoup.errors import RecoupError
 from recoup.models import load as load_model
 from recoup.models import load_chargpt
 from recoup.network.systolic import Array
+from recoup.search.bench import kept
 from recoup.search.fronts import Front, front
+from recoup.search.prices import affordable
 from recoup.search.recipe import SearchRecipe
 from recoup.search.results import SearchResults, results_of
-from recoup.search.scoring import Scores, plan, score
+from recoup.search.scoring import Plan, Scores, plan, score, sizes_of
 from recoup.search.tasks import Progress, Shard
 from recoup.search.verifying import verify
 from recoup.storage.folder import make
@@ -144,10 +146,26 @@ def source(recipe: SearchRecipe) -> Source:
 
 
 def planned(recipe: SearchRecipe) -> list[str]:
-    """What scoring would measure, a line each."""
+    """What scoring would measure, a line each.
+
+    Raises:
+        RecoupError: a space, costs or limits that do not fit the network.
+    """
     loaded = source(recipe)
-    made = plan(loaded.model, recipe.space_of(), reference=recipe.reference, probes=recipe.probes)
-    return [task.label for task in made.tasks]
+    return [task.label for task in _checked(recipe, loaded, loaded.scoring()).tasks]
+
+
+def _checked(recipe: SearchRecipe, loaded: Source, batches: Iterable[Any]) -> Plan:
+    """The plan, after all has been refused that needs no measurement: costs, limits, layers without sizes."""
+    space = recipe.space_of()
+    made = plan(loaded.model, space, reference=recipe.reference, probes=recipe.probes)
+    sizes = sizes_of(loaded.model, batches)
+    affordable(made.groups, sizes, recipe.cost, recipe.limits, _array(recipe), space.most_units)
+    return made
+
+
+def _array(recipe: SearchRecipe) -> Array:
+    return Array(recipe.array.rows, recipe.array.columns)
 
 
 def run(recipe: SearchRecipe, stage: Stage, how: How) -> SearchResults | Scores:
@@ -157,11 +175,13 @@ def run(recipe: SearchRecipe, stage: Stage, how: How) -> SearchResults | Scores:
         RecoupError: whatever does not fit; see `score`, `front` and `verify`.
     """
     loaded, folder = source(recipe), Path(recipe.out)
+    batches = kept(loaded.scoring())
+    _checked(recipe, loaded, batches)
     make(folder)
     seeds = recipe.calibration.seeds
     scores = score(
         loaded.model,
-        loaded.scoring(),
+        batches,
         recipe.space_of(),
         repair=recipe.repair,
         metric=recipe.metric,
@@ -173,8 +193,7 @@ def run(recipe: SearchRecipe, stage: Stage, how: How) -> SearchResults | Scores:
     )
     if stage == "score":
         return scores
-    array = Array(recipe.array.rows, recipe.array.columns)
-    found = front(scores, recipe.cost, limits=recipe.limits, points=recipe.points, array=array)
+    found = front(scores, recipe.cost, limits=recipe.limits, points=recipe.points, array=_array(recipe))
     if stage != "front":
         found = verify(
             found, loaded.model, loaded.test(), seeds=seeds, calibration=loaded.calibration, out=folder, **how.options()

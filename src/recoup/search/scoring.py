@@ -15,13 +15,13 @@ from torch import nn
 from recoup.costs import beside
 from recoup.errors import RecoupError
 from recoup.evaluation import Function
-from recoup.network.batches import split
+from recoup.network.batches import prepared
 from recoup.network.checks import instance, is_module
 from recoup.network.meters import METERS
 from recoup.network.sites import Map, survey
-from recoup.search.bench import Bench, metric_name, needing_scales
+from recoup.search.bench import Bench, kept, metric_name, needing_scales
 from recoup.search.records import Records
-from recoup.search.spaces import FLOAT, Group, Space, policy_of, title, uniform
+from recoup.search.spaces import FLOAT, Group, Space, policy_of, title, titles, uniform
 from recoup.search.surrogate import Probe, Surrogate, fit
 from recoup.search.tasks import Progress, Shard, Task, perform
 from recoup.storage.files import write_atomically
@@ -168,10 +168,12 @@ def _alone(group: Group, number: int, rest: Mapping[str, Any]) -> Task | None:
 def _probes(groups: Sequence[Group], count: int) -> Iterable[tuple[str, tuple[int, ...]]]:
     """Uniform policies other than all in float, then random mixes."""
     seen = set()
-    for label, options in uniform(groups).items():
-        if _any_hardware(groups, options):
+    every = uniform(groups)
+    names = titles(every)
+    for option, options in every.items():
+        if _any_hardware(groups, options) and options not in seen:
             seen.add(options)
-            yield label, options
+            yield names[option], options
     draw = random.Random(0)  # noqa: S311 -- the same probes for the same space
     for number in range(20 * count):
         options = tuple(draw.randrange(len(group.options)) for group in groups)
@@ -229,6 +231,8 @@ def score(
             of another search: of other weights, data, repair, metric or versions.
     """
     made = plan(model, space, reference=reference, probes=probes)
+    batches = kept(batches)
+    sizes = sizes_of(model, batches)
     scaled = needing_scales({layer: group.options for group in made.groups for layer in group.layers})
     _check_metric(metric, rises)
     bench = Bench(model, batches, (metric,), batches if calibration is None else calibration, repair, scaled)
@@ -236,7 +240,7 @@ def score(
     new = perform(bench, made.tasks, records, executor=executor, workers=workers, shard=shard, progress=progress)
     found = _scores(made, records, metric_name(metric), _rises(metric, rises))
     about: dict[str, Any] = {"space": space.to_dict(), "most_units": space.most_units, "identity": records.identity}
-    scores = Scores(**found, **about, sizes=_sizes(bench), made=new, calibration=bench.calibration, records=records)
+    scores = Scores(**found, **about, sizes=sizes, made=new, calibration=bench.calibration, records=records)
     if out is not None:
         scores.save(Path(out))
     return scores
@@ -250,12 +254,12 @@ def _records(bench: Bench, folder: Path | None, any_cpu: bool) -> Records:
     return Records(folder, identity, any_cpu=any_cpu)
 
 
-def _sizes(bench: Bench) -> Map:
-    """Of the network for the first sample."""
-    inputs = split(next(iter(bench.batches)))[0]
+def sizes_of(model: nn.Module, batches: Iterable[Any]) -> Map:
+    """The layers of a network in float for the first sample."""
+    inputs = next(prepared(model, batches, "search"))[0]
     one = {name: value[:1] for name, value in inputs.items()} if isinstance(inputs, Mapping) else inputs[:1]
-    sizes = survey(bench.model, one, "search")
-    return Map(sizes.sites, (*sizes.uncounted, *beside(bench.model, sizes)))
+    sizes = survey(model, one, "search")
+    return Map(sizes.sites, (*sizes.uncounted, *beside(model, sizes)))
 
 
 def _scores(made: Plan, records: Records, metric: str, rises: bool) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Group:
 
     def titles(self) -> list[str]:
         """The options as tables call them."""
-        return [title(option) for option in self.options]
+        return list(titles(self.options).values())
 
 
 @dataclass(frozen=True)
@@ -161,18 +161,25 @@ def title(option: Any) -> str:
     return FLOAT if option is None else wing_of(option, "search").title(option)
 
 
+def titles(options: Iterable[Any]) -> dict[Any, str]:
+    """How tables call some options, each differently: options of one title have their repr behind it."""
+    plain = {option: title(option) for option in options}
+    several = {name for name in plain.values() if list(plain.values()).count(name) > 1}
+    return {o: f"{name} ({o!r})" if name in several else name for o, name in plain.items()}
+
+
 def policy_of(groups: Sequence[Group], options: Sequence[int], name: str = "") -> Policy:
     """The policy of a choice: every layer by its own name."""
     pairs = zip(groups, options, strict=True)
     return Policy({layer: group.options[o] for group, o in pairs for layer in group.layers}, name)
 
 
-def uniform(groups: Sequence[Group]) -> dict[str, tuple[int, ...]]:
-    """Policies that take one option wherever there is one, of those that at least half of the groups have: title ->
-    choice. Groups without it take their first."""
+def uniform(groups: Sequence[Group]) -> dict[Any, tuple[int, ...]]:
+    """Policies that take one option wherever there is one, of those that at least half of the groups have: option ->
+    choice. Groups without it take their first. `titles` names them."""
     every = [option for group in groups for option in group.options]
     return {
-        title(option): tuple(group.options.index(option) if option in group.options else 0 for group in groups)
+        option: tuple(group.options.index(option) if option in group.options else 0 for group in groups)
         for option in dict.fromkeys(every)
         if 2 * every.count(option) >= len(groups)
     }

@@ -87,20 +87,25 @@ def verify(
     base = fmean(value[name]["value"] for value in found[0])
     told = [_measured(values, name, quality, base, sign) for values in found]
     points = [replace(point, measured=one) for point, one in zip(front.points, told[1:], strict=True)]
-    notes = tuple(dict.fromkeys(note for values in found for value in values for note in value["notes"]))
-    return replace(
-        front, points=tuple(points), floating=told[0], seeds=len(numbers), made=made, total=total, notes=notes
-    )
+    about = {"seeds": len(numbers), "made": made, "total": total, "notes": _notes(found)}
+    return replace(front, points=tuple(points), floating=told[0], **about)
+
+
+def _notes(found: Sequence[Sequence[Value]]) -> tuple[str, ...]:
+    """Warnings of all measurements, each once."""
+    return tuple(dict.fromkeys(note for values in found for value in values for note in value["notes"]))
 
 
 def _seeds(seeds: Any) -> tuple[int, ...]:
-    numbers = range(seeds) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
-    whole = isinstance(numbers, Sequence) and all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
-    if not whole or not numbers or len(set(numbers)) < len(numbers):
+    if isinstance(seeds, int) and not isinstance(seeds, bool):
+        seeds = range(seeds)
+    listed: tuple[Any, ...] = tuple(seeds) if isinstance(seeds, Sequence) else ()
+    whole = all(isinstance(seed, int) and not isinstance(seed, bool) for seed in listed)
+    if not listed or not whole or len(set(listed)) < len(listed):
         raise RecoupError(
             f"search: verify: seeds={seeds!r}: seeds must be one draw or more, or a list of whole numbers that differ"
         )
-    return tuple(numbers)
+    return listed
 
 
 def _values(task: Task, draws: Sequence[Records]) -> list[Value]:

@@ -97,6 +97,10 @@ def test_texts():
     (table,) = CHAPTER.totals(study())
     assert table.rows[1] == ("point 01 *", "0.60", "1.10e-02", "1.10e-02", "92.90")
     assert table.rows[4][0] == "worse (beaten)"
+    over = point("over", (0, 1), 90.0, 0.001, 93.2, "uniform", on_front=False).model_copy(update={"allowed": False})
+    limited = study(points=(*study().points, over), budget=0.1, chosen=None)
+    assert CHAPTER.totals(limited)[0].rows[5][0] == "over (over a limit)"
+    assert "the best loses 0.20" in verdict(limited)
 
 
 def test_pictures_are_described_and_escape_what_the_user_wrote(tmp_path):

@@ -21,7 +21,7 @@ def verdict(study: SearchResults) -> str:
     allowed = f"{study.budget:g} {_lost_unit(study)}"
     float_text = _reached(study, study.floating)
     if study.chosen is None:
-        least = min((p for p in study.points if p.reached is not None), key=lambda p: lost(study, p))
+        least = min((p for p in study.points if p.reached is not None and p.allowed), key=lambda p: lost(study, p))
         return (
             f"{where}: no policy stays within {allowed} of float ({float_text}); the best loses "
             f"{lost(study, least):.2f}, at {share(study, least, study.costs[0])}."
@@ -151,6 +151,7 @@ def _cells(study: SearchResults, number: int, distinct: Mapping[str, bool]) -> d
         "file": f"policy-{number:02}.yaml",
         "kind": point.kind,
         "on_front": point.on_front,
+        "mark": "" if point.on_front else "(beaten)" if point.allowed else "(over a limit)",
         "chosen": number == study.chosen,
         "costs": [f"{point.costs[cost]:,.6g}" for cost in study.costs],
         "shares": [f"{point.costs[c] / study.first[c]:.2f}" if study.first[c] else "" for c in study.costs],
@@ -170,7 +171,7 @@ def totals(study: SearchResults) -> list[Table]:
     rows = []
     for number in range(len(study.points)):
         cells = _cells(study, number, apart(study))
-        mark = " *" if cells["chosen"] else "" if cells["on_front"] else " (beaten)"
+        mark = " *" if cells["chosen"] else f" {cells['mark']}".rstrip()
         shares = [part or whole for part, whole in zip(cells["shares"], cells["costs"], strict=True)]
         row = (cells["name"] + mark, *shares, cells["predicted"], cells["damage"])
         rows.append((*row, cells["reached"]) if study.quality else row)
