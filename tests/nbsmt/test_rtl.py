@@ -1,5 +1,7 @@
 """NB-SMT's hardware against integers written from the spec: product units, processing elements, arrays."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from recoup.nbsmt.config import POLICIES
 from recoup.nbsmt.element import sum_bits
 from recoup.network.systolic import Array, layer_cycles
 from recoup.silicon import build, vectors
+from recoup.silicon.words import packed
 from tests.nbsmt import port
 
 SHARED = [(t, policy, "nearest") for t in (2, 4) for policy in POLICIES]
@@ -115,6 +118,39 @@ def test_an_array_multiplies_matrices_in_the_cycles_of_the_formula(threads, shap
     assert found.tolist() == emulated.tolist()
     assert last == systolic.cycles(M, K, N, module, threads=threads)
     assert last == layer_cycles(M, K, N, threads, Array(rows, cols)) + module.latency
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (2, 8), (16, 16)])
+def test_every_result_of_an_array_is_looked_at(shape):
+    """Three tiles' results, each in its own step: columns never show all of theirs at once where there are many."""
+    module = build(rc.NBSMT(threads=1), array=shape)
+    shown = module.expected(vectors.structured(module, 1, np.random.default_rng(0)))["y"]
+    assert shown.mask.sum() == 3 * shape[0] * shape[1]
+    assert len(shown.at) == len(set(shown.at))
+
+
+def test_an_array_whose_last_column_is_wrong_is_caught():
+    def crossed(m, port):
+        from amaranth.hdl import Signal
+
+        y = Signal(len(port.y))
+        module.elaborate(m, SimpleNamespace(**{**vars(port), "y": y}))
+        m.d.comb += port.y.eq(y ^ (1 << 64))
+
+    module = build(rc.NBSMT(threads=1), array=(1, 3))
+    assert module.verify(4096, coverage=False)
+    found = module.replace(elaborate=crossed).verify(4096, coverage=False)
+    assert found.mismatches > 0
+    assert [value is None for value in found.counterexample.got] == [False, True, False]  # columns take turns
+
+
+def test_a_layer_feeds_arrays_of_more_than_64_rows():
+    module = build(rc.NBSMT(threads=2), array=(66, 2))
+    x, w = np.full((3, 2, 5), 9, np.uint8), np.full((2, 5, 4), -1, np.int8)
+    fed = module.feed((x, w), 64, np.random.default_rng(0))
+    assert fed["shift"].dtype == object
+    assert max(fed["shift"][:, 0]).bit_length() == 66
+    assert packed(module, fed).shape == (len(fed["x"]), sum(port.width for port in module.inputs), 1)
 
 
 def test_a_wrong_tie_and_a_shift_off_by_one_are_caught(monkeypatch):

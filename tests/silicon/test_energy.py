@@ -7,6 +7,8 @@ pytest.importorskip("amaranth")
 
 from recoup.errors import RecoupError
 from recoup.gates.module import Expected, Module, Port
+from recoup.silicon import measured
+from recoup.silicon.energy import energy_of
 from recoup.silicon.measured import Measured
 from tests.silicon.test_liberty import TINY
 
@@ -42,6 +44,45 @@ def test_energy_by_hand(liberty):
     assert (found.clock, found.registers, found.lanes, found.steps) == (0.0, 0.0, 64, 4)
 
 
+def clocked(m, port):
+    from amaranth.hdl import Signal
+
+    kept = Signal(reset_less=True, name="kept")
+    m.d.sync += kept.eq(port.a)
+    m.d.comb += port.y.eq(kept)
+
+
+KEPT = Module(
+    name="kept",
+    title="kept",
+    ports=(Port("a", "in", 1, ""), Port("y", "out", 1, "")),
+    elaborate=clocked,
+    expected=lambda inputs: {"y": Expected(range(1, len(inputs["a"])), inputs["a"][:-1])},
+    gated={"y": lambda inputs: np.ones(len(inputs["a"]), bool)},
+)
+
+
+def test_what_is_kept_belongs_to_shape_work_gates_and_version(liberty, monkeypatch):
+    """Each of these, measured after the other, is what it is when it is measured alone."""
+    bits = np.random.default_rng(0).integers(0, 2, (4, 128)).astype(np.uint64)
+    one = Measured.of(KEPT)
+    found = one.energy({"a": bits}, liberty)
+    reshaped = one.energy({"a": bits.reshape(8, 64)}, liberty)  # the same bytes
+    assert (reshaped.steps, reshaped.lanes) == (8, 64)
+    double = Measured.of(KEPT.replace(work=2.0)).energy({"a": bits}, liberty)
+    assert double.operation == found.operation / 2
+    still = Measured.of(KEPT.replace(gated={"y": lambda inputs: np.zeros(len(inputs["a"]), bool)}))
+    assert found.gated == found.step
+    assert still.energy({"a": bits}, liberty).gated < found.step
+    calls = []
+    monkeypatch.setattr(measured, "energy_of", lambda *a, **k: calls.append(1) or energy_of(*a, **k))
+    one.energy({"a": bits}, liberty)
+    assert not calls
+    monkeypatch.setattr(measured, "__version__", "9.9.9")
+    one.energy({"a": bits}, liberty)
+    assert calls
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -49,6 +90,12 @@ def test_energy_by_hand(liberty):
         (lambda m, lib: m.energy({n: np.zeros((2, 64)) for n in "ab"}, lib), "must be uint64, got float64"),
         (lambda m, lib: m.energy({n: np.full((2, 64), 2, np.uint64) for n in "ab"}, lib), "2 has more than 1 bits"),
         (lambda m, lib: m.energy({n: np.zeros((1, 64), np.uint64) for n in "ab"}, lib), "toggles need two or more"),
+        (
+            lambda m, lib: m.energy({n: [[0] * 64] * 2 for n in "ab"}, lib),
+            "'a': patterns must be a numpy array, got list",
+        ),
+        (lambda m, _: m.simulate({n: [[0] * 64] * 2 for n in "ab"}), "'a': patterns must be a numpy array, got list"),
+        (lambda m, _: m.simulate({n: np.zeros((2, k), np.uint64) for n, k in (("a", 64), ("b", 32))}), r"b \[2, 32\]"),
         (lambda m, lib: m.energy((np.zeros(3),), lib), "takes inputs by port"),
         (lambda m, lib: m.energy({}, lib, lanes=3), "positive multiple of 64"),
         (lambda m, _: m.energy({}, None), "energy needs a Liberty file"),

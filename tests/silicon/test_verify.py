@@ -109,3 +109,67 @@ def test_vectors_that_are_none(vectors):
 def test_exhaustive_is_for_operations_without_memory():
     with pytest.raises(RecoupError, match="this one runs 9 steps"):
         Measured.of(SUM).verify("exhaustive")
+
+
+def turns(m, port):
+    """Two elements of a bit: the first shows a while b is 0, the second while it is 1."""
+    from amaranth.hdl import Cat
+
+    m.d.comb += port.y.eq(Cat(port.a & ~port.b, port.a & port.b))
+
+
+def in_turn(mask, values=None):
+    """`turns` over two steps, b = 0 and 1, looked at by a mask."""
+
+    def shown(inputs):
+        a, b = inputs["a"], inputs["b"]
+        return {"y": Expected((0, 1), np.stack([a & (1 - b), a & b], 2) if values is None else values(a), mask)}
+
+    return Module(
+        name="turns",
+        title="turns",
+        ports=(Port("a", "in", 1, ""), Port("b", "in", 1, ""), Port("y", "out", 2, "", parts=2)),
+        elaborate=turns,
+        expected=shown,
+        clocked=False,
+        steps=2,
+        control=lambda steps: {"b": np.arange(steps) % 2},
+    )
+
+
+def test_a_mask_says_which_parts_are_looked_at_and_when():
+    diagonal = np.eye(2, dtype=bool)
+    rubbish = in_turn(diagonal, lambda a: np.where(diagonal[:, None], a[:, :, None], 7))
+    found = Measured.of(rubbish).verify(4096)
+    assert found.mismatches == 0
+    assert found.faults
+    assert Measured.of(in_turn(None)).verify(4096).ok
+    zeros = Measured.of(in_turn(~diagonal)).verify(4096)  # only what is 0 anyway
+    assert (zeros.mismatches, zeros.ok) == (0, False)
+    assert len(zeros.missed) > len(found.missed)
+
+
+def test_a_counterexample_shows_what_is_looked_at():
+    wrong = in_turn(np.eye(2, dtype=bool), lambda a: np.stack([a, a], 2) ^ np.array([0, 1], np.uint64))
+    found = Measured.of(wrong).verify(4096)
+    assert found.mismatches == 2048
+    assert found.counterexample.step == 1
+    assert found.counterexample.expected[0] is found.counterexample.got[0] is None
+    assert found.counterexample.expected[1] == 1 - found.counterexample.got[1]
+
+
+NONE = np.empty((1, 64, 2), np.uint64)
+
+
+@pytest.mark.parametrize(
+    ("expected", "message"),
+    [
+        ({}, "turns: expected names no output port"),
+        ({"y": Expected((), NONE[:0])}, "'y': no step shows part 0, 1"),
+        ({"y": Expected((0,), NONE, np.array([[True, False]]))}, "no step shows part 1"),
+        ({"y": Expected((0,), NONE, np.ones((2, 2), bool))}, r"shape \[2, 2\], must be \[1, 2\]"),
+    ],
+)
+def test_a_letter_that_says_nothing_proves_nothing(expected, message):
+    with pytest.raises(RecoupError, match=message):
+        Measured.of(in_turn(None).replace(expected=lambda _: expected)).verify(64)

@@ -95,10 +95,28 @@ class Expected:
     Attributes:
         at: the steps at which it is looked at.
         values: patterns [len(at), lanes] or [len(at), lanes, parts].
+        mask: [len(at), parts]: which parts are looked at in which step; None: all. Values of the others are not read.
     """
 
     at: Sequence[int]
     values: np.ndarray
+    mask: np.ndarray | None = None
+
+    def looked_at(self, port: Port) -> np.ndarray:
+        """[len(at), parts]: the mask.
+
+        Raises:
+            RecoupError: one of another shape, or a part of the port that no step shows: it would pass unseen.
+        """
+        mask = np.ones((len(self.at), port.parts), bool) if self.mask is None else self.mask
+        if mask.shape != (len(self.at), port.parts):
+            raise RecoupError(
+                f"expected {port.name!r}: mask has shape {list(mask.shape)}, must be [{len(self.at)}, {port.parts}]"
+            )
+        unseen = [int(part) for part in np.flatnonzero(~mask.any(axis=0))]
+        if unseen:
+            raise RecoupError(f"expected {port.name!r}: no step shows part {', '.join(map(str, unseen))}")
+        return mask
 
 
 def _nothing(_: int) -> Inputs:
@@ -172,6 +190,17 @@ class Module:
     def port(self, name: str) -> Port:
         """The port of a name."""
         return next(port for port in self.ports if port.name == name)
+
+    def letter(self, inputs: Inputs) -> Mapping[str, Expected]:
+        """What `expected` says, of one output port or more.
+
+        Raises:
+            RecoupError: it says nothing: any hardware would equal it.
+        """
+        found = self.expected(inputs)
+        if not found:
+            raise RecoupError(f"{self.name}: expected names no output port, so there is nothing to compare")
+        return found
 
     def rtlil(self) -> str:
         """The module in yosys's own language, written by Amaranth; the same text for the same module.

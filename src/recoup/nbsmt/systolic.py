@@ -16,7 +16,7 @@ import numpy as np
 
 from recoup.errors import RecoupError
 from recoup.fields import integer
-from recoup.gates.module import Expected, Inputs, Module, Port, amaranth, pattern, signed
+from recoup.gates.module import Expected, Inputs, Module, Port, amaranth, element_type, pattern, signed
 from recoup.nbsmt import element as parts
 from recoup.nbsmt.config import NBSMT
 from recoup.network.systolic import Array, layer_cycles
@@ -137,9 +137,13 @@ def _ports(T: int, rows: int, cols: int, options: parts.Options) -> tuple[Port, 
         Port("x", "in", x.width * rows, "a slot of every row, row 0 lowest", parts=T * rows, narrow=4, edges=x.edges),
         Port("w", "in", w.width * cols, "a slot of every column", True, T * cols, 4, w.edges),
         Port("first", "in", 1, "a sum begins with these operands; the one before is finished"),
-        Port("shift", "in", rows, "by row: drain registers move down"),
+        _shift_port(rows),
         Port("y", "out", options.accumulator_bits * cols, "the bottom drain registers, by column", True, cols),
     )
+
+
+def _shift_port(rows: int) -> Port:
+    return Port("shift", "in", rows, "by row: drain registers move down")
 
 
 def _protocol(rows: int, cols: int, latency: int) -> dict[str, Any]:
@@ -188,7 +192,8 @@ def _elaborate(m: Any, port: Any, element: Module, rows: int, cols: int) -> None
 
 def _control(schedule: Schedule, steps: int) -> Inputs:
     shift = schedule.shift() @ (1 << np.arange(schedule.rows, dtype=object))
-    found = {"first": schedule.first(), "shift": shift.astype(object if schedule.rows > 64 else np.uint64)}
+    kind = element_type(_shift_port(schedule.rows))
+    found = {"first": schedule.first().astype(np.uint64), "shift": shift.astype(kind)}
     return {name: values[:steps] for name, values in found.items()}
 
 
@@ -198,7 +203,6 @@ def expected(inputs: Inputs, config: NBSMT, options: parts.Options, schedule: Sc
     x = inputs["x"].reshape(*inputs["x"].shape[:2], rows, T).astype(np.int64)
     w = signed(inputs["w"], 8).reshape(*inputs["w"].shape[:2], cols, T)
     lanes = x.shape[1]
-    steps = range(min(schedule.shown(0, rows - 1, 0), schedule.steps), schedule.steps)
     values = np.zeros((schedule.steps, lanes, cols), np.uint64)
     known = np.zeros((schedule.steps, cols), bool)
     for tile in range(schedule.tiles):
@@ -210,10 +214,9 @@ def expected(inputs: Inputs, config: NBSMT, options: parts.Options, schedule: Sc
                 at = schedule.shown(tile, r, c)
                 values[at, :, c] = pattern(np.asarray(total), options.accumulator_bits)
                 known[at, c] = True
-    at = [s for s in steps if known[s].all()]
-    if cols == 1:
-        return {"y": Expected(at, values[at][:, :, 0])}
-    return {"y": Expected(at, values[at])}
+    at = np.flatnonzero(known.any(axis=1)).tolist()  # columns show a row's results one step after the other
+    shown = values[at][:, :, 0] if cols == 1 else values[at]
+    return {"y": Expected(at, shown, known[at])}
 
 
 def feed(
@@ -230,8 +233,7 @@ def feed(
     found_x[:slots] = x[picked_x].transpose(3, 0, 1, 2)
     found_w[:slots] = pattern(w[:, :, picked_w].astype(np.int64), 8).transpose(1, 2, 3, 0)
     control = {
-        name: np.repeat(np.asarray(values).astype(np.uint64)[:, None], lanes, 1)
-        for name, values in _control(schedule, schedule.steps).items()
+        name: np.repeat(values[:, None], lanes, 1) for name, values in _control(schedule, schedule.steps).items()
     }
     flat = {"x": found_x.reshape(schedule.steps, lanes, -1), "w": found_w.reshape(schedule.steps, lanes, -1)}
     return {**{n: v[:, :, 0] if v.shape[2] == 1 else v for n, v in flat.items()}, **control}

@@ -15,8 +15,9 @@ from recoup.errors import RecoupError
 from recoup.gates.module import Inputs, Module
 from recoup.silicon import logic, timing
 from recoup.silicon.cells import Cell, Library, Power, Table
-from recoup.silicon.netlist import Netlist, first_states, packed
+from recoup.silicon.netlist import Netlist, first_states
 from recoup.silicon.toggles import Toggles, toggles
+from recoup.silicon.words import packed
 
 SLEW = 1e-10
 TICK = 25e-12

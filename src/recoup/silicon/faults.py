@@ -4,7 +4,8 @@ import numpy as np
 
 from recoup.gates.module import Inputs, Module
 from recoup.silicon import kernels
-from recoup.silicon.netlist import Netlist, first_states, packed
+from recoup.silicon.netlist import Netlist, first_states
+from recoup.silicon.words import packed
 
 
 def cover(
@@ -26,10 +27,12 @@ def cover(
     good = netlist.run(words, initial)
     watched = np.zeros(good.shape[:2], np.bool_)
     place = 0
-    expected = module.expected(inputs)
+    expected = module.letter(inputs)
     for port in module.outputs:
         if port.name in expected:
-            watched[list(expected[port.name].at), place : place + port.width] = True
+            bits = np.repeat(expected[port.name].looked_at(port), port.element, axis=1)
+            for step, row in zip(expected[port.name].at, bits, strict=True):
+                watched[step, place : place + port.width] |= row
         place += port.width
     nets = list(dict.fromkeys([gate.target for gate in netlist.gates] + [r.state for r in netlist.registers]))
     sites = np.repeat(np.array(nets, np.int64), 2)

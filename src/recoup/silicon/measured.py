@@ -15,10 +15,12 @@ from recoup.silicon import yosys
 from recoup.silicon.area import Area, sized
 from recoup.silicon.cells import Library, library
 from recoup.silicon.energy import TICK, Energy, energy_of
-from recoup.silicon.netlist import Netlist, first_states, packed, read, unpacked
+from recoup.silicon.netlist import Netlist, first_states, read
 from recoup.silicon.timing import Delay, Wires, longest
 from recoup.silicon.verify import Verification, verify
+from recoup.silicon.words import packed, unpacked
 from recoup.storage.files import write_atomically
+from recoup.version import __version__
 
 Liberty = str | Path | Sequence[str | Path] | None
 """A Liberty file, several that are read together, or None: plain gates."""
@@ -161,10 +163,13 @@ class Measured(Module):
         if lanes < 64 or lanes % 64:
             raise RecoupError(f"energy(lanes={lanes}): must be a positive multiple of 64")
         inputs = self._fed(operands, lanes, seed)
+        packed(self, inputs)  # refuses what is no pattern
         result, _ = self._smaller(cells)
         key = yosys.digest(
-            "energy", result["netlist"], cells.digests, glitches, str(wires), tick, seed,
-            {name: hashlib.sha256(pickled(value)).hexdigest() for name, value in inputs.items()},
+            "energy", __version__, result["netlist"], cells.digests, glitches, str(wires), tick, seed, self.work,
+            self.cleared, [port.name for port in self.presets],
+            {p.name: fingerprint(inputs[p.name]) for p in (*self.inputs, *self.presets) if p.name in inputs},
+            {name: fingerprint(runs(inputs)) for name, runs in self.gated.items()},
         )  # fmt: skip
         values = yosys.kept(key)
         if values is None:
@@ -232,9 +237,11 @@ def _said(wires: Wires, cells: Library) -> str:
     return cells.wire_load if wires == "library" else f"{wires:g} F per fan-out"
 
 
-def pickled(values: np.ndarray) -> bytes:
-    """The bytes of patterns, wide ones too."""
-    return str(values.tolist()).encode() if values.dtype == object else np.ascontiguousarray(values).tobytes()
+def fingerprint(given: Any) -> tuple[list[int], str, str]:
+    """Shape, type and sha256 of patterns, wide ones too."""
+    values = np.asarray(given)
+    data = str(values.tolist()).encode() if values.dtype == object else np.ascontiguousarray(values).tobytes()
+    return list(values.shape), str(values.dtype), hashlib.sha256(data).hexdigest()
 
 
 def _needed(liberty: Liberty, purpose: str) -> Library:

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from recoup.errors import RecoupError
-from recoup.gates.module import Inputs, Module, element_type
+from recoup.gates.module import Inputs, Module
 from recoup.silicon import kernels
 from recoup.silicon.cells import FlipFlop, Library
 from recoup.silicon.kernels import COPY, OPERATIONS
 from recoup.silicon.logic import Logic, parse
 from recoup.silicon.logic import names as used
+from recoup.silicon.words import bits
 
 _PLAIN: dict[str, tuple[str, ...]] = {
     "$_BUF_": ("A", "A"),
@@ -161,7 +162,7 @@ def read(result: Any, module: Module, library: Library | None) -> Netlist:
     ports = {port.name: [net(bit) for bit in design["ports"][port.name]["bits"]] for port in module.ports}
     gates, registers = [], []
     for name, cell in design["cells"].items():
-        pins = {pin: net(bits[0]) for pin, bits in cell["connections"].items() if bits}
+        pins = {pin: net(nets[0]) for pin, nets in cell["connections"].items() if nets}
         outputs, flip_flop = _functions(cell["type"], library)
         if flip_flop is None:
             gates += [
@@ -309,22 +310,13 @@ def ordered_gates(gates: list[Gate], ready: set[int], name: str) -> list[Gate]:
     return order
 
 
-def packed(module: Module, inputs: Inputs) -> np.ndarray:
-    """Ports' patterns as words: [steps, input bits, words]; lanes beyond the last repeat lane 0.
-
-    Raises:
-        RecoupError: a port is missing, or patterns of the wrong shape or range.
-    """
-    return np.concatenate([_bits(port, inputs) for port in module.inputs], axis=1)
-
-
 def first_states(module: Module, netlist: "Netlist", inputs: Inputs, generator: np.random.Generator) -> np.ndarray:
     """The registers' states before a run: random bits, but for the module's presets. [registers, words].
 
     Raises:
         RecoupError: a preset's bit is no register of the netlist.
     """
-    words = -(-next(iter(inputs.values())).shape[1] // 64)
+    words = -(-inputs[module.inputs[0].name].shape[1] // 64)
     found = generator.integers(0, 1 << 64, (len(netlist.registers), words), dtype=np.uint64)
     places = {net: (i, False) for i, r in enumerate(netlist.registers) for net in (r.state,)}
     places |= {row[1]: (places[row[2]][0], row[0] == OPERATIONS["not"]) for row in netlist.program[: netlist.first[0]]}
@@ -340,61 +332,10 @@ def first_states(module: Module, netlist: "Netlist", inputs: Inputs, generator: 
     for port in module.presets:
         if port.name not in inputs:
             continue
-        bits = _bits(port, inputs)[0]
         nets = netlist.registered[port.name]
-        for net, column in zip(nets, bits, strict=True):
+        for net, column in zip(nets, bits(port, inputs)[0], strict=True):
             if net not in places:
                 raise RecoupError(f"netlist of {module.name}: {port.name!r} is no register any more")
             register, inverse = places[net]
             found[register] = ~column if inverse else column
-    return found
-
-
-def _bits(port: Any, inputs: Inputs) -> np.ndarray:
-    if port.name not in inputs:
-        raise RecoupError(f"port {port.name!r}: no patterns are given")
-    values = inputs[port.name]
-    if values.ndim == 2:
-        values = values[:, :, None]
-    if values.ndim != 3 or values.shape[2] != port.parts:
-        raise RecoupError(
-            f"port {port.name!r}: patterns of shape {list(values.shape)}; expected [steps, lanes, {port.parts}]"
-        )
-    if values.dtype != element_type(port):
-        raise RecoupError(f"port {port.name!r}: patterns must be {np.dtype(element_type(port))}, got {values.dtype}")
-    steps, lanes, _ = values.shape
-    if values.size and int(values.max()) >> port.element:
-        raise RecoupError(f"port {port.name!r}: {int(values.max())} has more than {port.element} bits")
-    words = -(-lanes // 64)
-    full = np.empty((steps, words * 64, port.parts), values.dtype)
-    full[:, :lanes], full[:, lanes:] = values, values[:, :1]
-    out = np.empty((steps, port.width, words), np.uint64)
-    for part in range(port.parts):
-        for bit in range(port.element):
-            column = full[:, :, part]
-            ones = (column >> (np.uint64(bit) if values.dtype != object else bit)) & (
-                np.uint64(1) if values.dtype != object else 1
-            )
-            flat = np.packbits(ones.astype(np.uint8), axis=1, bitorder="little")
-            out[:, part * port.element + bit] = flat.view("<u8")
-    return out
-
-
-def unpacked(module: Module, words: np.ndarray, lanes: int) -> dict[str, np.ndarray]:
-    """The inverse for outputs: [steps, output bits, words] to patterns by port."""
-    found, start = {}, 0
-    steps = words.shape[0]
-    for port in module.outputs:
-        kind = element_type(port)
-        values: Any = np.zeros((steps, lanes, port.parts), kind)
-        for index in range(port.width):
-            row = np.ascontiguousarray(words[:, start + index]).view(np.uint8).reshape(steps, -1)
-            ones = np.unpackbits(row, axis=1, bitorder="little")[:, :lanes]
-            part, bit = divmod(index, port.element)
-            if kind is object:
-                values[:, :, part] += ones.astype(object) * (1 << bit)
-            else:
-                values[:, :, part] |= ones.astype(np.uint64) << np.uint64(bit)
-        found[port.name] = values if port.parts > 1 else values[:, :, 0]
-        start += port.width
     return found

@@ -8,7 +8,8 @@ import numpy as np
 from recoup.errors import RecoupError
 from recoup.gates.module import Inputs, Module
 from recoup.silicon import faults, vectors
-from recoup.silicon.netlist import Netlist, first_states, packed, unpacked
+from recoup.silicon.netlist import Netlist, first_states
+from recoup.silicon.words import packed, unpacked
 
 COVERAGE = 0.995
 """The share of stuck-at faults that the vectors must show."""
@@ -102,7 +103,7 @@ def verify(
         coverage: whether faults are tried.
 
     Raises:
-        RecoupError: an amount that is none, or too many combinations.
+        RecoupError: an amount that is none, too many combinations, or a letter that leaves parts of a port out.
     """
     generator = np.random.default_rng(seed)
     every = amount == "exhaustive"
@@ -138,23 +139,28 @@ def compare(
     got = unpacked(module, netlist.run(words, first_states(module, netlist, inputs, generator)), lanes)
     wrong = np.zeros(lanes, bool)
     first: tuple[int, int, str, Any, Any] | None = None
-    for name, expected in module.expected(inputs).items():
-        at = list(expected.at)
+    for name, expected in module.letter(inputs).items():
+        at, mask = list(expected.at), expected.looked_at(module.port(name))
         seen = got[name][at]
         if seen.shape != expected.values.shape:
             shapes = f"{list(expected.values.shape)}, the netlist {list(seen.shape)}"
             raise RecoupError(f"{module.name}: expected {name!r} has shape {shapes}")
         different = seen != expected.values
-        if different.ndim == 3:
-            different = different.any(axis=2)
+        different = (different.reshape(*different.shape[:2], -1) & mask[:, None]).any(axis=2)
         if different.any():
             step, lane = (int(i) for i in np.argwhere(different)[0])
             if first is None or at[step] < first[0]:
-                first = (at[step], lane, name, expected.values[step, lane], seen[step, lane])
+                values = (_plain(found[step, lane], mask[step]) for found in (expected.values, seen))
+                first = (at[step], lane, name, *values)
             wrong |= different.any(axis=0)
     if first is None:
         return 0, None
     step, lane, name, expected_value, got_value = first
     operands = {port: values[: step + 1, lane].tolist() for port, values in inputs.items()}
-    plain = [value.tolist() if hasattr(value, "tolist") else value for value in (expected_value, got_value)]
-    return int(wrong.sum()), Counterexample(name, step, operands, plain[0], plain[1])
+    return int(wrong.sum()), Counterexample(name, step, operands, expected_value, got_value)
+
+
+def _plain(value: Any, mask: np.ndarray) -> Any:
+    """A port's patterns as Python integers; None where a part is not looked at."""
+    found = value.tolist() if hasattr(value, "tolist") else value
+    return [v if m else None for v, m in zip(found, mask, strict=True)] if isinstance(found, list) else found
