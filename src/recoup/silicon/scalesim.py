@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from recoup.errors import RecoupError
 from recoup.fields import choice
-from recoup.network.batches import call, prepared
+from recoup.network.batches import call, count, prepared
 from recoup.network.modes import evaluating
 
 KINDS = ("conv", "gemm")
@@ -27,9 +27,9 @@ _SECTION, _HEIGHT, _WIDTH = "architecture_presets", "ArrayHeight", "ArrayWidth"
 def topology(model: nn.Module, inputs: Any, kind: Literal["conv", "gemm"] = "conv") -> str:
     """A model's convolutions and linear layers in order of execution, as SCALE-Sim's topology CSV.
 
-    ``conv``: input sizes hold the padding, as SCALE-Sim knows none; a linear layer is a 1 x 1 convolution of as many
-    pixels as it has rows. ``gemm``: M output positions, N output channels, K the reduction. A grouped convolution is a
-    row a group.
+    ``conv``: one image of the batch; input sizes hold the padding, as SCALE-Sim knows none; a linear layer is a 1 x 1
+    convolution of as many pixels as it has rows for an image. ``gemm``: the whole batch; M output positions, N output
+    channels, K the reduction. A grouped convolution is a row a group.
 
     Args:
         model: any module; it runs once, in eval mode.
@@ -38,16 +38,17 @@ def topology(model: nn.Module, inputs: Any, kind: Literal["conv", "gemm"] = "con
 
     Raises:
         RecoupError: a kind that is none, a model without such layers, or a layer that the format cannot say (``conv``:
-            dilation, strides that differ).
+            dilation, strides that differ, a layer that sees more or fewer images than the batch has).
     """
     choice("silicon.scalesim.topology", "kind", kind, KINDS)
     rows: list[str] = []
+    images = 0
     kinds = (nn.Conv1d, nn.Conv2d, nn.Linear)
 
     def record(name: str) -> Any:
         def hook(module: Any, args: tuple, kwargs: dict, output: Tensor) -> None:
             x = args[0] if args else kwargs["input"]
-            row = _conv(name, module, x) if kind == "conv" else _gemm(module, output)
+            row = _conv(name, module, x, images) if kind == "conv" else _gemm(module, output)
             groups = getattr(module, "groups", 1)
             labels = [name] if groups == 1 else [f"{name}_{g}" for g in range(groups)]
             rows.extend(f"{label.replace('.', '_')}, {', '.join(map(str, row))}," for label in labels)
@@ -62,6 +63,7 @@ def topology(model: nn.Module, inputs: Any, kind: Literal["conv", "gemm"] = "con
     try:
         with evaluating(model):
             for batch, _ in prepared(model, [inputs], "silicon.scalesim"):
+                images = count(batch)
                 call(model, batch)
     finally:
         for hook in hooks:
@@ -71,11 +73,18 @@ def topology(model: nn.Module, inputs: Any, kind: Literal["conv", "gemm"] = "con
     return "\n".join([_HEADS[kind], *rows]) + "\n"
 
 
-def _conv(name: str, module: Any, x: Tensor) -> list[int]:
-    """IFMAP height and width, filter height and width, channels, filters, stride, of one group."""
-    if isinstance(module, nn.Linear):
-        return [x.numel() // x.shape[-1], 1, 1, 1, module.in_features, module.out_features, 1]
-    spatial = len(module.kernel_size)
+def _conv(name: str, module: Any, x: Tensor, images: int) -> list[int]:
+    """IFMAP height and width, filter height and width, channels, filters, stride, of one group and image."""
+    linear = isinstance(module, nn.Linear)
+    spatial = 0 if linear else len(module.kernel_size)
+    seen = x.numel() // x.shape[-1] if linear else (x.shape[0] if x.dim() == spatial + 2 else 1)
+    if seen % images if linear else seen != images:
+        raise RecoupError(
+            f"silicon.scalesim.topology: {name!r} sees {seen} {'rows' if linear else 'images'} (input "
+            f"{list(x.shape)}) of a batch of {images}: the conv format says one image; take kind='gemm'"
+        )
+    if linear:
+        return [seen // images, 1, 1, 1, module.in_features, module.out_features, 1]
     stride, dilation = set(module.stride), set(module.dilation)
     if len(stride) > 1 or dilation != {1}:
         raise RecoupError(
