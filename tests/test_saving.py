@@ -1,8 +1,6 @@
 """save and load: one file is the float checkpoint, the hardware and the repairs; what is loaded evaluates alike."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import recoup as rc
+from tests.fresh import Fresh
 from tests.networks import images, small_net
 from tests.test_ledger import BATCHES, HARSH, equal, extras, network, state, take
 
@@ -45,15 +44,16 @@ def test_in_another_process_on_one_and_two_threads(tmp_path):
     model = rc.repair_(network("mix"), BATCHES).eval()
     rc.save(model, tmp_path / "chip.safetensors")
     torch.save(model(images(4)).detach(), tmp_path / "expected.pt")
-    code = (
-        "import torch, recoup as rc; from tests.networks import images, small_net\n"
-        "for threads in (1, 2):\n"
-        "    torch.set_num_threads(threads)\n"
-        f"    model = rc.load({str(tmp_path / 'chip.safetensors')!r}, small_net(seed=5)).eval()\n"
-        f"    assert torch.equal(model(images(4)), torch.load({str(tmp_path / 'expected.pt')!r}, weights_only=True))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = Fresh(evaluate_again, str(tmp_path)).wait()
     assert done.returncode == 0, done.stderr
+
+
+def evaluate_again(folder):
+    """In a process that knows nothing of the one that saved."""
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        model = rc.load(f"{folder}/chip.safetensors", small_net(seed=5)).eval()
+        assert torch.equal(model(images(4)), torch.load(f"{folder}/expected.pt", weights_only=True))
 
 
 def test_names_may_differ_by_a_prefix(tmp_path):

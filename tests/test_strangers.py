@@ -2,8 +2,6 @@
 
 import copy
 import pickle
-import subprocess
-import sys
 import warnings
 from dataclasses import dataclass
 
@@ -16,6 +14,7 @@ from torch import nn
 import recoup as rc
 from recoup.network.applied import applied
 from recoup.network.emulated import emulated_layers
+from tests.fresh import Fresh
 from tests.networks import images, small_net
 from tests.test_ledger import BATCHES, HARSH, SETTINGS, STEPS, equal, extras, network, state, take
 
@@ -303,14 +302,15 @@ def test_in_another_process_under_another_name(tmp_path):
         rc.repair_(rc.lba.choose_exponents_(model, BATCHES), BATCHES).eval()
     rc.save(model, tmp_path / "chip")
     torch.save(model(images(4)).detach(), tmp_path / "expected.pt")
-    code = (
-        "import torch, warnings, recoup as rc; from tests.networks import images, small_net\n"
-        "warnings.simplefilter('ignore')\n"
-        "for threads in (1, 2):\n"
-        "    torch.set_num_threads(threads)\n"
-        f"    model = rc.load({str(tmp_path / 'chip')!r}, torch.nn.Sequential(small_net(seed=5))).eval()\n"
-        f"    assert torch.equal(model(images(4)), torch.load({str(tmp_path / 'expected.pt')!r}, weights_only=True))\n"
-        "    assert 'exponents (choose_exponents_, 13 images)' in str(rc.describe(model))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = Fresh(load_again, str(tmp_path)).wait()
     assert done.returncode == 0, done.stderr
+
+
+def load_again(folder):
+    """In a process that knows nothing of the one that saved."""
+    warnings.simplefilter("ignore")
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        model = rc.load(f"{folder}/chip", nn.Sequential(small_net(seed=5))).eval()
+        assert torch.equal(model(images(4)), torch.load(f"{folder}/expected.pt", weights_only=True))
+        assert "exponents (choose_exponents_, 13 images)" in str(rc.describe(model))

@@ -21,6 +21,8 @@ import recoup as rc
 from recoup.report.summary import summarize
 from recoup.study import Recipe, Results, State, run
 from recoup.study.measures import BESIDE
+from tests import fresh
+from tests.fresh import Fresh
 
 MODULE = """
 from dataclasses import dataclass
@@ -381,5 +383,4 @@ def test_names_that_are_taken_are_refused(trunc):
 
 
 def recoup(*arguments, cwd):
-    command = [sys.executable, "-m", "recoup", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+    return Fresh(fresh.recoup, *arguments, cwd=cwd).wait(300)

@@ -3,7 +3,6 @@ import json
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,8 @@ from recoup.study.measures.pipeline import PipelineResults, Setting
 from recoup.study.store import Store
 from recoup.version import __version__
 from recoup.wings import cards
+from tests import fresh
+from tests.fresh import Fresh
 from tests.study.examples import results, small_recipe
 
 SMALL = shlex.split(
@@ -236,17 +237,16 @@ def test_interrupt_says_what_is_kept(monkeypatch):
 
 @pytest.mark.slow
 def test_a_real_signal_leaves_valid_files(tmp_path):
-    command = [sys.executable, "-c", "from recoup.cli.main import app; app()", "evaluate", *SMALL, "--seeds", "1,2,3,4"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = Fresh(fresh.recoup, "evaluate", *SMALL, "--seeds", "1,2,3,4")
     store = tmp_path / "recoup-results" / "measurements.json"
     deadline = time.monotonic() + 120
-    while not store.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not store.exists() and process.running and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130, stderr
-    assert "measurements are kept" in stderr
-    assert "Traceback" not in stderr
+    process.signal(signal.SIGINT)
+    done = process.wait(60)
+    assert done.returncode == 130, done.stderr
+    assert "measurements are kept" in done.stderr
+    assert "Traceback" not in done.stderr
     assert json.loads(store.read_text())["measurements"]
     assert not (tmp_path / "recoup-results" / "results.json").exists()
     assert [path.name for path in store.parent.iterdir() if path.name.startswith(".")] == []

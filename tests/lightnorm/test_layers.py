@@ -3,20 +3,20 @@
 import copy
 import io
 import pickle
-import subprocess
-import sys
-from pathlib import Path
+import re
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import recoup as rc
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.formats import Float
-from recoup.lightnorm import LightNorm, LightNorm1d, LightNorm2d, LightNorm3d, layout, passes
+from recoup.lightnorm import LightNorm, LightNorm1d, LightNorm2d, LightNorm3d, layout, passes, synchronize_
 from recoup.network.emulated import running
 from recoup.network.norms import is_batch_norm
+from tests.fresh import Fresh
 from tests.networks import batches_of, images, small_net
 
 RANGE = LightNorm.range()
@@ -276,44 +276,31 @@ def test_configs_travel():
     assert (sums.mantissa, sums.min_exponent, sums.max_exponent) == (11, -30, 31)
 
 
-WORKER = """
-import sys, torch, torch.distributed as dist
-from torch import nn
-from recoup.errors import RecoupError
-from recoup.lightnorm import LightNorm, LightNorm2d, synchronize_
-folder = sys.argv[1]
-dist.init_process_group("gloo")
-rank = dist.get_rank()
-given = torch.load(f"{folder}/given.pt", weights_only=True)
-found = []
-for config in (LightNorm(), LightNorm(axis="place", block=8), LightNorm.range(chunks=2)):
-    unit = nn.Sequential(LightNorm2d(6, config=config))
-    unit[0].load_state_dict(given["state"])
-    synchronize_(unit)
-    x = given["x"].chunk(2)[rank].clone().requires_grad_()
-    y = unit(x)
-    y.backward(given["grad"].chunk(2)[rank])
-    found.append([y.detach(), x.grad, unit[0].running_mean, unit[0].running_var])
-torch.save(found, f"{folder}/found{rank}.pt")
-strict = nn.Sequential(LightNorm2d(6, config=LightNorm(nonfinite="error")))
-synchronize_(strict)
-try:
-    strict(x.detach() if rank else x.detach().log())  # the other process must not wait for this one
-except RecoupError as error:
-    assert ("of another process of the group" if rank else "given [4, 6, 3, 3]: the input holds") in str(error), error
-else:
-    raise AssertionError("NaN")
-odd = nn.Sequential(LightNorm2d(6, config=LightNorm(chunks=3)))
-synchronize_(odd)
-try:
-    odd(x)
-except RecoupError as error:
-    assert "must be a multiple of 2" in str(error), error
-else:
-    raise AssertionError("chunks=3 on two processes")
-dist.barrier()
-dist.destroy_process_group()
-"""
+def joined(folder: str, rank: int) -> None:
+    """One of two processes that share a batch."""
+    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    given = torch.load(f"{folder}/given.pt", weights_only=True)
+    found = []
+    for config in (LightNorm(), LightNorm(axis="place", block=8), LightNorm.range(chunks=2)):
+        unit = nn.Sequential(LightNorm2d(6, config=config))
+        unit[0].load_state_dict(given["state"])
+        synchronize_(unit)
+        x = given["x"].chunk(2)[rank].clone().requires_grad_()
+        y = unit(x)
+        y.backward(given["grad"].chunk(2)[rank])
+        found.append([y.detach(), x.grad, unit[0].running_mean, unit[0].running_var])
+    torch.save(found, f"{folder}/found{rank}.pt")
+    strict = nn.Sequential(LightNorm2d(6, config=LightNorm(nonfinite="error")))
+    synchronize_(strict)
+    told = "of another process of the group" if rank else re.escape("given [4, 6, 3, 3]: the input holds")
+    with pytest.raises(RecoupError, match=told):  # neither process must wait for the other
+        strict(x.detach() if rank else x.detach().log())
+    odd = nn.Sequential(LightNorm2d(6, config=LightNorm(chunks=3)))
+    synchronize_(odd)
+    with pytest.raises(RecoupError, match="must be a multiple of 2"):
+        odd(x)
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def test_two_processes_equal_one_on_the_joined_batch(tmp_path):
@@ -321,17 +308,9 @@ def test_two_processes_equal_one_on_the_joined_batch(tmp_path):
     state["weight"].copy_(drawn(6))
     x, grad = drawn(8, 6, 3, 3).requires_grad_(), drawn(8, 6, 3, 3, seed=1) * 0.01
     torch.save({"x": x.detach(), "grad": grad, "state": state}, tmp_path / "given.pt")
-    (tmp_path / "worker.py").write_text(WORKER)
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", tmp_path / "worker.py", tmp_path]
-    done = subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    for process in [Fresh(joined, str(tmp_path), rank) for rank in range(2)]:
+        done = process.wait()
+        assert done.returncode == 0, done.stderr[-3000:]
     files = [torch.load(tmp_path / f"found{rank}.pt", weights_only=True) for rank in range(2)]
     configs = LightNorm(), LightNorm(axis="place", block=8), LightNorm.range(chunks=2)
     for config, *found in zip(configs, *files, strict=True):

@@ -1,7 +1,7 @@
 """Convolutions of odd geometries, in a process of its own: where an 8-bit kernel reads outside its operand, it ends.
 
-Run by test_trust.py: ``python -m tests.nbsmt.odd_geometries EXAMPLES``. It prints how many of the drawn geometries the
-8-bit kernel was trusted with.
+Run by test_trust.py, or with more examples by ``python -m tests.nbsmt.odd_geometries EXAMPLES``. It prints how many of
+the drawn geometries the 8-bit kernel was trusted with.
 """
 
 import sys
@@ -91,10 +91,15 @@ def operators(g: dict, seed: int, threads: int) -> None:
         assert torch.equal(y, expected), name
 
 
-if __name__ == "__main__":
+def draw(examples: int) -> None:
+    """Check so many geometries each way."""
     torch.set_num_threads(1)
     warnings.simplefilter("error", rc.RecoupWarning)
-    bounds = settings(max_examples=int(sys.argv[1]), deadline=None, derandomize=True, database=None)
+    bounds = settings(max_examples=examples, deadline=None, derandomize=True, database=None)
     for check in (kernels, operators):
         bounds(check)()
     sys.stdout.write(f"{sum(trusted)} trusted of {len(trusted)}\n")
+
+
+if __name__ == "__main__":
+    draw(int(sys.argv[1]))

@@ -1,8 +1,5 @@
 """Which geometries oneDNN's 8-bit convolution may do, and that every way gives the same bits on odd ones."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -11,6 +8,8 @@ import recoup as rc
 from recoup.nbsmt import ops, trust
 from recoup.nbsmt.cpu import Backend, Int8Convolution, probe
 from recoup.nbsmt.wing import self_test
+from tests.fresh import Fresh
+from tests.nbsmt import odd_geometries
 
 
 @pytest.mark.parametrize(
@@ -40,8 +39,7 @@ def test_a_dilation_has_no_meaning_along_one_tap():
 
 
 def test_odd_geometries_give_the_same_bits_on_every_path_and_no_crash():
-    command = [sys.executable, "-m", "tests.nbsmt.odd_geometries", "300"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = Fresh(odd_geometries.draw, 300).wait()
     assert done.returncode == 0, f"exit {done.returncode}\n{done.stderr[-3000:]}"
     trusted, drawn = (int(word) for word in done.stdout.split()[::3])
     assert 0 < trusted < drawn

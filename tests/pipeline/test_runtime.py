@@ -13,74 +13,9 @@ from torch import nn
 from recoup.errors import RecoupError
 from recoup.pipeline import Simulator, delays
 from recoup.pipeline.mitigation import NAMES
-from recoup.pipeline.runtime import Plan, run, run_local, ticks
-
-STAGES = [["0"], ["1.0"], ["1.1"], ["2"], ["3"]]
-COUNT = 40
-
-PROGRAM = """
-import os, signal, sys, time
-import torch, torch.distributed as dist
-from recoup.errors import RecoupError
-from recoup.pipeline.runtime import initialize, run
-from tests.pipeline.test_runtime import network, plan, rate, samples
-
-folder, mitigations, fault = sys.argv[1], sys.argv[2].split(","), sys.argv[3]
-torch.set_num_threads(1)
-initialize()
-rank, attempt = dist.get_rank(), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-VICTIMS = [(0, 23), (3, 27), (1, 33)]  # rank and update, of every attempt
-
-
-def faulty(k):
-    if fault == "kill" and attempt < 3 and VICTIMS[attempt] == (rank, k):
-        open(f"{folder}/killed-{rank}", "w").close()
-        os.kill(os.getpid(), signal.SIGKILL)
-    if fault == "stop" and rank == 1 and k == 9:
-        os.kill(os.getpid(), signal.SIGSTOP)
-    return rate(k)
-
-
-data = [(x * float("nan") if fault == "nan" and k == 5 else x, y) for k, (x, y) in enumerate(samples())]
-for mitigation in mitigations:
-    net = network()
-    try:
-        checkpoints = f"{folder}/checkpoints" if fault == "kill" else None
-        made = plan(net, mitigation, lr=faulty)
-        metrics = run(made, data, folder=checkpoints, every=6, timeout=12 if fault in ("stop", "nan") else 60)
-    except RecoupError as error:
-        print(f"rank {rank}: {error}", flush=True)
-        if fault == "nan" and rank == 2:
-            time.sleep(60)  # who raises and does not end must not keep the others
-        os._exit(7)
-    torch.save([net.state_dict(), metrics.losses, metrics.samples, metrics.rate], f"{folder}/{mitigation}-{rank}.pt")
-dist.barrier()
-dist.destroy_process_group()
-"""
-
-
-def samples():
-    generator = torch.Generator().manual_seed(0)
-    return [(torch.randn(1, 6, generator=generator), torch.randint(4, (1,), generator=generator)) for _ in range(COUNT)]
-
-
-def network():
-    torch.manual_seed(1)
-    return nn.Sequential(
-        nn.Sequential(nn.Linear(6, 8), nn.Tanh()),
-        nn.Sequential(nn.Linear(8, 8), nn.GroupNorm(2, 8), nn.ReLU()),
-        nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Dropout(0.2)),
-        nn.Linear(8, 4),
-    )
-
-
-def rate(k):
-    return 0.05 / (1 + 0.02 * k)
-
-
-def plan(model, mitigation, momentum=0.9, **changes):
-    values = {"model": model, "stages": STAGES, "delays": delays(5), "lr": rate, "momentum": momentum}
-    return Plan(**{**values, "weight_decay": 1e-3, "mitigation": mitigation, **changes})
+from recoup.pipeline.runtime import run, run_local, ticks
+from tests.fresh import Done, Fresh
+from tests.pipeline.ranks import COUNT, PATIENCE, STAGES, elastic, network, plan, rate, samples, work
 
 
 def simulated(mitigation):
@@ -106,23 +41,12 @@ def test_ranks_in_one_process_equal_the_simulator(mitigation, ranks):
     assert metrics.samples == COUNT
 
 
-def torchrun(folder: Path, processes: int, mitigations: str, fault: str, restarts: int = 0):
-    (folder / "program.py").write_text(PROGRAM)
-    options = ["--standalone", "--nproc-per-node", str(processes), "--max-restarts", str(restarts)]
-    root = Path(__file__).parents[2]
+def torchrun(folder: Path) -> subprocess.CompletedProcess:
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tests.pipeline.ranks"]
     return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            *options,
-            str(folder / "program.py"),
-            str(folder),
-            mitigations,
-            fault,
-        ],
-        cwd=root,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
+        [sys.executable, *command, str(folder), ",".join(NAMES), "none"],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
@@ -130,23 +54,27 @@ def torchrun(folder: Path, processes: int, mitigations: str, fault: str, restart
     )
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_processes_equal_the_simulator(processes, tmp_path):
-    done = torchrun(tmp_path, processes, ",".join(NAMES), "none")
+def agent(folder: Path) -> Done:
+    return Fresh(elastic, 4, 0, str(folder), ",".join(NAMES), "none").wait()
+
+
+@pytest.mark.parametrize(("ranks", "start"), [(2, torchrun), (4, agent)])
+def test_processes_equal_the_simulator(ranks, start, tmp_path):
+    done = start(tmp_path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     assert "warn" not in done.stderr.lower()
     for mitigation in NAMES:
         state, losses = simulated(mitigation)
-        for rank in range(processes):
+        for rank in range(ranks):
             found, measured, count, speed = torch.load(tmp_path / f"{mitigation}-{rank}.pt", weights_only=True)
             assert same(found, state)
-            assert measured == (losses if rank == processes - 1 else [])
+            assert measured == (losses if rank == ranks - 1 else [])
             assert count == COUNT
             assert speed > 0
 
 
 def test_killed_ranks_are_restarted_and_end_with_the_same_weights(tmp_path):
-    done = torchrun(tmp_path, 4, "lwpw+sc", "kill", restarts=3)
+    done = Fresh(elastic, 4, 3, str(tmp_path), "lwpw+sc", "kill").wait()
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     assert {path.name for path in tmp_path.glob("killed-*")} == {"killed-0", "killed-1", "killed-3"}
     state, losses = simulated("lwpw+sc")
@@ -158,15 +86,18 @@ def test_killed_ranks_are_restarted_and_end_with_the_same_weights(tmp_path):
     assert len(list((tmp_path / "checkpoints").glob("rank*.pt"))) == 4
 
 
+SILENT = f"it died, or is stuck for more than {PATIENCE} s"
+
+
 @pytest.mark.parametrize(
     ("fault", "told"),
     [
-        ("stop", {0: "rank 1: it died, or is stuck for more than 12 s", 2: "rank 1: it died, or is stuck for more"}),
+        ("stop", {0: f"rank 1: {SILENT}", 2: f"rank 1: {SILENT}"}),
         (
             "nan",
             {
-                1: "rank 2: it died, or is stuck for more than 12 s",
-                0: "rank 1: it died, or is stuck for more than 12 s",
+                1: f"rank 2: {SILENT}",
+                0: f"rank 1: {SILENT}",
                 2: "the loss of step 5 (rank 2, the last stage) is nan: what came from rank 1 is not finite, so the "
                 "fault is before stage 4; nothing was updated",
             },
@@ -174,35 +105,21 @@ def test_killed_ranks_are_restarted_and_end_with_the_same_weights(tmp_path):
     ],
 )
 def test_a_rank_that_is_stuck_or_raises_is_an_error_on_the_others_in_time(fault, told, tmp_path):
-    (tmp_path / "program.py").write_text(PROGRAM)
-    root = Path(__file__).parents[2]
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    shared = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "WORLD_SIZE": "3"}
-    shared |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    outputs = [(tmp_path / f"out-{rank}").open("w") for rank in range(3)]
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(tmp_path / "program.py"), str(tmp_path), "stash", fault],  # no slow first check
-            cwd=root,
-            env={**shared, "RANK": str(rank)},
-            stdout=outputs[rank],
-        )
-        for rank in range(3)
-    ]
+    shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "3"}
+    # "stash" alone, as its first check is quick.
+    running = [Fresh(work, str(tmp_path), "stash", fault, env={**shared, "RANK": str(rank)}) for rank in range(3)]
     try:
         for rank in told:
-            if (fault, rank) != ("nan", 2):
-                assert running[rank].wait(120) == 7
-            assert f"rank {rank}: pipeline: " in (text := (tmp_path / f"out-{rank}").read_text())
-            assert told[rank] in text
+            done = running[rank].wait(120) if (fault, rank) != ("nan", 2) else running[rank].told()
+            assert done.returncode in (7, None), done.stderr[-3000:]
+            assert f"rank {rank}: pipeline: " in done.stdout
+            assert told[rank] in done.stdout
     finally:
         for process in running:
-            process.kill()
-            process.wait()
-        for output in outputs:
-            output.close()
+            process.end()
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])

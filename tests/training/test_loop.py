@@ -1,8 +1,5 @@
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -17,6 +14,7 @@ from recoup.network.emulated import emulated_layers
 from recoup.training import Settings, Stage, Trained, fine_tune, train
 from recoup.training.checkpoint import FILE
 from recoup.training.schedule import schedule
+from tests.fresh import Fresh, recoup
 
 
 def network(seed=0):
@@ -87,43 +85,30 @@ def test_resumed_after_any_step_is_the_same_run(digits, tmp_path, at, optimizer)
     assert same(weights(whole), weights(finished))
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-from recoup.cli.main import app
-app(sys.argv[1:])
-"""
-
-
 def test_killed_and_restarted(tmp_path):
     options = "train --model recoup.models:digits_net --data digits --config LBA.biased(5,4) --epochs 2 --lr 0.05"
     options += " --underflow-epochs 1 --limit 512 --test-limit 100 --batch-size 64 --save-every 2 --json --out"
 
     def start(folder):
-        command = [sys.executable, "-c", SCRIPT, *options.split(), str(folder)]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-        return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **quiet)
+        return Fresh(recoup, *options.split(), str(folder))
 
-    whole = start(tmp_path / "whole")
-    assert whole.wait() == 0, whole.stderr.read()
+    whole = start(tmp_path / "whole").wait()
+    assert whole.returncode == 0, whole.stderr
     killed = 0
     for wanted in (1, 3):  # after so many different checkpoints
         process, seen = start(tmp_path / "broken"), set()
         path = tmp_path / "broken" / FILE
-        while process.poll() is None and len(seen) < wanted:
+        while process.running and len(seen) < wanted:
             if path.exists():
                 seen.add(path.stat().st_mtime_ns)
             time.sleep(0.002)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
+        if process.running:
+            process.signal(signal.SIGKILL)
             killed += 1
         process.wait()
-        process.stderr.close()
     assert killed
-    last = start(tmp_path / "broken")
-    assert last.wait() == 0, last.stderr.read()
-    for process in (whole, last):
-        process.stderr.close()
+    last = start(tmp_path / "broken").wait()
+    assert last.returncode == 0, last.stderr
     one, other = ((tmp_path / name / "weights.safetensors").read_bytes() for name in ("whole", "broken"))
     assert one == other
     result = json.loads((tmp_path / "broken" / "training.json").read_text())
