@@ -174,7 +174,7 @@ class Simulator:
             return NEVER
         try:
             return self._rate(self.updates + 1)
-        except Exception:
+        except Exception:  # whatever it is: it is raised where that update asks, and until then nothing is predicted
             return NEVER
 
     def step(self, x: Any, y: Any) -> float:

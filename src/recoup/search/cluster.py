@@ -41,6 +41,7 @@ class OnCluster(Executor):
     def _there(self, value: Any) -> Any:
         if not isinstance(value, Bench):
             return value
+        # Dask carries this process's objects to its workers as pickles anyway; no file that a user brings is loaded so.
         if id(value) not in self._sent:  # kept beside its number, which would otherwise be another's one day
             self._sent[id(value)] = value, self._client.submit(pickle.loads, pickle.dumps(value), pure=False)
         return self._sent[id(value)][1]
