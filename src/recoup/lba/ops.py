@@ -4,7 +4,6 @@ Each is one operator of the torch.library with a fake implementation and the gra
 composes with autograd, autocast, torch.compile and DDP.
 """
 
-import math
 from functools import lru_cache
 from typing import Any
 
@@ -19,6 +18,7 @@ from recoup.lba.cpu import Cpu
 from recoup.lba.reference import mix
 from recoup.network.checks import one_device, strided
 from recoup.network.convolution import Geometry, memory_format
+from recoup.network.matrices import check_pair, one_batch
 
 __all__ = ["as_float32", "batched", "checked_config", "convolution", "draw_seed", "matmul", "shifted_code"]
 
@@ -59,12 +59,7 @@ def batched(a: Tensor, b: Tensor, code: str, seed: int, layer: str, names: str =
 
     ``code``: the config's; ``names``: two words, what errors call a and b.
     """
-    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    shape = (*batch, a.shape[-2], b.shape[-1])
-    if b.dim() == 2:
-        a, b = a.reshape(1, math.prod(shape[:-1]), a.shape[-1]), b[None]
-    else:
-        a, b = (t.expand(*batch, *t.shape[-2:]).reshape(math.prod(batch), *t.shape[-2:]) for t in (a, b))
+    a, b, shape = one_batch(a, b)
     return product(a, b, code, seed, layer, names).view(shape)
 
 
@@ -120,22 +115,9 @@ def backward_seeds(config: LBA, seed: int) -> tuple[int, int]:
 
 def check_shapes(a: Any, b: Any, layer: str = "lba.matmul") -> None:
     """Refuse what is no pair of matrices, and, outside autocast (where the operator casts), other dtypes."""
-    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-        raise RecoupError(f"{layer}: a and b must be tensors; got {type(a).__name__} and {type(b).__name__}")
-    if a.dim() < 2 or b.dim() < 2 or a.shape[-1] != b.shape[-2]:
-        raise RecoupError(f"{layer}: a [..., M, K] and b [..., K, N] expected; got {list(a.shape)} and {list(b.shape)}")
-    try:
-        torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    except RuntimeError:
-        raise RecoupError(
-            f"{layer}: the batch dimensions of {list(a.shape)} and {list(b.shape)} do not broadcast"
-        ) from None
-    strided(a, layer, "a")
-    strided(b, layer, "b")
+    check_pair(a, b, layer)
     if a.is_meta or not torch.is_autocast_enabled(a.device.type):
         check_dtypes(a, b, layer)
-    if a.device != b.device:
-        raise RecoupError(f"{layer}: a lies on {a.device}, b on {b.device}")
 
 
 def check_dtypes(a: Tensor, b: Tensor, layer: str) -> None:

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from recoup.errors import RecoupError
 from recoup.kernels.operators import named, on_device, register
+from recoup.network.checks import one_device
+from recoup.network.matrices import check_pair, one_batch
 from recoup.tensorcore import cpu, reference
 from recoup.tensorcore.config import TensorCore
 from recoup.tensorcore.emit import NOT_FINITE, NOT_IN_FORMAT
@@ -46,12 +48,7 @@ def matmul(
     128.0
     """
     _check(a, b, config)
-    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    shape = (*batch, a.shape[-2], b.shape[-1])
-    if b.dim() == 2:
-        a, b = a.reshape(1, math.prod(shape[:-1]), a.shape[-1]), b[None]
-    else:
-        a, b = (t.expand(*batch, *t.shape[-2:]).reshape(math.prod(batch), *t.shape[-2:]) for t in (a, b))
+    a, b, shape = one_batch(a, b)
     y = product(a, b, config.code, "tensorcore.matmul", "a b").view(shape)
     if scale_a is None and scale_b is None:
         return y
@@ -63,18 +60,7 @@ def _check(a: Any, b: Any, config: Any) -> None:
     who = "tensorcore.matmul"
     if not isinstance(config, TensorCore):
         raise RecoupError(f"{who}: config must be a TensorCore, such as TensorCore.hopper_fp8(); got {config!r}")
-    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-        raise RecoupError(f"{who}: a and b must be tensors; got {type(a).__name__} and {type(b).__name__}")
-    if a.dim() < 2 or b.dim() < 2 or a.shape[-1] != b.shape[-2]:
-        raise RecoupError(f"{who}: a [..., M, K] and b [..., K, N] expected; got {list(a.shape)} and {list(b.shape)}")
-    try:
-        torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    except RuntimeError:
-        raise RecoupError(
-            f"{who}: the batch dimensions of {list(a.shape)} and {list(b.shape)} do not broadcast"
-        ) from None
-    if a.device != b.device:
-        raise RecoupError(f"{who}: a lies on {a.device}, b on {b.device}")
+    check_pair(a, b, who)
 
 
 def _product(a: Tensor, b: Tensor, config: str, layer: str, names: str) -> Tensor:
@@ -96,6 +82,7 @@ def _no_gpu() -> None:
 
 
 def _product_fake(a, b, config, layer, names):
+    one_device(layer, a, b)
     return a.new_empty(a.shape[0], a.shape[1], b.shape[2])
 
 
