@@ -73,10 +73,10 @@ class SGDM(Value):
         g' = g + wd w,   v' = m v + g',   u' = a v' + b g' with Spike Compensation, else v';   u = v
 
     Attributes:
-        momentum, weight_decay: m and wd; the decay acts on the newest weights.
+        momentum, weight_decay: m, to 1, and wd; the decay acts on the newest weights.
 
     Raises:
-        RecoupError: a field that is not a number from 0.
+        RecoupError: a field that is not a number from 0, infinite, or a momentum above 1.
     """
 
     momentum: float = 0.9
@@ -275,10 +275,10 @@ def _below_one(value: object) -> bool:
 
 
 def _numbers(rule: Value, **limits: float) -> None:
-    """Make fields floats, or say which is none from 0 to below its limit."""
+    """Make fields floats, or say which is none from 0 to its limit."""
     for name, limit in limits.items():
         value = getattr(rule, name)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < limit:
-            above = "from 0" if limit == inf else f"from 0 to below {limit:g}"
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= limit or value == inf:
+            above = "from 0" if limit == inf else f"from 0 to {limit:g}"
             raise RecoupError(f"{type(rule).__name__}({name}={value!r}): {name} must be a number {above}")
         object.__setattr__(rule, name, float(value))
