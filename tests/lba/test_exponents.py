@@ -15,6 +15,7 @@ import recoup as rc
 from recoup.formats import Float, Int
 from recoup.lba import LBA, reference
 from recoup.models.attention import AttentionProducts
+from recoup.network.emulated import emulated_layers
 from tests.lba import exact
 from tests.lba.strategies import as_floats, fits, float32, operands, others, truncating
 from tests.lba.test_cpu import everywhere
@@ -250,3 +251,27 @@ def test_what_cannot_be_chosen():
     state._metadata["0"]["recoup"]["shift"] = 999
     with pytest.raises(RuntimeError, match="shift is 999"):
         model.load_state_dict(state)
+
+
+def test_repairs_do_not_decide_the_shifts():
+    torch.manual_seed(0)
+    data = [(images(16) * 30, torch.zeros(16, dtype=torch.long))]
+    alone = rc.lba.choose_exponents_(rc.emulate_(small_net(), LBA.biased(3, 4)), data)
+    repaired = rc.recalibrate_(rc.emulate_(small_net(), LBA.biased(3, 4)), data)
+    with pytest.warns(rc.RecoupWarning, match="choose_exponents_: undid statistics"):
+        rc.lba.choose_exponents_(repaired, data)
+
+    def shifts(model):
+        return {name: layer.shift for name, layer in emulated_layers(model).items()}
+
+    assert shifts(repaired) == shifts(alone)
+    assert len(set(shifts(alone).values())) > 1
+
+
+def test_where_nothing_multiplies_repairs_stay():
+    model = rc.recalibrate_(rc.emulate_(small_net(), LBA.m7e4()), [images(8)])
+    before = model.state_dict()
+    kept = {name: value.clone() for name, value in before.items()}
+    with pytest.raises(rc.RecoupError), pytest.warns(rc.RecoupWarning, match="undid statistics"):
+        rc.lba.choose_exponents_(model, [torch.zeros(0, 3, 8, 8)])
+    assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())

@@ -128,6 +128,29 @@ def choose_exponents_(model: M, batches: Iterable[Any], *, progress: bool = Fals
     Source: our own; that products be held too is our addition, since a saturated product is a wrong sum.
     """
     modules = lba_modules(model, "choose_exponents_")
+    with ledger.whole(model):
+        ledger.begin_structure(model, "choose_exponents_")  # it looks at the network as no repair has changed it
+        reaches, images = _reaches(model, modules, batches, progress)
+        chosen = {
+            name: {extra: reach.shift(modules[name].config) for extra, reach in seen.items()}
+            for name, seen in reaches.items()
+            if seen
+        }
+        if not chosen:
+            raise RecoupError("choose_exponents_: no layer on a narrow accumulator multiplied anything")
+        before = {name: {extra: getattr(modules[name], extra) for extra in shifts} for name, shifts in chosen.items()}
+        for name, shifts in chosen.items():
+            for extra, shift in shifts.items():
+                setattr(modules[name], extra, shift)
+        done = {name: modules[name] for name in chosen}
+        ledger.record(model, done, "structure", "choose_exponents_", before, slot="exponents", images=images)
+    return model
+
+
+def _reaches(
+    model: nn.Module, modules: dict[str, Any], batches: Iterable[Any], progress: bool
+) -> tuple[dict[str, dict[str, Reach]], int]:
+    """How far the sums of every layer's products reach on the baseline, and of how many images."""
     reaches: dict[str, dict[str, Reach]] = {name: {} for name in modules}
     images = 0
     watched = watching(modules, "choose_exponents_")
@@ -140,21 +163,7 @@ def choose_exponents_(model: M, batches: Iterable[Any], *, progress: bool = Fals
         for inputs, _ in prepared(model, batches, "choose_exponents_", progress):
             call(model, inputs)
             images += images_in(inputs)
-    chosen = {
-        name: {extra: reach.shift(modules[name].config) for extra, reach in seen.items()}
-        for name, seen in reaches.items()
-        if seen
-    }
-    if not chosen:
-        raise RecoupError("choose_exponents_: no layer on a narrow accumulator multiplied anything")
-    ledger.begin_structure(model, "choose_exponents_")
-    before = {name: {extra: getattr(modules[name], extra) for extra in shifts} for name, shifts in chosen.items()}
-    for name, shifts in chosen.items():
-        for extra, shift in shifts.items():
-            setattr(modules[name], extra, shift)
-    done = {name: modules[name] for name in chosen}
-    ledger.record(model, done, "structure", "choose_exponents_", before, slot="exponents", images=images)
-    return model
+    return reaches, images
 
 
 def _layer_watch(seen: dict[str, Reach]) -> Callable[..., None]:
