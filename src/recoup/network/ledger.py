@@ -155,6 +155,9 @@ def undo(model: nn.Module, first: str) -> dict[str, int]:
         for module in model.modules():  # extras that were set by hand have no entry
             for name in module.fitted if isinstance(module, Emulated) else ():
                 setattr(module, name, None)
+    if "statistics" in counted:  # what the layers were when those were measured decides nothing any more
+        for layer in emulated_layers(model).values():
+            layer.witness = None
     return {stage: counted[stage] for stage in STAGES if stage in counted}
 
 
@@ -259,10 +262,12 @@ def whole(model: nn.Module) -> Iterator[None]:
     before."""
     modules = [m for m in model.modules() if isinstance(m, Emulated) or entries(m) or tracked(m)]
     kept = [(module, _attributes(module), _written(module), dict(entries(module))) for module in modules]
+    first = next_number(model)
     try:
         yield
     except BaseException:
         with torch.no_grad():
+            _take_back_since(model, first)
             for module, attributes, values, own in kept:
                 for name, value in attributes.items():
                     setattr(module, name, value)
@@ -272,6 +277,18 @@ def whole(model: nn.Module) -> Iterator[None]:
                         module._parameters[name] = held  # type: ignore[assignment]
                 _keep(module, own)
         raise
+
+
+def _take_back_since(model: nn.Module, first: int) -> None:
+    """Undo the steps from a number on, the last first: of tensors that nothing had written before, only they know."""
+    steps = [(entry, module) for module in model.modules() for entry in entries(module).values()]
+    for entry, module in sorted(steps, key=lambda step: -step[0].number):
+        if entry.number < first:
+            return
+        for name in entry.after:
+            if (held := tensor(module, name)) is not None:
+                held.copy_(entry.before[name])
+        _keep(module, {slot: other for slot, other in entries(module).items() if slot != entry.slot})
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
