@@ -8,7 +8,8 @@ from torch.library import opcheck
 
 import recoup as rc
 from recoup.errors import RecoupError
-from recoup.tensorcore import TensorCore, matmul, ops, reference
+from recoup.tensorcore import TensorCore, TensorCoreLinear, matmul, ops, reference
+from recoup.tensorcore.quantizers import for_gradient
 from tests.tensorcore.strategies import operands, same
 
 HOPPER = TensorCore.hopper_fp8()
@@ -51,6 +52,37 @@ def test_gradients_on_the_unit():
     second = reference.matmul(a.detach().mT.contiguous(), codes, HOPPER.replace(operands=("e4m3fn", "e5m2")))
     assert torch.equal(a.grad, first * scale)
     assert torch.equal(b.grad, second * scale)
+
+
+@pytest.mark.parametrize(
+    ("unit", "name"),
+    [
+        (TensorCore.hopper_fp8(output="float16", amax=8.0, backward="unit"), "e5m2"),
+        (TensorCore.hopper_f16(amax=16.0, backward="unit"), "float16"),
+        (TensorCore.hopper_f16(amax=60000.0, backward="unit"), "float16"),
+        (TensorCore.hopper_bf16(backward="unit"), "bfloat16"),
+    ],
+)
+def test_gradients_keep_to_the_units_format_and_amax(unit, name):
+    grad = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    y, scale, found = for_gradient(grad, unit)
+    assert found == name
+    assert torch.equal(rc.quantize(y, rc.Float.parse(name)), y)
+    assert y.abs().max() <= (unit.amax or y.abs().max())
+    assert torch.allclose(y * scale, grad, rtol=0.2, atol=1e-6)
+    layer = TensorCoreLinear(32, 8, config=unit)
+    layer(torch.randn(5, 32)).square().mean().backward()
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_foreign_value_beside_nan_is_refused_on_any_number_of_threads(threads):
+    torch.set_num_threads(threads)
+    b = torch.ones(64, 8192)
+    b[0, 10], b[0, -1] = 0.3, math.nan
+    with pytest.raises(RecoupError, match=r"b holds 0\.30.*no value of e4m3fn"):
+        matmul(torch.ones(8, 64), b, HOPPER.replace(nonfinite="propagate"))
 
 
 @pytest.mark.parametrize(

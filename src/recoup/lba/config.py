@@ -211,7 +211,7 @@ class LBA(Config):
         """About Hopper's FP8 tensor cores: exact products, a sum of 14 significant bits, to float32 every 128 terms.
 
         Width and interval are the commonly reported ones; that each product is added on its own and the sum truncated
-        (the hardware aligns groups of products) is our definition.
+        is our definition. The hardware aligns and adds groups of products: `recoup.tensorcore.TensorCore` is that unit.
         """
         total = Float(13, -126, 127, subnormals=False, rounding="zero")
         exact = {"product": None, "accumulator": total, "chunk": 128, "promotion": Float.parse("float32")}

@@ -49,8 +49,8 @@ class TensorCore(Config):
             ``group``. None: never.
         nonfinite: a NaN or infinity in an operand is an ``error``, or goes the way it goes in the unit
             (``propagate``).
-        amax: what layers scale the largest magnitude of an operand to; None: the largest value of an 8 or 4-bit format,
-            and no scale for the others.
+        amax: what layers scale the largest magnitude of an operand, or gradient, to; None: the largest value of an 8 or
+            4-bit format, and no scale for the others.
         order: in which k of a convolution follow each other: ``ckk`` (channel, row, column) as everywhere in recoup,
             ``kkc`` (row, column, channel) as in kernels for channels_last images.
         backward: the two products of the backward pass run in ``float32`` or on the ``unit``.

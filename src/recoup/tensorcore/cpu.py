@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 
 import torch
 import torch.nn.functional as F
@@ -124,7 +126,7 @@ def columns(b: Tensor, number: Float, form: Form, processor: Target) -> Prepared
         )
 
     over_rows(run, tiles, K * form.columns)
-    return Prepared((values, exponents, lowest), tiles, int(faults.max()) | int(faults.min()))
+    return Prepared((values, exponents, lowest), tiles, reduce(or_, faults.tolist(), 0))
 
 
 def products(a: Tensor, b: Tensor, config: TensorCore) -> tuple[Tensor, int]:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from recoup.formats import Float, quantize
-from recoup.tensorcore.config import TensorCore
+from recoup.tensorcore.config import AMAX, TensorCore
 
 __all__ = ["for_gradient", "quantize_operand"]
 
@@ -43,7 +43,11 @@ def quantize_operand(x: Tensor, name: str, amax: float | None, dims: tuple[int, 
 
 
 def for_gradient(grad: Tensor, unit: TensorCore) -> tuple[Tensor, Tensor, str]:
-    """A gradient as an operand of the unit: its values, its scale and its format, e5m2 for units of 8 and 4 bits."""
-    name = GRADIENT if any(unit.amax_of(n) is not None for n in unit.pair) else unit.pair[0]
-    y, scale = quantize_operand(grad, name, unit.replace(amax=None).amax_of(name), None)
+    """A gradient as an operand of the unit: its values, its scale and its format, e5m2 for units of 8 and 4 bits.
+
+    ``unit.amax`` holds for it too, as far as the format reaches: it is there so that sums do not overflow.
+    """
+    name = GRADIENT if any(n in AMAX for n in unit.pair) else unit.pair[0]
+    amax = AMAX.get(name) if unit.amax is None else min(unit.amax, Float.parse(name).largest_value)
+    y, scale = quantize_operand(grad, name, amax, None)
     return y, scale, name
