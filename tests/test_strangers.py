@@ -280,10 +280,24 @@ def test_a_plan_that_fails_leaves_a_fresh_network_as_it_was():
             for step in steps:
                 applied(model, step, [torch.rand(3, 4)])
 
-    with pytest.raises(RuntimeError, match="no luck"):
-        plan()
+    combined = rc.wings.Repair.combined("both", "half, then broken", "both", steps)
+    for do in (plan, lambda: applied(model, combined, [torch.rand(3, 4)])):
+        with pytest.raises(RuntimeError, match="no luck"):
+            do()
+        assert equal(state(model), before)
+        assert not any(entries(module) for module in model.modules())
+
+
+def test_a_structure_step_that_fails_leaves_the_repairs():
+    def broken(*_):
+        raise RuntimeError("no luck")
+
+    model = rc.recalibrate_(network("mix"), BATCHES)
+    before = state(model)
+    step = replace(HALVE, name="broken", short="broken", stage="structure", apply=broken)
+    with pytest.raises(RuntimeError, match="no luck"), pytest.warns(rc.RecoupWarning, match="broken: undid statistics"):
+        applied(model, step, BATCHES)
     assert equal(state(model), before)
-    assert not any(entries(module) for module in model.modules())
 
 
 ALL = {

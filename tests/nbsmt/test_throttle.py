@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import warnings
 
 import pytest
 import torch
@@ -76,6 +77,24 @@ def test_no_budget_gives_eight_bit_accuracy():
     model, batches = network()
     throttle_(model, batches, 0)
     assert rc.evaluate(model, batches).top1 == 100
+
+
+def test_threads_that_come_back_take_repairs_of_the_slow_layers_with_them():
+    model, batches = network()
+    throttle_(model, batches, (100 - rc.evaluate(model, batches).top1) / 2)
+    slow = threads(model)
+    assert 0 < list(slow.values()).count(4) < len(slow)
+    rc.correct_bias_(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RecoupWarning, match="undid bias"):
+            throttle_(model, batches, 100)
+    assert threads(model) == slow
+    assert any(layer.bias_correction is not None for layer in nbsmt_layers(model, "test").values())
+    with pytest.warns(RecoupWarning, match=r"throttle_: undid bias"):
+        throttle_(model, batches, 100)
+    assert set(threads(model).values()) == {4}
+    assert all(layer.bias_correction is None for layer in nbsmt_layers(model, "test").values())
 
 
 def test_throttling_is_planned_on_the_repaired_network_and_takes_its_repairs_back():

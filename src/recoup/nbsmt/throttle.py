@@ -53,18 +53,19 @@ def throttle_(model: M, batches: Iterable[Any], budget: float, *, progress: bool
     Returns:
         The same model. After an error or an interrupt it is as before.
     """
-    nbsmt_layers(model, "throttle_")
+    layers = nbsmt_layers(model, "throttle_")
     with ledger.whole(model):
-        for layer in nbsmt_layers(model, "throttle_").values():
+        threads = {name: layer.config.threads for name, layer in layers.items()}
+        for layer in layers.values():
             ledger.take_back(layer, "threads")
         plan = plan_throttling(model, batches, budget, progress=progress)
-    slowed = {name: layer for name, layer in nbsmt_layers(model, "throttle_").items() if name in plan.threads}
-    if slowed:
-        ledger.begin_structure(model, "throttle_")
-    before = {name: {"config": layer.config} for name, layer in slowed.items()}
-    for name, layer in slowed.items():
-        layer.config = layer.config.replace(threads=plan.threads[name])
-    ledger.record(model, slowed, "structure", "throttle_", before, slot="threads")
+        if any(plan.threads.get(name, layer.config.threads) != threads[name] for name, layer in layers.items()):
+            ledger.begin_structure(model, "throttle_")
+        slowed = {name: layer for name, layer in layers.items() if name in plan.threads}
+        before = {name: {"config": layer.config} for name, layer in slowed.items()}
+        for name, layer in slowed.items():
+            layer.config = layer.config.replace(threads=plan.threads[name])
+        ledger.record(model, slowed, "structure", "throttle_", before, slot="threads")
     return model
 
 

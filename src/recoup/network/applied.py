@@ -19,10 +19,14 @@ def applied(model: nn.Module, repair: Repair, batches: Iterable[Any]) -> None:
     Raises:
         RecoupError: a repair of an earlier stage than what was done already; and what the repair raises.
     """
-    if repair.parts:
+    with ledger.whole(model):
         for part in repair.parts:
             applied(model, part, batches)
-        return
+        if not repair.parts:
+            _applied_alone(model, repair, batches)
+
+
+def _applied_alone(model: nn.Module, repair: Repair, batches: Iterable[Any]) -> None:
     if repair.records:
         repair.apply(model, batches)
         return
@@ -31,8 +35,7 @@ def applied(model: nn.Module, repair: Repair, batches: Iterable[Any]) -> None:
     before = [_Kept.of(name, module, seen) for name, module in model.named_modules()]
     number = ledger.next_number(model)
     try:
-        with ledger.whole(model):
-            repair.apply(model, batches)
+        repair.apply(model, batches)
     except BaseException:
         for kept in before:
             kept.put()
