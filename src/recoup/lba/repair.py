@@ -239,7 +239,7 @@ def with_chunk(config: LBA, chunk: int, *, rescale: bool = True) -> LBA:
 def set_underflow_(model: M, on: bool) -> M:
     """Switch underflow on or off in every LBA layer and attention product, for fine-tuning in a loop of your own.
 
-    The attention of Hugging Face transformers has the config it was registered with (`register_transformers`).
+    Attention that `register_transformers` gave its unit by hand keeps the config it was registered with.
 
     Raises:
         RecoupError: no LBA layer.
