@@ -33,7 +33,11 @@ def variants(a: Tensor, b: Tensor, tiles: bool) -> dict[str, Callable[[], Tensor
 
     if tiles:
         return {str(tile): lambda t=tile: driver.matmul(Gpu(block=t), a, b, LBA()) for tile in TILES}
-    units = {"M7E4, fused": LBA(product=None), "Hopper's 14 bits": LBA.hopper(), "sequential float32": LBA.fp32()}
+    units = {
+        "M7E4, fused": LBA(product=None),
+        "sequential 14 bits": LBA.sequential14(),
+        "sequential float32": LBA.fp32(),
+    }
     return {
         "torch float32": lambda: a[0] @ b[0],
         "M7E4": lambda: driver.matmul(Gpu(), a, b, LBA()),

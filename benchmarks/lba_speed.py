@@ -62,11 +62,11 @@ def candidates(shape: tuple[int, int, int], everything: bool) -> dict[str, Calla
     }
     if everything:
         found |= {f"M7E4, large operands, {level}": on(level, found["M7E4, large operands"]) for level in LEVELS}
-        fused, hopper, sequential = LBA(product=None), LBA.hopper(), LBA.fp32()
+        fused, narrow, sequential = LBA(product=None), LBA.sequential14(), LBA.fp32()
         whole = (a * 150).round(), (b * 3).round()
         found |= {
             "M7E4, fused": lambda: lba.matmul(large, b, fused),
-            "Hopper's 14 bits, promoted": lambda: lba.matmul(a, b, hopper),
+            "sequential 14 bits, promoted": lambda: lba.matmul(a, b, narrow),
             "sequential float32": lambda: lba.matmul(a, b, sequential),
             "int16, saturating": lambda: lba.matmul(*whole, integer),
         }

@@ -1,10 +1,11 @@
 """Hardware configurations as text: a preset's name or a configuration's repr, read without running anything."""
 
 import ast
+import warnings
 from collections.abc import Callable
 from typing import Any
 
-from recoup.errors import RecoupError
+from recoup.errors import RecoupError, RecoupWarning
 from recoup.formats import Float, Int
 from recoup.wings import cards, is_config
 
@@ -62,7 +63,10 @@ def parse_config(text: str) -> Config:
     if not isinstance(text, str):
         raise RecoupError(f"config {text!r}: must be a text: a preset, or the repr of a config")
     name = text.strip()
-    if name in (known := presets()):
+    former = {old: new for card in cards().values() for old, new in card.renamed.items()}
+    if name in former:
+        warnings.warn(f"config {name!r} is called {former[name]!r} now: write that", RecoupWarning, stacklevel=2)
+    if (name := former.get(name, name)) in (known := presets()):
         return known[name]
     config = _built(_tree(name), text, DEEPEST)
     if not is_config(config):

@@ -1,10 +1,11 @@
 import pytest
 
-from recoup.errors import RecoupError
+from recoup.errors import RecoupError, RecoupWarning
 from recoup.formats import Float, Int
+from recoup.grammar import parse_config
 from recoup.lba import LBA
 
-PRESETS = [LBA(), LBA.m7e4(chunk=64), LBA.m10e5(), LBA.fp32(), LBA.hopper(), LBA.int16(), LBA.int12("wrap")]
+PRESETS = [LBA(), LBA.m7e4(chunk=64), LBA.m10e5(), LBA.fp32(), LBA.sequential14(), LBA.int16(), LBA.int12("wrap")]
 
 
 @pytest.mark.parametrize("config", [*PRESETS, LBA(backward=LBA.biased(5, 4), operands=Int(8))], ids=repr)
@@ -67,3 +68,12 @@ def test_unknown_fields():
         LBA.from_dict({"bits": 12})
     with pytest.raises(RecoupError, match="no format"):
         LBA.from_dict({"product": {"mantissa": 3}})
+
+
+def test_the_former_name_of_the_14_bits():
+    with pytest.warns(RecoupWarning, match=r"LBA.sequential14 now; Hopper's own adder is preset 'hopper-fp8'"):
+        assert LBA.hopper(chunk=5) == LBA.sequential14(chunk=5)
+    with pytest.warns(RecoupWarning, match="'lba-hopper' is called 'lba-sequential14' now"):
+        assert parse_config("lba-hopper") == LBA.sequential14()
+    with pytest.warns(RecoupWarning, match="Hopper's own adder"):
+        assert parse_config("LBA.hopper()") == LBA.sequential14()

@@ -64,7 +64,7 @@ UNITS = [
     LBA.m10e5(),
     LBA.biased(4, 3),
     LBA(product=None),
-    LBA.hopper(),
+    LBA.sequential14(),
     LBA.fp32(),
     STOCHASTIC,
     LBA.int16(),

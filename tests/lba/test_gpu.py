@@ -30,7 +30,7 @@ UNITS = {
     "m10e5, no chunks": LBA.m10e5(chunk=None),
     "fused": LBA(product=None, chunk=3),
     "fp32": LBA.fp32(),
-    "hopper": LBA.hopper(chunk=5),
+    "sequential14": LBA.sequential14(chunk=5),
     "bfloat16, subnormals": LBA(Float.parse("e5m2"), Float.parse("bfloat16"), 4),
     "stochastic": LBA(STOCHASTIC, STOCHASTIC, 7),
     "int16": LBA.int16(),

@@ -25,7 +25,7 @@ ONE = Extent(1.0, 0, 0)
         (LBA(underflow=False), Narrow),
         (LBA.m10e5(), Narrow),
         (LBA.fp32(), Wide),
-        (LBA.hopper(), Wide),
+        (LBA.sequential14(), Wide),
         (LBA(accumulator=Float.lba(4, 7, 10, rounding="nearest")), Wide),
         (LBA(accumulator=Float(7, -10, 5, subnormals=True, rounding="zero")), Wide),
         (LBA.int16(), Wide),

@@ -1,10 +1,11 @@
 """The LBA configuration: the datapath of a multiply-accumulate unit with a narrow accumulator."""
 
 import math
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from recoup.errors import RecoupError
+from recoup.errors import RecoupError, RecoupWarning
 from recoup.fields import Config, Value, boolean, choice, integer
 from recoup.formats import Float, Int
 
@@ -207,15 +208,29 @@ class LBA(Config):
         return cls(**{"product": single, "accumulator": single, "chunk": None, **options})
 
     @classmethod
-    def hopper(cls, **options: Any) -> "LBA":
-        """About Hopper's FP8 tensor cores: exact products, a sum of 14 significant bits, to float32 every 128 terms.
+    def sequential14(cls, **options: Any) -> "LBA":
+        """Exact products, one by one onto a sum of 14 significant bits, truncated, to float32 every 128 terms.
 
-        Width and interval are the commonly reported ones; that each product is added on its own and the sum truncated
-        is our definition. The hardware aligns and adds groups of products: `recoup.tensorcore.TensorCore` is that unit.
+        Width and interval are those commonly reported of Hopper's FP8 tensor cores, which add groups of products at
+        once, with other errors: `recoup.tensorcore.TensorCore.hopper_fp8` is that unit.
         """
         total = Float(13, -126, 127, subnormals=False, rounding="zero")
         exact = {"product": None, "accumulator": total, "chunk": 128, "promotion": Float.parse("float32")}
         return cls(**{**exact, **options})
+
+    @classmethod
+    def hopper(cls, **options: Any) -> "LBA":
+        """The former name of `sequential14`, for one version.
+
+        Warns:
+            RecoupWarning: what it is called now, and which unit is Hopper's.
+        """
+        warnings.warn(
+            "LBA.hopper is called LBA.sequential14 now; Hopper's own adder is preset 'hopper-fp8'",
+            RecoupWarning,
+            stacklevel=2,
+        )
+        return cls.sequential14(**options)
 
     @classmethod
     def int16(cls, overflow: Literal["saturate", "wrap"] = "saturate", **options: Any) -> "LBA":

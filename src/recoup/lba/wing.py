@@ -72,15 +72,16 @@ CARD = Card(
         "lba-m7e4": LBA.m7e4(),
         "lba-m10e5": LBA.m10e5(),
         "lba-fp32": LBA.fp32(),
-        "lba-hopper": LBA.hopper(),
+        "lba-sequential14": LBA.sequential14(),
         "lba-int16": LBA.int16(operands=Int(8)),
         "lba-int12": LBA.int12(operands=Int(4)),
     },
+    renamed={"lba-hopper": "lba-sequential14"},
     constructors={
         "LBA": LBA,
         **{
             f"LBA.{name}": getattr(LBA, name)
-            for name in ("biased", "m7e4", "m10e5", "fp32", "hopper", "int16", "int12")
+            for name in ("biased", "m7e4", "m10e5", "fp32", "sequential14", "hopper", "int16", "int12")
         },
     },
     example="LBA.biased(7, 4)",

@@ -134,6 +134,7 @@ class Card:
         layers: float layer class -> the `Emulated` class that stands in for it.
         title: how tables call a config; by default its repr.
         presets: names that recipes and the command line know.
+        renamed: former names of presets -> the present ones; the old ones are read, with a warning.
         constructors: what a config's text may call, by name; by default the config class alone.
         example: one more config text for help and errors.
         baseline: what accuracy is compared with.
@@ -170,6 +171,7 @@ class Card:
     layers: Mapping[type[nn.Module], type[nn.Module]]
     title: Callable[[Any], str] = repr
     presets: Mapping[str, Any] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
     constructors: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     example: str = ""
     baseline: Baseline = FLOAT
