@@ -4,9 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from recoup.errors import RecoupError
 from recoup.silicon import kernels
 from recoup.silicon.netlist import Netlist
 from recoup.silicon.timing import Arrivals
+
+MEMORY = 4 << 30
+"""Bytes that the waves of one step may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +25,11 @@ class Toggles:
 def toggles(
     netlist: Netlist, words: np.ndarray, initial: np.ndarray, running: np.ndarray, delays: Arrivals | None, tick: float
 ) -> Toggles:
-    """Simulate ``words`` [steps, input bits, words]; ``delays`` None: zero delay."""
+    """Simulate ``words`` [steps, input bits, words]; ``delays`` None: zero delay.
+
+    Raises:
+        RecoupError: a step of more ticks than there is memory for.
+    """
     n = netlist.nets
     found = Toggles(np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros((len(netlist.registers), 4), np.int64))
     states, loaded = netlist.states
@@ -35,6 +43,12 @@ def toggles(
     for net, seconds in delays.register_delay.items():
         starts[net] = max(1, round(seconds / tick))
     low, high = _windows(netlist, ticks, starts)
+    if 8 * n * int(high.max()) > MEMORY:
+        raise RecoupError(
+            f"energy: the longest path takes {high.max() * tick * 1e9:,.0f} ns, {high.max():,} ticks of "
+            f"{tick * 1e12:g} ps for each of {n:,} nets, which need more than {MEMORY >> 30} GiB; take a larger tick, "
+            "glitches=False, or a library whose tables reach as far as this module's loads"
+        )
     kernels.inertial(
         netlist.program, netlist.first, targets, ticks, low, high, *common, starts, running,
         found.rises, found.falls, found.seen,
