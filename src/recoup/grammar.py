@@ -74,6 +74,15 @@ def parse_config(text: str) -> Config:
     return config
 
 
+def parse_format(text: str) -> Any:
+    """The number format or config that ``text`` calls by its constructor.
+
+    >>> parse_format("Float.parse('bfloat16')").bits
+    16
+    """
+    return _built(_tree(text.strip()), text, DEEPEST)
+
+
 def written(config: Config, purpose: str) -> str:
     """A config's text, where it is to be read back: in recipes, files and rows of results.
 

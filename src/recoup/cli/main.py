@@ -15,6 +15,7 @@ COMMANDS = {
     "search": "The cheapest hardware, layer by layer, within an accuracy budget; the whole front, measured.",
     "train": "Train with emulated hardware, with late gradients, or in float.",
     "describe": "What a file of recoup.save holds: hardware and repairs, layer by layer.",
+    "silicon": "Hardware from configs: Verilog, proof, area, delay, energy.",
     "report": "Write report.html and the CSV tables anew from a folder's results.json.",
     "demo": "The whole story on scikit-learn's handwritten digits; needs no download.",
     "doctor": "Versions, the processor, and which path the emulation takes.",
