@@ -1,9 +1,10 @@
-"""Claim: NB-SMT's published area ratios hold, and T exact multipliers on one accumulator cost little more.
+"""Claim: which registers NB-SMT's published area ratios hold for, and what T exact multipliers on one accumulator cost.
 
 Area and delay of processing elements by registers and library, each beside its counterpart with T exact multipliers.
-Writes benchmarks/results/silicon_tables.json and prints the tables of docs/silicon.md.
+Writes benchmarks/results/silicon_tables.json and prints the table of docs/silicon.md.
 
-    python benchmarks/silicon_tables.py             # IHP SG13G2, sky130 and ASAP7 of the shared data
+    python benchmarks/silicon_tables.py                         # IHP SG13G2, sky130 and ASAP7 of the shared data
+    python benchmarks/silicon_tables.py --library "IHP SG13G2"  # one of them
 """
 
 import argparse
@@ -18,6 +19,7 @@ from recoup.data import root
 from recoup.silicon import build
 from recoup.silicon.cells import Library
 
+LIBRARIES = ("IHP SG13G2", "sky130hd", "ASAP7")
 ROWS = (
     ("no drain, no registers", {"registers": "none", "drain": False}),
     ("drain register", {"registers": "none"}),
@@ -30,11 +32,12 @@ ROWS = (
 def libraries() -> dict[str, list[Path]]:
     """The libraries of the shared data by name."""
     folder = root() / "liberty"
-    return {
-        "IHP SG13G2": [folder / "sg13g2_stdcell_typ_1p20V_25C.lib"],
-        "sky130hd": [folder / "sky130hd_tt.lib.gz"],
-        "ASAP7": sorted(folder.glob("asap7_*.lib.gz")),
-    }
+    files = (
+        [folder / "sg13g2_stdcell_typ_1p20V_25C.lib"],
+        [folder / "sky130hd_tt.lib.gz"],
+        sorted(folder.glob("asap7_*.lib.gz")),
+    )
+    return dict(zip(LIBRARIES, files, strict=True))
 
 
 def row(options: dict, liberty: list[Path], delay: bool) -> dict[str, dict[str, float]]:
@@ -52,10 +55,14 @@ def row(options: dict, liberty: list[Path], delay: bool) -> dict[str, dict[str, 
 
 def main() -> None:
     """Measure, print and save."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--library", action="append", choices=LIBRARIES, help="only this one; may be repeated")
+    wanted = parser.parse_args().library
     table: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     digests = {}
     for name, files in libraries().items():
+        if wanted and name not in wanted:
+            continue
         chosen = ROWS if name == "IHP SG13G2" else ROWS[:2]
         digests[name] = dict(zip((f.name for f in files), Library(files).digests, strict=True))
         table[name] = {label: row(options, files, name == "IHP SG13G2") for label, options in chosen}
