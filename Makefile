@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test real lint format bench dist clean
+.PHONY: demo test coverage real lint format bench dist clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
@@ -15,6 +15,9 @@ demo: $(STAMP)   ## the whole story on handwritten digits, no download
 	$(BIN)/recoup demo
 
 test: $(STAMP)   ## everything that needs no data outside the repository
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not real'
+
+coverage: $(STAMP)  ## the same with the lines that no test runs, which takes longer
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not real' --cov --cov-report=term
 
 real: $(STAMP)   ## the tests on real data and pretrained networks (RECOUP_DATA)

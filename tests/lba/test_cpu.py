@@ -24,10 +24,15 @@ def modelled(a, b, config):
     return torch.tensor([[float32(value) for value in row] for row in rows])
 
 
-def everywhere(a, b, config, seed=None):
+def two(data):
+    """This processor and one of the others: a drawn unit's kernels are built for each, which takes most of the time."""
+    return None, data.draw(st.sampled_from(TARGETS[1:] or [None]))
+
+
+def everywhere(a, b, config, seed=None, levels=TARGETS):
     """The product on every instruction path; they must agree."""
     results = []
-    for level in TARGETS:
+    for level in levels:
         with cpu.target(level):
             results.append(lba.matmul(a, b, config, seed=seed))
     for result in results[1:]:
@@ -42,7 +47,7 @@ def test_truncating_units_equal_the_fractions(data):
     a, b = data.draw(operands(config))
     expected = modelled(a, b, config)
     assert torch.equal(reference.matmul(a, b, config), expected)
-    assert torch.equal(everywhere(a, b, config), expected)
+    assert torch.equal(everywhere(a, b, config, levels=two(data)), expected)
 
 
 @settings(max_examples=60)
@@ -53,7 +58,7 @@ def test_other_units_equal_the_fractions(data):
     assume(fits(a, b, config))
     expected = modelled(a, b, config)
     assert torch.equal(reference.matmul(a, b, config), expected)
-    assert torch.equal(everywhere(a, b, config), expected)
+    assert torch.equal(everywhere(a, b, config, levels=two(data)), expected)
 
 
 STOCHASTIC = LBA(Float.lba(4, 6, bias=10, rounding="stochastic"), Float.lba(4, 5, bias=8, rounding="stochastic"), 7)
@@ -158,7 +163,7 @@ def test_nearest_sums_of_far_apart_terms_equal_the_fractions(data):
     terms.insert(data.draw(st.integers(0, 1)), data.draw(signs) * 2.0 ** max(at + far, -126))
     terms += data.draw(st.lists(st.builds(lambda sign, bits: sign * (1 + bits) * 2.0**at, signs, bits), max_size=2))
     a, b = torch.tensor([terms]), torch.ones(len(terms), 1)
-    assert torch.equal(everywhere(a, b, config), modelled(a, b, config))
+    assert torch.equal(everywhere(a, b, config, levels=two(data)), modelled(a, b, config))
 
 
 def test_any_layout_is_read():

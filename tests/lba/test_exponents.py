@@ -18,7 +18,7 @@ from recoup.models.attention import AttentionProducts
 from recoup.network.emulated import emulated_layers
 from tests.lba import exact
 from tests.lba.strategies import as_floats, fits, float32, operands, others, truncating
-from tests.lba.test_cpu import everywhere
+from tests.lba.test_cpu import everywhere, two
 from tests.networks import batches_of, images, small_net
 
 
@@ -34,7 +34,7 @@ def test_a_shifted_unit_is_a_unit_with_scaled_weights(data, shift):
     rows = [[exact.dot(row, column, config)[0] / power for column in columns] for row in as_floats(a)]
     expected = torch.tensor([[float32(value) for value in row] for row in rows])
     assert torch.equal(reference.matmul(a, b, config.shifted(shift)), expected)
-    assert torch.equal(everywhere(a, b, config.shifted(shift)), expected)
+    assert torch.equal(everywhere(a, b, config.shifted(shift), levels=two(data)), expected)
 
 
 @given(st.data(), st.integers(-9, 9))
