@@ -13,7 +13,6 @@ from recoup.silicon.words import packed, unpacked
 
 COVERAGE = 0.995
 """The share of stuck-at faults that the vectors must show."""
-_FAULT_VECTORS = 1 << 14
 _BATCH = 1 << 20
 
 
@@ -125,8 +124,15 @@ def verify(
         first = first or example
     tried, missed = 0, ()
     if coverage and not wrong:
-        lanes = max(64, -(-_FAULT_VECTORS // module.steps))
-        tried, missed = faults.cover(module, netlist, vectors.structured(module, lanes, generator), generator)
+
+        def draw(lanes: int) -> Inputs:
+            if all_faults:
+                return vectors.exhaustive(module, 0, total)
+            return vectors.structured(module, lanes, generator)
+
+        all_faults = every and total <= max(faults.ROUNDS)
+        rounds = (total,) if all_faults else faults.ROUNDS  # after all operands the rest is proved redundant
+        tried, missed = faults.cover(module, netlist, draw, generator, rounds, COVERAGE)
     return Verification(module.title, total * module.steps, every, wrong, first, tried, missed, tool)
 
 
