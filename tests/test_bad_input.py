@@ -16,9 +16,12 @@ from recoup import RecoupError, lba
 from recoup.fields import number
 from recoup.study.measures import measure_of
 from recoup.wings import Card
-from tests.wrong_arguments import BATCHES, CALLS, PACKAGES, WRONG, A, B, Call, emulated, network
+from tests import wrong_arguments, wrong_pipelines
+from tests.wrong_arguments import BATCHES, WRONG, A, B, Call, emulated, network
 
 ROOT = Path(rc.__file__).parent
+CALLS = wrong_arguments.CALLS | wrong_pipelines.CALLS
+PACKAGES = (*wrong_arguments.PACKAGES, *wrong_pipelines.PACKAGES)
 
 
 @pytest.mark.filterwarnings("ignore::recoup.RecoupWarning")

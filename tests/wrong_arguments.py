@@ -8,11 +8,40 @@ import torch
 from torch import nn
 
 import recoup as rc
-from recoup import data, formats, lba, lightnorm, models, nbsmt, search, study, training, wings
+from recoup import (
+    data,
+    formats,
+    lba,
+    lightnorm,
+    models,
+    nbsmt,
+    pipeline,
+    search,
+    silicon,
+    study,
+    tensorcore,
+    training,
+    wings,
+)
 from recoup.lba.wing import CARD
 from recoup.policy import Policy
 
-PACKAGES = rc, formats, lba, nbsmt, lightnorm, search, models, data, training, wings, study
+PACKAGES = (
+    rc,
+    formats,
+    lba,
+    nbsmt,
+    lightnorm,
+    search,
+    models,
+    data,
+    training,
+    wings,
+    study,
+    pipeline,
+    tensorcore,
+    silicon,
+)
 U8, I8 = torch.tensor([[100, 3]], dtype=torch.uint8), torch.tensor([[1], [1]], dtype=torch.int8)
 A, B = torch.tensor([[0.5, 1.0, -2.0]]), torch.tensor([[1.0], [0.25], [3.0]])
 X = torch.linspace(0, 1, 4 * 2 * 16).view(4, 2, 4, 4)
@@ -81,6 +110,7 @@ class Call:
 
 COUNTS = ("an integer",)
 NUMBERS = ("an integer", "a huge integer", "a fraction")
+REALS = ("an integer", "a fraction")
 CONFIGS = ("an LBA", "a LightNorm")
 TENSORS = ("an empty tensor", "five dimensions", "no dimensions", "NaNs", "a meta tensor")
 FLAGS = {"progress": ("a bool",)}

@@ -285,13 +285,21 @@ def nets(*last):
         ([nets(3)[0], nets(3)[0].float()], [Run([1, 0])] * 2, r"torch\.float32 \[7, 7\] in model 1"),
         (nets(3), [Run([1])], "1 delays for 2 stages"),
         (nets(3), [Run([1, -1])], r"delays\[1\]=-1"),
-        (nets(3), [Run([1, 0], "lwp")], "the names are none, stash"),
         ([nn.Sequential(nn.Linear(7, 7), nn.BatchNorm1d(7))], [Run([1, 0])], "1 is a batch norm in training"),
     ],
 )
 def test_models_and_runs_that_do_not_fit(models, runs, message):
     with pytest.raises(RecoupError, match=message):
         Batched(models, [["0"], ["1"]], runs)
+
+
+def test_a_run_that_is_none():
+    for arguments, message in (
+        ({"mitigation": "lwp"}, "the names are none, stash"),
+        ({"lr": -1.0}, r"pipeline.Run\(lr=-1.0\): lr must be"),
+    ):
+        with pytest.raises(RecoupError, match=message):
+            Run([1, 0], **arguments)
 
 
 def test_stages_that_do_not_fit():

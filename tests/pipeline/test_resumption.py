@@ -251,7 +251,7 @@ def test_spike_compensation_whose_momentum_vanishes():
 
 def test_infinite_rates_are_refused():
     models = [network()]
-    together = Batched(models, STAGES, [Run([2, 0], "none", float("inf"))])
+    together = Batched(models, STAGES, [Run([2, 0], "none", lambda _: float("inf"))])
     with pytest.raises(RecoupError, match="learning rate of run 0 in step 0 is inf"):
         together.step(torch.zeros(1, 1, 3, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.int64))
 

@@ -23,12 +23,10 @@ def rule_of(optimizer: Any) -> Rule:
     return optimizer
 
 
-def rate_of(lr: Any) -> Any:
+def rate_of(lr: Any, owner: str = "pipeline.Simulator") -> Any:
     """A learning rate, or a function of the update's number, whose values are looked at when they are asked for."""
     if not callable(lr) and not (is_number(lr) and 0 <= lr < math.inf):
-        raise RecoupError(
-            f"pipeline.Simulator(lr={lr!r}): lr must be a number of 0 or more, or a function of the update"
-        )
+        raise RecoupError(f"{owner}(lr={lr!r}): lr must be a number of 0 or more, or a function of the update")
     return lr
 
 

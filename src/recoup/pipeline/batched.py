@@ -20,7 +20,7 @@ from recoup.pipeline.block import Block, Run, mitigation_of
 from recoup.pipeline.derived import refuse_derived_weights
 from recoup.pipeline.norms import OnlineNorm2d
 from recoup.pipeline.schedule import check_delays
-from recoup.pipeline.stages import resolve
+from recoup.pipeline.stages import listed, resolve
 from recoup.pipeline.state import random_state, refuse_unlike, set_random_state
 
 
@@ -55,6 +55,9 @@ class Batched:
         runs: Sequence[Run],
         loss: Callable[[Any, Any], Tensor] = nn.functional.cross_entropy,
     ) -> None:
+        for name, value, kind in (("models", models, nn.Module), ("runs", runs, Run)):
+            if not isinstance(value, list | tuple) or not all(isinstance(one, kind) for one in value):
+                raise RecoupError(f"pipeline.Batched({name}={value!r}): must be a list of {kind.__name__} objects")
         if not models or len(models) != len(runs):
             raise RecoupError(
                 f"pipeline.Batched: {len(models)} models for {len(runs)} runs; there must be one for each"
@@ -65,7 +68,7 @@ class Batched:
                 raise RecoupError(f"pipeline.Batched: {name} is {kind} in training: use group norm")
         self._network, self._loss, self.runs, self.steps = models[0], loss, list(runs), 0
         self.diverged: dict[int, int] = {}
-        stages = [list(names) if not isinstance(names, str) else names for names in stages]
+        stages = listed(stages)
         delays = [check_delays(run.delays, len(stages)) for run in runs]
         parameters = [dict(model.named_parameters()) for model in models]
         _same_names(parameters, "parameters")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from recoup.errors import RecoupError
+from recoup.pipeline.arguments import rate_of
 from recoup.pipeline.mitigation import Mitigation
 from recoup.pipeline.optimizers import SGDM, spike
 from recoup.pipeline.update import Update
@@ -30,7 +31,7 @@ class Run:
         momentum, weight_decay: as of `Simulator`.
 
     Raises:
-        RecoupError: a momentum or weight decay that is not a number from 0.
+        RecoupError: a mitigation or rate that is none, a momentum or weight decay that is not a number from 0.
     """
 
     delays: Sequence[int]
@@ -40,6 +41,8 @@ class Run:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
+        mitigation_of(self)
+        rate_of(self.lr, "pipeline.Run")
         for name in ("momentum", "weight_decay"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
@@ -48,7 +51,7 @@ class Run:
 
 def mitigation_of(run: Run) -> Mitigation:
     """A run's mitigation, parsed."""
-    return Mitigation.parse(run.mitigation) if isinstance(run.mitigation, str) else run.mitigation
+    return Mitigation.of(run.mitigation, "pipeline.Run")
 
 
 class _Some:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recoup.errors import RecoupError
-from recoup.fields import integer
+from recoup.fields import integer, is_number
 from recoup.pipeline.mitigation import Mitigation
 from recoup.pipeline.optimizers import SGDM, Rule
 from recoup.pipeline.update import StageOptimizer
@@ -50,7 +50,7 @@ class Delayed(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "delay": delay, "optimizer": optimizer})
 
     def _begin(self, mitigation: Mitigation | str) -> None:
-        how = self.mitigation = Mitigation.parse(mitigation) if isinstance(mitigation, str) else mitigation
+        how = self.mitigation = Mitigation.of(mitigation, type(self).__name__)
         if how.stash or how.past or how.prediction == "spectrain":
             raise RecoupError(
                 f"{type(self).__name__}(mitigation={how!r}): stash, past and spectrain choose the backward pass's "
@@ -178,7 +178,7 @@ class Delayed(torch.optim.Optimizer):
         group["delay"] = integer(owner, "delay", group["delay"], (0, 1 << 20))
         limits = [("lr", float("inf")), ("momentum", 1.0), ("weight_decay", float("inf"))]
         for name, top in limits:
-            if name in group and not 0 <= group[name] < top:
+            if name in group and not (is_number(group[name]) and 0 <= group[name] < top):
                 raise RecoupError(f"{owner}({name}={group[name]!r}): {name} must be from 0 to below {top:g}")
         self._rule(group)
         for parameter in group["params"]:

@@ -1,7 +1,7 @@
 """What a pipeline does against the delay of its gradients: one frozen value."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from recoup.errors import RecoupError
 from recoup.fields import Value, boolean, choice, integer
@@ -105,6 +105,19 @@ class Mitigation(Value):
         for part in parts:
             fields |= PARTS[part]
         return cls(**fields)  # type: ignore[arg-type]
+
+    @classmethod
+    def of(cls, value: Any, owner: str) -> "Mitigation":
+        """A mitigation from itself or its name.
+
+        Raises:
+            RecoupError: anything else.
+        """
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, str):
+            raise RecoupError(f"{owner}(mitigation={value!r}): must be a name such as 'lwpv+sc', or a Mitigation")
+        return cls.parse(value)
 
     def __repr__(self) -> str:
         """What differs from the defaults; it can be pasted back."""

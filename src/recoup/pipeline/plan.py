@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from recoup.errors import RecoupError
+from recoup.network.checks import is_module
 from recoup.pipeline.cutting import Children, Cutting, Links
 from recoup.pipeline.mitigation import Mitigation
 from recoup.pipeline.optimizers import Rule
@@ -78,6 +79,7 @@ class Plan:
         self._checked(self.cutting(), ranks)
 
     def _checked(self, cutting: Cutting, ranks: int) -> list[range]:
+        is_module(self.model, "Plan")
         resolve(self.model, self.stages)
         delays = check_delays(self.delays, len(self.stages))
         where = self.pieces(ranks, cutting)
@@ -150,7 +152,7 @@ class Plan:
         The model by its modules' classes and settings and by its weights at the start, the samples by some of them.
         """
         how, count = (
-            Mitigation.parse(self.mitigation) if isinstance(self.mitigation, str) else self.mitigation,
+            Mitigation.of(self.mitigation, "Plan"),
             len(samples),
         )
         updates = sorted({count * i // 8 for i in range(9)})

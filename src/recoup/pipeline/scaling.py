@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from recoup.errors import RecoupError
-from recoup.fields import integer
+from recoup.fields import integer, is_number, number
 
 
 def scale_hyperparameters(lr: float, momentum: float, reference_batch: int, batch: int) -> tuple[float, float]:
@@ -29,7 +29,8 @@ def scale_hyperparameters(lr: float, momentum: float, reference_batch: int, batc
     >>> f"{lr:.3g} {momentum:.6f}"
     '6.43e-06 0.999177'
     """
-    if not 0 < lr < math.inf or not 0 <= momentum < 1:
+    numbers = is_number(lr) and is_number(momentum)
+    if not numbers or not 0 < lr < math.inf or not 0 <= momentum < 1:
         raise RecoupError(
             f"scale_hyperparameters(lr={lr!r}, momentum={momentum!r}): lr must be above 0 and finite, momentum from 0 "
             "to below 1"
@@ -57,6 +58,7 @@ def scheduled(scheduler: Callable[[torch.optim.Optimizer], Any], lr: float) -> C
     >>> [rate(k) for k in range(4)]
     [0.1, 0.1, 0.05, 0.05]
     """
+    number("pipeline.scheduled", "lr", lr, (0.0, 1e30))
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr)
     made = scheduler(optimizer)
     if not hasattr(made, "step") or isinstance(made, torch.optim.lr_scheduler.ReduceLROnPlateau):

@@ -4,10 +4,10 @@ Legend: S stages, N samples; a tick is one forward and one backward of a stage.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from recoup.errors import RecoupError
-from recoup.fields import choice, integer
+from recoup.fields import boolean, choice, integer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,9 +40,17 @@ def constant_delays(stages: int, delay: int) -> list[int]:
     return [integer("pipeline.constant_delays", "delay", delay, (0, MAX_STAGES))] * S
 
 
+def _length(values: Any) -> int | None:
+    """How many values there are; None of what has no length, such as a number or a tensor of no dimensions."""
+    try:
+        return len(values)
+    except TypeError:
+        return None
+
+
 def check_delays(values: Sequence[int], stages: int) -> list[int]:
     """The delays as ints, or an error that names the stage."""
-    if not hasattr(values, "__len__"):
+    if _length(values) is None:
         raise RecoupError(f"pipeline: delays={values!r} is no list; there must be one for each of {stages} stages")
     if len(values) != stages:
         raise RecoupError(f"pipeline: {len(values)} delays for {stages} stages; there must be one for each")
@@ -80,7 +88,11 @@ def weight_versions(values: Sequence[int], *, stash: bool = False) -> list[int]:
     That is the newest alone, or with stashing those of all samples under way, D + 1. A simulator, which has no time,
     keeps D + 2 rows a stage in any case: see `Simulator.memory`.
     """
-    return [delay + 1 if stash else 1 for delay in values]
+    boolean("pipeline.weight_versions", "stash", stash)
+    owner, legal = "pipeline.weight_versions", (0, MAX_STAGES)
+    if _length(values) is None:
+        raise RecoupError(f"{owner}(values={values!r}): values must be a list of delays")
+    return [integer(owner, f"values[{s}]", value, legal) + 1 if stash else 1 for s, value in enumerate(values)]
 
 
 def gantt(stages: int = 4, samples: int = 8, update: int = 4) -> "Figure":

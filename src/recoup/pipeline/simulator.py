@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from recoup.errors import RecoupError
 from recoup.fields import boolean, integer, is_number
+from recoup.network.checks import is_module
 from recoup.network.norms import is_batch_norm
 from recoup.pipeline.arguments import clip_of, rate_of, refuse_autocast, refuse_off_cuda, refuse_one_sample, rule_of
 from recoup.pipeline.derived import refuse_derived_weights
@@ -30,7 +31,7 @@ from recoup.pipeline.optimizers import SGDM, Rule
 from recoup.pipeline.rings import NEVER, Rings
 from recoup.pipeline.schedule import check_delays
 from recoup.pipeline.seeded import Streams, random_layers
-from recoup.pipeline.stages import resolve
+from recoup.pipeline.stages import listed, resolve
 from recoup.pipeline.state import Buffers, random_state, refuse_unlike, set_random_state
 from recoup.pipeline.update import Update
 
@@ -97,15 +98,16 @@ class Simulator:
         first: int = 0,
         cuda_graph: bool = False,
     ) -> None:
-        stages = [list(names) if not isinstance(names, str) else names for names in stages]
+        is_module(model, "pipeline.Simulator")
+        stages = listed(stages)
         self.model, self.lr, self.loss, self.stages = model, rate_of(lr), loss, stages
         self.run: Callable[[Any], Any] = model  # brings an input through the model
-        self.mitigation = Mitigation.parse(mitigation) if isinstance(mitigation, str) else mitigation
+        self.mitigation = Mitigation.of(mitigation, "pipeline.Simulator")
         self.delays = check_delays(delays, len(stages))
         self.optimizer = SGDM(momentum, weight_decay) if optimizer is None else rule_of(optimizer)
         self.update_size = integer("pipeline.Simulator", "update_size", update_size, (1, 1 << 31))
-        self.clip = clip_of(clip)
-        self.names, self.first = resolve(model, stages), first
+        self.clip, self.names = clip_of(clip), resolve(model, stages)
+        self.first = integer("pipeline.Simulator", "first", first, (0, 1 << 31))
         boolean("pipeline.Simulator", "cuda_graph", cuda_graph)
         if cuda_graph:
             refuse_off_cuda(model)
@@ -135,8 +137,8 @@ class Simulator:
         >>> print(Simulator.memory(nn.Linear(512, 256), [[""], []], [2, 0], "lwpv"))
         4.5 MiB (rings 2.0, newest 1.0, state 1.0, returning 0.0, copies 0.0, gradients 0.5)
         """
-        names = resolve(model, [list(names) if not isinstance(names, str) else names for names in stages])
-        how = Mitigation.parse(mitigation) if isinstance(mitigation, str) else mitigation
+        is_module(model, "pipeline.Simulator.memory")
+        names, how = resolve(model, listed(stages)), Mitigation.of(mitigation, "pipeline.Simulator.memory")
         update = Update(SGDM() if optimizer is None else optimizer, how, check_delays(delays, len(names)), 0)
         layout = Layout(model, names)
         return estimate(layout, update, layout.device.type != "cpu")

@@ -4,15 +4,17 @@ A stage is a list of module names; a name covers its whole subtree.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from recoup.errors import RecoupError
 from recoup.models.cifar import CifarResNet
 from recoup.models.digits import DigitsNet
 from recoup.models.mobilenet import MobileNet
 from recoup.models.vgg import VGG
+from recoup.network.checks import is_module
 from recoup.pipeline import norms
 
 Stages = list[list[str]]
@@ -40,6 +42,7 @@ def automatic(model: nn.Module) -> Stages:
     >>> automatic(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)))
     [['0', '1'], ['2'], []]
     """
+    is_module(model, "pipeline.automatic")
     if isinstance(model, nn.Sequential):
         return [*_sequence(model, "", []), []]
     if isinstance(model, CifarResNet):
@@ -94,6 +97,19 @@ def _vgg(model: VGG) -> Stages:
     return [*stages, [], ["classifier"], []]
 
 
+def listed(stages: Any) -> Stages:
+    """Stages as lists of names, or an error."""
+    if not isinstance(stages, Iterable) or isinstance(stages, str | Tensor):
+        raise RecoupError(f"pipeline: stages={stages!r} is no list; a stage is a list of module names")
+    found: Stages = []
+    for index, names in enumerate(stages):
+        if isinstance(names, str) or not isinstance(names, Iterable):
+            kind = "string" if isinstance(names, str) else type(names).__name__
+            raise RecoupError(f"pipeline: stage {index} is the {kind} {names!r}; a stage is a list of module names")
+        found.append(list(names))
+    return found
+
+
 def resolve(model: nn.Module, stages: Sequence[Iterable[str]]) -> list[list[str]]:
     """The names of the parameters of every stage, in the model's order.
 
@@ -103,9 +119,7 @@ def resolve(model: nn.Module, stages: Sequence[Iterable[str]]) -> list[list[str]
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     owner: dict[str, int] = {}
-    for index, names in enumerate(stages):
-        if isinstance(names, str):
-            raise RecoupError(f"pipeline: stage {index} is the string {names!r}; a stage is a list of module names")
+    for index, names in enumerate(listed(stages)):
         for name in names:
             if name not in modules:
                 near = ", ".join(list(modules)[1:7])

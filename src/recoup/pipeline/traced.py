@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from recoup.errors import RecoupError
 from recoup.models.transformer import CharGPT
 from recoup.network.emulated import Emulated
-from recoup.pipeline.stages import JOINING, POOLS, Stages, resolve
+from recoup.pipeline.stages import JOINING, POOLS, Stages, listed, resolve
 
 FROZEN = (F.dropout, F.alpha_dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.feature_alpha_dropout, torch.dropout)
 SUMS = ("add", "iadd", "add_", "sub", "isub")
@@ -44,7 +44,7 @@ class Chain:
 
     def __init__(self, model: nn.Module, stages: Sequence[Sequence[str]] | None = None) -> None:
         self.model, self.graph = model, traced(model)
-        self.stages: Stages = derived(model, self.graph) if stages is None else [list(names) for names in stages]
+        self.stages: Stages = derived(model, self.graph) if stages is None else listed(stages)
         resolve(model, self.stages)
         self._nodes = [node for node in self.graph.nodes if node.op not in ("placeholder", "output")]
         (self._input,) = (node for node in self.graph.nodes if node.op == "placeholder")

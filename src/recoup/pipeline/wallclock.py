@@ -55,6 +55,8 @@ def balance(times: Sequence[Times], ranks: int) -> list[int]:
     >>> balance([Times(1, 2), Times(1, 1), Times(1, 1), Times(4, 5)], 2)
     [3, 1]
     """
+    if not isinstance(times, list | tuple) or not all(isinstance(one, Times) for one in times):
+        raise RecoupError(f"pipeline.balance(times={times!r}): times must be a list of pipeline.Times, one a stage")
     S = len(times)
     R = integer("pipeline.balance", "ranks", ranks, (1, max(S, 1)), f" ({S} stages)")
     before = [0.0, *accumulate(stage.total for stage in times)]

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recoup.errors import RecoupError
+from recoup.network.checks import one_device, strided
 from recoup.network.convolution import Geometry, Padded, as_2d
 from recoup.network.emulated import Emulated
 from recoup.tensorcore.config import TensorCore
@@ -53,6 +54,7 @@ class TensorCoreLayer(Emulated):
                 f"{self.title}: tensor core emulation takes float32; got {x.dtype} {list(x.shape)}: "
                 "convert with .float()"
             )
+        one_device(self.title, x, self.weight)
         first, second = self.config.pair
         every = tuple(range(1, self.weight.dim()))
         x, x_scale = quantize_operand(x, first, self.config.amax_of(first), None)
@@ -85,7 +87,8 @@ class TensorCoreLinear(TensorCoreLayer, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         if self.mode == "float":
             return super().forward(input)
-        if input.shape[-1] != self.in_features:
+        strided(input, self.title, "the input")
+        if input.shape[-1:] != (self.in_features,):
             raise RecoupError(f"{self.title}: the input {list(input.shape)} must have {self.in_features} features")
         x, w, scale = self._operands(input)
         if not self.emulates:
@@ -106,6 +109,7 @@ class _Convolution(TensorCoreLayer, Padded):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         if self.mode == "float":
             return super().forward(input)  # type: ignore[misc]
+        strided(input, self.title, "the input")
         if input.dim() not in (self.dims + 1, self.dims + 2):
             raise RecoupError(f"{self.title}: the input {list(input.shape)} must have {self.dims + 2} dimensions")
         x, w, scale = self._operands(input)

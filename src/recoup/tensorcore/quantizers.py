@@ -3,7 +3,10 @@
 import torch
 from torch import Tensor
 
+from recoup.errors import RecoupError
+from recoup.fields import is_number
 from recoup.formats import Float, quantize
+from recoup.network.checks import strided
 from recoup.tensorcore.config import AMAX, TensorCore
 
 __all__ = ["for_gradient", "quantize_operand"]
@@ -28,9 +31,20 @@ def quantize_operand(x: Tensor, name: str, amax: float | None, dims: tuple[int, 
     Returns:
         y, and s with those dimensions kept at size 1. The gradient passes straight through Q; s is a constant. NaN and
         infinities stay what they are, for the unit to refuse or to propagate; max|x| is of the finite elements.
+
+    Raises:
+        RecoupError: no float32 tensor, a name that is no format, an amax that is not above 0 or beyond the format.
     """
+    strided(x, "quantize_operand", "x")
+    if x.dtype != torch.float32:
+        raise RecoupError(f"quantize_operand: x must be float32; got {x.dtype} {list(x.shape)}")
     form = Float.parse(name)
     form = form.replace(rounding="zero") if name == "tf32" else form
+    if amax is not None and not (is_number(amax) and 0 < amax <= form.largest_value):
+        top = form.largest_value
+        raise RecoupError(f"quantize_operand(amax={amax!r}): amax must lie above 0 and at most at {top}, or None")
+    if dims is not None and not (isinstance(dims, tuple) and all(d in range(-x.dim(), x.dim()) for d in dims)):
+        raise RecoupError(f"quantize_operand(dims={dims!r}): dims must be a tuple of dimensions of {list(x.shape)}")
     if amax is None:
         scale = x.new_ones([1] * x.dim())
     else:
