@@ -142,10 +142,10 @@ def test_results_of_an_older_recoup_do_not_pass_for_a_plain_config(studied, tmp_
 
 
 def test_what_a_mix_repairs_by_default_is_quoted_first():
-    mix = Hardware.found(LBA.m7e4(), [LBA.m7e4(), FOUR])
+    mix = Hardware.found(LBA.m7e4(), {"a": LBA.m7e4(), "b": FOUR})
     assert mix.quoted[0] == "gain + paired"
     assert "recalibrated at 8 bit" not in mix.quoted
-    assert Hardware.found(FOUR, [FOUR, LightNorm()]).quoted[0] == "paired"
+    assert Hardware.found(FOUR, {"a": FOUR, "b": LightNorm()}).quoted[0] == "paired"
     assert Hardware.plain(FOUR).quoted == list(NBSMT_CARD.quoted)
 
 
@@ -156,7 +156,7 @@ def test_repairs_that_wings_call_alike_are_all_applied():
     try:
         for card, way in zip(cards, ways, strict=True):
             wings.register(replace(card, repairs=(way, PAIRED), default=(), quoted=(), plan=(), plan_without_norms=()))
-        mix = Hardware.found(LBA.m7e4(), [LBA.m7e4(), LightNorm()])
+        mix = Hardware.found(LBA.m7e4(), {"a": LBA.m7e4(), "b": LightNorm()})
         assert [repair.name for repair in mix.repairs] == ["trim", "paired"]
         trim, paired = mix.repair("trim"), mix.repair("paired")
         assert trim is not None

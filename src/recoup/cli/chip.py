@@ -14,6 +14,7 @@ from recoup.evaluation import evaluate as accuracy_of
 from recoup.repair import describe
 from recoup.saving import load, save
 from recoup.study import Recipe
+from recoup.study.hardware import name_of
 from recoup.study.lab import Lab
 from recoup.study.repairs import NONE, State
 
@@ -71,23 +72,21 @@ def check_saved(recipe: Recipe) -> None:
     """A file holds one network.
 
     Raises:
-        RecoupError: several configs.
+        RecoupError: several configs or policies.
     """
-    if len(recipe.configs) > 1:
-        named = ", ".join(map(repr, recipe.configs))
-        raise RecoupError(
-            f"--save-chip: a file holds one network, and there are {len(recipe.configs)} configs: {named}"
-        )
+    if len(recipe.chips) > 1:
+        named = ", ".join(map(name_of, recipe.chips))
+        raise RecoupError(f"--save-chip: a file holds one network, and there are {len(recipe.chips)} configs: {named}")
 
 
 def save_chip(recipe: Recipe, path: Path) -> None:
     """Write a study's network as its first seed repaired it: in the state that a verdict quotes before the others."""
     lab = Lab(recipe)
-    config = recipe.configs[0]
+    config = recipe.chips[0]
     states = [State(name) for name in lab.hardware(config).quoted if name in recipe.states]
     state = next((one for one in states if lab.has_norms or not one.needs_norms), NONE)
     save(lab.repaired(config, state, recipe.calibration.seeds[0]), path)
-    typer.echo(f"recoup: {path} holds {config!r}, {state}", err=True)
+    typer.echo(f"recoup: {path} holds {name_of(config)}, {state}", err=True)
 
 
 def _told(accuracy: Accuracy) -> str:

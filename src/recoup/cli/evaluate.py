@@ -17,7 +17,7 @@ from recoup.study.configs import examples, layer_option, presets
 from recoup.study.repairs import states
 from recoup.wings import cards
 
-BESIDE_CHIP = ("weights", "threads", "config", "layers", "state", "save_recipe", "save_chip")
+BESIDE_CHIP = ("weights", "threads", "config", "policy", "layers", "state", "save_recipe", "save_chip")
 """Options that a chip leaves nothing to say about."""
 
 Model = Annotated[str, typer.Option(help="A name such as resnet20, or package.module:factory.")]
@@ -32,6 +32,10 @@ Configs = Annotated[
         help=f"Hardware: a preset ({', '.join(presets())}), or as in Python: {examples()}. Repeatable.",
         show_default=False,
     ),
+]
+Policies = Annotated[
+    list[str] | None,
+    typer.Option("--policy", help="A policy's YAML file: which layer runs on what. Repeatable: they are ranked."),
 ]
 LayerMap = Annotated[
     list[str] | None,
@@ -75,6 +79,7 @@ def evaluate(
     weights: Weights = None,
     threads: Threads = None,
     config: Configs = None,
+    policy: Policies = None,
     layers: LayerMap = None,
     state: States = None,
     calibration_images: CalibrationImages = 1024,
@@ -135,10 +140,13 @@ def _recipe(given: dict[str, Any], factory: dict[str, Any]) -> Recipe:
         },
         "test": {"limit": given["limit"], "batch_size": given["batch_size"]}
         | {"seed": given["test_seed"], "split": given["test_split"]},
-        "configs": _configs(given["threads"], given["config"], given["own"], layers),
         "layers": layers,
         "array": _array(given["array"]),
     }
+    if given["policy"]:
+        values["policy"] = given["policy"]
+    if not given["policy"] or given["threads"] or given["config"]:
+        values["configs"] = _configs(given["threads"], given["config"], given["own"], layers)
     if given["state"]:
         values["states"] = given["state"]
     return Recipe.build(values, "recoup evaluate")

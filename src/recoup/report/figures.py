@@ -51,7 +51,7 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 def accuracy_figure(results: Results, summary: Summary) -> str:
     """Top-1 accuracy per state, one panel a config, with those of the baselines as lines."""
     hardware = {baseline.name: baseline for baseline in baselines(results)[1:]}
-    names = [*hardware, *(repr(config) for config in results.recipe.configs)]
+    names = [*hardware, *(one.name for one in results.present)]
     panels = [(name, summary.of(name)) for name in names if summary.of(name)]
     titles = [wrapped(_panel_title(hardware[n]) if n in hardware else lines[0].title, 92) for n, lines in panels]
     heights = [len(lines) + 0.9 + 0.6 * title.count("\n") for (_, lines), title in zip(panels, titles, strict=True)]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recoup.recalibrate import PAIRED
-from recoup.report import words
+from recoup.report import ranking, words
 from recoup.report.chapters import Part, Study, parts_beside, parts_of
 from recoup.report.figures import accuracy_figure, shift_figure
 from recoup.report.summary import Summary, summarize
@@ -50,6 +50,7 @@ def render(results: Results, *beside: Study | None) -> str:
         states=states_of(results),
         chapters=_sections(wings),
         beside=_sections(studies),
+        ranking=ranking.context(results, summary),
         accuracy_figure=accuracy_figure(results, summary),
         shift_figure=shift_figure(results),
         terms=words.terms(results, parts),

@@ -9,6 +9,8 @@ from rich.text import Text
 from recoup.report.chapters import Study, parts_beside, parts_of
 from recoup.report.chapters import Table as Cells
 from recoup.report.html import heading, interval_text, verdicts_of
+from recoup.report.ranking import ranked
+from recoup.report.ranking import table as ranking
 from recoup.report.summary import Line, Summary, summarize
 from recoup.study.results import Results
 
@@ -20,6 +22,8 @@ def tables(results: Results, *beside: Study | None) -> RenderableType:
     found = [table for chapter, about in parts for table in chapter.layers(about)]
     found += [table for chapter, about in parts for table in chapter.totals(about)]
     shown: list[RenderableType] = [Text()]
+    chips = ranked(results, summary)
+    found += [ranking(chips)] if chips else []
     for table in (_accuracy(results, summary), *map(drawn, found)):
         shown += [table, Text()]
     shown += [Text(f"note: {note}", style="yellow") for note in results.notes]

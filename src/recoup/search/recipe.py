@@ -15,12 +15,12 @@
 Paths are relative to the folder the search is started from.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from recoup.search.spaces import Space
-from recoup.study.recipe import AnyRecipe, Array, Calibration, Count, Scalar, Seed, Strict, Test, Text
+from recoup.study.recipe import AnyRecipe, Array, Calibration, Count, Scalar, Seed, Strict, Test, Text, listed
 
 
 class Scoring(Strict):
@@ -30,10 +30,6 @@ class Scoring(Strict):
     seed: Seed = 0
     batch_size: Count = 250
     split: Text = "train"
-
-
-def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
 
 
 class SearchRecipe(AnyRecipe):
@@ -74,7 +70,7 @@ class SearchRecipe(AnyRecipe):
     metric: Literal["kl", "mse", "nats", "top1"] = "kl"
     reference: bool = False
     probes: Annotated[int, Field(ge=0, strict=True)] = 8
-    cost: Annotated[tuple[Text, ...], BeforeValidator(_listed), Field(min_length=1)] = ("cycles",)
+    cost: Annotated[tuple[Text, ...], BeforeValidator(listed), Field(min_length=1)] = ("cycles",)
     limits: dict[Text, float | str] = Field(default_factory=dict)
     budget: Annotated[float, Field(ge=0)] = 0.5
     points: Annotated[int, Field(ge=2, strict=True)] = 12

@@ -1,9 +1,12 @@
-"""What a config of a study puts under the network: itself, or with the layer map's configs a mix of several wings."""
+"""What a config of a study puts under the network: itself, or with the layer map's configs a mix of several wings; and
+what a policy puts there."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from recoup.network.wing import FLOAT, STAGES, Baseline, Card, Repair
+from recoup.policy import Policy
+from recoup.storage.digest import of_text
 from recoup.study.configs import Config, title
 from recoup.study.repairs import NONE
 from recoup.wings import cards, wing_of
@@ -20,35 +23,49 @@ def needs_scales(config: Config | None) -> bool:
     return config is not None and not wing_of(config, "calibration").seedless
 
 
+def name_of(config: Config | Policy) -> str:
+    """Of the rows in results: a config's text, a policy's name."""
+    return config.name if isinstance(config, Policy) else repr(config)
+
+
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """What the layers of a network run on, where a study names one of its configs.
+    """What the layers of a network run on, where a study names one of its configs or policies.
 
     Attributes:
-        config: as the study names it: the hardware of all layers that the layer map does not mention.
+        config: as the study names it: the hardware of all layers that the layer map does not mention, or a policy.
         layers: the configs that layers really run on, each with how many layers it has (0: not counted).
+        digest: of which layer runs on what; "" where that was not found out.
     """
 
-    config: Config
+    config: Config | Policy
     layers: tuple[tuple[Config, int], ...]
+    digest: str = ""
 
     @classmethod
-    def plain(cls, config: Config) -> "Hardware":
-        """A config alone."""
-        return cls(config, ((config, 0),))
+    def plain(cls, config: Config | Policy) -> "Hardware":
+        """A config alone, or a policy as far as it says."""
+        own = dict.fromkeys(filter(None, config.values())) if isinstance(config, Policy) else (config,)
+        return cls(config, tuple((one, 0) for one in own))
 
     @classmethod
-    def found(cls, config: Config, running: Iterable[Config]) -> "Hardware":
-        """From the configs of all emulated layers; the study's own comes first."""
-        counts: dict[str, tuple[Config, int]] = {repr(config): (config, 0)}
-        for one in running:
+    def found(cls, config: Config | Policy, running: Mapping[str, Config]) -> "Hardware":
+        """From the configs of all emulated layers by name; the study's own comes first."""
+        counts = {} if isinstance(config, Policy) else {repr(config): (config, 0)}
+        for one in running.values():
             counts[repr(one)] = (one, counts.get(repr(one), (one, 0))[1] + 1)
-        return cls(config, tuple(pair for pair in counts.values() if pair[1]))
+        digest = of_text(repr(sorted((layer, repr(one)) for layer, one in running.items())))
+        return cls(config, tuple(pair for pair in counts.values() if pair[1]), digest)
 
     @property
     def name(self) -> str:
         """Of its rows in results."""
-        return repr(self.config)
+        return name_of(self.config)
+
+    @property
+    def key(self) -> str:
+        """In the store: of a policy what it is, not how it is called, so that nothing is measured twice."""
+        return f"policy {self.digest}" if isinstance(self.config, Policy) else self.name
 
     @property
     def configs(self) -> list[Config]:
@@ -67,8 +84,9 @@ class Hardware:
 
     @property
     def mixed(self) -> bool:
-        """Whether it is of several wings."""
-        return len(self.cards) > 1
+        """Whether it is of several wings, or a policy, which may be: its layers are its own, so it has no baseline but
+        float."""
+        return len(self.cards) > 1 or isinstance(self.config, Policy)
 
     @property
     def title(self) -> str:
@@ -76,12 +94,14 @@ class Hardware:
 
         >>> from recoup.study.configs import parse_config
         >>> lba, nbsmt = parse_config("lba-m7e4"), parse_config("nbsmt-4t")
-        >>> Hardware.found(lba, [lba, nbsmt, nbsmt]).title
+        >>> Hardware.found(lba, {"fc": lba, "conv1": nbsmt, "conv2": nbsmt}).title
         'mix of M7E4 (12 bits), chunk 16 (1 layer) and 4 threads, S+A (2 layers)'
         """
+        if isinstance(self.config, Policy):
+            return f"{self.config.name} ({'; '.join(map(_counted, self.layers))})"
         if len(self.layers) == 1:
             return title(self.configs[0])
-        parts = [f"{title(config)} ({count} layer{'s' * (count > 1)})" for config, count in self.layers]
+        parts = [f"{title(config)} ({_layers(count)})" for config, count in self.layers]
         return f"mix of {', '.join(parts[:-1])} and {parts[-1]}"
 
     @property
@@ -144,6 +164,15 @@ class Hardware:
         """How a verdict calls a state."""
         found = self.repair(state)
         return state if found is None else found.sentence
+
+
+def _layers(count: int) -> str:
+    return f"{count} layer{'s' * (count > 1)}"
+
+
+def _counted(pair: tuple[Config, int]) -> str:
+    config, count = pair
+    return f"{_layers(count)} on {title(config)}" if count else title(config)
 
 
 def _merged(same: list[Repair]) -> Repair:

@@ -1,7 +1,7 @@
 """The network under measurement: puts it into a state, measures, and depends on nothing that was measured before."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, cast
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from recoup.calibrate import calibrate_
+from recoup.costs import Cost, assigned, cost
 from recoup.data import Dataset
 from recoup.data import load as load_data
 from recoup.data.loading import rest
@@ -23,16 +24,19 @@ from recoup.network.applied import applied
 from recoup.network.emulated import emulated_layers
 from recoup.network.norms import Statistics, has_norms, shift
 from recoup.network.selection import UNMATCHED, Selection
+from recoup.network.systolic import Array
 from recoup.network.wing import Repair
+from recoup.policy import Policy
 from recoup.recalibrate import PAIRED
 from recoup.storage.digest import of_state
 from recoup.study.configs import Config
 from recoup.study.doubts import doubts
-from recoup.study.hardware import Hardware, baseline_of, needs_scales
+from recoup.study.hardware import Hardware, baseline_of, name_of, needs_scales
 from recoup.study.machine import check_device
 from recoup.study.progress import Display
 from recoup.study.recipe import Recipe
-from recoup.study.repairs import NONE
+from recoup.study.repairs import FLOAT, NONE
+from recoup.study.rows import CostRow
 from recoup.wings import cards, wing_of
 
 Shifts = dict[str, tuple[float, float]]
@@ -70,8 +74,9 @@ class Lab:
         self._float = Statistics.of(model)
         self._on_baseline: dict[tuple[str, int, str], Statistics] = {}
         self._weights = {name: value.detach().clone() for name, value in self.model.named_parameters()}
-        self._calibrated: int | None = None
+        self._calibrated: tuple[int, bool] | None = None  # the seed, and whether for policies
         self._hardware: dict[str, Hardware] = {}
+        self._costs: dict[str, Cost] = {}
         self.outputs: int | None = None  # known after `check`, if the model gives a row of them an image
 
     def _built(self) -> nn.Module:
@@ -112,6 +117,11 @@ class Lab:
         for config in self.recipe.configs:
             if self.has_norms or not wing_of(config, "configs").needs_norms:
                 self.hardware(config)
+        for policy in self.recipe.policy:
+            if not assigned(self.model, policy, f"policy {policy.name!r}"):
+                raise RecoupError(f"policy {policy.name!r}: takes no layer of model {self.recipe.model!r}")
+        for policy in self.recipe.policy:
+            self.hardware(policy)
 
     @property
     def untrained(self) -> bool:
@@ -122,24 +132,47 @@ class Lab:
         """What makes accuracies say nothing, as far as it shows before they are measured."""
         return doubts(self.untrained, self.outputs, len(self.test.classes))
 
-    def hardware(self, config: Config) -> Hardware:
-        """What the layers run on under a config and the recipe's layer map.
+    def hardware(self, config: Config | Policy) -> Hardware:
+        """What the layers run on under a config and the recipe's layer map, or under a policy.
 
         Raises:
-            RecoupError: a config of the map, or this one, that takes no layer.
+            RecoupError: a config of the map or the policy, or this one, that takes no layer.
         """
-        name = repr(config)
+        name = name_of(config)
         if name not in self._hardware:
-            if any(own is not None for own in self.recipe.layers.values()):
+            if self.recipe.policy or any(own is not None for own in self.recipe.layers.values()):
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", RecoupWarning)  # the measurement says it again
                     self._prepare(config, NONE, self.recipe.calibration.seeds[0])
-                running = [layer.config for layer in emulated_layers(self.model).values()]
+                    if self.recipe.policy:
+                        self._costs[name] = self._cost()
+                running = {layer: module.config for layer, module in emulated_layers(self.model).items()}
                 self._reset()
                 self._hardware[name] = Hardware.found(config, running)
             else:
                 self._hardware[name] = Hardware.plain(config)
         return self._hardware[name]
+
+    def _cost(self) -> Cost:
+        """Of the network as it is, for one image."""
+        array = self.recipe.array
+        shape = next(iter(self.test.batches(1)))[0].shape[1:]
+        return cost(self.model, None, tuple(shape), Array(array.rows, array.columns))
+
+    def costs(self, names: Sequence[str]) -> tuple[list[CostRow], list[str]]:
+        """What the float network and some hardware cost, where the recipe has policies, and what is not in it."""
+        if not self.recipe.policy:
+            return [], []
+        self._reset()
+        found = {FLOAT: self._cost(), **{name: self._costs[name] for name in names}}
+        rows = [
+            CostRow(config=name, cycles=one.cycles, traffic=one.traffic, bits=one.bits, macs=one.macs)
+            for name, one in found.items()
+        ]
+        unknown = dict.fromkeys(layer.hardware for one in found.values() for layer in one.layers if not layer.known)
+        notes = [f"Costs: {name} does not say what it costs; its layers count as in float." for name in unknown]
+        parts = ", ".join(f"{part.name} ({part.kind})" for part in found[FLOAT].uncounted)
+        return rows, notes + ([f"Costs: not counted are {parts}."] if parts else [])
 
     @cached_property
     def digest(self) -> str:
@@ -192,30 +225,30 @@ class Lab:
         wanted = self.recipe.calibration.augment
         return images.augmentation is not None if wanted is None else wanted
 
-    def accuracy(self, config: Config | None, state: str, seed: int) -> tuple[Accuracy, Shifts]:
+    def accuracy(self, config: Config | Policy | None, state: str, seed: int) -> tuple[Accuracy, Shifts]:
         """Accuracy of a state (``config`` None: the float network), and how far ``paired`` moved the statistics."""
         self._prepare(config, state, seed)
         moved = shift(self._float, Statistics.of(self.model)) if state == PAIRED.name else {}
         batches = self.test.batches(self.recipe.test.batch_size)
         return evaluate(self.model, self.display.watch(batches, "test")), moved
 
-    def repaired(self, config: Config, state: str, seed: int) -> nn.Module:
-        """The network on a config's hardware, in a state."""
+    def repaired(self, config: Config | Policy, state: str, seed: int) -> nn.Module:
+        """The network on the hardware of a config or policy, in a state."""
         self._prepare(config, state, seed)
         return self.model
 
-    def profiled(self, config: Config, seed: int) -> Any:
+    def profiled(self, config: Config | Policy, seed: int) -> Any:
         """Calibration images for the per-layer figures; the model now runs on a config's hardware without repair."""
         self._prepare(config, NONE, seed)
         return self._batches(self.images(seed, self.recipe.profile_images or 1), seed, "profile")
 
-    def _prepare(self, config: Config | None, state: str, seed: int) -> None:
+    def _prepare(self, config: Config | Policy | None, state: str, seed: int) -> None:
         self._reset()
         if config is None:
             return
         batches = self._batches(self._drawn(seed), seed, "calibrate")
         if self._calibrates(config):
-            self._calibrate(seed, batches)
+            self._calibrate(seed, batches, isinstance(config, Policy))
         repaired = None if state == NONE else self._repair(config, state)
         elsewhere = None
         if repaired is not None and repaired.on_baseline:
@@ -226,14 +259,14 @@ class Lab:
         elif repaired is not None:
             applied(self.model, repaired, batches)
 
-    def _repair(self, config: Config, state: str) -> Repair:
+    def _repair(self, config: Config | Policy, state: str) -> Repair:
         hardware = self.hardware(config)
         found = hardware.repair(state)
         if found is None:
             raise RecoupError(f"state {state!r}: {hardware.title} has no such repair")
         return found
 
-    def _measured_on_baseline(self, config: Config, repaired: Repair, seed: int, batches: Any) -> Statistics:
+    def _measured_on_baseline(self, config: Config | Policy, repaired: Repair, seed: int, batches: Any) -> Statistics:
         """The statistics that a repair finds on a wing's baseline, once a seed."""
         compared = self.hardware(config).compared
         key = (repaired.name, seed, repr(compared))
@@ -252,22 +285,45 @@ class Lab:
                 if not torch.equal(value, self._weights[name]):  # a repair of a wing may change weights
                     value.copy_(self._weights[name])
 
-    def _emulate(self, config: Config) -> None:
+    def _emulate(self, config: Config | Policy) -> None:
         """Under a wing's baseline, layers with a config of that wing of their own run its baseline too."""
+        if isinstance(config, Policy):
+            emulate_(self.model, None, self._of_policy(config))
+            return
         alike = {type(one) for one in (config, *self.recipe.configs) if baseline_of(one) == config}
         layers = {name: baseline_of(own) if type(own) in alike else own for name, own in self.recipe.layers.items()}
         emulate_(self.model, config, layers)
 
-    def _calibrates(self, config: Config) -> bool:
+    def _of_policy(self, policy: Policy) -> dict[str, Config]:
+        """A policy's layers by name, but for those that calibration left in float, as it says."""
+        modules = dict(self.model.named_modules())
+        found = assigned(self.model, policy, "emulate_")
+        if self.recipe.calibration.negative == "error":
+            return found
+        scaled = {name for name in found if getattr(modules[name], "activation_scale", None) is not None}
+        return {name: config for name, config in found.items() if name in scaled or not needs_scales(config)}
+
+    def _calibrates(self, config: Config | Policy) -> bool:
         """Whether a config, or a layer's own, works on activation scales."""
+        if isinstance(config, Policy):
+            return any(map(needs_scales, config.values()))
         return any(needs_scales(hardware) for hardware in (config, *self.recipe.layers.values()))
 
-    def _calibrate(self, seed: int, batches: Any) -> None:
-        if self._calibrated != seed:
-            layers = self.recipe.layers.items()
-            chosen = {name: True if needs_scales(own) else None for name, own in layers if self._may_scale(name)}
+    def _calibrate(self, seed: int, batches: Any, for_policies: bool) -> None:
+        """Once a seed for all configs, and once for all policies, which choose other layers than the default."""
+        if self._calibrated != (seed, for_policies):
+            chosen = self._scaled_by_policies() if for_policies else self._scaled_by_configs()
             calibrate_(self.model, batches, chosen, negative=self.recipe.calibration.negative)
-            self._calibrated = seed
+            self._calibrated = (seed, for_policies)
+
+    def _scaled_by_policies(self) -> dict[str, bool | None]:
+        """Every layer that some policy puts on hardware of activation scales, and no other."""
+        pairs = (pair for policy in self.recipe.policy for pair in assigned(self.model, policy, "calibrate_").items())
+        return {**{name: True for name, config in pairs if needs_scales(config)}, "re:.*": None}
+
+    def _scaled_by_configs(self) -> dict[str, bool | None]:
+        layers = self.recipe.layers.items()
+        return {name: True if needs_scales(own) else None for name, own in layers if self._may_scale(name)}
 
     def _may_scale(self, key: str) -> bool:
         """Whether a key of the layer map names what may have an activation scale; calibration has no use for others."""

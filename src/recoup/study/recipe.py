@@ -9,6 +9,7 @@
     configs:
       - nbsmt-2t
       - NBSMT(threads=4, policy='S+A')
+    policy: [chipA.yaml, chipB.yaml]    # chips of several kinds of hardware, layer by layer
     out: results/resnet20
 
 Paths are relative to the folder the study is started from.
@@ -22,6 +23,7 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PlainSerializer,
@@ -31,10 +33,12 @@ from pydantic import (
 )
 
 from recoup.calibrate import Negative
+from recoup.errors import RecoupError
 from recoup.grammar import written
 from recoup.network.wing import Card
+from recoup.policy import Policy
 from recoup.study.configs import as_config
-from recoup.study.repairs import State, default
+from recoup.study.repairs import FLOAT, State, default
 from recoup.study.yamlfile import Source, read_yaml, refuse
 from recoup.wings import cards, wing_of
 
@@ -51,6 +55,34 @@ def _kept(value: Any) -> Any:
     return config
 
 
+def listed(value: Any) -> Any:
+    """One value, or a list of them, as a list."""
+    return [value] if isinstance(value, str | Mapping) else value
+
+
+def _policy(value: Any) -> Policy:
+    """A policy's file, whose own name it has where the policy has none, or what is in such a file."""
+    if isinstance(value, str):
+        found = Policy.load(value)
+        found = found if found.name else Policy(found, Path(value).stem)
+    elif isinstance(value, Policy):
+        found = value
+    else:
+        found = Policy.from_yaml(yaml.safe_dump(value, sort_keys=False))
+    if not found.name:
+        raise RecoupError(f"policy of {', '.join(found)}: must have a name, by which tables call it")
+    for config in found.values():
+        if config is not None:
+            written(config, "a recipe")
+    return found
+
+
+def _told(policy: Policy) -> dict[str, Any]:
+    layers = {key: None if config is None else repr(config) for key, config in policy.items()}
+    return {"name": policy.name, "layers": layers}
+
+
+Chip = Annotated[Policy, PlainValidator(_policy), PlainSerializer(_told, return_type=dict[str, Any])]
 Hardware = Annotated[Any, PlainValidator(_kept), PlainSerializer(repr, return_type=str)]
 Repaired = Annotated[State, PlainValidator(State), PlainSerializer(str, return_type=str)]
 Scalar = bool | int | float | str | None
@@ -153,8 +185,11 @@ class Recipe(AnyRecipe):
         model_options: keyword arguments of the factory.
         data: ``digits``, ``cifar10:DIR``, ``imagefolder:DIR``, ``hf:NAME`` ...
         calibration, test: which images.
-        configs: the hardware to try; presets or reprs.
-        layers: name or ``re:...`` -> config, or null for float; first match wins, the rest follow ``configs``.
+        configs: the hardware to try; presets or reprs. None by default where there are policies.
+        policy: chips to try, each a policy's file or what such a file holds (in a recipe that recoup writes, the
+            latter); they are ranked with the configs.
+        layers: name or ``re:...`` -> config, or null for float; first match wins, the rest follow ``configs``. Policies
+            have maps of their own.
         states: the repairs to measure under every config; none: those that the cards of the wings present name.
         profile_images: calibration images for the per-layer figures; 0 leaves all but cycles out.
         array: rows and columns for the cycle count.
@@ -169,7 +204,8 @@ class Recipe(AnyRecipe):
     data: Text
     calibration: Calibration = Calibration()
     test: Test = Test()
-    configs: tuple[Hardware, ...] = Field(default_factory=first_presets, min_length=1)
+    configs: tuple[Hardware, ...] = Field(default_factory=first_presets)
+    policy: Annotated[tuple[Chip, ...], BeforeValidator(listed)] = ()
     layers: dict[Text, Hardware | None] = {}
     states: tuple[Repaired, ...] = ()
     profile_images: Annotated[int, Field(ge=0, strict=True)] = 256
@@ -180,7 +216,14 @@ class Recipe(AnyRecipe):
 
     @model_validator(mode="after")
     def _sensible(self) -> "Recipe":
-        if "configs" not in self.model_fields_set and any(own is not None for own in self.layers.values()):
+        if not self.chips:
+            raise ValueError("configs: must name one or more, or policy must")
+        if self.policy:
+            if "configs" not in self.model_fields_set:
+                object.__setattr__(self, "configs", ())
+            if self.layers and not self.configs:
+                raise ValueError("layers: is about configs, and there are none; a policy names its layers itself")
+        elif "configs" not in self.model_fields_set and any(own is not None for own in self.layers.values()):
             raise ValueError(
                 "configs: missing: the layer map has hardware, so name that of the layers that it does not mention"
             )
@@ -201,17 +244,32 @@ class Recipe(AnyRecipe):
                 raise ValueError(f"{name}: the same one is given twice")
         if not self.states:
             object.__setattr__(self, "states", tuple(State(name) for name in default(self.wings)))
+        self._check_names()
         return self
+
+    def _check_names(self) -> None:
+        """Of policies: rows of results are told apart by them."""
+        taken = {FLOAT, *map(repr, self.configs), *(card.baseline.name for card in cards().values())}
+        for policy in self.policy:
+            if policy.name in taken:
+                raise ValueError(f"policy: the name {policy.name!r} is taken; give each policy a name of its own")
+            taken.add(policy.name)
+
+    @property
+    def chips(self) -> tuple[Any, ...]:
+        """All that is measured beside baselines: configs, then policies."""
+        return (*self.configs, *self.policy)
 
     @property
     def wings(self) -> tuple[Card, ...]:
         """The wings present, in the order in which they were registered."""
-        present = {type(config) for config in (*self.configs, *self.layers.values())}
+        own = (config for policy in self.policy for config in policy.values())
+        present = {type(config) for config in (*self.configs, *self.layers.values(), *own)}
         return tuple(card for config, card in cards().items() if config in present)
 
     def identity(self) -> dict[str, Any]:
         """What decides a single measurement: all but which of them to make, how fast, and where results go."""
-        values = self.model_dump(mode="json", exclude={"configs", "states", "out", "cpu_threads"})
+        values = self.model_dump(mode="json", exclude={"configs", "policy", "states", "out", "cpu_threads"})
         values["calibration"].pop("seeds")
         return values
 

@@ -17,11 +17,11 @@ from recoup.errors import RecoupError
 from recoup.network.wing import Card
 from recoup.storage.files import write_atomically
 from recoup.study.configs import parse_config
-from recoup.study.hardware import Hardware
+from recoup.study.hardware import Hardware, name_of
 from recoup.study.machine import Machine
 from recoup.study.measures import tables
 from recoup.study.recipe import Recipe
-from recoup.study.rows import Frozen, Percent, Row, Whole
+from recoup.study.rows import CostRow, Frozen, Percent, Row, Whole
 from recoup.wings import cards
 
 FILE = "results.json"
@@ -63,7 +63,7 @@ class Results(Frozen):
     has each as a field beside ``accuracy``. ``hardware`` says, for every config that was measured, what the layers ran
     on: config -> number of layers (0: all, not counted). ``norms``: whether the network has batch norm statistics;
     ``untrained``: whether it is known to have none but initial weights; ``outputs`` and ``classes``: of the network and
-    the data, where they are known.
+    the data, where they are known. ``costs``: of every chip, where the recipe has policies.
     """
 
     schema_version: Literal[1] = SCHEMA
@@ -85,6 +85,7 @@ class Results(Frozen):
     accuracy: tuple[AccuracyRow, ...]
     tables: Mapping[str, tuple[Any, ...]] = {}
     shifts: tuple[ShiftRow, ...]
+    costs: tuple[CostRow, ...] = ()
     notes: tuple[str, ...]
     seconds: float
 
@@ -112,16 +113,16 @@ class Results(Frozen):
         return spread
 
     def hardware_of(self, config: Any) -> Hardware:
-        """What the layers ran on under one of the recipe's configs."""
-        found = self.hardware.get(repr(config))
+        """What the layers ran on under one of the recipe's configs or policies."""
+        found = self.hardware.get(name_of(config))
         if found is None:
             return Hardware.plain(config)
         return Hardware(config, tuple((parse_config(name), count) for name, count in found.items()))
 
     @property
     def present(self) -> list[Hardware]:
-        """That of every config of the recipe."""
-        return [self.hardware_of(config) for config in self.recipe.configs]
+        """That of every config of the recipe, and of every policy."""
+        return [self.hardware_of(config) for config in self.recipe.chips]
 
     @property
     def wings(self) -> list[Card]:

@@ -19,3 +19,16 @@ class Row(Frozen):
     """A row of a wing's own table: of one config, named by its repr."""
 
     config: str
+
+
+class CostRow(Frozen):
+    """What a network costs for one image on the recipe's array: ``config`` is ``float`` or as in accuracy's rows.
+
+    The fields are the totals of `recoup.costs.Cost`; ``traffic`` is in bytes, ``bits`` the mean width of accumulators.
+    """
+
+    config: str
+    cycles: Whole
+    traffic: Annotated[float, Field(ge=0)]
+    bits: Annotated[float, Field(ge=0)]
+    macs: Whole

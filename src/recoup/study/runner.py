@@ -12,11 +12,12 @@ import torch
 
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.network.checks import instance
+from recoup.policy import Policy
 from recoup.storage.digest import of_file
 from recoup.storage.files import keeping
 from recoup.storage.folder import reserve
 from recoup.study.configs import Config
-from recoup.study.hardware import Hardware, references
+from recoup.study.hardware import Hardware, name_of, references
 from recoup.study.lab import Lab
 from recoup.study.machine import cpu_threads, describe
 from recoup.study.measures import measure_of, tables
@@ -35,7 +36,7 @@ HEADER = "# Written by recoup: everything that decides the numbers in this folde
 
 def made_from_results() -> list[str]:
     """The files that a report writes from results.json."""
-    return ["report.html", *(f"{name}.csv" for name in ("accuracy", "shifts", *tables()))]
+    return ["report.html", *(f"{name}.csv" for name in ("accuracy", "shifts", "costs", *tables()))]
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,11 @@ class Task:
     @property
     def key(self) -> str:
         """In the store: a baseline is named with what it is, since its rows' name says that only where it must."""
-        named = self.hardware is None or self.hardware.name in self.config
-        name = self.config if named or self.hardware is None else f"{self.config} ({self.hardware.name})"
+        name = self.config
+        if self.hardware is not None and self.hardware.name == name:
+            name = self.hardware.key
+        elif self.hardware is not None and self.hardware.name not in name:
+            name = f"{name} ({self.hardware.name})"
         return " | ".join([name, self.state or "profile", "no seed" if self.seed is None else f"seed {self.seed}"])
 
 
@@ -127,6 +131,7 @@ def _check_fuller(before: Results, recipe: Recipe, path: Path) -> None:
         "seeds": (had.calibration.seeds, has.calibration.seeds),
         "states": (had.states, has.states),
         "configs": (map(repr, had.configs), list(map(repr, has.configs))),
+        "policies": (map(name_of, had.policy), list(map(name_of, has.policy))),
     }
     gone = {name: [str(one) for one in old if one not in new] for name, (old, new) in pairs.items()}
     told = "; ".join(f"{name} {', '.join(left)}" for name, left in gone.items() if left)
@@ -138,11 +143,11 @@ def _check_fuller(before: Results, recipe: Recipe, path: Path) -> None:
 
 
 def plan(
-    recipe: Recipe, has_norms: bool, hardware: Callable[[Config], Hardware] = Hardware.plain
+    recipe: Recipe, has_norms: bool, hardware: Callable[[Config | Policy], Hardware] = Hardware.plain
 ) -> tuple[list[Task], list[str]]:
     """The measurements of a recipe in order, and what is left out with its reason.
 
-    ``hardware``: what the network's layers run on under a config.
+    ``hardware``: what the network's layers run on under a config or a policy.
     """
     chosen = [state for state in recipe.states if has_norms or not state.needs_norms]
     notes = []
@@ -187,10 +192,11 @@ def _baselines(present: Sequence[Hardware], chosen: list[State], seed: int) -> l
     return [task for made in tasks.values() for task in made]
 
 
-def _that_apply(recipe: Recipe, has_norms: bool) -> tuple[list[Config], list[str]]:
-    """The configs whose hardware the network has work for, and a note about the others."""
+def _that_apply(recipe: Recipe, has_norms: bool) -> tuple[list[Config | Policy], list[str]]:
+    """The configs whose hardware the network has work for and all policies, and a note about the others."""
     configs = [config for config in recipe.configs if has_norms or not wing_of(config, "study").needs_norms]
     gone = ", ".join(repr(config) for config in recipe.configs if config not in configs)
+    configs += recipe.policy
     if gone and not configs:
         raise RecoupError(f"configs {gone}: the network has no BatchNorm statistics, so nothing is left to measure")
     return configs, [f"The network has no BatchNorm statistics, so these are left out: {gone}."] if gone else []
@@ -245,7 +251,9 @@ def _results(lab: Lab, tasks: list[Task], store: Store, notes: list[str]) -> Res
     accuracy: list[AccuracyRow] = []
     shifts: list[ShiftRow] = []
     measured = {task.config for task in tasks}
-    present = [lab.hardware(config) for config in recipe.configs if repr(config) in measured]
+    present = [lab.hardware(config) for config in recipe.chips if name_of(config) in measured]
+    counted, unsure = lab.costs([one.name for one in present])
+    notes += [note for note in unsure if note not in notes]
     kinds = tables(recipe.wings)
     rows: dict[str, list[Any]] = {name: [] for name in kinds}
     for task in tasks:
@@ -281,6 +289,7 @@ def _results(lab: Lab, tasks: list[Task], store: Store, notes: list[str]) -> Res
         accuracy=tuple(accuracy),
         tables={name: tuple(found) for name, found in rows.items()},
         shifts=tuple(shifts),
+        costs=tuple(counted),
         notes=tuple(notes),
         seconds=round(sum(store[task.key]["seconds"] for task in tasks), 3),
     )

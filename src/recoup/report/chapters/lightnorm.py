@@ -10,6 +10,7 @@ from recoup.plots.lightnorm import traffic_figure as draw_traffic
 from recoup.report.chapters import Chapter, Limit, Table, measured
 from recoup.report.figures import COLOURS, clear, styled, svg
 from recoup.study.configs import title
+from recoup.study.hardware import name_of
 from recoup.study.measures.lightnorm import TrafficRow
 from recoup.study.results import Results
 
@@ -70,7 +71,7 @@ def totals(results: Results) -> list[Table]:
 
 def saving(results: Results, config: Any) -> str:
     """How much less traffic than float32 batch norm."""
-    rows = results.rows("traffic", repr(config))
+    rows = results.rows("traffic", name_of(config))
     return f" with {total(rows).ratio:.1f}x less batch norm traffic in training" if rows else ""
 
 

@@ -81,7 +81,7 @@ def cycles_of(results: Results, config: Any) -> Cycles | None:
     """A config's cycles, alone or in a mix; None where they were not counted."""
     hardware = results.hardware_of(config)
     asked = max((own.threads for own in hardware.of(NBSMT)), default=1)
-    rows = results.rows("cycles", repr(config))
+    rows = results.rows("cycles", hardware.name)
     emulated = [row for row in rows if row.emulated]
     if not rows:
         return None
@@ -97,7 +97,7 @@ def cycles_of(results: Results, config: Any) -> Cycles | None:
 
 def all_cycles(results: Results) -> list[Cycles]:
     """Those of all configs, behind one thread's."""
-    rows = [found for config in results.recipe.configs if (found := cycles_of(results, config)) is not None]
+    rows = [found for config in results.recipe.chips if (found := cycles_of(results, config)) is not None]
     if not rows:
         return []
     single, emulated = rows[0].single, rows[0].emulated_single
