@@ -13,7 +13,6 @@ from recoup.report import render, write_tables
 from recoup.report.ranking import ranked
 from recoup.report.summary import summarize
 from recoup.study import Recipe, Results, run
-from recoup.study import lab as lab_module
 from recoup.study.lab import Lab
 from tests.report.pages import shown
 from tests.study.examples import small_recipe
@@ -67,8 +66,8 @@ def test_costs_are_those_of_rc_cost(found):
 
 def test_another_chip_measures_itself_alone_and_calibration_is_shared(tmp_path, monkeypatch):
     calibrated, measured = [], []
-    calibrate, accuracy = lab_module.calibrate_, Lab.accuracy
-    monkeypatch.setattr(lab_module, "calibrate_", lambda *a, **k: calibrated.append(a) or calibrate(*a, **k))
+    calibrate, accuracy = rc.calibrate_, Lab.accuracy
+    monkeypatch.setattr("recoup.study.lab.calibrate_", lambda *a, **k: calibrated.append(a) or calibrate(*a, **k))
     monkeypatch.setattr(Lab, "accuracy", lambda self, *a: measured.append(a) or accuracy(self, *a))
     once = {"calibration": {"images": 32, "batch_size": 16, "seeds": [3]}, "states": ["float statistics", "paired"]}
     first = studied(tmp_path, policy=[A], **once)
