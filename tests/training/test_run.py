@@ -5,10 +5,16 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
+from typer.testing import CliRunner
 
+import recoup as rc
+from recoup.cli.main import app
 from recoup.errors import RecoupError
 from recoup.lba import LBA
 from recoup.models import load
+from recoup.nbsmt import NBSMT
+from recoup.network.emulated import emulated_layers
 from recoup.training.run import TrainingRecipe, run_training
 
 BASE = {"model": "recoup.models:digits_net", "data": "digits", "limit": 128, "test_limit": 50, "batch_size": 64}
@@ -86,3 +92,39 @@ def test_a_file_in_the_folders_place_is_told(tmp_path):
     (tmp_path / "out").write_text("x")
     with pytest.raises(RecoupError, match="out: cannot be made a folder for results"):
         run_training(recipe(epochs=1), tmp_path / "out", progress=False)
+
+
+def test_a_mix_of_wings_trains_from_a_policy(tmp_path):
+    """Hardware with activation scales gets them from training images: the network learns, and a second run is equal."""
+    model = load(BASE["model"], None)
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    rc.Policy({layers[1]: NBSMT(threads=2), layers[-1]: LBA()}, "mix").save(tmp_path / "mix.yaml")
+    options = [
+        "--model",
+        BASE["model"],
+        "--data",
+        "digits",
+        "--limit",
+        "128",
+        "--test-limit",
+        "50",
+        "--batch-size",
+        "64",
+    ]
+    options += ["--policy", str(tmp_path / "mix.yaml"), "--epochs", "2", "--one-stage"]
+    options += ["--batch-size", "64", "--calibration-images", "32"]
+    for run in ("one", "two"):
+        words = ["train", *options, "--lr", "0.05", "--out", str(tmp_path / run)]
+        done = CliRunner().invoke(app, [*words, "--save-chip", str(tmp_path / f"{run}.st")], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+    results = [json.loads((tmp_path / run / "training.json").read_text()) for run in ("one", "two")]
+    assert results[0]["accuracy"] == results[1]["accuracy"]
+    assert results[0]["epochs"][-1]["loss"] < results[0]["epochs"][0]["loss"]
+    weights = [load_file(tmp_path / run / "weights.safetensors") for run in ("one", "two")]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    chip = rc.load(tmp_path / "one.st", load(BASE["model"], None))
+    assert {name: layer.config for name, layer in emulated_layers(chip).items()} == {
+        layers[1]: NBSMT(threads=2),
+        layers[-1]: LBA(),
+    }
+    assert chip.get_submodule(layers[1]).activation_scale > 0

@@ -8,6 +8,8 @@ import typer
 
 from recoup.cli.chip import Chip, SaveChip, refuse_beside_chip
 from recoup.cli.common import Wing, load_wings
+from recoup.errors import RecoupError
+from recoup.policy import Policy
 from recoup.study.configs import examples, layer_option
 from recoup.training.run import TrainingRecipe, run_training
 from recoup.wings import cards
@@ -53,6 +55,13 @@ def train(
         list[str] | None,
         typer.Option(help="NAME=CONFIG or re:PATTERN=CONFIG, or =float. Repeatable, first match wins."),
     ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(help="A policy's YAML file: which layer runs on what; without --config."),
+    ] = None,
+    calibration_images: Annotated[
+        int, typer.Option(help="Training images that decide activation scales, where the hardware works on them.")
+    ] = 512,
     epochs: Annotated[int, typer.Option(help="Epochs; of fine-tuning in two stages, the first.")] = 5,
     underflow_epochs: Annotated[int, typer.Option(help="Epochs of the second stage, the hardware as it is.")] = 1,
     one_stage: Annotated[bool, typer.Option("--one-stage", help="All epochs with the unit as it is.")] = False,
@@ -81,9 +90,12 @@ def train(
 ) -> None:
     """Train, or fine-tune on narrow accumulators in two stages; interrupted or killed, the same command goes on."""
     load_wings(wing)
-    refuse_beside_chip(chip, {"config": config, "layers": layers, "weights": weights})
+    refuse_beside_chip(chip, {"config": config, "layers": layers, "policy": policy, "weights": weights})
+    if policy is not None and (config is not None or layers):
+        raise RecoupError("--policy names the hardware of every layer: leave out --config and --layers")
     values: dict[str, Any] = {name: value for name, value in locals().items() if name in TrainingRecipe.model_fields}
-    values["layers"] = dict(layer_option(text) for text in layers or [])
+    named = (layer_option(text) for text in layers or []) if policy is None else Policy.load(policy).items()
+    values["layers"] = dict(named)
     result = run_training(TrainingRecipe.build(values), out, overwrite=overwrite, progress=not as_json, chip=save_chip)
     if as_json:
         typer.echo(json.dumps(result, indent=1))

@@ -109,6 +109,7 @@ CARD = Card(
     path=path,
     cost=cost,
     runs=runs,
+    trains=True,
     self_test=self_test,
     measure="recoup.study.measures.nbsmt",
     chapter="recoup.report.chapters.nbsmt",

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidat
 from safetensors.torch import save
 from torch import nn
 
+from recoup.calibrate import calibrate_
+from recoup.costs import assigned
 from recoup.data import Dataset
 from recoup.data import load as load_data
 from recoup.emulate import emulate_, restore_
@@ -29,6 +31,7 @@ from recoup.storage.files import write_atomically
 from recoup.storage.folder import reserve
 from recoup.storage.statefile import kind_and_text, readable
 from recoup.study.configs import as_config
+from recoup.study.hardware import needs_scales
 from recoup.training.checkpoint import FILE as CHECKPOINT
 from recoup.training.loop import LOG, Settings, Stage, train
 from recoup.training.pipelined import FILE as PIPELINE
@@ -82,6 +85,7 @@ class TrainingRecipe(BaseModel):
     chip: str | None = None
     config: Unit | None = None
     layers: dict[str, Unit | None] = {}
+    calibration_images: Annotated[int, Field(ge=1)] = 512
     epochs: Count = 5
     underflow_epochs: Count = 1
     one_stage: bool = False
@@ -180,7 +184,7 @@ def run_training(
     if recipe.ranks > 1 and not under_torchrun():
         launch(folder, recipe.ranks)
         return json.loads((folder / RESULT).read_text("utf-8"))
-    accuracy = _accuracy_before(model, recipe, test)
+    accuracy = _accuracy_before(model, recipe, data, test)
     if recipe.pipeline is None:
         epochs = train(model, data, test, recipe.stages, recipe.settings, folder=folder, progress=progress).epochs
         accuracy |= {f"after {row['stage']}": row["top1"] for row in epochs}
@@ -236,13 +240,25 @@ def _images(recipe: TrainingRecipe) -> tuple[Dataset, Dataset]:
     return data, test
 
 
-def _accuracy_before(model: nn.Module, recipe: TrainingRecipe, test: Dataset) -> dict[str, float]:
+def _put_on(model: nn.Module, recipe: TrainingRecipe, data: Dataset) -> None:
+    """The network on the recipe's hardware, with activation scales from training images where that works on them."""
+    if any(map(needs_scales, recipe.configs)):
+        own = assigned(model, recipe.layers, "recoup train")
+        chosen: dict[str, bool | None] = {name: True for name, config in own.items() if needs_scales(config)}
+        if not needs_scales(recipe.config):
+            chosen["re:.*"] = None
+        images = data.subset(min(recipe.calibration_images, len(data)), recipe.seed)
+        calibrate_(model, images.batches(recipe.batch_size), chosen)
+    emulate_(model, recipe.config, recipe.layers)
+
+
+def _accuracy_before(model: nn.Module, recipe: TrainingRecipe, data: Dataset, test: Dataset) -> dict[str, float]:
     """Of the float network, unless a chip brought its own hardware, and on the hardware, which it is put on."""
     accuracy = {}
     if recipe.chip is None:
         accuracy["float, before"] = evaluate(model, test.batches(250)).top1
         if recipe.emulates:
-            emulate_(model, recipe.config, recipe.layers)
+            _put_on(model, recipe, data)
     if recipe.emulates:
         accuracy["emulated, before"] = evaluate(model, test.batches(250)).top1
     return accuracy
@@ -282,7 +298,7 @@ def _check_fits(recipe: TrainingRecipe, model: nn.Module, data: Dataset, test: D
     if recipe.emulates and recipe.chip is None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RecoupWarning)  # said when it is emulated to stay
-            emulate_(model, recipe.config, recipe.layers)
+            _put_on(model, recipe, data)
             restore_(model)
 
 
