@@ -41,6 +41,10 @@ Operands = Annotated[
 ModelName = Annotated[str | None, typer.Option("--model", help="Of topology: a model, name or module:factory.")]
 Shape = Annotated[str, typer.Option(help="Of topology: the shape of one input.")]
 Gemm = Annotated[bool, typer.Option("--gemm", help="Of topology: matrix products, no convolutions.")]
+Study = Annotated[
+    Path | None,
+    typer.Option(help="Of area: a study's folder; its configs are measured and its report gets a chapter."),
+]
 Out = Annotated[Path, typer.Option(help="Of verilog: the folder.")]
 
 
@@ -59,6 +63,7 @@ def silicon(
     shape: Shape = "3x32x32",
     gemm: Gemm = False,
     out: Out = Path(),
+    study: Study = None,
     wing: Wing = None,
     as_json: Json = False,
 ) -> None:
@@ -68,6 +73,9 @@ def silicon(
         raise RecoupError(f"silicon {action!r}: the first argument must be one of {', '.join(ACTIONS)}")
     if action == "topology":
         typer.echo(_topology(model, shape, gemm), nl=False)
+        return
+    if study is not None:
+        _of_study(action, study, configs, array, change or [], liberty, baselines)
         return
     if not configs:
         raise RecoupError(f"silicon {action}: name one or more configs")
@@ -90,6 +98,36 @@ def silicon(
     typer.echo(json.dumps(rows, indent=1) if as_json else table(action, rows))
     if action == "verify" and not all(row["ok"] for row in rows):
         raise typer.Exit(1)
+
+
+def _of_study(
+    action: str,
+    folder: Path,
+    configs: list[str] | None,
+    array: str | None,
+    changes: list[str],
+    liberty: list[Path] | None,
+    baselines: bool,
+) -> None:
+    """Areas of a study's configs into its folder, and its report anew."""
+    from recoup.report import write_html
+    from recoup.silicon import build
+    from recoup.silicon.generate import options_of
+    from recoup.study import Results
+    from recoup.study.measures import beside
+    from recoup.study.measures.silicon import areas
+
+    if action != "area" or configs or array:
+        raise RecoupError("--study FOLDER: is of silicon area alone, without configs and --array: the study names them")
+    results, values = Results.load(folder), dict(_change(text) for text in changes)
+
+    def built(config: Any) -> "Measured":
+        options = options_of(config)
+        return build(config, **{name: value for name, value in values.items() if name in options})
+
+    found = areas(results, built, liberty, baselines, lambda title: typer.echo(f"{title} ...", err=True))
+    typer.echo(found.save(folder))
+    typer.echo(write_html(results, folder, *beside(folder)))
 
 
 def _modules(configs: Sequence[str], array: str | None, changes: Sequence[str]) -> "list[Measured]":

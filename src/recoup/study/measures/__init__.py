@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from recoup.study.lab import Lab
 
 
-BESIDE = {"pipeline.json": "recoup.study.measures.pipeline", "search.json": "recoup.search.results"}
+BESIDE = {
+    "pipeline.json": "recoup.study.measures.pipeline",
+    "search.json": "recoup.search.results",
+    "silicon.json": "recoup.study.measures.silicon",
+}
 """Studies with results of their own, by the file that they leave, which is looked for before a module is imported: each
 has ``RESULTS``, whose ``load(folder)`` finds them or gives None, ``name``, what they are called in JSON, and
 ``chapter``, the module of their part of a report."""

@@ -1,0 +1,141 @@
+"""Silicon beside a study's accuracy: how large each config's hardware is, and its conventional counterparts."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, ValidationError
+
+from recoup.errors import RecoupError
+from recoup.network.wing import BARE
+from recoup.storage.files import write_atomically
+from recoup.study.hardware import Hardware
+from recoup.study.results import Results
+from recoup.study.rows import Frozen
+
+FILE, SCHEMA = "silicon.json", 1
+
+
+class AreaRow(Frozen):
+    """The area of a config's module, or of a counterpart that stands beside it.
+
+    Attributes:
+        config: the config's title in the study; a counterpart has that of the config it stands beside.
+        kind: the config class; areas of different kinds are of different units and are not compared.
+        counterpart: whether it is conventional hardware.
+        module: what was measured.
+        nand2: in two-input NANDs.
+        work: operations a cycle.
+        state, top1: the config's accuracy, percent, and after which repair; a counterpart has its baseline's.
+    """
+
+    config: str
+    kind: str
+    counterpart: bool
+    module: str
+    nand2: Annotated[float, Field(gt=0)]
+    work: Annotated[float, Field(gt=0)]
+    state: str
+    top1: float | None
+
+    @property
+    def per_operation(self) -> float:
+        """NAND2-equivalents that one operation a cycle takes."""
+        return self.nand2 / self.work
+
+
+class SiliconResults(Frozen):
+    """silicon.json: areas of a study's configs; ``left``: what has none, and why; what measured them."""
+
+    name: ClassVar[str] = "silicon"
+    chapter: ClassVar[str] = "recoup.report.chapters.silicon"
+
+    schema_version: Literal[1] = SCHEMA
+    rows: tuple[AreaRow, ...]
+    left: Mapping[str, str]
+    tool: str
+    liberty: tuple[tuple[str, str], ...] = ()
+
+    def save(self, folder: Path) -> Path:
+        """Write silicon.json, whole or not at all."""
+        write_atomically(folder / FILE, json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")
+        return folder / FILE
+
+    @classmethod
+    def load(cls, folder: Path) -> "SiliconResults | None":
+        """The silicon.json of a folder; None where there is none.
+
+        Raises:
+            RecoupError: a file that is cut off, foreign or of another schema.
+        """
+        path = folder / FILE
+        try:
+            return cls.model_validate(json.loads(path.read_text("utf-8")))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError, ValueError, RecursionError) as error:
+            raise RecoupError(f"{path}: not the areas of a study ({str(error).splitlines()[0]})") from None
+
+
+RESULTS = SiliconResults
+
+
+def areas(
+    results: Results,
+    build: Callable[[Any], Any],
+    liberty: Any = None,
+    baselines: bool = True,
+    told: Callable[[str], object] = len,
+) -> SiliconResults:
+    """Measure every config of a study that has hardware; one that has none, or no tools, is listed with the reason.
+
+    Args:
+        results: the study.
+        build: the hardware of a config.
+        liberty: as `recoup.silicon.Measured.area` takes it.
+        baselines: whether the conventional counterparts are measured too.
+        told: called with what is measured next.
+    """
+    rows: list[AreaRow] = []
+    left: dict[str, str] = {}
+    tool, library = "", ()
+    for one in results.present:
+        if one.mixed:
+            left[one.title] = "several kinds of hardware; the area of each stands with its own config"
+            continue
+        told(one.title)
+        try:
+            own = build(one.config)
+            modules = [own, *(own.counterparts().values() if baselines else ())]
+            sizes = [module.area(liberty) for module in modules]
+        except RecoupError as error:
+            left[one.title] = str(error)
+            continue
+        tool, library = sizes[0].tool, sizes[0].liberty
+        for module, size in zip(modules, sizes, strict=True):
+            state, top1 = _accuracy(results, one, module is not own)
+            rows.append(
+                AreaRow(
+                    config=one.title,
+                    kind=type(one.config).__name__,
+                    counterpart=module is not own,
+                    module=module.title,
+                    nand2=size.nand2,
+                    work=module.work,
+                    state=state,
+                    top1=top1,
+                )
+            )
+    return SiliconResults(rows=tuple(rows), left=left, tool=tool, liberty=library)
+
+
+def _accuracy(results: Results, one: Hardware, baseline: bool) -> tuple[str, float | None]:
+    """The repair that a verdict quotes, else none, and the mean over seeds."""
+    name, states = (one.baseline.name, [BARE]) if baseline else (one.name, [*one.quoted, BARE])
+    for state in states:
+        found = [row.top1 for row in results.accuracy if (row.config, row.state) == (name, state)]
+        if found:
+            return state, fmean(found)
+    return BARE, None

@@ -1,0 +1,83 @@
+"""Areas beside accuracy: measured from a study, drawn, and said where there are none."""
+
+import pytest
+
+pytest.importorskip("amaranth")
+
+from typer.testing import CliRunner
+
+import recoup.silicon
+from recoup.cli.main import app
+from recoup.errors import RecoupError
+from recoup.report import render
+from recoup.report.figures import VARIABLES
+from recoup.silicon.measured import Measured
+from recoup.study.measures.silicon import SiliconResults, areas
+from tests.report.pages import EVIL, Page, shown
+from tests.silicon.test_verify import MUL
+from tests.study.examples import results
+
+LARGER = MUL.replace(title="5 x 4", name="larger")
+
+
+def built(config):
+    """A multiplier for two threads beside a conventional one; none for four."""
+    if config.threads == 4:
+        raise RecoupError(f"no gates today: {EVIL}")
+    return Measured.of(MUL.replace(work=2.0, baselines=lambda: {"larger": LARGER}))
+
+
+@pytest.fixture(scope="module")
+def study():
+    return areas(results(), built)
+
+
+def test_a_row_a_module_with_the_accuracy_that_the_verdict_quotes(study):
+    own, other = study.rows
+    assert (own.config, own.module, own.counterpart, own.kind) == ("2 threads, S+A", "4 x 4", False, "NBSMT")
+    assert own.nand2 == other.nand2 > 20
+    assert other.per_operation == 2 * own.per_operation
+    assert own.state == "paired"
+    assert own.top1 != other.top1 == pytest.approx(91.7)  # the counterpart stands at 8 bit
+    assert list(study.left) == ["4 threads, S+A"]
+    assert len(areas(results(), built, baselines=False).rows) == 1
+
+
+def test_what_is_not_there_is_said_and_nothing_fails():
+    def absent(config):
+        raise RecoupError("silicon needs amaranth: pip install 'recoup[silicon]'")
+
+    found = areas(results(), absent)
+    assert found.rows == ()
+    page = render(results(), found)
+    assert "2 threads, S+A has no area here: silicon needs amaranth" in page
+    assert 'id="silicon"' in page
+
+
+def test_the_chapter(study):
+    plain, page = render(results()), render(results(), study)
+    assert 'id="silicon"' not in plain
+    assert page.count("<svg") == plain.count("<svg") + 1
+    read = Page(page)
+    assert read.open == []
+    assert {tag for tag, _ in read.seen} & {"script", "img"} == set()  # of the reason too
+    assert not any(colour in page for colour in VARIABLES)
+    labels = [str(attributes["aria-label"]) for tag, attributes in read.seen if tag == "svg"]
+    assert any(f"2 threads, S+A: {study.rows[0].per_operation:,.0f} NAND2 an operation" in label for label in labels)
+    assert "fill: none" in page[page.index('id="silicon"') :]  # the counterpart's open mark
+    assert "Area beside conventional counterparts" in shown(results(), study)
+
+
+def test_the_command_adds_the_chapter(tmp_path, monkeypatch):
+    results().save(tmp_path)
+    monkeypatch.setattr(recoup.silicon, "build", built)
+    monkeypatch.setattr("recoup.silicon.generate.options_of", lambda _: {})
+    done = CliRunner().invoke(app, ["silicon", "area", "--study", str(tmp_path)])
+    assert done.exit_code == 0, done.stderr
+    assert SiliconResults.load(tmp_path) == areas(results(), built)
+    assert 'id="silicon"' in (tmp_path / "report.html").read_text()
+    done = CliRunner().invoke(app, ["silicon", "verify", "--study", str(tmp_path)])
+    assert "--study FOLDER: is of silicon area alone" in done.stderr
+    (tmp_path / "silicon.json").write_text("{}")
+    with pytest.raises(RecoupError, match="not the areas of a study"):
+        SiliconResults.load(tmp_path)
