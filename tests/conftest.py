@@ -9,6 +9,11 @@ import pytest
 import torch
 from hypothesis import settings
 
+if os.environ.get("TRITON_INTERPRET") == "1":  # the processes of test_gpu.py
+    from tests.interpreter import remember_names
+
+    remember_names()
+
 settings.register_profile("recoup", deadline=None, print_blob=True)  # shared machines: no timed assertions
 settings.load_profile("recoup")
 

@@ -92,6 +92,15 @@ def recoup(*arguments: str) -> None:
     runpy.run_module("recoup", run_name="__main__", alter_sys=True)
 
 
+def tested(*arguments: str) -> None:
+    """``python -m pytest`` with these arguments, for `Fresh`; of the tests that start it, it knows nothing."""
+    import pytest
+
+    for name in [name for name in os.environ if name.startswith("PYTEST_")]:
+        del os.environ[name]
+    sys.exit(pytest.main(["-p", "no:cacheprovider", *arguments]))
+
+
 def _begin(function: Callable[..., Any], arguments: tuple, cwd: str, env: dict[str, str], files: list[str]) -> None:
     for descriptor, name in zip((1, 2), files, strict=True):
         os.dup2(os.open(name, os.O_WRONLY), descriptor)

@@ -5,8 +5,6 @@ own, and so does test_gpu_code.py (machine code for GPUs that are not here).
 """
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,8 @@ from recoup.lba import FP8, LBA, cpu, driver, quantize_operand, reference
 from recoup.lba.config import GRADIENTS
 from recoup.network.convolution import Geometry
 from recoup.network.emulated import emulated_layers
+from tests import fresh
+from tests.fresh import Fresh
 from tests.networks import batches_of, small_net
 
 INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
@@ -204,13 +204,6 @@ class TestCuda(Kernels):
 )
 def test_in_a_process_of_its_own(tests, variable, tmp_path):
     pytest.importorskip("triton", minversion="3.9", reason="Triton 3.6 interprets no loop with NumPy 2.4")
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "TRITON_"))}
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"tests/lba/{tests}"],
-        env={**kept, variable: "1", "OMP_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(tmp_path)},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    env = {variable: "1", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = Fresh(fresh.tested, f"tests/lba/{tests}", cwd=Path(__file__).parents[2], env=env).wait()
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

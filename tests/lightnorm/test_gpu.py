@@ -6,8 +6,6 @@ own, and so does test_gpu_code.py (machine code for GPUs that are not here).
 
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,8 @@ from recoup.errors import RecoupError
 from recoup.formats import Float
 from recoup.lightnorm import LightNorm, cpu, passes
 from recoup.lightnorm.separate import SeparatePasses
+from tests import fresh
+from tests.fresh import Fresh
 
 INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
 FORMATS = {
@@ -188,13 +188,6 @@ class TestCuda(Kernels):
 )
 def test_in_a_process_of_its_own(tests, variable, tmp_path):
     pytest.importorskip("triton", minversion="3.9", reason="Triton 3.6 interprets no loop with NumPy 2.4")
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "TRITON_"))}
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"tests/lightnorm/{tests}"],
-        env={**kept, variable: "1", "OMP_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(tmp_path)},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    env = {variable: "1", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = Fresh(fresh.tested, f"tests/lightnorm/{tests}", cwd=Path(__file__).parents[2], env=env).wait()
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

@@ -9,8 +9,6 @@ Shape suffixes: N images, O output channels, C input channels, L taps, K columns
 
 import os
 import re
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 
@@ -29,6 +27,8 @@ from recoup.nbsmt.ops import convolution
 from recoup.nbsmt.weights import quantize_weight
 from recoup.network.convolution import POINTWISE, Geometry, as_2d
 from recoup.network.emulated import emulated_layers
+from tests import fresh
+from tests.fresh import Fresh
 from tests.nbsmt.strategies import operands
 
 INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
@@ -293,14 +293,6 @@ class TestCuda(Kernels):
 )
 def test_in_a_process_of_its_own(tests, variable, tmp_path):
     pytest.importorskip("triton", minversion="3.9", reason="Triton 3.6 interprets no loop with NumPy 2.4")
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "TRITON_"))}
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"tests/nbsmt/{tests}"],
-        # One thread: torch's pool only costs time on tensors this small.
-        env={**kept, variable: "1", "OMP_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(tmp_path)},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    env = {variable: "1", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = Fresh(fresh.tested, f"tests/nbsmt/{tests}", cwd=Path(__file__).parents[2], env=env).wait()
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
