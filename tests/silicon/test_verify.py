@@ -7,6 +7,7 @@ pytest.importorskip("amaranth")
 
 from recoup.errors import RecoupError
 from recoup.gates.module import Expected, Module, Port, pattern, signed
+from recoup.silicon import faults
 from recoup.silicon.measured import Measured
 
 
@@ -98,6 +99,18 @@ def test_vectors_that_cannot_show_a_fault_do_not_pass():
     assert found.coverage < 0.995
     assert not found
     assert any("stuck at" in name for name in found.missed)
+
+
+def test_a_round_that_would_take_hours_is_not_made(monkeypatch):
+    rounds = []
+    missed = faults._missed
+    monkeypatch.setattr(faults, "_missed", lambda *given: rounds.append(1) or missed(*given))
+    dull = Measured.of(SUM.replace(control=lambda steps: {"first": np.ones(steps, bool)}))
+    assert not dull.verify(64)
+    assert len(rounds) == len(faults.ROUNDS)
+    monkeypatch.setattr(faults, "MOST", 0)
+    assert not dull.verify(64)
+    assert len(rounds) == len(faults.ROUNDS) + 1
 
 
 @pytest.mark.parametrize("vectors", [0, -1, True, "all", 2.5])

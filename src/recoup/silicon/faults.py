@@ -11,6 +11,8 @@ from recoup.silicon.words import packed
 
 ROUNDS = (1 << 14, 1 << 17, 1 << 21)
 """Vectors of a round; a later one tries what the earlier ones did not show, unless enough is shown."""
+MOST = 10**10
+"""Gates times faults times words of vectors that a later round may have; with more it takes hours and is not made."""
 
 
 def cover(
@@ -28,7 +30,7 @@ def cover(
         netlist: without fault; its outputs are the truth here.
         draw: vectors of so many lanes.
         generator: of the registers' first states.
-        rounds: how many vectors each has.
+        rounds: how many vectors each has; one after the first is left out where it would take more than `MOST`.
         enough: the share of the faults at which no further round is made.
 
     Returns:
@@ -38,7 +40,9 @@ def cover(
     sites = np.repeat(np.array(nets, np.int64), 2)
     stuck = np.tile(np.array([0, kernels.ONES], np.uint64), len(nets))
     tried = len(sites)
-    for vectors in rounds:
+    for number, vectors in enumerate(rounds):
+        if number and len(sites) * len(netlist.gates) * (vectors // 64) > MOST:
+            break
         lanes = max(64, -(-vectors // module.steps))
         missed = _missed(module, netlist, draw(lanes), generator, sites, stuck)
         sites, stuck = sites[missed], stuck[missed]
