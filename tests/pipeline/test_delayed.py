@@ -277,7 +277,7 @@ def test_gradients_are_left_and_parameters_without_one_too():
     [
         ({"lr": -0.1}, r"lr=-0\.1\): lr must be from 0"),
         ({"lr": math.nan}, "lr=nan"),
-        ({"momentum": 1.0}, r"momentum=1\.0\): momentum must be from 0 to below 1"),
+        ({"momentum": 1.5}, r"momentum=1\.5\): momentum must be from 0 to 1"),
         ({"weight_decay": -1.0}, "weight_decay must be from 0"),
         ({"delay": -1}, r"DelayedSGD\(delay=-1\): delay must be an integer from 0"),
         ({"delay": 1.5}, "delay=1.5"),

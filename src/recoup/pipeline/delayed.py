@@ -1,6 +1,7 @@
 """Spike Compensation and weight prediction for delayed training loops that exist already."""
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -176,10 +177,11 @@ class Delayed(torch.optim.Optimizer):
     def _check(self, group: dict[str, Any]) -> None:
         owner = type(self).__name__
         group["delay"] = integer(owner, "delay", group["delay"], (0, 1 << 20))
-        limits = [("lr", float("inf")), ("momentum", 1.0), ("weight_decay", float("inf"))]
+        limits = [("lr", math.inf), ("momentum", 1.0), ("weight_decay", math.inf)]
         for name, top in limits:
-            if name in group and not (is_number(group[name]) and 0 <= group[name] < top):
-                raise RecoupError(f"{owner}({name}={group[name]!r}): {name} must be from 0 to below {top:g}")
+            if name in group and not (is_number(group[name]) and 0 <= group[name] <= top and group[name] < math.inf):
+                above = "from 0, and finite" if top == math.inf else f"from 0 to {top:g}"
+                raise RecoupError(f"{owner}({name}={group[name]!r}): {name} must be {above}")
         self._rule(group)
         for parameter in group["params"]:
             if parameter.dtype not in (torch.float32, torch.float64) or not parameter.is_contiguous():

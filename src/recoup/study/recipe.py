@@ -275,4 +275,7 @@ class Recipe(AnyRecipe):
 
     def to_yaml(self) -> str:
         """The recipe as YAML, every default written out; `Recipe.from_yaml` reads it back as the same recipe."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+        none = set() if self.policy else {"policy"}  # who has no policies need not learn what they are
+        return yaml.safe_dump(
+            self.model_dump(mode="json", exclude=none), sort_keys=False, allow_unicode=True, width=110
+        )

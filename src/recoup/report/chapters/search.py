@@ -123,10 +123,12 @@ def surrogate_text(study: SearchResults) -> str:
         f"{study.error:.2f}]{rank} (exponent {study.power:g})."
     )
     seen = [(p.damage, p.predicted) for p in study.front if p.damage is not None and p.predicted > 0]
+    inside = sum(1 / study.error <= damage / predicted <= study.error for damage, predicted in seen)
     if seen:
-        inside = sum(1 / study.error <= damage / predicted <= study.error for damage, predicted in seen)
         text += f" So it does for {inside} of {len(seen)} policies of the front on the test samples."
-    return text if study.trusted else f"{text} The damages do not add up well: trust the measured points alone."
+    if not study.trusted:
+        return f"{text} The damages do not add up well: trust the measured points alone."
+    return f"{text} Trust the measured points alone." if 2 * inside < len(seen) else text
 
 
 def _without_error(study: SearchResults) -> str:
