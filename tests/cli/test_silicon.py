@@ -62,7 +62,8 @@ def test_a_mismatch_is_exit_code_one_with_the_operands(monkeypatch):
     monkeypatch.setattr(product_unit.Gates, "rounded", lambda *given: given[1][4:])
     done = call("verify", "nbsmt-2t", "--set", "unit=products")
     assert done.exit_code == 1
-    assert "NOT PROVED" in done.stdout
+    assert done.stdout.splitlines()[1].endswith("  DIFFERS")
+    assert "NOT PROVED" not in done.stdout
     assert "operands {'x':" in done.stdout
 
 
@@ -70,6 +71,8 @@ def test_vectors_that_show_too_little_are_no_proof(monkeypatch):
     monkeypatch.setattr(verify, "COVERAGE", 1.01)  # more than any can
     done = call("verify", "nbsmt-2t", "--set", "unit=products", "--vectors", 64)
     assert done.exit_code == 1
+    assert done.stdout.splitlines()[1].endswith("  equal, NOT PROVED")
+    assert "DIFFERS" not in done.stdout
     assert "nbsmt-2t: nothing differed, but the vectors show fewer than 99.5% of the faults" in done.stdout
 
 
@@ -102,6 +105,18 @@ def test_energy_of_a_layer(tmp_path, liberty, monkeypatch):
     heavy = call(*words, "--seed", 1)
     assert heavy.exit_code == 2
     assert "take a larger tick" in heavy.stderr
+
+
+def test_operands_that_are_no_layer_are_refused_and_help_says_whose_they_are(tmp_path, liberty):
+    np.savez(tmp_path / "layer.npz", np.zeros((2, 2, 4), np.uint8))
+    done = call("energy", "nbsmt-2t", "--liberty", liberty, "--operands", tmp_path / "layer.npz")
+    assert done.exit_code == 2
+    assert "1 array(s) of operands; legal are x uint8" in done.stderr
+    multiplier = ("LBA(chunk=None)", "--set", "operands=Float.lba(2, 3, bias=3)")
+    done = call("energy", *multiplier, "--liberty", liberty, "--operands", tmp_path / "layer.npz")
+    assert done.exit_code == 2
+    assert "in Python: energy({port: patterns [steps, lanes]" in done.stderr
+    assert "Energy is of NB-SMT alone" in " ".join(re.sub("[\u2500-\u257f]", " ", call("--help").stdout).split())
 
 
 def test_the_topology_of_a_model():

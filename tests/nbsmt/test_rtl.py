@@ -153,6 +153,31 @@ def test_a_layer_feeds_arrays_of_more_than_64_rows():
     assert packed(module, fed).shape == (len(fed["x"]), sum(port.width for port in module.inputs), 1)
 
 
+@pytest.mark.parametrize("array", [None, (2, 3)])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, _: (x,), r"1 array\(s\) of operands; legal are x uint8 \[positions, 2, slots\]"),
+        (lambda x, w: (x[0], w), r"x has shape \[2, 5\]"),
+        (lambda x, w: (x[:0], w), r"x has shape \[0, 2, 5\]"),
+        (lambda x, w: (x[:, :, :4], w), r"x has shape \[3, 2, 4\] and w \[2, 5, 4\]"),
+        (lambda x, w: (x[:, :1], w), r"x has shape \[3, 1, 5\] and w \[2, 5, 4\]"),
+        (lambda x, w: (x / 2, w), "x is float64, no integers"),
+        (lambda x, w: (x, w > 0), "w is bool, no integers"),
+        (lambda x, w: (x.astype(np.int16) - 10, w), "x holds -1 to -1, beyond 0 to 255"),
+        (lambda x, w: (x, w.astype(np.int16) * 200), "w holds -200 to -200, beyond -128 to 127"),
+    ],
+)
+def test_operands_that_no_layer_has_are_refused(array, change, message):
+    module = build(rc.NBSMT(threads=2), array=array)
+    x, w = np.full((3, 2, 5), 9, np.uint8), np.full((2, 5, 4), -1, np.int8)
+    same = module.feed((x.astype(np.int64), w.astype(np.int16)), 64, np.random.default_rng(0))  # wide types are fine
+    fed = module.feed((x, w), 64, np.random.default_rng(0))
+    assert all(np.array_equal(same[name], fed[name]) for name in fed)
+    with pytest.raises(RecoupError, match="energy of NB-SMT: " + message):
+        module.feed(change(x, w), 64, np.random.default_rng(0))
+
+
 def test_a_wrong_tie_and_a_shift_off_by_one_are_caught(monkeypatch):
     def floored(self, v, is_signed):
         return v[4:]

@@ -76,6 +76,7 @@ def test_every_product_of_a_multiplier():
 def test_a_sum_whose_registers_begin_with_anything():
     found = Measured.of(SUM).verify(4096)
     assert found, found.missed
+    assert found.verdict == "equal"
     assert found.mismatches == 0
     assert found.faults > 100
 
@@ -90,6 +91,8 @@ def test_a_broken_module_is_caught_with_the_operands():
     example = found.counterexample
     assert (example.operands, example.expected, example.got) == ({"a": [7], "b": [13]}, 235, 236)
     assert "y in step 0 is 236, expected 235; operands a=7, b=13" in str(found)
+    assert found.to_dict()["verdict"] == "DIFFERS"
+    assert "NOT PROVED" not in str(found)
 
 
 def test_vectors_that_cannot_show_a_fault_do_not_pass():
@@ -98,6 +101,8 @@ def test_vectors_that_cannot_show_a_fault_do_not_pass():
     assert found.mismatches == 0
     assert found.coverage < 0.995
     assert not found
+    assert found.verdict == "equal, NOT PROVED"
+    assert str(found).endswith("NOT PROVED: nothing differed, but the vectors show fewer than 99.5% of the faults")
     assert any("stuck at" in name for name in found.missed)
 
 

@@ -67,7 +67,10 @@ def silicon(
     wing: Wing = None,
     as_json: Json = False,
 ) -> None:
-    """Hardware from configs: Verilog, proof that it equals the emulation, area, delay and energy; or a model's CSV."""
+    """Hardware from configs: Verilog, proof that it equals the emulation, area, delay and energy; or a model's CSV.
+
+    Energy is of NB-SMT alone: no other hardware takes a layer's operands. docs/silicon.md has the Python way.
+    """
     load_wings(wing)
     if action not in ACTIONS:
         raise RecoupError(f"silicon {action!r}: the first argument must be one of {', '.join(ACTIONS)}")

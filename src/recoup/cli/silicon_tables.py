@@ -26,7 +26,7 @@ def _verified(rows: Sequence[Row]) -> str:
             f"{row['mismatches']:,}",
             f"{row['faults']:,}",
             "" if row["coverage"] is None else f"{row['coverage']:.2%}",
-            "equal" if row["ok"] else "NOT PROVED",
+            row["verdict"],
         )
         for row in rows
     ]

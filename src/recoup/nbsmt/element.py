@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from recoup.errors import RecoupError
 from recoup.gates.module import Expected, Inputs, Module, Port, amaranth, pattern, signed
 from recoup.nbsmt import reference
 from recoup.nbsmt.config import NBSMT
@@ -167,7 +168,7 @@ def element(config: NBSMT, options: Options) -> Module:
         presets=(Port(preset_of(options), "in", bits, "the accumulator before the run", signed=True),),
         protocol=element_protocol(T, options, latency),
         work=T,
-        feed=lambda operands, lanes, generator: element_feed(operands, lanes, generator, options),
+        feed=lambda operands, lanes, generator: element_feed(operands, lanes, generator, T, options),
         gated={"drain": lambda inputs: drain_runs(inputs, latency)} if options.drain else {},
         baselines=lambda: element_baselines(config, options),
         facts={"accumulator bits": bits, "registers": options.registers, "drain register": options.drain},
@@ -275,11 +276,41 @@ def drain_runs(inputs: Inputs, latency: int) -> np.ndarray:
     return np.concatenate([np.zeros(latency, bool), first])[: len(first)] | np.concatenate([[False], shift])[:-1]
 
 
-def element_feed(
-    operands: tuple[np.ndarray, ...], lanes: int, generator: np.random.Generator, options: Options
-) -> Inputs:
-    """Outputs drawn from a layer: x uint8 [M, T, S], w int8 [T, S, N]; a lane is one output, a step one slot."""
+def layer_operands(operands: tuple[np.ndarray, ...], threads: int) -> tuple[np.ndarray, np.ndarray]:
+    """A layer's operands x [M, T, S] and w [T, S, N], of any type of integers.
+
+    Raises:
+        RecoupError: not two arrays, no integers, a wrong shape, or values beyond 8 bits.
+    """
+    legal = (
+        f"legal are x uint8 [positions, {threads}, slots] and w int8 [{threads}, slots, channels] as "
+        "recoup.silicon.capture gives them"
+    )
+    if len(operands) != 2:
+        raise RecoupError(f"energy of NB-SMT: {len(operands)} array(s) of operands; {legal}")
     x, w = operands
+    for name, value, (low, high) in (("x", x, (0, 255)), ("w", w, (-128, 127))):
+        if value.dtype.kind not in "iu":
+            raise RecoupError(f"energy of NB-SMT: {name} is {value.dtype}, no integers; {legal}")
+        if value.ndim != 3 or not value.size:
+            raise RecoupError(f"energy of NB-SMT: {name} has shape {list(value.shape)}; {legal}")
+        if value.min() < low or value.max() > high:
+            found = f"{value.min()} to {value.max()}"
+            raise RecoupError(f"energy of NB-SMT: {name} holds {found}, beyond {low} to {high}; {legal}")
+    if x.shape[1] != threads or w.shape[0] != threads or x.shape[2] != w.shape[1]:
+        raise RecoupError(f"energy of NB-SMT: x has shape {list(x.shape)} and w {list(w.shape)}; {legal}")
+    return x, w
+
+
+def element_feed(
+    operands: tuple[np.ndarray, ...], lanes: int, generator: np.random.Generator, threads: int, options: Options
+) -> Inputs:
+    """Outputs drawn from a layer: x uint8 [M, T, S], w int8 [T, S, N]; a lane is one output, a step one slot.
+
+    Raises:
+        RecoupError: as `layer_operands`.
+    """
+    x, w = layer_operands(operands, threads)
     rows, columns = generator.integers(0, x.shape[0], lanes), generator.integers(0, w.shape[2], lanes)
     slots = x.shape[2]
     found = {

@@ -119,7 +119,7 @@ def build(config: NBSMT, options: parts.Options, array: Any) -> Module:
         control=lambda n: _control(steps, n),
         protocol=_protocol(rows, cols, latency),
         work=rows * cols * config.threads,
-        feed=lambda operands, lanes, generator: feed(operands, lanes, generator, rows, cols, latency),
+        feed=lambda operands, lanes, generator: feed(operands, lanes, generator, config.threads, rows, cols, latency),
         units=(element,),
         facts={**element.facts, "rows": rows, "columns": cols},
     )
@@ -220,10 +220,20 @@ def expected(inputs: Inputs, config: NBSMT, options: parts.Options, schedule: Sc
 
 
 def feed(
-    operands: tuple[np.ndarray, ...], lanes: int, generator: np.random.Generator, rows: int, cols: int, latency: int
+    operands: tuple[np.ndarray, ...],
+    lanes: int,
+    generator: np.random.Generator,
+    threads: int,
+    rows: int,
+    cols: int,
+    latency: int,
 ) -> Inputs:
-    """Tiles of a layer, x uint8 [M, T, S] and w int8 [T, S, N]: a lane is a tile of its outputs, all slots of it."""
-    x, w = operands
+    """Tiles of a layer, x uint8 [M, T, S] and w int8 [T, S, N]: a lane is a tile of its outputs, all slots of it.
+
+    Raises:
+        RecoupError: as `recoup.nbsmt.element.layer_operands`.
+    """
+    x, w = parts.layer_operands(operands, threads)
     slots = x.shape[2]
     schedule = Schedule(rows, cols, slots, 1, latency)
     found_x = np.zeros((schedule.steps, lanes, rows, x.shape[1]), np.uint64)

@@ -187,7 +187,11 @@ class Measured(Module):
         if isinstance(operands, Mapping):
             return operands
         if self.feed is None:
-            raise RecoupError(f"energy of {self.title}: it takes inputs by port, as a mapping, not a layer's operands")
+            ports = ", ".join(port.name for port in self.inputs)
+            raise RecoupError(
+                f"energy of {self.title}: it takes inputs by port, as a mapping, not a layer's operands; in Python: "
+                f"energy({{port: patterns [steps, lanes], uint64}}, liberty) for {ports}"
+            )
         if not isinstance(operands, tuple) or not all(isinstance(value, np.ndarray) for value in operands):
             raise RecoupError(f"energy of {self.title}: operands must be a tuple of numpy arrays, got {type(operands)}")
         return self.feed(operands, lanes, np.random.default_rng(seed))

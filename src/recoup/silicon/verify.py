@@ -67,6 +67,13 @@ class Verification:
         """No mismatch, and coverage, where measured, of 99.5 % or more."""
         return not self.mismatches and (self.coverage is None or self.coverage >= COVERAGE)
 
+    @property
+    def verdict(self) -> str:
+        """In words: equal; equal, but on vectors that show too few faults; or different."""
+        if self.mismatches:
+            return "DIFFERS"
+        return "equal" if self.ok else "equal, NOT PROVED"
+
     def __bool__(self) -> bool:
         return self.ok
 
@@ -76,11 +83,13 @@ class Verification:
         if self.faults:
             shown = self.faults - len(self.missed)
             said += f"; {shown:,} of {self.faults:,} faults shown ({100 * shown / self.faults:.2f} %)"
+        if not self.mismatches and not self.ok:
+            said += f"; NOT PROVED: nothing differed, but the vectors show fewer than {COVERAGE:.1%} of the faults"
         return said + (f"\n  {self.counterexample}" if self.counterexample else "")
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, with ``ok`` and ``coverage``."""
-        return {**asdict(self), "coverage": self.coverage, "ok": self.ok}
+        """As plain values, with ``ok``, ``coverage`` and ``verdict``."""
+        return {**asdict(self), "coverage": self.coverage, "ok": self.ok, "verdict": self.verdict}
 
 
 def verify(
