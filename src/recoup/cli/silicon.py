@@ -2,7 +2,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -118,15 +119,19 @@ def _of_study(
     from recoup.silicon.generate import options_of
     from recoup.study import Results
     from recoup.study.measures import beside
-    from recoup.study.measures.silicon import areas
+    from recoup.study.measures.silicon import areas, units
 
     if action != "area" or configs or array:
         raise RecoupError("--study FOLDER: is of silicon area alone, without configs and --array: the study names them")
     results, values = Results.load(folder), dict(_change(text) for text in changes)
+    legal: dict[str, Mapping[str, Any]] = {}
+    for name, unit in units(results).items():
+        with suppress(RecoupError):  # of no hardware: `areas` lists it with the reason
+            legal[name] = options_of(unit)
+    chosen = dict(zip(legal, _chosen(values, list(legal), list(legal.values())), strict=True))
 
     def built(config: Any) -> "Measured":
-        options = options_of(config)
-        return build(config, **{name: value for name, value in values.items() if name in options})
+        return build(config, **chosen.get(repr(config), {}))
 
     found = areas(results, built, liberty, baselines, lambda title: typer.echo(f"{title} ...", err=True))
     typer.echo(found.save(folder))
@@ -147,18 +152,26 @@ def _modules(configs: Sequence[str], array: str | None, changes: Sequence[str]) 
     if array is not None:
         values["array"] = _array(array)
     read = [parse_config(text) for text in configs]
-    legal = [options_of(config) for config in read]
+    chosen = _chosen(values, configs, [options_of(config) for config in read])
+    return [build(config, **options) for config, options in zip(read, chosen, strict=True)]
+
+
+def _chosen(
+    values: Mapping[str, Any], names: Sequence[str], legal: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Of some values those that each generator has as options; what one leaves out is said by the config's name.
+
+    Raises:
+        RecoupError: an option that none of the generators has.
+    """
     for name, value in values.items():
-        lacking = [text for text, options in zip(configs, legal, strict=True) if name not in options]
-        if len(lacking) == len(read):
-            known = ", ".join(dict.fromkeys(option for options in legal for option in options))
+        lacking = [text for text, options in zip(names, legal, strict=True) if name not in options]
+        if len(lacking) == len(legal):
+            known = ", ".join(dict.fromkeys(option for options in legal for option in options)) or "none"
             raise RecoupError(f"silicon: {name}={value!r}: no such option; legal are {known}")
         for text in lacking:
             typer.echo(f"{text}: {name} is no option of its generator and is left out", err=True)
-    return [
-        build(config, **{name: value for name, value in values.items() if name in options})
-        for config, options in zip(read, legal, strict=True)
-    ]
+    return [{name: value for name, value in values.items() if name in options} for options in legal]
 
 
 def _change(text: str) -> tuple[str, Any]:

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 import recoup.silicon
 from recoup.cli.main import app
 from recoup.errors import RecoupError
+from recoup.policy import Policy
 from recoup.report import render
 from recoup.report.figures import VARIABLES
 from recoup.silicon.measured import Measured
@@ -17,6 +18,8 @@ from tests.report.pages import EVIL, Page, shown
 from tests.silicon.test_verify import MUL
 from tests.study.examples import results
 
+ONE = Policy({"conv1": "nbsmt-2t", "re:.*": "nbsmt-2t"}, name="one unit")
+BOTH = Policy({"conv1": "nbsmt-2t", "re:.*": "nbsmt-4t"}, name="two units")
 LARGER = MUL.replace(title="5 x 4", name="larger")
 
 
@@ -43,6 +46,17 @@ def test_a_row_a_module_with_the_accuracy_that_the_verdict_quotes(study):
     assert len(areas(results(), built, baselines=False).rows) == 1
 
 
+def test_a_policy_of_one_unit_is_measured_and_one_of_several_is_called_so():
+    made = results()
+    recipe = made.recipe.model_copy(update={"policy": (ONE, BOTH)})
+    found = areas(made.model_copy(update={"recipe": recipe}), built)
+    measured = [row.config for row in found.rows if not row.counterpart]
+    assert [name.split(" (")[0] for name in measured] == ["2 threads, S+A", "one unit"]
+    told = {name.split(" (")[0]: reason for name, reason in found.left.items()}
+    assert told["two units"] == "a chip of several units: the area of each stands with its own config"
+    assert set(told) == {"4 threads, S+A", "two units"}
+
+
 def test_what_is_not_there_is_said_and_nothing_fails():
     def absent(config):
         raise RecoupError("silicon needs amaranth: pip install 'recoup[silicon]'")
@@ -66,6 +80,19 @@ def test_the_chapter(study):
     assert any(f"2 threads, S+A: {study.rows[0].per_operation:,.0f} NAND2 an operation" in label for label in labels)
     assert "fill: none" in page[page.index('id="silicon"') :]  # the counterpart's open mark
     assert "Area beside conventional counterparts" in shown(results(), study)
+
+
+def test_an_option_that_no_generator_has_is_refused(tmp_path, monkeypatch):
+    results().save(tmp_path)
+    monkeypatch.setattr(recoup.silicon, "build", lambda config, **options: told.append(options) or built(config))
+    told = []
+    done = CliRunner().invoke(app, ["silicon", "area", "--study", str(tmp_path), "--set", "registrs=none"])
+    assert done.exit_code == 2
+    assert "registrs='none': no such option; legal are registers, drain" in done.stderr
+    assert not (tmp_path / "silicon.json").exists()
+    done = CliRunner().invoke(app, ["silicon", "area", "--study", str(tmp_path), "--set", "registers=none"])
+    assert done.exit_code == 0, done.stderr
+    assert told == [{"registers": "none"}] * 2
 
 
 def test_the_command_adds_the_chapter(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from recoup.study.results import Results
 from recoup.study.rows import Frozen
 
 FILE, SCHEMA = "silicon.json", 1
+SEVERAL = "a chip of several units: the area of each stands with its own config"
 
 
 class AreaRow(Frozen):
@@ -82,6 +83,11 @@ class SiliconResults(Frozen):
 RESULTS = SiliconResults
 
 
+def units(results: Results) -> dict[str, Any]:
+    """What `areas` measures: the configs, by name, of all hardware of a study whose layers run on one unit alone."""
+    return {repr(one.configs[0]): one.configs[0] for one in results.present if len(one.configs) == 1}
+
+
 def areas(
     results: Results,
     build: Callable[[Any], Any],
@@ -102,12 +108,13 @@ def areas(
     left: dict[str, str] = {}
     tool, library = "", ()
     for one in results.present:
-        if one.mixed:
-            left[one.title] = "several kinds of hardware; the area of each stands with its own config"
+        if len(one.configs) != 1:
+            left[one.title] = SEVERAL if one.configs else "none of its layers is emulated"
             continue
+        unit = one.configs[0]
         told(one.title)
         try:
-            own = build(one.config)
+            own = build(unit)
             modules = [own, *(own.counterparts().values() if baselines else ())]
             sizes = [module.area(liberty) for module in modules]
         except RecoupError as error:
@@ -119,7 +126,7 @@ def areas(
             rows.append(
                 AreaRow(
                     config=one.title,
-                    kind=type(one.config).__name__,
+                    kind=type(unit).__name__,
                     counterpart=module is not own,
                     module=module.title,
                     nand2=size.nand2,
