@@ -8,7 +8,7 @@ from recoup.network.wing import FLOAT
 from recoup.plots.palette import MARKERS
 from recoup.report.chapters import Table
 from recoup.report.figures import MUTED, SERIES, canvas, legend, plain, styled, svg
-from recoup.report.summary import Line, Summary
+from recoup.report.summary import Line, Summary, quoted_line
 from recoup.study.repairs import NONE
 from recoup.study.results import Results
 from recoup.study.rows import CostRow
@@ -57,10 +57,8 @@ def ranked(results: Results, summary: Summary) -> list[Ranked]:
     first = costs[FLOAT.name]
     found = []
     for one in results.present:
-        lines = (summary.line(one.name, state) for state in (*one.quoted, NONE))
-        line = next((line for line in lines if line is not None), None)
-        if line is not None and one.name in costs:
-            own = costs[one.name]
+        if summary.of(one.name) and one.name in costs:
+            line, own = quoted_line(summary, one), costs[one.name]
             shares = (own.cycles / (first.cycles or 1), own.traffic / (first.traffic or 1))
             found.append(Ranked(line, own, *shares, floating.top1.mean - line.top1.mean))
     found.sort(key=lambda chip: (-chip.line.top1.mean, chip.cost.cycles))
