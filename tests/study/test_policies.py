@@ -14,6 +14,7 @@ from recoup.report.ranking import ranked
 from recoup.report.summary import summarize
 from recoup.study import Recipe, Results, run
 from recoup.study.lab import Lab
+from recoup.study.runner import plan
 from tests.report.pages import shown
 from tests.study.examples import small_recipe
 
@@ -113,6 +114,56 @@ def test_a_beaten_chip_is_said(found):
         ("chip B", "(beaten)", True),
     ]
     assert "chip B (beaten)" in render(made)
+
+
+@pytest.mark.parametrize(
+    ("bare", "repaired", "quoted", "said"),
+    [
+        (94.0, 97.0, 94.0, "there is nothing to repair"),
+        (92.0, 91.0, 92.0, "within noise"),
+        (50.0, 91.0, 91.0, "brings back"),
+        (50.0, 5.0, 5.0, "does not help"),
+    ],
+)
+def test_the_ranking_quotes_the_line_of_the_verdict(found, bare, repaired, quoted, said):
+    def top1(row):
+        return 94.0 if row.config == "float" else bare if row.state == "float statistics" else repaired
+
+    rows = tuple(row.model_copy(update={"top1": top1(row)}) for row in found.accuracy)
+    made = found.model_copy(update={"accuracy": rows, "untrained": False})
+    summary = summarize(made)
+    assert [said in text for text in summary.verdicts] == [True, True], summary.verdicts
+    assert [chip.line.top1.mean for chip in ranked(made, summary)] == [quoted, quoted]
+
+
+def test_another_map_of_the_same_name_does_not_replace_a_chip(tmp_path):
+    once = {"calibration": {"images": 32, "batch_size": 16, "seeds": [3]}, "states": ["float statistics"]}
+    before = studied(tmp_path, policy=[A], **once)
+    other = rc.Policy(dict(B), name=A.name)
+    with pytest.raises(RecoupError, match=rf"leaves out policies chip A \(layer map {A.digest[:8]}\)"):
+        studied(tmp_path, policy=[other], **once)
+    assert Results.load(tmp_path) == before
+
+
+def test_progress_shows_a_policys_name_and_the_store_its_digest(tmp_path):
+    (tasks, _), lab = planned(tmp_path)
+    own = [task for task in tasks if task.config == A.name]
+    assert own
+    assert all(task.told.startswith("chip A | ") for task in own)
+    assert all(task.key.startswith(f"policy {lab.hardware(A).digest} | ") for task in own)
+
+
+def test_policies_alone_have_no_default_state_of_a_baseline(tmp_path):
+    (_, notes), lab = planned(tmp_path)
+    assert notes == []
+    assert "paired" in lab.recipe.states
+    beside = small_recipe(tmp_path, policy=[A], states=[])
+    assert set(beside.states) - set(lab.recipe.states) == {"recalibrated at 8 bit"}
+
+
+def planned(folder):
+    lab = Lab(small_recipe(folder, policy=[A, B], configs=[], states=[]))
+    return plan(lab.recipe, lab.has_norms, lab.hardware), lab
 
 
 def test_a_recipe_holds_what_the_files_say(tmp_path):

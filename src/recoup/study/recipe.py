@@ -190,7 +190,8 @@ class Recipe(AnyRecipe):
             latter); they are ranked with the configs.
         layers: name or ``re:...`` -> config, or null for float; first match wins, the rest follow ``configs``. Policies
             have maps of their own.
-        states: the repairs to measure under every config; none: those that the cards of the wings present name.
+        states: the repairs to measure under every config; none: those that the cards of the wings present name,
+            of policies alone without those that are measured on a baseline.
         profile_images: calibration images for the per-layer figures; 0 leaves all but cycles out.
         array: rows and columns for the cycle count.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
@@ -243,7 +244,7 @@ class Recipe(AnyRecipe):
             if len(set(values)) < len(values):
                 raise ValueError(f"{name}: the same one is given twice")
         if not self.states:
-            object.__setattr__(self, "states", tuple(State(name) for name in default(self.wings)))
+            object.__setattr__(self, "states", tuple(map(State, default(self.wings, baselines=bool(self.configs)))))
         self._check_names()
         return self
 

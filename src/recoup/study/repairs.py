@@ -56,9 +56,15 @@ def states(present: Iterable[Card]) -> list[str]:
     return list(dict.fromkeys([NONE, *(repair.name for card in present for repair in card.repairs)]))
 
 
-def default(present: Iterable[Card]) -> list[str]:
-    """What a study measures unless its recipe says otherwise."""
-    return list(dict.fromkeys([NONE, *(name for card in present for name in card.default)]))
+def default(present: Iterable[Card], *, baselines: bool = True) -> list[str]:
+    """What a study measures unless its recipe says otherwise.
+
+    ``baselines``: whether there are baselines to measure repairs on; without, as for policies, such repairs are left
+    out.
+    """
+    pairs = ((name, card.repair(name)) for card in present for name in card.default)
+    names = (name for name, repair in pairs if baselines or repair is None or not repair.on_baseline)
+    return list(dict.fromkeys([NONE, *names]))
 
 
 def meaning(state: str, configs: Sequence[Any], norms: bool = True) -> str:

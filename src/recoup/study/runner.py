@@ -53,12 +53,24 @@ class Task:
 
     @property
     def key(self) -> str:
-        """In the store: a baseline is named with what it is, since its rows' name says that only where it must."""
-        name = self.config
-        if self.hardware is not None and self.hardware.name == name:
-            name = self.hardware.key
-        elif self.hardware is not None and self.hardware.name not in name:
-            name = f"{name} ({self.hardware.name})"
+        """In the store: a policy by its digest, so that another name measures nothing again."""
+        if self.hardware is not None and self.hardware.name == self.config:
+            return self._text(self.hardware.key)
+        return self._text(self._shown)
+
+    @property
+    def told(self) -> str:
+        """On the progress display: as the key, but a policy by its name."""
+        return self._text(self._shown)
+
+    @property
+    def _shown(self) -> str:
+        """A baseline is named with what it is, since its rows' name says that only where it must."""
+        if self.hardware is None or self.hardware.name in self.config:
+            return self.config
+        return f"{self.config} ({self.hardware.name})"
+
+    def _text(self, name: str) -> str:
         return " | ".join([name, self.state or "profile", "no seed" if self.seed is None else f"seed {self.seed}"])
 
 
@@ -131,7 +143,7 @@ def _check_fuller(before: Results, recipe: Recipe, path: Path) -> None:
         "seeds": (had.calibration.seeds, has.calibration.seeds),
         "states": (had.states, has.states),
         "configs": (map(repr, had.configs), list(map(repr, has.configs))),
-        "policies": (map(name_of, had.policy), list(map(name_of, has.policy))),
+        "policies": (map(_known, had.policy), list(map(_known, has.policy))),
     }
     gone = {name: [str(one) for one in old if one not in new] for name, (old, new) in pairs.items()}
     told = "; ".join(f"{name} {', '.join(left)}" for name, left in gone.items() if left)
@@ -140,6 +152,11 @@ def _check_fuller(before: Results, recipe: Recipe, path: Path) -> None:
             f"{path} is of a fuller study, whose report this one would replace; it leaves out {told}. Keep them in the "
             "recipe (what is measured is not measured again), choose another folder with --out, or use --overwrite"
         )
+
+
+def _known(policy: Policy) -> str:
+    """A policy by name and layer map: another map under the same name is another chip."""
+    return f"{policy.name} (layer map {policy.digest[:8]})"
 
 
 def plan(
@@ -215,7 +232,7 @@ def _measure(lab: Lab, tasks: list[Task], store: Store, progress: bool) -> None:
             lab.display.say(doubt)
         for task in tasks:
             if task.key not in store:
-                lab.display.begin(task.key)
+                lab.display.begin(task.told)
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always", RecoupWarning)
                     started = time.perf_counter()
