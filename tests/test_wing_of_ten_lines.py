@@ -10,7 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,7 @@ from tests import fresh
 from tests.fresh import Fresh
 
 MODULE = """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -300,7 +300,7 @@ def test_configs_that_text_does_not_give_back_are_refused(trunc, tmp_path, kind,
 
 
 NORM = """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from torch import nn
 import recoup as rc
 
@@ -384,3 +384,29 @@ def test_names_that_are_taken_are_refused(trunc):
 
 def recoup(*arguments, cwd):
     return Fresh(fresh.recoup, *arguments, cwd=cwd).wait(300)
+
+
+def test_its_statistics_are_paired_with_the_float_network(trunc):
+    """A layer that knows `emulate` and `float` alone is float where the other half of a pair is measured."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    x = torch.rand(64, 4)
+    with torch.no_grad():
+        off = model[0](x).double().mean(0)
+        rc.emulate_(model, trunc(bits=1))
+        on = model[0](x).double().mean(0)
+        rc.recalibrate_(model, [x])
+    assert (on - off).abs().max() > 0.01
+    torch.testing.assert_close(model[1].running_mean.double(), on - off, atol=1e-6, rtol=0)
+
+
+def test_a_repair_of_its_own_by_anothers_name_is_done_as_well(trunc):
+    done = []
+    own = rc.wings.Repair("paired", "gain", "Its own.", "its own", lambda model, _: done.append(model))
+    card = next(card for card in rc.wings.cards().values() if card.config is trunc)
+    rc.wings.register(replace(card, repairs=(own,), plan=("paired",), plan_without_norms=("paired",)))
+    for layers in ({"0": trunc(), "3": rc.LBA()}, {"0": rc.LBA(), "3": trunc()}):
+        model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)).eval()
+        rc.repair_(rc.emulate_(model, None, layers), [torch.rand(64, 4)])
+        assert done.pop() is model
+        assert "statistics (recalibrate_" in str(rc.describe(model))

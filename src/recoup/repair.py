@@ -148,29 +148,29 @@ def _wings(model: nn.Module, verb: str) -> dict[type, Card]:
 def _planned(model: nn.Module, present: dict[type, Card], plan: str | Sequence[str]) -> list[Repair]:
     """The repairs of a plan, each once, in the order of the stages."""
     norms = has_norms(model)
-    steps: dict[str, Repair] = {}
+    steps: list[Repair] = []
     if plan == "default":
         for card in present.values():
             for name in card.plan if norms else card.plan_without_norms:
                 repair = card.repair(name)
                 assert repair is not None
-                steps.setdefault(name, repair)
+                steps.append(repair)
     elif plan != "none":
         names = plan.split("+") if isinstance(plan, str) else plan
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
             raise RecoupError(f"repair_(plan={plan!r}): plan must be 'default', 'none', or names of repairs")
         for name in names:
-            repair = _named(name.strip(), present, plan)
-            steps.setdefault(repair.name, repair)
-    flat = {part.name: part for repair in steps.values() for part in (repair.parts or (repair,))}
+            steps += _named(name.strip(), present, plan)
+    parts = [part for repair in steps for part in (repair.parts or (repair,))]
+    flat = {(part.name, part.apply): part for part in parts}  # wings may call different repairs alike: each is done
     return sorted(flat.values(), key=lambda repair: STAGES.index(repair.stage))
 
 
-def _named(name: str, present: dict[type, Card], plan: Any) -> Repair:
+def _named(name: str, present: dict[type, Card], plan: Any) -> list[Repair]:
     able = [repair for card in present.values() for repair in card.repairs if _plannable(repair)]
-    for repair in able:
-        if name in (repair.name, repair.short):
-            return repair
+    found = [repair for repair in able if name in (repair.name, repair.short)]
+    if found:
+        return found
     legal = ", ".join(dict.fromkeys(repair.short or repair.name for repair in able))
     raise RecoupError(f"repair_(plan={plan!r}): {name!r} is no repair of this hardware; it has {legal or 'none'}")
 

@@ -71,6 +71,8 @@ def register(card: Card) -> Card:
     for plain, emulated in card.layers.items():
         if "float_class" not in vars(emulated):
             emulated.float_class = plain  # type: ignore[attr-defined]
+        if card.baseline.of is not None:
+            emulated.tells_baseline = True  # type: ignore[attr-defined]
     _CARDS.clear()
     _CARDS.update(known if again else [*known, (card.config, card)])  # one that is there keeps its place
     return card

@@ -147,6 +147,8 @@ class LBAAttention(Emulated):
         watch: called with each product's name (``q k``, ``p v``) and operands as the unit multiplies them, or None.
     """
 
+    tells_baseline = True
+
     config: LBA
     score_shift: int | None = None
     value_shift: int | None = None

@@ -36,6 +36,8 @@ class LBALayer(Emulated):
         shift: by how many binades the weight is larger to the unit (`recoup.lba.choose_exponents_`), or None.
     """
 
+    tells_baseline = True
+
     weight: Tensor
     bias: Tensor | None
     config: LBA

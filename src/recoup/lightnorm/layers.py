@@ -40,6 +40,8 @@ class LightNormLayer(Emulated, _NormBase):
         saturated: channels whose mean or reciprocal left `LightNorm.statistics` in training so far; it warns once.
     """
 
+    tells_baseline = True
+
     extras: ClassVar[tuple[str, ...]] = (*Emulated.extras, "group", "by_moments", "saturated")
 
     config: LightNorm

@@ -29,6 +29,8 @@ class NBSMTLayer(Emulated):
         order: int64 [C], the permutation of the input channels among the threads by `reorder_`, or None.
     """
 
+    tells_baseline = True
+
     weight: Tensor
     bias: Tensor | None
     config: NBSMT

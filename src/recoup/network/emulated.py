@@ -31,6 +31,8 @@ class Emulated(nn.Module):
         config: the wing's frozen config object.
         mode: ``emulate`` (as configured), ``baseline`` (the same number formats without the shortcut whose harm is
             being measured; for NB-SMT plain 8-bit arithmetic) or ``float`` (the layer as torch computes it).
+        tells_baseline: whether ``forward`` knows `baseline`; if not, it runs in ``float`` where others run in that. A
+            card with a baseline of its own sets it.
         layer: the name within the model.
         trained: whether the layer was in training since its last repair.
         title: name and shape, for messages; a plain string, so that compilers see a constant.
@@ -56,6 +58,7 @@ class Emulated(nn.Module):
     sums: Any = None
     witness: Any = None
     range_remedy: ClassVar[str] = ""
+    tells_baseline: ClassVar[bool] = False
 
     def convert(self, config: Any, layer: str) -> None:
         """Called once after the class was changed; a wing checks here what the layer needs."""
@@ -198,12 +201,15 @@ def emulated_layers(model: nn.Module, purpose: str = "recoup") -> dict[str, Any]
 
 @contextmanager
 def running(model: nn.Module, mode: Mode) -> Iterator[None]:
-    """All emulated layers of the model in one mode; then each as before."""
+    """All emulated layers of the model in one mode; then each as before.
+
+    A layer that does not tell `baseline` from `emulate` has the float layer for its baseline.
+    """
     layers = list(emulated_layers(model).values())
     before = [layer.mode for layer in layers]
     try:
         for layer in layers:
-            layer.mode = mode
+            layer.mode = "float" if mode == "baseline" and not layer.tells_baseline else mode
         yield
     finally:
         for layer, mode_before in zip(layers, before, strict=True):

@@ -28,6 +28,8 @@ COLUMNS_BYTES = 1 << 27  # of im2col, where no gradient asks for the whole
 class TensorCoreLayer(Emulated):
     """What the layers share."""
 
+    tells_baseline = True
+
     weight: Tensor
     bias: Tensor | None
     config: TensorCore
