@@ -34,7 +34,9 @@ def test_from_a_study_to_a_chip_and_back():
     shown = recoup("evaluate", *DATA, "--chip", "chip.safetensors").stdout
     assert f"{row.top1:.2f} % top-1" in shown
     assert recoup("describe", "--chip", "chip.safetensors").stdout == recoup("describe", "chip.safetensors").stdout
+    Path("chip.st").write_bytes(Path("chip.safetensors").read_bytes())  # whatever its name
     plain = rc.models.load("digits_net", "chip.safetensors").state_dict()
+    assert rc.models.load("digits_net", "chip.st").state_dict().keys() == plain.keys()
     assert all(torch.equal(value, plain[name]) for name, value in torch.load("float.pt").items())
 
 
@@ -57,6 +59,12 @@ def test_training_begins_with_a_chip_and_ends_with_one():
     [
         ("evaluate DATA --chip c --config lba-m7e4", "leave out --config"),
         ("evaluate DATA --chip c --weights w --layers a=float", "leave out --weights, --layers"),
+        ("evaluate DATA --chip c --seeds 7 --device cuda --out o", "leave out --seeds, --device, --out"),
+        ("evaluate DATA --save-chip no/c", "--save-chip 'no/c': there is no folder 'no'"),
+        ("evaluate DATA --save-recipe no/r.yaml", "--save-recipe 'no/r.yaml': there is no folder 'no'"),
+        ("train TRAIN --save-chip no/c", "--save-chip 'no/c': there is no folder 'no'"),
+        ("evaluate DATA --layers a=float --layers a=lba-m7e4", "--layers: 'a' is given twice"),
+        ("evaluate DATA --wing os", "--wing 'os': registers no hardware"),
         ("train TRAIN --chip c --config lba-m7e4", "leave out --config"),
         ("evaluate SMALL --save-chip c --config lba-m7e4", "a file holds one network, and there are 2 configs"),
         ("evaluate DATA --chip none", "none cannot be read"),

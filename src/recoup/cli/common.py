@@ -5,11 +5,11 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from recoup.network.wing import Card
     from recoup.study import Recipe, Results
 
+T = TypeVar("T")
 DEBUG: ContextVar[bool] = ContextVar("debug", default=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print results as JSON, and nothing else, on standard output.")]
@@ -70,9 +71,37 @@ def load_wings(modules: Sequence[str] | None) -> "list[Card]":
                 raise
             except Exception as error:  # a module of the user's may fail in any way
                 raise RecoupError(f"--wing {name!r}: {type(error).__name__}: {error}") from error
-        if fresh and set(cards()) == known:
+        family = name.partition(".")[0]  # a package may register what a module of its own defines
+        registered = not fresh and any(config.__module__.partition(".")[0] == family for config in known)
+        if set(cards()) == known and not registered:
             raise RecoupError(f"--wing {name!r}: registers no hardware; it is to call recoup.wings.register(Card(...))")
     return [card for config, card in cards().items() if config not in before]
+
+
+def asked(context: typer.Context) -> list[str]:
+    """The parameters that the command line itself gives."""
+    return [p for p in map(str, context.params) if str(context.get_parameter_source(p)).endswith("COMMANDLINE")]
+
+
+def distinct(pairs: Iterable[tuple[str, T]], option: str) -> dict[str, T]:
+    """An option's NAME=VALUE pairs as a map.
+
+    Raises:
+        RecoupError: a name that is given twice.
+    """
+    found: dict[str, T] = {}
+    for name, value in pairs:
+        if name in found:
+            raise RecoupError(f"{option}: {name!r} is given twice")
+        found[name] = value
+    return found
+
+
+def check_target(path: Path | None, option: str) -> None:
+    """An error, before anything is measured, where a file could not be written: its folder must be there."""
+    if path is not None and (not path.parent.is_dir() or path.is_dir()):
+        why = "is a folder" if path.is_dir() else f"there is no folder {str(path.parent)!r}"
+        raise RecoupError(f"{option} {str(path)!r}: {why}")
 
 
 def run_recipe(recipe: "Recipe", overwrite: bool, as_json: bool) -> None:

@@ -8,7 +8,19 @@ import typer
 
 from recoup.cli.chip import Chip, SaveChip, check_saved, evaluate_chip, refuse_beside_chip
 from recoup.cli.chip import save_chip as write_chip
-from recoup.cli.common import Json, Overwrite, Wing, importable, integers, load_wings, pair, run_recipe
+from recoup.cli.common import (
+    Json,
+    Overwrite,
+    Wing,
+    asked,
+    check_target,
+    distinct,
+    importable,
+    integers,
+    load_wings,
+    pair,
+    run_recipe,
+)
 from recoup.errors import RecoupError
 from recoup.network.wing import Card
 from recoup.storage.files import write_atomically
@@ -17,8 +29,9 @@ from recoup.study.configs import examples, layer_option, presets
 from recoup.study.repairs import states
 from recoup.wings import cards
 
-BESIDE_CHIP = ("weights", "threads", "config", "policy", "layers", "state", "save_recipe", "save_chip")
-"""Options that a chip leaves nothing to say about."""
+WITH_CHIP = {"chip", "model", "data", "limit", "batch_size", "model_option"}
+WITH_CHIP |= {"test_split", "test_seed", "wing", "as_json"}
+"""The options of a chip; about all others it leaves nothing to say."""
 
 Model = Annotated[str, typer.Option(help="A name such as resnet20, or package.module:factory.")]
 Data = Annotated[str, typer.Option(help="digits, cifar10:DIR, mnist:DIR, imagefolder:DIR or hf:NAME.")]
@@ -74,6 +87,7 @@ SaveRecipe = Annotated[Path | None, typer.Option(help="Also write the recipe to 
 
 
 def evaluate(
+    context: typer.Context,
     model: Model,
     data: Data,
     weights: Weights = None,
@@ -107,8 +121,10 @@ def evaluate(
     """The main job: float accuracy, the hardware's before and after repair, layers, cycles and traffic."""
     own = load_wings(wing)
     given = dict(locals())
-    factory = dict(pair(text, "--model-option") for text in model_option or [])
-    refuse_beside_chip(chip, {name: given[name] for name in BESIDE_CHIP})
+    factory = distinct((pair(text, "--model-option") for text in model_option or []), "--model-option")
+    refuse_beside_chip(chip, {name: True for name in asked(context) if name not in WITH_CHIP})
+    check_target(save_recipe, "--save-recipe")
+    check_target(save_chip, "--save-chip")
     if chip is not None:
         with importable(os.getcwd()):  # noqa: PTH109 -- a string for sys.path
             evaluate_chip(chip, model, data, limit, batch_size, factory, as_json, split=test_split, seed=test_seed)
@@ -126,7 +142,7 @@ def evaluate(
 
 def _recipe(given: dict[str, Any], factory: dict[str, Any]) -> Recipe:
     """What the options say."""
-    layers = dict(layer_option(text) for text in given["layers"] or [])
+    layers = distinct(map(layer_option, given["layers"] or []), "--layers")
     same = ("model", "weights", "data", "profile_images", "device", "cpu_threads", "out")
     values: dict[str, Any] = {
         **{name: given[name] for name in same},

@@ -78,8 +78,15 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise RecoupError(f"{path} is a folder; give the weights file itself")
     if not path.exists():
         raise RecoupError(f"{path}: no such file")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    content = _read_safetensors(path) if path.suffix == ".safetensors" or _is_safetensors(path) else _read_pickle(path)
     return _state_dict(path, content)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file of another name begins as safetensors do: the length of a JSON header, and the header."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
 
 
 def _read_safetensors(path: Path) -> object:
