@@ -35,7 +35,7 @@ def render(results: Results, *beside: Study | None) -> str:
     Raises:
         RecoupError: a chapter that is none.
     """
-    summary, wings, studies = summarize(results), parts_of(results), parts_beside(beside)
+    summary, wings, studies = summarize(results), parts_of(results), parts_beside(beside, results)
     parts = [*wings, *studies]
     template = _environment().get_template(str(PAGE))
     return template.render(

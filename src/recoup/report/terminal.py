@@ -17,7 +17,7 @@ from recoup.study.results import Results
 
 def tables(results: Results, *beside: Study | None) -> RenderableType:
     """The accuracy of every state, layers, whole networks, other studies; the verdicts last, where the eye is."""
-    summary, wings, studies = summarize(results), parts_of(results), parts_beside(beside)
+    summary, wings, studies = summarize(results), parts_of(results), parts_beside(beside, results)
     parts = [*wings, *studies]
     found = [table for chapter, about in parts for table in chapter.layers(about)]
     found += [table for chapter, about in parts for table in chapter.totals(about)]

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 import recoup.silicon
 from recoup.cli.main import app
 from recoup.errors import RecoupError
+from recoup.lba import LBA
 from recoup.policy import Policy
 from recoup.report import render
 from recoup.report.figures import VARIABLES
@@ -36,25 +37,39 @@ def study():
 
 
 def test_a_row_a_module_with_the_accuracy_that_the_verdict_quotes(study):
-    own, other = study.rows
-    assert (own.config, own.module, own.counterpart, own.kind) == ("2 threads, S+A", "4 x 4", False, "NBSMT")
+    joined = study.joined(results())
+    own, other = joined.rows
+    assert (own.title, own.module, own.counterpart, own.kind) == ("2 threads, S+A", "4 x 4", False, "NBSMT")
     assert own.nand2 == other.nand2 > 20
     assert other.per_operation == 2 * own.per_operation
     assert own.state == "paired"
     assert own.top1 != other.top1 == pytest.approx(91.7)  # the counterpart stands at 8 bit
-    assert list(study.left) == ["4 threads, S+A"]
+    assert list(joined.left) == ["4 threads, S+A"]
     assert len(areas(results(), built, baselines=False).rows) == 1
 
 
 def test_a_policy_of_one_unit_is_measured_and_one_of_several_is_called_so():
     made = results()
     recipe = made.recipe.model_copy(update={"policy": (ONE, BOTH)})
-    found = areas(made.model_copy(update={"recipe": recipe}), built)
-    measured = [row.config for row in found.rows if not row.counterpart]
+    made = made.model_copy(update={"recipe": recipe})
+    found = areas(made, built).joined(made)
+    measured = [row.title for row in found.rows if not row.counterpart]
     assert [name.split(" (")[0] for name in measured] == ["2 threads, S+A", "one unit"]
     told = {name.split(" (")[0]: reason for name, reason in found.left.items()}
     assert told["two units"] == "a chip of several units: the area of each stands with its own config"
     assert set(told) == {"4 threads, S+A", "two units"}
+
+
+def test_a_study_that_changed_has_its_own_accuracy_and_names_what_was_not_measured(study):
+    changed = results()
+    accuracy = tuple(row.model_copy(update={"top1": row.top1 - 10}) for row in changed.accuracy)
+    lba = changed.recipe.model_copy(update={"configs": (*changed.recipe.configs, LBA.m7e4())})
+    changed = changed.model_copy(update={"accuracy": accuracy, "recipe": lba})
+    before, after = study.joined(results()), study.joined(changed)
+    assert [row.top1 - 10 for row in before.rows] == pytest.approx([row.top1 for row in after.rows])
+    assert "top1" not in study.model_dump_json()
+    assert len(after.left) == len(before.left) + 1
+    assert "has no area here: silicon.json does not have it" in render(changed, study)
 
 
 def test_what_is_not_there_is_said_and_nothing_fails():

@@ -100,9 +100,16 @@ def parts_of(results: Results) -> list[Part]:
     return [(chapter_of(card), results) for card in results.wings]
 
 
-def parts_beside(studies: Iterable[Study | None]) -> list[Part]:
-    """The chapters of studies with results of their own; None is a study that was not made."""
-    return [(chapter_at(study.chapter), study) for study in studies if study is not None]
+def parts_beside(studies: Iterable[Study | None], results: Results | None = None) -> list[Part]:
+    """The chapters of studies with results of their own; None is a study that was not made.
+
+    A study that says something of the configs of a recipe has ``joined``, and is shown as that makes it of ``results``.
+    """
+    there = [study for study in studies if study is not None]
+    return [
+        (chapter_at(study.chapter), joined(results) if (joined := getattr(study, "joined", None)) else study)
+        for study in there
+    ]
 
 
 def chapter_of(card: Card) -> Chapter:

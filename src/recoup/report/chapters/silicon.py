@@ -7,7 +7,7 @@ from typing import Any
 from recoup.plots.palette import MARKERS
 from recoup.report.chapters import Chapter, Table
 from recoup.report.figures import SERIES, canvas, legend, plain, styled, svg
-from recoup.study.measures.silicon import AreaRow, SiliconResults
+from recoup.study.measures.silicon import Joined, Placed
 
 COLUMNS = ("hardware", "module", "NAND2", "an operation", "top-1, %")
 TERMS = {
@@ -16,7 +16,7 @@ TERMS = {
 }
 
 
-def context(study: SiliconResults) -> Mapping[str, Any]:
+def context(study: Joined) -> Mapping[str, Any]:
     """The rows, a picture a kind of hardware, what was left out, and what measured it."""
     kinds = dict.fromkeys(row.kind for row in study.rows)
     files = ", ".join(f"{name} (sha256 {digest[:12]})" for name, digest in study.liberty)
@@ -29,13 +29,13 @@ def context(study: SiliconResults) -> Mapping[str, Any]:
 
 
 @styled
-def area_figure(kind: str, rows: Sequence[AreaRow]) -> str:
+def area_figure(kind: str, rows: Sequence[Placed]) -> str:
     """Accuracy over the area of an operation: configs as full marks, counterparts as open ones."""
     figure, (axis,) = canvas(1, 3.0, [1])
     said = []
-    for index, config in enumerate(dict.fromkeys(row.config for row in rows)):
+    for index, config in enumerate(dict.fromkeys(row.title for row in rows)):
         colour, marker = SERIES[(index + 1) % len(SERIES)], MARKERS[(index + 1) % len(MARKERS)]
-        for row in (row for row in rows if row.config == config and row.top1 is not None):
+        for row in (row for row in rows if row.title == config and row.top1 is not None):
             label = None if row.counterpart else plain(config)
             fill = "none" if row.counterpart else colour
             axis.plot(row.per_operation, row.top1, color=colour, marker=marker, mfc=fill, ls="none", ms=6, label=label)
@@ -48,11 +48,11 @@ def area_figure(kind: str, rows: Sequence[AreaRow]) -> str:
     return svg(figure, f"area-{kind.lower()}", f"Accuracy by area, {kind}. {'; '.join(said)}.")
 
 
-def totals(study: SiliconResults) -> list[Table]:
+def totals(study: Joined) -> list[Table]:
     """One terminal table; counterparts stand below their config."""
     rows = [
         (
-            "" if row.counterpart else row.config,
+            "" if row.counterpart else row.title,
             row.module,
             f"{row.nand2:,.0f}",
             f"{row.per_operation:,.0f}",

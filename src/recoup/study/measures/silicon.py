@@ -11,11 +11,12 @@ from pydantic import Field, ValidationError
 from recoup.errors import RecoupError
 from recoup.network.wing import BARE
 from recoup.storage.files import write_atomically
+from recoup.study.configs import title
 from recoup.study.hardware import Hardware
 from recoup.study.results import Results
 from recoup.study.rows import Frozen
 
-FILE, SCHEMA = "silicon.json", 1
+FILE, SCHEMA = "silicon.json", 2
 SEVERAL = "a chip of several units: the area of each stands with its own config"
 
 
@@ -23,13 +24,12 @@ class AreaRow(Frozen):
     """The area of a config's module, or of a counterpart that stands beside it.
 
     Attributes:
-        config: the config's title in the study; a counterpart has that of the config it stands beside.
+        config: the config's name, its repr; a counterpart has that of the config it stands beside.
         kind: the config class; areas of different kinds are of different units and are not compared.
         counterpart: whether it is conventional hardware.
         module: what was measured.
         nand2: in two-input NANDs.
         work: operations a cycle.
-        state, top1: the config's accuracy, percent, and after which repair; a counterpart has its baseline's.
     """
 
     config: str
@@ -38,8 +38,6 @@ class AreaRow(Frozen):
     module: str
     nand2: Annotated[float, Field(gt=0)]
     work: Annotated[float, Field(gt=0)]
-    state: str
-    top1: float | None
 
     @property
     def per_operation(self) -> float:
@@ -47,17 +45,63 @@ class AreaRow(Frozen):
         return self.nand2 / self.work
 
 
+class Placed(AreaRow):
+    """An area beside what a study says of its config.
+
+    Attributes:
+        title: the hardware's in the study.
+        state, top1: its accuracy, percent, and after which repair; a counterpart has its baseline's.
+    """
+
+    title: str
+    state: str
+    top1: float | None
+
+
+class Joined(Frozen):
+    """The areas that a study's hardware has: ``left``: what has none, by title, and why; what measured them."""
+
+    rows: tuple[Placed, ...]
+    left: Mapping[str, str]
+    tool: str
+    liberty: tuple[tuple[str, str], ...]
+
+
 class SiliconResults(Frozen):
-    """silicon.json: areas of a study's configs; ``left``: what has none, and why; what measured them."""
+    """silicon.json: areas of configs by their names; ``left``: what has none, and why; what measured them."""
 
     name: ClassVar[str] = "silicon"
     chapter: ClassVar[str] = "recoup.report.chapters.silicon"
 
-    schema_version: Literal[1] = SCHEMA
+    schema_version: Literal[2] = SCHEMA
     rows: tuple[AreaRow, ...]
     left: Mapping[str, str]
     tool: str
     liberty: tuple[tuple[str, str], ...] = ()
+
+    def joined(self, results: Results | None) -> Joined:
+        """With the accuracy and titles of the study as it is now; without a study areas by the configs' names."""
+        if results is None:
+            alone = [Placed(**row.model_dump(), title=row.config, state=BARE, top1=None) for row in self.rows]
+            return Joined(rows=tuple(alone), left=self.left, tool=self.tool, liberty=self.liberty)
+        rows: list[Placed] = []
+        left: dict[str, str] = {}
+        for one in results.present:
+            own = [row for row in self.rows if [row.config] == list(map(repr, one.configs))]
+            for row in own:
+                state, top1 = _accuracy(results, one, row.counterpart)
+                rows.append(Placed(**row.model_dump(), title=one.title, state=state, top1=top1))
+            if not own:
+                left[one.title] = self._reason(one)
+        return Joined(rows=tuple(rows), left=left, tool=self.tool, liberty=self.liberty)
+
+    def _reason(self, one: Hardware) -> str:
+        """Why a hardware has no area."""
+        if len(one.configs) != 1:
+            return SEVERAL if one.configs else "none of its layers is emulated"
+        return self.left.get(
+            repr(one.configs[0]), f"{FILE} does not have it; `recoup silicon area --study` measures it"
+        )
 
     def save(self, folder: Path) -> Path:
         """Write silicon.json, whole or not at all."""
@@ -77,7 +121,10 @@ class SiliconResults(Frozen):
         except FileNotFoundError:
             return None
         except (OSError, ValidationError, ValueError, RecursionError) as error:
-            raise RecoupError(f"{path}: not the areas of a study ({str(error).splitlines()[0]})") from None
+            raise RecoupError(
+                f"{path}: not the areas of a study ({str(error).splitlines()[0]}); `recoup silicon area "
+                "--study FOLDER` measures them anew"
+            ) from None
 
 
 RESULTS = SiliconResults
@@ -107,32 +154,25 @@ def areas(
     rows: list[AreaRow] = []
     left: dict[str, str] = {}
     tool, library = "", ()
-    for one in results.present:
-        if len(one.configs) != 1:
-            left[one.title] = SEVERAL if one.configs else "none of its layers is emulated"
-            continue
-        unit = one.configs[0]
-        told(one.title)
+    for name, unit in units(results).items():
+        told(title(unit))
         try:
             own = build(unit)
             modules = [own, *(own.counterparts().values() if baselines else ())]
             sizes = [module.area(liberty) for module in modules]
         except RecoupError as error:
-            left[one.title] = str(error)
+            left[name] = str(error)
             continue
         tool, library = sizes[0].tool, sizes[0].liberty
         for module, size in zip(modules, sizes, strict=True):
-            state, top1 = _accuracy(results, one, module is not own)
             rows.append(
                 AreaRow(
-                    config=one.title,
+                    config=name,
                     kind=type(unit).__name__,
                     counterpart=module is not own,
                     module=module.title,
                     nand2=size.nand2,
                     work=module.work,
-                    state=state,
-                    top1=top1,
                 )
             )
     return SiliconResults(rows=tuple(rows), left=left, tool=tool, liberty=library)
