@@ -50,7 +50,7 @@ def test_emulated_by_a_policy_and_read_back(tmp_path):
         ("layers: {fc: &x lba-m7e4, fd: *x}", "no YAML aliases"),
         ("layers: {a: {b: {c: {d: 1}}}}", "a policy has 'layers'"),
         ("layers: [a]", "must be a map"),
-        ("layers: {1: null}", "a key is a layer's name"),
+        ("layers: {1: null}", "keys are names or"),
         ("\x00", "not YAML"),
     ],
 )
@@ -66,3 +66,8 @@ def test_it_is_frozen():
         policy.name = "b"
     with pytest.raises(TypeError):
         policy["a"] = None  # type: ignore[index]
+
+
+def test_a_key_that_is_no_pattern_is_refused_where_it_is_written():
+    with pytest.raises(rc.RecoupError, match=r"Policy: 're:\(' is no regular expression"):
+        rc.Policy({"re:(": None})

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 import recoup as rc
+from recoup.recalibrate import PAIRED
 from recoup.report.summary import summarize
 from recoup.study import Recipe, Results, State, run
 from recoup.study.measures import BESIDE
@@ -366,12 +367,23 @@ def test_a_wing_that_cannot_be_loaded(tmp_path, text, said):
         ({"layers": {nn.Linear: nn.Linear}}, "must be a class that derives from"),
         ({"config": 3}, "config must be a class"),
         ({"default": ("paired",)}, "'paired' is none of its repairs"),
+        ({"repairs": (print,)}, "repairs must be a tuple of Repair"),
+        ({"repairs": (PAIRED, PAIRED)}, "two of its repairs have one name"),
     ],
 )
 def test_cards_that_are_refused(trunc, change, said):
     good = {"config": trunc, "layers": rc.wings.cards()[trunc].layers}
     with pytest.raises(rc.RecoupError, match=said):
         rc.wings.Card(**{**good, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"name": ""}, "name must be"), ({"stage": "nope"}, "stage must be one of"), ({"apply": 3}, "apply must be")],
+)
+def test_repairs_that_are_refused(change, said):
+    with pytest.raises(rc.RecoupError, match=said):
+        replace(PAIRED, **change)
 
 
 def test_names_that_are_taken_are_refused(trunc):

@@ -11,6 +11,7 @@ from recoup.errors import RecoupError
 from recoup.grammar import as_config, written
 from recoup.network.checks import is_module
 from recoup.network.emulated import emulated_layers
+from recoup.network.selection import compiled
 from recoup.storage.digest import of_text
 from recoup.storage.files import write_atomically
 
@@ -45,8 +46,7 @@ class Policy(Mapping[str, Any]):
         if not isinstance(name, str):
             raise RecoupError(f"Policy(name={name!r}): name must be text")
         for key in layers:
-            if not isinstance(key, str):
-                raise RecoupError(f"Policy: a key is a layer's name or 're:...'; got {key!r}")
+            compiled(key, "Policy")
         values = {key: None if value is None else as_config(value) for key, value in layers.items()}
         object.__setattr__(self, "_layers", values)
         object.__setattr__(self, "name", name)

@@ -62,8 +62,9 @@ KEPT = Module(
 )
 
 
-def test_what_is_kept_belongs_to_shape_work_gates_and_version(liberty, monkeypatch):
+def test_what_is_kept_belongs_to_shape_work_gates_and_version(liberty, monkeypatch, tmp_path):
     """Each of these, measured after the other, is what it is when it is measured alone."""
+    monkeypatch.setenv("RECOUP_CACHE", str(tmp_path / "cache"))  # a run before this one has kept all of it
     bits = np.random.default_rng(0).integers(0, 2, (4, 128)).astype(np.uint64)
     one = Measured.of(KEPT)
     found = one.energy({"a": bits}, liberty)

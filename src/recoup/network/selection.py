@@ -40,7 +40,7 @@ class Selection:
             raise RecoupError(f"{purpose}: layers must be a map from names to values; got {type(layers).__name__}")
         names = list(names)
         self._keys = list(layers or {})
-        self._rules = [(_compiled(key, purpose), value) for key, value in (layers or {}).items()]
+        self._rules = [(compiled(key, purpose), value) for key, value in (layers or {}).items()]
         for key, (pattern, _) in zip(self._keys, self._rules, strict=True):
             if not any(pattern.fullmatch(name) for name in names):
                 raise RecoupError(
@@ -56,7 +56,8 @@ class Selection:
         return [key for key, (pattern, _) in zip(self._keys, self._rules, strict=True) if pattern.fullmatch(name)]
 
 
-def _compiled(key: Any, purpose: str) -> re.Pattern[str]:
+def compiled(key: Any, purpose: str) -> re.Pattern[str]:
+    """A key's pattern, or an error headed by the purpose."""
     if not isinstance(key, str):
         raise RecoupError(f"{purpose}: a layer map's keys are names or 're:...' strings; got {key!r}")
     try:

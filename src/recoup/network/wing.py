@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from recoup.errors import RecoupError
+from recoup.fields import choice
 from recoup.network.emulated import Emulated
 from recoup.network.sites import Site, Spent
 from recoup.network.systolic import Array
@@ -55,6 +56,13 @@ class Repair:
     records: bool = False
     short: str = ""
     parts: tuple["Repair", ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise RecoupError(f"Repair(name={self.name!r}): name must be a text that is not empty")
+        choice("Repair", "stage", self.stage, get_args(Stage))
+        if not callable(self.apply):
+            raise RecoupError(f"Repair {self.name!r}: apply must be a function; got {self.apply!r}")
 
     @classmethod
     def combined(cls, name: str, meaning: str, sentence: str, parts: tuple["Repair", ...]) -> "Repair":
@@ -222,7 +230,14 @@ class Card:
             path = getattr(self, name)
             if path is not None and (not isinstance(path, str) or not path):
                 raise RecoupError(f"Card({name}={path!r}): {name} must be a module's path, such as 'package.module'")
+        self._check_repairs()
+
+    def _check_repairs(self) -> None:
+        if not isinstance(self.repairs, tuple) or not all(isinstance(repair, Repair) for repair in self.repairs):
+            raise RecoupError(f"Card(config={self.config.__name__}): repairs must be a tuple of Repair objects")
         known = {repair.name for repair in self.repairs}
+        if len(known) < len(self.repairs):
+            raise RecoupError(f"Card(config={self.config.__name__}): two of its repairs have one name")
         if BARE in known:
             raise RecoupError(
                 f"Card(config={self.config.__name__}): {BARE!r} is the state without repair; name it otherwise"
