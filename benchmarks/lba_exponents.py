@@ -35,8 +35,9 @@ def main() -> None:
     test = [(x * SCALE, y) for x, y in rc.data.load(spec, "test", limit=limit).batches(100)]
     model = rc.models.load("resnet20", folder / "cifar10_models" / "resnet20-12fca82f.th").eval()
     with torch.no_grad():
-        model.bn1.running_mean *= SCALE
-        model.bn1.running_var *= SCALE**2
+        norm = model.get_submodule("bn1")
+        norm.get_buffer("running_mean").mul_(SCALE)
+        norm.get_buffer("running_var").mul_(SCALE**2)
     found = {"images": limit, "float": rc.evaluate(model, test).top1}
     rc.emulate_(model, lba.LBA.m7e4())
     with warnings.catch_warnings():

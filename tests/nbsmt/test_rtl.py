@@ -147,6 +147,7 @@ def test_an_array_whose_last_column_is_wrong_is_caught():
 def test_a_layer_feeds_arrays_of_more_than_64_rows():
     module = build(rc.NBSMT(threads=2), array=(66, 2))
     x, w = np.full((3, 2, 5), 9, np.uint8), np.full((2, 5, 4), -1, np.int8)
+    assert module.feed is not None
     fed = module.feed((x, w), 64, np.random.default_rng(0))
     assert fed["shift"].dtype == object
     assert max(fed["shift"][:, 0]).bit_length() == 66
@@ -171,6 +172,7 @@ def test_a_layer_feeds_arrays_of_more_than_64_rows():
 def test_operands_that_no_layer_has_are_refused(array, change, message):
     module = build(rc.NBSMT(threads=2), array=array)
     x, w = np.full((3, 2, 5), 9, np.uint8), np.full((2, 5, 4), -1, np.int8)
+    assert module.feed is not None
     same = module.feed((x.astype(np.int64), w.astype(np.int16)), 64, np.random.default_rng(0))  # wide types are fine
     fed = module.feed((x, w), 64, np.random.default_rng(0))
     assert all(np.array_equal(same[name], fed[name]) for name in fed)

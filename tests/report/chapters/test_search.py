@@ -89,7 +89,7 @@ def test_texts():
     assert "[0.80, 1.25], rank correlation 0.97" in surrogate_text(study())
     assert "So it does for 3 of 3 policies of the front" in surrogate_text(study())
     assert "trust the measured points alone" in surrogate_text(study(trusted=False))
-    missed = tuple(p.model_copy(update={"predicted": 5 * p.damage}) for p in study().points)
+    missed = tuple(p.model_copy(update={"predicted": 5 * (p.damage or 0.0)}) for p in study().points)
     far = surrogate_text(study(points=missed))
     assert "So it does for 0 of 3" in far
     assert far.endswith("Trust the measured points alone.")
