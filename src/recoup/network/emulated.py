@@ -31,7 +31,7 @@ class Emulated(nn.Module):
         config: the wing's frozen config object.
         mode: ``emulate`` (as configured), ``baseline`` (the same number formats without the shortcut whose harm is
             being measured; for NB-SMT plain 8-bit arithmetic) or ``float`` (the layer as torch computes it).
-        tells_baseline: whether ``forward`` knows `baseline`; if not, it runs in ``float`` where others run in that. A
+        tells_baseline: whether ``forward`` knows ``baseline``; if not, it runs in ``float`` where others run in that. A
             card with a baseline of its own sets it.
         layer: the name within the model.
         trained: whether the layer was in training since its last repair.
@@ -203,7 +203,7 @@ def emulated_layers(model: nn.Module, purpose: str = "recoup") -> dict[str, Any]
 def running(model: nn.Module, mode: Mode) -> Iterator[None]:
     """All emulated layers of the model in one mode; then each as before.
 
-    A layer that does not tell `baseline` from `emulate` has the float layer for its baseline.
+    A layer that does not tell ``baseline`` from ``emulate`` has the float layer for its baseline.
     """
     layers = list(emulated_layers(model).values())
     before = [layer.mode for layer in layers]
