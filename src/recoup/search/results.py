@@ -1,21 +1,16 @@
 """What a search found, as search.json holds it and its chapter of a report shows it."""
 
-import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Literal
-
-from pydantic import ValidationError
 
 from recoup.errors import RecoupError
 from recoup.search.fronts import Front, Measured, Point
 from recoup.search.scoring import Scores
 from recoup.search.surrogate import finite
-from recoup.storage.files import write_atomically
+from recoup.study.beside import Beside
 from recoup.study.rows import Frozen
 
-FILE = "search.json"
 SCHEMA = 1
 
 
@@ -57,7 +52,7 @@ class PointRow(Frozen):
     allowed: bool = True
 
 
-class SearchResults(Frozen):
+class SearchResults(Beside):
     """Everything a search found.
 
     Attributes:
@@ -77,6 +72,8 @@ class SearchResults(Frozen):
         notes: warnings.
     """
 
+    file: ClassVar[str] = "search.json"
+    what: ClassVar[str] = "the results of a search"
     chapter: ClassVar[str] = "recoup.report.chapters.search"
     name: ClassVar[str] = "search"
 
@@ -115,26 +112,6 @@ class SearchResults(Frozen):
             if point.on_front:
                 found.setdefault(point.options, point)
         return list(found.values())
-
-    def save(self, folder: Path) -> Path:
-        """Write search.json, whole or not at all."""
-        write_atomically(folder / FILE, json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")
-        return folder / FILE
-
-    @classmethod
-    def load(cls, folder: Path) -> "SearchResults | None":
-        """The results of a folder, None where there are none.
-
-        Raises:
-            RecoupError: a file that is cut off, foreign or of another schema.
-        """
-        path = folder / FILE
-        try:
-            return cls.model_validate(json.loads(path.read_text("utf-8")))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValidationError, ValueError, RecursionError) as error:
-            raise RecoupError(f"{path}: not the results of a search ({str(error).splitlines()[0]})") from None
 
 
 RESULTS = SearchResults

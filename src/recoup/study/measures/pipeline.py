@@ -5,24 +5,21 @@ delay. The seed decides initial weights and the order of the images, the same fo
 seed by seed.
 """
 
-import json
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor, nn
 
 from recoup.data import load
 from recoup.errors import RecoupError
 from recoup.pipeline import Batched, Mitigation, Run, delays, scale_hyperparameters
-from recoup.storage.files import write_atomically
+from recoup.study.beside import Beside
 from recoup.study.rows import Frozen, Percent
 
-FILE = "pipeline.json"
 SCHEMA = 1
 POINTS = 4  # of a curve, an epoch
 SGDM, PB = "SGDM", "PB"
@@ -86,12 +83,14 @@ class PipelineRow(Frozen):
         return math.nan if self.losses[-1] is None else self.accuracies[-1]
 
 
-class PipelineResults(Frozen):
+class PipelineResults(Beside):
     """A chapter of a report: pipeline.json, beside or without results.json.
 
     ``chapter`` is the module of that chapter. ``images`` holds the training images seen at each point of the curves.
     """
 
+    file: ClassVar[str] = "pipeline.json"
+    what: ClassVar[str] = "a pipeline study"
     name: ClassVar[str] = "pipeline"
     chapter: ClassVar[str] = "recoup.report.chapters.pipeline"
 
@@ -110,30 +109,6 @@ class PipelineResults(Frozen):
     def of(self, label: str) -> list[PipelineRow]:
         """A method's runs, one a seed."""
         return [row for row in self.rows if row.label == label]
-
-    def save(self, folder: Path) -> Path:
-        """Write pipeline.json, whole or not at all."""
-        write_atomically(folder / FILE, json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")
-        return folder / FILE
-
-    @classmethod
-    def load(cls, folder: Path) -> "PipelineResults | None":
-        """The pipeline.json of a folder; None where there is none.
-
-        Raises:
-            RecoupError: a file that is cut off, foreign or of another schema.
-        """
-        path = folder / FILE
-        try:
-            return cls.model_validate_json(path.read_text("utf-8"))
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise RecoupError(f"{path}: cannot be read ({error.strerror})") from None
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place = ".".join(str(part) for part in first["loc"]) or "the whole"
-            raise RecoupError(f"{path}: not a pipeline study of this recoup ({place}: {first['msg']})") from None
 
 
 RESULTS = PipelineResults

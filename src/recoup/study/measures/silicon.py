@@ -1,22 +1,20 @@
 """Silicon beside a study's accuracy: how large each config's hardware is, and its conventional counterparts."""
 
-import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from recoup.errors import RecoupError
 from recoup.network.wing import BARE
-from recoup.storage.files import write_atomically
+from recoup.study.beside import Beside
 from recoup.study.configs import title
 from recoup.study.hardware import Hardware
 from recoup.study.results import Results
 from recoup.study.rows import Frozen
 
-FILE, SCHEMA = "silicon.json", 2
+SCHEMA = 2
 SEVERAL = "a chip of several units: the area of each stands with its own config"
 
 
@@ -67,9 +65,12 @@ class Joined(Frozen):
     liberty: tuple[tuple[str, str], ...]
 
 
-class SiliconResults(Frozen):
+class SiliconResults(Beside):
     """silicon.json: areas of configs by their names; ``left``: what has none, and why; what measured them."""
 
+    file: ClassVar[str] = "silicon.json"
+    what: ClassVar[str] = "the areas of a study"
+    again: ClassVar[str] = "; `recoup silicon area --study FOLDER` measures them anew"
     name: ClassVar[str] = "silicon"
     chapter: ClassVar[str] = "recoup.report.chapters.silicon"
 
@@ -100,31 +101,8 @@ class SiliconResults(Frozen):
         if len(one.configs) != 1:
             return SEVERAL if one.configs else "none of its layers is emulated"
         return self.left.get(
-            repr(one.configs[0]), f"{FILE} does not have it; `recoup silicon area --study` measures it"
+            repr(one.configs[0]), f"{self.file} does not have it; `recoup silicon area --study` measures it"
         )
-
-    def save(self, folder: Path) -> Path:
-        """Write silicon.json, whole or not at all."""
-        write_atomically(folder / FILE, json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False) + "\n")
-        return folder / FILE
-
-    @classmethod
-    def load(cls, folder: Path) -> "SiliconResults | None":
-        """The silicon.json of a folder; None where there is none.
-
-        Raises:
-            RecoupError: a file that is cut off, foreign or of another schema.
-        """
-        path = folder / FILE
-        try:
-            return cls.model_validate(json.loads(path.read_text("utf-8")))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValidationError, ValueError, RecursionError) as error:
-            raise RecoupError(
-                f"{path}: not the areas of a study ({str(error).splitlines()[0]}); `recoup silicon area "
-                "--study FOLDER` measures them anew"
-            ) from None
 
 
 RESULTS = SiliconResults
