@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.ten_lines import trunc  # noqa: F401 -- a fixture
+
 if os.environ.get("TRITON_INTERPRET") == "1":  # the processes of test_gpu.py
     from tests.interpreter import remember_names
 

@@ -10,7 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,54 +18,18 @@ import torch
 from torch import nn
 
 import recoup as rc
-from recoup.recalibrate import PAIRED
 from recoup.report.summary import summarize
 from recoup.study import Recipe, Results, State, run
 from recoup.study.measures import BESIDE
 from tests import fresh
 from tests.fresh import Fresh
+from tests.ten_lines import MODULE
 
-MODULE = """
-from dataclasses import dataclass, replace
-
-import torch
-from torch import nn
-
-import recoup as rc
-
-
-@dataclass(frozen=True)
-class Trunc:
-    bits: int = 4
-
-
-class TruncLinear(rc.wings.Emulated, nn.Linear):
-    def forward(self, x):
-        if self.mode == "float":
-            return super().forward(x)
-        step = 2.0**-self.config.bits
-        return nn.functional.linear(x, torch.trunc(self.weight / step) * step, self.bias)
-
-
-rc.wings.register(rc.wings.Card(config=Trunc, layers={nn.Linear: TruncLinear}))
-"""
 WORDS = re.compile(
     r"nb-?smt|\blba\b|lightnorm|\bthreads?\b|collision|accumulator|range batch|8[ -]bit|batch ?norm traffic|\bM\dE\d"
     r"|systolic|array cycles|pipelined|recalibrated|bias correction|gain per",
     re.IGNORECASE,
 )
-
-
-@pytest.fixture
-def trunc(tmp_path, monkeypatch):
-    """The config class, registered; forgotten afterwards."""
-    (tmp_path / "stranger.py").write_text(MODULE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    module = importlib.import_module("stranger")
-    yield module.Trunc
-    rc.wings.forget(module.Trunc)
-    del sys.modules["stranger"]
 
 
 def study(config, **changes):
@@ -205,7 +169,9 @@ def test_other_studies_are_imported_where_their_files_are(tmp_path):
     code += "assert not {'recoup.pipeline', 'recoup.search'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert {file: importlib.import_module(module).FILE for file, module in BESIDE.items()} == {f: f for f in BESIDE}
+    assert {file: importlib.import_module(module).RESULTS.file for file, module in BESIDE.items()} == {
+        f: f for f in BESIDE
+    }
 
 
 def registered(trunc, **more):
@@ -360,65 +326,5 @@ def test_a_wing_that_cannot_be_loaded(tmp_path, text, said):
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"layers": {}}, "layers is empty"),
-        ({"layers": {nn.Linear: nn.Linear}}, "must be a class that derives from"),
-        ({"config": 3}, "config must be a class"),
-        ({"default": ("paired",)}, "'paired' is none of its repairs"),
-        ({"repairs": (print,)}, "repairs must be a tuple of Repair"),
-        ({"repairs": (PAIRED, PAIRED)}, "two of its repairs have one name"),
-    ],
-)
-def test_cards_that_are_refused(trunc, change, said):
-    good = {"config": trunc, "layers": rc.wings.cards()[trunc].layers}
-    with pytest.raises(rc.RecoupError, match=said):
-        rc.wings.Card(**{**good, **change})
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [({"name": ""}, "name must be"), ({"stage": "nope"}, "stage must be one of"), ({"apply": 3}, "apply must be")],
-)
-def test_repairs_that_are_refused(change, said):
-    with pytest.raises(rc.RecoupError, match=said):
-        replace(PAIRED, **change)
-
-
-def test_names_that_are_taken_are_refused(trunc):
-    layers = rc.wings.cards()[trunc].layers
-    with pytest.raises(rc.RecoupError, match="'nbsmt-2t' is taken by NBSMT"):
-        rc.wings.register(rc.wings.Card(config=trunc, layers=layers, presets={"nbsmt-2t": trunc()}))
-    with pytest.raises(rc.RecoupError, match=r"must be a recoup\.wings\.Card"):
-        rc.wings.register(trunc)
-
-
 def recoup(*arguments, cwd):
     return Fresh(fresh.recoup, *arguments, cwd=cwd).wait(300)
-
-
-def test_its_statistics_are_paired_with_the_float_network(trunc):
-    """A layer that knows `emulate` and `float` alone is float where the other half of a pair is measured."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)).eval()
-    x = torch.rand(64, 4)
-    with torch.no_grad():
-        off = model[0](x).double().mean(0)
-        rc.emulate_(model, trunc(bits=1))
-        on = model[0](x).double().mean(0)
-        rc.recalibrate_(model, [x])
-    assert (on - off).abs().max() > 0.01
-    torch.testing.assert_close(model[1].running_mean.double(), on - off, atol=1e-6, rtol=0)
-
-
-def test_a_repair_of_its_own_by_anothers_name_is_done_as_well(trunc):
-    done = []
-    own = rc.wings.Repair("paired", "gain", "Its own.", "its own", lambda model, _: done.append(model))
-    card = next(card for card in rc.wings.cards().values() if card.config is trunc)
-    rc.wings.register(replace(card, repairs=(own,), plan=("paired",), plan_without_norms=("paired",)))
-    for layers in ({"0": trunc(), "3": rc.LBA()}, {"0": rc.LBA(), "3": trunc()}):
-        model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)).eval()
-        rc.repair_(rc.emulate_(model, None, layers), [torch.rand(64, 4)])
-        assert done.pop() is model
-        assert "statistics (recalibrate_" in str(rc.describe(model))

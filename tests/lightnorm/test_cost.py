@@ -48,6 +48,7 @@ def counted(config: LightNorm, channels: int) -> float:
 def test_bits_against_a_count(block, shared, forward, backward, channels):
     config = LightNorm(block=block, shared=shared)
     config = config.replace(forward=config.forward if forward else None, backward=config.backward if backward else None)
+    # the mean width is a quotient in float64; a count in another order rounds its last bit otherwise
     assert widths(config, channels).blocks == pytest.approx(counted(config, channels), rel=1e-15)
 
 

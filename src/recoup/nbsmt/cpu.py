@@ -114,7 +114,7 @@ def probe() -> Backend:
         return Backend("float32", isa, "this build of torch has no onednn.qconv2d_pointwise")
     try:
         wrong = next((case for case in _CASES if not _exact(*case)), None)
-    except (RuntimeError, NotImplementedError) as error:
+    except (RuntimeError, NotImplementedError) as error:  # torch's, of an operator without a kernel here: it is told
         return Backend("float32", isa, f"onednn.qconv2d_pointwise refused: {str(error).splitlines()[0]}")
     if wrong is None:
         return Backend("int8", isa, f"oneDNN's u8 x s8 convolution is exact on this CPU ({isa})")

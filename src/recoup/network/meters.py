@@ -76,7 +76,7 @@ class Meter:
 
     def add(self, output: Any, label: Any, reference: Any, number: int) -> None:
         """One batch: the network's output, its labels and the reference's output."""
-        raise NotImplementedError
+        raise NotImplementedError  # each measure's own
 
     def _keep(self, values_NT: Tensor, mask_NT: Tensor | None = None) -> None:
         """A value for each token of each sample."""

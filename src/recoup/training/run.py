@@ -184,7 +184,7 @@ def run_training(
     if recipe.ranks > 1 and not under_torchrun():
         launch(folder, recipe.ranks)
         return json.loads((folder / RESULT).read_text("utf-8"))
-    accuracy = _accuracy_before(model, recipe, data, test)
+    accuracy = _accuracy_before(model, recipe, test)
     if recipe.pipeline is None:
         epochs = train(model, data, test, recipe.stages, recipe.settings, folder=folder, progress=progress).epochs
         accuracy |= {f"after {row['stage']}": row["top1"] for row in epochs}
@@ -240,25 +240,25 @@ def _images(recipe: TrainingRecipe) -> tuple[Dataset, Dataset]:
     return data, test
 
 
-def _put_on(model: nn.Module, recipe: TrainingRecipe, data: Dataset) -> None:
-    """The network on the recipe's hardware, with activation scales from training images where that works on them."""
-    if any(map(needs_scales, recipe.configs)):
-        own = assigned(model, recipe.layers, "recoup train")
-        chosen: dict[str, bool | None] = {name: True for name, config in own.items() if needs_scales(config)}
-        if not needs_scales(recipe.config):
-            chosen["re:.*"] = None
-        images = data.subset(min(recipe.calibration_images, len(data)), recipe.seed)
-        calibrate_(model, images.batches(recipe.batch_size), chosen)
-    emulate_(model, recipe.config, recipe.layers)
+def _calibrate(model: nn.Module, recipe: TrainingRecipe, data: Dataset) -> None:
+    """Activation scales from training images, where the hardware works on them; they outlast `restore_`."""
+    if not any(map(needs_scales, recipe.configs)):
+        return
+    own = assigned(model, recipe.layers, "recoup train")
+    chosen: dict[str, bool | None] = {name: True for name, config in own.items() if needs_scales(config)}
+    if not needs_scales(recipe.config):
+        chosen["re:.*"] = None
+    images = data.subset(min(recipe.calibration_images, len(data)), recipe.seed)
+    calibrate_(model, images.batches(recipe.batch_size), chosen)
 
 
-def _accuracy_before(model: nn.Module, recipe: TrainingRecipe, data: Dataset, test: Dataset) -> dict[str, float]:
+def _accuracy_before(model: nn.Module, recipe: TrainingRecipe, test: Dataset) -> dict[str, float]:
     """Of the float network, unless a chip brought its own hardware, and on the hardware, which it is put on."""
     accuracy = {}
     if recipe.chip is None:
         accuracy["float, before"] = evaluate(model, test.batches(250)).top1
         if recipe.emulates:
-            _put_on(model, recipe, data)
+            emulate_(model, recipe.config, recipe.layers)
     if recipe.emulates:
         accuracy["emulated, before"] = evaluate(model, test.batches(250)).top1
     return accuracy
@@ -296,9 +296,10 @@ def _check_fits(recipe: TrainingRecipe, model: nn.Module, data: Dataset, test: D
             f"{list(few[0][0].shape[1:])} each: {type(error).__name__}: {first}"
         ) from error
     if recipe.emulates and recipe.chip is None:
+        _calibrate(model, recipe, data)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RecoupWarning)  # said when it is emulated to stay
-            _put_on(model, recipe, data)
+            emulate_(model, recipe.config, recipe.layers)
             restore_(model)
 
 
