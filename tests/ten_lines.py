@@ -6,7 +6,7 @@ import sys
 import pytest
 
 MODULE = """
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn

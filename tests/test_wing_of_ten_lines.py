@@ -267,7 +267,7 @@ def test_configs_that_text_does_not_give_back_are_refused(trunc, tmp_path, kind,
 
 
 NORM = """
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from torch import nn
 import recoup as rc
 

@@ -25,6 +25,7 @@ def _in_a_folder(tmp_path, monkeypatch):
 def test_from_a_study_to_a_chip_and_back():
     one = shlex.split("--model digits_net --data digits --calibration-images 32 --limit 40 --batch-size 20 --seeds 3")
     call = ("evaluate", *one, "--profile-images", 0, "--weights", "float.pt", "--config", "lba-m7e4")
+    assert recoup(*call, "--out", "made", "--save-chip", "made/chip").stderr.count("made/chip holds") == 1
     said = recoup(*call, "--state", "gain per channel", "--save-chip", "chip.safetensors")
     assert "chip.safetensors holds LBA(), gain per channel" in said.stderr
     row = next(r for r in rc.study.Results.load("recoup-results").accuracy if r.state == "gain per channel")

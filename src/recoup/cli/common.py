@@ -72,7 +72,8 @@ def load_wings(modules: Sequence[str] | None) -> "list[Card]":
             except Exception as error:  # a module of the user's may fail in any way
                 raise RecoupError(f"--wing {name!r}: {type(error).__name__}: {error}") from error
         family = name.partition(".")[0]  # a package may register what a module of its own defines
-        registered = not fresh and any(config.__module__.partition(".")[0] == family for config in known)
+        of_family = any(config.__module__.partition(".")[0] == family for config in known)
+        registered = not fresh and family != "recoup" and of_family
         if set(cards()) == known and not registered:
             raise RecoupError(f"--wing {name!r}: registers no hardware; it is to call recoup.wings.register(Card(...))")
     return [card for config, card in cards().items() if config not in before]
@@ -80,7 +81,8 @@ def load_wings(modules: Sequence[str] | None) -> "list[Card]":
 
 def asked(context: typer.Context) -> list[str]:
     """The parameters that the command line itself gives."""
-    return [p for p in map(str, context.params) if str(context.get_parameter_source(p)).endswith("COMMANDLINE")]
+    source = context.get_parameter_source
+    return [name for name in map(str, context.params) if getattr(source(name), "name", "") == "COMMANDLINE"]
 
 
 def distinct(pairs: Iterable[tuple[str, T]], option: str) -> dict[str, T]:
@@ -97,9 +99,10 @@ def distinct(pairs: Iterable[tuple[str, T]], option: str) -> dict[str, T]:
     return found
 
 
-def check_target(path: Path | None, option: str) -> None:
-    """An error, before anything is measured, where a file could not be written: its folder must be there."""
-    if path is not None and (not path.parent.is_dir() or path.is_dir()):
+def check_target(path: Path | None, option: str, made: Path | None = None) -> None:
+    """An error, before anything is measured, where a file could not be written: its folder must be there, or ``made``
+    by the command itself."""
+    if path is not None and path.parent != made and (not path.parent.is_dir() or path.is_dir()):
         why = "is a folder" if path.is_dir() else f"there is no folder {str(path.parent)!r}"
         raise RecoupError(f"{option} {str(path)!r}: {why}")
 
@@ -114,10 +117,10 @@ def run_recipe(recipe: "Recipe", overwrite: bool, as_json: bool) -> None:
     from recoup.study import run as run_study
     from recoup.study.measures import beside
 
+    folder = Path(recipe.out)
+    others = beside(folder)  # what of it cannot be read is told before anything is measured
     with importable(os.getcwd()):  # noqa: PTH109 -- a string for sys.path
         results: Results = run_study(recipe, overwrite=overwrite)
-    folder = Path(recipe.out)
-    others = beside(folder)
     with keeping(lambda: f"{folder / 'results.json'} is kept; `recoup report {folder}` writes tables and report anew"):
         paths = [folder / "results.json", *write_tables(results, folder), write_html(results, folder, *others)]
     if as_json:

@@ -124,7 +124,7 @@ def evaluate(
     factory = distinct((pair(text, "--model-option") for text in model_option or []), "--model-option")
     refuse_beside_chip(chip, {name: True for name in asked(context) if name not in WITH_CHIP})
     check_target(save_recipe, "--save-recipe")
-    check_target(save_chip, "--save-chip")
+    check_target(save_chip, "--save-chip", Path(out))
     if chip is not None:
         with importable(os.getcwd()):  # noqa: PTH109 -- a string for sys.path
             evaluate_chip(chip, model, data, limit, batch_size, factory, as_json, split=test_split, seed=test_seed)

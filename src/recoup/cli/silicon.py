@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recoup.cli.common import Json, Wing, load_wings, pair
+from recoup.cli.common import Json, Wing, distinct, load_wings, pair
 from recoup.cli.silicon_tables import table
 from recoup.errors import RecoupError
 
@@ -123,7 +123,7 @@ def _of_study(
 
     if action != "area" or configs or array:
         raise RecoupError("--study FOLDER: is of silicon area alone, without configs and --array: the study names them")
-    results, values = Results.load(folder), dict(_change(text) for text in changes)
+    results, values = Results.load(folder), distinct(map(_change, changes), "--set")
     legal: dict[str, Mapping[str, Any]] = {}
     for name, unit in units(results).items():
         with suppress(RecoupError):  # of no hardware: `areas` lists it with the reason
@@ -148,7 +148,7 @@ def _modules(configs: Sequence[str], array: str | None, changes: Sequence[str]) 
     from recoup.silicon import build
     from recoup.silicon.generate import options_of
 
-    values = dict(_change(text) for text in changes)
+    values = distinct(map(_change, changes), "--set")
     if array is not None:
         values["array"] = _array(array)
     read = [parse_config(text) for text in configs]

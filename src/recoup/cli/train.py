@@ -96,7 +96,7 @@ def train(
     values: dict[str, Any] = {name: value for name, value in locals().items() if name in TrainingRecipe.model_fields}
     named = (layer_option(text) for text in layers or []) if policy is None else Policy.load(policy).items()
     values["layers"] = distinct(named, "--layers")
-    check_target(save_chip, "--save-chip")
+    check_target(save_chip, "--save-chip", out)
     result = run_training(TrainingRecipe.build(values), out, overwrite=overwrite, progress=not as_json, chip=save_chip)
     if as_json:
         typer.echo(json.dumps(result, indent=1))

@@ -8,7 +8,7 @@ from recoup.recalibrate import PAIRED
 from recoup.report import ranking, words
 from recoup.report.chapters import Part, Study, parts_beside, parts_of
 from recoup.report.figures import accuracy_figure, shift_figure
-from recoup.report.summary import Summary, summarize
+from recoup.report.summary import Summary, quoted_of, summarize
 from recoup.storage.files import write_atomically
 from recoup.study.repairs import meaning
 from recoup.study.results import Results
@@ -35,7 +35,8 @@ def render(results: Results, *beside: Study | None) -> str:
     Raises:
         RecoupError: a chapter that is none.
     """
-    summary, wings, studies = summarize(results), parts_of(results), parts_beside(beside, results)
+    summary, wings = summarize(results), parts_of(results)
+    studies = parts_beside(beside, results, quoted_of(summary))
     parts = [*wings, *studies]
     template = _environment().get_template(str(PAGE))
     return template.render(

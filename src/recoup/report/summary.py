@@ -7,10 +7,11 @@ from statistics import fmean
 from recoup.network.wing import FLOAT, Baseline
 from recoup.report.chapters import chapter_of
 from recoup.study.doubts import doubts
-from recoup.study.hardware import Hardware, references
+from recoup.study.hardware import Hardware, Quoted, references
 from recoup.study.intervals import Estimate, accuracy, difference, of_test_set
 from recoup.study.repairs import NONE
 from recoup.study.results import AccuracyRow, Results
+from recoup.wings import wing_of
 
 WORTH_REPAIRING = 0.1  # points; of a smaller loss, or of a single image, the share won back says nothing
 
@@ -159,6 +160,22 @@ def quoted_line(summary: Summary, hardware: Hardware) -> Line:
     if repaired is None or summary.guessing or not _lost(summary, before, bare):
         return bare
     return repaired
+
+
+def quoted_of(summary: Summary) -> Quoted:
+    """State and top-1 of `quoted_line`, or of the baseline of a hardware's unit, for chapters that join accuracy."""
+
+    def quoted(hardware: Hardware, baseline: bool) -> tuple[str, float | None]:
+        if not summary.of(hardware.name):
+            return NONE, None  # not measured yet
+        if not baseline:
+            line = quoted_line(summary, hardware)
+            return line.state, line.top1.mean
+        own = wing_of(hardware.configs[0], "report").baseline.name
+        found = summary.line(own, NONE) or summary.line(summary.baselines[hardware.name].name, NONE)
+        return NONE, None if found is None else found.top1.mean
+
+    return quoted
 
 
 def _loss(before: Line, bare: Line) -> float:

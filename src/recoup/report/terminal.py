@@ -11,13 +11,14 @@ from recoup.report.chapters import Table as Cells
 from recoup.report.html import heading, interval_text, verdicts_of
 from recoup.report.ranking import ranked
 from recoup.report.ranking import table as ranking
-from recoup.report.summary import Line, Summary, summarize
+from recoup.report.summary import Line, Summary, quoted_of, summarize
 from recoup.study.results import Results
 
 
 def tables(results: Results, *beside: Study | None) -> RenderableType:
     """The accuracy of every state, layers, whole networks, other studies; the verdicts last, where the eye is."""
-    summary, wings, studies = summarize(results), parts_of(results), parts_beside(beside, results)
+    summary, wings = summarize(results), parts_of(results)
+    studies = parts_beside(beside, results, quoted_of(summary))
     parts = [*wings, *studies]
     found = [table for chapter, about in parts for table in chapter.layers(about)]
     found += [table for chapter, about in parts for table in chapter.totals(about)]

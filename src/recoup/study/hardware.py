@@ -1,7 +1,7 @@
 """What a config of a study puts under the network: itself, or with the layer map's configs a mix of several wings; and
 what a policy puts there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from recoup.network.wing import FLOAT, STAGES, Baseline, Card, Repair
@@ -208,3 +208,7 @@ def references(hardware: Sequence[Hardware]) -> dict[str, Baseline]:
             baseline = replace(baseline, **what)
         found[one.name] = baseline
     return found
+
+
+Quoted = Callable[[Hardware, bool], tuple[str, float | None]]
+"""The state and top-1 that a report ends on for a hardware; with True, of the baseline of its unit."""

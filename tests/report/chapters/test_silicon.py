@@ -13,8 +13,10 @@ from recoup.lba import LBA
 from recoup.policy import Policy
 from recoup.report import render
 from recoup.report.figures import VARIABLES
+from recoup.report.summary import quoted_of, summarize
 from recoup.silicon.measured import Measured
-from recoup.study.measures.silicon import SiliconResults, areas
+from recoup.study.measures.silicon import SEVERAL, SiliconResults, areas
+from recoup.study.repairs import NONE
 from tests.report.pages import EVIL, Page, shown
 from tests.silicon.test_verify import MUL
 from tests.study.examples import results
@@ -36,15 +38,19 @@ def study():
     return areas(results(), built)
 
 
+def joined(study, made):
+    return study.joined(made, quoted_of(summarize(made)))
+
+
 def test_a_row_a_module_with_the_accuracy_that_the_verdict_quotes(study):
-    joined = study.joined(results())
-    own, other = joined.rows
+    found = joined(study, results())
+    own, other = found.rows
     assert (own.title, own.module, own.counterpart, own.kind) == ("2 threads, S+A", "4 x 4", False, "NBSMT")
     assert own.nand2 == other.nand2 > 20
     assert other.per_operation == 2 * own.per_operation
-    assert own.state == "paired"
+    assert own.state == NONE  # nothing to repair, the verdict says
     assert own.top1 != other.top1 == pytest.approx(91.7)  # the counterpart stands at 8 bit
-    assert list(joined.left) == ["4 threads, S+A"]
+    assert list(found.left) == ["4 threads, S+A"]
     assert len(areas(results(), built, baselines=False).rows) == 1
 
 
@@ -52,11 +58,11 @@ def test_a_policy_of_one_unit_is_measured_and_one_of_several_is_called_so():
     made = results()
     recipe = made.recipe.model_copy(update={"policy": (ONE, BOTH)})
     made = made.model_copy(update={"recipe": recipe})
-    found = areas(made, built).joined(made)
+    found = joined(areas(made, built), made)
     measured = [row.title for row in found.rows if not row.counterpart]
     assert [name.split(" (")[0] for name in measured] == ["2 threads, S+A", "one unit"]
     told = {name.split(" (")[0]: reason for name, reason in found.left.items()}
-    assert told["two units"] == "a chip of several units: the area of each stands with its own config"
+    assert told["two units"] == SEVERAL
     assert set(told) == {"4 threads, S+A", "two units"}
 
 
@@ -65,7 +71,7 @@ def test_a_study_that_changed_has_its_own_accuracy_and_names_what_was_not_measur
     accuracy = tuple(row.model_copy(update={"top1": row.top1 - 10}) for row in changed.accuracy)
     lba = changed.recipe.model_copy(update={"configs": (*changed.recipe.configs, LBA.m7e4())})
     changed = changed.model_copy(update={"accuracy": accuracy, "recipe": lba})
-    before, after = study.joined(results()), study.joined(changed)
+    before, after = joined(study, results()), joined(study, changed)
     assert [row.top1 - 10 for row in before.rows] == pytest.approx([row.top1 for row in after.rows])
     assert "top1" not in study.model_dump_json()
     assert len(after.left) == len(before.left) + 1

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 
 from recoup.errors import RecoupError
 from recoup.network.wing import Card
+from recoup.study.hardware import Quoted
 from recoup.study.results import Results
 
 MOST_LAYERS = 24  # beyond it a terminal table shows the worst half of that; the page and the CSV files have them all
@@ -100,14 +101,17 @@ def parts_of(results: Results) -> list[Part]:
     return [(chapter_of(card), results) for card in results.wings]
 
 
-def parts_beside(studies: Iterable[Study | None], results: Results | None = None) -> list[Part]:
+def parts_beside(
+    studies: Iterable[Study | None], results: Results | None = None, quoted: Quoted | None = None
+) -> list[Part]:
     """The chapters of studies with results of their own; None is a study that was not made.
 
-    A study that says something of the configs of a recipe has ``joined``, and is shown as that makes it of ``results``.
+    A study that says something of the configs of a recipe has ``joined``, and is shown as that makes it of ``results``
+    and of what their report quotes.
     """
     there = [study for study in studies if study is not None]
     return [
-        (chapter_at(study.chapter), joined(results) if (joined := getattr(study, "joined", None)) else study)
+        (chapter_at(study.chapter), joined(results, quoted) if (joined := getattr(study, "joined", None)) else study)
         for study in there
     ]
 

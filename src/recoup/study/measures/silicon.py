@@ -1,7 +1,6 @@
 """Silicon beside a study's accuracy: how large each config's hardware is, and its conventional counterparts."""
 
 from collections.abc import Callable, Mapping
-from statistics import fmean
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -10,12 +9,12 @@ from recoup.errors import RecoupError
 from recoup.network.wing import BARE
 from recoup.study.beside import Beside
 from recoup.study.configs import title
-from recoup.study.hardware import Hardware
+from recoup.study.hardware import Hardware, Quoted
 from recoup.study.results import Results
 from recoup.study.rows import Frozen
 
 SCHEMA = 2
-SEVERAL = "a chip of several units: the area of each stands with its own config"
+SEVERAL = "a chip of several units, which are measured one by one: as configs of the study, or by `recoup silicon area`"
 
 
 class AreaRow(Frozen):
@@ -80,9 +79,14 @@ class SiliconResults(Beside):
     tool: str
     liberty: tuple[tuple[str, str], ...] = ()
 
-    def joined(self, results: Results | None) -> Joined:
-        """With the accuracy and titles of the study as it is now; without a study areas by the configs' names."""
-        if results is None:
+    def joined(self, results: Results | None, quoted: Quoted | None = None) -> Joined:
+        """With the accuracy and titles of the study as it is now; without a study areas by the configs' names.
+
+        Args:
+            results: the study.
+            quoted: the state and top-1 that its report ends on for a hardware, or with True for its baseline.
+        """
+        if results is None or quoted is None:
             alone = [Placed(**row.model_dump(), title=row.config, state=BARE, top1=None) for row in self.rows]
             return Joined(rows=tuple(alone), left=self.left, tool=self.tool, liberty=self.liberty)
         rows: list[Placed] = []
@@ -90,7 +94,7 @@ class SiliconResults(Beside):
         for one in results.present:
             own = [row for row in self.rows if [row.config] == list(map(repr, one.configs))]
             for row in own:
-                state, top1 = _accuracy(results, one, row.counterpart)
+                state, top1 = quoted(one, row.counterpart)
                 rows.append(Placed(**row.model_dump(), title=one.title, state=state, top1=top1))
             if not own:
                 left[one.title] = self._reason(one)
@@ -154,13 +158,3 @@ def areas(
                 )
             )
     return SiliconResults(rows=tuple(rows), left=left, tool=tool, liberty=library)
-
-
-def _accuracy(results: Results, one: Hardware, baseline: bool) -> tuple[str, float | None]:
-    """The repair that a verdict quotes, else none, and the mean over seeds."""
-    name, states = (one.baseline.name, [BARE]) if baseline else (one.name, [*one.quoted, BARE])
-    for state in states:
-        found = [row.top1 for row in results.accuracy if (row.config, row.state) == (name, state)]
-        if found:
-            return state, fmean(found)
-    return BARE, None
