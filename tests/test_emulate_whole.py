@@ -156,3 +156,12 @@ def test_where_nothing_can_be_taken_what_is_left_is_named():
 
     with pytest.raises(rc.RecoupError, match=r"no layer to emulate .*; 1 layers .*subclass may compute.*: 1 \(Own\)"):
         rc.emulate_(nn.Sequential(nn.ReLU(), Own(3)), rc.LightNorm())
+
+
+def test_where_nothing_can_be_taken_the_layers_that_are_there_are_told_by_class():
+    class Linear(nn.Module):
+        """Such as a quantised layer of torch's, which is called the same and holds no weight."""
+
+    told = rf"the model is made of 2 ReLU, 1 {__name__.replace('.', '[.]')}[.]Linear\)"
+    with pytest.raises(rc.RecoupError, match=told):
+        rc.emulate_(nn.Sequential(nn.ReLU(), Linear(), nn.ReLU()), rc.LBA())

@@ -171,6 +171,25 @@ def test_restoring_after_training_leaves_all_statistics_and_says_so():
     assert equal(state(model), now)
 
 
+def test_a_checkpoint_from_before_a_repair_takes_it_back():
+    model = network("lba")
+    first = state(model)
+    twin = rc.recalibrate_(copy.deepcopy(model), BATCHES, "average")
+    rc.recalibrate_(model, BATCHES)
+    repaired = state(model)
+    model.load_state_dict(first)
+    assert "recalibrate_, 13 images), taken back since" in str(rc.describe(model))
+    rc.lba.correct_gain_(copy.deepcopy(model), BATCHES)  # not refused: no repaired statistics are under it
+    rc.recalibrate_(model, BATCHES, "average")  # no warning: nothing is left of the first
+    assert equal(state(model), state(twin))
+    rc.recalibrate_(model, BATCHES)
+    model.load_state_dict(first)
+    model.load_state_dict(repaired)
+    assert "since" not in str(rc.describe(model))
+    model.load_state_dict(first)
+    assert equal(state(rc.restore_(model)), first)  # no warning: what the repair wrote has not stayed
+
+
 def test_undo_puts_back_the_norms_that_still_hold_what_was_written():
     model = rc.repair_(network("lba"), BATCHES)
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]

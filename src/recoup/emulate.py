@@ -4,6 +4,7 @@ Which layers a config stands in for is on its wing's card (`recoup.wings`); a mo
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -279,4 +280,15 @@ def _why_nothing(model: nn.Module, config: Any) -> str:
         if card.unready and any(type(module) in card.layers for module in model.modules()):
             return card.unready
     kinds = ", ".join(t.__name__ for t in _layers_of(config)) or "nothing"
-    return f"the model has no layer to emulate (config {config!r} takes {kinds}; the layer map left none)"
+    held = Counter(_class_of(module) for module in model.modules() if not next(module.children(), None))
+    shown = ", ".join(f"{count} {name}" for name, count in held.most_common(6)) + (", ..." if len(held) > 6 else "")
+    return (
+        f"the model has no layer to emulate (config {config!r} takes {kinds}; the layer map left none; "
+        f"the model is made of {shown})"
+    )
+
+
+def _class_of(module: nn.Module) -> str:
+    """A class by its name, and by where it is from if a layer of torch's is called the same."""
+    kind = type(module)
+    return kind.__name__ if getattr(nn, kind.__name__, kind) is kind else f"{kind.__module__}.{kind.__name__}"

@@ -17,8 +17,13 @@ class RecoupError(ValueError):
 
     def __init__(self, message: str = "", *, layers: tuple[str, ...] = (), remedy: str = "", options: str = "") -> None:
         super().__init__(message + remedy)
+        self.message = message
         self.layers = layers
         self.on_command_line = message + (options or remedy)
+
+    def advising(self, remedy: str) -> "RecoupError":
+        """The same error with what to do where it is met: not all that calls a function has its arguments."""
+        return RecoupError(self.message, layers=self.layers, remedy=remedy)
 
 
 class RecoupWarning(UserWarning):

@@ -130,7 +130,7 @@ def _said(module: nn.Module, entry: ledger.Entry, elsewhere: bool) -> str:
     if ledger.trained_with(module, entry):
         return f"{text}, trained with"
     if entry.stage == "statistics" and not ledger.unchanged(module, entry):
-        return f"{text}, written over since"
+        return f"{text}, {'taken back' if ledger.taken_away(module, entry) else 'written over'} since"
     why = ledger.changed(module, entry)
     if why is None and entry.stage == "statistics" and elsewhere:
         why = "other hardware or weights"

@@ -11,6 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import recoup as rc
 from recoup import models
 from recoup.cli.demo import CONFIGS
 from recoup.cli.doctor import examine
@@ -137,6 +138,20 @@ def test_negative_inputs_on_the_command_line():
     assert found.recipe.calibration.negative == "float"
     assert any("1 of 2 layers have negative inputs" in note and note.endswith("float: 2") for note in found.notes)
     recoup(*call, "--layers", "2=float", "--overwrite")
+    rc.Policy({"2": "nbsmt-2t", "4": "nbsmt-2t"}, "chip").save("chip.yaml")
+    chip = ("evaluate", *SMALL[:-4], "--model", "gelunets:net", "--policy", "chip.yaml", "--out", "chip")
+    chip = CliRunner().invoke(app, chip).stderr
+    assert "(--negative float) leaves all of them in float; a policy without '2' leaves one" in chip
+    trained = CliRunner().invoke(app, ("train", "--model", "gelunets:net", "--data", "digits", "--policy", "chip.yaml"))
+    assert "--layers 2=float leaves one of them in float; so does a policy without it" in trained.stderr
+    assert "--negative" not in trained.stderr
+
+
+def test_a_map_that_leaves_nothing_to_a_config_is_told_before_anything_is_measured():
+    told = CliRunner().invoke(app, ("evaluate", *SMALL, "--layers", "re:.*=float"))
+    assert told.exit_code == 2
+    assert "no layer to emulate" in told.stderr or "nothing to calibrate" in told.stderr
+    assert not list(Path("recoup-results").glob("measurements*"))
 
 
 ERRORS = {

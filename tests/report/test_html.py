@@ -1,9 +1,12 @@
 import re
+from dataclasses import replace
 
 import pytest
 
 from recoup.report import render, write_html
 from recoup.report.figures import VARIABLES
+from recoup.report.html import interval_text
+from recoup.report.summary import summarize
 from tests.report.pages import EVIL, Page
 from tests.study.examples import results
 
@@ -96,3 +99,15 @@ def test_the_same_results_give_the_same_file(tmp_path):
 @pytest.mark.parametrize("layers", [1, 150])
 def test_few_and_many_layers(layers):
     assert render(results(layers=layers)).count('<th scope="row"><') == 0
+
+
+def test_the_caption_explains_the_kinds_of_interval_that_the_table_has():
+    found = results()
+    summary = summarize(found)
+    both, single = interval_text(found, summary), interval_text(found, summarize(results(seeds=(0,))))
+    alone = replace(summary, lines=tuple(line for line in summary.lines if line.top1.kind == "t"))
+    told = [text.partition(":")[0] + (" W" if "W:" in text else "") for text in (both, single)]
+    assert told == ["t W", "W W"]
+    assert "W:" not in interval_text(found, alone)
+    fixed = replace(summary, lines=tuple(line for line in summary.lines if line.top1.kind != "t"))
+    assert interval_text(found, fixed).startswith("W: Wilson's interval of the single measurement")

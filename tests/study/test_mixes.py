@@ -20,6 +20,7 @@ from recoup.study import Results, State, run
 from recoup.study.hardware import Hardware, references
 from recoup.study.lab import Lab
 from recoup.study.machine import cpu_threads
+from recoup.study.repairs import meaning
 from tests.report.pages import shown, verdicts
 from tests.study.examples import FOUR, TWO, small_recipe
 
@@ -178,6 +179,26 @@ def test_a_state_that_some_hardware_lacks_is_said(tmp_path):
     recipe = small_recipe(tmp_path, states=["paired", "gain per channel"], profile_images=0)
     results = run(recipe, progress=False)
     assert any("None of the hardware has these states" in note and "gain per channel" in note for note in results.notes)
+
+
+def test_a_state_that_wings_do_differently_is_explained_for_each():
+    def named(words):
+        return Repair("one name", "bias", words, "does it", lambda model, _: model)
+
+    every, both = list(wings.cards().values()), [wings.wing_of(config, "test") for config in (TWO, LBA())]
+    try:
+        for words, said in (
+            (("Moves means. Here.", "Scales weights."), "NBSMT: Moves means. Here. LBA: Scales weights."),
+            (("Moves means.", "Moves means."), "Moves means."),
+            (("Moves means.", "Moves means. And more."), "Moves means. And more."),
+        ):
+            for card, own in zip(both, words, strict=True):
+                wings.register(replace(card, repairs=(*card.repairs, named(own))))
+            assert meaning("one name", [TWO, LBA()]) == said
+            assert meaning("one name", [TWO]) == words[0]
+    finally:
+        for card in every:  # in the order in which they were
+            wings.register(card)
 
 
 def test_lab_refuses_what_takes_no_layer_before_anything_is_measured(tmp_path, monkeypatch):

@@ -66,7 +66,10 @@ def found(model: nn.Module, first: str = "structure") -> dict[str, tuple[nn.Modu
 
 
 def _there(module: nn.Module, entry: Entry) -> bool:
-    """Whether what a step fitted is still on the module: other weights, or the user, may have taken it away."""
+    """Whether what a step did is still on the module: other weights, an earlier checkpoint, or the user, may have taken
+    it away."""
+    if entry.after and not unchanged(module, entry) and taken_away(module, entry):
+        return False
     return entry.stage not in ("gain", "bias") or any(getattr(module, name, None) is not None for name in entry.before)
 
 
@@ -87,6 +90,12 @@ def unchanged(module: nn.Module, entry: Entry) -> bool:
     later = {name for other in entries(module).values() if other.number > entry.number for name in other.after}
     now = {name: tensor(module, name) for name in entry.after.keys() - later}
     return all(t is not None and torch.equal(t.cpu(), entry.after[name].cpu()) for name, t in now.items())
+
+
+def taken_away(module: nn.Module, entry: Entry) -> bool:
+    """Whether the tensors that a step wrote hold what they held before it."""
+    both = [(tensor(module, name), entry.before.get(name)) for name in entry.after]
+    return all(isinstance(old, Tensor) and t is not None and torch.equal(t.cpu(), old.cpu()) for t, old in both)
 
 
 def tracked(module: nn.Module) -> bool:

@@ -26,6 +26,7 @@ from recoup.network.entries import (
     hardware_digest,
     next_number,
     statistics,
+    taken_away,
     tensor,
     tracked,
     trained_with,
@@ -59,6 +60,7 @@ __all__ = [
     "stale",
     "statistics",
     "take_back",
+    "taken_away",
     "tensor",
     "trained_with",
     "unchanged",
@@ -181,12 +183,13 @@ def begin_structure(model: nn.Module, verb: str) -> None:
 def put_back(module: nn.Module, entry: Entry) -> None:
     """Set what an entry's step changed to what was there before.
 
-    Tensors that something else has written since (training, another checkpoint) are not the step's: they stay.
+    Tensors that something else has written since (training, another checkpoint) are not the step's: they stay. Where
+    that was a checkpoint from before the step, they are back already.
 
     Warns:
         RecoupWarning: tensors that stay.
     """
-    if entry.after and not unchanged(module, entry):
+    if entry.after and not unchanged(module, entry) and not taken_away(module, entry):
         what = "statistics of a batch norm" if entry.after.keys() <= set(BUFFERS) else ", ".join(entry.after)
         warnings.warn(f"{what} changed since {entry.verb}, so they are not taken back", RecoupWarning, stacklevel=4)
         return

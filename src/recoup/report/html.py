@@ -94,14 +94,18 @@ def heading(results: Results) -> str:
 
 def interval_text(results: Results, summary: Summary) -> str:
     """What the intervals of the table are intervals of."""
-    wilson = f"the {results.test_images:,} test images themselves resolve about ±{summary.resolution:.2f} points"
-    if summary.seeds > 1:
-        return (
-            f"t: Student's interval over {summary.seeds} draws of calibration images combined with Wilson's over the "
-            f"test images. W: Wilson's interval of a single measurement; {wilson}."
-        )
+    kinds = {line.top1.kind for line in summary.lines}
+    own = f"the {results.test_images:,} test images themselves resolve about ±{summary.resolution:.2f} points"
+    seeds = (
+        f"t: Student's interval over {summary.seeds} draws of calibration images combined with Wilson's over the test "
+        "images"
+    )
+    if kinds == {"t"}:
+        return f"{seeds}; {own}."
+    if "t" in kinds:
+        return f"{seeds}. W: Wilson's interval of a single measurement; {own}."
     return (
-        f"W: Wilson's interval of the single measurement; {wilson}. Every state is measured on the same images, so "
+        f"W: Wilson's interval of the single measurement; {own}. Every state is measured on the same images, so "
         "differences between states are more certain than that."
     )
 

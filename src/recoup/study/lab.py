@@ -140,7 +140,7 @@ class Lab:
         """
         name = name_of(config)
         if name not in self._hardware:
-            if self.recipe.policy or any(own is not None for own in self.recipe.layers.values()):
+            if self.recipe.policy or self.recipe.layers:  # a map of floats alone may leave nothing to a config
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", RecoupWarning)  # the measurement says it again
                     self._prepare(config, NONE, self.recipe.calibration.seeds[0])
@@ -148,7 +148,8 @@ class Lab:
                         self._costs[name] = self._cost()
                 running = {layer: module.config for layer, module in emulated_layers(self.model).items()}
                 self._reset()
-                self._hardware[name] = Hardware.found(config, running)
+                mixed = isinstance(config, Policy) or any(own is not None for own in self.recipe.layers.values())
+                self._hardware[name] = Hardware.found(config, running) if mixed else Hardware.plain(config)
             else:
                 self._hardware[name] = Hardware.plain(config)
         return self._hardware[name]
@@ -313,7 +314,15 @@ class Lab:
         """Once a seed for all configs, and once for all policies, which choose other layers than the default."""
         if self._calibrated != (seed, for_policies):
             chosen = self._scaled_by_policies() if for_policies else self._scaled_by_configs()
-            calibrate_(self.model, batches, chosen, negative=self.recipe.calibration.negative)
+            try:
+                calibrate_(self.model, batches, chosen, negative=self.recipe.calibration.negative)
+            except RecoupError as error:
+                if not for_policies or str(error) == error.on_command_line:
+                    raise
+                raise error.advising(
+                    "calibration.negative: float (--negative float) leaves all of them in float; a policy without "
+                    f"{error.layers[0]!r} leaves one"
+                ) from None
             self._calibrated = (seed, for_policies)
 
     def _scaled_by_policies(self) -> dict[str, bool | None]:

@@ -4,6 +4,7 @@ A state is named by a repair of the wings present (`recoup.wings.Card.repairs`),
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from recoup.errors import RecoupError
@@ -68,16 +69,21 @@ def default(present: Iterable[Card], *, baselines: bool = True) -> list[str]:
 
 
 def meaning(state: str, configs: Sequence[Any], norms: bool = True) -> str:
-    """What a state means under some hardware: each wing's sentences, once where wings say the same.
+    """What a state means under some hardware: each wing's sentences, once where wings say the same, after
+    their names where they begin otherwise.
 
     ``norms``: whether the network has batch norm statistics.
     """
     if state == NONE:
         return MEANING if norms else MEANING_WITHOUT_NORMS
+    wings = dict.fromkeys(wing_of(config, "state").config for config in configs)
+    found = {wing.__name__: one for wing in wings if (one := cards()[wing].repair(state)) is not None}
+    firsts = sorted((repair.meaning.partition(". ")[0].removesuffix(".") for repair in found.values()), key=len)
+    if not all(longer.startswith(shorter) for shorter, longer in pairwise(firsts)):
+        return " ".join(f"{wing}: {repair.meaning}" for wing, repair in found.items())
     said: list[str] = []
-    for card in dict.fromkeys(wing_of(config, "state").config for config in configs):
-        found = cards()[card].repair(state)
-        for text in [] if found is None else found.meaning.removesuffix(".").split(". "):
+    for repair in found.values():
+        for text in repair.meaning.removesuffix(".").split(". "):
             if not any(other.startswith(text) for other in said):
                 said.append(text)
     return ". ".join(said) + "."

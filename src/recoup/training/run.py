@@ -249,7 +249,14 @@ def _calibrate(model: nn.Module, recipe: TrainingRecipe, data: Dataset) -> None:
     if not needs_scales(recipe.config):
         chosen["re:.*"] = None
     images = data.subset(min(recipe.calibration_images, len(data)), recipe.seed)
-    calibrate_(model, images.batches(recipe.batch_size), chosen)
+    try:
+        calibrate_(model, images.batches(recipe.batch_size), chosen)
+    except RecoupError as error:
+        if str(error) == error.on_command_line:  # nothing in it is said in words of other commands
+            raise
+        raise error.advising(
+            f"--layers {error.layers[0]}=float leaves one of them in float; so does a policy without it"
+        ) from None
 
 
 def _accuracy_before(model: nn.Module, recipe: TrainingRecipe, test: Dataset) -> dict[str, float]:
