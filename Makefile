@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# On two cores: some tests wait for processes or their silence, and a third worker uses that time.
+WORKERS ?= 3
 
 .PHONY: demo test coverage real lint format bench dist clean
 
@@ -15,10 +17,10 @@ demo: $(STAMP)   ## the whole story on handwritten digits, no download
 	$(BIN)/recoup demo
 
 test: $(STAMP)   ## everything that needs no data outside the repository
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not real'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not real'
 
 coverage: $(STAMP)  ## the same with the lines that no test runs, which takes longer
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not real' --cov --cov-report=term
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not real' --cov --cov-report=term
 
 real: $(STAMP)   ## the tests on real data and pretrained networks (RECOUP_DATA)
 	$(BIN)/python -m pytest -m real

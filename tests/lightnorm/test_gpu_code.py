@@ -59,7 +59,7 @@ class TestCompiler:
         assert re.search(r"add(\.rn)?\.f64", code)
         assert bool(re.search(r"mul(\.rn)?\.f64", code)) == product
 
-    @anywhere
+    @pytest.mark.parametrize(("capability", "wide"), [(80, True), (90, False)])  # they compile for seconds: in turns
     def test_sums(self, capability, wide):
         self.check(compiled("moments_kernel", capability, wide, **REDUCTION), False)
         self.check(compiled("products_kernel", capability, wide, **REDUCTION), True)

@@ -77,7 +77,7 @@ def check_any(units, rnd, generator):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_any_case_equals_the_reference(seed):
-    check_any(10, random.Random(seed), torch.Generator().manual_seed(seed))
+    check_any(6, random.Random(seed), torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -87,7 +87,7 @@ def test_other_processors_give_the_same_bits(target, monkeypatch):
     recipe.cache_clear()
     emitted.plan.cache_clear()
     try:
-        check_any(6, random.Random(7), torch.Generator().manual_seed(7))
+        check_any(4, random.Random(7), torch.Generator().manual_seed(7))
     finally:
         recipe.cache_clear()
         emitted.plan.cache_clear()
