@@ -17,7 +17,8 @@ from recoup.pipeline.runtime import Plan, initialize, run
 STAGES = [["0"], ["1.0"], ["1.1"], ["2"], ["3"]]
 COUNT = 40
 PATIENCE = 12  # seconds that a neighbour may be silent, where one will be: as long as a loaded machine may take
-VICTIMS = [(0, 23), (3, 27), (1, 33)]  # rank and update, of every attempt
+VICTIMS = {"kill": [(0, 23), (3, 27)], "kill again": [(1, 33)]}  # rank and update, one after the other
+BROKEN = (2, 30)  # where those that were killed fail in the end
 
 
 def samples():
@@ -47,13 +48,16 @@ def plan(model, mitigation, momentum=0.9, **changes):
 def work(folder: str, mitigations: str, fault: str) -> None:
     """One rank: train with every mitigation and leave its results in the folder; or have the fault on the way."""
     torch.set_num_threads(1)
-    initialize()
-    rank, attempt = dist.get_rank(), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    initialize(timeout=60)
+    rank = dist.get_rank()
 
     def faulty(k):
-        if fault == "kill" and attempt < 3 and VICTIMS[attempt] == (rank, k):
+        left = [victim for victim in VICTIMS.get(fault, ()) if not (Path(folder) / f"killed-{victim[0]}").exists()]
+        if (rank, k) in left[:1]:
             (Path(folder) / f"killed-{rank}").touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "kill" and not left and (rank, k) == BROKEN:
+            os._exit(3)
         if fault == "stop" and rank == 1 and k == 9:
             os.kill(os.getpid(), signal.SIGSTOP)
         return rate(k)
@@ -62,7 +66,7 @@ def work(folder: str, mitigations: str, fault: str) -> None:
     for mitigation in mitigations.split(","):
         net = network()
         try:
-            checkpoints = f"{folder}/checkpoints" if fault == "kill" else None
+            checkpoints = f"{folder}/checkpoints" if fault in VICTIMS else None
             timeout = PATIENCE if fault in ("stop", "nan") else 60
             metrics = run(plan(net, mitigation, lr=faulty), data, folder=checkpoints, every=6, timeout=timeout)
         except RecoupError as error:

@@ -1,6 +1,7 @@
-"""A rank's state at any tick is enough to go on from, whatever its modules keep; and what a rank refuses."""
+"""The ranks' states at any sample are enough to go on from, on any ranks, whatever the modules keep; and what a rank
+refuses."""
 
-import copy
+import functools
 import io
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from recoup.errors import RecoupError
-from recoup.pipeline import Simulator, delays
+from recoup.pipeline import AdamW, Simulator, delays
 from recoup.pipeline.norms import OnlineNorm2d
 from recoup.pipeline.plan import Plan
 from recoup.pipeline.runtime import run_local, ticks
@@ -40,12 +41,34 @@ def plan(model, **changes):
     )
 
 
-def workers(model):
-    links = LocalTransport.chain(RANKS)
-    made = [plan(model).worker(rank, RANKS, links[rank], samples(), torch.device("cpu")) for rank in range(RANKS)]
-    for worker in made:
-        worker.keeps = True
-    return made
+def workers(model, ranks=RANKS, **changes):
+    links, made = LocalTransport.chain(ranks), plan(model, **changes)
+    return [made.worker(rank, ranks, links[rank], samples(), torch.device("cpu")) for rank in range(ranks)]
+
+
+def trained(running):
+    """To the end."""
+    for t in range(ticks(COUNT - running[0].begun, len(running))):
+        for worker in running:
+            worker.tick(t, COUNT)
+    for worker in running:
+        worker.finish()
+
+
+def states(ranks=RANKS, **changes):
+    """Sample -> the states of all ranks, as their bytes; and what the run ends with."""
+    model, found = network(), {}
+    running = workers(model, ranks, **changes)
+
+    def keep(rank, k):
+        if k % running[rank].core.update_size == 0:
+            torch.save(running[rank].state(), found.setdefault(k, {}).setdefault(rank, io.BytesIO()))
+
+    for rank, worker in enumerate(running):
+        worker.updated = functools.partial(keep, rank)
+    torch.manual_seed(9)
+    trained(running)
+    return found, running[-1].losses, everything(model)
 
 
 def everything(model):
@@ -65,36 +88,78 @@ def test_statistics_are_those_of_the_simulator(ranks):
     assert same(everything(model), everything(other))
 
 
-def test_a_state_at_every_tick():
-    model = network()
+@pytest.mark.parametrize(
+    ("changes", "ranks"),
+    [
+        ({}, 3),
+        ({"mitigation": "lwpv+stash"}, 1),
+        ({"update_size": 2, "optimizer": AdamW(), "mitigation": "coasting"}, 4),
+    ],
+)
+def test_a_run_goes_on_from_any_sample_over_any_ranks(changes, ranks):
+    """With dropout, statistics of both passes, frozen parameters; weights and losses to the bit."""
+    found, losses, expected = states(ranks, **changes)
+    whole = network()
     torch.manual_seed(9)
-    whole = run_local(plan(model), samples(), RANKS).losses
-    expected = everything(model)
-    running, end = workers(network()), ticks(COUNT, RANKS)
-    torch.manual_seed(9)
-    for t in range(end):
-        here = torch.get_rng_state()
-        for worker in running:
-            worker.hold(t, COUNT)
-        file = io.BytesIO()
-        torch.save([worker.state() for worker in running], file)
-        fresh = network(seed=3)
-        resumed = workers(fresh)
-        file.seek(0)
-        kept = torch.load(file, weights_only=True)
-        torch.manual_seed(1)
-        for worker, state in zip(resumed, kept, strict=True):
-            worker.load(state)
-        for tick in range(t, end):
+    assert losses == run_local(plan(whole, **changes), samples(), 2).losses
+    assert same(everything(whole), expected)
+    for k in (1, 2, 6, 7, COUNT - 1, COUNT):
+        if k not in found:
+            continue
+        assert sorted(found[k]) == list(range(ranks))
+        for others in (1, 2, 3, 4):
+            fresh = network(seed=3)
+            resumed = workers(fresh, others, **changes)
+            torch.manual_seed(1)
             for worker in resumed:
-                worker.tick(tick, COUNT)
-        for worker in resumed:
-            worker.finish()
-        assert resumed[-1].losses == whole
-        assert same(everything(fresh), expected)
-        torch.set_rng_state(here)
-        for worker in running:
-            worker.tick(t, COUNT)
+                for file in found[k].values():
+                    file.seek(0)
+                worker.load([torch.load(found[k][rank], weights_only=True) for rank in range(ranks)])
+                assert worker.begun == k
+            trained(resumed)
+            assert resumed[-1].losses == losses
+            assert same(everything(fresh), expected)
+
+
+class Both(nn.Module):
+    """A buffer that both passes move."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        self.seen += 1
+        x = x * 1
+        x.register_hook(self.move)
+        return x
+
+    def move(self, gradient):
+        self.seen += 1
+        return gradient
+
+
+def test_a_buffer_that_both_passes_move_is_refused():
+    model = network()
+    model.get_submodule("1").append(Both())
+    running = workers(model, mitigation="stash")
+    for worker in running:
+        worker.updated = lambda _: None
+    with pytest.raises(RecoupError, match=r"1\.4\.seen is moved in the forward and in the backward pass"):
+        trained(running)
+
+
+def test_states_that_lack_something_are_refused():
+    found, _, _ = states()
+    kept = [torch.load(io.BytesIO(found[6][rank].getvalue()), weights_only=True) for rank in range(RANKS)]
+    worker = workers(network(), 1)[0]
+    before = everything(worker.part)
+    with pytest.raises(RecoupError, match="the checkpoint has no stage 3"):
+        worker.load(kept[:2])
+    del kept[0]["buffers"]["0.1.mean"]
+    with pytest.raises(RecoupError, match=r"buffers.*differs in \['0\.1\.mean'\]"):
+        worker.load(kept)
+    assert same(everything(worker.part), before)
 
 
 def test_what_the_neighbours_still_send():
@@ -157,19 +222,19 @@ def test_losses_that_are_none():
 
 
 def test_a_state_is_not_changed_by_what_follows():
-    running = workers(network())
-    for t in range(9):
-        for worker in running:
-            worker.tick(t, COUNT)
-    for worker in running:
-        worker.hold(9, COUNT)
-    before = [worker.state() for worker in running]
-    copied = copy.deepcopy(before)
-    for worker in running:
-        worker.tick(9, COUNT)
-    for one, other in zip(before, copied, strict=True):
-        for name, packet in one["held"].items():
-            assert all(map(torch.equal, packet, other["held"][name]))
-        for a, b in zip(one["under way"], other["under way"], strict=True):
-            assert all(map(torch.equal, a[1], b[1]))
-        assert torch.equal(one["core"]["optimizer"]["weights"], other["core"]["optimizer"]["weights"])
+    running, kept = workers(network()), {}
+
+    def keep(rank, k):
+        if k == 5:
+            state = running[rank].state()
+            file = io.BytesIO()
+            torch.save(state, file)
+            kept[rank] = state, file.getvalue()
+
+    for rank, worker in enumerate(running):
+        worker.updated = functools.partial(keep, rank)
+    trained(running)
+    for state, content in kept.values():
+        file = io.BytesIO()
+        torch.save(state, file)
+        assert file.getvalue() == content

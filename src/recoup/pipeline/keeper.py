@@ -1,11 +1,14 @@
 """Checkpoints of a run over processes: a file a rank, and a manifest that is written when all are there.
 
-The manifest has the tick, what run it is of, and the digest of every rank's file. Every rank holds a lock in the folder
-while it runs, so that two runs never share one.
+Every rank keeps its state when it has updated for the same sample, each at its own time, and rank 0 is the last of
+them. The manifest has the number of samples, what run it is of, and the digest of every rank's file; the run may go on
+over other ranks. Every rank holds a lock in the folder while it runs, so that two runs never share one.
 """
 
 import hashlib
 import json
+import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,21 +27,21 @@ MANIFEST = "pipeline.json"
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What a manifest says: the tick of a checkpoint, and the digests of its files by name."""
+    """What a manifest says: how many samples were updated for, and the digests of its files by name."""
 
-    tick: int
+    samples: int
     files: dict[str, str]
 
 
 class Keeper:
-    """The checkpoints of all ranks at one tick.
+    """The checkpoints of all ranks at one sample.
 
     Args:
         folder: shared by all ranks.
         worker: this rank's.
         identity: of the run, as JSON; a checkpoint of another is refused.
         barrier: waits until all ranks have called it.
-        wait: seconds to wait for another run to leave the folder.
+        wait: seconds to wait for another run to leave the folder, and for another rank's file to be seen.
 
     Raises:
         RecoupError: another run is in the folder.
@@ -52,72 +55,109 @@ class Keeper:
         barrier: Callable[[str], None],
         wait: float = WAIT,
     ) -> None:
-        self.folder, self.worker, self.barrier = folder, worker, barrier
+        self.folder, self.worker, self.barrier, self.wait = folder, worker, barrier, wait
         make(folder)
         self.lock = Lock(folder / f"rank{worker.rank}.lock", "pipeline.run", wait)
         self.manifest = StateFile(folder / MANIFEST, identity, _encoded, _decoded, _damaged, _foreign)
 
+    def watch(self, every: int, samples: int) -> None:
+        """From now on, keep everything after so many samples, at whole updates, but for the last."""
+        size = self.worker.core.update_size
+        every = -(-every // size) * size
+
+        def updated(k: int) -> None:
+            if k % every == 0 and k < samples:
+                self.save(k)
+
+        self.worker.updated = updated
+
     def resume(self) -> int:
-        """Load the last checkpoint, if there is one; the tick to go on with.
+        """Load the last checkpoint, if there is one; how many samples it has behind it.
 
         Raises:
             RecoupError: another run's checkpoint, with the first difference; a file that is missing or damaged.
         """
         kept = self.manifest.read() or Kept(0, {})
-        if kept.tick:
-            file = self._file(kept.tick)
-            readable(
-                lambda: self._load(file, kept.files[file.name]),
-                lambda error: (
-                    f"pipeline.run: {file} cannot be read ({kind_and_text(error)}); restore it, or delete {MANIFEST} "
-                    "there to start anew"
-                ),
-            )
+        if kept.samples:
+            read = (self._read(self.folder / name, digest) for name, digest in kept.files.items())
+            self.worker.load([self.worker.needed(state) for state in read])
         self.barrier("load the checkpoint")
-        return kept.tick
+        return kept.samples
 
-    def _load(self, file: Path, digest: str) -> None:
+    def _read(self, file: Path, digest: str) -> Mapping[str, Any]:
+        return readable(
+            lambda: self._state(file, digest),
+            lambda error: (
+                f"pipeline.run: {file} cannot be read ({kind_and_text(error)}); restore it, or delete {MANIFEST} "
+                "there to start anew"
+            ),
+        )
+
+    def _state(self, file: Path, digest: str) -> Mapping[str, Any]:
         found = of_file(file)
         if found != digest:
             raise RecoupError(
                 f"pipeline.run: {file} is not the file that was written: its SHA-256 is {found[:12]}..., the "
                 f"manifest's {digest[:12]}...; restore it, or delete {MANIFEST} there to start anew"
             )
-        self.worker.load(torch_state(file))
+        return torch_state(file)
 
-    def save(self, tick: int) -> None:
-        """Keep everything at the beginning of a tick; the previous checkpoint stays until this one is whole."""
-        content = torch_bytes(self.worker.state())
-        write_atomically(self._file(tick), content)
-        write_atomically(self._digest(tick), hashlib.sha256(content).hexdigest())
-        self.barrier("write a checkpoint")
-        if self.worker.rank == 0:
-            names = [f"rank{rank}-{tick}.pt" for rank in range(self.worker.ranks)]
-            self.manifest.write(Kept(tick, {name: (self.folder / f"{name}.sha256").read_text() for name in names}))
-        self.barrier("write the manifest of a checkpoint")
-        for old in self.folder.glob(f"rank{self.worker.rank}-*"):
-            if old not in (self._file(tick), self._digest(tick)):
-                old.unlink()
+    def save(self, samples: int) -> None:
+        """Keep everything after the update of a sample; the previous checkpoint stays until this one is whole."""
+        content, file = torch_bytes(self.worker.state()), self._file(self.worker.rank, samples)
+        write_atomically(file, content)
+        write_atomically(_digest(file), hashlib.sha256(content).hexdigest())
+        if self.worker.rank:
+            return
+        files = [self._file(rank, samples) for rank in range(self.worker.ranks)]
+        self.manifest.write(Kept(samples, {file.name: self._written(file) for file in files}))
+        kept = {*files, *map(_digest, files)}
+        for old in self.folder.glob("rank*-*"):  # a faster rank may be at a later sample already
+            if old not in kept and _samples(old) <= samples:
+                old.unlink(missing_ok=True)
+
+    def _written(self, file: Path) -> str:
+        """The digest of another rank's file. It has been written; a file system over a network shows it late.
+
+        Raises:
+            RecoupError: it is not seen in time.
+        """
+        end = time.monotonic() + self.wait
+        while not _digest(file).exists():
+            if time.monotonic() > end:
+                raise RecoupError(
+                    f"pipeline.run: {_digest(file)} was written and is not seen here after {self.wait:g} s; the folder "
+                    "must be shared by all ranks"
+                )
+            time.sleep(0.01)
+        return _digest(file).read_text("utf-8")
 
     def close(self) -> None:
         """Let others have the folder."""
         self.lock.release()
 
-    def _file(self, tick: int) -> Path:
-        return self.folder / f"rank{self.worker.rank}-{tick}.pt"
+    def _file(self, rank: int, samples: int) -> Path:
+        return self.folder / f"rank{rank}-{samples}.pt"
 
-    def _digest(self, tick: int) -> Path:
-        return self.folder / f"rank{self.worker.rank}-{tick}.pt.sha256"
+
+def _digest(file: Path) -> Path:
+    return file.with_name(f"{file.name}.sha256")
+
+
+def _samples(file: Path) -> int:
+    """Of a file's name, rank3-1000.pt or the like; the largest there is where it is none of ours."""
+    number = file.name.partition("-")[2].partition(".")[0]
+    return int(number) if number.isdecimal() else sys.maxsize
 
 
 def _encoded(kept: Kept, identity: Mapping[str, Any]) -> str:
-    return json.dumps({"tick": kept.tick, "files": kept.files, "run": identity})
+    return json.dumps({"samples": kept.samples, "files": kept.files, "run": identity})
 
 
 def _decoded(path: Path) -> tuple[Kept, dict[str, Any]]:
     content = json.loads(path.read_text("utf-8"))
     files = {str(name): str(digest) for name, digest in dict(content["files"]).items()}
-    return Kept(int(content["tick"]), files), dict(content["run"])
+    return Kept(int(content["samples"]), files), dict(content["run"])
 
 
 def _damaged(path: Path, error: Exception) -> str:

@@ -146,10 +146,11 @@ class Plan:
         cutting = self.cutting()
         return cutting.part(self.pieces(ranks, cutting), rank)
 
-    def identity(self, ranks: int, samples: Samples) -> dict[str, Any]:
+    def identity(self, samples: Samples) -> dict[str, Any]:
         """What a checkpoint must agree with, as JSON: rates of a schedule at nine updates, the loss by its name.
 
-        The model by its modules' classes and settings and by its weights at the start, the samples by some of them.
+        Not the ranks and the cut: a run goes on over others. The model by its modules' classes and settings and by its
+        weights at the start, the samples by some of them.
         """
         how, count = (
             Mitigation.of(self.mitigation, "Plan"),
@@ -168,7 +169,6 @@ class Plan:
             "learning rates": rates,
             "loss": loss,
             "parameters": {name: [str(p.dtype), p.requires_grad, *p.shape] for name, p in parameters},
-            "cut": [len(piece) for piece in self.pieces(ranks)],
             "update_size": self.update_size,
             "optimizer": repr(self.optimizer),
             "clip": self.clip,

@@ -145,9 +145,9 @@ def run(
     Args:
         plan: the same everywhere.
         samples: the same everywhere; the first rank reads x, the last one y.
-        folder: where checkpoints are kept, shared by all ranks; a run of the same plan that was interrupted goes on
-            from there and ends with the weights of one that was not. None: no checkpoints.
-        every: ticks between checkpoints.
+        folder: where checkpoints are kept, shared by all ranks; a run of the same plan that was interrupted, on any
+            number of ranks, goes on from there and ends with the weights of one that was not. None: no checkpoints.
+        every: samples between checkpoints; at whole updates.
         timeout: seconds after which a silent neighbour is an error.
         device: of this rank's part.
 
@@ -168,16 +168,15 @@ def run(
     device = torch.device(device)
     transport = DistributedTransport(timedelta(seconds=timeout), device)
     worker = plan.worker(rank, ranks, transport, samples, device)
-    keeper = None if folder is None else _keeper(Path(folder), plan, worker, ranks, samples, transport)
+    keeper = None if folder is None else Keeper(Path(folder), worker, plan.identity(samples), transport.barrier)
     try:
-        begun = 0 if keeper is None else keeper.resume()
+        if keeper is not None:
+            keeper.resume()
+            keeper.watch(every, N)
         transport.barrier("begin")  # a rank that starts late is not a rank that is stuck
         before, clock = worker.core.steps, _Clock([worker])
         transport.expect(*worker.expected(N))
-        for t in range(begun, ticks(N, ranks)):
-            if keeper is not None and t > begun and t % every == 0:
-                worker.hold(t, N)
-                keeper.save(t)
+        for t in range(ticks(N - worker.begun, ranks)):
             worker.tick(t, N)
             clock.ticked()
         transport.settle()
@@ -197,13 +196,6 @@ def _refuse_uninitialized() -> None:
             "pipeline.run: torch.distributed is not initialized: start with torchrun and call "
             "pipeline.runtime.initialize()"
         )
-
-
-def _keeper(
-    folder: Path, plan: Plan, worker: Worker, ranks: int, samples: Samples, transport: DistributedTransport
-) -> Keeper:
-    worker.keeps = True
-    return Keeper(folder, worker, plan.identity(ranks, samples), transport.barrier)
 
 
 @torch.no_grad()

@@ -1,13 +1,13 @@
 """One rank of a pipeline: the stages it holds, the samples under way in it, and what it does in a tick.
 
-Legend: R ranks, this one r; S stages in all; N samples. In tick t rank r forwards sample k = t - r, then sends sample
-j = t - 2 (R - 1) + r back and updates. So the rank itself is 2 (R - 1 - r) updates late; what a stage's delay exceeds
-that by, the ring of weights adds.
+Legend: R ranks, this one r; S stages in all; N samples, of which this run begins with sample b. In tick t rank r
+forwards sample k = b + t - r, then sends sample j = b + t - 2 (R - 1) + r back and updates. So the rank itself is
+2 (R - 1 - r) updates late; what a stage's delay exceeds that by, the ring of weights adds.
 """
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,9 @@ from torch.fx import GraphModule
 
 from recoup.errors import RecoupError
 from recoup.pipeline.finite import scalar
+from recoup.pipeline.portable import Moved, needed, put_together, taken_apart
 from recoup.pipeline.simulator import Simulator
-from recoup.pipeline.state import random_state, set_random_state
+from recoup.pipeline.state import random_state
 from recoup.pipeline.transport import Packet, Transport
 
 
@@ -26,12 +27,12 @@ from recoup.pipeline.transport import Packet, Transport
 class UnderWay:
     """A sample between its forward and its backward: what entered the rank, as leaves, and what left it.
 
-    ``before`` is what its forward pass found beside the weights, where that may be needed to run it again.
+    ``found`` is what its forward pass found beside the weights, where states are kept.
     """
 
     entered: Packet
     left: Any
-    before: dict[str, dict[str, Tensor]] | None = None
+    found: dict[str, dict[str, Tensor]] | None = None
 
 
 class Worker:
@@ -46,7 +47,9 @@ class Worker:
         targets: sample number -> y, on the last.
 
     Attributes:
-        keeps: whether `state` will be called: buffers and random states of samples under way are then kept.
+        begun: the first sample of this run.
+        updated: called with k after the update of sample k - 1, before its gradient leaves: when rank 0 calls it, all
+            others have. Where it is set, `state` may be called in it.
         waited: seconds spent in the transport.
     """
 
@@ -64,8 +67,9 @@ class Worker:
         self.inputs, self.targets = inputs, targets
         self.under_way: dict[int, UnderWay] = {}
         self.losses: list[float] = []
-        self._held: dict[str, Packet] = {}
-        self.keeps, self.waited = False, 0.0
+        self.begun, self.waited = 0, 0.0
+        self.updated: Callable[[int], None] | None = None
+        self._moved = Moved()
         core.run = lambda packet: part(*packet)
         lateness(rank, ranks, core.delays, core.update_size)
 
@@ -75,24 +79,25 @@ class Worker:
         return self.rank == self.ranks - 1
 
     def tick(self, t: int, samples: int) -> None:
-        """The forward of one sample and the backward of another, as far as there are any."""
-        k, j = t - self.rank, t - 2 * (self.ranks - 1) + self.rank
-        if 0 <= k < samples:
-            self.forward(k, (self.inputs(k),) if self.rank == 0 else self._activation())
-        if 0 <= j < samples:
+        """The forward of one sample and the backward of another, as far as there are any; t counts in this run."""
+        k, j = (self.begun + t - late for late in (self.rank, 2 * (self.ranks - 1) - self.rank))
+        if self.begun <= k < samples:
+            self.forward(k, (self.inputs(k),) if self.rank == 0 else self._waiting("receive_activation"))
+        if self.begun <= j < samples:
             self.backward(j)
 
     def forward(self, k: int, entered: Packet) -> None:
         """Send sample k on, through the weights that its stages' delays prescribe."""
-        before = self._surroundings() if self.keeps else None
-        sample = self.run(k, entered)
-        sample.before = before
+        found = self._surroundings() if self.updated else None
+        sample = self._run(k, entered)
+        if found is not None:
+            sample.found = found
+            self._moved.note(self.part, found["buffers"], forward=True)
         self.under_way[k] = sample
         if not self.last:
             self._waiting("send_activation", sample.left)
 
-    def run(self, k: int, entered: Packet) -> UnderWay:
-        """The forward pass of sample k; also how samples under way are rebuilt after a restart."""
+    def _run(self, k: int, entered: Packet) -> UnderWay:
         entered = tuple(x.detach() for x in entered)
         self.core.check(entered)
         for x in entered if self.rank else ():
@@ -121,12 +126,18 @@ class Worker:
             roots, flow = [self._loss(j, sample)], None
         else:
             floating = [x for x in sample.left if x.is_floating_point()]
-            pairs = [(x, g) for x, g in zip(floating, self._gradient(), strict=True) if x.requires_grad]
+            pairs = [
+                (x, g) for x, g in zip(floating, self._waiting("receive_gradient"), strict=True) if x.requires_grad
+            ]
             roots, flow = [x for x, _ in pairs], [g for _, g in pairs]
         self.core.begin()
         self.core.show_newest(j // self.core.update_size)
+        found = self._surroundings()["buffers"] if self.updated else None
         torch.autograd.backward(roots, flow)
         self.core.update(f"step {j} (rank {self.rank})")  # before the gradient leaves: it looks whether it is finite
+        if self.updated and found is not None:
+            self._moved.note(self.part, found, forward=False)
+            self.updated(j + 1)
         if self.rank:
             entered = [x for x in sample.entered if x.is_floating_point()]
             self._waiting("send_gradient", tuple(torch.zeros_like(x) if x.grad is None else x.grad for x in entered))
@@ -151,12 +162,6 @@ class Worker:
         """Leave the newest weights in the part, and no gradient; whatever happened."""
         self.core.finish()
 
-    def _activation(self) -> Packet:
-        return self._held.pop("activation") if "activation" in self._held else self._waiting("receive_activation")
-
-    def _gradient(self) -> Packet:
-        return self._held.pop("gradient") if "gradient" in self._held else self._waiting("receive_gradient")
-
     def _waiting(self, call: str, *arguments: Packet) -> Any:
         """A call of the transport; its time is not work."""
         begun = time.perf_counter()
@@ -165,57 +170,37 @@ class Worker:
         finally:
             self.waited += time.perf_counter() - begun
 
-    def hold(self, t: int, samples: int) -> None:
-        """Take in what was sent in the tick before t, to be used in t."""
-        if self.rank and 0 <= t - self.rank < samples:
-            self._held["activation"] = self._activation()
-        if not self.last and 0 <= t - 2 * (self.ranks - 1) + self.rank < samples:
-            self._held["gradient"] = self._gradient()
-
     def expected(self, samples: int) -> tuple[int, int]:
         """How many activations and gradients the neighbours are still to send."""
         forwards = self.core.steps + len(self.under_way)
-        activations = samples - forwards if self.rank else 0
-        gradients = 0 if self.last else samples - self.core.steps
-        return activations - ("activation" in self._held), gradients - ("gradient" in self._held)
+        return samples - forwards if self.rank else 0, 0 if self.last else samples - self.core.steps
 
     def state(self) -> dict[str, Any]:
-        """At the boundary of two ticks, after `hold`: everything of this rank, packets in flight included."""
-        under_way = [
-            (k, [x.detach().clone() for x in sample.entered], sample.before) for k, sample in self.under_way.items()
-        ]
-        losses = torch.tensor(self.losses, dtype=torch.float64)
-        held = {name: list(packet) for name, packet in self._held.items()}
-        return {"core": self.core.state_dict(), "under way": under_way, "held": held, "losses": losses}
+        """Between two samples, in `updated`: everything of this rank, stage by stage, for these or other ranks."""
+        found = next(iter(self.under_way.values())).found if self.under_way else None
+        kept = taken_apart(self.core)
+        kept["buffers"] = self._moved.between(kept["buffers"], None if found is None else found["buffers"])
+        kept["random"] = kept["random"] if found is None else found["random"]
+        return {**kept, "losses": torch.tensor(self.losses, dtype=torch.float64) if self.last else None}
 
-    def load(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`.
+    def needed(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Of another rank's state, what this one takes up."""
+        return needed(self.core, state)
 
-        Samples under way are forwarded again, through the very weights they had seen, and with the buffers and random
-        states that they had found.
+    def load(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """The inverse of `state`, of all ranks; the run begins with the sample that comes next.
+
+        Raises:
+            RecoupError: states that lack something of this rank's; nothing is changed.
         """
-        device = next(self.part.parameters()).device
-        self.core.load_state_dict(state["core"])
-        self.losses = state["losses"].tolist()
-        self._held = {name: tuple(x.to(device) for x in packet) for name, packet in state["held"].items()}
-        now = self._surroundings()
-        for k, entered, before in state["under way"]:
-            self._surround(before)
-            self.under_way[k] = self.run(k, tuple(x.to(device) for x in entered))
-            self.under_way[k].before = before
-        self._surround(now)
+        put_together(self.core, states)
+        self.begun = self.core.steps
+        if self.last:
+            self.losses = next(state["losses"] for state in states if state["losses"] is not None).tolist()
 
     def _surroundings(self) -> dict[str, dict[str, Tensor]]:
         buffers = {name: buffer.clone() for name, buffer in self.part.named_buffers()}
         return {"buffers": buffers, "random": random_state(next(self.part.parameters()).device)}
-
-    @torch.no_grad()
-    def _surround(self, with_: dict[str, dict[str, Tensor]]) -> None:
-        for name, buffer in self.part.named_buffers():
-            kept = with_["buffers"][name].to(buffer.device)
-            if not torch.equal(buffer, kept):  # a graph may hold it, and notices a write
-                buffer.copy_(kept)
-        set_random_state(with_["random"], next(self.part.parameters()).device)
 
 
 def lateness(rank: int, ranks: int, delays: Sequence[int], update_size: int = 1) -> int:
