@@ -235,6 +235,16 @@ def test_two_processes_train_as_one(tmp_path):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_a_run_may_go_on_over_other_ranks(tmp_path, monkeypatch):
+    monkeypatch.setattr("recoup.training.run.launch", lambda folder, _: (folder / "training.json").write_text("{}"))
+    values = {"model": "digits_net", "norm": "group", "data": "digits", "pipeline": "sc", "epochs": 1, "limit": 12}
+    for ranks in (3, 2, 4):
+        run_training(TrainingRecipe.build({**values, "ranks": ranks}), tmp_path, progress=False)
+        assert json.loads((tmp_path / "training-recipe.json").read_text())["ranks"] == ranks
+    with pytest.raises(RecoupError, match=r"holds another run \(ranks was 4 and is 1\)"):
+        run_training(TrainingRecipe.build(values), tmp_path, progress=False)
+
+
 def test_ranks_need_a_pipeline(tmp_path):
     recipe = TrainingRecipe.build({"model": "digits_net", "data": "digits", "ranks": 2})
     with pytest.raises(RecoupError, match="ranks: only a pipeline has it"):

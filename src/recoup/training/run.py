@@ -324,13 +324,14 @@ def _reserve(recipe: TrainingRecipe, folder: Path, overwrite: bool) -> None:
 
     def same(text: str) -> bool:
         theirs = defaults | readable(lambda: dict(json.loads(text)), damaged)
+        elsewhere = theirs["ranks"] != recipe.ranks and min(theirs["ranks"], recipe.ranks) > 1  # may go on over others
         for name, value in ours.items():
-            if theirs[name] != value:
+            if theirs[name] != value and not (elsewhere and name == "ranks"):
                 raise RecoupError(
                     f"{folder} holds another run ({name} was {theirs[name]!r} and is {value!r}): choose another "
                     "folder with --out, or use --overwrite"
                 )
-        return True
+        return not elsewhere
 
     reserve(folder, RECIPE, json.dumps(ours, indent=1) + "\n", same, results=RESULTS, overwrite=overwrite)
     if overwrite:
