@@ -9,6 +9,7 @@ from recoup.pipeline.scaling import scale_hyperparameters, scheduled
 from recoup.pipeline.schedule import activations, constant_delays, delays, gantt, utilisation, weight_versions
 from recoup.pipeline.simulator import Simulator
 from recoup.pipeline.stages import automatic
+from recoup.pipeline.timing import stage_times
 from recoup.pipeline.traced import Chain, chain
 from recoup.pipeline.wallclock import Times, balance
 
@@ -36,6 +37,7 @@ __all__ = [
     "norms",
     "scale_hyperparameters",
     "scheduled",
+    "stage_times",
     "utilisation",
     "weight_versions",
 ]

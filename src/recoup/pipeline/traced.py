@@ -67,6 +67,10 @@ class Chain:
             found[node] = at
         return found
 
+    def placed(self) -> dict[fx.Node, int]:
+        """The operations in order, and the stage of each."""
+        return {node: self._stage[node] for node in self._nodes}
+
     def part(self, first: int, end: int) -> fx.GraphModule:
         """Stages ``first`` to ``end`` as a module: from the packet before to the tuple behind, or the model's output.
 
