@@ -2,14 +2,16 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recoup.cli.common import Json, Wing, distinct, load_wings, pair
+from recoup.cli.common import Json, Wing, load_wings
+from recoup.cli.silicon_options import chosen_of, values_of
+from recoup.cli.silicon_study import ACTIONS as OF_STUDY
+from recoup.cli.silicon_study import of_study
 from recoup.cli.silicon_tables import table
 from recoup.errors import RecoupError
 
@@ -44,7 +46,7 @@ Shape = Annotated[str, typer.Option(help="Of topology: the shape of one input.")
 Gemm = Annotated[bool, typer.Option("--gemm", help="Of topology: matrix products, no convolutions.")]
 Study = Annotated[
     Path | None,
-    typer.Option(help="Of area: a study's folder; its configs are measured and its report gets a chapter."),
+    typer.Option(help="Of area, energy: a study's folder; its configs are measured, and its report has a chapter."),
 ]
 Out = Annotated[Path, typer.Option(help="Of verilog: the folder.")]
 
@@ -79,7 +81,12 @@ def silicon(
         typer.echo(_topology(model, shape, gemm), nl=False)
         return
     if study is not None:
-        _of_study(action, study, configs, array, change or [], liberty, baselines)
+        if action not in OF_STUDY or configs or array or operands:
+            raise RecoupError(
+                "--study FOLDER: is of silicon area and silicon energy alone, without configs, --array and --operands: "
+                "the study has them"
+            )
+        of_study(action, study, values_of(change or []), liberty, baselines=baselines, glitches=glitches)
         return
     if not configs:
         raise RecoupError(f"silicon {action}: name one or more configs")
@@ -104,40 +111,6 @@ def silicon(
         raise typer.Exit(1)
 
 
-def _of_study(
-    action: str,
-    folder: Path,
-    configs: list[str] | None,
-    array: str | None,
-    changes: list[str],
-    liberty: list[Path] | None,
-    baselines: bool,
-) -> None:
-    """Areas of a study's configs into its folder, and its report anew."""
-    from recoup.report import write_html
-    from recoup.silicon import build
-    from recoup.silicon.generate import options_of
-    from recoup.study import Results
-    from recoup.study.measures import beside
-    from recoup.study.measures.silicon import areas, units
-
-    if action != "area" or configs or array:
-        raise RecoupError("--study FOLDER: is of silicon area alone, without configs and --array: the study names them")
-    results, values = Results.load(folder), distinct(map(_change, changes), "--set")
-    legal: dict[str, Mapping[str, Any]] = {}
-    for name, unit in units(results).items():
-        with suppress(RecoupError):  # of no hardware: `areas` lists it with the reason
-            legal[name] = options_of(unit)
-    chosen = dict(zip(legal, _chosen(values, list(legal), list(legal.values())), strict=True))
-
-    def built(config: Any) -> "Measured":
-        return build(config, **chosen.get(repr(config), {}))
-
-    found = areas(results, built, liberty, baselines, lambda title: typer.echo(f"{title} ...", err=True))
-    typer.echo(found.save(folder))
-    typer.echo(write_html(results, folder, *beside(folder)))
-
-
 def _modules(configs: Sequence[str], array: str | None, changes: Sequence[str]) -> "list[Measured]":
     """The hardware of every config, with those of the options that its generator has.
 
@@ -148,38 +121,12 @@ def _modules(configs: Sequence[str], array: str | None, changes: Sequence[str]) 
     from recoup.silicon import build
     from recoup.silicon.generate import options_of
 
-    values = distinct(map(_change, changes), "--set")
+    values = values_of(changes)
     if array is not None:
         values["array"] = _array(array)
     read = [parse_config(text) for text in configs]
-    chosen = _chosen(values, configs, [options_of(config) for config in read])
+    chosen = chosen_of(values, configs, [options_of(config) for config in read])
     return [build(config, **options) for config, options in zip(read, chosen, strict=True)]
-
-
-def _chosen(
-    values: Mapping[str, Any], names: Sequence[str], legal: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    """Of some values those that each generator has as options; what one leaves out is said by the config's name.
-
-    Raises:
-        RecoupError: an option that none of the generators has.
-    """
-    for name, value in values.items():
-        lacking = [text for text, options in zip(names, legal, strict=True) if name not in options]
-        if len(lacking) == len(legal):
-            known = ", ".join(dict.fromkeys(option for options in legal for option in options)) or "none"
-            raise RecoupError(f"silicon: {name}={value!r}: no such option; legal are {known}")
-        for text in lacking:
-            typer.echo(f"{text}: {name} is no option of its generator and is left out", err=True)
-    return [{name: value for name, value in values.items() if name in options} for options in legal]
-
-
-def _change(text: str) -> tuple[str, Any]:
-    """An option's name and value: a format by its constructor, else plain YAML."""
-    from recoup.grammar import parse_format
-
-    name, value = pair(text, "--set")
-    return name, parse_format(value) if isinstance(value, str) and "(" in value else value
 
 
 def _array(text: str) -> tuple[int, int]:

@@ -72,3 +72,9 @@ def capture(layer: Any, inputs: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     patches = F.unfold(x.flatten(0, 1).float(), weight.shape[2:], g.dilation, g.padding, g.stride)  # [N T, C taps, P]
     x_MTS = patches.unflatten(0, (images, T)).permute(0, 3, 1, 2).flatten(0, 1)
     return x_MTS.to(torch.uint8).numpy(), w.flatten(2).permute(1, 2, 0).to(torch.int8).contiguous().numpy()
+
+
+def steps(operands: tuple[np.ndarray, ...]) -> int:
+    """The slots of all outputs of a layer as `capture` gives it: clocks of one processing element."""
+    x, w = operands
+    return x.shape[0] * x.shape[2] * w.shape[2]

@@ -59,3 +59,15 @@ def capture(model: nn.Module, images: Any, layers: Sequence[str] | None = None) 
     if not found:
         raise RecoupError("silicon.capture: no layer of hardware that takes operands ran; emulate_ the model first")
     return found
+
+
+def steps_of(config: Any, operands: tuple[np.ndarray, ...]) -> int:
+    """The clocks in which one module of a config's hardware computes all of a captured layer's outputs.
+
+    Raises:
+        RecoupError: its generator has no ``steps(operands)`` beside its ``capture``.
+    """
+    steps = getattr(generator_of(config), "steps", None)
+    if steps is None:
+        raise RecoupError(f"silicon: the generator of {config!r} does not say how many steps a layer has")
+    return steps(operands)

@@ -125,7 +125,7 @@ def test_the_command_adds_the_chapter(tmp_path, monkeypatch):
     assert SiliconResults.load(tmp_path) == areas(results(), built)
     assert 'id="silicon"' in (tmp_path / "report.html").read_text()
     done = CliRunner().invoke(app, ["silicon", "verify", "--study", str(tmp_path)])
-    assert "--study FOLDER: is of silicon area alone" in done.stderr
+    assert "--study FOLDER: is of silicon area and silicon energy alone" in done.stderr
     (tmp_path / "silicon.json").write_text("{}")
-    with pytest.raises(RecoupError, match="not the areas of a study"):
+    with pytest.raises(RecoupError, match="not the areas and energies of a study"):
         SiliconResults.load(tmp_path)

@@ -1,4 +1,4 @@
-"""Silicon's part of a report: area of every config's hardware, and accuracy against it."""
+"""Silicon's part of a report: area and energy of every config's hardware, and accuracy against both."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,67 +7,117 @@ from typing import Any
 from recoup.plots.palette import MARKERS
 from recoup.report.chapters import Chapter, Table
 from recoup.report.figures import SERIES, canvas, legend, plain, styled, svg
-from recoup.study.measures.silicon import Joined, Placed
+from recoup.study.measures.silicon import Joined
 
 COLUMNS = ("hardware", "module", "NAND2", "an operation", "top-1, %")
+SPENT = ("hardware", "module", "uJ an image", "drain gated", "fJ an operation", "top-1, %")
 TERMS = {
     "NAND2": "A module's cell area in two-input NANDs; wires, power grid and clock tree are not in it.",
     "an operation": "The area over the operations (multiply-accumulates, elements) that a module finishes in a cycle.",
 }
+ENERGY_TERMS = {
+    "uJ an image": "Energy of one module that computes all emulated layers of an image, by toggles on the operands of "
+    "test images, glitches included unless it says so; wires, memories and clock tree are not in it.",
+}
 
 
 def context(study: Joined) -> Mapping[str, Any]:
-    """The rows, a picture a kind of hardware, what was left out, and what measured it."""
-    kinds = dict.fromkeys(row.kind for row in study.rows)
-    files = ", ".join(f"{name} (sha256 {digest[:12]})" for name, digest in study.liberty)
+    """The rows, a picture a kind of hardware, what was left out, and what measured it; of areas and of energies."""
+    energies = study.energies
     return {
         "rows": study.rows,
-        "figures": [area_figure(kind, [row for row in study.rows if row.kind == kind]) for kind in kinds],
+        "figures": [area_figure(kind, rows) for kind, rows in _kinds(study.rows)],
         "left": study.left,
-        "made": f"{study.tool}; {files or 'plain gates'}" if study.rows else "",
+        "made": _made(study.tool, study.liberty),
+        "spent": study.spent,
+        "spent_figures": [energy_figure(kind, rows) for kind, rows in _kinds(study.spent)],
+        "unspent": study.unspent,
+        "energies": energies,
+        "figures_of": figures,
+        "spent_made": _made(energies.tool, energies.liberty) if energies else "",
     }
 
 
+def _kinds(rows: Sequence[Any]) -> list[tuple[str, list[Any]]]:
+    kinds = dict.fromkeys(row.kind for row in rows)
+    return [(kind, [row for row in rows if row.kind == kind]) for kind in kinds]
+
+
+def _made(tool: str, liberty: Sequence[tuple[str, str]]) -> str:
+    files = ", ".join(f"{name} (sha256 {digest[:12]})" for name, digest in liberty)
+    return f"{tool}; {files or 'plain gates'}" if tool else ""
+
+
 @styled
-def area_figure(kind: str, rows: Sequence[Placed]) -> str:
-    """Accuracy over the area of an operation: configs as full marks, counterparts as open ones."""
+def area_figure(kind: str, rows: Sequence[Any]) -> str:
+    """Accuracy over the area of an operation."""
+    points = [(row, row.per_operation) for row in rows]
+    figure, said = _points(points, "area an operation, NAND2", "{:,.0f} NAND2 an operation")
+    return svg(figure, f"area-{kind.lower()}", f"Accuracy by area, {kind}. {said}.")
+
+
+@styled
+def energy_figure(kind: str, rows: Sequence[Any]) -> str:
+    """Accuracy over the energy of an image."""
+    figure, said = _points([(row, row.image) for row in rows], "energy an image, uJ", "{:,.4g} uJ an image")
+    return svg(figure, f"energy-{kind.lower()}", f"Accuracy by energy, {kind}. {said}.")
+
+
+def _points(points: Sequence[tuple[Any, float]], label: str, told: str) -> tuple[Any, str]:
+    """Configs as full marks, counterparts as open ones; the figure, and the configs in words."""
     figure, (axis,) = canvas(1, 3.0, [1])
     said = []
-    for index, config in enumerate(dict.fromkeys(row.title for row in rows)):
+    for index, config in enumerate(dict.fromkeys(row.title for row, _ in points)):
         colour, marker = SERIES[(index + 1) % len(SERIES)], MARKERS[(index + 1) % len(MARKERS)]
-        for row in (row for row in rows if row.title == config and row.top1 is not None):
-            label = None if row.counterpart else plain(config)
+        for row, x in points:
+            if row.title != config or row.top1 is None:
+                continue
+            name = None if row.counterpart else plain(config)
             fill = "none" if row.counterpart else colour
-            axis.plot(row.per_operation, row.top1, color=colour, marker=marker, mfc=fill, ls="none", ms=6, label=label)
+            axis.plot(x, row.top1, color=colour, marker=marker, mfc=fill, ls="none", ms=6, label=name)
             if not row.counterpart:
-                said.append(f"{config}: {row.per_operation:,.0f} NAND2 an operation, {row.top1:.2f} %")
+                said.append(f"{config}: {told.format(x)}, {row.top1:.2f} %")
     axis.set_xlim(left=0)
-    axis.set_xlabel("area an operation, NAND2")
+    axis.set_xlabel(label)
     axis.set_ylabel("top-1 accuracy, %")
     legend(figure, axis)
-    return svg(figure, f"area-{kind.lower()}", f"Accuracy by area, {kind}. {'; '.join(said)}.")
+    return figure, "; ".join(said)
 
 
 def totals(study: Joined) -> list[Table]:
-    """One terminal table; counterparts stand below their config."""
-    rows = [
-        (
-            "" if row.counterpart else row.title,
-            row.module,
-            f"{row.nand2:,.0f}",
-            f"{row.per_operation:,.0f}",
-            "" if row.counterpart or row.top1 is None else f"{row.top1:.2f}",
-        )
-        for row in study.rows
+    """A terminal table of areas and one of energies; counterparts stand below their config."""
+    areas = [(*_labels(row), f"{row.nand2:,.0f}", f"{row.per_operation:,.0f}", _top1(row)) for row in study.rows]
+    areas += [(config, reason, "", "", "") for config, reason in study.left.items()]
+    spent = [
+        (*_labels(row), figures(row.image), figures(row.gated), f"{row.operation:,.0f}", _top1(row))
+        for row in study.spent
     ]
-    rows += [(config, reason, "", "", "") for config, reason in study.left.items()]
-    return [Table("Area beside conventional counterparts", COLUMNS, tuple(rows))] if rows else []
+    spent += [(config, reason, "", "", "", "") for config, reason in study.unspent.items()]
+    bound = ", without glitches: a lower bound" if study.energies and study.energies.lower_bound else ""
+    tables = (
+        Table("Area beside conventional counterparts", COLUMNS, tuple(areas)),
+        Table(f"Energy beside conventional counterparts{bound}", SPENT, tuple(spent)),
+    )
+    return [table for table in tables if table.rows]
+
+
+def figures(value: float) -> str:
+    """Four figures, zeros at the end too."""
+    return f"{value:#,.4g}".rstrip(".")
+
+
+def _labels(row: Any) -> tuple[str, str]:
+    return "" if row.counterpart else row.title, row.module
+
+
+def _top1(row: Any) -> str:
+    return "" if row.counterpart or row.top1 is None else f"{row.top1:.2f}"
 
 
 CHAPTER = Chapter(
     template=Path(__file__).with_name("silicon.html.j2"),
     context=context,
     totals=totals,
-    terms=lambda _: TERMS,
+    terms=lambda study: {**TERMS, **(ENERGY_TERMS if study.spent else {})},
     costs=("Cell area of one module of each hardware, from a netlist that equals the emulation.",),
 )

@@ -1,4 +1,4 @@
-"""Silicon beside a study's accuracy: how large each config's hardware is, and its conventional counterparts."""
+"""Silicon beside a study's accuracy: area and energy of each config's hardware and of its counterparts."""
 
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
@@ -55,20 +55,80 @@ class Placed(AreaRow):
     top1: float | None
 
 
+class EnergyRow(Frozen):
+    """The energy of a config's module, or of a counterpart, on the operands of a study's network.
+
+    Attributes:
+        config, kind, counterpart, module: as in `AreaRow`.
+        image, gated: uJ of all emulated layers an image; the second with clocks that run only when they are needed.
+        operation: fJ an operation.
+        layers: how many layers these are.
+    """
+
+    config: str
+    kind: str
+    counterpart: bool
+    module: str
+    image: Annotated[float, Field(gt=0)]
+    gated: Annotated[float, Field(gt=0)]
+    operation: Annotated[float, Field(gt=0)]
+    layers: Annotated[int, Field(ge=1)]
+
+
+class Energies(Frozen):
+    """Energies of configs by their names; ``left``: what has none, and why; how they were measured.
+
+    Attributes:
+        rows, left: as in `SiliconResults`.
+        images: test images whose operands were captured.
+        lanes: outputs drawn of every layer.
+        lower_bound: whether without glitches.
+        tool, liberty: what measured them.
+    """
+
+    rows: tuple[EnergyRow, ...]
+    left: Mapping[str, str]
+    images: Annotated[int, Field(ge=1)]
+    lanes: Annotated[int, Field(ge=64)]
+    lower_bound: bool
+    tool: str = ""
+    liberty: tuple[tuple[str, str], ...] = ()
+
+
+class PlacedEnergy(EnergyRow):
+    """An energy beside what a study says of its config, as `Placed`."""
+
+    title: str
+    state: str
+    top1: float | None
+
+
 class Joined(Frozen):
-    """The areas that a study's hardware has: ``left``: what has none, by title, and why; what measured them."""
+    """The areas and energies that a study's hardware has.
+
+    Attributes:
+        rows, left, tool, liberty: the areas; what has none, by title, and why; what measured them.
+        spent, unspent: the energies; what has none, by title, and why.
+        energies: how they were measured; None: they were not.
+    """
 
     rows: tuple[Placed, ...]
     left: Mapping[str, str]
     tool: str
     liberty: tuple[tuple[str, str], ...]
+    spent: tuple[PlacedEnergy, ...] = ()
+    unspent: Mapping[str, str] = {}
+    energies: Energies | None = None
 
 
 class SiliconResults(Beside):
-    """silicon.json: areas of configs by their names; ``left``: what has none, and why; what measured them."""
+    """silicon.json: areas of configs by their names; ``left``: what has none, and why; what measured them; energies.
+
+    Areas and energies are measured by commands of their own; neither replaces the other's.
+    """
 
     file: ClassVar[str] = "silicon.json"
-    what: ClassVar[str] = "the areas of a study"
+    what: ClassVar[str] = "the areas and energies of a study"
     again: ClassVar[str] = "; `recoup silicon area --study FOLDER` measures them anew"
     name: ClassVar[str] = "silicon"
     chapter: ClassVar[str] = "recoup.report.chapters.silicon"
@@ -78,35 +138,59 @@ class SiliconResults(Beside):
     left: Mapping[str, str]
     tool: str
     liberty: tuple[tuple[str, str], ...] = ()
+    energies: Energies | None = None
 
     def joined(self, results: Results | None, quoted: Quoted | None = None) -> Joined:
-        """With the accuracy and titles of the study as it is now; without a study areas by the configs' names.
+        """With the accuracy and titles of the study as it is now; without a study by the configs' names.
 
         Args:
             results: the study.
             quoted: the state and top-1 that its report ends on for a hardware, or with True for its baseline.
         """
-        if results is None or quoted is None:
-            alone = [Placed(**row.model_dump(), title=row.config, state=BARE, top1=None) for row in self.rows]
-            return Joined(rows=tuple(alone), left=self.left, tool=self.tool, liberty=self.liberty)
-        rows: list[Placed] = []
+        placed: list[Placed] = []
+        spent: list[PlacedEnergy] = []
         left: dict[str, str] = {}
-        for one in results.present:
-            own = [row for row in self.rows if [row.config] == list(map(repr, one.configs))]
-            for row in own:
-                state, top1 = quoted(one, row.counterpart)
-                rows.append(Placed(**row.model_dump(), title=one.title, state=state, top1=top1))
-            if not own:
-                left[one.title] = self._reason(one)
-        return Joined(rows=tuple(rows), left=left, tool=self.tool, liberty=self.liberty)
+        unspent: dict[str, str] = {}
+        energies = self.energies
+        if results is None or quoted is None:
+            placed = [Placed(**row.model_dump(), title=row.config, state=BARE, top1=None) for row in self.rows]
+            if energies is not None:
+                bare = {"state": BARE, "top1": None}
+                spent = [PlacedEnergy(**row.model_dump(), title=row.config, **bare) for row in energies.rows]
+            left, unspent = dict(self.left), dict(energies.left) if energies else {}
+        else:
+            for one in results.present:
+                found = _beside(one, self.rows, quoted)
+                placed += [Placed(**values) for values in found]
+                if not found:
+                    left[one.title] = _reason(one, self.left, "area")
+                if energies is not None:
+                    found = _beside(one, energies.rows, quoted)
+                    spent += [PlacedEnergy(**values) for values in found]
+                    if not found:
+                        unspent[one.title] = _reason(one, energies.left, "energy")
+        return Joined(
+            rows=tuple(placed), left=left, tool=self.tool, liberty=self.liberty,
+            spent=tuple(spent), unspent=unspent, energies=energies,
+        )  # fmt: skip
 
-    def _reason(self, one: Hardware) -> str:
-        """Why a hardware has no area."""
-        if len(one.configs) != 1:
-            return SEVERAL if one.configs else "none of its layers is emulated"
-        return self.left.get(
-            repr(one.configs[0]), f"{self.file} does not have it; `recoup silicon area --study` measures it"
-        )
+
+def _beside(one: Hardware, rows: tuple[Any, ...], quoted: Quoted) -> list[dict[str, Any]]:
+    """The rows of a hardware that runs on one unit, each with the accuracy that stands beside it."""
+    found = []
+    for row in rows:
+        if [row.config] == list(map(repr, one.configs)):
+            state, top1 = quoted(one, row.counterpart)
+            found.append({**row.model_dump(), "title": one.title, "state": state, "top1": top1})
+    return found
+
+
+def _reason(one: Hardware, left: Mapping[str, str], action: str) -> str:
+    """Why a hardware has no area or energy."""
+    if len(one.configs) != 1:
+        return SEVERAL if one.configs else "none of its layers is emulated"
+    missing = f"{SiliconResults.file} does not have it; `recoup silicon {action} --study` measures it"
+    return left.get(repr(one.configs[0]), missing)
 
 
 RESULTS = SiliconResults

@@ -1,0 +1,103 @@
+"""Energy of a study's configs: on the operands of its own network, every layer as often as it has steps."""
+
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("amaranth")
+
+import recoup as rc
+from recoup.errors import RecoupError
+from recoup.report.summary import quoted_of, summarize
+from recoup.silicon import build
+from recoup.silicon.measured import Measured
+from recoup.study.lab import Lab
+from recoup.study.measures.silicon_energy import NO_OPERANDS, energies
+from recoup.study.repairs import NONE
+from tests.study.examples import results, small_recipe
+
+TWO, LBA = rc.NBSMT(threads=2), rc.LBA(chunk=None)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Made-up accuracies of a network that is there."""
+    recipe = small_recipe(tmp_path_factory.mktemp("study"), configs=["nbsmt-2t", repr(LBA)])
+    return results().model_copy(update={"recipe": recipe, "weights_sha256": None})
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Layers whose energy was measured, by module: every step costs 2 mJ, 1 mJ with a gated drain."""
+    found = {}
+
+    def energy(module, operands, liberty, *, glitches, lanes):
+        found.setdefault(module.title, []).append(operands)
+        return SimpleNamespace(step=2e9, gated=1e9, tool=f"{liberty} {glitches} {lanes}", liberty=(("a.lib", "ab"),))
+
+    monkeypatch.setattr(Measured, "energy", energy)
+    return found
+
+
+def built(config):
+    return build(config, **({"operands": rc.Float.lba(2, 3, bias=3)} if isinstance(config, rc.LBA) else {}))
+
+
+def measure(study, **options):
+    return energies(study, built, quoted_of(summarize(study)), "lib", **options)
+
+
+def test_every_layer_counts_as_often_as_it_has_steps(study, asked):
+    found = measure(study)
+    assert (found.images, found.lanes, found.lower_bound, found.tool) == (8, 64, False, "lib True 64")
+    assert list(asked) == ["2T S+A nearest", "1T", "2T exact"]
+    lab = Lab(study.recipe)
+    model = lab.repaired(TWO, NONE, study.recipe.calibration.seeds[0])
+    batch = next(iter(lab.test.batches(8)))
+    macs = sum(layer.macs for layer in rc.nbsmt.cycles(model, batch).layers if layer.macs and layer.threads > 1) / 8
+    own, single, exact = found.rows
+    assert (own.layers, own.counterpart, single.counterpart) == (len(asked["1T"]), False, True)
+    assert own.image == exact.image == pytest.approx(2 * macs / 2)
+    assert own.gated == pytest.approx(own.image / 2)
+    assert single.image == pytest.approx(2 * macs)
+    assert (own.operation, single.operation) == (pytest.approx(1e9), pytest.approx(2e9))
+
+
+def test_operands_are_those_of_the_state_that_is_quoted(study, asked):
+    energies(study, built, lambda *_: (NONE, 90.0), "lib", baselines=False)
+    bare = [x for x, _ in asked.pop("2T S+A nearest")]
+    assert not asked
+    energies(study, built, lambda *_: ("paired", 90.0), "lib", baselines=False)
+    repaired = [x for x, _ in asked["2T S+A nearest"]]
+    assert (bare[0] == repaired[0]).all()  # nothing emulated stands before it
+    assert any((a != b).any() for a, b in zip(bare, repaired, strict=True))
+
+
+def test_hardware_without_operands_is_listed_with_the_reason(study, asked):
+    found = measure(study, glitches=False)
+    assert found.left == {repr(LBA): NO_OPERANDS}
+    assert found.lower_bound
+
+    def absent(config):
+        raise RecoupError("no gates today")
+
+    assert energies(study, absent, quoted_of(summarize(study)), "lib").left[repr(TWO)] == "no gates today"
+
+
+def test_what_fails_half_way_leaves_no_row(study, asked, monkeypatch):
+    def energy(module, *_, **__):
+        if module.title == "2T exact":
+            raise RecoupError("too large")
+        return SimpleNamespace(step=1.0, gated=1.0, tool="t", liberty=())
+
+    monkeypatch.setattr(Measured, "energy", energy)
+    found = measure(study)
+    assert (found.rows, found.left[repr(TWO)]) == ((), "too large")
+
+
+def test_weights_that_changed_are_refused(study, tmp_path):
+    (tmp_path / "w.pt").write_bytes(b"other")
+    recipe = study.recipe.model_copy(update={"weights": str(tmp_path / "w.pt")})
+    changed = study.model_copy(update={"recipe": recipe, "weights_sha256": "ab" * 32})
+    with pytest.raises(RecoupError, match="no longer the file that the study ran on"):
+        measure(changed)
