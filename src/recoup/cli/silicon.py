@@ -48,6 +48,7 @@ Study = Annotated[
     Path | None,
     typer.Option(help="Of area, energy: a study's folder; its configs are measured, and its report has a chapter."),
 ]
+Parts = Annotated[bool, typer.Option(help="Of area --study: a picture of the parts too, by a second mapping.")]
 Out = Annotated[Path, typer.Option(help="Of verilog: the folder.")]
 
 
@@ -67,6 +68,7 @@ def silicon(
     gemm: Gemm = False,
     out: Out = Path(),
     study: Study = None,
+    parts: Parts = True,
     wing: Wing = None,
     as_json: Json = False,
 ) -> None:
@@ -86,7 +88,8 @@ def silicon(
                 "--study FOLDER: is of silicon area and silicon energy alone, without configs, --array and --operands: "
                 "the study has them"
             )
-        of_study(action, study, values_of(change or []), liberty, baselines=baselines, glitches=glitches)
+        values = values_of(change or [])
+        of_study(action, study, values, liberty, baselines=baselines, glitches=glitches, parts=parts)
         return
     if not configs:
         raise RecoupError(f"silicon {action}: name one or more configs")

@@ -21,6 +21,7 @@ def of_study(
     *,
     baselines: bool,
     glitches: bool,
+    parts: bool,
 ) -> None:
     """Areas or energies of a study's configs into its folder, and its report anew.
 
@@ -34,12 +35,12 @@ def of_study(
     if action == "energy" and not liberty:
         raise RecoupError("silicon energy: --liberty FILE is needed: plain gates have no energy")
     results = Results.load(folder)
-    measured = _areas if action == "area" else _energies
-    typer.echo(measured(folder, results, values, liberty, baselines, glitches).save(folder))
+    measured, detail = (_areas, parts) if action == "area" else (_energies, glitches)
+    typer.echo(measured(folder, results, values, liberty, baselines, detail).save(folder))
     typer.echo(write_html(results, folder, *beside(folder)))
 
 
-def _areas(folder: Path, results: Any, values: Any, liberty: Any, baselines: bool, _: bool) -> Any:
+def _areas(folder: Path, results: Any, values: Any, liberty: Any, baselines: bool, parts: bool) -> Any:
     """Areas; the energies that are there stay."""
     from recoup.study.measures.silicon import SiliconResults, areas
 
@@ -48,7 +49,7 @@ def _areas(folder: Path, results: Any, values: Any, liberty: Any, baselines: boo
     except RecoupError as error:  # it is what this command mends
         typer.echo(f"recoup: {error}; what it held is replaced", err=True)
         before = None
-    found = areas(results, _builder(results, values), liberty, baselines, _told)
+    found = areas(results, _builder(results, values), liberty, baselines, _told, parts)
     return found.model_copy(update={"energies": before.energies if before else None})
 
 

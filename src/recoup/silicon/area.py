@@ -32,7 +32,7 @@ class Area:
         registers: the area of flip-flops alone, in ``unit``.
         cells: how many of each kind.
         booth: whether the smaller of two syntheses was the one with Booth's recoding.
-        parts: area by sub-unit, in ``unit``, from a synthesis that keeps them apart; where it was asked for.
+        parts: area by kind of part (`recoup.silicon.parts`), in ``unit``, where it was asked for.
         tool, liberty: what measured it: the yosys; file name and sha256 of each library file.
     """
 

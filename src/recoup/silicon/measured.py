@@ -16,6 +16,7 @@ from recoup.silicon.area import Area, sized
 from recoup.silicon.cells import Library, library
 from recoup.silicon.energy import TICK, Energy, energy_of
 from recoup.silicon.netlist import Netlist, first_states, read
+from recoup.silicon.parts import apart, parts_of
 from recoup.silicon.timing import Delay, Wires, longest
 from recoup.silicon.verify import Verification, verify
 from recoup.silicon.words import packed, unpacked
@@ -104,7 +105,7 @@ class Measured(Module):
 
         Args:
             liberty: the library.
-            parts: whether its sub-units are measured too, by a synthesis that keeps them apart.
+            parts: whether its parts are measured too, by kind, with a second mapping that keeps them apart.
         """
         cells = _library(liberty)
         result, booth = self._smaller(cells)
@@ -198,24 +199,8 @@ class Measured(Module):
 
     def _parts(self, cells: Library | None, booth: bool) -> dict[str, float]:
         paths = cells.paths if cells else ()
-        result = yosys.synthesize(self.rtlil(), self.name, paths, booth, flat=False)
-        modules = {name.removeprefix("\\"): None for name in result["stat"]["modules"]}
-        own = {name: sized(result, name, cells) for name in modules}
-        found: dict[str, float] = {}
-
-        def walk(name: str, path: str) -> None:
-            found[path] = found.get(path, 0.0) + own[name][0]
-            for cell in result["netlist"]["modules"][name]["cells"].values():
-                kind = cell["type"]
-                if kind in own:
-                    walk(kind, kind.rsplit(".", 1)[-1] if path == "rest" else path)
-
-        walk(self.name, "rest")
-        registers = own[self.name][1]
-        if registers:
-            found["rest"] -= registers
-            found["registers"] = registers
-        return {name: area for name, area in found.items() if area}
+        result = yosys.synthesize(self.rtlil(), self.name, paths, booth, units=bool(self.units), apart=apart())
+        return parts_of(result, self.name, cells)
 
     def _smaller(self, cells: Library | None) -> tuple[Any, bool]:
         """The smaller of the netlists with and without Booth's recoding, and whether it is the one with."""

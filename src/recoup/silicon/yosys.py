@@ -183,7 +183,12 @@ def mapping(liberty: Sequence[Path]) -> list[str]:
 
 
 def synthesize(
-    rtlil: str, top: str, liberty: Sequence[Path] = (), booth: bool = False, flat: bool = True, units: bool = False
+    rtlil: str,
+    top: str,
+    liberty: Sequence[Path] = (),
+    booth: bool = False,
+    units: bool = False,
+    apart: Sequence[str] = (),
 ) -> Any:
     """The mapped netlist and its statistics: yosys's JSON under "netlist", "stat" and, by name, "tool".
 
@@ -192,19 +197,21 @@ def synthesize(
         top: its top module.
         liberty: plain (not compressed) library files, all of one process; none: plain gates.
         booth: whether multipliers are built with Booth's recoding.
-        flat: whether the modules of the design become one.
-        units: whether they do so after mapping, so that each of them is mapped once.
+        units: whether the modules of the design become one after mapping, so that each of them is mapped once.
+        apart: commands that take the design apart before mapping; its modules then stay apart.
     """
     tool = find()
-    flags = (" -flatten" if flat and not units else "") + (" -booth" if booth else "")
+    flags = (" -flatten" if not units and not apart else "") + (" -booth" if booth else "")
     stat = "stat " + "".join(f"-liberty {name} " for name in local(liberty)) + "-json"
     script = [
         "read_rtlil in.il",
         f"hierarchy -top {top}",
         "setattr -unset init w:*",
+        *(["flatten"] if apart and not units else []),
+        *apart,
         f"synth -top {top}{flags}",
         *mapping(liberty),
-        *(["flatten", "opt_clean -purge"] if flat else []),
+        *([] if apart else ["flatten", "opt_clean -purge"]),
         "rename -enumerate -pattern g%_",
         f"tee -q -o stat.json {stat}",
         "write_json netlist.json",

@@ -51,7 +51,9 @@ def test_a_row_a_module_with_the_accuracy_that_the_verdict_quotes(study):
     assert own.state == NONE  # nothing to repair, the verdict says
     assert own.top1 != other.top1 == pytest.approx(91.7)  # the counterpart stands at 8 bit
     assert list(found.left) == ["4 threads, S+A"]
+    assert own.parts == {"multipliers": pytest.approx(own.nand2)}
     assert len(areas(results(), built, baselines=False).rows) == 1
+    assert areas(results(), built, parts=False).rows[0].parts == {}
 
 
 def test_a_policy_of_one_unit_is_measured_and_one_of_several_is_called_so():
@@ -92,13 +94,14 @@ def test_what_is_not_there_is_said_and_nothing_fails():
 def test_the_chapter(study):
     plain, page = render(results()), render(results(), study)
     assert 'id="silicon"' not in plain
-    assert page.count("<svg") == plain.count("<svg") + 1
+    assert page.count("<svg") == plain.count("<svg") + 2
     read = Page(page)
     assert read.open == []
     assert {tag for tag, _ in read.seen} & {"script", "img"} == set()  # of the reason too
     assert not any(colour in page for colour in VARIABLES)
     labels = [str(attributes["aria-label"]) for tag, attributes in read.seen if tag == "svg"]
     assert any(f"2 threads, S+A: {study.rows[0].per_operation:,.0f} NAND2 an operation" in label for label in labels)
+    assert any(label.startswith("Area by kind of part, NAND2. 4 x 4: multipliers") for label in labels)
     assert "fill: none" in page[page.index('id="silicon"') :]  # the counterpart's open mark
     assert "Area beside conventional counterparts" in shown(results(), study)
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from recoup.plots.palette import MARKERS
 from recoup.report.chapters import Chapter, Table
-from recoup.report.figures import SERIES, canvas, legend, plain, styled, svg
+from recoup.report.figures import SERIES, canvas, legend, plain, styled, svg, wrapped
+from recoup.silicon.parts import NAMES
 from recoup.study.measures.silicon import Joined
 
 COLUMNS = ("hardware", "module", "NAND2", "an operation", "top-1, %")
@@ -27,6 +28,7 @@ def context(study: Joined) -> Mapping[str, Any]:
     return {
         "rows": study.rows,
         "figures": [area_figure(kind, rows) for kind, rows in _kinds(study.rows)],
+        "parts": parts_figure(divided) if (divided := [row for row in study.rows if row.parts]) else "",
         "left": study.left,
         "made": _made(study.tool, study.liberty),
         "spent": study.spent,
@@ -82,6 +84,25 @@ def _points(points: Sequence[tuple[Any, float]], label: str, told: str) -> tuple
     axis.set_ylabel("top-1 accuracy, %")
     legend(figure, axis)
     return figure, "; ".join(said)
+
+
+@styled
+def parts_figure(rows: Sequence[Any]) -> str:
+    """A bar a module, stacked by its parts; a counterpart that stands beside several configs is drawn once."""
+    bars = list({(row.kind, row.module): row for row in rows}.values())
+    kinds = [kind for kind in NAMES if any(kind in row.parts for row in bars)]
+    figure, (axis,) = canvas(1, 0.9 + 0.3 * len(bars), [1])
+    for index, kind in enumerate(kinds):
+        before = [sum(row.parts.get(other, 0.0) for other in kinds[:index]) for row in bars]
+        width = [row.parts.get(kind, 0.0) for row in bars]
+        axis.barh(range(len(bars)), width, 0.62, left=before, color=SERIES[index], label=kind)
+    axis.set_yticks(range(len(bars)), [plain(wrapped(row.module, 44)) for row in bars])
+    axis.set_ylim(len(bars) - 0.4, -0.6)
+    axis.grid(visible=False, axis="y")
+    axis.set_xlabel("area of a module by kind of part, NAND2")
+    legend(figure, axis)
+    said = "; ".join(f"{row.module}: {', '.join(f'{k} {row.parts.get(k, 0.0):,.0f}' for k in kinds)}" for row in bars)
+    return svg(figure, "area-parts", f"Area by kind of part, NAND2. {said}.")
 
 
 def totals(study: Joined) -> list[Table]:

@@ -27,6 +27,7 @@ class AreaRow(Frozen):
         module: what was measured.
         nand2: in two-input NANDs.
         work: operations a cycle.
+        parts: by kind of part, in the same unit, from a mapping of their own; their sum is a little more. May be empty.
     """
 
     config: str
@@ -35,6 +36,7 @@ class AreaRow(Frozen):
     module: str
     nand2: Annotated[float, Field(gt=0)]
     work: Annotated[float, Field(gt=0)]
+    parts: Mapping[str, Annotated[float, Field(ge=0)]] = {}
 
     @property
     def per_operation(self) -> float:
@@ -207,6 +209,7 @@ def areas(
     liberty: Any = None,
     baselines: bool = True,
     told: Callable[[str], object] = len,
+    parts: bool = True,
 ) -> SiliconResults:
     """Measure every config of a study that has hardware; one that has none, or no tools, is listed with the reason.
 
@@ -216,6 +219,7 @@ def areas(
         liberty: as `recoup.silicon.Measured.area` takes it.
         baselines: whether the conventional counterparts are measured too.
         told: called with what is measured next.
+        parts: whether their parts are measured too, by a second mapping.
     """
     rows: list[AreaRow] = []
     left: dict[str, str] = {}
@@ -225,7 +229,7 @@ def areas(
         try:
             own = build(unit)
             modules = [own, *(own.counterparts().values() if baselines else ())]
-            sizes = [module.area(liberty) for module in modules]
+            sizes = [module.area(liberty, parts=parts) for module in modules]
         except RecoupError as error:
             left[name] = str(error)
             continue
@@ -239,6 +243,7 @@ def areas(
                     module=module.title,
                     nand2=size.nand2,
                     work=module.work,
+                    parts={part: area / size.area * size.nand2 for part, area in size.parts.items()},
                 )
             )
     return SiliconResults(rows=tuple(rows), left=left, tool=tool, liberty=library)
