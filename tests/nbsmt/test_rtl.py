@@ -122,11 +122,32 @@ def test_an_array_multiplies_matrices_in_the_cycles_of_the_formula(threads, shap
 
 @pytest.mark.parametrize("shape", [(1, 3), (2, 8), (16, 16)])
 def test_every_result_of_an_array_is_looked_at(shape):
-    """Three tiles' results, each in its own step: columns never show all of theirs at once where there are many."""
+    """Three tiles' results, each in its own step: columns never show all of theirs at once where there are many. The
+    last of a column stays until the run ends."""
+    rows, cols = shape
     module = build(rc.NBSMT(threads=1), array=shape)
     shown = module.expected(vectors.structured(module, 1, np.random.default_rng(0)))["y"]
-    assert shown.mask.sum() == 3 * shape[0] * shape[1]
+    assert shown.mask.sum() == 3 * rows * cols + cols * (cols + 1) // 2
     assert len(shown.at) == len(set(shown.at))
+
+
+def test_the_vectors_of_an_array_show_its_broken_gates():
+    """Sums that stand in the accumulators reach their upper bits, and the bottom row is seen to hold its result."""
+    found = build(rc.NBSMT(threads=1), array=(2, 2)).verify(8192)
+    assert found, found.missed
+    assert found.faults > 6000
+
+
+def test_an_array_goes_on_with_the_sums_that_stand_in_it():
+    module = build(rc.NBSMT(threads=2), array=(2, 3))
+    inputs = dict(vectors.structured(module, 64, np.random.default_rng(0)))
+    for name in "xw":
+        inputs[name] = np.zeros_like(inputs[name])
+    stood = {(r, c): inputs[f"pe_{r}_{c}.accumulator"][0] for r in range(2) for c in range(3)}
+    got, schedule = module.simulate(inputs)["y"], systolic.Schedule(2, 3, 2, 3, module.latency)
+    for (r, c), values in stood.items():
+        assert (got[schedule.shown(0, r, c), :, c] == values).all()
+        assert not got[schedule.shown(1, r, c), :, c].any()  # the next tile begins anew
 
 
 def test_an_array_whose_last_column_is_wrong_is_caught():

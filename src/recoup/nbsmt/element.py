@@ -20,6 +20,8 @@ REGISTERS = ("none", "product", "decode")
 """Stages of registers: none, behind the products' sum, and before the multipliers too."""
 _EDGES = (1, 7, 8, 9, 15, 16, 17, 23, 24, 25, 40, 119, 120, 127, 128, 135, 136, 231, 232, 239, 240, 247, 248, 249)
 _STEPS = 24
+CLEARED = ("x_", "w_", "first_", "decode", "product")
+"""Registers, by the beginning of their names, that are zero before a run: those in front of a preset accumulator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +166,7 @@ def element(config: NBSMT, options: Options) -> Module:
         latency=latency,
         steps=_STEPS,
         control=lambda steps: element_control(steps, options),
-        cleared=("x_", "w_", "first_", "decode", "product"),
+        cleared=CLEARED,
         presets=(Port(preset_of(options), "in", bits, "the accumulator before the run", signed=True),),
         protocol=element_protocol(T, options, latency),
         work=T,

@@ -116,13 +116,36 @@ def build(config: NBSMT, options: parts.Options, array: Any) -> Module:
         expected=lambda inputs: expected(inputs, config, options, steps),
         latency=latency,
         steps=steps.steps,
-        control=lambda n: _control(steps, n),
+        control=lambda n: _control(steps, n, begun=True),
+        cleared=_cleared(rows, cols),
+        presets=tuple(
+            Port(preset_of(pe), "in", options.accumulator_bits, "the accumulator before the run", signed=True)
+            for _, _, pe in _places(rows, cols)
+        ),
         protocol=_protocol(rows, cols, latency),
         work=rows * cols * config.threads,
         feed=lambda operands, lanes, generator: feed(operands, lanes, generator, config.threads, rows, cols, latency),
         units=(element,),
         facts={**element.facts, "rows": rows, "columns": cols},
     )
+
+
+def _places(rows: int, cols: int) -> list[tuple[int, int, str]]:
+    """Row, column and name of every element."""
+    return [(r, c, f"pe_{r}_{c}") for r in range(rows) for c in range(cols)]
+
+
+def _cleared(rows: int, cols: int) -> tuple[str, ...]:
+    """Registers in front of the accumulators. Those that an element passes on have the name of the wire behind them,
+    the last of a row's or column's skew that of the element's port."""
+    names = (*parts.CLEARED, "x", "w", "first")
+    inside = (f"{pe}.{name}" for _, _, pe in _places(rows, cols) for name in names)
+    return ("skew_", "x_next_", "w_next_", "first_next_", *inside)
+
+
+def preset_of(pe: str) -> str:
+    """The name of an element's accumulator in the array's netlist."""
+    return f"{pe}.accumulator"
 
 
 def cycles(M: int, C: int, N: int, module: Module, *, taps: int = 1, threads: int = 1) -> int:
@@ -152,7 +175,8 @@ def _protocol(rows: int, cols: int, latency: int) -> dict[str, Any]:
         "tiles": f"tile t begins at clock t I, I = max(reduction, {rows}); its end token, first alone or with the next "
         "tile's first slot, stands at t I + reduction; slots between are zeros",
         "shift": f"row r is high for r clocks from t I + reduction + latency + {rows} - 1",
-        "results": f"column c shows row r of tile t at clock t I + reduction + latency + c + 2 * {rows} - 1 - r",
+        "results": f"column c shows row r of tile t at clock t I + reduction + latency + c + 2 * {rows} - 1 - r; "
+        "row 0's stays until the next tile's",
         "latency": f"{latency}: clock edges beyond those of the cycle formula, once a matrix product",
         "size": f"{rows} x {cols}",
     }
@@ -190,15 +214,19 @@ def _elaborate(m: Any, port: Any, element: Module, rows: int, cols: int) -> None
     m.d.comb += port.y.eq(hdl.Cat(*(drain for _, drain in downs)))
 
 
-def _control(schedule: Schedule, steps: int) -> Inputs:
+def _control(schedule: Schedule, steps: int, *, begun: bool = False) -> Inputs:
+    """The signals of a run; one that has ``begun`` goes on with sums that stand in the accumulators, so that their
+    upper bits carry: three tiles of a few slots would never reach them."""
     shift = schedule.shift() @ (1 << np.arange(schedule.rows, dtype=object))
     kind = element_type(_shift_port(schedule.rows))
-    found = {"first": schedule.first().astype(np.uint64), "shift": shift.astype(kind)}
+    first = schedule.first().astype(np.uint64)
+    first[0] &= not begun
+    found = {"first": first, "shift": shift.astype(kind)}
     return {name: values[:steps] for name, values in found.items()}
 
 
 def expected(inputs: Inputs, config: NBSMT, options: parts.Options, schedule: Schedule) -> Mapping[str, Expected]:
-    """Every tile's results at the bottom, as sums of its slots."""
+    """Every tile's results at the bottom, as sums of its slots; the last stays there after the run."""
     T, rows, cols = config.threads, schedule.rows, schedule.cols
     x = inputs["x"].reshape(*inputs["x"].shape[:2], rows, T).astype(np.int64)
     w = signed(inputs["w"], 8).reshape(*inputs["w"].shape[:2], cols, T)
@@ -211,9 +239,15 @@ def expected(inputs: Inputs, config: NBSMT, options: parts.Options, schedule: Sc
         for r in range(rows):
             for c in range(cols):
                 total: Any = sum(parts.slot_sum(x[s, :, r], w[s, :, c], config, options.exact) for s in slots)
+                if not tile and not inputs["first"][0, 0]:
+                    total = total + signed(inputs[preset_of(f"pe_{r}_{c}")][0], options.accumulator_bits)
                 at = schedule.shown(tile, r, c)
                 values[at, :, c] = pattern(np.asarray(total), options.accumulator_bits)
                 known[at, c] = True
+    for c in range(cols):  # nothing else shows whether the bottom row's drain registers hold
+        last = schedule.shown(schedule.tiles - 1, 0, c)
+        values[last + 1 :, :, c] = values[last, :, c]
+        known[last + 1 :, c] = True
     at = np.flatnonzero(known.any(axis=1)).tolist()  # columns show a row's results one step after the other
     shown = values[at][:, :, 0] if cols == 1 else values[at]
     return {"y": Expected(at, shown, known[at])}
