@@ -300,7 +300,9 @@ def test_demo_end_to_end(monkeypatch):
     monkeypatch.setattr("recoup.cli.demo.SEEDS", [0])
     monkeypatch.setattr("recoup.cli.demo.IMAGES", 64)
     monkeypatch.setattr("recoup.cli.demo.PIPELINE", Setting(stages=4, width=8, epochs=1, batch=100))
+    monkeypatch.setattr("recoup.cli.demo.SILICON_SECONDS", 0)
     done = recoup("demo")
+    assert "recoup silicon area --study recoup-demo" in done.stdout
     assert "trained a small network" in done.stderr
     assert "trained the pipelines" in done.stderr
     assert "digits_net on digits" in done.stdout

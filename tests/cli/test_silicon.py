@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from typer.testing import CliRunner
 
 pytest.importorskip("amaranth")
 
+from recoup.cli import demo
 from recoup.cli.main import app
+from recoup.errors import RecoupError
 from recoup.silicon import toggles, verify
 from tests.silicon.test_liberty import TINY
 
@@ -117,6 +120,32 @@ def test_operands_that_are_no_layer_are_refused_and_help_says_whose_they_are(tmp
     assert done.exit_code == 2
     assert "in Python: energy({port: patterns [steps, lanes]" in done.stderr
     assert "Energy is of NB-SMT alone" in " ".join(re.sub("[\u2500-\u257f]", " ", call("--help").stdout).split())
+
+
+def test_the_demo_says_what_its_hardware_costs():
+    said = demo.silicon_line(Path("folder"))
+    one, two, exact = (
+        float(found) for found in re.findall(r"(?:2T S\+A nearest|1T|2T exact) ([\d,.]+)", said.replace(",", ""))
+    )
+    assert one < exact < two
+    assert "beside fp32, nearest" in said
+    assert said.endswith('recoup silicon area --study folder --set "operands=Float.lba(3, 4, bias=3)"')
+
+
+def test_the_demo_says_the_command_where_silicon_is_missing_or_slow(monkeypatch, tmp_path):
+    monkeypatch.setenv("RECOUP_CACHE", str(tmp_path))
+    monkeypatch.setattr(demo, "SILICON_SECONDS", 0)
+    said = demo.silicon_line(Path("folder"))
+    assert "takes longer than there is time for). It is by: recoup silicon area --study folder" in said
+
+    def absent(*_, **__):
+        raise RecoupError("silicon needs yosys: pip install 'recoup[silicon]'")
+
+    monkeypatch.setattr("recoup.silicon.build", absent)
+    said = demo.silicon_line(Path("folder"))
+    assert said.startswith(
+        "Silicon was not measured here (silicon needs yosys: pip install 'recoup[silicon]'). It is by: "
+    )
 
 
 def test_the_topology_of_a_model():

