@@ -133,9 +133,9 @@ def test_every_result_of_an_array_is_looked_at(shape):
 
 def test_the_vectors_of_an_array_show_its_broken_gates():
     """Sums that stand in the accumulators reach their upper bits, and the bottom row is seen to hold its result."""
-    found = build(rc.NBSMT(threads=1), array=(2, 2)).verify(8192)
+    found = build(rc.NBSMT(threads=1), array=(2, 1)).verify(8192)
     assert found, found.missed
-    assert found.faults > 6000
+    assert found.faults > 3000
 
 
 def test_an_array_goes_on_with_the_sums_that_stand_in_it():

@@ -73,6 +73,15 @@ def test_operands_are_those_of_the_state_that_is_quoted(study, asked):
     assert any((a != b).any() for a, b in zip(bare, repaired, strict=True))
 
 
+def test_a_policy_of_one_unit_has_no_baseline_to_take_operands_from(study, asked):
+    policy = rc.Policy({"features.3": TWO}, name="one layer")
+    recipe = study.recipe.model_copy(update={"configs": (), "policy": (policy,)})
+    changed, lines = study.model_copy(update={"recipe": recipe}), []
+    found = energies(changed, built, lambda *_: (NONE, 90.0), "lib", told=lines.append)
+    assert [(row.module, row.layers) for row in found.rows] == [("2T S+A nearest", 1), ("2T exact", 1)]
+    assert "  1T: left out, for there is no network of its own operands" in lines
+
+
 def test_hardware_without_operands_is_listed_with_the_reason(study, asked):
     found = measure(study, glitches=False)
     assert found.left == {repr(LBA): NO_OPERANDS}

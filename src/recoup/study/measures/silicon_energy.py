@@ -34,7 +34,7 @@ def energies(
 
     A layer's energy a step, on outputs drawn from it, counts as often as the layer has steps in an image. The network
     is in the state whose accuracy the report quotes. A counterpart that takes other operands has those of the
-    network on the baseline that the config is compared with.
+    network on the baseline that the config is compared with; where there is none, as of a policy, it is left out.
 
     Args:
         results: the study.
@@ -62,7 +62,11 @@ def energies(
             modules = [own, *(own.counterparts().values() if baselines else ())]
             choices = {unit: network.layers(one.config, quoted(one, False)[0])}
             for module in modules:
-                config, layers = _fitting(module, choices, one, network)
+                fitting = _fitting(module, choices, one, network)
+                if fitting is None:
+                    told(f"  {module.title}: left out, for there is no network of its own operands")
+                    continue
+                config, layers = fitting
                 found = []
                 for name, operands in layers.items():
                     told(f"  {module.title}: {name}")
@@ -97,18 +101,14 @@ class _Network:
         return capture(self.lab.repaired(config, state, self.seed), self.batch)
 
 
-def _fitting(module: Any, choices: dict[Any, Layers], one: Hardware, network: _Network) -> tuple[Any, Layers]:
-    """The config and operands that a module takes; those on the baseline are captured when they are needed.
-
-    Raises:
-        RecoupError: it takes none of them.
-    """
+def _fitting(module: Any, choices: dict[Any, Layers], one: Hardware, network: _Network) -> tuple[Any, Layers] | None:
+    """The config and operands that a module takes; those on the baseline are captured when they are needed."""
     for config in (one.configs[0], one.compared):
         if config is not None and config not in choices:
             choices[config] = network.layers(config, NONE)
         if config is not None and _takes(module, choices[config]):
             return config, choices[config]
-    raise RecoupError(f"{module.title} takes other operands than the network has on {one.title} or its baseline")
+    return None
 
 
 def _takes(module: Any, layers: Layers) -> bool:
