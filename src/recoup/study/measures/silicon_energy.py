@@ -66,12 +66,7 @@ def energies(
                 if fitting is None:
                     told(f"  {module.title}: left out, for there is no network of its own operands")
                     continue
-                config, layers = fitting
-                found = []
-                for name, operands in layers.items():
-                    told(f"  {module.title}: {name}")
-                    energy = module.energy(operands, liberty, glitches=glitches, lanes=LANES)
-                    found.append((energy, steps_of(config, operands) / network.images))
+                found = _measured(module, *fitting, network.images, liberty, glitches, told)
                 rows.append(_row(unit, module, module is not own, found))
                 tool, library = found[0][0].tool, found[0][0].liberty
         except RecoupError as error:
@@ -99,6 +94,24 @@ class _Network:
     def layers(self, config: Any, state: str) -> Layers:
         """Every emulated layer's operands under a config, in a state."""
         return capture(self.lab.repaired(config, state, self.seed), self.batch)
+
+
+def _measured(
+    module: Any,
+    config: Any,
+    layers: Layers,
+    images: int,
+    liberty: Any,
+    glitches: bool,
+    told: Callable[[str], object],
+) -> list[tuple[Any, float]]:
+    """A layer's energy each, and how many steps it has an image."""
+    found = []
+    for name, operands in layers.items():
+        told(f"  {module.title}: {name}")
+        energy = module.energy(operands, liberty, glitches=glitches, lanes=LANES)
+        found.append((energy, steps_of(config, operands) / images))
+    return found
 
 
 def _fitting(module: Any, choices: dict[Any, Layers], one: Hardware, network: _Network) -> tuple[Any, Layers] | None:
