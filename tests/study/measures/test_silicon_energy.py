@@ -12,6 +12,7 @@ from recoup.report.summary import quoted_of, summarize
 from recoup.silicon import build
 from recoup.silicon.measured import Measured
 from recoup.study.lab import Lab
+from recoup.study.measures.silicon import SiliconResults
 from recoup.study.measures.silicon_energy import NO_OPERANDS, energies
 from recoup.study.repairs import NONE
 from tests.study.examples import results, small_recipe
@@ -75,10 +76,13 @@ def test_operands_are_those_of_the_state_that_is_quoted(study, asked):
 
 def test_a_policy_of_one_unit_has_no_baseline_to_take_operands_from(study, asked):
     policy = rc.Policy({"features.3": TWO}, name="one layer")
-    recipe = study.recipe.model_copy(update={"configs": (), "policy": (policy,)})
+    recipe = study.recipe.model_copy(update={"configs": (TWO,), "policy": (policy,)})
     changed, lines = study.model_copy(update={"recipe": recipe}), []
     found = energies(changed, built, lambda *_: (NONE, 90.0), "lib", told=lines.append)
-    assert [(row.module, row.layers) for row in found.rows] == [("2T S+A nearest", 1), ("2T exact", 1)]
+    assert [(row.config, row.layers) for row in found.rows] == [(repr(TWO), 3)] * 3 + [("one layer", 1)] * 2
+    assert [row.module for row in found.rows][3:] == ["2T S+A nearest", "2T exact"]
+    shown = SiliconResults(rows=(), left={}, tool="", energies=found).joined(changed, lambda *_: (NONE, 90.0))
+    assert [row.layers for row in shown.spent] == [3, 3, 3, 1, 1]  # one unit, but not the same layers
     assert "  1T: left out, for there is no network of its own operands" in lines
 
 

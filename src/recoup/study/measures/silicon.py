@@ -61,7 +61,8 @@ class EnergyRow(Frozen):
     """The energy of a config's module, or of a counterpart, on the operands of a study's network.
 
     Attributes:
-        config, kind, counterpart, module: as in `AreaRow`.
+        config: the hardware's name, a config's repr or a policy's: chips of one unit differ in the layers that it runs.
+        kind, counterpart, module: as in `AreaRow`.
         image, gated: uJ of all emulated layers an image; the second with clocks that run only when they are needed.
         operation: fJ an operation.
         layers: how many layers these are.
@@ -78,7 +79,7 @@ class EnergyRow(Frozen):
 
 
 class Energies(Frozen):
-    """Energies of configs by their names; ``left``: what has none, and why; how they were measured.
+    """Energies of a study's hardware by its names; ``left``: what has none, and why; how they were measured.
 
     Attributes:
         rows, left: as in `SiliconResults`.
@@ -162,37 +163,36 @@ class SiliconResults(Beside):
             left, unspent = dict(self.left), dict(energies.left) if energies else {}
         else:
             for one in results.present:
-                found = _beside(one, self.rows, quoted)
+                unit = repr(one.configs[0]) if len(one.configs) == 1 else ""
+                found = _beside(one, [row for row in self.rows if row.config == unit], quoted)
                 placed += [Placed(**values) for values in found]
                 if not found:
-                    left[one.title] = _reason(one, self.left, "area")
+                    left[one.title] = _reason(one, self.left.get(unit), "area")
                 if energies is not None:
-                    found = _beside(one, energies.rows, quoted)
+                    found = _beside(one, [row for row in energies.rows if row.config == one.name], quoted)
                     spent += [PlacedEnergy(**values) for values in found]
                     if not found:
-                        unspent[one.title] = _reason(one, energies.left, "energy")
+                        unspent[one.title] = _reason(one, energies.left.get(one.name), "energy")
         return Joined(
             rows=tuple(placed), left=left, tool=self.tool, liberty=self.liberty,
             spent=tuple(spent), unspent=unspent, energies=energies,
         )  # fmt: skip
 
 
-def _beside(one: Hardware, rows: tuple[Any, ...], quoted: Quoted) -> list[dict[str, Any]]:
-    """The rows of a hardware that runs on one unit, each with the accuracy that stands beside it."""
+def _beside(one: Hardware, rows: list[Any], quoted: Quoted) -> list[dict[str, Any]]:
+    """The rows of a hardware, each with the accuracy that stands beside it."""
     found = []
     for row in rows:
-        if [row.config] == list(map(repr, one.configs)):
-            state, top1 = quoted(one, row.counterpart)
-            found.append({**row.model_dump(), "title": one.title, "state": state, "top1": top1})
+        state, top1 = quoted(one, row.counterpart)
+        found.append({**row.model_dump(), "title": one.title, "state": state, "top1": top1})
     return found
 
 
-def _reason(one: Hardware, left: Mapping[str, str], action: str) -> str:
+def _reason(one: Hardware, known: str | None, action: str) -> str:
     """Why a hardware has no area or energy."""
     if len(one.configs) != 1:
         return SEVERAL if one.configs else "none of its layers is emulated"
-    missing = f"{SiliconResults.file} does not have it; `recoup silicon {action} --study` measures it"
-    return left.get(repr(one.configs[0]), missing)
+    return known or f"{SiliconResults.file} does not have it; `recoup silicon {action} --study` measures it"
 
 
 RESULTS = SiliconResults

@@ -52,7 +52,7 @@ def energies(
     rows: list[EnergyRow] = []
     left: dict[str, str] = {}
     tool, library = "", ()
-    for one in {repr(one.configs[0]): one for one in results.present if len(one.configs) == 1}.values():
+    for one in (one for one in results.present if len(one.configs) == 1):
         unit = one.configs[0]
         told(one.title)
         try:
@@ -67,11 +67,11 @@ def energies(
                     told(f"  {module.title}: left out, for there is no network of its own operands")
                     continue
                 found = _measured(module, *fitting, network.images, liberty, glitches, told)
-                rows.append(_row(unit, module, module is not own, found))
+                rows.append(_row(one, module, module is not own, found))
                 tool, library = found[0][0].tool, found[0][0].liberty
         except RecoupError as error:
-            left[repr(unit)] = str(error)
-            rows = [row for row in rows if row.config != repr(unit)]
+            left[one.name] = str(error)
+            rows = [row for row in rows if row.config != one.name]
     return Energies(
         rows=tuple(rows), left=left, images=network.images, lanes=LANES, lower_bound=not glitches,
         tool=tool, liberty=library,
@@ -132,12 +132,12 @@ def _takes(module: Any, layers: Layers) -> bool:
     return True
 
 
-def _row(unit: Any, module: Any, counterpart: bool, found: list[tuple[Any, float]]) -> EnergyRow:
+def _row(one: Hardware, module: Any, counterpart: bool, found: list[tuple[Any, float]]) -> EnergyRow:
     """The sum over layers, each an energy and how many steps it has an image."""
     image, gated = (1e-9 * sum(getattr(e, name) * steps for e, steps in found) for name in ("step", "gated"))
     return EnergyRow(
-        config=repr(unit),
-        kind=type(unit).__name__,
+        config=one.name,
+        kind=type(one.configs[0]).__name__,
         counterpart=counterpart,
         module=module.title,
         image=image,
