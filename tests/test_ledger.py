@@ -187,7 +187,12 @@ def test_a_checkpoint_from_before_a_repair_takes_it_back():
     model.load_state_dict(repaired)
     assert "since" not in str(rc.describe(model))
     model.load_state_dict(first)
+    other = copy.deepcopy(model)
     assert equal(state(rc.restore_(model)), first)  # no warning: what the repair wrote has not stayed
+    rc.undo_(other, "statistics")
+    next(m for m in other.modules() if isinstance(m, nn.BatchNorm2d)).running_mean.add_(0.01)
+    assert "recalibrate_" not in str(rc.describe(other))
+    rc.recalibrate_(rc.lba.correct_gain_(other, BATCHES), BATCHES)  # neither refused nor warned
 
 
 def test_undo_puts_back_the_norms_that_still_hold_what_was_written():

@@ -112,6 +112,7 @@ def test_a_mitigation_is_the_same_by_name_and_by_value(tmp_path):
         (MANIFEST, b'{"samples": 8, "ru', "is no manifest of a run .JSONDecodeError"),
         (MANIFEST, b"[]", "is no manifest of a run .TypeError"),
         (MANIFEST, b'{"samples": 8}', "is no manifest of a run .KeyError: 'files'"),
+        (MANIFEST, b'{"tick": 8, "files": {}, "run": {}}', "is of a recoup before 0.2.0"),
         ("rank1-8.pt", None, "rank1-8.pt cannot be read .FileNotFoundError"),
         ("rank1-8.pt", b"", "rank1-8.pt is not the file that was written: its SHA-256 is e3b0c442"),
         ("rank1-8.pt", 2000, "rank1-8.pt is not the file that was written"),

@@ -39,10 +39,10 @@ def test_a_slow_stage_is_found():
     found = stage_times(model, [["0"], ["2"], ["3"]], torch.ones(1, 4), torch.tensor([1]), rounds=3)
     assert len(found) == 3
     assert found[1].backward >= 0.03
-    assert 0.01 <= found[1].forward < 0.03
-    assert all(found[i].forward < 0.01 and found[i].backward < 0.03 for i in (0, 2))
+    assert found[1].forward >= 0.01
+    assert found[1].total > max(found[0].total, found[2].total)
     assert all(one.forward > 0 and one.backward > 0 and one.update >= 0 for one in found)
-    assert balance(found, 3) == [1, 1, 1]
+    assert balance([*found, found[0]], 2) in ([1, 3], [2, 2])  # beside the slow one as few as can be
 
 
 @pytest.mark.parametrize("name", [name for name in BUILDS if name != "batch norm"])

@@ -59,17 +59,17 @@ def found(model: nn.Module, first: str = "structure") -> dict[str, tuple[nn.Modu
     """The modules of a model with entries from a stage on, by name, with those entries."""
     least = STAGES.index(first)
     kept = {
-        name: (module, [e for e in entries(module).values() if STAGES.index(e.stage) >= least and _there(module, e)])
+        name: (module, [e for e in entries(module).values() if STAGES.index(e.stage) >= least and there(module, e)])
         for name, module in model.named_modules()
     }
     return {name: (module, own) for name, (module, own) in kept.items() if own}
 
 
-def _there(module: nn.Module, entry: Entry) -> bool:
+def there(module: nn.Module, entry: Entry) -> bool:
     """Whether what a step did is still on the module: other weights, an earlier checkpoint, or the user, may have taken
     it away."""
-    if entry.after and not unchanged(module, entry) and taken_away(module, entry):
-        return False
+    if entry.after and entry.before.keys() <= entry.after.keys() and taken_away(module, entry):
+        return unchanged(module, entry)  # a step that changed nothing is there still
     return entry.stage not in ("gain", "bias") or any(getattr(module, name, None) is not None for name in entry.before)
 
 

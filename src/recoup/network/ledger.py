@@ -28,6 +28,7 @@ from recoup.network.entries import (
     statistics,
     taken_away,
     tensor,
+    there,
     tracked,
     trained_with,
     unchanged,
@@ -147,17 +148,22 @@ def undo(model: nn.Module, first: str) -> dict[str, int]:
         stage -> how many modules had an entry there.
     """
     counted: dict[str, int] = {}
-    for module, own in found(model, first).values():
+    undone: set[str] = set()
+    for module in model.modules():
+        later = [entry for entry in entries(module).values() if STAGES.index(entry.stage) >= STAGES.index(first)]
+        own = [entry for entry in later if entry.after or there(module, entry)]  # also what is taken away already
         for entry in sorted(own, key=lambda entry: -entry.number):
-            put_back(module, entry)
-            counted[entry.stage] = counted.get(entry.stage, 0) + 1
+            if there(module, entry):
+                put_back(module, entry)
+                counted[entry.stage] = counted.get(entry.stage, 0) + 1
+            undone.add(entry.stage)
         gone = {entry.slot for entry in own}
         _keep(module, {slot: entry for slot, entry in entries(module).items() if slot not in gone})
     if STAGES.index(first) <= 1:
         for module in model.modules():  # extras that were set by hand have no entry
             for name in module.fitted if isinstance(module, Emulated) else ():
                 setattr(module, name, None)
-    if "statistics" in counted:  # what the layers were when those were measured decides nothing any more
+    if "statistics" in undone:  # what the layers were when those were measured decides nothing any more
         for layer in emulated_layers(model).values():
             layer.witness = None
     return {stage: counted[stage] for stage in STAGES if stage in counted}

@@ -7,9 +7,9 @@ over other ranks. Every rank holds a lock in the folder while it runs, so that t
 
 import hashlib
 import json
-import sys
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from recoup.storage.folder import make
 from recoup.storage.lock import WAIT, Lock
 from recoup.storage.statefile import Difference, StateFile, kind_and_text, readable, torch_bytes, torch_state
 
-MANIFEST = "pipeline.json"
+MANIFEST, DIGEST = "pipeline.json", ".sha256"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,8 @@ class Keeper:
         if kept.samples:
             read = (self._read(self.folder / name, digest) for name, digest in kept.files.items())
             self.worker.load([self.worker.needed(state) for state in read])
+        if self.worker.rank == 0:
+            self._clear(kept.files)
         self.barrier("load the checkpoint")
         return kept.samples
 
@@ -111,10 +113,15 @@ class Keeper:
             return
         files = [self._file(rank, samples) for rank in range(self.worker.ranks)]
         self.manifest.write(Kept(samples, {file.name: self._written(file) for file in files}))
-        kept = {*files, *map(_digest, files)}
-        for old in self.folder.glob("rank*-*"):  # a faster rank may be at a later sample already
-            if old not in kept and _samples(old) <= samples:
-                old.unlink(missing_ok=True)
+        self._clear([file.name for file in files], samples)  # a faster rank may be at a later sample already
+
+    def _clear(self, files: Iterable[str], samples: int | None = None) -> None:
+        """Take away checkpoints that are not these: all, as of an attempt before, or those up to a sample."""
+        kept = {f"{name}{end}" for name in files for end in ("", DIGEST)}
+        for path in self.folder.iterdir():
+            found = re.fullmatch(rf"rank\d+-(\d+)\.pt(?:{re.escape(DIGEST)})?", path.name)
+            if found and path.name not in kept and (samples is None or int(found[1]) <= samples):
+                path.unlink(missing_ok=True)
 
     def _written(self, file: Path) -> str:
         """The digest of another rank's file. It has been written; a file system over a network shows it late.
@@ -141,13 +148,7 @@ class Keeper:
 
 
 def _digest(file: Path) -> Path:
-    return file.with_name(f"{file.name}.sha256")
-
-
-def _samples(file: Path) -> int:
-    """Of a file's name, rank3-1000.pt or the like; the largest there is where it is none of ours."""
-    number = file.name.partition("-")[2].partition(".")[0]
-    return int(number) if number.isdecimal() else sys.maxsize
+    return file.with_name(f"{file.name}{DIGEST}")
 
 
 def _encoded(kept: Kept, identity: Mapping[str, Any]) -> str:
@@ -156,6 +157,11 @@ def _encoded(kept: Kept, identity: Mapping[str, Any]) -> str:
 
 def _decoded(path: Path) -> tuple[Kept, dict[str, Any]]:
     content = json.loads(path.read_text("utf-8"))
+    if isinstance(content, dict) and "tick" in content:
+        raise RecoupError(
+            f"pipeline.run: {path} is of a recoup before 0.2.0, whose checkpoints go on in that version alone; finish "
+            "the run with it, or choose another folder"
+        )
     files = {str(name): str(digest) for name, digest in dict(content["files"]).items()}
     return Kept(int(content["samples"]), files), dict(content["run"])
 

@@ -32,7 +32,7 @@ class Metrics:
         seconds: that they took, filling and draining included.
         busy: seconds of them in which this rank did not wait for others, as far as ``elapsed`` counts.
         elapsed: seconds since the end of this rank's first tick with work, which compiles and checks.
-        scheduled: N / (N + 2 R - 2), the share of ticks in which a rank has work.
+        scheduled: N / (N + 2 R - 2) of the N samples of this process, the share of ticks in which a rank has work.
     """
 
     losses: list[float]
@@ -90,7 +90,7 @@ class _Clock:
 
     def ticked(self) -> None:
         """After a tick: from the first with work on, time counts."""
-        if self.warm is None and any(worker.under_way or worker.core.steps for worker in self.workers):
+        if self.warm is None and any(worker.under_way or worker.core.steps > worker.begun for worker in self.workers):
             self.warm = time.perf_counter(), self._waited()
 
     def _waited(self) -> float:
@@ -187,7 +187,8 @@ def run(
     measured = clock.read()
     _share(plan, worker, ranks, transport)
     transport.close()
-    return Metrics(worker.losses, worker.core.steps - before, *measured, N / ticks(N, ranks))
+    left = N - worker.begun
+    return Metrics(worker.losses, worker.core.steps - before, *measured, left / ticks(left, ranks))
 
 
 def _refuse_uninitialized() -> None:

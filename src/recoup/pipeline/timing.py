@@ -14,7 +14,6 @@ from recoup.errors import RecoupError
 from recoup.fields import integer
 from recoup.network.checks import is_module
 from recoup.pipeline.mitigation import Mitigation
-from recoup.pipeline.schedule import delays as fine_grained
 from recoup.pipeline.simulator import Simulator
 from recoup.pipeline.state import as_it_was
 from recoup.pipeline.traced import Chain
@@ -55,11 +54,11 @@ def stage_times(
         raise RecoupError(f"pipeline.stage_times(x={type(x).__name__}): x must be a tensor, with its batch dimension")
     model = copy.deepcopy(model)
     chain = Chain(model, stages)  # type: ignore[arg-type]
-    walk = _Walk(chain, loss)
-    with torch.random.fork_rng(devices=[]), as_it_was(model):
+    walk, at_once = _Walk(chain, loss), [0] * len(chain.stages)  # without delays there are no rings to hold
+    with torch.random.fork_rng(), as_it_was(model):
         found = [walk.times(x, y) for _ in range(rounds + 1)][1:]  # the first one allocates
         model.zero_grad()
-        simulator = Simulator(model, chain.stages, fine_grained(len(chain.stages)), 0.0, 0.9, 0.0, mitigation, loss)
+        simulator = Simulator(model, chain.stages, at_once, 0.0, 0.9, 0.0, mitigation, loss)
         whole = [_timed(lambda: simulator.step(x, y)) for _ in range(rounds + 2)][2:]
     forward, backward = ([statistics.median(row[i][s] for row in found) for s in range(walk.count)] for i in (0, 1))
     rest = max(0.0, statistics.median(whole) - sum(forward) - sum(backward))
@@ -69,9 +68,16 @@ def stage_times(
 
 
 def _timed(run: Callable[[], object]) -> float:
+    _finished()
     begun = time.perf_counter()
     run()
+    _finished()
     return time.perf_counter() - begun
+
+
+def _finished() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 class _Walk:
@@ -96,7 +102,11 @@ class _Walk:
         values: dict[fx.Node, Any] = {self._input: x}
         passes, forward = [], []
         for stage, nodes in enumerate(self._nodes):
-            entered = {node: _leaf(values[node]) for node in self._taken(nodes) if node in values}
+            entered = {
+                node: values[node] if node is self._input else _leaf(values[node])  # no rank needs the image's gradient
+                for node in self._taken(nodes)
+                if node in values
+            }
             inner = {node: v.clone() if isinstance(v, Tensor) else v for node, v in entered.items()}
             forward.append(_timed(partial(self._forward, stage, inner, y)))
             passes.append((entered, inner))

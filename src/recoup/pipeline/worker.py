@@ -17,7 +17,7 @@ from torch.fx import GraphModule
 
 from recoup.errors import RecoupError
 from recoup.pipeline.finite import scalar
-from recoup.pipeline.portable import Moved, needed, put_together, taken_apart
+from recoup.pipeline.portable import Moved, buffers_of, needed, put_together, taken_apart
 from recoup.pipeline.simulator import Simulator
 from recoup.pipeline.state import random_state
 from recoup.pipeline.transport import Packet, Transport
@@ -132,7 +132,7 @@ class Worker:
             roots, flow = [x for x, _ in pairs], [g for _, g in pairs]
         self.core.begin()
         self.core.show_newest(j // self.core.update_size)
-        found = self._surroundings()["buffers"] if self.updated else None
+        found = self._buffers() if self.updated else None
         torch.autograd.backward(roots, flow)
         self.core.update(f"step {j} (rank {self.rank})")  # before the gradient leaves: it looks whether it is finite
         if self.updated and found is not None:
@@ -176,7 +176,7 @@ class Worker:
         return samples - forwards if self.rank else 0, 0 if self.last else samples - self.core.steps
 
     def state(self) -> dict[str, Any]:
-        """Between two samples, in `updated`: everything of this rank, stage by stage, for these or other ranks."""
+        """Between two samples, in `updated`: everything of this rank, by names, for these or other ranks."""
         found = next(iter(self.under_way.values())).found if self.under_way else None
         kept = taken_apart(self.core)
         kept["buffers"] = self._moved.between(kept["buffers"], None if found is None else found["buffers"])
@@ -193,14 +193,16 @@ class Worker:
         Raises:
             RecoupError: states that lack something of this rank's; nothing is changed.
         """
-        put_together(self.core, states)
+        put_together(self.core, states, last=self.last)
         self.begun = self.core.steps
         if self.last:
             self.losses = next(state["losses"] for state in states if state["losses"] is not None).tolist()
 
     def _surroundings(self) -> dict[str, dict[str, Tensor]]:
-        buffers = {name: buffer.clone() for name, buffer in self.part.named_buffers()}
-        return {"buffers": buffers, "random": random_state(next(self.part.parameters()).device)}
+        return {"buffers": self._buffers(), "random": random_state(next(self.part.parameters()).device)}
+
+    def _buffers(self) -> dict[str, Tensor]:
+        return {name: buffer.clone() for name, buffer in buffers_of(self.part).items()}
 
 
 def lateness(rank: int, ranks: int, delays: Sequence[int], update_size: int = 1) -> int:

@@ -77,10 +77,10 @@ def meaning(state: str, configs: Sequence[Any], norms: bool = True) -> str:
     if state == NONE:
         return MEANING if norms else MEANING_WITHOUT_NORMS
     wings = dict.fromkeys(wing_of(config, "state").config for config in configs)
-    found = {wing.__name__: one for wing in wings if (one := cards()[wing].repair(state)) is not None}
+    found = {wing: one for wing in wings if (one := cards()[wing].repair(state)) is not None}
     firsts = sorted((repair.meaning.partition(". ")[0].removesuffix(".") for repair in found.values()), key=len)
     if not all(longer.startswith(shorter) for shorter, longer in pairwise(firsts)):
-        return " ".join(f"{wing}: {repair.meaning}" for wing, repair in found.items())
+        return " ".join(f"{wing.__name__}: {repair.meaning}" for wing, repair in found.items())
     said: list[str] = []
     for repair in found.values():
         for text in repair.meaning.removesuffix(".").split(". "):

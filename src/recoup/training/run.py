@@ -28,7 +28,8 @@ from recoup.saving import load as load_network
 from recoup.saving import read
 from recoup.saving import save as save_network
 from recoup.storage.files import write_atomically
-from recoup.storage.folder import reserve
+from recoup.storage.folder import make, reserve
+from recoup.storage.lock import Lock
 from recoup.storage.statefile import kind_and_text, readable
 from recoup.study.configs import as_config
 from recoup.study.hardware import needs_scales
@@ -246,6 +247,7 @@ def _calibrate(model: nn.Module, recipe: TrainingRecipe, data: Dataset) -> None:
         return
     own = assigned(model, recipe.layers, "recoup train")
     chosen: dict[str, bool | None] = {name: True for name, config in own.items() if needs_scales(config)}
+    chosen |= {key: None for key, config in recipe.layers.items() if config is None}
     if not needs_scales(recipe.config):
         chosen["re:.*"] = None
     images = data.subset(min(recipe.calibration_images, len(data)), recipe.seed)
@@ -255,7 +257,8 @@ def _calibrate(model: nn.Module, recipe: TrainingRecipe, data: Dataset) -> None:
         if str(error) == error.on_command_line:  # nothing in it is said in words of other commands
             raise
         raise error.advising(
-            f"--layers {error.layers[0]}=float leaves one of them in float; so does a policy without it"
+            f"a policy without {error.layers[0]!r} leaves one of them in float; beside --config, --layers "
+            f"{error.layers[0]}=float"
         ) from None
 
 
@@ -324,13 +327,17 @@ def _reserve(recipe: TrainingRecipe, folder: Path, overwrite: bool) -> None:
 
     def same(text: str) -> bool:
         theirs = defaults | readable(lambda: dict(json.loads(text)), damaged)
-        elsewhere = theirs["ranks"] != recipe.ranks and min(theirs["ranks"], recipe.ranks) > 1  # may go on over others
+        others = theirs["ranks"]
+        elsewhere = isinstance(others, int) and others != recipe.ranks and min(others, recipe.ranks) > 1
         for name, value in ours.items():
             if theirs[name] != value and not (elsewhere and name == "ranks"):
                 raise RecoupError(
                     f"{folder} holds another run ({name} was {theirs[name]!r} and is {value!r}): choose another "
                     "folder with --out, or use --overwrite"
                 )
+        if elsewhere:  # a pipeline may go on over other ranks, once those before have left it
+            make(folder / RANKS)
+            Lock(folder / RANKS / "rank0.lock", "recoup train", 0.0).release()
         return not elsewhere
 
     reserve(folder, RECIPE, json.dumps(ours, indent=1) + "\n", same, results=RESULTS, overwrite=overwrite)
