@@ -140,11 +140,15 @@ class Module:
         clocked: whether it has registers.
         latency: clock edges from operands at the ports to the result at the ports, beyond those of its schedule.
         steps: cycles of one run for verification; 1 where a run is one operation without memory.
-        control: ``control(steps)``: patterns [steps] of the ports that follow a schedule and not the data.
+        control: ``control(steps)``: patterns of the ports that follow a schedule and not the data: [steps], or
+            [steps, schedules] where runs follow one of several, which are dealt to the lanes eight at a time.
         presets: registers by name whose first state the vectors draw and ``expected`` finds in ``inputs``, [1, lanes]:
             so that the upper bits of a wide accumulator are reached in few steps.
         cleared: registers by the beginning of their names that are zero before a run, such as those of a pipeline in
             front of a preset accumulator.
+        probes: registers by name that ``expected`` tells too: what a port shows of a wide sum is a rounding of it.
+        aim: ``aim(inputs, generator)``: structured vectors with some replaced by what those hardly ever meet, such as
+            quotients that just fit.
         protocol: what the ports' sequence is, for users of the Verilog: plain values, written as JSON beside it.
         work: operations (multiply-accumulates, elements) a step, for energy by operation.
         feed: ``feed(operands, lanes, generator)``: inputs of ``lanes`` runs drawn from real operands.
@@ -165,6 +169,8 @@ class Module:
     control: Callable[[int], Inputs] = _nothing
     presets: tuple[Port, ...] = ()
     cleared: tuple[str, ...] = ()
+    probes: tuple[Port, ...] = ()
+    aim: Callable[[dict[str, np.ndarray], np.random.Generator], Inputs] | None = None
     protocol: Mapping[str, Any] = field(default_factory=dict)
     work: float = 1.0
     feed: Callable[[tuple[np.ndarray, ...], int, np.random.Generator], Inputs] | None = None
@@ -187,12 +193,17 @@ class Module:
         """The output ports."""
         return tuple(port for port in self.ports if port.direction == "out")
 
+    @property
+    def shown(self) -> tuple[Port, ...]:
+        """What is compared: the output ports, and the probes."""
+        return (*self.outputs, *self.probes)
+
     def port(self, name: str) -> Port:
-        """The port of a name."""
-        return next(port for port in self.ports if port.name == name)
+        """The port, or the probe, of a name."""
+        return next(port for port in (*self.ports, *self.probes) if port.name == name)
 
     def letter(self, inputs: Inputs) -> Mapping[str, Expected]:
-        """What `expected` says, of one output port or more.
+        """What `expected` says, of one output port or probe or more.
 
         Raises:
             RecoupError: it says nothing: any hardware would equal it.

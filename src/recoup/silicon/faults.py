@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from recoup.gates.module import Inputs, Module
-from recoup.silicon import kernels
+from recoup.silicon import fault_kernels as kernels
+from recoup.silicon.kernels import ONES
 from recoup.silicon.netlist import Netlist, first_states
 from recoup.silicon.words import packed
 
@@ -13,6 +14,8 @@ ROUNDS = (1 << 14, 1 << 17, 1 << 21)
 """Vectors of a round; a later one tries what the earlier ones did not show, unless enough is shown."""
 MOST = 10**10
 """Gates times faults times words of vectors that a later round may have; with more it takes hours and is not made."""
+MEMORY, WORDS = 1 << 27, 8
+"""Bytes that the values of all nets in all steps may take, and the words that are tried at once at the most."""
 
 
 def cover(
@@ -38,7 +41,7 @@ def cover(
     """
     nets = list(dict.fromkeys([gate.target for gate in netlist.gates] + [r.state for r in netlist.registers]))
     sites = np.repeat(np.array(nets, np.int64), 2)
-    stuck = np.tile(np.array([0, kernels.ONES], np.uint64), len(nets))
+    stuck = np.tile(np.array([0, ONES], np.uint64), len(nets))
     tried = len(sites)
     for number, vectors in enumerate(rounds):
         if number and len(sites) * len(netlist.gates) * (vectors // 64) > MOST:
@@ -66,19 +69,30 @@ def _missed(
     """Which of the faults no watched output shows."""
     words = packed(module, inputs)
     initial = first_states(module, netlist, inputs, generator)
-    good = netlist.run(words, initial)
-    watched = np.zeros(good.shape[:2], np.bool_)
-    place = 0
+    watched = np.zeros((len(words), netlist.nets), np.bool_)
     expected = module.letter(inputs)
-    for port in module.outputs:
+    for port in module.shown:
         if port.name in expected:
             bits = np.repeat(expected[port.name].looked_at(port), port.element, axis=1)
             for step, row in zip(expected[port.name].at, bits, strict=True):
-                watched[step, place : place + port.width] |= row
-        place += port.width
+                watched[step, np.array(netlist.shown[port.name])[row]] = True
+    watched[:, :2] = False  # constants: an output tied to one shows nothing
     missed = np.ones(len(sites), np.bool_)
-    kernels.undetected(
-        netlist.program, netlist.nets, netlist.input_nets, words, netlist.output_nets, good, watched,
-        *netlist.states, initial, sites, stuck, missed,
-    )  # fmt: skip
+    states, loaded = netlist.states
+    fan = (*_by_net(netlist.nets, netlist.program[:, 2:4]), *_by_net(netlist.nets, loaded[:, None]))
+    most = int(np.clip(MEMORY // (8 * len(words) * netlist.nets), 1, WORDS))
+    for start in range(0, words.shape[2], most):
+        part = slice(start, start + most)
+        given, first = (np.ascontiguousarray(v[..., part]) for v in (words, initial))
+        good = np.empty((len(words), netlist.nets, given.shape[2]), np.uint64)
+        kernels.traced(netlist.program, netlist.input_nets, given, states, loaded, first, good)
+        kernels.undetected(netlist.program, *fan, states, good, watched, sites, stuck, missed)
     return missed
+
+
+def _by_net(nets: int, read: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows by the nets that they read: where each net's begin, and one more; the rows."""
+    rows = np.repeat(np.arange(len(read)), read.shape[1])
+    order = np.argsort(read.ravel(), kind="stable")
+    first = np.searchsorted(read.ravel()[order], np.arange(nets + 1))
+    return first.astype(np.int64), rows[order].astype(np.int64)

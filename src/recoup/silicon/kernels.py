@@ -1,4 +1,4 @@
-"""Numba kernels over netlists: 64 lanes a word; zero delay, faults, toggles with zero and with inertial delay."""
+"""Numba kernels over netlists: 64 lanes a word; zero delay, toggles with zero and with inertial delay."""
 
 import numpy as np
 from numba import njit
@@ -19,7 +19,7 @@ _BLOCK = 32
 
 
 @njit(nogil=True, inline="always")
-def _evaluate(code, x, y):
+def evaluate(code, x, y):
     if code == AND:
         return x & y
     if code == NAND:
@@ -38,14 +38,11 @@ def _evaluate(code, x, y):
 
 
 @njit(nogil=True, cache=True)
-def _block(program, values, words, fault, stuck):
-    """All operations on ``words`` words; the net ``fault`` holds ``stuck`` whatever drives it."""
+def block(program, values, words):
+    """All operations on ``words`` words."""
     for i in range(program.shape[0]):
         code, out, a, b = program[i, 0], program[i, 1], program[i, 2], program[i, 3]
-        if out == fault:
-            for w in range(words):
-                values[out, w] = stuck
-        elif code == AND:
+        if code == AND:
             for w in range(words):
                 values[out, w] = values[a, w] & values[b, w]
         elif code == NAND:
@@ -87,7 +84,7 @@ def simulate(program, nets, input_nets, inputs, output_nets, outputs, states, lo
             for i in range(len(input_nets)):
                 for w in range(words):
                     values[input_nets[i], w] = inputs[s, i, start + w]
-            _block(program, values, words, -1, ONES)
+            block(program, values, words)
             for o in range(len(output_nets)):
                 for w in range(words):
                     outputs[s, o, start + w] = values[output_nets[o], w]
@@ -99,53 +96,8 @@ def simulate(program, nets, input_nets, inputs, output_nets, outputs, states, lo
                     values[states[r], w] = held[r, w]
 
 
-@njit(nogil=True, cache=True)
-def undetected(
-    program, nets, input_nets, inputs, output_nets, good, watched, states, loaded, initial, sites, stuck, missed
-):
-    """Which faults no watched output shows: ``missed`` [faults] becomes False where one does.
-
-    ``good``: the outputs without fault; ``watched``: [steps, output bits], at which of them a tester looks.
-    """
-    steps, _, total = inputs.shape
-    block = 4
-    values = np.zeros((nets, block), np.uint64)
-    held = np.empty((len(states), block), np.uint64)
-    for f in range(len(sites)):
-        site, level = sites[f], stuck[f]
-        for start in range(0, total, block):
-            words = min(block, total - start)
-            values[0, :] = np.uint64(0)
-            values[1, :] = ONES
-            for r in range(len(states)):
-                for w in range(words):
-                    values[states[r], w] = level if states[r] == site else initial[r, start + w]
-            for s in range(steps):
-                for i in range(len(input_nets)):
-                    net = input_nets[i]
-                    for w in range(words):
-                        values[net, w] = level if net == site else inputs[s, i, start + w]
-                _block(program, values, words, site, level)
-                different = np.uint64(0)
-                for o in range(len(output_nets)):
-                    if watched[s, o]:
-                        for w in range(words):
-                            different |= values[output_nets[o], w] ^ good[s, o, start + w]
-                if different:
-                    missed[f] = False
-                    break
-                for r in range(len(states)):
-                    for w in range(words):
-                        held[r, w] = values[loaded[r], w]
-                for r in range(len(states)):
-                    for w in range(words):
-                        values[states[r], w] = level if states[r] == site else held[r, w]
-            if not missed[f]:
-                break
-
-
 @njit(nogil=True, inline="always")
-def _ones(x):
+def set_bits(x):
     """How many bits are set."""
     x = x - ((x >> np.uint64(1)) & np.uint64(0x5555555555555555))
     x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
@@ -171,11 +123,11 @@ def zero_delay(program, nets, input_nets, inputs, states, loaded, initial, runni
         for s in range(steps):
             for i in range(len(input_nets)):
                 values[input_nets[i], 0] = inputs[s, i, word]
-            _block(program, values, 1, -1, ONES)
+            block(program, values, 1)
             for n in range(nets):
                 if s:
-                    rises[n] += _ones(values[n, 0] & ~before[n])
-                    falls[n] += _ones(before[n] & ~values[n, 0])
+                    rises[n] += set_bits(values[n, 0] & ~before[n])
+                    falls[n] += set_bits(before[n] & ~values[n, 0])
                 before[n] = values[n, 0]
             _clock(values[:, 0], held, states, loaded, running, seen, s)
 
@@ -186,10 +138,10 @@ def _clock(values, held, states, loaded, running, seen, s):
     for r in range(len(states)):
         d, q = values[loaded[r]], values[states[r]]
         if running[r, s]:
-            seen[r, 0] += _ones(~d & ~q)
-            seen[r, 1] += _ones(~d & q)
-            seen[r, 2] += _ones(d & ~q)
-            seen[r, 3] += _ones(d & q)
+            seen[r, 0] += set_bits(~d & ~q)
+            seen[r, 1] += set_bits(~d & q)
+            seen[r, 2] += set_bits(d & ~q)
+            seen[r, 3] += set_bits(d & q)
         held[r] = d
     for r in range(len(states)):
         values[states[r]] = held[r]
@@ -237,14 +189,14 @@ def inertial(
                       s == 0, counted, rises, falls)  # fmt: skip
             for i in range(first[len(targets)], program.shape[0]):
                 out, a, b = program[i, 1], program[i, 2], program[i, 3]
-                settled[out] = _evaluate(program[i, 0], settled[a], settled[b])
+                settled[out] = evaluate(program[i, 0], settled[a], settled[b])
             for r in range(len(states)):
                 d, q = settled[loaded[r]], settled[states[r]]
                 if running[r, s]:
-                    seen[r, 0] += _ones(~d & ~q)
-                    seen[r, 1] += _ones(~d & q)
-                    seen[r, 2] += _ones(d & ~q)
-                    seen[r, 3] += _ones(d & q)
+                    seen[r, 0] += set_bits(~d & ~q)
+                    seen[r, 1] += set_bits(~d & q)
+                    seen[r, 2] += set_bits(d & ~q)
+                    seen[r, 3] += set_bits(d & q)
                 held[r] = d
 
 
@@ -257,8 +209,8 @@ def _edge(wave, settled, net, value, tick, counted, rises, falls):
     for t in range(tick, wave.shape[1]):
         wave[net, t] = value
     if counted:
-        rises[net] += _ones(value & ~old)
-        falls[net] += _ones(old & ~value)
+        rises[net] += set_bits(value & ~old)
+        falls[net] += set_bits(old & ~value)
     settled[net] = value
 
 
@@ -269,7 +221,7 @@ def _gate(program, begin, end, target, delay, low, high, wave, settled, function
     for i in range(begin, end):
         code, out, a, b = program[i, 0], program[i, 1], program[i, 2], program[i, 3]
         for t in range(start, stop + 1):
-            value = _evaluate(code, wave[a, t], wave[b, t])
+            value = evaluate(code, wave[a, t], wave[b, t])
             if i == end - 1:
                 function[t] = value
             else:
@@ -288,8 +240,8 @@ def _gate(program, begin, end, target, delay, low, high, wave, settled, function
             zeros |= level
         out = ones | (now & zeros)
         if counted:
-            up += _ones(out & ~now)
-            down += _ones(now & ~out)
+            up += set_bits(out & ~now)
+            down += set_bits(now & ~out)
         now = out
         wave[target, t] = now
     for t in range(stop + delay + 1, last):

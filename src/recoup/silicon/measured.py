@@ -98,7 +98,8 @@ class Measured(Module):
         netlist, words = self.netlist(liberty), packed(self, inputs)
         lanes = inputs[self.inputs[0].name].shape[1]
         initial = first_states(self, netlist, inputs, np.random.default_rng(seed))
-        return unpacked(self, netlist.run(words, initial), lanes)
+        found = unpacked(self, netlist.run(words, initial), lanes)
+        return {port.name: found[port.name] for port in self.outputs}
 
     def area(self, liberty: Liberty = None, *, parts: bool = False) -> Area:
         """Cell area; without a library NAND2-equivalents (`recoup.silicon.area.WEIGHTS`).

@@ -72,6 +72,7 @@ class Netlist:
         names: net -> its name in the design, where it has one.
         registered: nets of the module's presets, lowest bit first.
         cleared: nets of registers that begin with zero.
+        probed: nets of the module's probes, lowest bit first.
     """
 
     nets: int
@@ -84,10 +85,11 @@ class Netlist:
     names: dict[int, str] = field(default_factory=dict)
     registered: dict[str, list[int]] = field(default_factory=dict)
     cleared: list[int] = field(default_factory=list)
+    probed: dict[str, list[int]] = field(default_factory=dict)
     library: Library | None = None
 
     def run(self, inputs: np.ndarray, initial: np.ndarray) -> np.ndarray:
-        """Outputs of every step.
+        """Outputs of every step, and probes behind them.
 
         Args:
             inputs: [steps, input bits, words] in the ports' order.
@@ -109,8 +111,13 @@ class Netlist:
 
     @property
     def output_nets(self) -> np.ndarray:
-        """Nets of all output bits."""
-        return np.array([net for nets in self.outputs.values() for net in nets], np.int32)
+        """Nets of all output bits, and of the probes'."""
+        return np.array([net for nets in self.shown.values() for net in nets], np.int32)
+
+    @property
+    def shown(self) -> dict[str, list[int]]:
+        """Nets of output ports and probes."""
+        return self.outputs | self.probed
 
     @property
     def states(self) -> tuple[np.ndarray, np.ndarray]:
@@ -151,13 +158,19 @@ def read(result: Any, module: Module, library: Library | None) -> Netlist:
     """yosys's JSON as a netlist.
 
     Raises:
-        RecoupError: a cell that cannot be simulated, a loop without register, or a net that nothing drives.
+        RecoupError: a cell that cannot be simulated, a loop without register, a net that nothing drives, or a preset or
+            probe that is not there.
     """
     design = result["netlist"]["modules"][module.name]
     numbers: dict[Any, int] = {"0": 0, "1": 1, "x": 0}
 
     def net(bit: Any) -> int:
         return numbers.setdefault(bit, len(numbers) - 1)
+
+    def named(name: str) -> list[int]:
+        if name not in design["netnames"]:
+            raise RecoupError(f"netlist of {module.name}: {name!r} is no register any more")
+        return [net(bit) for bit in design["netnames"][name]["bits"]]
 
     ports = {port.name: [net(bit) for bit in design["ports"][port.name]["bits"]] for port in module.ports}
     gates, registers = [], []
@@ -195,13 +208,14 @@ def read(result: Any, module: Module, library: Library | None) -> Netlist:
         inputs={port.name: ports[port.name] for port in module.inputs},
         outputs={port.name: ports[port.name] for port in module.outputs},
         names=names,
-        registered={p.name: [net(bit) for bit in design["netnames"][p.name]["bits"]] for p in module.presets},
+        registered={p.name: named(p.name) for p in module.presets},
         cleared=[
             net(bit)
             for key, value in design["netnames"].items()
             if module.cleared and key.startswith(module.cleared)
             for bit in value["bits"]
         ],
+        probed={p.name: named(p.name) for p in module.probes},
         library=library,
     )
 

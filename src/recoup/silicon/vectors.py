@@ -22,18 +22,21 @@ def structured(module: Module, lanes: int, generator: np.random.Generator) -> In
     control = scheduled(module, module.steps, lanes)
     data = {p.name: _drawn(p, module.steps, lanes, generator) for p in module.inputs if p.name not in control}
     states = {p.name: _drawn(p, 1, lanes, generator) for p in module.presets}
-    return {**data, **control, **states}
+    found = {**data, **control, **states}
+    return found if module.aim is None else module.aim(found, generator)
 
 
 def scheduled(module: Module, steps: int, lanes: int) -> dict[str, np.ndarray]:
-    """The ports that follow a schedule, the same in every lane."""
+    """The ports that follow a schedule, the same in every lane; of several each has eight lanes in turn, so that all
+    kinds of vectors meet all schedules."""
     found = {}
     for name, values in module.control(steps).items():
         port = module.port(name)
         column = np.asarray(values).astype(element_type(port))
         if column.shape[:1] != (steps,):
             raise RecoupError(f"{module.name}: control of {name!r} has shape {list(column.shape)}, expected [{steps}]")
-        found[name] = np.repeat(column[:, None], lanes, axis=1)
+        column = column[:, None] if column.ndim == 1 else column
+        found[name] = column[:, np.arange(lanes) // 8 % column.shape[1]]
     return found
 
 

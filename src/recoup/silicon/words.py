@@ -60,10 +60,10 @@ def bits(port: Port, inputs: Inputs) -> np.ndarray:
 
 
 def unpacked(module: Module, words: np.ndarray, lanes: int) -> dict[str, np.ndarray]:
-    """The inverse for outputs: [steps, output bits, words] to patterns by port."""
+    """The inverse for outputs and probes: [steps, output bits, words] to patterns by port."""
     found, start = {}, 0
     steps = words.shape[0]
-    for port in module.outputs:
+    for port in module.shown:
         kind = element_type(port)
         values: Any = np.zeros((steps, lanes, port.parts), kind)
         for index in range(port.width):
