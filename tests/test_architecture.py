@@ -47,7 +47,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
         *("kernels", "formats.cpu*", "nbsmt.codes", "nbsmt.combine", "lba", "lightnorm.fused"),
         *("pipeline.native", "tensorcore.emit*"),
     ),
-    "numba": ("kernels", "formats.cpu*", "lightnorm.cpu*", "lightnorm.fused", "silicon.kernels", "silicon.fault_kernels"),
+    "numba": ("kernels", "formats.cpu*", "lightnorm.cpu*", "lightnorm.fused", "silicon.*kernels"),
     "triton": ("kernels.operators", "formats.gpu*", "nbsmt.gpu*", "lba.gpu*", "lightnorm.gpu*", "tensorcore.gpu*"),
     "amaranth": ("gates", "silicon", "nbsmt.rtl", "lba.rtl", "lightnorm.rtl"),
     "scipy": ("knapsack", "study.intervals", "pipeline.analysis", "search"),

@@ -1,5 +1,7 @@
 """LightNorm's forward unit in gates equals the reference, however it packs; generators broken by hand are caught."""
 
+from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,13 @@ from recoup.errors import RecoupError
 from recoup.formats import Float, ports
 from recoup.gates import arithmetic, division
 from recoup.lightnorm import LightNorm
-from recoup.lightnorm.rtl import build
-from recoup.silicon import Measured
+from recoup.lightnorm.rtl import Forward, build
+from recoup.lightnorm.rtl_conventional import conventional
+from recoup.lightnorm.rtl_gates import Gates
+from recoup.lightnorm.rtl_meeting import meeting
+from recoup.lightnorm.rtl_normalise import Normalise
+from recoup.lightnorm.scale import constant
+from recoup.silicon import Measured, vectors
 
 # Formats so small that a unit is made in a second.
 SMALL = Float.ieee(3, 2, subnormals=False, rounding="zero")
@@ -39,35 +46,61 @@ def test_a_unit_equals_the_reference(name):
     assert not found.mismatches, found
 
 
-def test_the_expected_values_are_those_of_the_reference_as_a_whole():
-    """`reference.forward` on the channels of one run, whose second pass reads what the first stored."""
-    config = CASES["blocks, outlier"]
-    module, runs, generator = build(config, elements=4, eps=0.0625), 8, np.random.default_rng(0)
-    steps, G = module.steps, 2
-    port: Any = module.port("x")
-    drawn = {
-        n: port.legal(generator.integers(0, 64, (steps, runs, G), dtype=np.uint64)) for n in ("x", "gamma", "beta")
-    }
-    gamma, beta = (np.repeat(drawn[n][:1], steps, 0) for n in ("gamma", "beta"))
-    assert module.control is not None
-    assert module.expected is not None
-    held: Any = module.port("stored")
-    stored = held.legal(np.zeros((steps, runs), np.uint64))
-    control = {n: np.repeat(v[:, None], runs, 1) for n, v in module.control(steps).items()}
-    first, second = (np.flatnonzero(control[n][:, 0]) for n in ("collect", "normalise"))
-    inputs = {**control, "x": drawn["x"], "gamma": gamma, "beta": beta, "stored": stored}
-    packed = module.expected(inputs)["y"]
-    stored[second] = packed.values[: len(first)]
+@pytest.mark.parametrize("name", CASES)
+def test_the_expected_values_are_those_of_the_reference_as_a_whole(name):
+    """`reference.forward` on channels of three elements, whose second pass reads what the first stored."""
+    config, eps, runs, generator = CASES[name], 0.0625, 64, np.random.default_rng(0)
+    module, letter = build(config, elements=4, eps=eps), Forward.of(config, 4, eps)
+    inputs = dict(vectors.structured(module, runs, generator))
+    inputs["first"][[0, 3]] = 1
+    unit = Fraction(constant(3, config.scale)) / Fraction(2) ** letter.constants[0]
+    inputs["count"][:], inputs["constant"][:] = 3, int(unit)
+    for held in ("gamma", "beta"):
+        inputs[held] = np.repeat(inputs[held][:1], module.steps, 0)
+    inputs["stored"][-4:-1] = module.expected(inputs)["y"].values[:3]
     found = module.expected(inputs)
-    x, scale, shift = (ports.values(v, config.forward) for v in (drawn["x"][first], gamma[0], beta[0]))
-    x_NCP = x.permute(1, 2, 0).reshape(1, runs * G, len(first))
-    y, saved = rc.lightnorm.reference.forward(x_NCP, scale.reshape(-1), shift.reshape(-1), config, 0.0625)
-    xhat = ports.codes(saved.normalized.reshape(runs, G, -1).permute(2, 0, 1), config.forward)
-    assert (found["xhat"].values == xhat).all()
-    y_q = y.reshape(runs, G, -1).permute(2, 0, 1)
-    from recoup.lightnorm.rtl import Forward
+    G, lane = letter.lanes, inputs["lane"][0].astype(int) if letter.lanes > 1 else np.zeros(runs, int)
+    x, scale, shift = (
+        ports.values(v, config.forward) for v in (inputs["x"][:3], inputs["gamma"][0], inputs["beta"][0])
+    )
+    x_NCP = x.reshape(3, runs * G).t()[None]
+    y, saved = rc.lightnorm.reference.forward(x_NCP, scale.reshape(-1), shift.reshape(-1), config, eps)
 
-    assert (found["y"].values[len(first) :] == Forward.of(config, 4, 0.0625)._packed(y_q)).all()
+    def chosen(values: Any, form: Any) -> Any:  # of the lane that was settled
+        codes = ports.codes(values.reshape(runs, G, -1).permute(2, 0, 1), form)
+        return codes[:, np.arange(runs), lane]
+
+    wide = config.statistics
+    assert (found["mean"].values == chosen(saved.statistics.mean, wide)).all()
+    assert (letter.signed(found["reciprocal"].values) == chosen(saved.statistics.reciprocal, wide)).all()
+    xhat = found["xhat"].values[-3:].reshape(3, runs, G)[:, np.arange(runs), lane]
+    assert (xhat == chosen(saved.normalized, config.forward)).all()
+    if G == 1:
+        assert (found["y"].values[-3:] == chosen(y, config.forward)).all()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_lane_equals_the_reference(name):
+    found = Measured.of(Normalise(CASES[name], 4, 0.0625).module()).verify(1 << 16, coverage=False)
+    assert not found.mismatches, found
+
+
+def test_operands_that_meet_lie_beside_steps():
+    """Products of 13 and more bits beside a multiple of a step of FP10, by less than can be seen otherwise."""
+    config = LightNorm()
+    x, mean, r = (
+        ports.values(codes, form).numpy()
+        for codes, form in zip(
+            meeting(config.forward, config.statistics, (4096,), np.random.default_rng(0)),
+            (config.forward, config.statistics, config.statistics),
+            strict=True,
+        )
+    )
+    exact = (x - mean) * r
+    fraction = np.ldexp(np.abs(np.frexp(exact)[0]), 5)
+    beside = np.abs(fraction - np.rint(fraction))
+    assert (beside < 2.0**-12).mean() > 0.5
+    assert (beside == 0).mean() < 0.2
 
 
 BROKEN = {
@@ -75,20 +108,48 @@ BROKEN = {
     "a quotient bit where it does not fit": (
         division.Divider,
         "divide",
-        lambda divide: lambda self, m: divide(division.Divider(self.width, self.digits, self.most, self.a, self.b >> 1,
-                                                               self.quotient, self.shifts), m),
+        lambda divide: lambda self, m: divide(replace(self, b=self.b >> 1), m),
     ),
-}  # fmt: skip
+    "mu r a place too low": (
+        Gates,
+        "_shift",
+        lambda shift: lambda self, m, divider, *rest: shift(self, m, replace(divider, b=divider.b >> 1), *rest),
+    ),
+}
+BROKEN_LANES = {
+    "what is lost of the smaller operand": (Normalise, "_lost", lambda _: lambda self, *_: lambda *_: self.eps > 1),
+    "fewer bits compared": (
+        arithmetic,
+        "add",
+        lambda add: lambda *given, apart=0, **more: add(*given, apart=apart + 2 * (apart > 0), **more),
+    ),
+    "a tie away from zero": (arithmetic, "rounds_up", lambda _: lambda half, *_: half),
+}
 
 
 @pytest.mark.parametrize("fault", BROKEN)
 def test_a_broken_generator_is_caught(fault, monkeypatch):
     place, name, breaking = BROKEN[fault]
     monkeypatch.setattr(place, name, breaking(getattr(place, name)))
-    module = unit("nearest, no blocks")
+    module = unit("exact difference" if place is Gates else "nearest, no blocks")
     found = module.verify(module.steps * 64, coverage=False)
     assert found.mismatches
     assert found.counterexample is not None
+
+
+@pytest.mark.parametrize("fault", BROKEN_LANES)
+def test_a_broken_lane_is_caught(fault, monkeypatch):
+    place, name, breaking = BROKEN_LANES[fault]
+    monkeypatch.setattr(place, name, breaking(getattr(place, name)))
+    case = CASES["nearest, no blocks" if name == "rounds_up" else "exact difference"]
+    assert Measured.of(Normalise(case, 4, 0.0625).module()).verify(1 << 16, coverage=False).mismatches
+
+
+def test_conventional_lanes_equal_their_letter_and_stand_beside_the_unit():
+    tiny = Float.ieee(4, 3, subnormals=False)
+    found = Measured.of(conventional(tiny, "tiny")).verify(1 << 14, coverage=False)
+    assert not found.mismatches, found
+    assert list(build(LightNorm()).baselines()) == ["conventional, FP16", "conventional, FP32"]
 
 
 def test_what_the_unit_is_says_its_widths():

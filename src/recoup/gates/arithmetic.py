@@ -8,6 +8,7 @@ to a guard bit below the widest significand (two to nearest), and below that onl
 *sticky* bit. Truncation has it as the carry of the subtraction, L + ~S + not sticky; rounding to nearest keeps it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -181,8 +182,24 @@ def rounds_up(half: Bits, rest: Bits, last: Bits) -> Bits:
     return half & (rest | last)
 
 
-def add(m: Any, a: Number, b: Number, precision: int, nearest: bool, name: str) -> Number:
+def add(
+    m: Any,
+    a: Number,
+    b: Number,
+    precision: int,
+    nearest: bool,
+    name: str,
+    *,
+    apart: int = 0,
+    coarse: int = 0,
+    lost: Callable[[Bits, Bits], Bits] | None = None,
+) -> Number:
     """a + b, exact as far as a rounding to ``precision`` bits and fewer can see.
+
+    ``apart``: operands that differ do so by 2^apart last bits of the wider one or more, so that lower bits need not be
+    compared, and not everything cancels; ``coarse``: nor are these lowest bits of the smaller operand added.
+    ``lost(swap, distance)``: what may stand for the sticky bit of a smaller operand that is not zero, by whether that
+    is a, and how far it was shifted.
 
     Which is larger is read from the exponents first. Leading zeros must therefore be those of the subnormals of one
     format, at the lowest exponent of both operands; others are shifted out before.
@@ -198,7 +215,7 @@ def add(m: Any, a: Number, b: Number, precision: int, nearest: bool, name: str) 
         exponent = (n.exponent + (n.base - base))[: width_of(most)] if n.base > base else n.exponent
         significand = hdl.Cat(hdl.Const(0, width - n.width), n.significand)
         whole = hdl.Cat(exponent, hdl.Const(0, width_of(most) - len(exponent)))[: width_of(most)]
-        rest = significand if a.leading or b.leading else significand[:-1]
+        rest = significand[apart:] if a.leading or b.leading else significand[apart:-1]
         below = n.clear and n.base < other.base + other.least  # then its exponent tells that a zero is smaller
         keys.append((rest, whole, hdl.Const(1, 1) if below else n.nonzero))
         parts.append((n.sign, whole, significand))
@@ -206,17 +223,23 @@ def add(m: Any, a: Number, b: Number, precision: int, nearest: bool, name: str) 
     swap = named(m, f"{name}_swap", one < other)
     sign, exponent, large = (named(m, f"{name}_large_{i}", hdl.Mux(swap, y, x)) for i, (x, y) in _zipped(parts))
     _, lower, small = (named(m, f"{name}_small_{i}", hdl.Mux(swap, x, y)) for i, (x, y) in _zipped(parts))
+    small = hdl.Cat(hdl.Const(0, coarse), small[coarse:])
     # Of a zero it means nothing, and shifts nothing.
     reach = max(x.most + x.base - y.least - y.base for x, y in ((a, b), (b, a)))
     distance = named(m, f"{name}_distance", (exponent - lower)[: width_of(max(reach, 0))])
-    aligned, sticky = shifted_right(m, hdl.Cat(hdl.Const(0, guard), small), distance, f"{name}_aligned")
+    aligned, sticky = shifted_right(m, hdl.Cat(hdl.Const(0, guard), small), distance, f"{name}_aligned", lost is None)
+    if lost is not None:
+        sticky = named(
+            m, f"{name}_lost", lost(swap, distance) & (any_of(small) if a.leading or b.leading else small[-1])
+        )
     subtract = named(m, f"{name}_subtract", a.sign ^ b.sign)
     wide = width + guard
     total = hdl.Cat(hdl.Const(0, guard), large) + (aligned ^ subtract.replicate(wide)) + (subtract & ~sticky)
     total = named(m, f"{name}_total", total[: wide + 1])
     significand = hdl.Cat(total[:wide], total[wide] & ~subtract)
     low = base + 1 - wide
-    return Number(sign, exponent, significand, low, most, wide, sticky=sticky if nearest else None)
+    leading = wide - apart - guard if apart else wide
+    return Number(sign, exponent, significand, low, most, leading, sticky=sticky if nearest else None)
 
 
 def _zipped(parts: list[tuple[Bits, ...]]) -> Any:

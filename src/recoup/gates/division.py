@@ -22,23 +22,27 @@ class Divider:
         width: bits of a and b.
         digits: bits of the quotient.
         most: the largest value of ``shifts``: those that b took, less those of a, above a start value.
+        loaded: the most bits that a is loaded with; below these it is zero until it is divided, and need not be held.
     """
 
     width: int
     digits: int
     most: int
+    loaded: int
     a: Any
     b: Any
     quotient: Any
     shifts: Any
 
     @classmethod
-    def made(cls, width: int, digits: int, most: int) -> "Divider":
-        """The registers."""
+    def made(cls, m: Any, width: int, digits: int, most: int, loaded: int) -> "Divider":
+        """The registers; what a may be loaded with moves up by a place wherever nothing else is asked of it."""
         a = hdl.Signal(width + 1, name="dividend", reset_less=True)
         b = hdl.Signal(width, name="divisor", reset_less=True)
         quotient = hdl.Signal(digits, name="quotient", reset_less=True)
-        return cls(width, digits, most, a, b, quotient, hdl.Signal(width_of(most), name="shifts", reset_less=True))
+        shifts = hdl.Signal(width_of(most), name="shifts", reset_less=True)
+        m.d.sync += a.eq(hdl.Cat(hdl.Const(0, width - loaded + 1), a[width - loaded : -1]))
+        return cls(width, digits, most, loaded, a, b, quotient, shifts)
 
     def load(self, m: Any, a: Bits, b: Bits, shifts: int | Bits) -> None:
         """Set both, left-aligned, and the count."""
@@ -49,8 +53,8 @@ class Divider:
     def normalise(self, m: Any) -> None:
         """One cycle: a and b each by a place, where the top bit is 0. A zero never ends."""
         up, down = ~self.b[self.width - 1], ~self.a[self.width - 1]
-        with m.If(down):
-            m.d.sync += self.a.eq(self.a << 1)
+        with m.If(~down):
+            m.d.sync += self.a[self.width - self.loaded :].eq(self.a[self.width - self.loaded :])
         with m.If(up):
             m.d.sync += self.b.eq(self.b << 1)
         with m.If(up & ~down):
@@ -67,7 +71,6 @@ class Divider:
         m.d.sync += self.quotient.eq(hdl.Cat(fits, self.quotient[:-1]))
 
     def multiply(self, m: Any, constant: Bits) -> None:
-        """One cycle of b <- 2 b + (top bit of a) constant: from b = 0 on, as many as a has bits."""
+        """One cycle of b <- 2 b + (top bit of a) constant: from b = 0 on, as many as a has bits, which moves up."""
         add = constant & self.a[self.width - 1].replicate(len(constant))
         m.d.sync += self.b.eq(((self.b << 1) + add)[: self.width])
-        m.d.sync += self.a.eq(self.a << 1)

@@ -1,7 +1,6 @@
-"""LightNorm's forward unit in gates: a lane's statistics, the divider with its sequence, a lane's normalization."""
+"""LightNorm's forward unit in gates: a lane's statistics, the divider with its sequence, normalization of lanes."""
 
-from dataclasses import dataclass, replace
-from fractions import Fraction
+from dataclasses import dataclass
 from typing import Any
 
 from recoup.formats.ports import layout
@@ -10,6 +9,7 @@ from recoup.gates.arithmetic import Number, named, width_of
 from recoup.gates.blocks import pack_block, rebased, unpack_block
 from recoup.gates.division import Divider
 from recoup.gates.module import amaranth
+from recoup.lightnorm.rtl_normalise import Normalise
 from recoup.lightnorm.rtl_widths import Widths
 
 __all__ = ["Gates"]
@@ -35,12 +35,8 @@ class Gates(Widths):
             m.d.sync += late[name].eq(getattr(port, name))
         taken = self._taken(m, port, result)
         lanes = [self._statistics(m, port, late, value, i) for i, value in enumerate(taken)]
-        means = self._settled(m, port, lanes)
-        results = [
-            self._normalised(m, port, taken[i], arithmetic.unpack(m, mean, layout(self.wide), f"mean_{i}"),
-                             arithmetic.unpack(m, reciprocal, layout(self.wide), f"reciprocal_{i}"), i)
-            for i, (mean, reciprocal) in enumerate(means)
-        ]  # fmt: skip
+        held = self._settled(m, port, lanes)
+        results = [self._normalised(m, port, value, *held[i], i) for i, value in enumerate(taken)]
         chosen = [
             arithmetic.either(m, port.normalise, y, x, f"out_{i}")
             for i, (x, y) in enumerate(zip(given, results, strict=True))
@@ -97,25 +93,24 @@ class Gates(Widths):
         return Number(sign, rank[M : M + E], hdl.Cat(rank[:M], rank[-1]), like.low, like.most, clear=True)
 
     def _settled(self, m: Any, port: Any, lanes: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-        """The divider with its sequence; the registers of mean and reciprocal of every lane."""
+        """The divider with its sequence; what every lane keeps of it: mu or mu r, and r."""
         S, W = layout(self.wide), self.width
         totals, ranges = (
             _chosen(m, port, [lane[i] for lane in lanes], name) for i, name in enumerate(("sum", "range"))
         )
         mean_start, inverse_start, low = self.starts
-        most = max(mean_start + self.elements.bit_length() - 1, inverse_start + W - 1)
-        divider = Divider.made(W, self.digits, most)
-        count = hdl.Signal(width_of(self.settling), name="count", reset_less=True)
-        with m.If(port.settle):
-            m.d.sync += count.eq(0)
-        with m.Elif(count != self.phases["end"][1]):
-            m.d.sync += count.eq(count + 1)
-        now = {
-            name: named(m, f"phase_{name.replace(' ', '_')}", (count >= a) & (count < b))
-            for name, (a, b) in self.phases.items()
-        }
+        # mu is no larger than F's largest value, and s no smaller than eps.
+        highest = mean_start - self.sum_bits + 1 + self.elements.bit_length() + self.magnitude
+        most = max(mean_start, highest, inverse_start + W - self.eps_units.bit_length())
+        loaded = max(self.sum_bits - 1, self.range_bits, S.fraction + 1)
+        divider, now = Divider.made(m, W, self.digits, most, loaded), self._sequence(m, port)
         sign = totals[-1]
         size = named(m, "sum_magnitude", ((totals ^ sign.replicate(len(totals))) + sign)[: self.sum_bits - 1])
+        mean = hdl.Signal(S.bits, name="mean_code", reset_less=True)
+        inverse = hdl.Signal(S.bits - 1, name="inverse_code", reset_less=True)  # which has no sign
+        at = S.fraction + S.exponent
+        whole = hdl.Cat(inverse[:at], hdl.Const(0, 1), inverse[at:])
+        mu, r = (arithmetic.unpack(m, code, S, f"{name}_value") for name, code in (("mean", mean), ("inverse", whole)))
         with m.If(now["load"]):
             divider.load(m, size, port.count, mean_start)
         with m.If(now["align"] | now["align s"]):
@@ -124,51 +119,76 @@ class Gates(Widths):
             divider.divide(m)
         with m.If(now["keep"]):
             divider.load(m, ranges, hdl.Const(0, 1), 0)
-        pad = self.unit + self.constants[0] - self.s_unit
-        with m.If(now["scale"]):
-            divider.multiply(m, hdl.Cat(hdl.Const(0, pad), port.constant))
-        with m.If(now["eps"]):
-            eps = int(Fraction(self.eps) / Fraction(2) ** self.s_unit)
-            divider.load(m, hdl.Const(1, 1), (divider.b + eps)[:W], inverse_start)
         sticky = arithmetic.any_of(divider.a) if S.nearest else None
         quotient = Number(sign & now["keep"], divider.shifts, divider.quotient, low, most, leading=1, sticky=sticky)
-        code = named(m, "settled", arithmetic.pack(arithmetic.quantise(m, quotient, S, "quotient"), S))
+        settled = arithmetic.quantise(m, quotient, S, "quotient")
+        code = named(m, "settled", arithmetic.pack(settled, S))
+        pad = self.unit + self.constants[0] - self.s_unit
+        factor = hdl.Cat(hdl.Const(0, pad), port.constant)
+        if self.distributed:
+            factor = hdl.Mux(now["product"], mu.significand, factor)
+        with m.If(now["scale"] | now["product"]):
+            divider.multiply(m, factor)
+        with m.If(now["eps"]):
+            divider.load(m, hdl.Const(1, 1), (divider.b + self.eps_units)[:W], inverse_start)
+        with m.If(now["keep"]):
+            m.d.sync += mean.eq(code)
+        with m.If(now["end"]):
+            m.d.sync += inverse.eq(hdl.Cat(code[:at], code[at + 1 :]))
+            divider.load(m, settled.significand, hdl.Const(0, 1), 0)
+        m.d.comb += [port.mean.eq(mean), port.reciprocal.eq(inverse)]
+        return self._stored(
+            m, port, now["store"], self._shift(m, divider, mu, r) if self.distributed else mean, inverse
+        )
+
+    def _sequence(self, m: Any, port: Any) -> dict[str, Any]:
+        """The divider's phases, each a bit that tells whether it is now."""
+        count = hdl.Signal(width_of(self.settling), name="phase", reset_less=True)
+        with m.If(port.settle):
+            m.d.sync += count.eq(0)
+        with m.Elif(count != self.phases["store"][1]):
+            m.d.sync += count.eq(count + 1)
+        return {
+            name: named(m, f"phase_{name.replace(' ', '_')}", (count >= a) & (count < b) if b - a > 1 else count == a)
+            for name, (a, b) in self.phases.items()
+        }
+
+    def _shift(self, m: Any, divider: Divider, mean: Number, reciprocal: Number) -> Any:
+        """The code of mu r, whose significands the divider has multiplied."""
+        at = self.shift
+        exponent, most = mean.exponent + reciprocal.exponent, mean.most + reciprocal.most
+        product = Number(mean.sign, exponent[: width_of(most)], divider.b[: at.significand], mean.low + reciprocal.low,
+                         most, mean.leading + reciprocal.leading + 1)  # fmt: skip
+        top = arithmetic.normalised(m, product, "shift_top")
+        nonzero = top.significand[-1]
+        field = hdl.Cat(top.exponent, hdl.Const(0, at.exponent))[: at.exponent] & nonzero.replicate(at.exponent)
+        uneven = [arithmetic.any_of(n.significand[: at.uneven]) for n in (reciprocal, top)] if at.uneven else []
+        return named(m, "shift", hdl.Cat(top.significand, field, top.sign & nonzero, *uneven))
+
+    def _stored(self, m: Any, port: Any, now: Any, first: Any, reciprocal: Any) -> list[tuple[Any, Any]]:
+        """The lanes' registers."""
         found = []
         for i in range(self.lanes):
             here = (port.lane == i) if self.lanes > 1 else hdl.Const(1, 1)
-            mean, reciprocal = (
-                hdl.Signal(S.bits, name=f"{name}_{i}", reset_less=True) for name in ("mean", "reciprocal")
-            )
-            with m.If(now["keep"] & here):
-                m.d.sync += mean.eq(code)
-            with m.If(now["end"] & here):
-                m.d.sync += reciprocal.eq(code)
-            found.append((mean, reciprocal))
+            held = hdl.Signal(len(first), name=f"held_{i}", reset_less=True)
+            inverse = hdl.Signal(len(reciprocal), name=f"inverse_{i}", reset_less=True)
+            with m.If(now & here):
+                m.d.sync += [held.eq(first), inverse.eq(reciprocal)]
+            found.append((held, inverse))
         return found
 
-    def _normalised(self, m: Any, port: Any, value: Number, mean: Number, reciprocal: Number, i: int) -> Number:
+    def _normalised(self, m: Any, port: Any, value: Number, held: Any, reciprocal: Any, i: int) -> Number:
         """y of a lane; xhat goes to its port."""
-        F, D = layout(self.form), self.config.difference
-        negative = replace(mean, sign=~mean.sign)
-        exact = (
-            max(value.base + value.most, mean.base + mean.most)
-            + 1
-            - min(value.low + value.least, mean.low + mean.least)
-        )
-        precision, nearest = (exact, False) if D is None else (D.mantissa + 1, D.rounding == "nearest")
-        difference = arithmetic.add(m, value, negative, precision, nearest, f"difference_{i}")
-        if D is not None:
-            difference = arithmetic.quantise(m, difference, layout(D), f"difference_{i}_rounded")
-        scaled = arithmetic.multiply(m, difference, reciprocal, f"scaled_{i}")
-        xhat = arithmetic.quantise(m, scaled, F, f"xhat_{i}")
-        m.d.comb += port.xhat[i * F.bits : (i + 1) * F.bits].eq(arithmetic.pack(xhat, F))
-        gamma, beta = (
-            arithmetic.unpack(m, getattr(port, name)[i * F.bits : (i + 1) * F.bits], F, f"{name}_{i}")
-            for name in ("gamma", "beta")
-        )
-        product = arithmetic.normalised(m, arithmetic.multiply(m, xhat, gamma, f"product_{i}"), f"product_{i}_top")
-        total = arithmetic.add(m, product, beta, F.fraction + 1, F.nearest, f"affine_{i}")
-        return arithmetic.quantise(m, total, F, f"y_{i}")
+        F, lane = layout(self.form), Normalise(self.config, self.elements, self.eps)
+        at = slice(i * F.bits, (i + 1) * F.bits)
+        y = hdl.Signal(F.bits, name=f"y_{i}")
+        given = {"x": arithmetic.pack(value, F), lane.held[0].name: held, "reciprocal": reciprocal}
+        given |= {"gamma": port.gamma[at], "beta": port.beta[at]}
+        wired = {f"i_{name}": value for name, value in given.items()}
+        xhat = hdl.Signal(F.bits, name=f"xhat_{i}")
+        setattr(m.submodules, f"lane_{i}", hdl.Instance("lightnorm_normalise", **wired, o_xhat=xhat, o_y=y))
+        m.d.comb += port.xhat[at].eq(xhat)
+        return rebased(m, arithmetic.unpack(m, y, F, f"y_{i}"), F, f"y_{i}")
 
 
 def _chosen(m: Any, port: Any, values: list[Any], name: str) -> Any:

@@ -1,21 +1,74 @@
 """Formats and widths of LightNorm's forward unit, and the cycles of its divider: what gates and schedule agree on."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
+
+import numpy as np
 
 from recoup.errors import RecoupError
 from recoup.fields import integer
-from recoup.formats import BlockFloat, Float
+from recoup.formats import BlockFloat, Float, FloatFields, ports
 from recoup.gates.blocks import Block
+from recoup.gates.module import Port
 from recoup.lightnorm.config import LightNorm
 from recoup.lightnorm.scale import constant
 
-__all__ = ["Widths"]
+__all__ = ["Shift", "Widths"]
 
 SIGNIFICAND = 52  # stored bits of the float64 constants
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """mu r, exact and with its highest bit on top, as a code: from bit 0 its significand, exponent and sign, and
+    where it is asked, whether r has more bits than a step of F, and whether mu r has bits below the last of x r.
+
+    Attributes:
+        significand, exponent: bits.
+        uneven: how many of r's lowest bits a step of F has not, and so many of mu r's x r has not; 0: it is not asked.
+        low: the exponent of the significand's lowest bit where the exponent is 0.
+        most: the largest exponent.
+    """
+
+    significand: int
+    exponent: int
+    low: int
+    most: int
+    uneven: int
+
+    @property
+    def sign(self) -> int:
+        """Position of the sign bit."""
+        return self.significand + self.exponent
+
+    @property
+    def bits(self) -> int:
+        """Bits of the code."""
+        return self.sign + 1 + 2 * (self.uneven > 0)
+
+    def codes(self, mean: np.ndarray, reciprocal: np.ndarray) -> np.ndarray:
+        """Of products of float64 values, which float64 holds, uint64."""
+        product = mean * reciprocal
+        fraction, exponent = np.frexp(np.abs(product))
+        units = np.ldexp(fraction, self.significand).astype(np.uint64)
+        field = np.where(units > 0, exponent - self.significand - self.low, 0).astype(np.uint64)
+        sign = ((product < 0) | (product == 0) & np.signbit(product)).astype(np.uint64)
+        found = units | field << np.uint64(self.significand) | (sign & (units > 0)) << np.uint64(self.sign)
+        if not self.uneven:
+            return found
+        whole = np.ldexp(np.frexp(reciprocal)[0], self.significand // 2).astype(np.uint64)
+        for at, value in enumerate((whole, units), 1):
+            found = found | (value % np.uint64(1 << self.uneven) > 0).astype(np.uint64) << np.uint64(self.sign + at)
+        return found
+
+    def values(self, codes: np.ndarray) -> np.ndarray:
+        """float64."""
+        units = (codes & np.uint64((1 << self.significand) - 1)).astype(float)
+        field = (codes >> np.uint64(self.significand) & np.uint64((1 << self.exponent) - 1)).astype(np.int64)
+        return np.where(codes >> np.uint64(self.sign) & np.uint64(1), -1, 1) * np.ldexp(units, field + self.low)
 
 
 @dataclass(frozen=True)
@@ -71,6 +124,48 @@ class Widths:
             return None
         return Block(form.block, form.significand, form.exponent, form.min_exponent, form.shared == "outlier")
 
+    def reciprocal(self, name: str, direction: Any, meaning: str) -> Port:
+        """A port of 1/s in S, without its sign."""
+        port = ports.port(name, direction, self.wide, meaning)
+        legal = port.legal
+        assert legal is not None
+        edges = np.unique(self.unsigned(np.array(port.edges, np.uint64)))
+        return replace(
+            port,
+            width=port.width - 1,
+            edges=tuple(int(edge) for edge in edges),
+            legal=lambda patterns: self.unsigned(legal(self.signed(patterns))),
+        )
+
+    def signed(self, codes: np.ndarray) -> np.ndarray:
+        """Codes of S of those that have no sign."""
+        at = np.uint64(FloatFields(self.wide).sign)
+        low = (np.uint64(1) << at) - np.uint64(1)
+        return codes & low | (codes & ~low) << np.uint64(1)
+
+    def unsigned(self, codes: np.ndarray) -> np.ndarray:
+        """Codes of S without their sign."""
+        at = np.uint64(FloatFields(self.wide).sign)
+        low = (np.uint64(1) << at) - np.uint64(1)
+        return codes & low | codes >> np.uint64(1) & ~low
+
+    @property
+    def distributed(self) -> bool:
+        """Whether the lanes compute x r - mu r, with mu r of the divider, instead of (x - mu) r: the same where x - mu
+        is exact, and r is multiplied with x alone."""
+        return self.config.difference is None
+
+    @cached_property
+    def shift(self) -> Shift:
+        """How mu r lies in its register."""
+        S = ports.layout(self.wide)
+        lowest = S.low - S.fraction - (not S.flag)
+        room = (1 << (2 * S.fraction * S.subnormals + 1).bit_length()) - 1
+        most = 2 * (S.high - S.low + (not S.flag)) + room
+        simple = not (self.form.rounding == "nearest" or self.form.subnormals or S.subnormals)
+        uneven = S.fraction - self.form.mantissa if simple and S.fraction > 2 * self.form.mantissa else 0
+        return Shift(2 * (S.fraction + 1), most.bit_length(), 2 * lowest - room, most, uneven)
+
     @property
     def lanes(self) -> int:
         """G."""
@@ -118,6 +213,11 @@ class Widths:
         return min(self.unit + self.constants[0], -bits)
 
     @property
+    def eps_units(self) -> int:
+        """eps in units of s: s is never less."""
+        return int(Fraction(self.eps) / Fraction(2) ** self.s_unit)
+
+    @property
     def width(self) -> int:
         """Bits of s, and of the divider."""
         product = self.range_bits + self.constant_bits + self.unit + self.constants[0] - self.s_unit
@@ -138,9 +238,11 @@ class Widths:
             "keep": 1,
             "scale": self.range_bits,
             "eps": 1,
-            "align s": self.width - 1,
+            "align s": self.width - self.eps_units.bit_length(),
             "invert": self.digits,
             "end": 1,
+            "product": self.wide.mantissa + 1 if self.distributed else 0,
+            "store": 1,
         }
         found, at = {}, 0
         for name, length in lengths.items():
@@ -151,7 +253,7 @@ class Widths:
     @property
     def settling(self) -> int:
         """Cycles that a channel's mean and reciprocal take."""
-        return self.phases["end"][1] + 1
+        return self.phases["store"][1] + 1
 
     @cached_property
     def starts(self) -> tuple[int, int, int]:

@@ -12,7 +12,7 @@ from recoup.silicon.words import packed
 
 ROUNDS = (1 << 14, 1 << 17, 1 << 21)
 """Vectors of a round; a later one tries what the earlier ones did not show, unless enough is shown."""
-MOST = 10**10
+MOST = 10**11
 """Gates times faults times words of vectors that a later round may have; with more it takes hours and is not made."""
 MEMORY, WORDS = 1 << 27, 8
 """Bytes that the values of all nets in all steps may take, and the words that are tried at once at the most."""

@@ -167,11 +167,6 @@ def read(result: Any, module: Module, library: Library | None) -> Netlist:
     def net(bit: Any) -> int:
         return numbers.setdefault(bit, len(numbers) - 1)
 
-    def named(name: str) -> list[int]:
-        if name not in design["netnames"]:
-            raise RecoupError(f"netlist of {module.name}: {name!r} is no register any more")
-        return [net(bit) for bit in design["netnames"][name]["bits"]]
-
     ports = {port.name: [net(bit) for bit in design["ports"][port.name]["bits"]] for port in module.ports}
     gates, registers = [], []
     for name, cell in design["cells"].items():
@@ -208,16 +203,22 @@ def read(result: Any, module: Module, library: Library | None) -> Netlist:
         inputs={port.name: ports[port.name] for port in module.inputs},
         outputs={port.name: ports[port.name] for port in module.outputs},
         names=names,
-        registered={p.name: named(p.name) for p in module.presets},
+        registered={p.name: [net(bit) for bit in _bits(design, p.name)] for p in module.presets},
         cleared=[
             net(bit)
             for key, value in design["netnames"].items()
             if module.cleared and key.startswith(module.cleared)
             for bit in value["bits"]
         ],
-        probed={p.name: named(p.name) for p in module.probes},
+        probed={p.name: [net(bit) for bit in _bits(design, p.name)] for p in module.probes},
         library=library,
     )
+
+
+def _bits(design: Any, name: str) -> list[Any]:
+    if name not in design["netnames"]:
+        raise RecoupError(f"netlist: {name!r} is no register any more")
+    return design["netnames"][name]["bits"]
 
 
 def _names(design: Any, numbers: Mapping[Any, int]) -> dict[int, str]:
