@@ -1,0 +1,141 @@
+"""Claim: LightNorm's forward unit is several times smaller than conventional batch norm in FP32, and smaller than in FP16.
+
+Areas of a lane's parts without the divider (as published: neither has the division and the root, once a channel), of
+whole units with it, and of conventional lanes from the same generator; then the proof of the unit. A row at a time is
+kept in benchmarks/results/silicon_lightnorm.jsonl, FP32 takes minutes; the table goes to silicon_lightnorm.json.
+
+    python benchmarks/silicon_lightnorm.py
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.log import Log
+from benchmarks.measure import RESULTS, save
+from recoup.data import root
+from recoup.formats import ports
+from recoup.gates import arithmetic
+from recoup.gates.blocks import pack_block, rebased
+from recoup.gates.module import Module, Port, amaranth
+from recoup.lightnorm import LightNorm
+from recoup.lightnorm.rtl import Forward, build
+from recoup.lightnorm.rtl_conventional import FORMATS, conventional
+from recoup.silicon import Measured
+from recoup.silicon.cells import Library
+
+ROUNDED = LightNorm().statistics
+CONFIGS = {"x - mu exact": {}, "x - mu in 1-5-12": {"difference": ROUNDED}}
+
+
+def forward(config: LightNorm) -> Forward:
+    """The unit with the generator's default options."""
+    return Forward.of(config, 1 << 17, 1e-5)
+
+
+def statistics() -> Module:
+    """A lane's largest, smallest, exact sum and sum of ranges, as in the unit."""
+    unit = forward(LightNorm.fp10())
+    F = unit.form
+    flags = ("collect", "first", "chunk", "fold", "low")
+    pins = [ports.port("x", "in", F, ""), *(Port(name, "in", 1, "") for name in flags)]
+    widths = {"sum": unit.sum_bits, "range": unit.range_bits, "new_largest": 1, "new_smallest": 1}
+    pins += [Port(name, "out", bits, "") for name, bits in widths.items()]
+
+    def elaborate(m: Any, port: Any) -> None:
+        layout = ports.layout(F)
+        value = rebased(m, arithmetic.unpack(m, port.x, layout, "x"), layout, "value")
+        total, spread = unit._statistics(m, port, {name: getattr(port, name) for name in flags}, value, 0)
+        m.d.comb += [port.sum.eq(total), port.range.eq(spread)]
+
+    return Module(
+        name="statistics", title="statistics, FP10", ports=tuple(pins), elaborate=elaborate, expected=lambda _: {}
+    )
+
+
+def packing(shared: str) -> Module:
+    """Blocks of four, a whole block a cycle."""
+    unit = forward(LightNorm(shared=shared))  # type: ignore[arg-type]
+    block, layout = unit.block, ports.layout(unit.form)
+    assert block is not None
+    pins = (
+        Port("x", "in", layout.bits * block.size, "", parts=block.size),
+        Port("y", "out", block.bits, ""),
+    )
+
+    def elaborate(m: Any, port: Any) -> None:
+        codes = [port.x[i * layout.bits : (i + 1) * layout.bits] for i in range(block.size)]
+        given = [
+            rebased(m, arithmetic.unpack(m, code, layout, f"x_{i}"), layout, f"x_{i}") for i, code in enumerate(codes)
+        ]
+        result = amaranth("hdl").Signal(block.bits)
+        m.d.comb += [result.eq(pack_block(m, given, layout, block, "pack")), port.y.eq(result)]
+
+    return Module(
+        name="packing", title=f"blocks of 4, {shared}", ports=pins, elaborate=elaborate, expected=lambda _: {},
+        clocked=False,
+    )  # fmt: skip
+
+
+def modules() -> dict[str, Module]:
+    """Every row, the quick ones first."""
+    found = {"statistics": statistics()}
+    found |= {f"normalization, {name}": forward(LightNorm.fp10(**o)).lane.module() for name, o in CONFIGS.items()}
+    found |= {f"packing four, {shared}": packing(shared) for shared in ("outlier", "max")}
+    found |= {f"whole unit of one lane, {name}": build(LightNorm.fp10(**o)) for name, o in CONFIGS.items()}
+    found["whole unit of four lanes with blocks, x - mu exact"] = build(LightNorm())
+    return found | {title: conventional(form, title) for title, form in FORMATS.items()}
+
+
+def proof(log: Log) -> None:
+    """`recoup silicon verify lightnorm-fp10`, in figures."""
+
+    def proved() -> float:
+        start = time.perf_counter()
+        found = Measured.of(build(LightNorm.fp10())).verify()
+        print(found)
+        log.measure(("lightnorm-fp10", "faults"), lambda: found.faults)
+        log.measure(("lightnorm-fp10", "mismatches"), lambda: found.mismatches)
+        log.measure(("lightnorm-fp10", "seconds with the netlist made"), lambda: time.perf_counter() - start)
+        return found.coverage or 0.0
+
+    log.measure(("lightnorm-fp10", "coverage"), proved)
+
+
+def ratios(area: dict[str, float]) -> dict[str, float]:
+    """Conventional lanes over LightNorm's, without dividers."""
+    found = {}
+    for name in CONFIGS:
+        lane = area["statistics"] + area[f"normalization, {name}"]
+        packed = lane + area["packing four, outlier"] / 2  # of x and of y, a quarter of a packer each
+        for title in FORMATS:
+            found[f"{title} over a lane, {name}"] = area[title] / lane
+            found[f"{title} over a lane with both packers, {name}"] = area[title] / packed
+    return found
+
+
+def main() -> None:
+    """Measure, print and save."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    log, liberty = Log(RESULTS / "silicon_lightnorm.jsonl"), root() / "liberty" / "sg13g2_stdcell_typ_1p20V_25C.lib"
+    area = {
+        name: log.measure((liberty.name, name), lambda module=module: Measured.of(module).area(liberty).area)
+        for name, module in modules().items()
+    }
+    proof(log)
+    for name, ratio in ratios(area).items():
+        print(f"{name}: {ratio:.2f}x")
+    tool = Measured.of(statistics()).area(liberty).tool
+    digest = Library([liberty]).digests[0]
+    proved = {key[1]: value for key, value in log.values.items() if key[0] == "lightnorm-fp10"}
+    save("silicon_lightnorm", {
+        "tool": tool, "liberty": {liberty.name: digest}, "area": area, "ratios": ratios(area), "proof": proved,
+    })  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
