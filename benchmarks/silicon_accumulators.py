@@ -1,7 +1,7 @@
 """Claim: the multiply-add unit's gates are the emulation, and this is what its accumulators cost in one library.
 
 All 16,785,409 pairs of the M7E4 adder and all 66,049 of its FP8 multiplier are compared with the reference; then areas
-of multiply-accumulate units on M4E3 operands, from one generator, and of LightNorm's forward unit. Kept in
+of multiply-accumulate units on M4E3 operands, from one generator. Kept in
 benchmarks/results/silicon_accumulators.jsonl, areas by library.
 
     python benchmarks/silicon_accumulators.py LIBERTY...            # several files of one library are read together
@@ -21,8 +21,6 @@ from recoup.gates.module import Module
 from recoup.lba import LBA
 from recoup.lba.rtl import build
 from recoup.lba.rtl_operations import adder, multiplier
-from recoup.lightnorm import LightNorm
-from recoup.lightnorm.rtl import build as build_forward
 from recoup.silicon import Measured
 
 OPERANDS = Float.lba(3, 4, bias=3)
@@ -35,13 +33,6 @@ UNITS: dict[str, tuple[LBA, str | None]] = {
     "M7E4, chunk 16, own outer adder": (LBA(), "own"),
     "m10e5, chunk 16, shared adder": (LBA.m10e5(), "shared"),
     "m10e5, chunk 16, own outer adder": (LBA.m10e5(), "own"),
-}
-STATISTICS = LightNorm().statistics
-NORMS = {
-    "forward, FP10, x - mu in 1-5-12": LightNorm.fp10(difference=STATISTICS),
-    "forward, FP10, x - mu exact": LightNorm.fp10(),
-    "forward, FP10, blocks of 4, x - mu in 1-5-12": LightNorm(difference=STATISTICS),
-    "forward, FP10, blocks of 4, x - mu exact": LightNorm(),
 }
 
 
@@ -73,7 +64,6 @@ def main() -> None:
         proofs(log)
     modules = {name: build(config, operands=OPERANDS, outer=outer) for name, (config, outer) in UNITS.items()}  # type: ignore[arg-type]
     modules |= build(LBA.m7e4(), operands=OPERANDS).baselines()
-    modules |= {name: build_forward(config) for name, config in NORMS.items()}
     print(f"| {library} | area |\n|---|---|")
     for name, module in modules.items():
         area = log.measure((library, name), lambda module=module: Measured.of(module).area(arguments.liberty).area)
