@@ -42,7 +42,7 @@ def unit(name: str) -> Measured:
 @pytest.mark.parametrize("name", CASES)
 def test_a_unit_equals_the_reference(name):
     module = unit(name)
-    found = module.verify(module.steps * 192, coverage=False)
+    found = module.verify(module.steps * 128, coverage=False)
     assert not found.mismatches, found
 
 
@@ -81,7 +81,7 @@ def test_the_expected_values_are_those_of_the_reference_as_a_whole(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_lane_equals_the_reference(name):
-    found = Measured.of(Normalise(CASES[name], 4, 0.0625).module()).verify(1 << 16, coverage=False)
+    found = Measured.of(Normalise(CASES[name], 4, 0.0625).module()).verify(1 << 14, coverage=False)
     assert not found.mismatches, found
 
 
@@ -142,7 +142,7 @@ def test_a_broken_lane_is_caught(fault, monkeypatch):
     place, name, breaking = BROKEN_LANES[fault]
     monkeypatch.setattr(place, name, breaking(getattr(place, name)))
     case = CASES["nearest, no blocks" if name == "rounds_up" else "exact difference"]
-    assert Measured.of(Normalise(case, 4, 0.0625).module()).verify(1 << 16, coverage=False).mismatches
+    assert Measured.of(Normalise(case, 4, 0.0625).module()).verify(1 << 14, coverage=False).mismatches
 
 
 def test_conventional_lanes_equal_their_letter_and_stand_beside_the_unit():

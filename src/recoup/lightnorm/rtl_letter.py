@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -164,8 +165,8 @@ class Letter(Gates):
             found = [np.where(new & (settled.lane == i), code, inputs[f"{name}_{i}"]) for i in range(G)]
             held.append(np.stack(found, -1).reshape(-1))
         gamma, beta = (self._values(inputs[name][normalise]).reshape(-1) for name in ("gamma", "beta"))
-        xhat, y = self.lane.computed(x.reshape(-1), *held, gamma, beta, self.config)
-        return xhat.reshape(x.shape), y.reshape(x.shape)
+        xhat, y = self.lane.computed(x.reshape(-1), *held, gamma, beta)
+        return xhat.reshape(x.shape), self._blocked(y.reshape(x.shape))
 
     def _divider(self, inputs: Inputs, settled: "Settled", steps: int) -> dict[str, Expected]:
         """The ports of mu and r, what is left of both divisions, s, and the product of the significands."""
@@ -211,11 +212,12 @@ class Letter(Gates):
         fields.append((codes.shared[..., 0], self.block.exponent))
         if codes.outlier is not None and codes.index is not None:
             fields += [(codes.outlier[..., 0], self.block.exponent), (codes.index[..., 0], self.block.index)]
-        total, at = np.zeros(x.shape[:2], object), 0
+        kind: Any = object if self.block.bits > 64 else np.uint64
+        total, at = np.zeros(x.shape[:2], kind), 0
         for values, bits in fields:
-            total = total + (values.numpy().astype(object) << at)
+            total = total + values.numpy().astype(kind) * (1 << at if kind is object else np.uint64(1 << at))
             at += bits
-        return total if self.block.bits > 64 else total.astype(np.uint64)
+        return total
 
     def _unpacked(self, codes: np.ndarray) -> Tensor:
         """Values of the port stored, [steps, runs, G]."""

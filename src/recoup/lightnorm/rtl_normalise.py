@@ -118,12 +118,12 @@ class Normalise(Widths):
         shape = inputs["x"].shape
         x, gamma, beta = (ports.values(inputs[name], self.form).reshape(-1) for name in ("x", "gamma", "beta"))
         held = [inputs[port.name].reshape(-1) for port in self.held]
-        xhat, y = self.computed(x, held[0], held[1], gamma, beta, self.config.replace(block=None))
+        xhat, y = self.computed(x, held[0], held[1], gamma, beta)
         found = {"xhat": xhat, "y": y}
         return {n: Expected((0,), ports.codes(v.reshape(shape), self.form)) for n, v in found.items()}
 
-    def computed(self, x: Any, first: np.ndarray, r: np.ndarray, gamma: Any, beta: Any, config: Any) -> Any:
-        """xhat and y of values, codes of mu or mu r, codes of r, and values."""
+    def computed(self, x: Any, first: np.ndarray, r: np.ndarray, gamma: Any, beta: Any) -> Any:
+        """xhat and y, not yet in blocks, of values, codes of mu or mu r, codes of r, and values."""
         reciprocal = ports.values(self.signed(r), self.wide)
         if self.distributed:
             shift = torch.from_numpy(self.shift.values(first))
@@ -131,7 +131,7 @@ class Normalise(Widths):
         else:
             mean = ports.values(first, self.wide)
             xhat = reference.normalize(x[None, :, None], mean, reciprocal, self.config, torch.float64).reshape(-1)
-        y = reference.affine(xhat[None, :, None], gamma, beta, config, torch.float64)
+        y = reference.affine(xhat[None, :, None], gamma, beta, self.config.replace(block=None), torch.float64)
         return xhat, y.reshape(-1)
 
     def aim(self, inputs: dict[str, np.ndarray], generator: np.random.Generator) -> Inputs:
