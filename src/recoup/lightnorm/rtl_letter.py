@@ -165,7 +165,7 @@ class Letter(Gates):
             found = [np.where(new & (settled.lane == i), code, inputs[f"{name}_{i}"]) for i in range(G)]
             held.append(np.stack(found, -1).reshape(-1))
         gamma, beta = (self._values(inputs[name][normalise]).reshape(-1) for name in ("gamma", "beta"))
-        xhat, y = self.lane.computed(x.reshape(-1), *held, gamma, beta)
+        xhat, y = self.lane.computed(x.reshape(-1), held[0], held[1], gamma, beta)
         return xhat.reshape(x.shape), self._blocked(y.reshape(x.shape))
 
     def _divider(self, inputs: Inputs, settled: "Settled", steps: int) -> dict[str, Expected]:
