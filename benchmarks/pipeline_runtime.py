@@ -21,13 +21,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as processes
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 from benchmarks.measure import save
 from recoup import models, pipeline
@@ -58,7 +59,7 @@ def samples(count: int) -> list[Sample]:
     return list(each)
 
 
-def ours(name: str, data: list[Sample], cut: list[int]) -> Callable[[], float]:
+def ours(name: str, data: Any, cut: list[int]) -> Callable[[], float]:
     """Seconds of a round, filling and draining included."""
     model, stages = network(name)
     plan = Plan(model, stages, pipeline.delays(len(stages)), RATE, MOMENTUM, cut=cut, mitigation="lwpv+sc")
@@ -83,7 +84,9 @@ def drained(name: str, data: list[Sample], cut: list[int]) -> Callable[[], float
         begun = time.perf_counter()
         for x, y in batches:
             optimizer.zero_grad()
-            schedule.step(*((x,) if rank == 0 else ()), **({"target": y} if rank == ranks - 1 else {}))
+            arguments = (x,) if rank == 0 else ()
+            options: dict[str, Any] = {"target": y} if rank == ranks - 1 else {}
+            schedule.step(*arguments, **options)
             optimizer.step()
         dist.barrier()
         return time.perf_counter() - begun
@@ -159,7 +162,7 @@ def main() -> None:
         for ranks in (1, 2, 4):
             cut = pipeline.balance(times, ranks)
             with tempfile.TemporaryDirectory() as folder:
-                processes.spawn(process, (ranks, name, given.rounds, cut, folder), ranks)
+                spawn(process, (ranks, name, given.rounds, cut, folder), ranks)
                 seconds = torch.load(f"{folder}/{ranks}.pt", weights_only=True)
             count = NETS[name][1]
             row: dict[str, object] = {way: count / statistics.median(own) for way, own in seconds.items()}

@@ -22,16 +22,16 @@ class Slow(torch.autograd.Function):
         return x.clone()
 
     @staticmethod
-    def backward(ctx, g):  # noqa: ARG004
+    def backward(ctx, *grad_outputs):  # noqa: ARG004
         time.sleep(0.03)
-        return g
+        return grad_outputs[0]
 
 
 class Waits(nn.Linear):
     """A layer that does."""
 
-    def forward(self, x):
-        return Slow.apply(super().forward(x))
+    def forward(self, input):  # noqa: A002
+        return Slow.apply(super().forward(input))
 
 
 def test_a_slow_stage_is_found():

@@ -140,7 +140,8 @@ class _Walk:
         return dict.fromkeys([*used, *last])
 
     def _run(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-        arguments, options = (fx.map_arg(given, values.__getitem__) for given in (node.args, node.kwargs))
+        arguments: tuple[Any, ...] = fx.map_arg(node.args, values.__getitem__)  # type: ignore[assignment]
+        options: dict[str, Any] = fx.map_arg(node.kwargs, values.__getitem__)  # type: ignore[assignment]
         if node.op == "call_module":
             return self.model.get_submodule(str(node.target))(*arguments, **options)
         if node.op == "call_method":
