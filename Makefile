@@ -3,10 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# On two cores: some tests wait for processes or their silence, and a third worker uses that time.
-WORKERS ?= 3
+WORKERS ?= 2
 
-.PHONY: demo test coverage real lint format bench dist clean
+.PHONY: demo test slow coverage real lint format bench dist clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
@@ -16,8 +15,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)   ## the whole story on handwritten digits, no download
 	$(BIN)/recoup demo
 
-test: $(STAMP)   ## everything that needs no data outside the repository
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not real'
+test: $(STAMP)   ## everything that needs no data outside the repository, but for what is slow
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not real and not slow'
+
+slow: $(STAMP)   ## GPU kernels interpreted and compiled, processes that are killed, other processors
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'slow and not real'
 
 coverage: $(STAMP)  ## the same with the lines that no test runs, which takes longer
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not real' --cov --cov-report=term

@@ -145,6 +145,7 @@ def _compile_for_hopper() -> list[str]:
     return made
 
 
+@pytest.mark.slow
 def test_kernels_compile_without_a_gpu() -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         made = pool.submit(_compile_for_hopper).result()

@@ -197,6 +197,7 @@ class TestCuda(Kernels):
         assert rows[0] == rows[1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETER, reason="this is that process")
 @pytest.mark.parametrize(
     ("tests", "variable"),

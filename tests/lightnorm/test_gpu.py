@@ -181,6 +181,7 @@ class TestCuda(Kernels):
     device = "cuda"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETER, reason="this is that process")
 @pytest.mark.parametrize(
     ("tests", "variable"),

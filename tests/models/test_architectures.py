@@ -125,7 +125,6 @@ def test_refuses(name: str, options: dict[str, Any], message: str) -> None:
         models.load(name, **options)
 
 
-@pytest.mark.slow
 def test_digits_net_learns_the_digits() -> None:
     import recoup.data
 

@@ -286,6 +286,7 @@ class TestCuda(Kernels):
             gpu.accumulate(x, weight, None, 0.5, NBSMT(), plain(weight), "layer")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETER, reason="this is that process")
 @pytest.mark.parametrize(
     ("tests", "variable"),

@@ -58,6 +58,7 @@ def agent(folder: Path) -> Done:
     return Fresh(elastic, 4, 0, str(folder), ",".join(NAMES), "none").wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "start"), [(2, torchrun), (4, agent)])
 def test_processes_equal_the_simulator(ranks, start, tmp_path):
     done = start(tmp_path)
@@ -73,6 +74,7 @@ def test_processes_equal_the_simulator(ranks, start, tmp_path):
             assert speed > 0
 
 
+@pytest.mark.slow
 def test_killed_ranks_are_restarted_and_go_on_over_others_with_the_same_weights(tmp_path):
     """Four ranks are restarted, killed again and fail; two go on, are killed and restarted, and end."""
     failed = Fresh(elastic, 4, 2, str(tmp_path), "lwpw+sc", "kill").wait()
@@ -93,6 +95,7 @@ def test_killed_ranks_are_restarted_and_go_on_over_others_with_the_same_weights(
 SILENT = f"it died, or is stuck for more than {PATIENCE} s"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "told"),
     [

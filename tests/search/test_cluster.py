@@ -31,6 +31,7 @@ def client():
             yield client
 
 
+@pytest.mark.slow
 def test_a_killed_worker_takes_nothing_with_it(client, tmp_path):
     model, batches = labelled()
     expected = numbers(score(model, batches, space(), probes=3))

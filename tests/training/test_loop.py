@@ -85,6 +85,7 @@ def test_resumed_after_any_step_is_the_same_run(digits, tmp_path, at, optimizer)
     assert same(weights(whole), weights(finished))
 
 
+@pytest.mark.slow
 def test_killed_and_restarted(tmp_path):
     options = "train --model recoup.models:digits_net --data digits --config LBA.biased(5,4) --epochs 2 --lr 0.05"
     options += " --underflow-epochs 1 --limit 256 --test-limit 50 --batch-size 32 --save-every 2 --json --out"

@@ -214,6 +214,7 @@ def test_samples_of_all_epochs_are_those_of_one_process(digits):
     assert torch.equal(samples[2][0], Epochs(digits, 3, settings)[2][0])
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     values = {
         "model": "digits_net",

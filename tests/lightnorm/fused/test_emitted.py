@@ -80,6 +80,7 @@ def test_any_case_equals_the_reference(seed):
     check_any(6, random.Random(seed), torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_other_processors_give_the_same_bits(target, monkeypatch):
     monkeypatch.setattr(emitted, "kernel", functools.partial(kernel, target=TARGETS[target]))
