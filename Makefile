@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: demo test slow coverage real lint format bench dist clean
+.PHONY: demo test quick coverage real lint format bench dist clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
@@ -15,11 +15,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)   ## the whole story on handwritten digits, no download
 	$(BIN)/recoup demo
 
-test: $(STAMP)   ## everything that needs no data outside the repository, but for what is slow
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not real and not slow'
+test: $(STAMP)   ## everything that needs no data outside the repository
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not real'
 
-slow: $(STAMP)   ## GPU kernels interpreted and compiled, processes that are killed, other processors
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'slow and not real'
+quick: $(STAMP)  ## the same without GPU kernels interpreted and compiled, processes that are killed, other processors
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not real and not slow'
 
 coverage: $(STAMP)  ## the same with the lines that no test runs, which takes longer
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not real' --cov --cov-report=term
