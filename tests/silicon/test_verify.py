@@ -95,6 +95,23 @@ def test_a_broken_module_is_caught_with_the_operands():
     assert "NOT PROVED" not in str(found)
 
 
+def test_vectors_that_try_faults_are_compared_too():
+    """Wrong where few operands meet: 64 vectors do not, those on which faults are tried do."""
+
+    def seldom(m, port):
+        m.d.comb += port.y.eq((port.a * port.b) ^ ((port.a == 0x5B) & (port.b == 0x1A)))
+
+    def exact(inputs):
+        return {"y": Expected((0,), inputs["a"] * inputs["b"])}
+
+    ports = (Port("a", "in", 7, "factor"), Port("b", "in", 7, "factor"), Port("y", "out", 14, "product"))
+    found = Measured.of(MUL.replace(name="seldom", ports=ports, elaborate=seldom, expected=exact)).verify(64)
+    assert (found.verdict, found.faults) == ("DIFFERS", 0)
+    assert found.vectors > 64
+    assert found.counterexample is not None
+    assert (found.counterexample.operands["a"], found.counterexample.operands["b"]) == ([0x5B], [0x1A])
+
+
 def test_vectors_that_cannot_show_a_fault_do_not_pass():
     dull = SUM.replace(control=lambda steps: {"first": np.ones(steps, bool)})
     found = Measured.of(dull).verify(4096)

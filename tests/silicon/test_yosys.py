@@ -69,3 +69,10 @@ def test_runs_have_no_more_time_than_there_is(fresh):
     kept = Measured.of(MUL).area()  # and as much as it takes outside
     with yosys.at_most(0):
         assert Measured.of(MUL).area() == kept
+
+
+def test_a_cache_that_cannot_be_made_keeps_nothing(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RECOUP_CACHE", str(tmp_path / "file"))
+    yosys.keep("name", 1)
+    assert yosys.kept("name") is None

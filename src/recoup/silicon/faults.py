@@ -21,7 +21,7 @@ MEMORY, WORDS = 1 << 27, 8
 def cover(
     module: Module,
     netlist: Netlist,
-    draw: Callable[[int], Inputs],
+    draw: Callable[[int], Inputs | None],
     generator: np.random.Generator,
     rounds: Sequence[int],
     enough: float,
@@ -31,7 +31,7 @@ def cover(
     Args:
         module: says at which steps which outputs are looked at.
         netlist: without fault; its outputs are the truth here.
-        draw: vectors of so many lanes.
+        draw: vectors of so many lanes; None: the netlist is wrong on them, and there is nothing to try.
         generator: of the registers' first states.
         rounds: how many vectors each has; one after the first is left out where it would take more than `MOST`.
         enough: the share of the faults at which no further round is made.
@@ -46,8 +46,11 @@ def cover(
     for number, vectors in enumerate(rounds):
         if number and len(sites) * len(netlist.gates) * (vectors // 64) > MOST:
             break
-        lanes = max(64, -(-vectors // module.steps))
-        missed = _missed(module, netlist, draw(lanes), generator, sites, stuck)
+        lanes = -(-vectors // (64 * module.steps)) * 64  # whole words: a spare lane would run no schedule
+        inputs = draw(lanes)
+        if inputs is None:
+            return 0, ()
+        missed = _missed(module, netlist, inputs, generator, sites, stuck)
         sites, stuck = sites[missed], stuck[missed]
         if len(sites) <= (1 - enough) * tried:
             break

@@ -39,7 +39,7 @@ class Verification:
 
     Attributes:
         module: its title.
-        vectors: compared runs times steps.
+        vectors: compared runs times steps, those included on which faults were tried.
         exhaustive: whether these are all there are.
         mismatches: runs that differ.
         counterexample: the first of them.
@@ -131,18 +131,27 @@ def verify(
         count, example = compare(module, netlist, inputs, generator)
         wrong += count
         first = first or example
-    tried, missed = 0, ()
+    tried, missed, runs = 0, (), total
     if coverage and not wrong:
 
-        def draw(lanes: int) -> Inputs:
+        def draw(lanes: int) -> Inputs | None:
+            """Vectors on which the netlist is right: one that is wrong shows nothing of its faults."""
+            nonlocal wrong, first, runs
             if all_faults:
                 return vectors.exhaustive(module, 0, total)
-            return vectors.structured(module, lanes, generator)
+            inputs = vectors.structured(module, lanes, generator)
+            runs += lanes
+            for start in range(0, lanes, batch):
+                some = {name: values[:, start : start + batch] for name, values in inputs.items()}
+                count, example = compare(module, netlist, some, generator)
+                wrong += count
+                first = first or example
+            return None if wrong else inputs
 
         all_faults = every and total <= max(faults.ROUNDS)
         rounds = (total,) if all_faults else faults.ROUNDS  # after all operands the rest is proved redundant
         tried, missed = faults.cover(module, netlist, draw, generator, rounds, COVERAGE)
-    return Verification(module.title, total * module.steps, every, wrong, first, tried, missed, tool)
+    return Verification(module.title, runs * module.steps, every, wrong, first, tried, missed, tool)
 
 
 def compare(

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,13 +131,14 @@ def keep(name: str, value: Any) -> None:
 
     Not `write_atomically`: it waits for the disk, and what a crash leaves half written is read as absent.
     """
-    target = cache() / f"{name}.json"
-    temporary = target.with_suffix(f".{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(value))
-        temporary.replace(target)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    with suppress(OSError):
+        target = cache() / f"{name}.json"
+        temporary = target.with_suffix(f".{os.getpid()}")
+        try:
+            temporary.write_text(json.dumps(value))
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def run(

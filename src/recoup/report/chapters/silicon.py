@@ -140,5 +140,5 @@ CHAPTER = Chapter(
     context=context,
     totals=totals,
     terms=lambda study: {**TERMS, **(ENERGY_TERMS if study.spent else {})},
-    costs=("Cell area of one module of each hardware, from a netlist that equals the emulation.",),
+    costs=("Cell area of one module of each hardware. `recoup silicon verify` says whether it equals the emulation.",),
 )
