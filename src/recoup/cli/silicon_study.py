@@ -44,12 +44,14 @@ def _areas(folder: Path, results: Any, values: Any, liberty: Any, baselines: boo
     """Areas; the energies that are there stay."""
     from recoup.study.measures.silicon import SiliconResults, areas
 
+    damaged = False
     try:
-        before = SiliconResults.load(folder)
+        SiliconResults.load(folder)
     except RecoupError as error:  # it is what this command mends
         typer.echo(f"recoup: {error}; what it held is replaced", err=True)
-        before = None
+        damaged = True
     found = areas(results, _builder(results, values), liberty, baselines, _told, parts)
+    before = None if damaged else SiliconResults.load(folder)  # as it is now: another command may have written it
     return found.model_copy(update={"energies": before.energies if before else None})
 
 
@@ -60,12 +62,13 @@ def _energies(folder: Path, results: Any, values: Any, liberty: Any, baselines: 
     from recoup.study.measures.silicon import SiliconResults
     from recoup.study.measures.silicon_energy import energies
 
-    before = SiliconResults.load(folder) or SiliconResults(rows=(), left={}, tool="")
+    SiliconResults.load(folder)  # a damaged one is refused before anything is measured
     with cpu_threads(results.recipe.cpu_threads):
         found = energies(
             results, _builder(results, values), quoted_of(summarize(results)), liberty,
             baselines=baselines, glitches=glitches, told=_told,
         )  # fmt: skip
+    before = SiliconResults.load(folder) or SiliconResults(rows=(), left={}, tool="")  # as it is now
     return before.model_copy(update={"energies": found})
 
 

@@ -89,7 +89,7 @@ def _points(points: Sequence[tuple[Any, float]], label: str, told: str) -> tuple
 @styled
 def parts_figure(rows: Sequence[Any]) -> str:
     """A bar a module, stacked by its parts; a counterpart that stands beside several configs is drawn once."""
-    bars = list({(row.kind, row.module): row for row in rows}.values())
+    bars = list({(row.kind, row.module, row.nand2): row for row in rows}.values())
     kinds = [kind for kind in NAMES if any(kind in row.parts for row in bars)]
     figure, (axis,) = canvas(1, 0.9 + 0.3 * len(bars), [1])
     for index, kind in enumerate(kinds):
