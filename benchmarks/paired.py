@@ -1,0 +1,19 @@
+"""Differences of runs that share their seeds, as studies over seeds quote them."""
+
+import statistics
+from collections.abc import Sequence
+
+from scipy import stats
+
+
+def gap(values: Sequence[float], reference: Sequence[float]) -> tuple[float, float]:
+    """Mean of ``values - reference``, seed by seed, and the half width of its 95 % t interval."""
+    gaps = [a - b for a, b in zip(values, reference, strict=True)]
+    half = stats.t.ppf(0.975, len(gaps) - 1) * statistics.stdev(gaps) / len(gaps) ** 0.5
+    return statistics.mean(gaps), float(half)
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Mean and standard deviation."""
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{deviation}"
