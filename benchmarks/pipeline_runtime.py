@@ -30,11 +30,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
-from benchmarks.measure import save
+from benchmarks.measure import RESULTS, save
 from recoup import models, pipeline
 from recoup.pipeline.plan import Plan
 from recoup.pipeline.runtime import run
-from recoup.pipeline.wallclock import joined, period
+from recoup.pipeline.wallclock import Times, joined, period, timelines
+from recoup.plots.pipeline import timeline_figure
 
 UPDATE, MOMENTUM, RATE = 8, 0.9, 1e-4
 NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {  # and samples a round
@@ -149,6 +150,13 @@ def process(rank: int, ranks: int, name: str, rounds: int, cut: list[int], folde
     dist.destroy_process_group()
 
 
+def draw(name: str, times: list[Times], ranks: int) -> None:
+    """The timeline of twelve samples, as the measured times have it."""
+    done = timelines(joined(times, pipeline.balance(times, ranks)), samples=12)
+    figure = timeline_figure(done, title=f"{name} on {ranks} ranks, times measured stage by stage")
+    figure.savefig(RESULTS / "pipeline_runtime_timeline.svg", metadata={"Date": None})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
@@ -170,6 +178,8 @@ def main() -> None:
             results.setdefault(name, {})[f"{ranks} processes"] = row
             told = " ".join(f"{way} {rate:.1f}" for way, rate in row.items() if isinstance(rate, float))
             print(f"{name} on {ranks}: {told} samples a second; cut {cut}", flush=True)
+        if name == "resnet20" and not given.only:
+            draw("ResNet-20", times, 4)
     if not given.only:
         print(save("pipeline_runtime", {"rounds": given.rounds, "samples a second": results}))
 

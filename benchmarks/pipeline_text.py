@@ -32,7 +32,7 @@ from recoup.errors import RecoupError
 from recoup.evaluation import nats_per_token
 
 WIDTH, BLOCKS, HEADS, BATCH, STEPS, MEAN = 48, 4, 4, 8, 1500, 100
-GRID, SEEDS = (1e-3, 2e-3, 4e-3, 8e-3), range(5)
+GRID, SEEDS = (1e-3, 2e-3, 4e-3, 8e-3, 16e-3), range(5)
 EXACT = "no delay"
 METHODS = {
     "nothing": "none",

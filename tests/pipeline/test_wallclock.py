@@ -6,7 +6,7 @@ import random
 import pytest
 
 from recoup.errors import RecoupError
-from recoup.pipeline.wallclock import Times, balance, joined, period, pipelined, simulate, synchronous
+from recoup.pipeline.wallclock import Times, balance, joined, period, pipelined, simulate, synchronous, timelines
 
 
 def drawn(count, seed):
@@ -76,3 +76,31 @@ def test_what_is_refused():
         synchronous([Times(1, 1)], 2, "gpipe")
     with pytest.raises(RecoupError, match="wait for each other"):
         simulate([["a"], ["b"]], lambda *_: 1.0, lambda rank, _: [(1 - rank, "ab"[1 - rank])])
+
+
+@pytest.mark.parametrize("schedule", ["1F1B", "fill-and-drain"])
+@pytest.mark.parametrize("samples", [1, 2, 5])
+def test_a_timeline_of_equal_ranks_lasts_as_the_formula_says(schedule, samples):
+    ranks = [Times(1.0, 2.0, 0.5)] * 3
+    done = timelines(ranks, 2 * samples, samples)[schedule]
+    assert max(end for _, end in done.values()) == pytest.approx(2 * synchronous(ranks, samples, schedule.lower()))
+
+
+@pytest.mark.parametrize("latency", [0.0, 0.7])
+def test_timelines_hold_every_operation_once_and_nobody_works_on_two(latency):
+    ranks = drawn(4, 3)
+    for name, done in timelines(ranks, 7, 3, latency).items():
+        work = {("forward", k) for k in range(7)} | {("backward", k) for k in range(7)}
+        work |= set() if name == "pipelined" else {("update", 0), ("update", 1), ("update", 2)}
+        for rank in range(4):
+            own = {operation: when for (r, operation), when in done.items() if r == rank}
+            assert set(own) == work
+            spans = sorted(own.values())
+            assert all(a[1] <= b[0] + 1e-12 for a, b in itertools.pairwise(spans))
+            assert all(own["backward", k][0] >= own["forward", k][1] for k in range(7))
+            if rank:  # an activation is sent before it is used
+                assert all(own["forward", k][0] >= done[rank - 1, ("forward", k)][1] + latency for k in range(7))
+                assert all(done[rank - 1, ("backward", k)][0] >= own["backward", k][1] + latency for k in range(7))
+            if name != "pipelined":  # weights of an update are seen by its samples alone
+                assert own["update", 0][1] <= own["forward", 3][0] + 1e-12
+                assert own["backward", 2][1] <= own["update", 0][0] + 1e-12

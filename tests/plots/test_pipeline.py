@@ -7,6 +7,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from recoup.errors import RecoupError
+from recoup.pipeline.wallclock import Times, timelines
 from recoup.plots import pipeline as plots
 from recoup.plots.palette import DARK, LIGHT, MARKERS, Palette
 
@@ -141,3 +142,21 @@ def test_settings_are_neither_used_nor_changed():
 def test_errors(draw, told):
     with pytest.raises(RecoupError, match=told):
         draw()
+
+
+def test_a_timeline_has_a_bar_for_every_operation_in_milliseconds():
+    done = timelines([Times(0.001, 0.002, 0.0005)] * 2, 3, 2)
+    figure = plots.timeline_figure(done, title="of $two")
+    assert [axis.get_title(loc="left").split(":")[0] for axis in figure.axes] == list(done)
+    for axis, operations in zip(figure.axes, done.values(), strict=True):
+        spans = sorted(tuple(c.get_paths()[0].get_extents().intervalx.round(9)) for c in axis.collections)
+        assert spans == sorted((round(a * 1e3, 9), round(b * 1e3, 9)) for a, b in operations.values())
+    busy = sum(b - a for a, b in done["1F1B"].values()) / (2 * max(b for _, b in done["1F1B"].values()))
+    assert figure.axes[1].get_title(loc="left") == f"1F1B: {busy:.0%} busy"
+    assert drawn(figure).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("timelines", [{}, {"1F1B": {}}])
+def test_a_timeline_of_nothing_is_refused(timelines):
+    with pytest.raises(RecoupError, match="every schedule must have an operation"):
+        plots.timeline_figure(timelines)

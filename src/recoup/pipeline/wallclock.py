@@ -12,6 +12,7 @@ from recoup.errors import RecoupError
 from recoup.fields import integer
 
 Operation = Hashable
+Timeline = Mapping[tuple[int, Operation], tuple[float, float]]  # (rank, operation): begin and end in seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ def simulate(
     duration: Callable[[int, Operation], float],
     dependencies: Callable[[int, Operation], Iterable[tuple[int, Operation]]],
     latency: float = 0.0,
-) -> Mapping[tuple[int, Operation], tuple[float, float]]:
+) -> Timeline:
     """When every operation begins and ends, if every rank runs its own in order, as soon as what they need is there.
 
     Args:
@@ -151,25 +152,82 @@ def simulate(
     return done
 
 
-def pipelined(ranks: Sequence[Times], samples: int, latency: float = 0.0) -> float:
-    """Seconds of a run of ``samples`` that never drains in between, by `simulate`: ticks as `worker.Worker.tick`'s."""
+def timelines(ranks: Sequence[Times], samples: int, update: int = 4, latency: float = 0.0) -> dict[str, Timeline]:
+    """When every forward, backward and update of a run begins and ends, pipelined, under 1F1B and fill-and-drain.
+
+    Operations are ("forward" | "backward" | "update", number); the pipelined one's updates are part of its backwards.
+
+    Args:
+        ranks: times of every rank; see `joined`.
+        samples: how many pass.
+        update: samples an update of the two synchronous schedules has; they drain after each.
+        latency: seconds of a hop.
+
+    >>> done = timelines([Times(1, 2), Times(1, 2)], samples=2, update=2)["fill-and-drain"]
+    >>> done[1, ("backward", 0)], done[0, ("update", 0)]
+    ((3, 5), (9, 9.0))
+    """
     R = len(ranks)
+    samples, update = (
+        integer("pipeline.timelines", name, value, (1, 1 << 20))
+        for name, value in (("samples", samples), ("update", update))
+    )
+    groups = [range(i, min(i + update, samples)) for i in range(0, samples, update)]
+    orders = {
+        "1F1B": [_drained(groups, R - 1 - rank) for rank in range(R)],
+        "fill-and-drain": [_drained(groups, update) for _ in range(R)],
+    }
+    synchronous = {name: _timed(order, ranks, latency) for name, order in orders.items()}
+    return {"pipelined": _running(ranks, samples, latency), **synchronous}
 
-    def own(rank: int) -> list[tuple[str, int]]:
-        found: list[tuple[str, int]] = []
-        for t in range(samples + 2 * (R - 1)):
-            k, j = t - rank, t - 2 * (R - 1) + rank
-            found += [("forward", k)] * (0 <= k < samples) + [("backward", j)] * (0 <= j < samples)
-        return found
 
-    def lasts(rank: int, operation: Operation) -> float:
-        kind = operation[0] if isinstance(operation, tuple) else ""
-        return ranks[rank].forward if kind == "forward" else ranks[rank].backward + ranks[rank].update
+def pipelined(ranks: Sequence[Times], samples: int, latency: float = 0.0) -> float:
+    """Seconds of a run of ``samples`` that never drains in between."""
+    return max(end for _, end in _running(ranks, samples, latency).values())
+
+
+def _running(ranks: Sequence[Times], samples: int, latency: float) -> Timeline:
+    """A run that never drains, every update at the end of a backward."""
+    joint = [Times(rank.forward, rank.backward + rank.update) for rank in ranks]
+    return _timed([_never_drained(rank, len(ranks), samples) for rank in range(len(ranks))], joint, latency)
+
+
+def _timed(order: Sequence[Sequence[Operation]], ranks: Sequence[Times], latency: float) -> Timeline:
+    """When the operations of every rank begin and end."""
 
     def needs(rank: int, operation: Operation) -> list[tuple[int, Operation]]:
-        kind, k = operation if isinstance(operation, tuple) else ("", 0)
+        kind, k = _kind(operation)
         if kind == "forward":
             return [(rank - 1, operation)] if rank else []
-        return [(rank + 1, operation)] if rank < R - 1 else [(rank, ("forward", k))]
+        if kind == "backward":
+            return [(rank + 1, operation)] if rank < len(ranks) - 1 else [(rank, ("forward", k))]
+        return []
 
-    return max(end for _, end in simulate([own(rank) for rank in range(R)], lasts, needs, latency).values())
+    return simulate(order, lambda rank, operation: getattr(ranks[rank], _kind(operation)[0]), needs, latency)
+
+
+def _kind(operation: Operation) -> tuple[str, int]:
+    assert isinstance(operation, tuple)
+    return operation
+
+
+def _never_drained(rank: int, R: int, samples: int) -> list[Operation]:
+    """A forward and a backward a tick, as `worker.Worker.tick`'s."""
+    found: list[Operation] = []
+    for t in range(samples + 2 * (R - 1)):
+        k, j = t - rank, t - 2 * (R - 1) + rank
+        found += [("forward", k)] * (0 <= k < samples) + [("backward", j)] * (0 <= j < samples)
+    return found
+
+
+def _drained(groups: Sequence[range], ahead: int) -> list[Operation]:
+    """Of every update's samples first ``ahead`` forwards, then one and a backward in turn, then what is left."""
+    found: list[Operation] = []
+    for number, group in enumerate(groups):
+        first = min(ahead, len(group))
+        found += [("forward", k) for k in group[:first]]
+        for k, j in zip(group[first:], group, strict=False):
+            found += [("forward", k), ("backward", j)]
+        found += [("backward", k) for k in group[len(group) - first :]]
+        found.append(("update", number))
+    return found

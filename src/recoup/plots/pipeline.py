@@ -127,6 +127,45 @@ def delay_figure(
     return figure
 
 
+@styled
+def timeline_figure(
+    timelines: Mapping[str, Mapping[Any, tuple[float, float]]], *, palette: Palette = LIGHT, title: str = ""
+) -> Any:
+    """Who works on what, in real time: a panel a schedule, a row a rank, all on one axis of milliseconds.
+
+    Args:
+        timelines: what `pipeline.wallclock.timelines` found: (rank, (kind, number)) to begin and end in seconds.
+        palette: light or dark.
+        title: above all panels.
+
+    Raises:
+        RecoupError: no schedule, or one in which nobody works.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    if not timelines or not all(timelines.values()):
+        raise RecoupError(f"pipeline timeline_figure: {list(timelines)}: every schedule must have an operation")
+    figure = Figure(figsize=(WIDTH, 0.9 + 1.9 * len(timelines)), layout="constrained")
+    colours = dict(zip(("forward", "backward", "update"), palette.series, strict=False))
+    panels = figure.subplots(len(timelines), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, (name, done) in zip(panels, timelines.items(), strict=True):
+        ranks = 1 + max(rank for rank, _ in done)
+        for (rank, (kind, number)), (begin, end) in done.items():
+            look = {"facecolors": colours[kind], "alpha": 0.5 + 0.4 * (number % 2), "lw": 0}
+            axis.broken_barh([(begin * 1e3, (end - begin) * 1e3)], (rank - 0.42, 0.84), **look)
+        busy, whole = sum(b - a for a, b in done.values()), ranks * max(b for _, b in done.values())
+        axis.set_title(_plain(f"{name}: {busy / whole:.0%} busy" if whole else name), loc="left", fontsize=9)
+        axis.set_yticks(range(ranks), [f"rank {rank}" for rank in range(ranks)], fontsize=8)
+        axis.invert_yaxis()
+    panels[-1].set_xlabel("milliseconds")
+    figure.legend(
+        [Patch(color=colour) for colour in colours.values()], list(colours), loc="outside upper right", ncols=3
+    )
+    figure.suptitle(_plain(title), fontsize=10, x=0.01, ha="left")
+    return figure
+
+
 def _level(axis: Any, name: str, values: Sequence[float], colour: str) -> None:
     """A level line at the mean of the finite values, and a band over their span."""
     kept = _finite(values)
