@@ -164,8 +164,8 @@ def timelines(ranks: Sequence[Times], samples: int, update: int = 4, latency: fl
         latency: seconds of a hop.
 
     >>> done = timelines([Times(1, 2), Times(1, 2)], samples=2, update=2)["fill-and-drain"]
-    >>> done[1, ("backward", 0)], done[0, ("update", 0)]
-    ((3, 5), (9, 9.0))
+    >>> done[1, ("backward", 0)], done[0, ("backward", 1)]
+    ((3.0, 5.0), (7.0, 9.0))
     """
     R = len(ranks)
     samples, update = (
