@@ -199,7 +199,8 @@ NONE = np.empty((1, 64, 2), np.uint64)
 @pytest.mark.parametrize(
     ("expected", "message"),
     [
-        ({}, "turns: expected names no output port"),
+        ({}, "turns: expected leaves out y: whatever it showed would pass"),
+        ({"y": Expected((0,), NONE), "z": Expected((0,), NONE)}, "names z, neither an output port nor a probe"),
         ({"y": Expected((), NONE[:0])}, "'y': no step shows part 0, 1"),
         ({"y": Expected((0,), NONE, np.array([[True, False]]))}, "no step shows part 1"),
         ({"y": Expected((0,), NONE, np.ones((2, 2), bool))}, r"shape \[2, 2\], must be \[1, 2\]"),
@@ -208,3 +209,18 @@ NONE = np.empty((1, 64, 2), np.uint64)
 def test_a_letter_that_says_nothing_proves_nothing(expected, message):
     with pytest.raises(RecoupError, match=message):
         Measured.of(in_turn(None).replace(expected=lambda _: expected)).verify(64)
+
+
+def test_a_letter_that_leaves_out_a_port_of_several_names_it():
+    """A port that nothing is said of would pass whatever it showed."""
+
+    def both(m, port):
+        m.d.comb += [port.y.eq(port.a & port.b), port.z.eq(port.a ^ port.b)]
+
+    pins = [Port(name, "in", 1, "") for name in "ab"] + [Port(name, "out", 1, "") for name in "yz"]
+    half = Module(
+        name="half", title="half", ports=tuple(pins), elaborate=both, clocked=False,
+        expected=lambda inputs: {"y": Expected((0,), inputs["a"] & inputs["b"])},
+    )  # fmt: skip
+    with pytest.raises(RecoupError, match="half: expected leaves out z: whatever it showed would pass"):
+        Measured.of(half).verify(64)

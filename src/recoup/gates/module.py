@@ -136,7 +136,7 @@ class Module:
         title: in tables, such as "2 threads, S+A".
         ports: all but the clock, which every clocked module has as ``clk``.
         elaborate: ``elaborate(m, port)`` adds its gates to an Amaranth module.
-        expected: the letter: inputs -> `Expected` by output port. Integers, not the hardware's own steps.
+        expected: the letter: inputs -> `Expected` by output port, every one. Integers, not the hardware's own steps.
         clocked: whether it has registers.
         latency: clock edges from operands at the ports to the result at the ports, beyond those of its schedule.
         steps: cycles of one run for verification; 1 where a run is one operation without memory.
@@ -203,14 +203,18 @@ class Module:
         return next(port for port in (*self.ports, *self.probes) if port.name == name)
 
     def letter(self, inputs: Inputs) -> Mapping[str, Expected]:
-        """What `expected` says, of one output port or probe or more.
+        """What `expected` says of every output port and probe.
 
         Raises:
-            RecoupError: it says nothing: any hardware would equal it.
+            RecoupError: it leaves one out, which any hardware would equal, or names one that there is not.
         """
-        found = self.expected(inputs)
-        if not found:
-            raise RecoupError(f"{self.name}: expected names no output port, so there is nothing to compare")
+        found, shown = self.expected(inputs), [port.name for port in self.shown]
+        unseen = [name for name in shown if name not in found]
+        if unseen:
+            raise RecoupError(f"{self.name}: expected leaves out {', '.join(unseen)}: whatever it showed would pass")
+        unknown = [name for name in found if name not in shown]
+        if unknown:
+            raise RecoupError(f"{self.name}: expected names {', '.join(unknown)}, neither an output port nor a probe")
         return found
 
     def rtlil(self) -> str:
