@@ -3,6 +3,7 @@
 import gzip
 import importlib.util
 import stat
+import subprocess
 import sys
 import tempfile
 
@@ -61,6 +62,23 @@ def test_a_yosys_of_ones_own_reads_the_same(fresh, tmp_path):
 def test_a_script_that_fails_keeps_its_folder_and_says_the_last_lines(fresh):
     with pytest.raises(RecoupError, match=r"a try: .* failed \(exit code \d+\).* kept in .*recoup-yosys"):
         yosys.run(["read_rtlil absent.il"], {}, "a try")
+
+
+def test_what_is_broken_off_leaves_no_folder(fresh, tmp_path):
+    """Ctrl-C while yosys runs, and a library that goes away before it starts."""
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with fresh.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(subprocess, "run", interrupted)
+        yosys.run(["help"], {}, "a try")
+    with pytest.raises(FileNotFoundError):
+        yosys.run(["help"], {}, "a try", liberty=[tmp_path / "absent.lib"])
+    with yosys.at_most(0), pytest.raises(RecoupError, match="takes longer than"):
+        yosys.run(["help"], {}, "a try")
+    yosys.run(["help"], {}, "a try")
+    assert not list(tmp_path.glob("recoup-yosys-*"))
 
 
 def test_runs_have_no_more_time_than_there_is(fresh):

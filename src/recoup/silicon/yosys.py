@@ -163,31 +163,42 @@ def run(
     """
     tool, until = find(), _UNTIL.get()
     folder = Path(tempfile.mkdtemp(prefix="recoup-yosys-"))
-    for name, text in {**files, "run.ys": "\n".join(script) + "\n"}.items():
-        (folder / name).write_text(text)
-    for path, name in zip(liberty, local(liberty), strict=True):
-        shutil.copyfile(path, folder / name)
+    failed = False
+    try:
+        for name, text in {**files, "run.ys": "\n".join(script) + "\n"}.items():
+            (folder / name).write_text(text)
+        for path, name in zip(liberty, local(liberty), strict=True):
+            shutil.copyfile(path, folder / name)
+        code = _started(tool, folder, until, purpose)
+        failed = bool(code) or not all((folder / name).is_file() for name in wanted)
+        if failed:
+            last = "\n".join((folder / "log").read_text().strip().splitlines()[-8:])
+            raise RecoupError(
+                f"{purpose}: {tool} failed (exit code {code}); script, input and log are kept in {folder}; "
+                f"the log ends with\n{last}"
+            )
+        return {name: (folder / name).read_text() for name in wanted}
+    finally:
+        if not failed:  # of Ctrl-C and of a full disk too
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _started(tool: Tool, folder: Path, until: float | None, purpose: str) -> int:
+    """The exit code of yosys in a folder.
+
+    Raises:
+        RecoupError: it takes longer than there is time for.
+    """
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     left = None if until is None else max(0.0, until - time.monotonic())
     try:
         with (folder / "log").open("w") as log:
-            done = subprocess.run(  # noqa: S603 -- the command is ours
+            return subprocess.run(  # noqa: S603 -- the command is ours
                 tool.command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False,
                 timeout=left,
-            )  # fmt: skip
+            ).returncode  # fmt: skip
     except subprocess.TimeoutExpired:
-        shutil.rmtree(folder, ignore_errors=True)
         raise RecoupError(f"{purpose}: {tool} takes longer than there is time for") from None
-    missing = [name for name in wanted if not (folder / name).is_file()]
-    if done.returncode or missing:
-        last = "\n".join((folder / "log").read_text().strip().splitlines()[-8:])
-        raise RecoupError(
-            f"{purpose}: {tool} failed (exit code {done.returncode}); script, input and log are kept in {folder}; "
-            f"the log ends with\n{last}"
-        )
-    texts = {name: (folder / name).read_text() for name in wanted}
-    shutil.rmtree(folder)
-    return texts
 
 
 def local(liberty: Sequence[Path]) -> list[str]:
