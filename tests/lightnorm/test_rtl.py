@@ -152,6 +152,14 @@ def test_conventional_lanes_equal_their_letter_and_stand_beside_the_unit():
     assert list(build(LightNorm()).baselines()) == ["conventional, FP16", "conventional, FP32"]
 
 
+def test_units_that_differ_have_titles_that_differ():
+    configs = [LightNorm(chunks=k, **more) for k in (1, 4, 16) for more in ({}, {"block": None}, {"shared": "max"})]
+    titles = [build(config).title for config in configs]
+    assert len(set(titles)) == len(titles)
+    assert "16 chunks" in titles[-1]
+    assert "1 chunk" in titles[0].split(", ")
+
+
 def test_what_the_unit_is_says_its_widths():
     module = build(LightNorm())
     assert module.facts["lanes"] == 4

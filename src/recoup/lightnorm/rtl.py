@@ -82,11 +82,11 @@ class Forward(Aim):
     @property
     def title(self) -> str:
         """In tables."""
-        form, D = self.form, self.config.difference
+        form, D, K = self.form, self.config.difference, self.config.chunks
         parts = [f"forward, {ports.told(form)}", "x - mu " + ("exact" if D is None else ports.told(D))]
         if self.block is not None:
             parts.append(f"blocks of {self.block.size}, {self.config.shared}")
-        return ", ".join(parts)
+        return ", ".join([*parts, f"{K} chunk{'s' * (K > 1)}"])
 
     def _ports(self) -> list[Port]:
         F, G = self.form, self.lanes
