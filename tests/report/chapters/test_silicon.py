@@ -56,6 +56,29 @@ def test_a_row_a_module_with_the_accuracy_that_the_verdict_quotes(study):
     assert areas(results(), built, parts=False).rows[0].parts == {}
 
 
+def test_a_counterpart_that_fails_leaves_the_figure_of_its_config():
+    def area(self, *given, **named):
+        if self.title == LARGER.title:
+            raise RecoupError(f"takes longer than there is: {EVIL}")
+        return Measured.area(self, *given, **named)
+
+    class Failing(Measured):
+        """A module whose counterpart cannot be measured."""
+
+        def counterparts(self):
+            return {"larger": Failing.of(LARGER)}
+
+    Failing.area = area
+    found = areas(results(), lambda config: Failing.of(built(config)))
+    assert [row.module for row in found.rows] == ["4 x 4"]
+    assert list(found.missing.values()) == [{"5 x 4": f"takes longer than there is: {EVIL}"}]
+    left = joined(found, results()).left
+    assert list(left) == ["5 x 4 beside 2 threads, S+A", "4 threads, S+A"]
+    page = render(results(), found)
+    assert Page(page).open == []
+    assert "5 x 4 beside 2 threads, S+A has no area here: takes longer than there is" in page
+
+
 def test_a_policy_of_one_unit_is_measured_and_one_of_several_is_called_so():
     made = results()
     recipe = made.recipe.model_copy(update={"policy": (ONE, BOTH)})

@@ -12,8 +12,9 @@ from recoup.report.summary import quoted_of, summarize
 from recoup.silicon import build
 from recoup.silicon.measured import Measured
 from recoup.study.lab import Lab
+from recoup.study.measures import silicon_energy
 from recoup.study.measures.silicon import SiliconResults
-from recoup.study.measures.silicon_energy import NO_OPERANDS, energies
+from recoup.study.measures.silicon_energy import NO_NETWORK, NO_OPERANDS, energies
 from recoup.study.repairs import NONE
 from tests.study.examples import results, small_recipe
 
@@ -83,7 +84,8 @@ def test_a_policy_of_one_unit_has_no_baseline_to_take_operands_from(study, asked
     assert [row.module for row in found.rows][3:] == ["2T S+A nearest", "2T exact"]
     shown = SiliconResults(rows=(), left={}, tool="", energies=found).joined(changed, lambda *_: (NONE, 90.0))
     assert [row.layers for row in shown.spent] == [3, 3, 3, 1, 1]  # one unit, but not the same layers
-    assert "  1T: left out, for there is no network of its own operands" in lines
+    assert f"  1T: left out: {NO_NETWORK}" in lines
+    assert found.missing == {"one layer": {"1T": NO_NETWORK}}
 
 
 def test_hardware_without_operands_is_listed_with_the_reason(study, asked):
@@ -97,15 +99,62 @@ def test_hardware_without_operands_is_listed_with_the_reason(study, asked):
     assert energies(study, absent, quoted_of(summarize(study)), "lib").left[repr(TWO)] == "no gates today"
 
 
-def test_what_fails_half_way_leaves_no_row(study, asked, monkeypatch):
+def failing(monkeypatch, title):
+    """Energy of every module but one: 1 fJ a step."""
+
     def energy(module, *_, **__):
-        if module.title == "2T exact":
+        if module.title == title:
             raise RecoupError("too large")
         return SimpleNamespace(step=1.0, gated=1.0, tool="t", liberty=())
 
     monkeypatch.setattr(Measured, "energy", energy)
+
+
+def test_a_config_that_fails_half_way_has_no_row(study, monkeypatch):
+    failing(monkeypatch, "2T S+A nearest")
     found = measure(study)
-    assert (found.rows, found.left[repr(TWO)]) == ((), "too large")
+    assert (found.rows, found.left[repr(TWO)], found.missing) == ((), "too large", {})
+
+
+def test_a_counterpart_that_fails_leaves_the_figures_of_the_others(study, monkeypatch):
+    failing(monkeypatch, "2T exact")
+    found = measure(study)
+    assert [row.module for row in found.rows] == ["2T S+A nearest", "1T"]
+    assert found.missing == {repr(TWO): {"2T exact": "too large"}}
+    assert repr(TWO) not in found.left
+    shown = SiliconResults(rows=(), left={}, tool="", energies=found)
+    assert shown.joined(study, quoted_of(summarize(study))).unspent["2T exact beside 2 threads, S+A"] == "too large"
+    assert shown.joined(None).unspent[f"2T exact beside {TWO!r}"] == "too large"
+
+
+def test_counterparts_that_cannot_be_made_leave_the_own_figure(study, asked):
+    def lonely():
+        raise RecoupError("no conventional gates")
+
+    found = energies(study, lambda c: built(c).replace(baselines=lonely), quoted_of(summarize(study)), "lib")
+    assert [row.module for row in found.rows] == ["2T S+A nearest"]
+    assert found.missing == {repr(TWO): {"what is conventional": "no conventional gates"}}
+
+
+def test_a_counterpart_without_operands_is_listed(study, asked):
+    """One whose ports no layer feeds, such as a unit of another wing."""
+    other = built(LBA)
+    found = energies(
+        study, lambda c: built(c).replace(baselines=lambda: {"other": other}), quoted_of(summarize(study)), "lib"
+    )
+    assert found.missing == {repr(TWO): {other.title: NO_OPERANDS}}
+
+
+def test_a_counterpart_of_other_operands_has_those_of_the_baseline_in_the_state_that_is_quoted(
+    study, asked, monkeypatch
+):
+    """One thread beside two: the 8-bit network, in the state of the accuracy that stands beside it."""
+    captured, layers = [], silicon_energy._Network.layers
+    monkeypatch.setattr(
+        silicon_energy._Network, "layers", lambda *given: captured.append(given[1:]) or layers(given[0], given[1], NONE)
+    )
+    energies(study, built, lambda _, baseline: ("its own" if baseline else "paired", 90.0), "lib")
+    assert captured == [(TWO, "paired"), (rc.NBSMT(threads=1), "its own")]
 
 
 def test_weights_that_changed_are_refused(study, tmp_path):

@@ -82,7 +82,7 @@ class Energies(Frozen):
     """Energies of a study's hardware by its names; ``left``: what has none, and why; how they were measured.
 
     Attributes:
-        rows, left: as in `SiliconResults`.
+        rows, left, missing: as in `SiliconResults`.
         images: test images whose operands were captured.
         lanes: outputs drawn of every layer.
         lower_bound: whether without glitches.
@@ -91,6 +91,7 @@ class Energies(Frozen):
 
     rows: tuple[EnergyRow, ...]
     left: Mapping[str, str]
+    missing: Mapping[str, Mapping[str, str]] = {}
     images: Annotated[int, Field(ge=1)]
     lanes: Annotated[int, Field(ge=64)]
     lower_bound: bool
@@ -111,7 +112,7 @@ class Joined(Frozen):
 
     Attributes:
         rows, left, tool, liberty: the areas; what has none, by title, and why; what measured them.
-        spent, unspent: the energies; what has none, by title, and why.
+        spent, unspent: the energies; what has none, by title, and why. Counterparts that have none are among them.
         energies: how they were measured; None: they were not.
     """
 
@@ -125,7 +126,8 @@ class Joined(Frozen):
 
 
 class SiliconResults(Beside):
-    """silicon.json: areas of configs by their names; ``left``: what has none, and why; what measured them; energies.
+    """silicon.json: areas of configs by their names; ``left``: what has none, and why; ``missing``: by config the
+    counterparts that have none beside one that has, by title, and why; what measured them; energies.
 
     Areas and energies are measured by commands of their own; neither replaces the other's.
     """
@@ -139,6 +141,7 @@ class SiliconResults(Beside):
     schema_version: Literal[2] = SCHEMA
     rows: tuple[AreaRow, ...]
     left: Mapping[str, str]
+    missing: Mapping[str, Mapping[str, str]] = {}
     tool: str
     liberty: tuple[tuple[str, str], ...] = ()
     energies: Energies | None = None
@@ -160,17 +163,23 @@ class SiliconResults(Beside):
             if energies is not None:
                 bare = {"state": BARE, "top1": None}
                 spent = [PlacedEnergy(**row.model_dump(), title=row.config, **bare) for row in energies.rows]
-            left, unspent = dict(self.left), dict(energies.left) if energies else {}
+            for told, of in ((left, self), (unspent, energies)):
+                if of is not None:
+                    told |= of.left
+                    for config, counterparts in of.missing.items():
+                        told |= _beside_which(config, counterparts)
         else:
             for one in results.present:
                 unit = repr(one.configs[0]) if len(one.configs) == 1 else ""
                 found = _beside(one, [row for row in self.rows if row.config == unit], quoted)
                 placed += [Placed(**values) for values in found]
+                left |= _beside_which(one.title, self.missing.get(unit, {}))
                 if not found:
                     left[one.title] = _reason(one, self.left.get(unit), "area")
                 if energies is not None:
                     found = _beside(one, [row for row in energies.rows if row.config == one.name], quoted)
                     spent += [PlacedEnergy(**values) for values in found]
+                    unspent |= _beside_which(one.title, energies.missing.get(one.name, {}))
                     if not found:
                         unspent[one.title] = _reason(one, energies.left.get(one.name), "energy")
         return Joined(
@@ -186,6 +195,11 @@ def _beside(one: Hardware, rows: list[Any], quoted: Quoted) -> list[dict[str, An
         state, top1 = quoted(one, row.counterpart)
         found.append({**row.model_dump(), "title": one.title, "state": state, "top1": top1})
     return found
+
+
+def _beside_which(title: str, counterparts: Mapping[str, str]) -> dict[str, str]:
+    """Counterparts that have no figure, as they are listed, and why."""
+    return {f"{module} beside {title}": reason for module, reason in counterparts.items()}
 
 
 def _reason(one: Hardware, known: str | None, action: str) -> str:
@@ -211,7 +225,8 @@ def areas(
     told: Callable[[str], object] = len,
     parts: bool = True,
 ) -> SiliconResults:
-    """Measure every config of a study that has hardware; one that has none, or no tools, is listed with the reason.
+    """Measure every config of a study that has hardware; one that has none, or no tools, is listed with the reason, and
+    so is a counterpart that cannot be measured.
 
     Args:
         results: the study.
@@ -223,27 +238,45 @@ def areas(
     """
     rows: list[AreaRow] = []
     left: dict[str, str] = {}
+    missing: dict[str, dict[str, str]] = {}
     tool, library = "", ()
     for name, unit in units(results).items():
         told(title(unit))
         try:
             own = build(unit)
-            modules = [own, *(own.counterparts().values() if baselines else ())]
-            sizes = [module.area(liberty, parts=parts) for module in modules]
+            size = own.area(liberty, parts=parts)
         except RecoupError as error:
             left[name] = str(error)
             continue
-        tool, library = sizes[0].tool, sizes[0].liberty
-        for module, size in zip(modules, sizes, strict=True):
-            rows.append(
-                AreaRow(
-                    config=name,
-                    kind=type(unit).__name__,
-                    counterpart=module is not own,
-                    module=module.title,
-                    nand2=size.nand2,
-                    work=module.work,
-                    parts={part: area / size.area * size.nand2 for part, area in size.parts.items()},
-                )
-            )
-    return SiliconResults(rows=tuple(rows), left=left, tool=tool, liberty=library)
+        tool, library = size.tool, size.liberty
+        rows.append(_area_row(name, unit, own, size))
+        failed: dict[str, str] = {}
+        for other in counterparts_of(own, failed) if baselines else ():
+            try:
+                rows.append(_area_row(name, unit, other, other.area(liberty, parts=parts), counterpart=True))
+            except RecoupError as error:
+                failed[other.title] = str(error)
+        if failed:
+            missing[name] = failed
+    return SiliconResults(rows=tuple(rows), left=left, missing=missing, tool=tool, liberty=library)
+
+
+def counterparts_of(own: Any, failed: dict[str, str]) -> list[Any]:
+    """The counterparts of a module; where they cannot be made, none, and ``failed`` says why."""
+    try:
+        return list(own.counterparts().values())
+    except RecoupError as error:
+        failed["what is conventional"] = str(error)
+        return []
+
+
+def _area_row(name: str, unit: Any, module: Any, size: Any, *, counterpart: bool = False) -> AreaRow:
+    return AreaRow(
+        config=name,
+        kind=type(unit).__name__,
+        counterpart=counterpart,
+        module=module.title,
+        nand2=size.nand2,
+        work=module.work,
+        parts={part: area / size.area * size.nand2 for part, area in size.parts.items()},
+    )

@@ -1,6 +1,8 @@
 """Energy of a study's hardware on what its own network multiplies: operands of a few test images, all layers."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,13 @@ from recoup.silicon.operands import capture, steps_of
 from recoup.storage.digest import of_file
 from recoup.study.hardware import Hardware, Quoted
 from recoup.study.lab import Lab
-from recoup.study.measures.silicon import Energies, EnergyRow
-from recoup.study.repairs import NONE
+from recoup.study.measures.silicon import Energies, EnergyRow, counterparts_of
 from recoup.study.results import Results
 
 IMAGES, LANES = 8, 64
 Layers = Mapping[str, tuple[np.ndarray, ...]]
 NO_OPERANDS = "its hardware takes no layer's operands, so there is no energy of real ones"
+NO_NETWORK = "there is no network of its own operands"
 
 
 def energies(
@@ -30,11 +32,13 @@ def energies(
     glitches: bool = True,
     told: Callable[[str], object] = len,
 ) -> Energies:
-    """Measure every config of a study whose hardware takes operands; what does not is listed with the reason.
+    """Measure every config of a study whose hardware takes operands; what does not is listed with the reason, and so is
+    a counterpart that cannot be measured.
 
     A layer's energy a step, on outputs drawn from it, counts as often as the layer has steps in an image. The network
-    is in the state whose accuracy the report quotes. A counterpart that takes other operands has those of the
-    network on the baseline that the config is compared with; where there is none, as of a policy, it is left out.
+    is in the state whose accuracy the report quotes. A counterpart that takes the same operands has the same; one that
+    takes others has those of the network on the baseline that the config is compared with, in the state of the accuracy
+    that stands beside it; where there is no such network, as of a policy, it is left out.
 
     Args:
         results: the study.
@@ -51,29 +55,27 @@ def energies(
     network = _Network(results)
     rows: list[EnergyRow] = []
     left: dict[str, str] = {}
+    missing: dict[str, dict[str, str]] = {}
     tool, library = "", ()
     for one in (one for one in results.present if len(one.configs) == 1):
-        unit = one.configs[0]
         told(one.title)
+        ask = _Asked(one, network, quoted, liberty, glitches, told)
         try:
-            own = build(unit)
+            own = build(one.configs[0])
             if own.feed is None:
                 raise RecoupError(NO_OPERANDS)
-            modules = [own, *(own.counterparts().values() if baselines else ())]
-            choices = {unit: network.layers(one.config, quoted(one, False)[0])}
-            for module in modules:
-                fitting = _fitting(module, choices, one, network)
-                if fitting is None:
-                    told(f"  {module.title}: left out, for there is no network of its own operands")
-                    continue
-                found = _measured(module, *fitting, network.images, liberty, glitches, told)
-                rows.append(_row(one, module, module is not own, found))
-                tool, library = found[0][0].tool, found[0][0].liberty
+            found = _measured(own, one.configs[0], ask.own, ask)
         except RecoupError as error:
             left[one.name] = str(error)
-            rows = [row for row in rows if row.config != one.name]
+            continue
+        tool, library = found[0][0].tool, found[0][0].liberty
+        failed: dict[str, str] = {}
+        others = counterparts_of(own, failed) if baselines else []
+        rows += [_row(one, own, False, found), *_counterparts(others, ask, failed)]
+        if failed:
+            missing[one.name] = failed
     return Energies(
-        rows=tuple(rows), left=left, images=network.images, lanes=LANES, lower_bound=not glitches,
+        rows=tuple(rows), left=left, missing=missing, images=network.images, lanes=LANES, lower_bound=not glitches,
         tool=tool, liberty=library,
     )  # fmt: skip
 
@@ -96,35 +98,70 @@ class _Network:
         return capture(self.lab.repaired(config, state, self.seed), self.batch)
 
 
-def _measured(
-    module: Any,
-    config: Any,
-    layers: Layers,
-    images: int,
-    liberty: Any,
-    glitches: bool,
-    told: Callable[[str], object],
-) -> list[tuple[Any, float]]:
+@dataclass(frozen=True)
+class _Asked:
+    """What is measured of a hardware, and how."""
+
+    one: Hardware
+    network: _Network
+    quoted: Quoted
+    liberty: Any
+    glitches: bool
+    told: Callable[[str], object]
+
+    @cached_property
+    def own(self) -> Layers:
+        """Its operands, in the state that is quoted."""
+        return self.network.layers(self.one.config, self.quoted(self.one, False)[0])
+
+    @cached_property
+    def compared(self) -> Layers | None:
+        """Those of the baseline that it is compared with, in the state that is quoted of that; captured when needed."""
+        compared = self.one.compared
+        return None if compared is None else self.network.layers(compared, self.quoted(self.one, True)[0])
+
+
+def _counterparts(others: list[Any], ask: _Asked, failed: dict[str, str]) -> list[EnergyRow]:
+    """The energies of counterparts; of those that cannot be measured ``failed`` says why."""
+    rows = []
+    for module in others:
+        try:
+            if module.feed is None:
+                raise RecoupError(NO_OPERANDS)
+            fitting = _fitting(module, ask)
+            if fitting is None:
+                raise RecoupError(NO_NETWORK)
+            rows.append(_row(ask.one, module, True, _measured(module, *fitting, ask)))
+        except RecoupError as error:
+            ask.told(f"  {module.title}: left out: {error}")
+            failed[module.title] = str(error)
+    return rows
+
+
+def _measured(module: Any, config: Any, layers: Layers, ask: _Asked) -> list[tuple[Any, float]]:
     """A layer's energy each, and how many steps it has an image."""
     found = []
     for name, operands in layers.items():
-        told(f"  {module.title}: {name}")
-        energy = module.energy(operands, liberty, glitches=glitches, lanes=LANES)
-        found.append((energy, steps_of(config, operands) / images))
+        ask.told(f"  {module.title}: {name}")
+        energy = module.energy(operands, ask.liberty, glitches=ask.glitches, lanes=LANES)
+        found.append((energy, steps_of(config, operands) / ask.network.images))
     return found
 
 
-def _fitting(module: Any, choices: dict[Any, Layers], one: Hardware, network: _Network) -> tuple[Any, Layers] | None:
-    """The config and operands that a module takes; those on the baseline are captured when they are needed."""
-    for config in (one.configs[0], one.compared):
-        if config is not None and config not in choices:
-            choices[config] = network.layers(config, NONE)
-        if config is not None and _takes(module, choices[config]):
-            return config, choices[config]
-    return None
+def _fitting(module: Any, ask: _Asked) -> tuple[Any, Layers] | None:
+    """The config and operands that a module takes: the hardware's own, or those on the baseline."""
+    own, compared = ask.one.configs[0], ask.one.compared
+    if _takes(module, ask.own):
+        return own, ask.own
+    if compared in (None, own) or ask.compared is None or not _takes(module, ask.compared):
+        return None
+    return compared, ask.compared
 
 
 def _takes(module: Any, layers: Layers) -> bool:
+    """Whether a module takes the operands of layers."""
+    if module.feed is None:
+        return False
     try:
         module.feed(next(iter(layers.values())), 64, np.random.default_rng(0))
     except RecoupError:
