@@ -148,6 +148,23 @@ def test_the_demo_says_the_command_where_silicon_is_missing_or_slow(monkeypatch,
     )
 
 
+def test_the_demo_says_when_there_is_no_room_and_hides_no_bug(monkeypatch, tmp_path):
+    monkeypatch.setenv("RECOUP_CACHE", str(tmp_path))
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("recoup.silicon.yosys.run", full)
+    assert "not measured here ([Errno 28] No space left on device). It is by: " in demo.silicon_line(Path("folder"))
+
+    def wrong(*_, **__):
+        raise KeyError("a counterpart that has another title")
+
+    monkeypatch.setattr("recoup.silicon.build", wrong)
+    with pytest.raises(KeyError):
+        demo.silicon_line(Path("folder"))
+
+
 def test_the_topology_of_a_model():
     done = call("topology", "--model", "resnet20")
     lines = done.stdout.splitlines()

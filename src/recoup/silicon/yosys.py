@@ -77,7 +77,10 @@ def find() -> Tool:
     found = shutil.which(path)
     if found is None:
         raise RecoupError(f"RECOUP_YOSYS={path!r} is no program that can be run; {PIP} brings one")
-    said = subprocess.run([found, "-V"], capture_output=True, text=True, check=False).stdout  # noqa: S603
+    try:
+        said = subprocess.run([found, "-V"], capture_output=True, text=True, check=False).stdout  # noqa: S603
+    except OSError as error:
+        raise RecoupError(f"RECOUP_YOSYS={path!r} cannot be started ({error}); {PIP} brings one") from error
     match = re.search(r"Yosys (\d+\.\d+\S*)", said)
     if match is None:
         raise RecoupError(f"RECOUP_YOSYS={path!r} does not say that it is Yosys: {said[:100]!r}")
@@ -85,9 +88,19 @@ def find() -> Tool:
 
 
 def packaged(package: str) -> Tool:
-    """The yosys of an installed package of `PACKAGES`."""
+    """The yosys of an installed package of `PACKAGES`.
+
+    Raises:
+        RecoupError: the package does not say its version, as half an installation does not.
+    """
     name = package.replace("_", "-")
-    return Tool(name, importlib.metadata.version(name), (sys.executable, "-c", PACKAGES[package]))
+    try:
+        number = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise RecoupError(
+            f"silicon: {name} is there but not installed: pip install --force-reinstall {name}"
+        ) from error
+    return Tool(name, number, (sys.executable, "-c", PACKAGES[package]))
 
 
 def checked(tool: Tool) -> Tool:
