@@ -163,11 +163,7 @@ class SiliconResults(Beside):
             if energies is not None:
                 bare = {"state": BARE, "top1": None}
                 spent = [PlacedEnergy(**row.model_dump(), title=row.config, **bare) for row in energies.rows]
-            for told, of in ((left, self), (unspent, energies)):
-                if of is not None:
-                    told |= of.left
-                    for config, counterparts in of.missing.items():
-                        told |= _beside_which(config, counterparts)
+            left, unspent = _left_out(self), _left_out(energies) if energies else {}
         else:
             for one in results.present:
                 unit = repr(one.configs[0]) if len(one.configs) == 1 else ""
@@ -194,6 +190,14 @@ def _beside(one: Hardware, rows: list[Any], quoted: Quoted) -> list[dict[str, An
     for row in rows:
         state, top1 = quoted(one, row.counterpart)
         found.append({**row.model_dump(), "title": one.title, "state": state, "top1": top1})
+    return found
+
+
+def _left_out(measured: SiliconResults | Energies) -> dict[str, str]:
+    """What has no figure, by the configs' names, counterparts too."""
+    found = dict(measured.left)
+    for config, counterparts in measured.missing.items():
+        found |= _beside_which(config, counterparts)
     return found
 
 
