@@ -9,19 +9,25 @@ Key = tuple
 
 
 class Log:
-    """A JSONL file of (key, value)."""
+    """A JSONL file of (key, value), and of what a value was measured of, such as a digest of the design.
+
+    A value of something else is measured anew; of a key's rows in the file the last one holds.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         self.values: dict[Key, float] = {tuple(row["key"]): row["value"] for row in rows}
+        self.of: dict[Key, str] = {tuple(row["key"]): row.get("of", "") for row in rows}
 
-    def measure(self, key: Key, run: Callable[[], float]) -> float:
-        """The value of a key, measured unless it is there."""
-        if key not in self.values:
-            self.values[key] = run()
+    def measure(self, key: Key, run: Callable[[], float], of: str = "") -> float:
+        """The value of a key, measured unless it is there, of the same thing."""
+        if key not in self.values or self.of[key] != of:
+            value = run()
+            self.values[key], self.of[key] = value, of
             with self.path.open("a") as file:
-                file.write(json.dumps({"key": list(key), "value": self.values[key]}) + "\n")
+                row = {"key": list(key), "value": value, **({"of": of} if of else {})}
+                file.write(json.dumps(row) + "\n")
             print(*key, f"{self.values[key]:.3f}", flush=True)
         return self.values[key]
 

@@ -1,5 +1,6 @@
 """What every benchmark shares: interleaved medians, the machine's description, and a results file."""
 
+import hashlib
 import json
 import os
 import platform
@@ -9,6 +10,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -65,3 +67,8 @@ def save(name: str, results: Mapping[str, object]) -> Path:
     temporary.write_text(json.dumps({"machine": machine(), **results}, indent=1) + "\n")
     temporary.replace(path)
     return path
+
+
+def design(module: Any) -> str:
+    """A digest of a hardware module's RTLIL: a log that has it does not keep what an earlier generator measured."""
+    return hashlib.sha256(module.rtlil().encode()).hexdigest()[:16]

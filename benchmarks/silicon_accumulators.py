@@ -2,7 +2,8 @@
 
 All 16,785,409 pairs of the M7E4 adder and all 66,049 of its FP8 multiplier are compared with the reference; then areas
 of multiply-accumulate units on M4E3 operands, from one generator. Kept in
-benchmarks/results/silicon_accumulators.jsonl, areas by library.
+benchmarks/results/silicon_accumulators.jsonl, areas by library, each with a digest of its design: another is measured
+anew.
 
     python benchmarks/silicon_accumulators.py LIBERTY...            # several files of one library are read together
     python benchmarks/silicon_accumulators.py LIBERTY... --proofs   # the exhaustive comparisons too
@@ -15,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.log import Log
-from benchmarks.measure import RESULTS
+from benchmarks.measure import RESULTS, design
 from recoup.formats import Float
 from recoup.gates.module import Module
 from recoup.lba import LBA
@@ -51,7 +52,7 @@ def proofs(log: Log) -> None:
             print(found)
             return found.mismatches
 
-        log.measure(("mismatches", name), wrong)
+        log.measure(("mismatches", name), wrong, design(module))
 
 
 def main() -> None:
@@ -66,7 +67,8 @@ def main() -> None:
     modules |= build(LBA.m7e4(), operands=OPERANDS).baselines()
     print(f"| {library} | area |\n|---|---|")
     for name, module in modules.items():
-        area = log.measure((library, name), lambda module=module: Measured.of(module).area(arguments.liberty).area)
+        measured = Measured.of(module)
+        area = log.measure((library, name), lambda m=measured: m.area(arguments.liberty).area, design(module))
         print(f"| {name} | {area:,.0f} |", flush=True)
 
 

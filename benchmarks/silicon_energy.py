@@ -2,7 +2,9 @@
 
 ResNet-20 on CIFAR-10, all 18 emulated convolutions, real operands of eight test images, weighted by their
 multiply-accumulates. Beside NB-SMT stands the processing element with T exact multipliers: same speed, no loss. Each
-layer is kept in benchmarks/results/silicon_energy.jsonl as it is measured; run again, it goes on where it stopped.
+layer is kept in benchmarks/results/silicon_energy.jsonl as it is measured, with a digest of the design; run again, it
+goes on where it stopped, and measures what another generator measured anew. So is what a flip-flop's clock takes by
+what it holds.
 
     python benchmarks/silicon_energy.py [--liberty FILE ...] [--registers product ...] [--lanes 64]
 """
@@ -11,18 +13,23 @@ import argparse
 import functools
 import sys
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import recoup as rc
 from benchmarks.log import Log
-from benchmarks.measure import RESULTS, save
+from benchmarks.measure import RESULTS, design, save
 from recoup.data import root
+from recoup.gates.module import Expected, Module, Port, amaranth
 from recoup.silicon import Energy, Measured, build, capture
 
 IMAGES = 8
 THREADS = (1, 2, 4)
 KINDS = ("glitches", "gated", "bound")
+BITS, STEPS = 32, 1024  # of the drain; a run so long that its random first state does not count
 
 
 class Operands:
@@ -64,38 +71,79 @@ def variants(threads: int, registers: str) -> dict[str, Measured]:
     return {module.title: module, **exact}
 
 
-def layer(log: Log, key: tuple, measured: functools.partial[Energy]) -> dict[str, float]:
-    """Femtojoules a step by kind; what the log has is not simulated again."""
+def layer(log: Log, key: tuple, measured: functools.partial[Energy], of: str) -> dict[str, float]:
+    """Femtojoules a step by kind; what the log has of the same design is not simulated again."""
     glitches = functools.cache(measured)
     steps = {
         "glitches": lambda: glitches().step,
         "gated": lambda: glitches().gated,
         "bound": lambda: measured(glitches=False).step,
     }
-    return {kind: log.measure((*key, kind), steps[kind]) for kind in KINDS}
+    return {kind: log.measure((*key, kind), steps[kind], of) for kind in KINDS}
 
 
-def measure(log: Log, liberty: list[Path], registers: str, lanes: int) -> dict[str, dict[str, float]]:
-    """uJ an image by title: with glitches, with gated drain too, and the lower bound; and what each saves."""
+def image(log: Log, key: tuple, measured: Any, steps: dict[str, float], of: str) -> dict[str, float]:
+    """uJ an image by kind: every layer's energy a step, ``measured(name)``, as often as it has ``steps`` an image."""
+    row = dict.fromkeys(KINDS, 0.0)
+    for name, count in steps.items():
+        found = layer(log, (*key, name), functools.partial(measured, name), of)
+        for kind in KINDS:
+            row[kind] += found[kind] * count * 1e-9
+    return row
+
+
+def measure(log: Log, liberty: list[Path], registers: str, lanes: int) -> tuple[dict[str, dict[str, float]], dict]:
+    """uJ an image by title: with glitches, with gated drain too, and the lower bound, and what each saves of one
+    thread's; and by title why an element has none, which leaves the others theirs."""
     operands, names = Operands(), [key[1] for key in log.values if key[0] == "macs"]
     names = names or list(operands.macs)
     macs = {name: log.measure(("macs", name), lambda name=name: operands.macs[name]) for name in names}
     table: dict[str, dict[str, float]] = {}
+    failed: dict[str, str] = {}
     for threads in THREADS:
         for title, module in variants(threads, registers).items():
-            row: dict[str, float] = dict.fromkeys(KINDS, 0.0)
-            for name in names:
 
-                def one(name: str = name, threads: int = threads, module: Measured = module, **options) -> Energy:
-                    return module.energy(operands.captured(threads)[name], liberty, lanes=lanes, **options)
+            def one(name: str, threads: int = threads, module: Measured = module, **options: Any) -> Energy:
+                return module.energy(operands.captured(threads)[name], liberty, lanes=lanes, **options)
 
-                found = layer(log, (liberty[0].name, registers, lanes, title, name), functools.partial(one))
-                for kind, step in found.items():
-                    row[kind] += step * macs[name] / threads * 1e-9
-            table[title] = row
-    for row in table.values():
+            key, steps = (liberty[0].name, registers, lanes, title), {name: macs[name] / threads for name in names}
+            try:
+                table[title] = image(log, key, one, steps, design(module))
+            except rc.RecoupError as error:
+                failed[title] = str(error)
+                print(f"{title} with registers {registers} has no energy: {error}", flush=True)
+    for row in table.values() if "1T" in table else ():
         row |= {f"saved {kind}": 1 - row[kind] / table["1T"][kind] for kind in KINDS}
-    return table
+    return table, failed
+
+
+def held() -> Module:
+    """A register of a drain's bits that holds what its port holds."""
+
+    def elaborate(m: Any, port: Any) -> None:
+        register = amaranth("hdl").Signal(BITS, name="drain", reset_less=True)
+        m.d.sync += register.eq(port.x)
+        m.d.comb += port.y.eq(register)
+
+    return Module(
+        name="held", title="a drain that holds", ports=(Port("x", "in", BITS, ""), Port("y", "out", BITS, "")),
+        elaborate=elaborate, expected=lambda inputs: {"y": Expected(range(1, STEPS), inputs["x"][:-1])}, steps=STEPS,
+    )  # fmt: skip
+
+
+def clocks(log: Log, liberty: list[Path]) -> dict[str, float]:
+    """fJ a clock that a flip-flop of the drain takes, by what it holds."""
+    module, ones = Measured.of(held()), (1 << BITS) - 1
+    drawn = np.random.default_rng(0).integers(0, ones, (1, 64), dtype=np.uint64, endpoint=True)
+    rows = {"zeros": np.zeros_like(drawn), "random bits": drawn, "ones": np.full_like(drawn, ones)}
+
+    def clock(row: np.ndarray) -> float:
+        return module.energy({"x": np.repeat(row, STEPS, 0)}, liberty).clock / BITS
+
+    return {
+        name: log.measure((liberty[0].name, "a drain's clock", name), functools.partial(clock, row), design(module))
+        for name, row in rows.items()
+    }
 
 
 def main() -> None:
@@ -107,13 +155,18 @@ def main() -> None:
     parser.add_argument("--lanes", type=int, default=64)
     args = parser.parse_args()
     log = Log(RESULTS / "silicon_energy.jsonl")
-    tables = {registers: measure(log, args.liberty, registers, args.lanes) for registers in args.registers}
+    found = {registers: measure(log, args.liberty, registers, args.lanes) for registers in args.registers}
+    tables, failed = ({registers: pair[i] for registers, pair in found.items()} for i in (0, 1))
     for registers, table in tables.items():
         for title, row in table.items():
-            saved = " | ".join(f"{row[f'saved {kind}']:.1%}" for kind in KINDS)
+            saved = " | ".join(f"{row.get(f'saved {kind}', float('nan')):.1%}" for kind in KINDS)
             print(f"| {registers} | {title} | {row['glitches']:.1f} | {row['bound']:.1f} | {saved} |")
     area = build(rc.NBSMT(threads=1)).area(args.liberty)
-    save("silicon_energy", {"tool": area.tool, "liberty": dict(area.liberty), "lanes": args.lanes, "tables": tables})
+    drain = clocks(log, args.liberty)
+    save("silicon_energy", {
+        "tool": area.tool, "liberty": dict(area.liberty), "lanes": args.lanes, "tables": tables, "failed": failed,
+        "drain": drain,
+    })  # fmt: skip
 
 
 if __name__ == "__main__":
