@@ -17,6 +17,7 @@ from recoup.gates import arithmetic, division
 from recoup.lightnorm import LightNorm
 from recoup.lightnorm.rtl import Forward, build
 from recoup.lightnorm.rtl_conventional import conventional
+from recoup.lightnorm.rtl_deciding import deciding
 from recoup.lightnorm.rtl_gates import Gates
 from recoup.lightnorm.rtl_meeting import meeting
 from recoup.lightnorm.rtl_normalise import Normalise
@@ -83,6 +84,46 @@ def test_the_expected_values_are_those_of_the_reference_as_a_whole(name):
 def test_a_lane_equals_the_reference(name):
     found = Measured.of(Normalise(CASES[name], 4, 0.0625).module()).verify(1 << 14, coverage=False)
     assert not found.mismatches, found
+
+
+def test_elements_that_decide_lie_nearest_to_steps_and_share_a_block():
+    """Of one mu and r all codes are tried: most of those taken are nearer to a step than one of a hundred drawn."""
+    config, generator = LightNorm(), np.random.default_rng(0)
+    F, S = config.forward, config.statistics
+    assert F is not None
+    assert S is not None
+    mean, r = (
+        ports.values(ports.port("", "in", S, "").legal(generator.integers(0, 1 << 18, (8, 4), dtype=np.uint64)), S)
+        for _ in range(2)
+    )
+    mean, r = (np.clip(np.abs(v.numpy()), 2.0**-3, 2.0**3) for v in (mean, r))
+    x = ports.values(deciding(F, None, mean, r, 400, generator), F).numpy()
+    units = np.ldexp(np.frexp(np.abs((x - mean) * r))[0], 5)
+    assert (np.abs(units - np.rint(units)) < 1 / 64).mean() > 2 / 64 * 4
+    exponents = np.frexp(x)[1]
+    assert (exponents == exponents[..., :1]).all()
+    assert len(np.unique(exponents)) > 10
+    assert len(np.unique(x)) > 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "config",
+    [
+        LightNorm.fp10(),
+        LightNorm.fp10(difference=LightNorm().statistics),
+        LightNorm(),
+        LightNorm(difference=LightNorm().statistics),
+    ],
+    ids=["fp10", "fp10, 1-5-12", "blocks", "blocks, 1-5-12"],
+)
+def test_whole_units_are_proved(config):
+    found = Measured.of(build(config)).verify()
+    assert found.mismatches == 0
+    assert found.vectors >= 40_000
+    assert found.faults > 12_000
+    assert found.coverage >= 0.995, found
+    assert found.ok
 
 
 def test_operands_that_meet_lie_beside_steps():

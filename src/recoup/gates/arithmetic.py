@@ -193,13 +193,17 @@ def add(
     apart: int = 0,
     coarse: int = 0,
     lost: Callable[[Bits, Bits], Bits] | None = None,
+    flushed: int | None = None,
+    guard: int | None = None,
 ) -> Number:
     """a + b, exact as far as a rounding to ``precision`` bits and fewer can see.
 
     ``apart``: operands that differ do so by 2^apart last bits of the wider one or more, so that lower bits need not be
     compared, and not everything cancels; ``coarse``: nor are these lowest bits of the smaller operand added.
     ``lost(swap, distance)``: what may stand for the sticky bit of a smaller operand that is not zero, by whether that
-    is a, and how far it was shifted.
+    is a, and how far it was shifted. ``flushed``: sums below 2^flushed become zero, so that a zero may be taken for the
+    larger of the two where the other is so small. ``guard``: fewer bits below the widest significand than `guard_bits`,
+    where sums that cancel so far do not occur.
 
     Which is larger is read from the exponents first. Leading zeros must therefore be those of the subnormals of one
     format, at the lowest exponent of both operands; others are shifted out before.
@@ -207,7 +211,7 @@ def add(
     gradual = all(n.subnormal or not n.leading for n in (a, b)) and a.base + a.least == b.base + b.least
     if (a.leading or b.leading) and not gradual:
         a, b = normalised(m, a, f"{name}_a"), normalised(m, b, f"{name}_b")
-    guard = guard_bits(nearest)
+    guard = guard_bits(nearest) if guard is None else guard
     width = max(a.width, b.width, precision)
     base = min(a.base, b.base)
     keys, parts, most = [], [], max(n.most + n.base - base for n in (a, b))
@@ -216,7 +220,8 @@ def add(
         significand = hdl.Cat(hdl.Const(0, width - n.width), n.significand)
         whole = hdl.Cat(exponent, hdl.Const(0, width_of(most) - len(exponent)))[: width_of(most)]
         rest = significand[apart:] if a.leading or b.leading else significand[apart:-1]
-        below = n.clear and n.base < other.base + other.least  # then its exponent tells that a zero is smaller
+        # Then its exponent tells that a zero is smaller, or the sum is flushed.
+        below = n.clear and (n.base < other.base + other.least or (flushed is not None and n.base < flushed))
         keys.append((rest, whole, hdl.Const(1, 1) if below else n.nonzero))
         parts.append((n.sign, whole, significand))
     one, other = (hdl.Cat(*key) for key in keys)

@@ -12,6 +12,7 @@ import numpy as np
 
 from recoup.formats import FloatFields, ports
 from recoup.gates.module import Inputs
+from recoup.lightnorm.rtl_deciding import deciding
 from recoup.lightnorm.rtl_letter import Letter
 from recoup.lightnorm.rtl_widths import SIGNIFICAND
 
@@ -33,9 +34,13 @@ class Aim(Letter):
         held = self.lane.kept(mean, r)
         for i in range(self.lanes):
             found[f"held_{i}"], found[f"inverse_{i}"] = held[None, :, i], r[None, :, i]
-        beside = ports.values(self._beside(np.broadcast_to(near, (T, runs, self.lanes)), generator), self.form)
-        blocks = self._packed(self._blocked(beside))
-        found["stored"] = np.where(generator.random((T, runs)) < 0.5, blocks, inputs["stored"])
+        beside = self._beside(np.broadcast_to(near, (T, runs, self.lanes)), generator)
+        mu, inverse = (ports.values(codes, self.wide).numpy() for codes in (mean, self.signed(r)))
+        decide = deciding(self.form, self.config.difference, mu, inverse, T, generator)
+        chosen = generator.random((T, runs))
+        codes = np.where(chosen[..., None] < 0.6, decide, beside)
+        blocks = self._packed(self._blocked(ports.values(codes, self.form)))
+        found["stored"] = np.where(chosen < 0.75, blocks, inputs["stored"])
         return found | self._states(found, generator)
 
     def _beside(self, codes: np.ndarray, generator: np.random.Generator) -> np.ndarray:

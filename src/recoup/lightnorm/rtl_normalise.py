@@ -67,16 +67,28 @@ class Normalise(Widths):
         scaled = (self._distributed if self.distributed else self._scaled)(m, port, value, reciprocal)
         xhat = arithmetic.quantise(m, scaled, F, "xhat_value")
         product = arithmetic.normalised(m, arithmetic.multiply(m, xhat, gamma, "product"), "product_top")
-        total = arithmetic.add(m, product, beta, F.fraction + 1, F.nearest, "affine")
+        total = self._affine(m, product, beta)
         m.d.comb += port.xhat.eq(arithmetic.pack(xhat, F))
         m.d.comb += port.y.eq(arithmetic.pack(arithmetic.quantise(m, total, F, "y_value"), F))
+
+    def _affine(self, m: Any, product: Number, beta: Number) -> Number:
+        """gamma xhat + beta.
+
+        Toward zero no guard bit is needed. A product of two significands of f + 1 bits is (2^(f+1) - 1)^2 at the most,
+        so beta with twice its exponent or more is larger by 2^(f+1) - 1 of the product's last bits at least: what is
+        left has the f + 1 bits that are kept above them. With the same exponent the difference is exact.
+        """
+        F = ports.layout(self.form)
+        flushed = None if F.subnormals else F.low
+        guard = 0 if F.fraction and not (F.nearest or F.subnormals) else None
+        return arithmetic.add(m, product, beta, F.fraction + 1, F.nearest, "affine", flushed=flushed, guard=guard)
 
     def _distributed(self, m: Any, port: Any, value: Number, reciprocal: Number) -> Number:
         """x r - mu r."""
         at, F = self.shift, ports.layout(self.form)
         code = port.shift
         field, sign = code[at.significand : at.sign], code[at.sign]
-        shift = Number(~sign, field, code[: at.significand], at.low, at.most)
+        shift = Number(~sign, field, code[: at.significand], at.low, at.most, clear=True)
         scaled = arithmetic.multiply(m, value, reciprocal, "scaled")
         # mu r and x r differ by a last bit of mu or x, times r, or not at all.
         f, s = F.fraction, self.wide.mantissa

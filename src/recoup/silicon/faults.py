@@ -10,7 +10,7 @@ from recoup.silicon.kernels import ONES
 from recoup.silicon.netlist import Netlist, first_states
 from recoup.silicon.words import packed
 
-ROUNDS = (1 << 14, 1 << 17, 1 << 21)
+ROUNDS = (1 << 14, 1 << 17, 1 << 19, 1 << 21)
 """Vectors of a round; a later one tries what the earlier ones did not show, unless enough is shown."""
 MOST = 10**11
 """Gates times faults times words of vectors that a later round may have; with more it takes hours and is not made."""
