@@ -214,16 +214,8 @@ def add(
     guard = guard_bits(nearest) if guard is None else guard
     width = max(a.width, b.width, precision)
     base = min(a.base, b.base)
-    keys, parts, most = [], [], max(n.most + n.base - base for n in (a, b))
-    for n, other in ((a, b), (b, a)):
-        exponent = (n.exponent + (n.base - base))[: width_of(most)] if n.base > base else n.exponent
-        significand = hdl.Cat(hdl.Const(0, width - n.width), n.significand)
-        whole = hdl.Cat(exponent, hdl.Const(0, width_of(most) - len(exponent)))[: width_of(most)]
-        rest = significand[apart:] if a.leading or b.leading else significand[apart:-1]
-        # Then its exponent tells that a zero is smaller, or the sum is flushed.
-        below = n.clear and (n.base < other.base + other.least or (flushed is not None and n.base < flushed))
-        keys.append((rest, whole, hdl.Const(1, 1) if below else n.nonzero))
-        parts.append((n.sign, whole, significand))
+    most = max(n.most + n.base - base for n in (a, b))
+    keys, parts = _keys(a, b, base, most, width, apart, flushed)
     one, other = (hdl.Cat(*key) for key in keys)
     swap = named(m, f"{name}_swap", one < other)
     sign, exponent, large = (named(m, f"{name}_large_{i}", hdl.Mux(swap, y, x)) for i, (x, y) in _zipped(parts))
@@ -245,6 +237,24 @@ def add(
     low = base + 1 - wide
     leading = wide - apart - guard if apart else wide
     return Number(sign, exponent, significand, low, most, leading, sticky=sticky if nearest else None)
+
+
+def _keys(
+    a: Number, b: Number, base: int, most: int, width: int, apart: int, flushed: int | None
+) -> tuple[list[tuple[Bits, ...]], list[tuple[Bits, ...]]]:
+    """Of both operands what tells which is larger, from the least weight on; sign, exponent and significand."""
+    keys: list[tuple[Bits, ...]] = []
+    parts: list[tuple[Bits, ...]] = []
+    for n, other in ((a, b), (b, a)):
+        exponent = (n.exponent + (n.base - base))[: width_of(most)] if n.base > base else n.exponent
+        significand = hdl.Cat(hdl.Const(0, width - n.width), n.significand)
+        whole = hdl.Cat(exponent, hdl.Const(0, width_of(most) - len(exponent)))[: width_of(most)]
+        rest = significand[apart:] if a.leading or b.leading else significand[apart:-1]
+        # Then its exponent tells that a zero is smaller, or the sum is flushed.
+        below = n.clear and (n.base < other.base + other.least or (flushed is not None and n.base < flushed))
+        keys.append((rest, whole, hdl.Const(1, 1) if below else n.nonzero))
+        parts.append((n.sign, whole, significand))
+    return keys, parts
 
 
 def _zipped(parts: list[tuple[Bits, ...]]) -> Any:
