@@ -12,9 +12,9 @@ from hypothesis import settings
 from tests.ten_lines import trunc  # noqa: F401 -- a fixture
 
 if os.environ.get("TRITON_INTERPRET") == "1":  # the processes of test_gpu.py
-    from tests.interpreter import remember_names
+    from tests.interpreter import hasten
 
-    remember_names()
+    hasten()
 
 settings.register_profile("recoup", deadline=None, print_blob=True)  # shared machines: no timed assertions
 settings.load_profile("recoup")
