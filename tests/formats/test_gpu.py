@@ -9,7 +9,6 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from recoup.formats import BlockFloat, Float, Int, quantize, reference
 from tests.formats.inputs import assert_same_bits, patterns, random_for
+from tests.fresh import CONTEXT
 
 pytest.importorskip("triton")
 
@@ -61,7 +61,7 @@ def _quantize(x: np.ndarray, format: Format, random: np.ndarray | None) -> np.nd
 
 @pytest.fixture(scope="module")
 def interpreted() -> Iterator[Callable[[Tensor, Format, Tensor | None], Tensor]]:
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_interpret) as pool:
+    with ProcessPoolExecutor(1, mp_context=CONTEXT, initializer=_interpret) as pool:
 
         def quantize(x: Tensor, format: Format, random: Tensor | None) -> Tensor:
             chance = None if random is None else random.numpy()
@@ -147,6 +147,6 @@ def _compile_for_hopper() -> list[str]:
 
 @pytest.mark.slow
 def test_kernels_compile_without_a_gpu() -> None:
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=CONTEXT) as pool:
         made = pool.submit(_compile_for_hopper).result()
     assert made == ["_float_kernel", "_float_kernel", "_int_kernel", "_block_kernel"] * 2
