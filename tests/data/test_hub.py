@@ -1,9 +1,8 @@
 """Hugging Face data sets, from local files only."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import pytest
 import torch
 from PIL import Image
@@ -14,15 +13,21 @@ from recoup.errors import RecoupError
 
 from .conftest import encoded, noise, pixels, write_parquet
 
+if TYPE_CHECKING:
+    import datasets  # seconds of imports, which only the process that runs these tests should pay
+
 pytestmark = pytest.mark.usefixtures("hub_cache")
-LABEL = datasets.ClassLabel(names=["low", "high"])
-INTEGER = datasets.Value("int64")
+LABEL, INTEGER = "label", "int64"
 
 
-def table(columns: dict[str, Any], count: int = 5, shape: tuple[int, ...] = (16, 16, 3)) -> datasets.Dataset:
-    """A data set of one image column, "picture", and the given ones: name: (feature, values)."""
+def table(columns: dict[str, Any], count: int = 5, shape: tuple[int, ...] = (16, 16, 3)) -> "datasets.Dataset":
+    """A data set of one image column, "picture", and the given ones: name: (kind of feature, values)."""
+    import datasets
+
+    kinds = {LABEL: datasets.ClassLabel(names=["low", "high"]), "image": datasets.Image()}
     pictures = [Image.fromarray(values) for values in noise(count, *shape)]
-    features = {"picture": datasets.Image()} | {name: feature for name, (feature, _) in columns.items()}
+    given = {name: kinds.get(kind) or datasets.Value(kind) for name, (kind, _) in columns.items()}
+    features = {"picture": datasets.Image()} | given
     values = {"picture": pictures} | {name: values for name, (_, values) in columns.items()}
     return datasets.Dataset.from_dict(values, datasets.Features(features))
 
@@ -64,6 +69,8 @@ def test_folder_of_splits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("split", [None, "train"])
 def test_saved_to_disk(tmp_path: Path, split: str | None) -> None:
+    import datasets
+
     saved = table(LABELLED)
     (datasets.DatasetDict({split: saved}) if split else saved).save_to_disk(tmp_path / "saved")
     assert len(recoup.data.load(f"hf:{tmp_path / 'saved'}", split or "all")) == 5
@@ -94,7 +101,7 @@ def test_choosing_columns(tmp_path: Path) -> None:
     with pytest.raises(RecoupError, match="has no such image column"):
         recoup.data.load(f"hf:{path},image=fine,label=fine")
     pictures = [Image.fromarray(values) for values in noise(5, 16, 16, 3)]
-    table(LABELLED | {"second": (datasets.Image(), pictures)}).to_parquet(path)
+    table(LABELLED | {"second": ("image", pictures)}).to_parquet(path)
     with pytest.raises(RecoupError, match="has several image columns, picture, second"):
         recoup.data.load(f"hf:{path}")
 
@@ -102,7 +109,7 @@ def test_choosing_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"text": (datasets.Value("string"), ["a"] * 5)}, "no such label column; its columns are picture, text"),
+        ({"text": ("string", ["a"] * 5)}, "no such label column; its columns are picture, text"),
         ({"kind": (LABEL, [-1] * 5)}, "negative labels; is this split unlabelled"),
         ({"kind": (INTEGER, [0, None, 1, 0, 1])}, "missing or negative labels"),
     ],

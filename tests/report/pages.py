@@ -1,12 +1,15 @@
 """How report tests look at pages, terminal text and verdicts."""
 
+from functools import cache
 from html.parser import HTMLParser
 
 from rich.console import Console
 
+from recoup.report import render
 from recoup.report.summary import summarize
 from recoup.report.terminal import tables
 from recoup.study import Results
+from tests.study.examples import results
 
 EVIL = """<script>alert("1")</script>&'"><img src=x onerror=alert(1)>"""
 VOID = {"meta", "br", "use", "path", "rect", "link", "input", "img"}
@@ -37,6 +40,12 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.text.append(data)
+
+
+@cache
+def plain_page() -> str:
+    """The page of `results()`, rendered once a process: matplotlib takes seconds over its plots."""
+    return render(results())
 
 
 def shown(*made, width: int = 80) -> str:

@@ -32,12 +32,17 @@ def said(picture: re.Match[str]) -> str:
     return "\n".join([f"<svg {picture[1]}>", *words, "</svg>"])
 
 
+@pytest.fixture(scope="module")
+def page(found) -> str:
+    return render(*found)
+
+
 def masked(page: str) -> str:
     return re.sub(r'<svg role="img" (aria-label="[^"]*") [^>]*>(.*?)</svg>', said, page, flags=re.S)
 
 
-def test_the_page(found):
-    assert masked(render(*found)) == (GOLDEN / "report.html").read_text("utf-8")
+def test_the_page(page):
+    assert masked(page) == (GOLDEN / "report.html").read_text("utf-8")
 
 
 def test_the_terminal(found):
@@ -51,8 +56,7 @@ def test_the_tables(found, tmp_path):
         assert path.read_text("utf-8") == (GOLDEN / path.name).read_text("utf-8")
 
 
-def test_the_mask_leaves_all_but_the_drawing(found):
-    page = render(*found)
+def test_the_mask_leaves_all_but_the_drawing(page):
     left = masked(page)
     assert left.count("<svg") == page.count("<svg") == 7
     assert re.sub(r"<svg.*?</svg>", "", left, flags=re.S) == re.sub(r"<svg.*?</svg>", "", page, flags=re.S)

@@ -7,13 +7,13 @@ from recoup.report import render, write_html
 from recoup.report.figures import VARIABLES
 from recoup.report.html import interval_text
 from recoup.report.summary import summarize
-from tests.report.pages import EVIL, Page
+from tests.report.pages import EVIL, Page, plain_page
 from tests.study.examples import results
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def html():
-    return render(results())
+    return plain_page()
 
 
 def test_nothing_outside_is_referred_to(html):
@@ -93,7 +93,7 @@ def test_sections_without_data_are_left_out():
 
 def test_the_same_results_give_the_same_file(tmp_path):
     path = write_html(results(), tmp_path)
-    assert path.read_text() == render(results())
+    assert path.read_text() == plain_page()
 
 
 @pytest.mark.parametrize("layers", [1, 150])

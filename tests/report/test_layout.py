@@ -11,7 +11,7 @@ from recoup.report import render
 from recoup.report.figures import SERIES, VARIABLES
 from recoup.report.html import STYLE
 from recoup.report.summary import summarize
-from tests.report.pages import Page
+from tests.report.pages import Page, plain_page
 from tests.study.examples import FOUR, results
 
 CSS = STYLE.read_text("utf-8")
@@ -48,7 +48,7 @@ def test_the_pages_colours_are_the_palettes():
 
 
 def test_numbers_come_before_pictures():
-    html = render(results())
+    html = plain_page()
     accuracy = html[html.index('id="accuracy"') :]
     assert accuracy.index("<table>") < accuracy.index("<svg")
     first = re.findall(r"<tr[^>]*>(.*?)</tr>", accuracy, re.S)[2]
@@ -68,7 +68,7 @@ def test_long_tables_are_folded_and_unfold_on_paper(layers, folded):
 
 
 def test_a_narrow_screen_keeps_accuracy_interval_and_gain():
-    html = render(results())
+    html = plain_page()
     hidden = re.findall(r'<th scope="col" class="[^"]*more">([^<]*)<', html)
     assert hidden == ["Std", "Top-5"]
     narrow = CSS[CSS.index("@media (max-width") : CSS.index("@media print")]

@@ -19,7 +19,7 @@ from recoup.study.repairs import states
 from recoup.study.results import AccuracyRow, ShiftRow
 from recoup.study.rows import Row
 from recoup.wings import Baseline, Card
-from tests.report.pages import Page, shown, verdicts
+from tests.report.pages import Page, plain_page, shown, verdicts
 from tests.study.examples import results
 
 
@@ -88,7 +88,7 @@ def test_it_never_meets_a_word_of_another_wing(card):
 
 
 def test_the_words_are_those_of_other_wings():
-    text = visible(render(results())) + shown(results())
+    text = visible(plain_page()) + shown(results())
     found = {word.lower() for word in re.findall(f"{WORDS}|{ABOVE_THE_RECIPE}", text, re.I)}
     assert found > {"collision", "cycle", "thread", "multiplier", "8 bit", "8-bit", "slot", "nb-smt", "policy"}
 

@@ -12,7 +12,6 @@ from recoup.search.cluster import OnCluster, cluster
 from tests.search.cases import labelled, space
 from tests.search.test_scoring import numbers
 
-distributed = pytest.importorskip("dask.distributed", reason="the extra recoup[cluster] is not installed")
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of dask's own libraries
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
@@ -20,8 +19,14 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def distributed():
+    """Imported where these tests run: it takes every other process of the suite seconds."""
+    return pytest.importorskip("dask.distributed", reason="the extra recoup[cluster] is not installed")
+
+
 @pytest.fixture
-def client():
+def client(distributed):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = distributed.LocalCluster(

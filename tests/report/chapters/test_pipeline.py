@@ -7,7 +7,7 @@ from recoup.report import render, write_html
 from recoup.report.chapters.pipeline import method_lines, setting_text, verdict
 from recoup.report.figures import VARIABLES
 from recoup.study.measures.pipeline import PipelineResults, PipelineRow, Setting
-from tests.report.pages import EVIL, Page, shown
+from tests.report.pages import EVIL, Page, plain_page, shown
 from tests.study.examples import results
 
 FINAL = {"SGDM": (0.08, 96.0), "PB": (0.32, 94.5), "SC": (0.08, 96.2), "LWP": (0.1, 95.8), "LWPv+SC": (0.06, 96.1)}
@@ -78,7 +78,7 @@ def test_the_setting_in_words():
 
 
 def test_the_report_has_the_chapter_only_where_there_is_one(tmp_path):
-    plain, with_chapter = render(results()), render(results(), chapter({"LWP": (1,)}))
+    plain, with_chapter = plain_page(), render(results(), chapter({"LWP": (1,)}))
     assert "Pipelined Backpropagation" not in plain
     page = Page(with_chapter)
     assert page.open == []
