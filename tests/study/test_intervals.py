@@ -3,7 +3,6 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from recoup.errors import RecoupError
 from recoup.study.intervals import accuracy, difference, of_test_set, over_seeds
@@ -14,6 +13,8 @@ PERCENTS = st.lists(st.floats(0, 100), min_size=2, max_size=12)
 @settings(deadline=None)
 @given(PERCENTS)
 def test_t_interval_is_scipys(values):
+    from scipy import stats  # takes a second to import
+
     estimate = over_seeds(values)
     mean, error = sum(values) / len(values), stats.sem(values)
     half = stats.t.ppf(0.975, len(values) - 1) * error
@@ -33,6 +34,8 @@ def test_t_interval_by_hand():
 @settings(deadline=None)
 @given(st.integers(1, 50_000), st.data())
 def test_wilson_interval_is_scipys(count, data):
+    from scipy import stats
+
     hits = data.draw(st.integers(0, count))
     estimate = of_test_set(100 * hits / count, count)
     theirs = stats.binomtest(hits, count).proportion_ci(0.95, method="wilson")

@@ -12,7 +12,6 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 
 from recoup.errors import RecoupError
 from recoup.fields import choice, integer
@@ -77,6 +76,8 @@ def half_life(method: Method, delay: int, condition: float) -> tuple[float, floa
     >>> round(half_life("gdm", 0, 100.0)[0], 1)  # heavy ball: ln 2 / ln(11 / 9)
     3.5
     """
+    from scipy.optimize import minimize  # takes a second to import
+
     if not 1 <= condition <= 1e9:
         raise RecoupError(f"pipeline.half_life(condition={condition!r}): the condition number must be from 1 to 1e9")
     characteristic(method, delay, 0.0, 1.0)  # its checks
