@@ -20,7 +20,13 @@ from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["recoup.cli.evaluate", "recoup.cli.train", "sklearn.datasets", "torch.distributed.launcher.api"]
+    [
+        "recoup.cli.evaluate",
+        "recoup.cli.train",
+        "sklearn.datasets",
+        "torch.distributed.launcher.api",
+        "torch.fx.experimental.symbolic_shapes",  # sympy, which the first backward pass of a process imports
+    ]
 )
 
 

@@ -8,6 +8,7 @@ custom `torch.autograd.Function` keeps as attributes of its context is not seen.
 """
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -72,7 +73,8 @@ def refuse_derived_weights(
 
     x = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, x)  # a pass may write to its input
     activations = set(_addresses(x))
-    trace = _Origins(parameters, activations, pack, lambda: foreign.append(here()))
+    kind = _OriginsUncompiled if "torch._dynamo" in sys.modules else _Origins
+    trace = kind(parameters, activations, pack, lambda: foreign.append(here()))
     devices = {p.device for p in parameters if p.device.type == "cuda"}
     saved = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
     with as_it_was(model), _named(model, running), torch.random.fork_rng(devices), torch.enable_grad(), saved, trace:
@@ -119,6 +121,11 @@ class _Origins(TorchDispatchMode):
         self.derived: set[int] = set()
         self._alive: list[Tensor] = []  # or an address could come back with another origin
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Not to be kept from torch's compiler, which torch would import for that: two seconds in every process."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         hooks = _hooks()
         if hooks and hooks[0] is not self._pack:
@@ -134,6 +141,17 @@ class _Origins(TorchDispatchMode):
         elif before & (self.parameters | self.derived):
             self.derived |= made
         return result
+
+
+class _OriginsUncompiled(_Origins):
+    """The same where the compiler is loaded: what runs compiled does not compile what watches it."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 def _refuse_reentrant(output: Any) -> None:
