@@ -143,8 +143,8 @@ def silicon_line(folder: Path) -> str:
     try:
         with yosys.at_most(SILICON_SECONDS):
             said = [_beside(*one) for one in SILICON]
-    except (RecoupError, OSError) as error:  # no tools, or too slow ones; no room for yosys's files. All else is a bug
-        return f"Silicon was not measured here ({(str(error) or repr(error)).splitlines()[0]}). It is by: {command}"
+    except RecoupError as error:  # no tools, or too slow ones; no room for yosys's files. All else is a bug
+        return f"Silicon was not measured here ({str(error).splitlines()[0]}). It is by: {command}"
     return f"Area of an operation a cycle in two-input NANDs: {'; '.join(said)}. All configs: {command}"
 
 

@@ -172,10 +172,13 @@ def run(
 
     Raises:
         RecoupError: yosys fails; the message has its log's last lines and the folder that keeps all of it. Or it takes
-            longer than `at_most` allows.
+            longer than `at_most` allows, or there is no room for its files.
     """
     tool, until = find(), _UNTIL.get()
-    folder = Path(tempfile.mkdtemp(prefix="recoup-yosys-"))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="recoup-yosys-"))
+    except OSError as error:
+        raise RecoupError(f"{purpose}: no folder for {tool} can be made: {error}") from error
     failed = False
     try:
         for name, text in {**files, "run.ys": "\n".join(script) + "\n"}.items():
@@ -191,6 +194,8 @@ def run(
                 f"the log ends with\n{last}"
             )
         return {name: (folder / name).read_text() for name in wanted}
+    except OSError as error:
+        raise RecoupError(f"{purpose}: {tool}'s files cannot be written or read in {folder}: {error}") from error
     finally:
         if not failed:  # of Ctrl-C and of a full disk too
             shutil.rmtree(folder, ignore_errors=True)
