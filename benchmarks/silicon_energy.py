@@ -79,7 +79,8 @@ def layer(log: Log, key: tuple, measured: functools.partial[Energy], of: str) ->
         "gated": lambda: glitches().gated,
         "bound": lambda: measured(glitches=False).step,
     }
-    return {kind: log.measure((*key, kind), steps[kind], of) for kind in KINDS}
+    kinds: tuple[str, ...] = KINDS
+    return {kind: log.measure((*key, kind), steps[kind], of) for kind in kinds}
 
 
 def image(log: Log, key: tuple, measured: Any, steps: dict[str, float], of: str) -> dict[str, float]:

@@ -92,10 +92,9 @@ def test_elements_that_decide_lie_nearest_to_steps_and_share_a_block():
     F, S = config.forward, config.statistics
     assert F is not None
     assert S is not None
-    mean, r = (
-        ports.values(ports.port("", "in", S, "").legal(generator.integers(0, 1 << 18, (8, 4), dtype=np.uint64)), S)
-        for _ in range(2)
-    )
+    legal = ports.port("", "in", S, "").legal
+    assert legal is not None
+    mean, r = (ports.values(legal(generator.integers(0, 1 << 18, (8, 4), dtype=np.uint64)), S) for _ in range(2))
     mean, r = (np.clip(np.abs(v.numpy()), 2.0**-3, 2.0**3) for v in (mean, r))
     x = ports.values(deciding(F, None, mean, r, 400, generator), F).numpy()
     units = np.ldexp(np.frexp(np.abs((x - mean) * r))[0], 5)

@@ -21,7 +21,8 @@ MAGNITUDE, SIGN, EXPONENT = (1 << 63) - 1, -(1 << 63), 0x7FF << 52
 INFINITY = EXPONENT
 FRACTION = 52
 
-inner: Any = njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+_BARE: Any = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # numba's type stubs lack them
+inner: Any = njit(nogil=True, **_BARE)
 """Compiles what only kernels call: without a way in from Python, which a fifth of the time went into. It is not cached,
 and need not be: a kernel's own cache has it. Numba's index of a cache keeps the types of arguments, named tuples by the
 path of their class, and cannot be read once that has moved."""
