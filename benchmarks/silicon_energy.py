@@ -28,7 +28,7 @@ from recoup.silicon import Energy, Measured, build, capture
 
 IMAGES = 8
 THREADS = (1, 2, 4)
-KINDS = ("glitches", "gated", "bound")
+KINDS: tuple[str, ...] = ("glitches", "gated", "bound")
 BITS, STEPS = 32, 1024  # of the drain; a run so long that its random first state does not count
 
 
@@ -79,8 +79,7 @@ def layer(log: Log, key: tuple, measured: functools.partial[Energy], of: str) ->
         "gated": lambda: glitches().gated,
         "bound": lambda: measured(glitches=False).step,
     }
-    kinds: tuple[str, ...] = KINDS
-    return {kind: log.measure((*key, kind), steps[kind], of) for kind in kinds}
+    return {kind: log.measure((*key, kind), steps[kind], of) for kind in KINDS}
 
 
 def image(log: Log, key: tuple, measured: Any, steps: dict[str, float], of: str) -> dict[str, float]:
