@@ -10,7 +10,6 @@ for every norm. Top-1 on the 10,000 test images, whose own standard error is 0.3
 Interrupted, the same command goes on; ``--table`` computes the table from the log.
 """
 
-import argparse
 import math
 import sys
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import nn
 import recoup as rc
 from benchmarks.log import Log
 from benchmarks.measure import RESULTS, save
-from benchmarks.paired import gap, spread
+from benchmarks.paired import gap, spread, table_only
 from benchmarks.pipeline_converged import Images, accuracy, images
 from recoup.lightnorm import LightNorm
 
@@ -93,12 +92,10 @@ def table(log: Log) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--table", action="store_true", help="of the log as it is; measures nothing")
-    given = parser.parse_args()
+    measures = not table_only(str(__doc__))
     torch.set_num_threads(1)
     log = Log(RESULTS / "lightnorm_fashion.jsonl")
-    if not given.table:
+    if measures:
         train, test = images("train"), images("test")
         for norms in (MAIN, [norm for norm in NORMS if norm not in MAIN]):
             for seed in SEEDS:

@@ -25,11 +25,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
 import recoup as rc
 from benchmarks.measure import RESULTS, save
+from benchmarks.paired import gap, spread
 from recoup.data import root
 from recoup.pipeline import Batched, Run
 
@@ -205,9 +205,7 @@ def summary(epochs: int, blocks: int) -> dict[str, dict]:
         row["loss"] = [own[seed]["loss"] for seed in sorted(own)]
         reference = found.get(SGDM)
         if reference is not None and len(top1) == len(reference["top1"]) > 1:
-            gaps = [a - b for a, b in zip(top1, reference["top1"], strict=True)]
-            half = stats.t.ppf(0.975, len(gaps) - 1) * statistics.stdev(gaps) / len(gaps) ** 0.5
-            row |= {"less SGDM": statistics.mean(gaps), "interval": half}
+            row["less SGDM"], row["interval"] = gap(top1, reference["top1"])
         found[method] = row
     return found
 
@@ -216,11 +214,10 @@ def table(found: dict[str, dict]) -> str:
     """As Markdown."""
     lines = ["| | top-1 | less SGDM's of the same seed, 95 % t interval | training loss |", "|---|---|---|---|"]
     for method, row in found.items():
-        spread = f" ± {statistics.stdev(row['top1']):.2f}" if len(row["top1"]) > 1 else ""
-        gap = f"{row['less SGDM']:+.2f} ± {row['interval']:.2f}" if "less SGDM" in row and method != SGDM else ""
+        less = f"{row['less SGDM']:+.2f} ± {row['interval']:.2f}" if "less SGDM" in row and method != SGDM else ""
         losses = [loss for loss in row["loss"] if loss is not None]
         loss = f"{statistics.mean(losses):.3f}" if losses else "diverged"
-        lines.append(f"| {method} | {row['mean']:.2f}{spread} | {gap} | {loss} |")
+        lines.append(f"| {method} | {spread(row['top1'])} | {less} | {loss} |")
     return "\n".join(lines)
 
 

@@ -11,7 +11,6 @@ Nats per character are of the last tenth of the text.
 Interrupted, the same command goes on. The log has one JSON line a run; ``--table`` computes the table from the log.
 """
 
-import argparse
 import json
 import math
 import statistics
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 
 import recoup as rc
 from benchmarks.measure import RESULTS, save
-from benchmarks.paired import gap, spread
+from benchmarks.paired import gap, spread, table_only
 from recoup.data import root
 from recoup.data.text import contexts
 from recoup.errors import RecoupError
@@ -156,11 +155,9 @@ def table(rate: float) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--table", action="store_true", help="of the log as it is; measures nothing")
-    given = parser.parse_args()
+    measures = not table_only(str(__doc__))
     torch.set_num_threads(1)
-    if not given.table:
+    if measures:
         for rate in GRID:
             for seed in SEEDS[:2]:
                 measure(EXACT, "none", seed, rate)
@@ -172,7 +169,7 @@ def main() -> None:
     rate = best()
     grid = {str(rate): found(EXACT, "none", rate)[:2] for rate in GRID}
     print("nats without a delay by rate, two seeds:", grid, f"chosen {rate}", table(rate), sep="\n")
-    if not given.table:
+    if measures:
         save("pipeline_text", {"rate": rate, "grid": grid, "rows": logged()})
 
 
