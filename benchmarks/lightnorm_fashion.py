@@ -78,14 +78,14 @@ def trained(norm: str, seed: int, train: Images, test: Images) -> float:
 def table(log: Log) -> str:
     """In Markdown, with the paired differences to batch norm."""
     lines = ["| norm | top-1 | less batch norm's of the same seed, 95 % t interval |", "|---|---|---|"]
-    exact = [log.values[EXACT, seed] for seed in SEEDS if (EXACT, seed) in log.values]
     for norm in NORMS:
-        top1 = [log.values[norm, seed] for seed in SEEDS if (norm, seed) in log.values]
-        if not top1:
+        seeds = [seed for seed in SEEDS if (norm, seed) in log.values]
+        if not seeds:
             continue
-        less = ""
-        if norm != EXACT and len(top1) == len(exact) > 1:
-            mean, half = gap(top1, exact)
+        top1, less = [log.values[norm, seed] for seed in seeds], ""
+        both = [seed for seed in seeds if (EXACT, seed) in log.values]
+        if norm != EXACT and len(both) > 1:
+            mean, half = gap(*([log.values[which, seed] for seed in both] for which in (norm, EXACT)))
             less = f"{mean:+.2f} ± {half:.2f}"
         lines.append(f"| {norm} | {spread(top1)} | {less} |")
     return "\n".join(lines)

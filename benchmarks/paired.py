@@ -4,14 +4,13 @@ import argparse
 import statistics
 from collections.abc import Sequence
 
-from scipy import stats
+from recoup.study.intervals import over_seeds
 
 
 def gap(values: Sequence[float], reference: Sequence[float]) -> tuple[float, float]:
     """Mean of ``values - reference``, seed by seed, and the half width of its 95 % t interval."""
-    gaps = [a - b for a, b in zip(values, reference, strict=True)]
-    half = stats.t.ppf(0.975, len(gaps) - 1) * statistics.stdev(gaps) / len(gaps) ** 0.5
-    return statistics.mean(gaps), float(half)
+    found = over_seeds([a - b for a, b in zip(values, reference, strict=True)])
+    return found.mean, found.half
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:

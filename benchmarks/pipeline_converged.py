@@ -35,7 +35,7 @@ from recoup.pipeline import Batched, Run
 
 SGDM, LARGE = "SGDM, no delay", "SGDM, batch 128"
 METHODS = {SGDM: "none", "PB": "none", "SC": "sc", "LWPv": "lwpv", "LWPv+SC": "lwpv+sc"}
-SEEDS, GRID, BATCH, MOMENTUM = range(5), (0.03, 0.06, 0.12, 0.24), 128, 0.9
+SEEDS, GRID_SEEDS, GRID, BATCH, MOMENTUM = range(5), range(2), (0.03, 0.06, 0.12, 0.24), 128, 0.9
 WIDTH, KEEP = 8, 2000
 LOG = RESULTS / "pipeline_converged.jsonl"
 
@@ -113,7 +113,7 @@ class Study:
         while self.batched.steps < (number + 1) * len(y):
             now = rows[self.batched.steps % len(y)]
             self.losses += self.batched.step(x[now].unsqueeze(1), y[now].unsqueeze(1))
-            if self.batched.steps % KEEP == 0:
+            if self.batched.steps % KEEP == 0 and self.batched.steps % len(y):  # the end is kept once it is logged
                 self.keep(path)
                 print(f"epoch {number}: {self.batched.steps % len(y)} of {len(y)}", flush=True)
         found = []
@@ -148,8 +148,16 @@ def logged() -> list[dict]:
     return [json.loads(line) for line in LOG.read_text().splitlines()] if LOG.exists() else []
 
 
+def last_of(row: dict, epochs: int, blocks: int) -> bool:
+    """Whether a row is of the end of a training of so many epochs and blocks."""
+    return (row["blocks"], row["epochs"], row["epoch"]) == (blocks, epochs, epochs - 1)
+
+
 def trained(cases: Sequence[tuple[str, int, float]], epochs: int, blocks: int, work: Path, name: str) -> None:
-    """Train what the log lacks of some cases, all together."""
+    """Train some cases, all together, unless the log has the end of all of them."""
+    ended = {(row["method"], row["seed"], row["rate"]) for row in logged() if last_of(row, epochs, blocks)}
+    if set(cases) <= ended:
+        return
     train, test = images("train"), images("test")
     study, path = Study(cases, epochs, blocks, train), work / f"pipeline_converged_{name}.pt"
     study.resume(path)
@@ -161,10 +169,11 @@ def trained(cases: Sequence[tuple[str, int, float]], epochs: int, blocks: int, w
 
 
 def large(epochs: int, blocks: int, rate: float) -> None:
-    """SGD with momentum at batch 128, by torch's optimizer."""
+    """SGD with momentum at batch 128, by torch's optimizer: the seeds that the log lacks."""
     (x, y), test = images("train"), images("test")
     steps = epochs * (len(y) // BATCH)
-    for seed in SEEDS:
+    ended = {row["seed"] for row in logged() if row["method"] == LARGE and last_of(row, epochs, blocks)}
+    for seed in sorted(set(SEEDS) - ended):
         model = network(seed, blocks)
         optimizer = torch.optim.SGD(model.parameters(), rate, MOMENTUM)
         falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 1 - k / steps)
@@ -187,24 +196,25 @@ def best(blocks: int) -> float:
     """The grid's rate of the highest mean accuracy of SGDM."""
     found: dict[float, list[float]] = {}
     for row in logged():
-        if row["blocks"] == blocks and row["epochs"] == 1 and row["method"] == SGDM and row["loss"] is not None:
+        own = last_of(row, 1, blocks) and row["method"] == SGDM and row["seed"] in GRID_SEEDS
+        if own and row["loss"] is not None:
             found.setdefault(row["rate"], []).append(row["top1"])
     return max(found, key=lambda rate: statistics.mean(found[rate]))
 
 
 def summary(epochs: int, blocks: int) -> dict[str, dict]:
     """Of every method its last accuracies by seed, their mean and, less SGDM's of the same seed, a 95 % t interval."""
-    last = [row for row in logged() if (row["blocks"], row["epochs"], row["epoch"]) == (blocks, epochs, epochs - 1)]
+    last = [row for row in logged() if last_of(row, epochs, blocks)]
     found: dict[str, dict] = {}
     for method in (*METHODS, LARGE):
         own = {row["seed"]: row for row in last if row["method"] == method}
         if not own:
             continue
         top1 = [own[seed]["top1"] for seed in sorted(own)]
-        row = {"rate": own[min(own)]["rate"], "top1": top1, "mean": statistics.mean(top1)}
+        row = {"rate": own[min(own)]["rate"], "seeds": sorted(own), "top1": top1, "mean": statistics.mean(top1)}
         row["loss"] = [own[seed]["loss"] for seed in sorted(own)]
         reference = found.get(SGDM)
-        if reference is not None and len(top1) == len(reference["top1"]) > 1:
+        if reference is not None and sorted(own) == reference["seeds"] and len(own) > 1:
             row["less SGDM"], row["interval"] = gap(top1, reference["top1"])
         found[method] = row
     return found
@@ -230,15 +240,12 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     if not given.table:
-        tried = {(row["rate"], row["seed"]) for row in logged() if (row["blocks"], row["epochs"]) == (given.blocks, 1)}
-        grid = [(SGDM, seed, rate) for rate in GRID for seed in SEEDS[:2]]
-        if not {(rate, seed) for _, seed, rate in grid} <= tried:
-            trained(grid, 1, given.blocks, given.work, f"grid_{given.blocks}")
+        grid = [(SGDM, seed, rate) for rate in GRID for seed in GRID_SEEDS]
+        trained(grid, 1, given.blocks, given.work, f"grid_{given.blocks}")
         rate = best(given.blocks)
         cases = [(method, seed, rate) for method in METHODS for seed in SEEDS]
         trained(cases, given.epochs, given.blocks, given.work, f"{given.blocks}_{given.epochs}")
-        if LARGE not in summary(given.epochs, given.blocks):
-            large(given.epochs, given.blocks, rate)
+        large(given.epochs, given.blocks, rate)
     found = summary(given.epochs, given.blocks)
     print(table(found))
     if not given.table:

@@ -112,16 +112,22 @@ def measure(method: str, late: str, seed: int, rate: float) -> None:
     print(row, flush=True)
 
 
-def found(method: str, late: str, rate: float, what: str = "nats") -> list[float]:
-    """A method's figures, seed by seed; NaN where a run diverged."""
+def found(method: str, late: str, rate: float) -> dict[int, float]:
+    """A method's nats by seed; NaN where a run diverged."""
     key = {"method": method, "delays": late, "rate": rate, "steps": STEPS}
-    rows = {row["seed"]: row[what] for row in logged() if key.items() <= row.items()}
-    return [math.nan if rows[seed] is None else rows[seed] for seed in sorted(rows)]
+    rows = [row for row in logged() if key.items() <= row.items()]
+    return {row["seed"]: math.nan if row["nats"] is None else row["nats"] for row in rows}
+
+
+def grid_of(rate: float) -> list[float]:
+    """Nats without a delay on the grid's seeds."""
+    exact = found(EXACT, "none", rate)
+    return [exact[seed] for seed in SEEDS[:2] if seed in exact]
 
 
 def best() -> float:
     """The rate at which AdamW without a delay ends lowest on the grid's seeds; 0 where the log lacks the grid."""
-    means = {rate: statistics.mean(found(EXACT, "none", rate)[:2] or [math.nan]) for rate in GRID}
+    means = {rate: statistics.mean(grid_of(rate) or [math.nan]) for rate in GRID}
     finite = {rate: mean for rate, mean in means.items() if math.isfinite(mean)}
     return min(finite, key=lambda rate: finite[rate]) if finite else 0.0
 
@@ -131,13 +137,13 @@ def cells(method: str, late: str, rate: float) -> list[str]:
     nats, exact = found(method, late, rate), found(EXACT, "none", rate)
     if not nats:
         return ["not measured", ""]
-    if lost := sum(map(math.isnan, nats)):
+    if lost := sum(map(math.isnan, nats.values())):
         return [f"{lost} of {len(nats)} diverged", ""]
-    both = min(len(nats), len(exact))
-    if both < 2:
-        return [spread(nats, 3), ""]
-    mean, half = gap(nats[:both], exact[:both])
-    return [spread(nats, 3), f"{mean:+.3f} ± {half:.3f}"]
+    both = sorted(seed for seed in nats if math.isfinite(exact.get(seed, math.nan)))
+    if method == EXACT or len(both) < 2:
+        return [spread(list(nats.values()), 3), ""]
+    mean, half = gap([nats[seed] for seed in both], [exact[seed] for seed in both])
+    return [spread(list(nats.values()), 3), f"{mean:+.3f} ± {half:.3f}"]
 
 
 def table(rate: float) -> str:
@@ -146,8 +152,7 @@ def table(rate: float) -> str:
         "| | fine-grained, D = 18 to 0 | less no delay's | 1F1B, D = 9 to 0 | less no delay's |",
         "|---|---|---|---|---|",
     ]
-    exact = found(EXACT, "none", rate)
-    own = spread(exact, 3) if exact else "not measured"
+    own = cells(EXACT, "none", rate)[0]
     lines.append(f"| {EXACT} | {own} | | {own} | |")
     for method in METHODS:
         lines.append(f"| {method} | " + " | ".join(c for late in LATE for c in cells(method, late, rate)) + " |")
@@ -167,7 +172,7 @@ def main() -> None:
                 for method in METHODS:
                     measure(method, late, seed, best())
     rate = best()
-    grid = {str(rate): found(EXACT, "none", rate)[:2] for rate in GRID}
+    grid = {str(rate): grid_of(rate) for rate in GRID}
     print("nats without a delay by rate, two seeds:", grid, f"chosen {rate}", table(rate), sep="\n")
     if measures:
         save("pipeline_text", {"rate": rate, "grid": grid, "rows": logged()})

@@ -95,9 +95,8 @@ def image(log: Log, key: tuple, measured: Any, steps: dict[str, float], of: str)
 def measure(log: Log, liberty: list[Path], registers: str, lanes: int) -> tuple[dict[str, dict[str, float]], dict]:
     """uJ an image by title: with glitches, with gated drain too, and the lower bound, and what each saves of one
     thread's; and by title why an element has none, which leaves the others theirs."""
-    operands, names = Operands(), [key[1] for key in log.values if key[0] == "macs"]
-    names = names or list(operands.macs)
-    macs = {name: log.measure(("macs", name), lambda name=name: operands.macs[name]) for name in names}
+    operands = Operands()
+    macs = {name: log.measure(("macs", name), lambda each=each: each) for name, each in operands.macs.items()}
     table: dict[str, dict[str, float]] = {}
     failed: dict[str, str] = {}
     for threads in THREADS:
@@ -106,7 +105,7 @@ def measure(log: Log, liberty: list[Path], registers: str, lanes: int) -> tuple[
             def one(name: str, threads: int = threads, module: Measured = module, **options: Any) -> Energy:
                 return module.energy(operands.captured(threads)[name], liberty, lanes=lanes, **options)
 
-            key, steps = (liberty[0].name, registers, lanes, title), {name: macs[name] / threads for name in names}
+            key, steps = (liberty[0].name, registers, lanes, title), {name: macs[name] / threads for name in macs}
             try:
                 table[title] = image(log, key, one, steps, design(module))
             except rc.RecoupError as error:

@@ -29,9 +29,10 @@ from recoup.gates.module import Module, Port, amaranth
 from recoup.lightnorm import LightNorm
 from recoup.lightnorm.rtl import Forward, build
 from recoup.lightnorm.rtl_conventional import FORMATS, conventional
-from recoup.silicon import Measured, vectors
+from recoup.silicon import Measured, faults, vectors
 from recoup.silicon.cells import Library
 from recoup.silicon.measured import fingerprint
+from recoup.silicon.verify import COVERAGE
 from recoup.silicon.yosys import digest
 
 ROUNDED = LightNorm().statistics
@@ -103,12 +104,18 @@ def modules() -> dict[str, Module]:
     return found | {title: conventional(form, title) for title, form in FORMATS.items()}
 
 
+def proved_of(name: str) -> tuple[Measured, str]:
+    """A unit, and what its proof is one of: the design, some of its vectors, and how far they are tried."""
+    module = Measured.of(build(PROVED[name]))
+    drawn = vectors.structured(module, 64, np.random.default_rng(0))
+    some = {port: fingerprint(values) for port, values in drawn.items()}
+    return module, digest("proof", design(module), some, faults.ROUNDS, COVERAGE)
+
+
 def proof(log: Log) -> None:
     """`recoup silicon verify` of whole units, in figures; anew where the design or the vectors are others."""
-    for name, config in PROVED.items():
-        module = Measured.of(build(config))
-        drawn = vectors.structured(module, 64, np.random.default_rng(0))
-        of = digest("proof", design(module), {port: fingerprint(values) for port, values in drawn.items()})
+    for name in PROVED:
+        module, of = proved_of(name)
 
         @functools.cache
         def figures(module: Measured = module) -> dict[str, float]:

@@ -50,7 +50,8 @@ def _exchange_once_a_launch() -> None:
             self.scope = scope
 
         def restore(self) -> None:
-            self.scope.restore()
+            if self.scope is not None:
+                self.scope.restore()
             exchanged.clear()
 
     def once(function: Any) -> Any:
@@ -58,7 +59,7 @@ def _exchange_once_a_launch() -> None:
             modules = [value for value in function.__globals__.values() if inspect.ismodule(value)]
             seen[function] = tuple({id(value) for value in modules if value in (tl, tl.core)})
         if seen[function] in exchanged:
-            return None  # nobody restores at the end of a call
+            return Scope(None)  # nobody restores at the end of a call
         exchanged.add(seen[function])
         return Scope(exchange(function))
 

@@ -4,6 +4,7 @@ What is accepted must be right: overwritten under the graph, its gradient to the
 """
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from recoup import models
 from recoup.errors import RecoupError
 from recoup.pipeline import Simulator, norms
 from recoup.pipeline.derived import refuse_derived_weights
+from tests.fresh import Fresh
 
 
 def check(model, x, parameters=None):
@@ -254,3 +256,21 @@ def test_an_error_of_the_model_leaves_no_trace():
     assert model[0].running_mean.tolist() == [0, 0, 0]
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     check(nn.Linear(3, 3), line())
+
+
+def watched(compiler: bool) -> None:
+    """A step that is watched, in a process with torch's compiler or without it."""
+    if compiler:
+        import torch._dynamo
+    before = "torch._dynamo" in sys.modules
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    check(model, torch.ones(1, 4))
+    with pytest.raises(RecoupError, match="saves weights derived from its parameters"):
+        check(Standardized(3, 4, 3), torch.ones(1, 3, 5, 5))
+    assert before == compiler == ("torch._dynamo" in sys.modules)
+
+
+@pytest.mark.parametrize("compiler", [False, True])
+def test_watching_loads_no_compiler_and_works_beside_one(compiler):
+    done = Fresh(watched, compiler).wait()
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -42,16 +42,10 @@ def of_study(
 
 def _areas(folder: Path, results: Any, values: Any, liberty: Any, baselines: bool, parts: bool) -> Any:
     """Areas; the energies that are there stay."""
-    from recoup.study.measures.silicon import SiliconResults, areas
+    from recoup.study.measures.silicon import areas
 
-    damaged = False
-    try:
-        SiliconResults.load(folder)
-    except RecoupError as error:  # it is what this command mends
-        typer.echo(f"recoup: {error}; what it held is replaced", err=True)
-        damaged = True
     found = areas(results, _builder(results, values), liberty, baselines, _told, parts)
-    before = None if damaged else SiliconResults.load(folder)  # as it is now: another command may have written it
+    before = _there(folder)
     return found.model_copy(update={"energies": before.energies if before else None})
 
 
@@ -68,8 +62,19 @@ def _energies(folder: Path, results: Any, values: Any, liberty: Any, baselines: 
             results, _builder(results, values), quoted_of(summarize(results)), liberty,
             baselines=baselines, glitches=glitches, told=_told,
         )  # fmt: skip
-    before = SiliconResults.load(folder) or SiliconResults(rows=(), left={}, tool="")  # as it is now
+    before = _there(folder) or SiliconResults(rows=(), left={}, tool="")
     return before.model_copy(update={"energies": found})
+
+
+def _there(folder: Path) -> Any:
+    """What the folder holds when it is written, which another command may have changed; a damaged file is replaced."""
+    from recoup.study.measures.silicon import SiliconResults
+
+    try:
+        return SiliconResults.load(folder)
+    except RecoupError as error:
+        typer.echo(f"recoup: {error}; what it held is replaced", err=True)
+        return None
 
 
 def _told(text: str) -> None:

@@ -75,8 +75,9 @@ class Normalise(Widths):
         """gamma xhat + beta.
 
         Toward zero no guard bit is needed. A product of two significands of f + 1 bits is (2^(f+1) - 1)^2 at the most,
-        so beta with twice its exponent or more is larger by 2^(f+1) - 1 of the product's last bits at least: what is
-        left has the f + 1 bits that are kept above them. With the same exponent the difference is exact.
+        so where its top bit is set, a beta of the next power of two or more is larger by 2^(f+1) - 1 of the product's
+        last bits at least: what is left has the f + 1 bits that are kept above them. Where it is not set, the product
+        was normalised and its last bit is zero; with the same exponent the difference is exact.
         """
         F = ports.layout(self.form)
         flushed = None if F.subnormals else F.low

@@ -205,7 +205,7 @@ def _started(tool: Tool, folder: Path, until: float | None, purpose: str) -> int
     """The exit code of yosys in a folder.
 
     Raises:
-        RecoupError: it takes longer than there is time for.
+        RecoupError: it takes longer than there is time for, or cannot be started.
     """
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     left = None if until is None else max(0.0, until - time.monotonic())
@@ -217,6 +217,8 @@ def _started(tool: Tool, folder: Path, until: float | None, purpose: str) -> int
             ).returncode  # fmt: skip
     except subprocess.TimeoutExpired:
         raise RecoupError(f"{purpose}: {tool} takes longer than there is time for") from None
+    except FileNotFoundError as error:
+        raise RecoupError(f"{purpose}: {tool} cannot be started: {error}") from error
 
 
 def local(liberty: Sequence[Path]) -> list[str]:
