@@ -4,6 +4,7 @@ What is accepted must be right: overwritten under the graph, its gradient to the
 """
 
 import copy
+import importlib
 import sys
 
 import pytest
@@ -261,7 +262,7 @@ def test_an_error_of_the_model_leaves_no_trace():
 def watched(compiler: bool) -> None:
     """A step that is watched, in a process with torch's compiler or without it."""
     if compiler:
-        import torch._dynamo
+        importlib.import_module("torch._dynamo")
     before = "torch._dynamo" in sys.modules
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     check(model, torch.ones(1, 4))
