@@ -104,7 +104,8 @@ def tested(*arguments: str) -> None:
 
     for name in [name for name in os.environ if name.startswith("PYTEST_")]:
         del os.environ[name]
-    sys.exit(pytest.main(["-p", "no:cacheprovider", *arguments]))
+    # Asserts are not rewritten, which takes seconds of a process: what fails is run again by hand, where they are.
+    sys.exit(pytest.main(["-p", "no:cacheprovider", "--assert=plain", *arguments]))
 
 
 def _begin(function: Callable[..., Any], arguments: tuple, cwd: str, env: dict[str, str], files: list[str]) -> None:
