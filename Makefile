@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-WORKERS ?= 2
+WORKERS ?= 3  # on two cores: some tests wait, for time-outs and for other processes
 
 .PHONY: demo test quick coverage real lint format bench dist clean
 

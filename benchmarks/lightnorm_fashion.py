@@ -27,6 +27,7 @@ from benchmarks.pipeline_converged import Images, accuracy, images
 from recoup.lightnorm import LightNorm
 
 EPOCHS, BATCH, RATE, SEEDS = 5, 128, 0.1, range(5)
+SETTING = f"{EPOCHS} epochs, batch {BATCH}, rate {RATE}"
 PLAN = ((32, 2), (64, 2), (64, 1))  # output channels and stride of each separable convolution
 EXACT = "batch norm"
 NORMS: dict[str, LightNorm | None] = {
@@ -100,7 +101,8 @@ def main() -> None:
         for norms in (MAIN, [norm for norm in NORMS if norm not in MAIN]):
             for seed in SEEDS:
                 for norm in norms:
-                    log.measure((norm, seed), lambda norm=norm, seed=seed: trained(norm, seed, train, test))
+                    run = lambda norm=norm, seed=seed: trained(norm, seed, train, test)  # noqa: E731 -- named
+                    log.measure((norm, seed), run, SETTING)
         save("lightnorm_fashion", {"epochs": EPOCHS, "rate": RATE, "batch": BATCH, "rows": log.rows()})
     print(table(log))
 

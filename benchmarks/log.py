@@ -8,6 +8,22 @@ from pathlib import Path
 Key = tuple
 
 
+def rows_of(path: Path) -> list[dict]:
+    """A log's rows, one JSON line each; a last line without an end, which a kill left, is none."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def append(path: Path, *rows: dict) -> None:
+    """Rows at a log's end, in one write, in the place of a last line that a kill left without its end."""
+    whole = path.read_bytes() if path.exists() else b""
+    with path.open("r+b" if path.exists() else "wb") as file:
+        file.truncate(whole.rfind(b"\n") + 1)
+        file.seek(0, 2)
+        file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
 class Log:
     """A JSONL file of (key, value), and of what a value was measured of, such as a digest of the design.
 
@@ -16,7 +32,7 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        rows = rows_of(path)
         self.values: dict[Key, float] = {tuple(row["key"]): row["value"] for row in rows}
         self.of: dict[Key, str] = {tuple(row["key"]): row.get("of", "") for row in rows}
 
@@ -25,9 +41,7 @@ class Log:
         if key not in self.values or self.of[key] != of:
             value = run()
             self.values[key], self.of[key] = value, of
-            with self.path.open("a") as file:
-                row = {"key": list(key), "value": value, **({"of": of} if of else {})}
-                file.write(json.dumps(row) + "\n")
+            append(self.path, {"key": list(key), "value": value, **({"of": of} if of else {})})
             print(*key, f"{self.values[key]:.3f}", flush=True)
         return self.values[key]
 

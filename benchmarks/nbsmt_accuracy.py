@@ -12,7 +12,6 @@ that an interrupted run goes on where it stopped; delete the file to measure ane
 
 import argparse
 import copy
-import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ import torch
 from torch import nn
 
 import recoup as rc
+from benchmarks.log import append, rows_of
 from benchmarks.measure import RESULTS, save
 from recoup.data import root
 
@@ -50,8 +50,7 @@ Key = tuple  # (depth, seed, threads, state, images, augmented)
 
 def read() -> dict[Key, dict]:
     """All measurements made so far."""
-    rows = [json.loads(line) for line in LOG.read_text().splitlines()] if LOG.exists() else []
-    return {tuple(row["key"]): row for row in rows}
+    return {tuple(row["key"]): row for row in rows_of(LOG)}
 
 
 def plan(depth: int, study: bool) -> Iterator[tuple[int, str, int, bool]]:
@@ -128,8 +127,7 @@ def measure(done: dict[Key, dict], parts: list[str]) -> None:
                 bench = bench or Bench(depth)
                 top1 = bench.top1() if key[3] == "float" else bench.measure(*key[1:])
                 done[key] = {"key": list(key), "top1": top1}
-                with LOG.open("a") as log:
-                    log.write(json.dumps(done[key]) + "\n")
+                append(LOG, done[key])
                 print(*key, f"{top1:.2f}", flush=True)
 
 

@@ -15,7 +15,6 @@ its intervals, from the log alone, which takes seconds.
 """
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -28,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 import recoup as rc
+from benchmarks.log import append, rows_of
 from benchmarks.measure import RESULTS, save
 from benchmarks.paired import gap, spread
 from recoup.data import root
@@ -143,11 +143,6 @@ class Study:
             self.losses.copy_(state["losses"])
 
 
-def logged() -> list[dict]:
-    """The log's rows."""
-    return [json.loads(line) for line in LOG.read_text().splitlines()] if LOG.exists() else []
-
-
 def last_of(row: dict, epochs: int, blocks: int) -> bool:
     """Whether a row is of the end of a training of so many epochs and blocks."""
     return (row["blocks"], row["epochs"], row["epoch"]) == (blocks, epochs, epochs - 1)
@@ -155,7 +150,7 @@ def last_of(row: dict, epochs: int, blocks: int) -> bool:
 
 def trained(cases: Sequence[tuple[str, int, float]], epochs: int, blocks: int, work: Path, name: str) -> None:
     """Train some cases, all together, unless the log has the end of all of them."""
-    ended = {(row["method"], row["seed"], row["rate"]) for row in logged() if last_of(row, epochs, blocks)}
+    ended = {(row["method"], row["seed"], row["rate"]) for row in rows_of(LOG) if last_of(row, epochs, blocks)}
     if set(cases) <= ended:
         return
     train, test = images("train"), images("test")
@@ -163,8 +158,7 @@ def trained(cases: Sequence[tuple[str, int, float]], epochs: int, blocks: int, w
     study.resume(path)
     for number in range(study.batched.steps // len(train[1]), epochs):
         rows = study.epoch(number, test, path)
-        with LOG.open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        append(LOG, *rows)
         study.keep(path)
 
 
@@ -172,7 +166,7 @@ def large(epochs: int, blocks: int, rate: float) -> None:
     """SGD with momentum at batch 128, by torch's optimizer: the seeds that the log lacks."""
     (x, y), test = images("train"), images("test")
     steps = epochs * (len(y) // BATCH)
-    ended = {row["seed"] for row in logged() if row["method"] == LARGE and last_of(row, epochs, blocks)}
+    ended = {row["seed"] for row in rows_of(LOG) if row["method"] == LARGE and last_of(row, epochs, blocks)}
     for seed in sorted(set(SEEDS) - ended):
         model = network(seed, blocks)
         optimizer = torch.optim.SGD(model.parameters(), rate, MOMENTUM)
@@ -188,14 +182,13 @@ def large(epochs: int, blocks: int, rate: float) -> None:
                 total += loss.item()
             row = {"method": LARGE, "delay": 0, "seed": seed, "epoch": number, "loss": total / len(parts)}
             row |= {"top1": accuracy(model, test), "blocks": blocks, "epochs": epochs, "rate": rate}
-            with LOG.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            append(LOG, row)
 
 
 def best(blocks: int) -> float:
     """The grid's rate of the highest mean accuracy of SGDM."""
     found: dict[float, list[float]] = {}
-    for row in logged():
+    for row in rows_of(LOG):
         own = last_of(row, 1, blocks) and row["method"] == SGDM and row["seed"] in GRID_SEEDS
         if own and row["loss"] is not None:
             found.setdefault(row["rate"], []).append(row["top1"])
@@ -204,7 +197,7 @@ def best(blocks: int) -> float:
 
 def summary(epochs: int, blocks: int) -> dict[str, dict]:
     """Of every method its last accuracies by seed, their mean and, less SGDM's of the same seed, a 95 % t interval."""
-    last = [row for row in logged() if last_of(row, epochs, blocks)]
+    last = [row for row in rows_of(LOG) if last_of(row, epochs, blocks)]
     found: dict[str, dict] = {}
     for method in (*METHODS, LARGE):
         own = {row["seed"]: row for row in last if row["method"] == method}

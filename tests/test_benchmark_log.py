@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from benchmarks.log import Log
+from benchmarks.log import Log, append, rows_of
 
 
 def test_a_value_of_another_design_is_measured_anew(tmp_path):
@@ -33,3 +33,14 @@ def test_what_fails_leaves_the_log_as_it_was(tmp_path):
     with pytest.raises(ZeroDivisionError):
         log.measure(("a",), lambda: 1 / 0, "x")
     assert log.values == log.of == {}
+
+
+def test_a_line_that_a_kill_left_without_its_end_is_none(tmp_path):
+    path = tmp_path / "log.jsonl"
+    assert rows_of(path) == []
+    append(path, {"key": ["a"], "value": 1.0}, {"key": ["b"], "value": 2.0})
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"key": ["c"], "val')
+    assert Log(path).values == {("a",): 1.0, ("b",): 2.0}
+    assert Log(path).measure(("c",), lambda: 3.0) == 3.0
+    assert path.read_bytes() == whole + b'{"key": ["c"], "value": 3.0}\n'

@@ -55,7 +55,7 @@ class TestCompiler:
     def test_products_round_as_written(self, config, capability):
         from recoup.lba.gpu_kernels import product_kernel
 
-        code = self.code(product_kernel, capability, CONFIGS[config], BLOCK_M=32, BLOCK_N=64)
+        code = self.code(product_kernel, capability, CONFIGS[config], BLOCK_M=16, BLOCK_N=16)
         assert not re.search(r"fma\.rn\.f(32|64)|\.approx", code)
         if config in ("m7e4", "fused"):
             assert "fma.rz.ftz.f32" in code
@@ -70,7 +70,7 @@ class TestCompiler:
     def test_gradients_compile(self, config, overflow):
         from recoup.lba.gpu_kernels import back_kernel, steps_kernel
 
-        blocks = {"BLOCK_M": 32, "BLOCK_N": 64}
+        blocks = {"BLOCK_M": 16, "BLOCK_N": 16}
         unit = CONFIGS[config]
         rounded = unit.product is not None
         assert self.code(steps_kernel, 90, unit, OVERFLOW=overflow, ROUNDED_PRODUCT=rounded, **blocks)
