@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-WORKERS ?= 3  # on two cores: some tests wait, for time-outs and for other processes
+WORKERS ?= 2
 
-.PHONY: demo test quick coverage real lint format bench dist clean
+.PHONY: demo test slow coverage real lint format bench dist clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
@@ -15,13 +15,13 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)   ## the whole story on handwritten digits, no download
 	$(BIN)/recoup demo
 
-test: $(STAMP)   ## everything that needs no data outside the repository
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not real'
-
-quick: $(STAMP)  ## the same without GPU kernels interpreted and compiled, processes that are killed, other processors
+test: $(STAMP)   ## everything that needs no data outside the repository, in ten minutes on two cores; CI adds slow and real
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not real and not slow'
 
-coverage: $(STAMP)  ## the same with the lines that no test runs, which takes longer
+slow: $(STAMP)   ## GPU kernels interpreted and compiled, processes that are killed, other processors
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not real and slow'
+
+coverage: $(STAMP)  ## both with the lines that no test runs, which takes longer
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not real' --cov --cov-report=term
 
 real: $(STAMP)   ## the tests on real data and pretrained networks (RECOUP_DATA)
