@@ -18,17 +18,17 @@ from torch import Tensor
 from recoup.errors import RecoupError
 from recoup.fields import choice
 from recoup.formats import Float, Int, code_bits, ports
-from recoup.gates import arithmetic, fixed
+from recoup.gates import arithmetic
 from recoup.gates.module import Expected, Inputs, Module, Port, amaranth
 from recoup.lba.config import LBA
 from recoup.lba.reference import exact_sum, quantize
+from recoup.lba.rtl_gates import Operand, of_integer, product, sum_code, unpacked
 
-__all__ = ["build", "product", "sum_code", "unpacked"]
+__all__ = ["build"]
 
 hdl = amaranth("hdl")
 
 Outer = Literal["shared", "own"]
-Operand = Float | Int
 RUN, LONGEST = (1, 2), 24  # terms of the chunks of a run for verification, after one that may saturate; its most
 UNUSED = "; not looked at in a cycle of the outer addition"
 
@@ -184,7 +184,7 @@ class Unit:
             base = self.sum_of(m, arithmetic.named(m, "base", base), inner, "sum")
             chunk = self.sum_of(m, s, inner, "chunk")
             if isinstance(inner, Int):
-                chunk = _of_integer(m, chunk, round(log2(config.scale)), "chunk")
+                chunk = of_integer(m, chunk, round(log2(config.scale)), "chunk")
             total = self.added(m, arithmetic.either(m, port.outer, chunk, p, "term"), base, inner, "add")
             with m.If(~port.outer):
                 m.d.sync += s.eq(total)
@@ -294,47 +294,6 @@ class Unit:
             **({} if shared else {"start": "with outer, 1 for an output's first chunk"}),
             "result": "y shows the output one clock edge after the outer cycle of its last chunk",
         }
-
-
-def _operand(m: Any, code: Any, form: Operand, name: str) -> arithmetic.Number:
-    if isinstance(form, Int):
-        return fixed.unpack_integer(m, code, form.signed, name)
-    return arithmetic.unpack(m, code, ports.layout(form), name)
-
-
-def product(m: Any, x: Any, w: Any, x_form: Operand, w_form: Operand, config: LBA) -> arithmetic.Number:
-    """Q_prod(x w), or the exact product, with its leading bit on top where a float adder takes it."""
-    p = arithmetic.multiply(m, _operand(m, x, x_form, "x"), _operand(m, w, w_form, "w"), "product")
-    if config.product is not None:
-        return arithmetic.quantise(m, p, ports.layout(config.product), "rounded")
-    return p if isinstance(config.accumulator, Int) else arithmetic.normalised(m, p, "exact")
-
-
-def unpacked(m: Any, code: Any, form: Float | Int, name: str) -> Any:
-    """A register's content: a number, or of an `Int` its code."""
-    return code if isinstance(form, Int) else arithmetic.unpack(m, code, ports.layout(form), name)
-
-
-def sum_code(
-    m: Any, term: Any, before: Any, form: Float | Int, config: LBA, name: str, grain: int | None = None
-) -> Any:
-    """The code of Q(term + before)."""
-    if isinstance(form, Int):
-        unit = round(log2(config.scale))
-        if not isinstance(term, arithmetic.Number):  # a chunk's sum
-            term = _of_integer(m, term, unit, name)
-        return fixed.add_integer(m, term, before, unit, form.overflow == "wrap", name)
-    layout = ports.layout(form)
-    if not isinstance(term, arithmetic.Number):
-        term = _of_integer(m, term, round(log2(config.scale)), name)
-    total = arithmetic.add(m, term, before, layout.fraction + 1, layout.nearest, name)
-    return arithmetic.pack(arithmetic.quantise(m, total, layout, f"{name}_total", grain), layout)
-
-
-def _of_integer(m: Any, code: Any, unit: int, name: str) -> arithmetic.Number:
-    """A fixed-point sum as a number."""
-    n = fixed.unpack_integer(m, code, True, f"{name}_chunk")
-    return arithmetic.Number(n.sign, n.exponent, n.significand, unit, 0, n.leading)
 
 
 def _lanes(control: np.ndarray | None, step: int, lanes: int) -> Tensor:

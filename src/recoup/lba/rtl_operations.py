@@ -6,16 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recoup.formats import Float, Int, ports
+from recoup.formats import Float, ports
 from recoup.gates import arithmetic
 from recoup.gates.module import Expected, Inputs, Module
-from recoup.lba import rtl
+from recoup.lba import rtl_gates
 from recoup.lba.config import LBA
 from recoup.lba.reference import exact_sum, quantize
 
 __all__ = ["adder", "multiplier"]
 
-Operand = Float | Int
+Operand = rtl_gates.Operand
 
 
 def multiplier(x: Operand, w: Operand, product: Float) -> Module:
@@ -23,7 +23,7 @@ def multiplier(x: Operand, w: Operand, product: Float) -> Module:
     unit = LBA(product=product, accumulator=product, chunk=None)
 
     def elaborate(m: Any, port: Any) -> None:
-        found = rtl.product(m, port.x, port.w, x, w, unit)
+        found = rtl_gates.product(m, port.x, port.w, x, w, unit)
         m.d.comb += port.p.eq(arithmetic.pack(found, ports.layout(product)))
 
     def expected(inputs: Inputs) -> Mapping[str, Expected]:
@@ -46,8 +46,10 @@ def adder(a: Float, b: Float, total: Float) -> Module:
     unit = LBA(product=a, accumulator=total, chunk=None)
 
     def elaborate(m: Any, port: Any) -> None:
-        one, other = (rtl.unpacked(m, code, form, name) for code, form, name in ((port.a, a, "a"), (port.b, b, "b")))
-        m.d.comb += port.s.eq(rtl.sum_code(m, one, other, total, unit, "add"))
+        one, other = (
+            rtl_gates.unpacked(m, code, form, name) for code, form, name in ((port.a, a, "a"), (port.b, b, "b"))
+        )
+        m.d.comb += port.s.eq(rtl_gates.sum_code(m, one, other, total, unit, "add"))
 
     def expected(inputs: Inputs) -> Mapping[str, Expected]:
         exact = exact_sum(ports.values(inputs["a"], a), ports.values(inputs["b"], b))
