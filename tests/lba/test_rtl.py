@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("amaranth")
 
@@ -111,12 +113,16 @@ def test_the_letter_is_an_independent_model_too():
     names, steps = ("x", "w"), module.steps
     ports: dict[str, Any] = {n: module.port(n) for n in names}
     inputs = {n: ports[n].legal(generator.integers(0, 512, (steps, 40), dtype=np.uint64)) for n in names}
-    inputs["first"] = np.repeat(module.control(steps)["first"][:, None], 40, 1)
+    inputs["first"] = np.repeat(module.control(steps)["first"], 20, 1)  # 20 runs of each schedule
+    (sums,) = module.presets
+    assert sums.legal is not None
+    inputs["y"] = sums.legal(generator.integers(0, 1 << 13, (1, 40), dtype=np.uint64))
+    first = decode(torch.from_numpy(inputs["y"][0].astype(np.int64)), LBA().accumulator).tolist()
     assert module.expected is not None
     found = module.expected(inputs)["y"]
     x, w = (decode(torch.from_numpy(inputs[n].astype(np.int64)), M4E3).tolist() for n in names)
     for lane in range(40):
-        total = Fraction(0)
+        total = Fraction(first[lane])
         for step in range(steps - 1):
             term = quantise(Fraction(x[step][lane]) * Fraction(w[step][lane]), LBA().product, True)
             total = term + (0 if inputs["first"][step, lane] else total)
@@ -207,3 +213,29 @@ def test_baselines_have_the_same_operands():
 def test_what_no_hardware_can_have_is_refused(config, options, message):
     with pytest.raises(RecoupError, match=message):
         rc.silicon.build(config, **options)
+
+
+@st.composite
+def small(draw):
+    """A format of a product, a sum or operands."""
+    exponent, mantissa = draw(st.integers(2, 5)), draw(st.integers(1, 7))
+    bias = draw(st.integers(1, 2**exponent - 1))
+    return Float.lba(exponent, mantissa, bias, rounding=draw(st.sampled_from(("zero", "nearest"))))
+
+
+@st.composite
+def units(draw):
+    """A config with its operands and outer adder."""
+    whole = st.builds(Int, st.integers(6, 16), overflow=st.sampled_from(("saturate", "wrap")))
+    config = LBA(draw(st.none() | small()), draw(small() | whole), draw(st.sampled_from((None, 4, 16))))
+    operands = draw(st.just(M4E3) | small() | st.builds(Int, st.integers(3, 8)))
+    return config, operands, draw(st.sampled_from((None, "shared", "own"))) if config.chunk else None
+
+
+@pytest.mark.slow
+@settings(max_examples=8, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(units())
+def test_any_unit_is_proved(drawn):
+    config, operands, outer = drawn
+    found = Measured.of(build(config, operands=operands, outer=outer)).verify()
+    assert found.ok, found

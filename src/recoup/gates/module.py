@@ -147,6 +147,8 @@ class Module:
         cleared: registers by the beginning of their names that are zero before a run, such as those of a pipeline in
             front of a preset accumulator.
         probes: registers by name that ``expected`` tells too: what a port shows of a wide sum is a rounding of it.
+        held: registers by name that hold sums which begin from zero, with the codes that occur in them: what they can
+            hold is used to prove faults redundant.
         aim: ``aim(inputs, generator)``: structured vectors with some replaced by what those hardly ever meet, such as
             quotients that just fit.
         protocol: what the ports' sequence is, for users of the Verilog: plain values, written as JSON beside it.
@@ -170,6 +172,7 @@ class Module:
     presets: tuple[Port, ...] = ()
     cleared: tuple[str, ...] = ()
     probes: tuple[Port, ...] = ()
+    held: tuple[Port, ...] = ()
     aim: Callable[[dict[str, np.ndarray], np.random.Generator], Inputs] | None = None
     protocol: Mapping[str, Any] = field(default_factory=dict)
     work: float = 1.0

@@ -73,8 +73,10 @@ def build(
         elaborate=unit.elaborate,
         expected=unit.expected,
         latency=1,
-        steps=len(unit.schedule()["first"]) + 1,
+        steps=max(len(schedule["first"]) for schedule in unit.schedules()) + 1,
         control=unit.control,
+        presets=unit.sums(),
+        held=unit.sums(),
         protocol=unit.protocol(),
         baselines=lambda: _baselines(unit),
         facts={
@@ -191,6 +193,27 @@ class Unit:
         with m.If(port.outer):
             m.d.sync += y.eq(total)
 
+    def sums(self) -> tuple[Port, ...]:
+        """The registers of sums."""
+        return tuple(self._sum(name, form) for name, form in dict(self._sums()).items())
+
+    def _sum(self, name: str, form: Float | Int) -> Port:
+        """Its codes are those of multiples of the grain: the gates rely on that."""
+        port, grain = ports.port(name, "out", form, "a sum"), self._grain_of(form)
+        legal = port.legal
+        if grain is None or legal is None or isinstance(form, Int):
+            return port
+
+        def occurring(patterns: np.ndarray) -> np.ndarray:
+            return ports.codes(torch.trunc(ports.values(legal(patterns), form) / 2.0**grain) * 2.0**grain, form)
+
+        return replace(port, legal=occurring)
+
+    def _sums(self) -> tuple[tuple[str, Float | Int], tuple[str, Float | Int]]:
+        """The chunk's sum and the output's; the register that drives the port goes by the port's name."""
+        inner = "y" if self.outer is None else "accumulator"
+        return (inner, self.config.accumulator), ("y", self.result)
+
     # What it computes ----------------------------------------------------------------------------------------------
 
     def expected(self, inputs: Inputs) -> Mapping[str, Expected]:
@@ -199,7 +222,7 @@ class Unit:
         x, w = (ports.values(inputs[name], form) for name, form in (("x", self.x), ("w", self.w)))
         steps, lanes = x.shape
         control = {name: np.asarray(inputs[name]).reshape(steps, -1) != 0 for name in self.schedule()}
-        s = y = torch.full((lanes,), torch.nan, dtype=torch.float64)
+        s, y = (self._begun(inputs, name, form, lanes) for name, form in self._sums())
         at, rows, zero = [], [], torch.zeros(lanes, dtype=torch.float64)
         for step in range(steps):
             shown = s if self.outer is None else y
@@ -219,6 +242,22 @@ class Unit:
                 total = quantize(exact_sum(before, torch.where(start, zero, y)), config.outer, config, zero)
                 y = torch.where(outer, total, y)
         return {"y": Expected(at, np.stack(rows) if rows else np.empty((0, lanes), np.uint64))}
+
+    def _begun(self, inputs: Inputs, name: str, form: Float | Int, lanes: int) -> Tensor:
+        """A sum before the first step; NaN where no preset says."""
+        if name not in inputs:
+            return torch.full((lanes,), torch.nan, dtype=torch.float64)
+        return ports.values(inputs[name][0], form) * (self.config.scale if isinstance(form, Int) else 1.0)
+
+    def schedules(self) -> list[dict[str, list[int]]]:
+        """`schedule`; one that goes on with a sum that stands in the register; one that adds such a sum up first."""
+        base = self.schedule()
+        found = [base, base | {"first": [0, *base["first"][1:]]}]
+        if self.outer == "shared":
+            found.append({"first": [0, *base["first"]], "outer": [1, *base["outer"]]})
+        if self.outer == "own":
+            found.append(base | {"outer": [1, *base["outer"][1:]]})
+        return found
 
     def schedule(self) -> dict[str, list[int]]:
         """The control of a run for verification: chunks of several lengths, an output of several chunks, another."""
@@ -272,8 +311,12 @@ class Unit:
         return sum_code(m, term, before, form, self.config, name, self._grain_of(form))
 
     def control(self, steps: int) -> Inputs:
-        """The schedule, as long as a run; zeros follow."""
-        return {name: np.array((values + [0] * steps)[:steps], np.uint64) for name, values in self.schedule().items()}
+        """The schedules, as long as a run; zeros follow."""
+        columns = self.schedules()
+        return {
+            name: np.array([(column[name] + [0] * steps)[:steps] for column in columns], np.uint64).T
+            for name in columns[0]
+        }
 
     def protocol(self) -> dict[str, Any]:
         """For the JSON beside the Verilog."""

@@ -8,12 +8,16 @@ from recoup.gates.module import Inputs, Module
 from recoup.silicon import fault_kernels as kernels
 from recoup.silicon.kernels import ONES
 from recoup.silicon.netlist import Netlist, first_states
+from recoup.silicon.redundant import redundant
 from recoup.silicon.words import packed
 
 ROUNDS = (1 << 14, 1 << 17, 1 << 19, 1 << 21)
 """Vectors of a round; a later one tries what the earlier ones did not show, unless enough is shown."""
 MOST = 10**11
 """Gates times faults times words of vectors that a later round may have; with more it takes hours and is not made."""
+FEW, EASY = 3, 10**6
+"""Rounds after which the faults that are left are asked to be proved redundant where they times gates are no more than
+this; with more only after the last round, because a proof takes up to seconds."""
 MEMORY, WORDS = 1 << 27, 8
 """Bytes that the values of all nets in all steps may take, and the words that are tried at once at the most."""
 
@@ -25,8 +29,10 @@ def cover(
     generator: np.random.Generator,
     rounds: Sequence[int],
     enough: float,
-) -> tuple[int, tuple[str, ...]]:
+) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
     """Try every gate's and register's output stuck at 0 and at 1.
+
+    Where the vectors do not show enough, those that they miss are asked to be proved redundant.
 
     Args:
         module: says at which steps which outputs are looked at.
@@ -37,28 +43,43 @@ def cover(
         enough: the share of the faults at which no further round is made.
 
     Returns:
-        How many faults were tried, and those that no watched output shows, as "name stuck at 0".
+        How many faults were tried; those that no watched output shows, as "name stuck at 0"; and those that none can.
     """
     nets = list(dict.fromkeys([gate.target for gate in netlist.gates] + [r.state for r in netlist.registers]))
     sites = np.repeat(np.array(nets, np.int64), 2)
     stuck = np.tile(np.array([0, ONES], np.uint64), len(nets))
-    tried = len(sites)
+    left, never, asked = np.arange(len(sites)), np.zeros(len(sites), bool), False
     for number, vectors in enumerate(rounds):
-        if number and len(sites) * len(netlist.gates) * (vectors // 64) > MOST:
+        work = len(left) * len(netlist.gates)
+        if number == FEW and work <= EASY:
+            left, asked = _provable(module, netlist, sites, stuck, left, never), True
+        if number and (_enough(left, never, enough) or work * (vectors // 64) > MOST):
             break
         lanes = -(-vectors // (64 * module.steps)) * 64  # whole words: a spare lane would run no schedule
         inputs = draw(lanes)
         if inputs is None:
-            return 0, ()
-        missed = _missed(module, netlist, inputs, generator, sites, stuck)
-        sites, stuck = sites[missed], stuck[missed]
-        if len(sites) <= (1 - enough) * tried:
-            break
-    named = [
-        f"{netlist.names.get(int(net), f'net {net}')} stuck at {int(level != 0)}"
-        for net, level in zip(sites, stuck, strict=True)
-    ]
-    return tried, tuple(named)
+            return 0, (), ()
+        left = left[_missed(module, netlist, inputs, generator, sites[left], stuck[left])]
+    if not asked and not _enough(left, never, enough):
+        left = _provable(module, netlist, sites, stuck, left, never)
+
+    def named(which: np.ndarray) -> tuple[str, ...]:
+        pairs = zip(sites[which].tolist(), stuck[which].tolist(), strict=True)
+        return tuple(f"{netlist.names.get(net, f'net {net}')} stuck at {int(level != 0)}" for net, level in pairs)
+
+    return len(sites), named(left), named(np.flatnonzero(never))
+
+
+def _enough(left: np.ndarray, never: np.ndarray, enough: float) -> bool:
+    return bool(len(left) <= (1 - enough) * (len(never) - never.sum()))
+
+
+def _provable(
+    module: Module, netlist: Netlist, sites: np.ndarray, stuck: np.ndarray, left: np.ndarray, never: np.ndarray
+) -> np.ndarray:
+    """Marks in ``never`` what is proved redundant of the faults that are left; what is left then."""
+    never[left] = redundant(module, netlist, sites[left], stuck[left])
+    return left[~never[left]]
 
 
 def _missed(

@@ -73,6 +73,7 @@ class Netlist:
         registered: nets of the module's presets, lowest bit first.
         cleared: nets of registers that begin with zero.
         probed: nets of the module's probes, lowest bit first.
+        held: nets of the module's registers of sums, of those that are still there.
     """
 
     nets: int
@@ -86,6 +87,7 @@ class Netlist:
     registered: dict[str, list[int]] = field(default_factory=dict)
     cleared: list[int] = field(default_factory=list)
     probed: dict[str, list[int]] = field(default_factory=dict)
+    held: dict[str, list[int]] = field(default_factory=dict)
     library: Library | None = None
 
     def run(self, inputs: np.ndarray, initial: np.ndarray) -> np.ndarray:
@@ -211,6 +213,7 @@ def read(result: Any, module: Module, library: Library | None) -> Netlist:
             for bit in value["bits"]
         ],
         probed={p.name: [net(bit) for bit in _bits(design, p.name)] for p in module.probes},
+        held={p.name: [net(bit) for bit in _bits(design, p.name)] for p in module.held if p.name in design["netnames"]},
         library=library,
     )
 

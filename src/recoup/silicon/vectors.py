@@ -20,8 +20,8 @@ MOST = 1 << 26
 def structured(module: Module, lanes: int, generator: np.random.Generator) -> Inputs:
     """Random patterns of every input port, [steps, lanes] or [steps, lanes, parts]; schedules from the module."""
     control = scheduled(module, module.steps, lanes)
-    data = {p.name: _drawn(p, module.steps, lanes, generator) for p in module.inputs if p.name not in control}
-    states = {p.name: _drawn(p, 1, lanes, generator) for p in module.presets}
+    data = {p.name: drawn(p, module.steps, lanes, generator) for p in module.inputs if p.name not in control}
+    states = {p.name: drawn(p, 1, lanes, generator) for p in module.presets}
     found = {**data, **control, **states}
     return found if module.aim is None else module.aim(found, generator)
 
@@ -40,7 +40,8 @@ def scheduled(module: Module, steps: int, lanes: int) -> dict[str, np.ndarray]:
     return found
 
 
-def _drawn(port: Port, steps: int, lanes: int, generator: np.random.Generator) -> np.ndarray:
+def drawn(port: Port, steps: int, lanes: int, generator: np.random.Generator) -> np.ndarray:
+    """A port's patterns of the four kinds, [steps, lanes] or [steps, lanes, parts]."""
     shape = (steps, lanes, port.parts)
     width = port.element
     uniform = _uniform(width, shape, generator)

@@ -46,6 +46,7 @@ class Verification:
         faults: stuck-at faults tried, two a gate and register; 0: none.
         missed: those that the vectors do not show, by net: redundant gates, or vectors too few.
         tool: the yosys.
+        redundant: those that nothing can show, proved where the vectors showed too few; they are not among the missed.
     """
 
     module: str
@@ -56,11 +57,13 @@ class Verification:
     faults: int
     missed: tuple[str, ...]
     tool: str
+    redundant: tuple[str, ...] = ()
 
     @property
     def coverage(self) -> float | None:
-        """The share of the faults that the vectors show; None: not measured."""
-        return 1 - len(self.missed) / self.faults if self.faults else None
+        """The share that the vectors show of the faults that anything can show; None: not measured."""
+        able = self.faults - len(self.redundant)
+        return 1 - len(self.missed) / able if able else None
 
     @property
     def ok(self) -> bool:
@@ -81,8 +84,10 @@ class Verification:
         kind = "all" if self.exhaustive else "structured"
         said = f"{self.module}: {self.vectors:,} vectors ({kind}), {self.mismatches:,} mismatches"
         if self.faults:
-            shown = self.faults - len(self.missed)
-            said += f"; {shown:,} of {self.faults:,} faults shown ({100 * shown / self.faults:.2f} %)"
+            able = self.faults - len(self.redundant)
+            said += f"; {able - len(self.missed):,} of {able:,} faults shown ({100 * (self.coverage or 0):.2f} %)"
+            if self.redundant:
+                said += f", {len(self.redundant):,} more proved redundant"
         if not self.mismatches and not self.ok:
             said += f"; NOT PROVED: nothing differed, but the vectors show fewer than {COVERAGE:.1%} of the faults"
         return said + (f"\n  {self.counterexample}" if self.counterexample else "")
@@ -131,7 +136,7 @@ def verify(
         count, example = compare(module, netlist, inputs, generator)
         wrong += count
         first = first or example
-    tried, missed, runs = 0, (), total
+    tried, missed, never, runs = 0, (), (), total
     if coverage and not wrong:
 
         def draw(lanes: int) -> Inputs | None:
@@ -149,9 +154,9 @@ def verify(
             return None if wrong else inputs
 
         all_faults = every and total <= max(faults.ROUNDS)
-        rounds = (total,) if all_faults else faults.ROUNDS  # after all operands the rest is proved redundant
-        tried, missed = faults.cover(module, netlist, draw, generator, rounds, COVERAGE)
-    return Verification(module.title, runs * module.steps, every, wrong, first, tried, missed, tool)
+        rounds = (total,) if all_faults else faults.ROUNDS
+        tried, missed, never = faults.cover(module, netlist, draw, generator, rounds, COVERAGE)
+    return Verification(module.title, runs * module.steps, every, wrong, first, tried, missed, tool, never)
 
 
 def compare(
