@@ -110,7 +110,9 @@ class Forward(Aim):
         if G > 1:
             found.append(Port("lane", "in", (G - 1).bit_length(), "the lane that the divider works for"))
         found += [
-            Port("stored", "in", stored, f"{what} of memory, pass 2", legal=self._legal if self.block else one.legal),
+            Port(
+                "stored", "in", stored, f"{what} of memory, pass 2", legal=self.legal_block if self.block else one.legal
+            ),
             Port("count", "in", self.elements.bit_length(), "n"),
             Port("constant", "in", self.constant_bits, f"C(m) / K in units of 2^{self.constants[0]}"),
             Port("y", "out", stored, f"{what}: of x in pass 1, of y in pass 2"),

@@ -12,11 +12,12 @@ import numpy as np
 
 from recoup.formats import FloatFields, ports
 from recoup.gates.module import Inputs
+from recoup.lightnorm.rtl_codes import patterns
 from recoup.lightnorm.rtl_deciding import deciding
 from recoup.lightnorm.rtl_letter import Letter
 from recoup.lightnorm.rtl_widths import SIGNIFICAND
 
-__all__ = ["Aim"]
+__all__ = ["Aim", "sized"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Aim(Letter):
         decide = deciding(self.form, self.config.difference, mu, inverse, T, generator)
         chosen = generator.random((T, runs))
         codes = np.where(chosen[..., None] < 0.6, decide, beside)
-        blocks = self._packed(self._blocked(ports.values(codes, self.form)))
+        blocks = self.packed(self.blocked(ports.values(codes, self.form)))
         found["stored"] = np.where(chosen < 0.75, blocks, inputs["stored"])
         return found | self._states(found, generator)
 
@@ -66,24 +67,24 @@ class Aim(Letter):
         begins = inputs["first"][0].astype(bool)
         zeros = {f"{name}_{i}": np.zeros((1, runs), np.uint64) for name in ("sum", "range") for i in range(G)}
         collect = np.array(self.schedule["collect"] + [0] * T, bool)[:T]
-        given = self._blocked(self._values(inputs["x"][collect]))
+        given = self.blocked(self.values(inputs["x"][collect]))
         own = self._collected({**inputs, **zeros}, given)
         largest = int(self.form.largest_value / 2.0**self.unit)
-        count = chunks * m + _sized(np.full(runs, self.elements - chunks * m, object), generator)
+        count = chunks * m + sized(np.full(runs, self.elements - chunks * m, object), generator)
         found, spreads = {}, []
         for i in range(G):
             most = (count - chunks * m) * largest
-            total = _sized(most, generator) * generator.choice([1, -1], runs)
-            found[f"sum_{i}"] = _patterns(np.clip(total - own[0][:, i], -most, most), self.sum_bits)[None]
+            total = sized(most, generator) * generator.choice([1, -1], runs)
+            found[f"sum_{i}"] = patterns(np.clip(total - own[0][:, i], -most, most), self.sum_bits)[None]
             most = np.full(runs, 2 * largest * (self.config.chunks - chunks), object)
-            spread = np.clip(_sized(most, generator) - own[1][:, i], 0, most)
-            found[f"range_{i}"] = _patterns(spread, self.range_bits)[None]
+            spread = np.clip(sized(most, generator) - own[1][:, i], 0, most)
+            found[f"range_{i}"] = patterns(spread, self.range_bits)[None]
             spreads.append(np.where(begins, 0, spread) + own[1][:, i])
         lane = inputs["lane"][0].astype(int) if G > 1 else np.zeros(runs, int)
         constant = self._constants(np.stack(spreads)[lane, np.arange(runs)], generator)
         found["phase"] = np.full((1, runs), self.phases["store"][1], np.uint64)  # idle: else it might store
-        found["count"] = np.repeat(_patterns(count, self.elements.bit_length())[None], T, 0)
-        found["constant"] = np.repeat(_patterns(constant, self.constant_bits)[None], T, 0)
+        found["count"] = np.repeat(patterns(count, self.elements.bit_length())[None], T, 0)
+        found["constant"] = np.repeat(patterns(constant, self.constant_bits)[None], T, 0)
         return found
 
     def _constants(self, spread: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -104,7 +105,7 @@ class Aim(Letter):
         return np.array(found, object)
 
 
-def _sized(most: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def sized(most: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Python integers from 0 up to each of ``most``, of any number of bits alike, some with only zeros at the end."""
     found = []
     for limit in most.tolist():
@@ -113,8 +114,3 @@ def _sized(most: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         zeros = int(generator.integers(0, bits + 1)) if generator.random() < 0.5 else 0
         found.append(min(value >> zeros << zeros, limit))
     return np.array(found, object)
-
-
-def _patterns(values: np.ndarray, width: int) -> np.ndarray:
-    found = values % (1 << width)
-    return found if width > 64 else found.astype(np.uint64)
