@@ -1,4 +1,4 @@
-"""LightNorm's forward unit in gates: statistics, a divider, normalization, packing and unpacking, joined into one.
+"""LightNorm's units in gates, and the forward one: statistics, a divider, normalization and packers, joined into one.
 
 One element of every channel of a block a cycle. Pass 1 reads x, rounds it to blocks (which memory keeps) and takes the
 statistics; then the divider settles mu, r = 1/s and their product, channel by channel; pass 2 reads the blocks back and
@@ -12,8 +12,10 @@ ranges.
 from dataclasses import dataclass, fields
 from typing import Any
 
+from recoup.errors import RecoupError
 from recoup.formats import ports
 from recoup.gates.module import Module, Port
+from recoup.lightnorm.backward_unit.unit import Backward
 from recoup.lightnorm.config import LightNorm
 from recoup.lightnorm.rtl_aim import Aim
 from recoup.lightnorm.rtl_conventional import FORMATS, conventional
@@ -21,19 +23,26 @@ from recoup.lightnorm.rtl_conventional import FORMATS, conventional
 __all__ = ["build"]
 
 
-def build(config: LightNorm, *, elements: int = 1 << 17, eps: float = 1e-5) -> Module:
-    """The forward unit of a config, bit-identical to `recoup.lightnorm.reference` in training.
+UNITS = ("forward", "backward")
+
+
+def build(config: LightNorm, *, elements: int = 1 << 17, eps: float = 1e-5, unit: str = "forward") -> Module:
+    """The forward or the backward unit of a config, bit-identical to `recoup.lightnorm.reference` in training.
 
     Args:
         config: formats, blocks along channels, K.
-        elements: the most elements of a channel; a run has any multiple of K from 2 K up to it.
-        eps: what is added to s.
+        elements: the most elements of a channel. A run of the forward unit has any multiple of K from 2 K up to it;
+            the backward unit takes chunks of two lengths as well.
+        eps: what is added to s; the backward unit has 1/s from the forward pass.
+        unit: "forward", or "backward" for the gradients (`recoup.lightnorm.backward_unit`).
 
     Raises:
         RecoupError: a config that has no such unit: ``forward``, ``backward`` or ``statistics`` None, blocks along
-            places; an eps that is not positive; too few elements.
+            places; an eps that is not positive; too few elements; no such unit.
     """
-    return Forward.of(config, elements, eps).module()
+    if unit not in UNITS:
+        raise RecoupError(f"lightnorm.rtl.build(unit={unit!r}): must be {' or '.join(map(repr, UNITS))}")
+    return (Backward if unit == "backward" else Forward).of(config, elements, eps).module()
 
 
 @dataclass(frozen=True)

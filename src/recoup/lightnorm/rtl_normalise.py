@@ -23,7 +23,7 @@ from recoup.lightnorm.exact import multiplied_and_added
 from recoup.lightnorm.rtl_meeting import meeting
 from recoup.lightnorm.rtl_widths import Widths
 
-__all__ = ["Normalise"]
+__all__ = ["Normalise", "round_number"]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Normalise(Widths):
         that ``rest`` tells of; there is no step between, because x r and all steps are multiples of that bit.
         """
         f, s = self.form.mantissa, self.wide.mantissa
-        hdl, (near, far) = amaranth("hdl"), (_round_number(f + 3, s - f + 2), _round_number(s + 2, 2 * (s - f) + 2))
+        hdl, (near, far) = amaranth("hdl"), (round_number(f + 3, s - f + 2), round_number(s + 2, 2 * (s - f) + 2))
 
         def lost(smaller_mean: Any, distance: Any) -> Any:
             beyond = distance >= near
@@ -193,7 +193,7 @@ class Normalise(Widths):
         return S.legal(np.maximum(code + step, 0).astype(np.uint64) & np.uint64((1 << S.width) - 1))
 
 
-def _round_number(least: int, most: int) -> int:
-    """A power of two between the two where there is one: the cheapest to compare with."""
-    power = 1 << (most.bit_length() - 1)
-    return power if power >= least else least
+def round_number(least: int, most: int) -> int:
+    """A power of two between the two where there is one: the cheapest to compare with; else the lesser."""
+    power = 1 << max(most, 1).bit_length() - 1
+    return power if power >= least else min(least, most)
