@@ -1,4 +1,5 @@
-"""Claim: LightNorm's forward unit is several times smaller than batch norm in FP32, smaller than in FP16, and proved.
+"""Claim: LightNorm's units are several times smaller than batch norm in FP32, the forward one smaller than in FP16,
+and proved.
 
 Areas of a lane's parts without the divider (as published: neither has the division and the root, once a channel), of
 whole units with it, and of conventional lanes from the same generator; then the proofs of units. A row at a time is
@@ -27,8 +28,9 @@ from recoup.gates import arithmetic
 from recoup.gates.blocks import pack_block, rebased
 from recoup.gates.module import Module, Port, amaranth
 from recoup.lightnorm import LightNorm
+from recoup.lightnorm.backward_unit.unit import Backward
 from recoup.lightnorm.rtl import Forward, build
-from recoup.lightnorm.rtl_conventional import FORMATS, conventional
+from recoup.lightnorm.rtl_conventional import FORMATS, conventional, conventional_backward
 from recoup.silicon import Measured, faults, vectors
 from recoup.silicon.cells import Library
 from recoup.silicon.measured import fingerprint
@@ -37,10 +39,11 @@ from recoup.silicon.yosys import digest
 
 ROUNDED = LightNorm().statistics
 PROVED = {
-    "lightnorm-fp10": LightNorm.fp10(),
-    "lightnorm-fp10, x - mu in 1-5-12": LightNorm.fp10(difference=ROUNDED),
-    "lightnorm": LightNorm(),
-    "lightnorm, x - mu in 1-5-12": LightNorm(difference=ROUNDED),
+    "lightnorm-fp10": (LightNorm.fp10(), "forward"),
+    "lightnorm-fp10, x - mu in 1-5-12": (LightNorm.fp10(difference=ROUNDED), "forward"),
+    "lightnorm": (LightNorm(), "forward"),
+    "lightnorm, x - mu in 1-5-12": (LightNorm(difference=ROUNDED), "forward"),
+    "lightnorm-fp10, backward": (LightNorm.fp10(), "backward"),
 }
 CONFIGS = {"x - mu exact": {}, "x - mu in 1-5-12": {"difference": ROUNDED}}
 
@@ -70,9 +73,10 @@ def statistics() -> Module:
     )
 
 
-def packing(shared: str) -> Module:
+def packing(shared: str, backward: bool = False) -> Module:
     """Blocks of four, a whole block a cycle."""
-    unit = forward(LightNorm(shared=shared))  # type: ignore[arg-type]
+    kind = Backward if backward else Forward
+    unit = kind.of(LightNorm(shared=shared), 1 << 17, 1e-5)  # type: ignore[arg-type]
     block, layout = unit.block, ports.layout(unit.form)
     assert block is not None
     pins = (
@@ -94,6 +98,46 @@ def packing(shared: str) -> Module:
     )  # fmt: skip
 
 
+def backward() -> Backward:
+    """The unit with the generator's default options."""
+    return Backward.of(LightNorm.fp10(), 1 << 17, 1e-5)
+
+
+def gradient_sums(*names: str) -> Module:
+    """A lane's exact sums of dy (sum) and of dy xhat (cross), as in the unit."""
+    unit = backward()
+    widths = {"sum": unit.sum_bits, "cross": unit.cross_bits}
+    pins = [ports.port("dy", "in", unit.form, ""), ports.port("xhat", "in", unit.activations.form, "")]
+    pins += [Port(name, "in", 1, "") for name in ("collect", "first")]
+    pins += [Port(name, "out", widths[name], "") for name in names]
+
+    def elaborate(m: Any, port: Any) -> None:
+        value = rebased(m, arithmetic.unpack(m, port.dy, unit.layout, "dy"), unit.layout, "value")
+        found = dict(
+            zip(widths, unit._sums(m, port, {n: getattr(port, n) for n in ("collect", "first")}, value, 0), strict=True)
+        )
+        m.d.comb += [getattr(port, name).eq(found[name]) for name in names]
+
+    return Module(
+        name="gradient_sums", title="sums of dy", ports=tuple(pins), elaborate=elaborate, expected=lambda _: {}
+    )
+
+
+def backward_modules() -> dict[str, Module]:
+    """The same of the backward unit."""
+    return {
+        "backward: sum of dy": gradient_sums("sum"),
+        "backward: sum of dy xhat": gradient_sums("cross"),
+        "backward: both sums": gradient_sums("sum", "cross"),
+        "backward: dx": backward().lane.module(),
+        "backward: packing four, outlier": packing("outlier", backward=True),
+        "backward: packing four, max": packing("max", backward=True),
+        "backward: whole unit of one lane": build(LightNorm.fp10(), unit="backward"),
+        "backward: whole unit of four lanes with blocks": build(LightNorm(), unit="backward"),
+        **{f"backward: {title}": conventional_backward(form, title) for title, form in FORMATS.items()},
+    }
+
+
 def modules() -> dict[str, Module]:
     """Every row, the quick ones first."""
     found = {"statistics": statistics()}
@@ -106,7 +150,8 @@ def modules() -> dict[str, Module]:
 
 def proved_of(name: str) -> tuple[Measured, str]:
     """A unit, and what its proof is one of: the design, some of its vectors, and how far they are tried."""
-    module = Measured.of(build(PROVED[name]))
+    config, unit = PROVED[name]
+    module = Measured.of(build(config, unit=unit))
     drawn = vectors.structured(module, 64, np.random.default_rng(0))
     some = {port: fingerprint(values) for port, values in drawn.items()}
     return module, digest("proof", design(module), some, faults.ROUNDS, COVERAGE)
@@ -144,6 +189,14 @@ def ratios(area: dict[str, float]) -> dict[str, float]:
         for title in FORMATS:
             found[f"{title} over a lane, {name}"] = area[title] / lane
             found[f"{title} over a lane with both packers, {name}"] = area[title] / packed
+    lane = area["backward: both sums"] + area["backward: dx"]
+    packed = lane + area["backward: packing four, outlier"] / 2  # of dy and of dx
+    for title in FORMATS:
+        found[f"{title} over a backward lane"] = area[f"backward: {title}"] / lane
+        found[f"{title} over a backward lane with both packers"] = area[f"backward: {title}"] / packed
+    found["the sum of dy xhat's part of a backward lane"] = area["backward: sum of dy xhat"] / lane
+    whole = area["backward: whole unit of one lane"]
+    found["the sum of dy xhat's part of the backward unit of one lane"] = area["backward: sum of dy xhat"] / whole
     return found
 
 
@@ -155,7 +208,7 @@ def main() -> None:
         name: log.measure(
             (liberty.name, name), lambda module=module: Measured.of(module).area(liberty).area, design(module)
         )
-        for name, module in modules().items()
+        for name, module in (modules() | backward_modules()).items()
     }
     proof(log)
     for name, ratio in ratios(area).items():
