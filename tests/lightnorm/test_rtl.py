@@ -37,6 +37,7 @@ TINY = {"forward": SMALL, "backward": SMALL, "statistics": WIDE, "chunks": 1}
 CASES = {
     "exact difference": LightNorm(**TINY, block=None),
     "blocks, outlier": LightNorm(**TINY, block=2, difference=WIDE),
+    "blocks, subnormals": LightNorm(**(TINY | {"forward": Float.ieee(3, 2, rounding="nearest")}), block=2),
     "nearest, no blocks": LightNorm(**(TINY | NEAREST), block=None, difference=WIDE.replace(rounding="nearest")),
 }
 

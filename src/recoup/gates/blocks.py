@@ -46,12 +46,21 @@ class Block:
 
 
 def rebased(m: Any, n: Number, layout: Layout, name: str) -> Number:
-    """A value of a format, with its leading bit on top, as a number whose exponents count from the smallest binade."""
-    field = (n.exponent + (n.base - layout.low)) if n.base != layout.low else n.exponent
-    E, hidden = width_of(layout.high - layout.low), n.significand[-1]
-    field = hdl.Cat(field, hdl.Const(0, E))[:E] & hidden.replicate(E)
-    field = named(m, f"{name}_field", field)
+    """A value of a format, with its leading bit on top, as a number whose exponents count from the smallest binade.
+
+    One below that binade, a subnormal with its leading bit on top, gets that binade's exponent and its leading zeros.
+    """
     significand = hdl.Cat(hdl.Const(0, max(layout.fraction + 1 - n.width, 0)), n.significand)
+    below = layout.low - n.base
+    if layout.subnormals and below > 0:
+        missing = hdl.Mux(n.exponent < below, below - n.exponent, 0)[: width_of(below)]
+        significand, _ = shifted_right(
+            m, significand, named(m, f"{name}_below", missing), f"{name}_gradual", keep=False
+        )
+    field = (n.exponent + (n.base - layout.low)) if below else n.exponent
+    E = width_of(layout.high - layout.low)
+    field = hdl.Cat(field, hdl.Const(0, E))[:E] & significand[-1].replicate(E)
+    field = named(m, f"{name}_field", field)
     return Number(n.sign, field, significand, layout.low - layout.fraction, layout.high - layout.low, clear=True)
 
 
