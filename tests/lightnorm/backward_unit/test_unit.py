@@ -31,13 +31,20 @@ from tests.lightnorm.backward_unit.driver import Drive
 # Formats so small that a unit is made in seconds.
 SMALL = Float.ieee(3, 2, subnormals=False, rounding="zero")
 WIDE = Float.ieee(3, 5, subnormals=False, rounding="zero")
+FINE = Float.ieee(3, 8, subnormals=False, rounding="zero")
+GRADUAL = Float.ieee(3, 2, rounding="nearest")
 NEAREST = {"forward": SMALL.replace(rounding="nearest"), "backward": SMALL.replace(rounding="nearest")}
 TINY = {"forward": SMALL, "backward": SMALL, "statistics": WIDE, "chunks": 3}
 CASES = {
     "no blocks": LightNorm(**TINY, block=None),
     "blocks, outlier": LightNorm(**TINY, block=2),
     "nearest": LightNorm(**(TINY | NEAREST), block=None),
+    "flags, one chunk": LightNorm(**(TINY | {"statistics": FINE, "chunks": 1}), block=2, shared="max"),
+    "subnormals": LightNorm(**(TINY | dict.fromkeys(("forward", "backward"), GRADUAL)), block=2),
+    "all subnormal": LightNorm(**(TINY | dict.fromkeys(("forward", "backward", "statistics"), GRADUAL)), block=None),
 }
+# The first in `make test`, the others in `make slow`: a unit is mapped in seconds.
+EVERY = ["blocks, outlier", *(pytest.param(n, marks=pytest.mark.slow) for n in CASES if n != "blocks, outlier")]
 ELEMENTS, EPS = 32, 0.0625
 
 
@@ -45,7 +52,7 @@ def unit(name: str) -> Measured:
     return Measured.of(build(CASES[name], elements=ELEMENTS, eps=EPS, unit="backward"))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EVERY)
 def test_a_unit_equals_its_letter(name):
     module = unit(name)
     found = module.verify(module.steps * 128, coverage=False)
@@ -74,6 +81,7 @@ def gradients(x: Any, gamma: Any, beta: Any, dy: Any, config: LightNorm, eps: fl
     return torch.autograd.grad(y, given, dy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_unit_led_through_whole_channels_gives_the_operators_gradients(name):
     """Two samples of ten places: chunks of 7, 7 and 6; the sequence is that of the module's protocol."""
@@ -157,6 +165,20 @@ class Lettered:
         return blocked, *result.reshape(2, -1)
 
 
+def test_flags_are_among_the_cases():
+    assert {Backward.of(config, ELEMENTS, EPS).flagged for config in CASES.values()} == {False, True}
+
+
+@pytest.mark.slow
+def test_half_precision_with_subnormals():
+    """m sigma has 32 leading zeros at most: more places than C(m) / K would need."""
+    half = Float.ieee(5, 10, rounding="nearest")
+    config = LightNorm(**dict.fromkeys(("forward", "backward", "statistics"), half), block=None)
+    module = Measured.of(build(config, unit="backward"))
+    found = module.verify(module.steps * 64, coverage=False)
+    assert not found.mismatches, found
+
+
 def test_a_lane_equals_the_reference():
     for config in (CASES["no blocks"], CASES["nearest"], LightNorm.fp10()):
         found = Measured.of(Lane(config, ELEMENTS, EPS).module()).verify(1 << 14, coverage=False)
@@ -207,6 +229,7 @@ def negated(codes: dict[str, Any]) -> dict[str, Any]:
     return codes | {"mean": replace(codes["mean"], sign=~codes["mean"].sign)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", BROKEN)
 def test_a_broken_generator_is_caught(fault, monkeypatch):
     place, name, breaking = BROKEN[fault]
@@ -257,8 +280,9 @@ def test_what_the_unit_is_says_its_widths():
             "backward",
             "at most 53",
         ),
+        (LightNorm(chunks=1), "backward", "needs 3 or more"),
     ],
 )
 def test_what_no_hardware_can_have_is_refused(config, unit, message):
     with pytest.raises(RecoupError, match=message):
-        rc.silicon.build(config, unit=unit)
+        rc.silicon.build(config, unit=unit, elements=2 if config.chunks == 1 else 1 << 17)

@@ -5,7 +5,8 @@ the exact sums of g and of g xhat. Then a channel at a time is settled: dgamma =
 sigma = gamma r and m sigma go to its lane; and dx of its extrema is computed, (g - m -+ f S) sigma, f = C(m_k) / K,
 exact and rounded once. Pass 2 reads the blocks back and writes dx: of g alone, or at an extremum what memory kept of
 it. Nothing is divided but the sum of g by n: gamma / s is gamma r of the forward pass, and the reference's a_k, exact
-until dx is rounded, is sigma f S in a register that holds all its bits.
+until dx is rounded, is sigma f S in a register that holds all its bits. Zeros have sign 0; statistics are those of
+training (in evaluation dx is g sigma alone: m = S = 0).
 
 Legend: G lanes, the channels of a block; n elements a channel; K chunks; g an element of dy in blocks; S the sum of
 g xhat.
@@ -38,8 +39,11 @@ class Backward(Letter):
         """Ports and schedule around the gates.
 
         Raises:
-            RecoupError: formats so wide that m sigma has more than 53 bits.
+            RecoupError: formats so wide that m sigma has more than 53 bits; channels of fewer elements than a run of
+                the verification takes.
         """
+        if self.elements < TAKEN:
+            raise RecoupError(f"silicon: elements={self.elements}: the backward unit needs {TAKEN} or more a channel")
         if self.shift_bits > MOST:
             raise RecoupError(
                 f"silicon: {self.config!r}: m gamma / s has {self.shift_bits} bits, at most {MOST} can be"
@@ -90,9 +94,10 @@ class Backward(Letter):
             "pass 1": "an element of every lane a cycle with collect = 1, first = 1 with a channel's first; a cycle "
             "later its xhat at xhat, and dx shows the block that memory keeps; a cycle more and the sums are complete",
             "settle": f"one cycle with settle = 1, then {settle} cycles, for the lane at lane, with gamma, reciprocal "
-            "and count = n held: then dgamma, dbeta and mean show the channel's, and the lane holds what pass 2 needs",
+            "and count = n held: then dgamma, dbeta and mean show the channel's, and the lane holds what pass 2 needs. "
+            "lane, gamma and reciprocal stay, and no other channel is settled, till the last extremum of this one",
             "extrema": "for a kind of extremum and a length of chunk one cycle with prepare = 1, then "
-            f"{prepare} cycles; lane, low = 1 for minima, and constant = C(m) / K are held till the last of the kind. "
+            f"{prepare} cycles; low = 1 for minima and constant = C(m) / K are held till the last of the kind. "
             f"For every extremum one cycle with extremum = 1, then {extremum} cycles, its block held at stored; then "
             "extremum_dx shows its dx, which memory keeps beside its index. Maximum and minimum are the first "
             "of their chunk, as the forward unit tells; a chunk where both are one element has none",

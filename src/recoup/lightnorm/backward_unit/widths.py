@@ -100,6 +100,12 @@ class Widths(Codes):
         """What the exponent of m |sigma| counts more than that of m: its highest bit is brought on top."""
         return (1 << self.shift_leading.bit_length()) - 1
 
+    @cached_property
+    def constants(self) -> tuple[int, int]:
+        """As the forward unit's, and low enough for m sigma, which is held by its highest bit."""
+        low, high = super().constants
+        return min(low, -self.lifted), high
+
     @property
     def span(self) -> int:
         """The largest exponent of g, m and S, counted from the smallest binade."""
@@ -282,7 +288,10 @@ def _far(bits: int) -> int:
 
 
 def _held(name: str, bits: int, leading: int, most: int, meaning: str, flags: int = 0) -> Port:
-    """A lane's register: patterns that occur have no more leading zeros than they may, and no larger exponent."""
+    """A lane's register: patterns that occur have no more leading zeros than they may, and no larger exponent.
+
+    Flags are zero: which they are is the other register's business, so vectors set them (`Operands.kept`).
+    """
     exponent = max(most.bit_length(), 1)
 
     def legal(patterns: np.ndarray) -> np.ndarray:
