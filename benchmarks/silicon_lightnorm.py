@@ -45,6 +45,7 @@ PROVED = {
     "lightnorm, x - mu in 1-5-12": (LightNorm(difference=ROUNDED), "forward"),
     "lightnorm-fp10, backward": (LightNorm.fp10(), "backward"),
 }
+FIGURES = ("faults", "proved redundant", "mismatches", "vectors", "seconds with the netlist made", "coverage")
 CONFIGS = {"x - mu exact": {}, "x - mu in 1-5-12": {"difference": ROUNDED}}
 
 
@@ -170,13 +171,21 @@ def proof(log: Log) -> None:
             print(found, flush=True)
             return {
                 "faults": found.faults,
+                "proved redundant": len(found.redundant),
                 "mismatches": found.mismatches,
                 "vectors": found.vectors,
                 "seconds with the netlist made": time.perf_counter() - start,
                 "coverage": found.coverage or 0.0,
             }
 
-        for what in ("faults", "mismatches", "vectors", "seconds with the netlist made", "coverage"):
+        for what in (
+            "faults",
+            "proved redundant",
+            "mismatches",
+            "vectors",
+            "seconds with the netlist made",
+            "coverage",
+        ):
             log.measure((name, what), lambda what=what, figures=figures: figures()[what], of)
 
 

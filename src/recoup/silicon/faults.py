@@ -11,11 +11,11 @@ from recoup.silicon.netlist import Netlist, first_states
 from recoup.silicon.redundant import redundant
 from recoup.silicon.words import packed
 
-ROUNDS = (1 << 14, 1 << 17, 1 << 19, 1 << 21)
+ROUNDS = (1 << 14, 1 << 17, 1 << 19, 1 << 21, 1 << 22)
 """Vectors of a round; a later one tries what the earlier ones did not show, unless enough is shown."""
 MOST = 10**11
 """Gates times faults times words of vectors that a later round may have; with more it takes hours and is not made."""
-FEW, EASY = 3, 10**6
+FEW, EASY = 3, 3 * 10**6
 """Rounds after which the faults that are left are asked to be proved redundant where they times gates are no more than
 this; with more only after the last round, because a proof takes up to seconds."""
 MEMORY, WORDS = 1 << 27, 8

@@ -290,7 +290,8 @@ def _far(bits: int) -> int:
 def _held(name: str, bits: int, leading: int, most: int, meaning: str, flags: int = 0) -> Port:
     """A lane's register: patterns that occur have no more leading zeros than they may, and no larger exponent.
 
-    Flags are zero: which they are is the other register's business, so vectors set them (`Operands.kept`).
+    Flags are zero: which they are depends on sigma too, so the vectors set them, in
+    `recoup.lightnorm.backward_unit.operands.Operands.kept`.
     """
     exponent = max(most.bit_length(), 1)
 
