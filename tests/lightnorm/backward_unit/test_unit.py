@@ -162,7 +162,8 @@ class Lettered:
                 at = (own != other).nonzero().squeeze(1)
                 dx[own[at], at, i] = ports.values(found["extremum_dx"].values[0], unit.form)[at]
         blocked = unit.blocked(dx).reshape(self.shape[0], self.shape[2], -1).permute(0, 2, 1)
-        return blocked, *result.reshape(2, -1)
+        dgamma, dbeta = result.reshape(2, -1)
+        return blocked, dgamma, dbeta
 
 
 def test_flags_are_among_the_cases():
