@@ -27,8 +27,8 @@ def sites_of(netlist):
     return np.repeat(np.array(nets, np.int64), 2), np.tile(np.array([0, ONES], np.uint64), len(nets))
 
 
-def logic(tables, occurring):
-    """Two outputs of five bits, each a sum of products; only some patterns occur."""
+def logic(tables, occurring, complete=True):
+    """Two outputs of five bits, each a sum of products; only some patterns occur, or only some are drawn."""
     codes = np.array(sorted(occurring), np.uint64)
 
     def elaborate(m, port):
@@ -39,7 +39,10 @@ def logic(tables, occurring):
     def expected(inputs):
         return {n: Expected((0,), np.isin(inputs["a"], sorted(t)).astype(np.uint64)) for n, t in zip("yz", tables)}  # noqa: B905
 
-    a = Port("a", "in", BITS, "", legal=lambda patterns: codes[patterns % np.uint64(len(codes))])
+    def legal(patterns):
+        return np.where(np.isin(patterns, codes), patterns, codes[patterns % np.uint64(len(codes))])
+
+    a = Port("a", "in", BITS, "", legal=legal, complete=complete)
     outputs = [Port(name, "out", 1, "") for name in "yz"]
     return Measured.of(
         Module(name="logic", title="", ports=(a, *outputs), elaborate=elaborate, expected=expected, clocked=False)
@@ -60,6 +63,27 @@ def test_they_are_the_faults_that_no_operand_shows(tables, occurring):
     assert np.array_equal(redundant(module, netlist, sites, stuck), missed)
 
 
+def test_operands_that_are_not_drawn_but_may_occur_show_faults():
+    module = logic(({1, 2}, {3, 7}), {0, 1, 2}, complete=False)
+    netlist = module.netlist()
+    sites, stuck = sites_of(netlist)
+    every = {"a": PATTERNS[None]}
+    missed = faults._missed(module, netlist, every, np.random.default_rng(0), sites, stuck)
+    assert np.array_equal(redundant(module, netlist, sites, stuck), missed)
+    drawn = vectors.exhaustive(module, 0, vectors.count(module))
+    assert faults._missed(module, netlist, drawn, np.random.default_rng(0), sites, stuck).sum() > missed.sum()
+
+
+def test_contradictions_prove_nothing():
+    """A register that is said to hold no code that it begins from."""
+    module = logic(({1, 2}, {3, 7}), {0, 1, 2})
+    nothing = Port("b", "in", 1, "", legal=lambda patterns: patterns & np.uint64(0), complete=True)
+    netlist = module.netlist()
+    netlist.inputs["b"] = [1]  # constant one
+    ports = (*module.ports, nothing)
+    assert not redundant(module.replace(ports=ports), netlist, *sites_of(netlist)).any()
+
+
 def counter(bits, codes):
     """Counts 0, 1, 2, 0; ``codes`` are claimed to be those of its register."""
     known = np.array(codes, np.uint64)
@@ -77,7 +101,7 @@ def counter(bits, codes):
     def expected(inputs):
         return {"y": Expected(range(1, 8), np.zeros((7, inputs["first"].shape[1]), np.uint64))}
 
-    held = Port("count", "out", bits, "", legal=lambda patterns: known[patterns % np.uint64(len(known))])
+    held = Port("count", "out", bits, "", legal=lambda p: known[p % np.uint64(len(known))], complete=True)
     ports = (Port("first", "in", 1, ""), Port("y", "out", 1, ""))
     module = Module(name="counter", title="", ports=ports, elaborate=elaborate, expected=expected, steps=8)
     return Measured.of(module.replace(control=control, held=(held,)))

@@ -41,7 +41,7 @@ def port(name: str, direction: Any, form: Float | Int, meaning: str) -> Port:
     def occurring(patterns: np.ndarray) -> np.ndarray:
         return legal(patterns, fields)
 
-    return Port(name, direction, bits, meaning, edges=edges, legal=occurring, narrow=min(M + 2, bits))
+    return Port(name, direction, bits, meaning, edges=edges, legal=occurring, complete=True, narrow=min(M + 2, bits))
 
 
 def legal(patterns: np.ndarray, fields: FloatFields) -> np.ndarray:

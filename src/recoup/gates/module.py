@@ -59,6 +59,7 @@ class Port:
         narrow: bits of a *narrow* element for structured vectors; 0: half of its bits.
         edges: patterns of an element on both sides of every threshold; 0, the largest and the sign's are added.
         legal: makes a pattern that occurs of any pattern (``uint64`` in and out, any shape); None: all occur.
+        complete: whether ``legal`` leaves every pattern that occurs as it is, so that its values are all there are.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Port:
     narrow: int = 0
     edges: tuple[int, ...] = ()
     legal: Callable[[np.ndarray], np.ndarray] | None = None
+    complete: bool = False
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.parts < 1 or self.width % self.parts:

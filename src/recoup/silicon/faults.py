@@ -15,9 +15,9 @@ ROUNDS = (1 << 14, 1 << 17, 1 << 19, 1 << 21, 1 << 22)
 """Vectors of a round; a later one tries what the earlier ones did not show, unless enough is shown."""
 MOST = 10**11
 """Gates times faults times words of vectors that a later round may have; with more it takes hours and is not made."""
-FEW, EASY = 3, 3 * 10**6
+FEW, EASY, HARD = 3, 3 * 10**6, 10**7
 """Rounds after which the faults that are left are asked to be proved redundant where they times gates are no more than
-this; with more only after the last round, because a proof takes up to seconds."""
+the second; up to the third only after the last round, with more not at all: a proof takes up to seconds."""
 MEMORY, WORDS = 1 << 27, 8
 """Bytes that the values of all nets in all steps may take, and the words that are tried at once at the most."""
 
@@ -50,17 +50,18 @@ def cover(
     stuck = np.tile(np.array([0, ONES], np.uint64), len(nets))
     left, never, asked = np.arange(len(sites)), np.zeros(len(sites), bool), False
     for number, vectors in enumerate(rounds):
-        work = len(left) * len(netlist.gates)
-        if number == FEW and work <= EASY:
+        if number and _enough(left, never, enough):
+            break
+        if number == FEW and len(left) * len(netlist.gates) <= EASY:
             left, asked = _provable(module, netlist, sites, stuck, left, never), True
-        if number and (_enough(left, never, enough) or work * (vectors // 64) > MOST):
+        if number and (_enough(left, never, enough) or len(left) * len(netlist.gates) * (vectors // 64) > MOST):
             break
         lanes = -(-vectors // (64 * module.steps)) * 64  # whole words: a spare lane would run no schedule
         inputs = draw(lanes)
         if inputs is None:
             return 0, (), ()
         left = left[_missed(module, netlist, inputs, generator, sites[left], stuck[left])]
-    if not asked and not _enough(left, never, enough):
+    if not asked and not _enough(left, never, enough) and len(left) * len(netlist.gates) <= HARD:
         left = _provable(module, netlist, sites, stuck, left, never)
 
     def named(which: np.ndarray) -> tuple[str, ...]:

@@ -206,14 +206,11 @@ def read(result: Any, module: Module, library: Library | None) -> Netlist:
         outputs={port.name: ports[port.name] for port in module.outputs},
         names=names,
         registered={p.name: [net(bit) for bit in _bits(design, p.name)] for p in module.presets},
-        cleared=[
-            net(bit)
-            for key, value in design["netnames"].items()
-            if module.cleared and key.startswith(module.cleared)
-            for bit in value["bits"]
-        ],
+        cleared=[net(bit) for bit in _cleared(design, module)],
         probed={p.name: [net(bit) for bit in _bits(design, p.name)] for p in module.probes},
-        held={p.name: [net(bit) for bit in _bits(design, p.name)] for p in module.held if p.name in design["netnames"]},
+        held={
+            p.name: [net(bit) for bit in _bits(design, p.name)] for p in module.held if _there(design, p.name, numbers)
+        },
         library=library,
     )
 
@@ -222,6 +219,17 @@ def _bits(design: Any, name: str) -> list[Any]:
     if name not in design["netnames"]:
         raise RecoupError(f"netlist: {name!r} is no register any more")
     return design["netnames"][name]["bits"]
+
+
+def _cleared(design: Any, module: Module) -> list[Any]:
+    """Bits of the registers that are zero before a run."""
+    names = [key for key in design["netnames"] if module.cleared and key.startswith(module.cleared)]
+    return [bit for name in names for bit in design["netnames"][name]["bits"]]
+
+
+def _there(design: Any, name: str, numbers: Mapping[Any, int]) -> bool:
+    """Whether a register is still there with all its bits."""
+    return name in design["netnames"] and all(bit in numbers for bit in design["netnames"][name]["bits"])
 
 
 def _names(design: Any, numbers: Mapping[Any, int]) -> dict[int, str]:
@@ -352,6 +360,8 @@ def first_states(module: Module, netlist: "Netlist", inputs: Inputs, generator: 
             continue
         nets = netlist.registered[port.name]
         for net, column in zip(nets, bits(port, inputs)[0], strict=True):
+            if net < 2 and bool((column == (kernels.ONES if net else 0)).all()):
+                continue  # a constant, as all that are drawn have it
             if net not in places:
                 raise RecoupError(f"netlist of {module.name}: {port.name!r} is no register any more")
             register, inverse = places[net]

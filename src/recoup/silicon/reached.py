@@ -3,7 +3,8 @@
 A sum of small integers holds no odd multiple of half, one of two bits no third binade: gates for those are redundant.
 Simulation from the codes known so far, with operands that occur and any control, finds further ones; then the solver
 is asked for a cycle that leaves them, which is one more code, until it proves that there is none. Where that takes too
-long the codes of the format are asked alone: if they are proved to stay among themselves, they hold.
+long, and for registers of more than 14 bits, the codes of the format are asked alone: if zero is one of them and they
+are proved to stay among themselves, they hold.
 """
 
 from collections.abc import Sequence
@@ -50,7 +51,7 @@ def _counted(port: Port, netlist: Netlist, cycle: Cycle) -> bool:
 def _grown(module: Module, netlist: Netlist, cycle: Cycle, nets: list[list[int]]) -> list[np.ndarray] | None:
     """The codes reached of each register, [2^bits]; None: not proved to be all within bounds."""
     generator = np.random.default_rng(0)
-    codes = [np.arange(1 << len(own)) == 0 for own in nets]
+    codes = [np.arange(1 << len(own)) == _zero(own) for own in nets]
     quiet = 0
     for _ in range(MOST):
         quiet = 0 if _step(module, netlist, cycle, nets, codes, generator) else quiet + 1
@@ -107,14 +108,19 @@ def _step(
     return new
 
 
+def _zero(nets: list[int]) -> int:
+    """The code that a sum begins from: 0, but for bits that are constant."""
+    return sum(1 << i for i, net in enumerate(nets) if net == 1)
+
+
 def _format(cycle: Cycle, ports: Sequence[Port], nets: list[list[int]]) -> list[np.ndarray]:
     """The codes of each register's format where they stay among themselves, together with those of the others."""
     codes = []
     for port, own in zip(ports, nets, strict=True):
         occur = np.ones(1 << len(own), bool)
-        if port.legal is not None:
+        if port.legal is not None and port.complete:
             occur[:] = False
-            occur[vectors.codes(port)] = True
+            occur[vectors.codes(port)] = occur[_zero(own)] = True
         codes.append(occur)
     while True:
         holds = [never(~known, own) for known, own in zip(codes, nets, strict=True)]

@@ -1,8 +1,9 @@
 """Stuck-at faults that nothing can show, proved by a SAT solver: they are no fault of the vectors.
 
 A fault is redundant where in one clock cycle no operands and no state of the registers make any output, probe or next
-state of a register differ: then no run of any length does. Operands are codes that occur at their ports; the registers
-of `Module.held` hold codes that they can hold (`recoup.silicon.reached`), all others anything.
+state of a register differ: then no run does, of any length, whose sums began from zero. Operands are codes that occur
+at their ports, where all of these are known; the registers of `Module.held` hold codes that they can hold
+(`recoup.silicon.reached`), all others anything.
 """
 
 import numpy as np
@@ -37,6 +38,8 @@ def redundant(module: Module, netlist: Netlist, sites: np.ndarray, stuck: np.nda
     cycle = Cycle(netlist)
     cycle.clauses += _inputs(module, netlist)
     cycle.clauses += reached(module, netlist, cycle)
+    if not isinstance(cycle.ask([]), list):  # what contradicts itself would prove anything
+        return np.zeros(len(sites), bool)
     pairs = zip(sites.tolist(), stuck.tolist(), strict=True)
     return np.array([cycle.ask(cycle.differs(net, level != 0)) is False for net, level in pairs], bool)
 
@@ -45,7 +48,7 @@ def _inputs(module: Module, netlist: Netlist) -> Clauses:
     """Clauses: operands are codes that occur."""
     found: Clauses = []
     for port in module.inputs:
-        if port.legal is None or port.element > WIDEST:
+        if port.legal is None or not port.complete or port.element > WIDEST:
             continue
         codes = np.ones(1 << port.element, bool)
         codes[vectors.codes(port)] = False

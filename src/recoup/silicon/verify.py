@@ -46,7 +46,8 @@ class Verification:
         faults: stuck-at faults tried, two a gate and register; 0: none.
         missed: those that the vectors do not show, by net: redundant gates, or vectors too few.
         tool: the yosys.
-        redundant: those that nothing can show, proved where the vectors showed too few; they are not among the missed.
+        redundant: those that nothing can show once sums began from zero, proved where the vectors showed too few; they
+            are not among the missed.
     """
 
     module: str
@@ -63,7 +64,7 @@ class Verification:
     def coverage(self) -> float | None:
         """The share that the vectors show of the faults that anything can show; None: not measured."""
         able = self.faults - len(self.redundant)
-        return 1 - len(self.missed) / able if able else None
+        return (1 - len(self.missed) / able if able else 0.0) if self.faults else None
 
     @property
     def ok(self) -> bool:

@@ -133,7 +133,9 @@ class Backward(Letter):
         if G > 1:
             found.append(Port("lane", "in", (G - 1).bit_length(), "the lane of that channel"))
         found += [
-            replace(one, width=stored, legal=self.legal_block, edges=(), narrow=0) if self.block else one,
+            replace(one, width=stored, legal=self.legal_block, complete=False, edges=(), narrow=0)
+            if self.block
+            else one,
             Port("extreme", "in", G, "the element is an extremum, pass 2", parts=G),
             lanes("kept", F, "dx of those that are, pass 2"),
             Port("count", "in", self.count_bits, "n"),
