@@ -18,7 +18,7 @@ demo: $(STAMP)   ## the whole story on handwritten digits, no download
 test: $(STAMP)   ## everything that needs no data outside the repository, in ten minutes on two cores; CI adds slow and real
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not real and not slow'
 
-slow: $(STAMP)   ## GPU kernels interpreted and compiled, processes that are killed, other processors
+slow: $(STAMP)   ## GPU kernels interpreted and compiled, processes that are killed, other processors, whole units in gates
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not real and slow'
 
 coverage: $(STAMP)  ## both with the lines that no test runs, which takes longer

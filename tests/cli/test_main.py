@@ -256,6 +256,7 @@ def test_interrupt_says_what_is_kept(monkeypatch):
     recoup("evaluate", *SMALL)
 
 
+@pytest.mark.slow
 def test_a_real_signal_leaves_valid_files(tmp_path):
     process = Fresh(fresh.recoup, "evaluate", *SMALL, "--seeds", "1,2,3,4")
     store = tmp_path / "recoup-results" / "measurements.json"

@@ -70,6 +70,7 @@ def test_a_mismatch_is_exit_code_one_with_the_operands(monkeypatch):
     assert "operands {'x':" in done.stdout
 
 
+@pytest.mark.slow
 def test_vectors_that_show_too_little_are_no_proof(monkeypatch):
     monkeypatch.setattr(verify, "COVERAGE", 1.01)  # more than any can
     done = call("verify", "nbsmt-2t", "--set", "unit=products", "--vectors", 64)
@@ -89,6 +90,7 @@ def test_verilog_and_its_ports_are_written(tmp_path):
     assert ports["latency"] == 2
 
 
+@pytest.mark.slow
 def test_energy_of_a_layer(tmp_path, liberty, monkeypatch):
     rng = np.random.default_rng(0)
     x, w = rng.integers(0, 256, (8, 2, 6), dtype=np.uint8), rng.integers(-128, 128, (2, 6, 4)).astype(np.int8)

@@ -70,7 +70,7 @@ def lightnorm() -> list[torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("wing", [formats, lba, nbsmt, lightnorm])
+@pytest.mark.parametrize("wing", [formats, lba, nbsmt, pytest.param(lightnorm, marks=pytest.mark.slow)])
 def test_no_bit_changes(flushed, wing):
     expected = [y.detach().view(torch.int32) for y in wing()]
     assert any((y & 0x7F800000 == 0).logical_and(y & 0x7FFFFF != 0).any() for y in expected), "nothing to flush"
@@ -132,6 +132,7 @@ print(*sums())
 """
 
 
+@pytest.mark.slow
 def test_workers_that_torch_starts_while_it_flushes_change_nothing():
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     command = [sys.executable, "-c", SCRIPT]

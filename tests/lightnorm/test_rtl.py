@@ -40,13 +40,15 @@ CASES = {
     "blocks, subnormals": LightNorm(**(TINY | {"forward": Float.ieee(3, 2, rounding="nearest")}), block=2),
     "nearest, no blocks": LightNorm(**(TINY | NEAREST), block=None, difference=WIDE.replace(rounding="nearest")),
 }
+# One in `make test`, the others in `make slow`: a unit is mapped in seconds.
+EVERY = ["blocks, subnormals", *(pytest.param(n, marks=pytest.mark.slow) for n in CASES if n != "blocks, subnormals")]
 
 
 def unit(name: str) -> Measured:
     return Measured.of(build(CASES[name], elements=4, eps=0.0625))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EVERY)
 def test_a_unit_equals_the_reference(name):
     module = unit(name)
     found = module.verify(module.steps * 128, coverage=False)
@@ -163,6 +165,7 @@ BROKEN_LANES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", BROKEN)
 def test_a_broken_generator_is_caught(fault, monkeypatch):
     place, name, breaking = BROKEN[fault]

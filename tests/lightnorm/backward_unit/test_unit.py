@@ -43,8 +43,6 @@ CASES = {
     "subnormals": LightNorm(**(TINY | dict.fromkeys(("forward", "backward"), GRADUAL)), block=2),
     "all subnormal": LightNorm(**(TINY | dict.fromkeys(("forward", "backward", "statistics"), GRADUAL)), block=None),
 }
-# The first in `make test`, the others in `make slow`: a unit is mapped in seconds.
-EVERY = ["blocks, outlier", *(pytest.param(n, marks=pytest.mark.slow) for n in CASES if n != "blocks, outlier")]
 ELEMENTS, EPS = 32, 0.0625
 
 
@@ -52,7 +50,8 @@ def unit(name: str) -> Measured:
     return Measured.of(build(CASES[name], elements=ELEMENTS, eps=EPS, unit="backward"))
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.slow  # mapped in seconds each, as what follows
+@pytest.mark.parametrize("name", CASES)
 def test_a_unit_equals_its_letter(name):
     module = unit(name)
     found = module.verify(module.steps * 128, coverage=False)
@@ -180,6 +179,7 @@ def test_half_precision_with_subnormals():
     assert not found.mismatches, found
 
 
+@pytest.mark.slow
 def test_a_lane_equals_the_reference():
     for config in (CASES["no blocks"], CASES["nearest"], LightNorm.fp10()):
         found = Measured.of(Lane(config, ELEMENTS, EPS).module()).verify(1 << 14, coverage=False)
