@@ -247,3 +247,17 @@ def test_seeds():
 def test_unknown_targets_are_refused():
     with pytest.raises(RecoupError, match="levels are"), cpu.target("pentium"):
         pass
+
+
+@settings(max_examples=50)
+@given(
+    st.integers(4, 24), st.sampled_from((1.0, 0.25, 8.0)), st.sampled_from((None, 2)),
+    st.lists(st.tuples(*(st.integers(-255, 255), st.integers(-40, 40)) * 2), min_size=1, max_size=6),
+)  # fmt: skip
+def test_wide_sums_that_wrap_equal_the_fractions(bits, scale, chunk, terms):
+    """Products of many binades, whose sums float64 does not hold: modulo the range they are still exact."""
+    config = LBA(None, Int(bits, overflow="wrap"), chunk, scale=scale)
+    a, b = ([[float(i * 2.0**e) for i, e in pairs]] for pairs in ((t[:2] for t in terms), (t[2:] for t in terms)))
+    columns = [[v] for v in b[0]]
+    found = reference.matmul(torch.tensor(a), torch.tensor(columns), config)
+    assert found.item() == float(exact.matmul(a, columns, config)[0][0])

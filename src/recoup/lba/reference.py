@@ -1,7 +1,7 @@
 """Every bit of the narrow accumulator, readable: float64 over a loop of K steps, slow.
 
 A product of two float32 numbers is exact in float64. A sum is rounded *to odd* (`exact_sum`): quantising that to at
-most 32 bits gives what quantising the infinitely precise sum gives.
+most 32 bits gives what quantising the infinitely precise sum gives; for integers that wrap see `added`.
 
 Legend: M rows of a, N columns of b, K terms.
 """
@@ -17,7 +17,7 @@ from recoup.formats import reference as formats
 from recoup.formats.spec import MIN_EXPONENT
 from recoup.lba.config import LBA
 
-__all__ = ["Step", "exact_sum", "gradients", "matmul", "run", "steps"]
+__all__ = ["Step", "added", "exact_sum", "gradients", "matmul", "run", "steps"]
 
 PRODUCT, SUM = 0, 1  # which rounding of a step draws random bits
 RANDOM_BITS = 24
@@ -86,11 +86,11 @@ def run(product: Callable[[int], Tensor], K: int, base: Tensor, config: LBA) -> 
                 p = quantize(exact, config.product, config, random_bits(base, 2 * k + PRODUCT))
                 saturated = exact.abs() >= config.product.largest_value
             total = exact_sum(p, s)
-            after = quantize(total, config.accumulator, config, random_bits(base, 2 * k + SUM))
+            after = added(p, s, config.accumulator, config, random_bits(base, 2 * k + SUM))
             yield Step(k, False, s, after, p, saturated, overflows(total, config.accumulator, config))
             s = after
         total = exact_sum(s, y)
-        after = quantize(total, config.outer, config, random_bits(base, 2 * K + number))
+        after = added(s, y, config.outer, config, random_bits(base, 2 * K + number))
         yield Step(number, True, y, after, s, none, overflows(total, config.outer, config))
         y = after
 
@@ -102,6 +102,14 @@ def quantize(x: Tensor, format: Float | Int, config: LBA, random: Tensor) -> Ten
     if not config.underflow:
         format = format.replace(min_exponent=MIN_EXPONENT, subnormals=False)  # noqa: A001
     return formats.quantize(x, format, random if format.rounding == "stochastic" else None)
+
+
+def added(term: Tensor, before: Tensor, format: Float | Int, config: LBA, random: Tensor) -> Tensor:  # noqa: A002
+    """Q(term + before). Of integers that wrap the term is first reduced by whole ranges: a sum of more than 53 bits,
+    rounded to odd, is no longer the same modulo their range."""
+    if isinstance(format, Int) and format.overflow == "wrap":
+        term = torch.fmod(term, config.scale * 2.0**format.bits)
+    return quantize(exact_sum(term, before), format, config, random)
 
 
 def overflows(total: Tensor, format: Float | Int, config: LBA) -> Tensor:  # noqa: A002

@@ -21,7 +21,7 @@ from recoup.formats import Float, Int, code_bits, ports
 from recoup.gates import arithmetic
 from recoup.gates.module import Expected, Inputs, Module, Port, amaranth
 from recoup.lba.config import LBA
-from recoup.lba.reference import exact_sum, quantize
+from recoup.lba.reference import added, quantize
 from recoup.lba.rtl_gates import Operand, of_integer, product, sum_code, unpacked
 
 __all__ = ["build"]
@@ -236,10 +236,10 @@ class Unit:
             if not (self.outer == "shared" and bool(outer.all())):
                 p = x[step] * w[step]
                 p = p if config.product is None else quantize(p, config.product, config, zero)
-                s = quantize(exact_sum(p, torch.where(first, zero, s)), config.accumulator, config, zero)
+                s = added(p, torch.where(first, zero, s), config.accumulator, config, zero)
                 s = torch.where(outer, before, s) if self.outer == "shared" else s
             if self.outer is not None and bool(outer.any()):
-                total = quantize(exact_sum(before, torch.where(start, zero, y)), config.outer, config, zero)
+                total = added(before, torch.where(start, zero, y), config.outer, config, zero)
                 y = torch.where(outer, total, y)
         return {"y": Expected(at, np.stack(rows) if rows else np.empty((0, lanes), np.uint64))}
 
