@@ -12,7 +12,7 @@ from recoup.gates.module import amaranth
 from recoup.lightnorm.rtl_normalise import Normalise
 from recoup.lightnorm.rtl_widths import Widths
 
-__all__ = ["Gates"]
+__all__ = ["Gates", "of_lane"]
 
 hdl = amaranth("hdl")
 
@@ -96,7 +96,7 @@ class Gates(Widths):
         """The divider with its sequence; what every lane keeps of it: mu or mu r, and r."""
         S, W = layout(self.wide), self.width
         totals, ranges = (
-            _chosen(m, port, [lane[i] for lane in lanes], name) for i, name in enumerate(("sum", "range"))
+            of_lane(m, port, [lane[i] for lane in lanes], f"chosen_{name}") for i, name in enumerate(("sum", "range"))
         )
         mean_start, inverse_start, low = self.starts
         # mu is no larger than F's largest value, and s no smaller than eps.
@@ -191,11 +191,11 @@ class Gates(Widths):
         return rebased(m, arithmetic.unpack(m, y, F, f"y_{i}"), F, f"y_{i}")
 
 
-def _chosen(m: Any, port: Any, values: list[Any], name: str) -> Any:
-    """The value of the lane that the divider works for."""
+def of_lane(m: Any, port: Any, values: list[Any], name: str) -> Any:
+    """The value of the lane at the port ``lane``, whose channel is settled."""
     if len(values) == 1:
         return values[0]
     found = values[0]
     for i, value in enumerate(values[1:], 1):
         found = hdl.Mux(port.lane == i, value, found)
-    return named(m, f"chosen_{name}", found[: len(values[0])])
+    return named(m, name, found[: len(values[0])])

@@ -10,6 +10,7 @@ from recoup.gates.blocks import pack_block, rebased, unpack_block
 from recoup.gates.module import amaranth
 from recoup.gates.wide import Wide
 from recoup.lightnorm.backward_unit.widths import Widths
+from recoup.lightnorm.rtl_gates import of_lane
 
 __all__ = ["Gates"]
 
@@ -252,9 +253,4 @@ class Gates(Widths):
 
     def _of_lane(self, m: Any, port: Any, values: list[Any], name: str) -> Any:
         """The value of the lane that a channel is settled for."""
-        if len(values) == 1:
-            return values[0]
-        found = values[0]
-        for i, value in enumerate(values[1:], 1):
-            found = hdl.Mux(port.lane == i, value, found)
-        return named(m, f"of_lane_{name}", found[: len(values[0])])
+        return of_lane(m, port, values, f"of_lane_{name}")
