@@ -38,7 +38,8 @@ def build(config: LightNorm, *, elements: int = 1 << 17, eps: float = 1e-5, unit
 
     Raises:
         RecoupError: a config that has no such unit: ``forward``, ``backward`` or ``statistics`` None, blocks along
-            places; an eps that is not positive; too few elements; no such unit.
+            places; an eps that is not positive; too few elements; no such unit; formats too wide for the backward
+            unit's letter.
     """
     if unit not in UNITS:
         raise RecoupError(f"lightnorm.rtl.build(unit={unit!r}): must be {' or '.join(map(repr, UNITS))}")

@@ -30,7 +30,7 @@ class Codes(Widths):
         return x if self.blocks is None else quantize(x, self.blocks.replace(dim=-1)) + 0.0
 
     def packed(self, x: Tensor) -> np.ndarray:
-        """Codes of the port y, [steps, runs]."""
+        """Codes of a port of a block, [steps, runs]."""
         if self.block is None or self.blocks is None:
             return ports.codes(x[..., 0], self.form)
         codes = encode(x + 0.0, self.blocks.replace(dim=-1))
@@ -101,3 +101,8 @@ def bits_at(patterns: np.ndarray, at: int, width: int) -> np.ndarray:
     if patterns.dtype == object:
         return (patterns >> at & ((1 << width) - 1)).astype(np.int64)
     return (patterns >> np.uint64(at) & np.uint64((1 << width) - 1)).astype(np.int64)
+
+
+def top(value: int, width: int) -> int:
+    """A value shifted so that its highest bit is the width's; zero stays zero."""
+    return value << width - value.bit_length() if value else 0

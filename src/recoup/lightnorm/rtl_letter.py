@@ -19,7 +19,7 @@ from torch import Tensor
 from recoup.formats import ports, quantize
 from recoup.gates.module import Expected, Inputs, Port
 from recoup.lightnorm.exact import odd
-from recoup.lightnorm.rtl_codes import Codes, integer, integers, patterns
+from recoup.lightnorm.rtl_codes import Codes, integer, integers, patterns, top
 from recoup.lightnorm.rtl_gates import Gates
 from recoup.lightnorm.rtl_normalise import Normalise
 
@@ -174,7 +174,7 @@ class Letter(Codes, Gates):
         rests = []
         for above, below in ((np.abs(settled.total), settled.count), (settled.scale * 0 + 1, settled.scale)):
             pairs = zip(above.tolist(), below.tolist(), strict=True)
-            rests.append([2 * ((_top(a, W) << digits - 1) % _top(b, W)) for a, b in pairs])
+            rests.append([2 * ((top(a, W) << digits - 1) % top(b, W)) for a, b in pairs])
         found = {
             "dividend": Expected((self.phase("keep"), self.phase("end")), patterns(rests, W + 1)),
             "divisor": Expected((self.phase("align s"),), patterns([settled.scale], W)),
@@ -205,8 +205,3 @@ class Settled:
     scale: np.ndarray
     mean: Tensor
     reciprocal: Tensor
-
-
-def _top(value: int, width: int) -> int:
-    """A value shifted so that its highest bit is the width's; zero stays zero."""
-    return value << width - value.bit_length() if value else 0

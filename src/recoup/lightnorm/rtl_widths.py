@@ -225,7 +225,7 @@ class Widths:
 
     @property
     def digits(self) -> int:
-        """Bits of a quotient: those of S, one more for its place, and to nearest another."""
+        """Bits of a quotient, or of a rounded sum: those of S, one more for its place, and to nearest another."""
         return self.wide.mantissa + (3 if self.wide.rounding == "nearest" else 2)
 
     @cached_property

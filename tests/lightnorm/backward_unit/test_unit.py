@@ -32,6 +32,7 @@ from tests.lightnorm.backward_unit.driver import Drive
 SMALL = Float.ieee(3, 2, subnormals=False, rounding="zero")
 WIDE = Float.ieee(3, 5, subnormals=False, rounding="zero")
 FINE = Float.ieee(3, 8, subnormals=False, rounding="zero")
+FAR = lambda bits: Float.ieee(8, bits, subnormals=False, rounding="zero")  # noqa: E731 -- of 8 bits of exponent
 GRADUAL = Float.ieee(3, 2, rounding="nearest")
 NEAREST = {"forward": SMALL.replace(rounding="nearest"), "backward": SMALL.replace(rounding="nearest")}
 TINY = {"forward": SMALL, "backward": SMALL, "statistics": WIDE, "chunks": 3}
@@ -169,11 +170,13 @@ def test_flags_are_among_the_cases():
     assert {Backward.of(config, ELEMENTS, EPS).flagged for config in CASES.values()} == {False, True}
 
 
+HALF = dict.fromkeys(("forward", "backward", "statistics"), Float.ieee(5, 10, rounding="nearest"))
+
+
 @pytest.mark.slow
-def test_half_precision_with_subnormals():
-    """m sigma has 32 leading zeros at most: more places than C(m) / K would need."""
-    half = Float.ieee(5, 10, rounding="nearest")
-    config = LightNorm(**dict.fromkeys(("forward", "backward", "statistics"), half), block=None)
+@pytest.mark.parametrize("config", [LightNorm(), LightNorm(**HALF, block=None)], ids=["default", "half precision"])
+def test_large_units_equal_their_letter(config):
+    """Four lanes; and m sigma with 32 leading zeros at most, more places than C(m) / K would need."""
     module = Measured.of(build(config, unit="backward"))
     found = module.verify(module.steps * 64, coverage=False)
     assert not found.mismatches, found
@@ -280,6 +283,11 @@ def test_what_the_unit_is_says_its_widths():
             LightNorm(**dict.fromkeys(("forward", "backward", "statistics"), Float.ieee(8, 23))),
             "backward",
             "at most 53",
+        ),
+        (
+            LightNorm(forward=FAR(18), backward=FAR(5), statistics=FAR(19), block=None),
+            "backward",
+            "65 with its exponent, sign and flags",
         ),
         (LightNorm(chunks=1), "backward", "needs 3 or more"),
     ],

@@ -24,7 +24,7 @@ from recoup.lightnorm.backward_unit.gates import Gates
 from recoup.lightnorm.backward_unit.lane import Lane
 from recoup.lightnorm.backward_unit.operands import Operands, pieces
 from recoup.lightnorm.exact import odd
-from recoup.lightnorm.rtl_codes import integer, integers, patterns
+from recoup.lightnorm.rtl_codes import integer, integers, patterns, top
 
 __all__ = ["Letter"]
 
@@ -221,8 +221,3 @@ def rounded(exact: list[Fraction], form: Float) -> Tensor:
 def _tops(values: np.ndarray, width: int) -> np.ndarray:
     """`top` of each."""
     return np.array([top(value, width) for value in values.tolist()], object)
-
-
-def top(value: int, width: int) -> int:
-    """A value shifted so that its highest bit is the width's; zero stays zero."""
-    return value << width - value.bit_length() if value else 0

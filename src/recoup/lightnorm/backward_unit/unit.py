@@ -27,8 +27,8 @@ from recoup.lightnorm.rtl_widths import SIGNIFICAND
 
 __all__ = ["Backward"]
 
-MOST = 53
-"""Bits of the products that the letter holds in float64."""
+MOST, WIDEST = 53, 64
+"""Bits of the products that the letter holds in float64, and of a lane's register as uint64."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,15 @@ class Backward(Letter):
         """Ports and schedule around the gates.
 
         Raises:
-            RecoupError: formats so wide that m sigma has more than 53 bits; channels of fewer elements than a run of
-                the verification takes.
+            RecoupError: formats so wide that m sigma has more than 53 bits, or its code more than 64; channels of
+                fewer elements than a run of the verification takes.
         """
         if self.elements < TAKEN:
             raise RecoupError(f"silicon: elements={self.elements}: the backward unit needs {TAKEN} or more a channel")
-        if self.shift_bits > MOST:
+        if self.shift_bits > MOST or self.held[1].width > WIDEST:
             raise RecoupError(
-                f"silicon: {self.config!r}: m gamma / s has {self.shift_bits} bits, at most {MOST} can be"
+                f"silicon: {self.config!r}: m gamma / s has {self.shift_bits} bits, at most {MOST} can be, and "
+                f"{self.held[1].width} with its exponent, sign and flags, at most {WIDEST}"
             )
         return Module(
             name="lightnorm_backward",
@@ -92,7 +93,9 @@ class Backward(Letter):
         settle, prepare, extremum = (self.cycles_of(name) for name in self.sections)
         return {
             "pass 1": "an element of every lane a cycle with collect = 1, first = 1 with a channel's first; a cycle "
-            "later its xhat at xhat, and dx shows the block that memory keeps; a cycle more and the sums are complete",
+            "later its xhat at xhat, and dx shows the block that memory keeps; a cycle more and the sums are complete. "
+            "Nothing is collected from there till the last lane is settled, nor in a cycle before one whose block at "
+            "stored is used; one section runs at a time",
             "settle": f"one cycle with settle = 1, then {settle} cycles, for the lane at lane, with gamma, reciprocal "
             "and count = n held: then dgamma, dbeta and mean show the channel's, and the lane holds what pass 2 needs. "
             "lane, gamma and reciprocal stay, and no other channel is settled, till the last extremum of this one",

@@ -182,12 +182,6 @@ class Widths(Codes):
         return min(self.places[0], self.width - max(self.sum_bits - 1, self.count_bits))
 
     @property
-    def digits(self) -> int:
-        """Bits of a quotient and of what is rounded of a sum: those of S', one more for its place, to nearest
-        another."""
-        return self.wide.mantissa + (3 if self.wide.rounding == "nearest" else 2)
-
-    @property
     def dx_digits(self) -> int:
         """Bits of what is rounded of an extremum's dx."""
         return self.form.mantissa + (2 if self.form.rounding == "nearest" else 1)
