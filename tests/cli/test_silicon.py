@@ -12,6 +12,7 @@ pytest.importorskip("amaranth")
 
 from recoup.cli import demo
 from recoup.cli.main import app
+from recoup.cli.silicon_tables import table
 from recoup.errors import RecoupError
 from recoup.silicon import toggles, verify
 from tests.silicon.test_liberty import TINY
@@ -202,3 +203,10 @@ def test_what_is_refused(words, message):
     done = call(*words)
     assert done.exit_code == 2
     assert message in done.stderr
+
+
+def test_faults_that_are_proved_redundant_are_told():
+    found = verify.Verification("m", 64, False, 0, None, 670, ("a stuck at 0",), "yosys", ("b stuck at 1",) * 13)
+    head, row, _ = table("verify", [{"config": "one", **found.to_dict()}]).splitlines()
+    assert head.split() == ["config", "vectors", "mismatches", "faults", "redundant", "shown"]
+    assert row.split() == ["one", "64", "0", "670", "13", "99.85%", "equal"]

@@ -18,13 +18,14 @@ def _written(rows: Sequence[Row]) -> str:
 
 
 def _verified(rows: Sequence[Row]) -> str:
-    head = ("config", "vectors", "mismatches", "faults", "shown", "")
+    head = ("config", "vectors", "mismatches", "faults", "redundant", "shown", "")
     body = [
         (
             row["config"],
             f"{row['vectors']:,}" + (" (all)" if row["exhaustive"] else ""),
             f"{row['mismatches']:,}",
             f"{row['faults']:,}",
+            f"{len(row['redundant']):,}",
             "" if row["coverage"] is None else f"{row['coverage']:.2%}",
             row["verdict"],
         )
