@@ -40,7 +40,7 @@ def everywhere(a, b, config, seed=None, levels=TARGETS):
     return results[0]
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(st.data())
 def test_truncating_units_equal_the_fractions(data):
     config = data.draw(truncating())
@@ -50,7 +50,7 @@ def test_truncating_units_equal_the_fractions(data):
     assert torch.equal(everywhere(a, b, config, levels=two(data)), expected)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(st.data())
 def test_other_units_equal_the_fractions(data):
     config = data.draw(others())
@@ -146,7 +146,7 @@ def test_nearest_sums_round_once(config, terms, expected):
     assert everywhere(a, b, config).item() == expected
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(st.data())
 def test_nearest_sums_of_far_apart_terms_equal_the_fractions(data):
     """Ties and smallest normals of the sums, and terms that only float64 loses beside them."""

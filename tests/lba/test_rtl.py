@@ -21,6 +21,7 @@ from recoup.lba.rtl import build
 from recoup.lba.rtl_operations import adder, multiplier
 from recoup.silicon import Measured
 from tests.lba.exact import quantise
+from tests.tiers import slow_but
 
 M4E3 = Float.lba(3, 4, bias=3)
 NEAREST = {"rounding": "nearest"}
@@ -53,14 +54,29 @@ def unit(name: str) -> Measured:
     return Measured.of(build(config, operands=operands, outer=outer))
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = [
+    "M7E4",
+    "nearest",
+    "chunks, one adder",
+    "mixed operands",
+    "int12, wraps",
+    "fixed point, chunks",
+    "one exponent bit",
+]
+
+
+@pytest.mark.parametrize("name", slow_but(QUICK, CASES))
 def test_a_unit_equals_the_emulation(name):
     found = unit(name).verify(4096, coverage=False)
     assert not found.mismatches, found
 
 
 @pytest.mark.parametrize(
-    ("config", "outer"), [(LBA(chunk=None), None), (LBA(), "shared"), (LBA(), "own"), (LBA.m10e5(), "shared")]
+    ("config", "outer"),
+    slow_but(
+        [(LBA(chunk=None), None), (LBA.m10e5(), "shared")],
+        [(LBA(chunk=None), None), (LBA(), "shared"), (LBA(), "own"), (LBA.m10e5(), "shared")],
+    ),
 )
 def test_vectors_show_nearly_every_broken_gate_of_the_papers_units(config, outer):
     found = Measured.of(build(config, operands=M4E3, outer=outer)).verify(1 << 12)
@@ -141,7 +157,7 @@ EXHAUSTIVE = {
 }
 
 
-@pytest.mark.parametrize("name", EXHAUSTIVE)
+@pytest.mark.parametrize("name", slow_but(["flag, truncated", "flag, nearest", "subnormals, nearest"], EXHAUSTIVE))
 def test_every_sum_of_a_small_format(name):
     form = EXHAUSTIVE[name]
     found = Measured.of(adder(form, form, form)).verify("exhaustive")
@@ -172,7 +188,7 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("fault", BROKEN)
+@pytest.mark.parametrize("fault", slow_but(["no guard bit", "ties away from zero"], BROKEN))
 def test_a_broken_generator_is_caught(fault, monkeypatch):
     name, breaking = BROKEN[fault]
     monkeypatch.setattr(arithmetic, name, breaking(getattr(arithmetic, name)))

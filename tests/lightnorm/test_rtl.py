@@ -28,6 +28,7 @@ from recoup.lightnorm.rtl_normalise import Normalise
 from recoup.lightnorm.scale import constant
 from recoup.silicon import Measured, vectors
 from recoup.silicon.verify import COVERAGE
+from tests.tiers import slow_but
 
 # Formats so small that a unit is made in a second.
 SMALL = Float.ieee(3, 2, subnormals=False, rounding="zero")
@@ -40,15 +41,13 @@ CASES = {
     "blocks, subnormals": LightNorm(**(TINY | {"forward": Float.ieee(3, 2, rounding="nearest")}), block=2),
     "nearest, no blocks": LightNorm(**(TINY | NEAREST), block=None, difference=WIDE.replace(rounding="nearest")),
 }
-# One in `make test`, the others in `make slow`: a unit is mapped in seconds.
-EVERY = ["blocks, subnormals", *(pytest.param(n, marks=pytest.mark.slow) for n in CASES if n != "blocks, subnormals")]
 
 
 def unit(name: str) -> Measured:
     return Measured.of(build(CASES[name], elements=4, eps=0.0625))
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", slow_but(["exact difference"], CASES))
 def test_a_unit_equals_the_reference(name):
     module = unit(name)
     found = module.verify(module.steps * 128, coverage=False)
@@ -88,7 +87,7 @@ def test_the_expected_values_are_those_of_the_reference_as_a_whole(name):
         assert (found["y"].values[-3:] == chosen(y, config.forward)).all()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_but(list(CASES)[:2], CASES))
 def test_a_lane_equals_the_reference(name):
     found = Measured.of(Normalise(CASES[name], 4, 0.0625).module()).verify(1 << 14, coverage=False)
     assert not found.mismatches, found
@@ -113,6 +112,7 @@ def test_elements_that_decide_lie_nearest_to_steps_and_share_a_block():
     assert len(np.unique(x)) > 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROVED)
 def test_whole_units_are_proved(name):
     """By the log of benchmarks/silicon_lightnorm.py: of today's design, vectors and rounds, for it takes minutes."""
@@ -176,7 +176,7 @@ def test_a_broken_generator_is_caught(fault, monkeypatch):
     assert found.counterexample is not None
 
 
-@pytest.mark.parametrize("fault", BROKEN_LANES)
+@pytest.mark.parametrize("fault", slow_but(list(BROKEN_LANES)[:1], BROKEN_LANES))
 def test_a_broken_lane_is_caught(fault, monkeypatch):
     place, name, breaking = BROKEN_LANES[fault]
     monkeypatch.setattr(place, name, breaking(getattr(place, name)))

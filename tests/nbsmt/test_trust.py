@@ -38,6 +38,7 @@ def test_a_dilation_has_no_meaning_along_one_tap():
     assert trust.plain_dilation((2, 1), (3, 5)) == (3, 1)
 
 
+@pytest.mark.slow
 def test_odd_geometries_give_the_same_bits_on_every_path_and_no_crash():
     done = Fresh(odd_geometries.draw, 300).wait()
     assert done.returncode == 0, f"exit {done.returncode}\n{done.stderr[-3000:]}"

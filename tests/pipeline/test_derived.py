@@ -271,6 +271,7 @@ def watched(compiler: bool) -> None:
     assert before == compiler == ("torch._dynamo" in sys.modules)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler", [False, True])
 def test_watching_loads_no_compiler_and_works_beside_one(compiler):
     done = Fresh(watched, compiler).wait()

@@ -57,7 +57,7 @@ def test_the_users_model_is_not_touched():
     assert not any("activation_scale" in module.__dict__ for module in model.modules())
 
 
-@pytest.mark.parametrize("way", ["two workers", "threads", "shards", "killed"])
+@pytest.mark.parametrize("way", [pytest.param("two workers", marks=pytest.mark.slow), "threads", "shards", "killed"])
 def test_the_same_bits_however_the_work_is_divided(scored, tmp_path, way, monkeypatch):
     scores, _, _ = scored
     model, batches = labelled()

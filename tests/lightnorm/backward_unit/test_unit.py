@@ -27,6 +27,7 @@ from recoup.lightnorm.rtl_conventional import conventional_backward
 from recoup.lightnorm.scale import constant, sizes
 from recoup.silicon import Measured, vectors
 from tests.lightnorm.backward_unit.driver import Drive
+from tests.tiers import slow_but
 
 # Formats so small that a unit is made in seconds.
 SMALL = Float.ieee(3, 2, subnormals=False, rounding="zero")
@@ -98,7 +99,9 @@ def test_a_unit_led_through_whole_channels_gives_the_operators_gradients(name):
     assert dx.unique().numel() > 20
 
 
-@pytest.mark.parametrize("config", [LightNorm(), LightNorm.fp10(), LightNorm(block=8, chunks=5, shared="max")])
+@pytest.mark.parametrize(
+    "config", slow_but([LightNorm.fp10()], [LightNorm(), LightNorm.fp10(), LightNorm(block=8, chunks=5, shared="max")])
+)
 def test_the_letter_is_the_reference(config):
     """FP10 on channels of 499 elements, whose sums, the last three elements left out, are registers' first states."""
     x, gamma, beta, dy = (v.double() for v in special(16, 1, 499, 2))
@@ -244,6 +247,7 @@ def test_a_broken_generator_is_caught(fault, monkeypatch):
     assert found.counterexample is not None
 
 
+@pytest.mark.slow
 def test_a_lane_without_the_mean_is_caught(monkeypatch):
     added = Lane._added
 
@@ -254,6 +258,7 @@ def test_a_lane_without_the_mean_is_caught(monkeypatch):
     assert Measured.of(Lane(CASES["no blocks"], ELEMENTS, EPS).module()).verify(1 << 14, coverage=False).mismatches
 
 
+@pytest.mark.slow
 def test_conventional_lanes_equal_their_letter_and_stand_beside_the_unit():
     tiny = Float.ieee(4, 3, subnormals=False)
     found = Measured.of(conventional_backward(tiny, "tiny")).verify(1 << 14, coverage=False)
