@@ -54,7 +54,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "scipy": ("knapsack", "study.intervals", "pipeline.analysis", "search"),
     "dask": ("search.cluster",),
     "dask_jobqueue": ("search.cluster",),
-    "transformers": ("lba.hugging_face", "models"),
+    "transformers": ("network.hugging_face", "lba.hugging_face", "models"),
     "safetensors": ("storage", "models", "saving", "training", "cli.demo"),
     "datasets": ("data.hub",),
     "pyarrow": ("data.cifar",),

@@ -1,6 +1,7 @@
 """Models of Hugging Face transformers: everything that multiplies is converted, reachable, and given back."""
 
 import copy
+import functools
 import pickle
 import warnings
 
@@ -11,9 +12,10 @@ import torch.nn.functional as F
 import recoup as rc
 from recoup import lba
 from recoup.lba import LBA
-from recoup.lba.hugging_face import LBAConv1D, LBAInterfaceAttention, _products, asks_interface
+from recoup.lba.hugging_face import LBAConv1D, LBAInterfaceAttention
 from recoup.lba.repair import fitted_chunk
 from recoup.network.emulated import emulated_layers
+from recoup.network.hugging_face import asks_interface, in_words_of_the_interface
 
 transformers = pytest.importorskip("transformers")
 
@@ -213,12 +215,15 @@ def test_what_cannot_be_read_is_refused():
 def test_a_bias_of_the_scores_is_added():
     q = torch.randn(1, 2, 4, 8)
     bias, mask = torch.randn(1, 2, 4, 4), torch.ones(4, 4, dtype=torch.bool).tril()
+    unit = functools.partial(lba.attention, config=NEAR)
     for given, expected in [
         (None, F.scaled_dot_product_attention(q, q, q, bias)),
         (mask, F.scaled_dot_product_attention(q, q, q, bias.masked_fill(~mask, -torch.inf))),
         (torch.zeros(4, 4), F.scaled_dot_product_attention(q, q, q, bias)),
     ]:
-        y, _ = _products(torch.nn.Identity(), q, q, q, given, NEAR, "t", is_causal=False, position_bias=bias)
+        y, _ = in_words_of_the_interface(
+            torch.nn.Identity(), q, q, q, given, unit, "t", is_causal=False, position_bias=bias
+        )
         torch.testing.assert_close(y.transpose(1, 2), expected)
 
 

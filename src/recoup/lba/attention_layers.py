@@ -1,21 +1,16 @@
 """Attention on narrow accumulators: both products, q k^T and p v, run on the unit; the softmax is float32."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from recoup.errors import RecoupError
-from recoup.fields import boolean, finite, number
 from recoup.lba.config import LBA
 from recoup.lba.layers import RANGE_REMEDY
 from recoup.lba.ops import as_float32, batched, checked_config, draw_seed, shifted_code
 from recoup.lba.quantizers import quantize_operand
 from recoup.models.attention import AttentionProducts
-from recoup.network.checks import one_device, strided
-from recoup.network.emulated import Emulated
+from recoup.network.attention import PRODUCTS, AttentionUnit, attend
 
 
 def attention(
@@ -54,70 +49,11 @@ def attention(
     """
     config = checked_config(config, layer)
     q, k, v = (as_float32(t, layer, name) for t, name in ((q, "q"), (k, "k"), (v, "v")))
-    scale = None if scale is None else finite(layer, "scale", scale, " or None")
-    number(layer, "dropout", dropout, (0.0, 1.0))
-    boolean(layer, "causal", causal)
-    _check_shapes(q, k, v, layer)
-    if q.dim() > 2 and q.shape[-3] != k.shape[-3]:
-        k, v = (t.repeat_interleave(q.shape[-3] // k.shape[-3], -3) for t in (k, v))
-    q = q * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
-    scores = _product(q, k.transpose(-2, -1), config, f"{layer}: q k^T", "q k", module)
-    if mask is not None:
-        _check_mask(mask, scores, layer)
-    hidden = _hidden(scores, mask, causal)
-    if hidden is not None:
-        scores = scores.masked_fill(hidden, -math.inf)
-    if mask is not None and mask.dtype != torch.bool:
-        scores = scores + mask.to(scores.dtype)
-    blind = (scores == -math.inf).all(-1, keepdim=True)
-    weights = torch.softmax(scores.masked_fill(blind, 0.0), -1).masked_fill(blind, 0.0)
-    if dropout:
-        weights = torch.dropout(weights, dropout, train=True)
-    return _product(weights, v, config, f"{layer}: p v", "p v", module)
 
+    def product(x: Tensor, y: Tensor, names: str) -> Tensor:
+        return _product(x, y, config, f"{layer}: {PRODUCTS[names]}", names, module)
 
-def _check_shapes(q: Tensor, k: Tensor, v: Tensor, layer: str) -> None:
-    """Refuse what is no attention: lengths, heads, batches."""
-    sizes = f"q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)}"
-    least = 2 if q.dim() == 2 else 3
-    fits = min(k.dim(), v.dim()) >= least and q.dim() >= 2
-    fits = fits and q.shape[-1] == k.shape[-1] and k.shape[-2] == v.shape[-2] and k.shape[-3:-2] == v.shape[-3:-2]
-    if fits and q.dim() > 2 and q.shape[-3] != k.shape[-3] and (not k.shape[-3] or q.shape[-3] % k.shape[-3]):
-        raise RecoupError(f"{layer}: {q.shape[-3]} query heads are no multiple of {k.shape[-3]} key heads ({sizes})")
-    try:
-        torch.broadcast_shapes(q.shape[:-3], k.shape[:-3], v.shape[:-3])
-    except RuntimeError:
-        fits = False
-    if not fits:
-        raise RecoupError(f"{layer}: {sizes} do not fit: q [..., H, T, d] with k and v [..., G, S, d] expected")
-
-
-def _check_mask(mask: Tensor, scores: Tensor, layer: str) -> None:
-    strided(mask, layer, "mask")
-    one_device(layer, scores, mask)
-    if mask.dtype != torch.bool and not mask.is_floating_point():
-        raise RecoupError(
-            f"{layer}: the mask must be boolean (True: may look) or floating (added to the scores); got {mask.dtype} "
-            f"{list(mask.shape)}: convert with .bool()"
-        )
-    try:
-        fits = torch.broadcast_shapes(mask.shape, scores.shape) == scores.shape
-    except RuntimeError:
-        fits = False
-    if not fits:
-        raise RecoupError(
-            f"{layer}: the mask {list(mask.shape)} does not broadcast to the scores {list(scores.shape)}, "
-            "[..., H, T, S]"
-        )
-
-
-def _hidden(scores: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:
-    hidden = ~mask if mask is not None and mask.dtype == torch.bool else None
-    if not causal:
-        return hidden
-    tokens, seen = scores.shape[-2:]
-    later = torch.ones(tokens, seen, dtype=torch.bool, device=scores.device).triu(seen - tokens + 1)
-    return later if hidden is None else hidden | later
+    return attend(q, k, v, product, mask=mask, causal=causal, scale=scale, dropout=dropout, layer=layer)
 
 
 def _product(x: Tensor, y: Tensor, config: LBA, layer: str, names: str, module: "LBAAttention | None") -> Tensor:
@@ -138,13 +74,12 @@ def _product(x: Tensor, y: Tensor, config: LBA, layer: str, names: str, module: 
     return product if scale is None else product * scale
 
 
-class LBAAttention(Emulated):
+class LBAAttention(AttentionUnit):
     """What has both products of an attention run on a narrow accumulator; ``config`` is an `LBA`.
 
     Attributes:
         score_shift, value_shift: by how many binades k and v are larger to the unit, as `recoup.lba.LBALinear`'s
             ``shift``, or None.
-        watch: called with each product's name (``q k``, ``p v``) and operands as the unit multiplies them, or None.
     """
 
     tells_baseline = True
@@ -152,11 +87,11 @@ class LBAAttention(Emulated):
     config: LBA
     score_shift: int | None = None
     value_shift: int | None = None
-    watch: Callable[[str, Tensor, Tensor], object] | None = None
 
-    extras: ClassVar[tuple[str, ...]] = (*Emulated.extras, "score_shift", "value_shift")
+    extras: ClassVar[tuple[str, ...]] = (*AttentionUnit.extras, "score_shift", "value_shift")
     travelling: ClassVar[tuple[str, ...]] = ("score_shift", "value_shift")
     range_remedy = RANGE_REMEDY
+    hardware = "narrow accumulators"
 
     @property
     def shifts(self) -> dict[str, int | None]:
@@ -179,6 +114,16 @@ class LBAAttention(Emulated):
         quantised = self.mode == "baseline" and (self.config.operands is not None or self.watch is not None)
         return LBA.fp32(operands=self.config.operands) if quantised else None
 
+    @property
+    def floats(self) -> bool:
+        return self.narrow_config() is None
+
+    def run_on_unit(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        """As `attention`; in ``baseline`` mode with the operands quantised and float32 sums."""
+        config = self.narrow_config()
+        assert config is not None
+        return attention(q, k, v, config, **options, layer=self.title, module=self)
+
 
 class LBAAttentionProducts(LBAAttention, AttentionProducts):
     """`recoup.models.attention.AttentionProducts` on a narrow accumulator; ``config`` is an `LBA`."""
@@ -190,11 +135,8 @@ class LBAAttentionProducts(LBAAttention, AttentionProducts):
         self.convert(checked_config(config, type(self).__name__), type(self).__name__)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
-        """As `attention`; in ``baseline`` mode with the operands quantised and float32 sums."""
-        config = self.narrow_config()
-        if config is None:
-            return super().forward(q, k, v, causal)
-        return attention(q, k, v, config, causal=causal, layer=self.title, module=self)
+        """The attention's output [..., tokens, d]."""
+        return super().forward(q, k, v, causal) if self.floats else self.run_on_unit(q, k, v, causal=causal)
 
 
 ATTENTION: dict[type[nn.Module], type[nn.Module]] = {AttentionProducts: LBAAttentionProducts}

@@ -1,0 +1,145 @@
+"""Attention modules of Hugging Face transformers on emulated hardware: what any wing needs.
+
+Nothing of transformers is patched or imported before a model of its own is met.
+"""
+
+import copy
+import inspect
+import math
+import sys
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from recoup.errors import RecoupError
+from recoup.network.attention import AttentionUnit
+
+__all__ = ["UNDERSTOOD", "InterfaceAttention", "asks_interface", "in_words_of_the_interface", "is_conv1d"]
+
+UNIT = "recoup_unit"
+"""What an emulated attention module asks transformers' interface for."""
+UNDERSTOOD = ("sdpa", "eager")
+"""Attention implementations of transformers whose masks `recoup.network.attention.attend` reads."""
+CHANGING = ("softcap", "s_aux", "head_mask")
+"""What an attention may be given that `attend` does not compute."""
+
+
+def is_conv1d(kind: type[nn.Module]) -> bool:
+    """Whether a class is transformers' Conv1D, y = x W + b with W [in, out]."""
+    return (kind.__module__, kind.__qualname__) == ("transformers.pytorch_utils", "Conv1D")
+
+
+def asks_interface(kind: type[nn.Module]) -> bool:
+    """Whether a class computes its attention products with what transformers' interface holds under a name."""
+    forward = inspect.getattr_static(kind, "forward", None)  # of a scripted module it is no function
+    if "transformers" not in sys.modules or not inspect.isfunction(forward):
+        return False
+    return "ALL_ATTENTION_FUNCTIONS" in inspect.unwrap(forward).__code__.co_names
+
+
+class InterfaceAttention(AttentionUnit):
+    """An attention module of transformers whose products run on hardware; ``config`` is the wing's.
+
+    The module's own config, which the model shares, stays as it is, masks included: what runs is a view of the module
+    whose config asks the interface for `UNIT`. A wing's class has this one before its own attention.
+
+    Attributes:
+        float_config: the module's config of transformers, given back by `recoup.restore_`.
+    """
+
+    # Not taken away but put back.
+    extras: ClassVar[tuple[str, ...]] = (*(name for name in AttentionUnit.extras if name != "config"), "float_config")
+    float_config: Any
+
+    def chosen(self, implementation: str, config: Any) -> Any:
+        """The unit of an attention implementation that is set: the config that was asked for, or another; None: it is
+        not understood."""
+        return config if implementation in UNDERSTOOD else None
+
+    def floating(self, implementation: str) -> str:
+        """The implementation that stands in float for the one that is set."""
+        return implementation
+
+    def convert(self, config: Any, layer: str) -> None:
+        own = self.config
+        implementation = getattr(own, "_attn_implementation", None)
+        unit = None if implementation is None else self.chosen(implementation, config)
+        if unit is None:
+            raise RecoupError(
+                f"layer '{layer}' ({self.float_class.__name__}): its attention implementation is {implementation!r}; "
+                f"{self.hardware} take the place of {' and '.join(UNDERSTOOD)}: model.set_attn_implementation("
+                f'"sdpa") first, or leave the layer in float with layers={{"{layer}": None}}'
+            )
+        super().convert(unit, layer)
+        self.float_config = own
+        _register_unit()
+
+    def release(self) -> None:
+        self.config = self.float_config
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the float module, with its products on the unit."""
+        own = self.float_config
+        name = self.floating(own._attn_implementation) if self.floats else UNIT
+        if name != own._attn_implementation:
+            own = copy.copy(own)
+            own._attn_implementation_internal = name
+        view = self.float_class.__new__(self.float_class)
+        vars(view).update(vars(self), config=own, unit_of=self)
+        if name == UNIT:
+            _register_unit()
+        return self.float_class.forward(view, *args, **kwargs)
+
+
+def _register_unit() -> None:
+    """Make `UNIT` known, also in a process that unpickled its model."""
+    from transformers import AttentionInterface
+
+    if UNIT not in AttentionInterface._global_mapping:
+        AttentionInterface.register(UNIT, _unit)
+
+
+def _unit(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any) -> Any:
+    """The interface's function for a view of `InterfaceAttention`."""
+    owner: Any = module.unit_of
+    return in_words_of_the_interface(module, query, key, value, mask, owner.run_on_unit, owner.title, **options)
+
+
+def in_words_of_the_interface(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    attention: Callable[..., Tensor],
+    title: str,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """An attention, `AttentionUnit.run_on_unit`, in the words of transformers' interface; the output is [B, T, H, d]."""
+    unknown = [name for name in CHANGING if options.get(name) is not None]
+    if unknown:
+        raise RecoupError(
+            f"{title}: the attention has {', '.join(unknown)}, which is not emulated: leave it in float with a layer "
+            "map's None"
+        )
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    causal = bool(causal and mask is None and query.shape[2] > 1)
+    if mask is not None:
+        mask = mask[..., : key.shape[-2]]
+    if position_bias is not None:
+        mask = _added(mask, position_bias)
+    y = attention(query, key, value, mask=mask, causal=causal, scale=scaling, dropout=dropout)
+    return y.transpose(1, 2).contiguous(), None
+
+
+def _added(mask: Tensor | None, bias: Tensor) -> Tensor:
+    """A bias of the scores under a mask, boolean or added to them as well."""
+    if mask is None:
+        return bias
+    return bias.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else bias + mask
