@@ -29,7 +29,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"fields", "storage"}),
     frozenset({"kernels", "network", "models", "gates"}),
     frozenset({"formats", "data"}),
-    frozenset({"evaluation", "recalibrate", "knapsack"}),
+    frozenset({"evaluation", "recalibrate", "gains", "knapsack"}),
     frozenset({"nbsmt", "lba", "lightnorm", "tensorcore", "pipeline"}),
     frozenset({"wings", "grammar", "plots"}),
     frozenset({"policy", "emulate", "calibrate", "repair", "saving", "silicon"}),

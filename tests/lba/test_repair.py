@@ -12,8 +12,9 @@ import recoup as rc
 from recoup import lba
 from recoup.errors import RecoupError
 from recoup.formats import Float
+from recoup.gains import _Fit
 from recoup.lba import LBA
-from recoup.lba.repair import _Fit, fitted_chunk
+from recoup.lba.repair import fitted_chunk
 from recoup.models.attention import AttentionProducts
 from recoup.network.emulated import emulated_layers, running
 from tests.networks import batches_of, small_net

@@ -16,12 +16,13 @@ from recoup.formats import Int
 from recoup.lba.attention_layers import LBAAttention
 from recoup.lba.config import LBA
 from recoup.lba.layers import LBALayer, LBARows
-from recoup.lba.repair import lba_modules, observing_operands
+from recoup.lba.repair import lba_modules
 from recoup.network import ledger
 from recoup.network.batches import call, prepared
 from recoup.network.batches import count as images_in
 from recoup.network.emulated import running
 from recoup.network.modes import evaluating
+from recoup.network.operands import observing_operands
 from recoup.network.reached import watching
 from recoup.network.wing import Repair
 

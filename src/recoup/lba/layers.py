@@ -18,17 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recoup.errors import RecoupError
+from recoup.gains import Gained
 from recoup.lba.config import LBA
 from recoup.lba.ops import as_float32, batched, checked_config, convolution, draw_seed, shifted_code
 from recoup.lba.quantizers import quantize_operand
 from recoup.network.checks import strided
 from recoup.network.convolution import Padded, as_2d
-from recoup.network.emulated import Emulated
 
 RANGE_REMEDY = "; rc.lba.choose_exponents_(model, batches) moves each layer's range to where its sums are"
 
 
-class LBALayer(Emulated):
+class LBALayer(Gained):
     """What the three layers share.
 
     Attributes:
@@ -38,32 +38,23 @@ class LBALayer(Emulated):
 
     tells_baseline = True
 
-    weight: Tensor
-    bias: Tensor | None
     config: LBA
-    gain: Tensor | None
     shift: int | None = None
 
-    extras: ClassVar[tuple[str, ...]] = (*Emulated.extras, "gain", "shift")
-    travelling: ClassVar[tuple[str, ...]] = ("gain", "shift")
-    fitted: ClassVar[tuple[str, ...]] = ("gain",)
+    extras: ClassVar[tuple[str, ...]] = (*Gained.extras, "shift")
+    travelling: ClassVar[tuple[str, ...]] = (*Gained.travelling, "shift")
     range_remedy = RANGE_REMEDY
 
     def convert(self, config: LBA, layer: str) -> None:
         super().convert(config, layer)
         if self.weight.dtype != torch.float32:
             raise RecoupError(f"{self.title}: LBA emulation takes float32 weights; got {self.weight.dtype}")
-        self.register_buffer("gain", None, persistent=False)
+        self.begin_without_gain()
 
     def _begin(self, config: LBA | None) -> None:
         """What the constructors of the drop-ins share."""
         super().convert(checked_config(config, type(self).__name__), type(self).__name__)
-        self.register_buffer("gain", None, persistent=False)
-
-    @property
-    def matrix(self) -> Tensor:
-        """The weight as the unit multiplies it, [O, I] or [O, I, ...]."""
-        return self.weight
+        self.begin_without_gain()
 
     @property
     def emulates(self) -> bool:
@@ -119,26 +110,17 @@ class LBALayer(Emulated):
     def _extras_repr(self) -> str:
         return (", gain" if self.gain is not None else "") + (f", shift {self.shift}" if self.shift else "")
 
-    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Refuse to replace the weight under a gain, as folding a batch norm does: it would stay behind."""
-        if name == "weight" and self.__dict__.get("_buffers", {}).get("gain") is not None:
-            raise RecoupError(
-                f"{self.title}: its weight is being replaced (a batch norm folded?), but it has a gain that belongs to "
-                "the old one: fold before correct_gain_, or set gain = None and correct_gain_ anew"
-            )
-        super().register_parameter(name, param)
-
     def fault(self, name: str, value: Any) -> str | None:
         if name == "shift":
             low, high = self.config.shift_range
             return None if low <= int(value) <= high else f"is {int(value)}, not from {low} to {high}"
-        if name == "gain" and value.shape != self.matrix.shape[:1]:
-            return f"has shape {list(value.shape)}"
-        return "holds NaN or infinity" if name == "gain" and not bool(value.isfinite().all()) else None
+        return super().fault(name, value)
 
 
 class LBARows(LBALayer):
     """Layers that multiply rows [..., I] by a matrix [O, I]."""
+
+    of_rows = True
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         if self.mode == "float":

@@ -11,15 +11,16 @@ from recoup.fields import integer
 from recoup.lba import reference
 from recoup.lba.attention_layers import LBAAttention
 from recoup.lba.config import LBA
-from recoup.lba.layers import LBALayer, LBARows
-from recoup.lba.repair import lba_modules, observing_operands
+from recoup.lba.layers import LBALayer
+from recoup.lba.repair import lba_modules
 from recoup.network import ledger
+from recoup.network.attention import PRODUCTS
 from recoup.network.batches import call, prepared
 from recoup.network.modes import evaluating
+from recoup.network.operands import drawn_products, drawn_sums, observing_operands
 from recoup.network.reached import watching
 from recoup.network.saturation import say_saturated
 
-SAID = {"q k": "q k^T", "p v": "p v"}
 MAX_OUTPUTS = 2**31 - 1
 
 
@@ -120,7 +121,7 @@ class _Drawn:
         """For an attention's products."""
 
         def see(product: str, x: Tensor, y: Tensor) -> None:
-            row = f"{name} ({SAID[product]})"
+            row = f"{name} ({PRODUCTS[product]})"
             if row not in self.rows:
                 unit = module.config.shifted(module.shifts[product] or 0)
                 self._measure(row, module, unit, *drawn_products(x, y, self.outputs, self.seed))
@@ -132,16 +133,6 @@ class _Drawn:
         self.rows[name], self.shares[name] = row, (module, share)
 
 
-def drawn_products(x: Tensor, y: Tensor, outputs: int, seed: int) -> tuple[Tensor, Tensor]:
-    """The operands [S, K] of randomly drawn outputs of x [..., M, K] y [..., K, N]."""
-    batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
-    x, y = (t.detach().expand(*batch, *t.shape[-2:]).reshape(-1, *t.shape[-2:]) for t in (x, y))
-    (B, M, _), N = x.shape, y.shape[2]
-    index = torch.randint(B * M * N, (outputs,), generator=torch.Generator().manual_seed(seed))
-    b, m, n = index // (M * N), index // N % M, index % N
-    return x[b, m], y[b, :, n]
-
-
 def sample(layer: LBALayer, x: Tensor, outputs: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """The operands of randomly drawn outputs.
 
@@ -150,17 +141,7 @@ def sample(layer: LBALayer, x: Tensor, outputs: int, seed: int) -> tuple[Tensor,
         positions run over images and pixels, or over rows.
     """
     x, w, _ = layer._operands(x.detach())
-    generator = torch.Generator().manual_seed(seed)
-    if isinstance(layer, LBARows):
-        columns, groups = x.reshape(-1, x.shape[-1]).t().unsqueeze(0), 1
-    else:
-        x, geometry = layer.in_2d(x)  # type: ignore[attr-defined]
-        columns, groups = geometry.columns(x), geometry.groups
-    channels, positions = w.shape[0], columns.shape[2]
-    index = torch.randint(channels * positions, (outputs,), generator=generator)
-    channel, position = index // positions, index % positions
-    group = channel // (channels // groups)
-    return columns[group, :, position].contiguous(), w.reshape(channels, -1)[channel].contiguous(), index
+    return drawn_sums(layer, x, w, outputs, seed)
 
 
 def _measured(name: str, kind: str, config: LBA, x_SK: Tensor, w_SK: Tensor) -> tuple[LayerProfile, float]:

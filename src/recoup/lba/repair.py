@@ -1,28 +1,21 @@
 """What wins accuracy back without training: gains, and chunks that fit the layer."""
 
 import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from recoup.errors import RecoupError, RecoupWarning
+from recoup.errors import RecoupError
 from recoup.fields import boolean
 from recoup.formats import Float
+from recoup.gains import fit_gains_, gain_repairs
 from recoup.lba.attention_layers import LBAAttention
 from recoup.lba.config import LBA
-from recoup.lba.layers import LBALayer, LBARows
+from recoup.lba.layers import LBALayer
 from recoup.network import ledger
-from recoup.network.batches import call, prepared
-from recoup.network.batches import count as images_in
 from recoup.network.emulated import emulated_layers
-from recoup.network.modes import evaluating
-from recoup.network.reached import watching
 from recoup.network.wing import Repair
-from recoup.recalibrate import PAIRED
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -76,106 +69,7 @@ def correct_gain_(
 
     Source: our own; truncation's systematic shrink is measured in docs/lba.md.
     """
-    if per not in ("channel", "layer"):
-        raise RecoupError(f"correct_gain_(per={per!r}): per must be 'channel' or 'layer'")
-    layers = lba_layers(model, "correct_gain_")
-    ledger.refuse_after_statistics(model, "correct_gain_")
-    before = {name: {"gain": layer.gain} for name, layer in layers.items()}
-    fits = {name: _Fit(layer, per) for name, layer in layers.items()}
-    images = 0
-    with ledger.whole(model), observing(layers, {name: fit.observe for name, fit in fits.items()}):
-        for layer in layers.values():
-            layer.gain = None
-        with watching(layers, "correct_gain_"), evaluating(model), torch.no_grad():
-            for inputs, _ in prepared(model, batches, "correct_gain_", progress):
-                call(model, inputs)
-                images += images_in(inputs)
-        fitted = {name: layer for name, layer in layers.items() if layer.gain is not None}
-        _say_dead({name: fits[name].dead for name in fitted if fits[name].dead})
-        ledger.record(model, fitted, "gain", "correct_gain_", before, images=images)
-    return model
-
-
-def _say_dead(dead: Mapping[str, int]) -> None:
-    if dead:
-        shown = ", ".join(f"{name} ({count})" for name, count in list(dead.items())[:6])
-        warnings.warn(
-            f"correct_gain_: {sum(dead.values())} channels of {len(dead)} layers gave only zeros, keep gain 1: {shown}",
-            RecoupWarning,
-            stacklevel=3,
-        )
-
-
-@contextmanager
-def observing(layers: Mapping[str, LBALayer], watch: Mapping[str, Callable[..., Tensor]]) -> Iterator[None]:
-    """A forward hook on each layer; then none."""
-    hooks = [layers[name].register_forward_hook(hook, with_kwargs=True) for name, hook in watch.items()]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextmanager
-def observing_operands(
-    modules: Mapping[str, LBALayer | LBAAttention],
-    hook: Callable[[str], Callable[..., Any]],
-    watch: Callable[[str, LBAAttention], Callable[[str, Tensor, Tensor], None]],
-) -> Iterator[None]:
-    """A forward pre-hook on each layer and a watch on each attention's products; then none."""
-    hooks = []
-    try:
-        for name, module in modules.items():
-            if isinstance(module, LBAAttention):
-                module.watch = watch(name, module)
-            else:
-                hooks.append(module.register_forward_pre_hook(hook(name), with_kwargs=True))
-        yield
-    finally:
-        for handle in hooks:
-            handle.remove()
-        for module in modules.values():
-            module.__dict__.pop("watch", None)
-
-
-class _Fit:
-    """Running sums of one layer, in float64."""
-
-    def __init__(self, layer: LBALayer, per: str) -> None:
-        self.layer, self.per = layer, per
-        self.cross = self.square = torch.zeros(layer.matrix.shape[0], dtype=torch.float64, device=layer.weight.device)
-
-    def observe(self, layer: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
-        assert isinstance(layer, LBALayer)
-        mode, layer.mode = layer.mode, "baseline"
-        try:
-            exact = layer.forward(*args, **kwargs)
-        finally:
-            layer.mode = mode
-        dim = output.dim() - 1 if isinstance(layer, LBARows) else output.dim() - layer.weight.dim() + 1
-        shape = [-1 if i == dim else 1 for i in range(output.dim())]
-        offset = 0.0 if layer.bias is None else layer.bias.view(shape)
-        plain = output - offset  # with the gain of the batches before
-        raw = plain if layer.gain is None else plain / layer.gain.view(shape)
-        others = [i for i in range(output.dim()) if i != dim]
-        y, z = raw.double(), (exact - offset).double()
-        self.cross = self.cross + (y * z).sum(others)
-        self.square = self.square + (y * y).sum(others)
-        layer.gain = self.gain
-        return raw * layer.gain.view(shape) + offset
-
-    @property
-    def gain(self) -> Tensor:
-        cross, square = self.cross, self.square
-        if self.per == "layer":
-            cross, square = cross.sum().expand_as(cross), square.sum().expand_as(square)
-        return torch.where(square > 0, cross / square, 1.0).float()
-
-    @property
-    def dead(self) -> int:
-        """Channels that never gave anything but zero."""
-        return int((self.square == 0).sum())
+    return fit_gains_(model, lba_layers(model, "correct_gain_"), batches, per, progress)
 
 
 def fitted_chunk(terms: int) -> int:
@@ -251,30 +145,7 @@ def set_underflow_(model: M, on: bool) -> M:
     return model
 
 
-LAYER_GAIN = Repair(
-    "gain per layer",
-    "gain",
-    "Every layer's accumulator output times one factor, fitted in closed form: truncation shrinks sums.",
-    "a gain per layer",
-    lambda model, batches: correct_gain_(model, batches, "layer"),
-    records=True,
-)
-GAIN = Repair(
-    "gain per channel",
-    "gain",
-    "Every output channel's sum times a factor of its own, fitted in closed form on the calibration images: it "
-    "undoes the shrink of truncated sums, and also serves networks without BatchNorm.",
-    "a gain per channel",
-    lambda model, batches: correct_gain_(model, batches, "channel"),
-    short="gain",
-    records=True,
-)
-GAIN_PAIRED = Repair.combined(
-    "gain + paired",
-    "A gain per channel first, then paired recalibration of what remains.",
-    "a gain per channel with paired recalibration",
-    (GAIN, PAIRED),
-)
+LAYER_GAIN, GAIN, GAIN_PAIRED = gain_repairs(correct_gain_)
 CHUNKS = Repair(
     "chunk near sqrt(K)",
     "structure",

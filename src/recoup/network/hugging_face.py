@@ -121,7 +121,7 @@ def in_words_of_the_interface(
     position_bias: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """An attention, `AttentionUnit.run_on_unit`, in the words of transformers' interface; the output is [B, T, H, d]."""
+    """An attention, `AttentionUnit.run_on_unit`, in the words of transformers' interface; the output: [B, T, H, d]."""
     unknown = [name for name in CHANGING if options.get(name) is not None]
     if unknown:
         raise RecoupError(
