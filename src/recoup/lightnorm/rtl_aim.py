@@ -98,7 +98,8 @@ class Aim(Letter):
             part = R >> int(generator.integers(0, R.bit_length() + 1)) * int(generator.integers(0, 2))
             if part and generator.random() < 0.75:
                 top = (part << bits - 1 + shift).bit_length() - int(generator.integers(0, 2))
-                aim = (1 << top) - int(generator.integers(0, 2)) * self.eps_units + int(generator.integers(-2, 2))
+                less = int(generator.integers(0, 2)) * self.eps_units
+                aim = ((1 << top + self.pad) - less >> self.pad) + int(generator.integers(-2, 2))
                 aimed = aim // part >> shift
                 value = aimed if aimed.bit_length() == bits else value
             found.append(value << shift | rest)

@@ -123,14 +123,16 @@ class Gates(Widths):
         quotient = Number(sign & now["keep"], divider.shifts, divider.quotient, low, most, leading=1, sticky=sticky)
         settled = arithmetic.quantise(m, quotient, S, "quotient")
         code = named(m, "settled", arithmetic.pack(settled, S))
-        pad = self.unit + self.constants[0] - self.s_unit
+        pad, eps = self.pad, self.eps_units
         factor = hdl.Cat(hdl.Const(0, pad), port.constant)
         if self.distributed:
             factor = hdl.Mux(now["product"], mu.significand, factor)
         with m.If(now["scale"] | now["product"]):
             divider.multiply(m, factor)
         with m.If(now["eps"]):
-            divider.load(m, hdl.Const(1, 1), (divider.b + self.eps_units)[:W], inverse_start)
+            # R C has no bits below pad, where s has those of eps.
+            s = hdl.Cat(hdl.Const(eps % (1 << pad), pad), divider.b[pad:] + (eps >> pad)) if pad else divider.b + eps
+            divider.load(m, hdl.Const(1, 1), s[:W], inverse_start)
         with m.If(now["keep"]):
             m.d.sync += mean.eq(code)
         with m.If(now["end"]):

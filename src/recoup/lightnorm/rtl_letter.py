@@ -143,8 +143,7 @@ class Letter(Codes, Gates):
         lane = inputs["lane"][self.starts_at].astype(int) if self.lanes > 1 else np.zeros(runs, int)
         total, spread = (v[np.arange(runs), lane] for v in (sums, ranges))
         count, constant = (np.array([int(v) for v in inputs[n][self.starts_at]], object) for n in ("count", "constant"))
-        pad = self.unit + self.constants[0] - self.s_unit
-        scale = spread * constant * (1 << pad) + self.eps_units
+        scale = spread * constant * (1 << self.pad) + self.eps_units
         unit, scale_unit = Fraction(2) ** self.unit, Fraction(2) ** self.s_unit
         mean, r = (
             quantize(torch.tensor([odd(v) for v in values], dtype=torch.float64), self.wide) + 0.0

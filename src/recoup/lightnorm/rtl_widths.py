@@ -213,6 +213,11 @@ class Widths:
         return min(self.unit + self.constants[0], -bits)
 
     @property
+    def pad(self) -> int:
+        """How many bits lower the unit of s is than that of R C."""
+        return self.unit + self.constants[0] - self.s_unit
+
+    @property
     def eps_units(self) -> int:
         """eps in units of s: s is never less."""
         return int(Fraction(self.eps) / Fraction(2) ** self.s_unit)
@@ -220,7 +225,7 @@ class Widths:
     @property
     def width(self) -> int:
         """Bits of s, and of the divider."""
-        product = self.range_bits + self.constant_bits + self.unit + self.constants[0] - self.s_unit
+        product = self.range_bits + self.constant_bits + self.pad
         return max(product, self.sum_bits - 1, self.elements.bit_length())
 
     @property
