@@ -93,6 +93,18 @@ def test_a_lane_equals_the_reference(name):
     assert not found.mismatches, found
 
 
+def test_what_cancels_is_zero_whatever_the_exponents():
+    """x r and mu r beyond the largest value, and equal, in a format with subnormals, whose fraction no exponent clears."""
+    form = Float.ieee(3, 3, rounding="nearest")
+    lane = Measured.of(Normalise(LightNorm(forward=form, backward=form, block=None), 1 << 17, 1e-5).module())
+    shift, r, x = 7571243008, 121856, 119  # -15 r and r = 28672, in 1-5-12; x = -15
+    codes = {"x": x, "shift": shift, "reciprocal": r, "gamma": 24, "beta": 24}
+    inputs = {name: np.full((1, 64), code, np.uint64) for name, code in codes.items()}
+    assert (lane.simulate(inputs)["xhat"] == 0).all()
+    found = lane.verify(1 << 14, coverage=False)
+    assert not found.mismatches, found
+
+
 def test_elements_that_decide_lie_nearest_to_steps_and_share_a_block():
     """Of one mu and r all codes are tried: within 1/64 of a step lie four times as many as of codes that are drawn."""
     config, generator = LightNorm(), np.random.default_rng(0)

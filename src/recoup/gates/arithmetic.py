@@ -357,7 +357,9 @@ def _saturated(m: Any, sign: Bits, layout: Layout, name: str, found: _Rounded, l
     field: Bits = hdl.Cat(binade, hdl.Const(0, E))[:E]
     limit, most = (span << M) + layout.top, ((reach + 1) << M) - 1
     if most > limit:
-        over = named(m, f"{name}_over", _above(hdl.Cat(fraction, binade)[: width_of(most)], limit))
+        over = _above(hdl.Cat(fraction, binade)[: width_of(most)], limit)
+        # What cancelled is zero, whatever its exponent says; without subnormals its fraction is cleared below.
+        over = named(m, f"{name}_over", over & hidden if layout.subnormals else over)
         fraction = (fraction | over.replicate(M)) if layout.top == (1 << M) - 1 else hdl.Mux(over, layout.top, fraction)
         field = (field | over.replicate(E)) if span == (1 << E) - 1 else hdl.Mux(over, span, field)
     if not layout.subnormals:
