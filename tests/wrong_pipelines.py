@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from recoup import pipeline, silicon, tensorcore
-from tests.wrong_arguments import COUNTS, NUMBERS, REALS, TENSORS, WRONG, A, B, Call, network
+from tests.wrong_arguments import BATCHES, COUNTS, HEADS, NUMBERS, REALS, TENSORS, WRONG, A, B, Call, emulated, network
 
 PACKAGES = pipeline, tensorcore, silicon
 
@@ -26,6 +26,34 @@ CALLS: dict[str, Call] = {
             "amax": None,
         },
         {"group": COUNTS, "fraction": COUNTS, "promotion": ("None",), "amax": ("None", "an integer", "a fraction")},
+    ),
+    "tensorcore.attention": Call(
+        tensorcore.attention,
+        lambda: {
+            "q": HEADS,
+            "k": HEADS,
+            "v": HEADS,
+            "config": tensorcore.TensorCore(),
+            "mask": None,
+            "causal": False,
+            "scale": 0.5,
+            "dropout": 0.0,
+        },
+        {
+            "config": ("None", "a TensorCore"),
+            "mask": ("None", "no dimensions", "float16"),
+            "causal": ("a bool",),
+            "scale": ("None", "a negative integer", *NUMBERS),
+        },
+    ),
+    "tensorcore.profile": Call(
+        tensorcore.profile,
+        lambda: {"model": emulated(tensorcore.TensorCore()), "batches": BATCHES, "outputs": 4, "seed": 0},
+        {"outputs": COUNTS, "seed": COUNTS},
+    ),
+    "tensorcore.correct_gain_": Call(
+        tensorcore.correct_gain_,
+        lambda: {"model": emulated(tensorcore.TensorCore()), "batches": BATCHES, "per": "layer"},
     ),
     "tensorcore.matmul": Call(tensorcore.matmul, lambda: {"a": A, "b": B, "config": tensorcore.TensorCore()}),
     "tensorcore.quantize_operand": Call(

@@ -94,7 +94,7 @@ def test_a_lane_equals_the_reference(name):
 
 
 def test_what_cancels_is_zero_whatever_the_exponents():
-    """x r and mu r beyond the largest value, and equal, in a format with subnormals, whose fraction no exponent clears."""
+    """x r and mu r beyond the largest value, and equal, in a format with subnormals."""
     form = Float.ieee(3, 3, rounding="nearest")
     lane = Measured.of(Normalise(LightNorm(forward=form, backward=form, block=None), 1 << 17, 1e-5).module())
     shift, r, x = 7571243008, 121856, 119  # -15 r and r = 28672, in 1-5-12; x = -15

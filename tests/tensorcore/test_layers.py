@@ -126,5 +126,5 @@ def test_refused():
         TensorCoreLinear(4, 3)(torch.zeros(2, 5))
     with pytest.raises(RecoupError, match="must have 4 channels"):
         TensorCoreConv2d(4, 3, 1)(torch.zeros(1, 5, 2, 2))
-    with pytest.raises(RecoupError, match=r"takes float32; got torch.float64 \[2, 4\]"):
+    with pytest.raises(RecoupError, match=r"takes float32; the input is torch.float64 \[2, 4\]"):
         TensorCoreLinear(4, 3)(torch.zeros(2, 4, dtype=torch.float64))

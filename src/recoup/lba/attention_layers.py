@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from recoup.lba.config import LBA
 from recoup.lba.layers import RANGE_REMEDY
-from recoup.lba.ops import as_float32, batched, checked_config, draw_seed, shifted_code
+from recoup.lba.ops import EMULATION, batched, checked_config, draw_seed, shifted_code
 from recoup.lba.quantizers import quantize_operand
 from recoup.models.attention import AttentionProducts
 from recoup.network.attention import PRODUCTS, AttentionUnit, attend
+from recoup.network.checks import as_float32
 
 
 def attention(
@@ -48,7 +49,7 @@ def attention(
         RecoupError: a config, shapes or dtypes that do not fit, operands that are not finite.
     """
     config = checked_config(config, layer)
-    q, k, v = (as_float32(t, layer, name) for t, name in ((q, "q"), (k, "k"), (v, "v")))
+    q, k, v = (as_float32(t, layer, EMULATION, name) for t, name in ((q, "q"), (k, "k"), (v, "v")))
 
     def product(x: Tensor, y: Tensor, names: str) -> Tensor:
         return _product(x, y, config, f"{layer}: {PRODUCTS[names]}", names, module)

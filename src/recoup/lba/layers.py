@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from recoup.errors import RecoupError
 from recoup.gains import Gained
 from recoup.lba.config import LBA
-from recoup.lba.ops import as_float32, batched, checked_config, convolution, draw_seed, shifted_code
+from recoup.lba.ops import EMULATION, batched, checked_config, convolution, draw_seed, shifted_code
 from recoup.lba.quantizers import quantize_operand
-from recoup.network.checks import strided
+from recoup.network.checks import as_float32, strided
 from recoup.network.convolution import Padded, as_2d
 
 RANGE_REMEDY = "; rc.lba.choose_exponents_(model, batches) moves each layer's range to where its sums are"
@@ -78,7 +78,7 @@ class LBALayer(Gained):
 
     def _operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Input and weight as the unit multiplies them, and what its output is to be multiplied by."""
-        x = as_float32(x, self.title)
+        x = as_float32(x, self.title, EMULATION)
         if self.config.operands is None:
             return x, self.matrix, None
         x, x_scale = quantize_operand(x, self.config.operands)

@@ -16,11 +16,13 @@ from recoup.lba import driver
 from recoup.lba.config import LBA
 from recoup.lba.cpu import Cpu
 from recoup.lba.reference import mix
-from recoup.network.checks import one_device, strided
+from recoup.network.checks import one_device
 from recoup.network.convolution import Geometry, memory_format
 from recoup.network.matrices import check_pair, one_batch
 
-__all__ = ["as_float32", "batched", "checked_config", "convolution", "draw_seed", "matmul", "shifted_code"]
+__all__ = ["EMULATION", "batched", "checked_config", "convolution", "draw_seed", "matmul", "shifted_code"]
+
+EMULATION = "LBA emulation"
 
 
 def matmul(a: Tensor, b: Tensor, config: LBA, *, seed: int | None = None) -> Tensor:
@@ -82,18 +84,6 @@ shifted_code._dynamo_marked_constant = True  # type: ignore[attr-defined]
 @lru_cache(maxsize=1024)
 def _shifted_code(code: str, shift: int) -> str:
     return LBA.from_code(code).shifted(shift).code
-
-
-def as_float32(x: Tensor, layer: str, name: str = "the input") -> Tensor:
-    """An operand that is quantised before the operator sees it: cast as the operator would, under autocast alone."""
-    strided(x, layer, name)
-    if x.dtype in (torch.float16, torch.bfloat16) and not x.is_meta and torch.is_autocast_enabled(x.device.type):
-        return x.float()
-    if x.dtype != torch.float32:
-        raise RecoupError(
-            f"{layer}: LBA emulation takes float32; {name} is {x.dtype} {list(x.shape)}: convert with .float()"
-        )
-    return x
 
 
 def draw_seed(config: LBA, seed: int | None = None) -> int:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from recoup.errors import RecoupError
 
-__all__ = ["instance", "is_module", "one_device", "strided"]
+__all__ = ["as_float32", "instance", "is_module", "one_device", "strided"]
 
 T = TypeVar("T")
 
@@ -34,6 +34,25 @@ def strided(value: Any, owner: str, name: str) -> Tensor:
         layout = str(value.layout).removeprefix("torch.")
         raise RecoupError(f"{owner}: {name} is a {layout} tensor {list(value.shape)}: convert it with .to_dense()")
     return value
+
+
+def as_float32(x: Tensor, layer: str, emulation: str, name: str = "the input") -> Tensor:
+    """An operand that is quantised before the operator sees it: cast as the operator would, under autocast alone.
+
+    Args:
+        x: the operand.
+        layer: what an error calls the layer.
+        emulation: and what it is that takes float32 alone.
+        name: and the operand.
+    """
+    strided(x, layer, name)
+    if x.dtype in (torch.float16, torch.bfloat16) and not x.is_meta and torch.is_autocast_enabled(x.device.type):
+        return x.float()
+    if x.dtype != torch.float32:
+        raise RecoupError(
+            f"{layer}: {emulation} takes float32; {name} is {x.dtype} {list(x.shape)}: convert with .float()"
+        )
+    return x
 
 
 def one_device(owner: str, *tensors: Tensor) -> None:

@@ -3,9 +3,10 @@
 Each is its torch counterpart with the same constructor, parameters and state_dict keys, plus a config.
 `recoup.emulate_` turns the layers of a model into these, in place.
 
-    y = s_x s_w unit(Q(x / s_x), Q(w / s_w)) + bias
+    y = gain * s_x s_w unit(Q(x / s_x), Q(w / s_w)) + bias
 
 8-bit operands are scaled, activations per tensor and weights per output channel; float16, bfloat16 and TF32 are not.
+Scales, gain and bias are float32, outside the unit.
 """
 
 from typing import Any, ClassVar
@@ -15,52 +16,46 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recoup.errors import RecoupError
-from recoup.network.checks import one_device, strided
+from recoup.gains import Gained
+from recoup.network.checks import as_float32, one_device, strided
 from recoup.network.convolution import Geometry, Padded, as_2d
-from recoup.network.emulated import Emulated
 from recoup.tensorcore.config import TensorCore
-from recoup.tensorcore.ops import product
+from recoup.tensorcore.ops import EMULATION, checked_config, product
 from recoup.tensorcore.quantizers import quantize_operand
 
 COLUMNS_BYTES = 1 << 27  # of im2col, where no gradient asks for the whole
 
 
-class TensorCoreLayer(Emulated):
-    """What the layers share."""
+class TensorCoreLayer(Gained):
+    """What the layers share.
+
+    Attributes:
+        gain: float32 [O], what the unit's output is multiplied by (`recoup.tensorcore.correct_gain_`), or None.
+    """
 
     tells_baseline = True
 
-    weight: Tensor
-    bias: Tensor | None
     config: TensorCore
 
     def convert(self, config: TensorCore, layer: str) -> None:
         super().convert(config, layer)
         if self.weight.dtype != torch.float32:
-            raise RecoupError(f"{self.title}: tensor core emulation takes float32 weights; got {self.weight.dtype}")
+            raise RecoupError(f"{self.title}: {EMULATION} takes float32 weights; got {self.weight.dtype}")
+        self.begin_without_gain()
 
     def _begin(self, config: TensorCore | None) -> None:
         """What the constructors of the drop-ins share."""
-        if config is not None and not isinstance(config, TensorCore):
-            raise RecoupError(
-                f"{type(self).__name__}: config must be a TensorCore, such as TensorCore.hopper_fp8(); got {config!r}"
-            )
-        super().convert(TensorCore() if config is None else config, type(self).__name__)
+        super().convert(checked_config(config, type(self).__name__), type(self).__name__)
+        self.begin_without_gain()
 
     def _operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Input and weight as the unit multiplies them, and what its output is to be multiplied by, [O]."""
-        if x.dtype in (torch.float16, torch.bfloat16) and torch.is_autocast_enabled(x.device.type):
-            x = x.float()
-        if x.dtype != torch.float32:
-            raise RecoupError(
-                f"{self.title}: tensor core emulation takes float32; got {x.dtype} {list(x.shape)}: "
-                "convert with .float()"
-            )
+        x = as_float32(x, self.title, EMULATION)
         one_device(self.title, x, self.weight)
         first, second = self.config.pair
         every = tuple(range(1, self.weight.dim()))
         x, x_scale = quantize_operand(x, first, self.config.amax_of(first), None)
-        w, w_scale = quantize_operand(self.weight, second, self.config.amax_of(second), every)
+        w, w_scale = quantize_operand(self.matrix, second, self.config.amax_of(second), every)
         return x, w, x_scale.flatten() * w_scale.flatten()
 
     @property
@@ -70,14 +65,36 @@ class TensorCoreLayer(Emulated):
 
     def _finished(self, y: Tensor, scale: Tensor, shape: tuple[int, ...]) -> Tensor:
         y = y * scale.view(shape)
+        if self.gain is not None and self.emulates:
+            y = y * self.gain.view(shape)
         return y if self.bias is None else y + self.bias.view(shape)
 
     def extra_repr(self) -> str:
         config = self.__dict__.get("config")
-        return super().extra_repr() if config is None else f"{super().extra_repr()}, {config!r}"
+        text = super().extra_repr()
+        return text if config is None else f"{text}, {config!r}" + (", gain" if self.gain is not None else "")
 
 
-class TensorCoreLinear(TensorCoreLayer, nn.Linear):
+class TensorCoreRows(TensorCoreLayer):
+    """Layers that multiply rows [..., I] by a matrix [O, I]."""
+
+    of_rows = True
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        if self.mode == "float":
+            return super().forward(input)  # type: ignore[misc]
+        strided(input, self.title, "the input")
+        outputs, inputs = self.matrix.shape
+        if input.shape[-1:] != (inputs,):
+            raise RecoupError(f"{self.title}: the input {list(input.shape)} must have {inputs} features")
+        x, w, scale = self._operands(input)
+        if not self.emulates:
+            return self._finished(F.linear(x, w), scale, (-1,))
+        y = product(x.reshape(1, -1, inputs), w.t()[None], self.config.code, self.title, "input weight")
+        return self._finished(y.view(*input.shape[:-1], outputs), scale, (-1,))
+
+
+class TensorCoreLinear(TensorCoreRows, nn.Linear):
     """torch.nn.Linear on a tensor core; ``config`` is a `TensorCore`."""
 
     float_class = nn.Linear
@@ -85,19 +102,6 @@ class TensorCoreLinear(TensorCoreLayer, nn.Linear):
     def __init__(self, *args: Any, config: TensorCore | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._begin(config)
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        if self.mode == "float":
-            return super().forward(input)
-        strided(input, self.title, "the input")
-        if input.shape[-1:] != (self.in_features,):
-            raise RecoupError(f"{self.title}: the input {list(input.shape)} must have {self.in_features} features")
-        x, w, scale = self._operands(input)
-        if not self.emulates:
-            return self._finished(F.linear(x, w), scale, (-1,))
-        rows = x.reshape(1, -1, self.in_features)
-        y = product(rows, w.t()[None], self.config.code, self.title, "input weight")
-        return self._finished(y.view(*input.shape[:-1], self.out_features), scale, (-1,))
 
 
 class _Convolution(TensorCoreLayer, Padded):

@@ -8,14 +8,16 @@ from torch import Tensor
 
 from recoup.errors import RecoupError
 from recoup.kernels.operators import named, on_device, register
-from recoup.network.checks import one_device
+from recoup.network.checks import instance, one_device
 from recoup.network.matrices import check_pair, one_batch
 from recoup.tensorcore import cpu, reference
 from recoup.tensorcore.config import TensorCore
 from recoup.tensorcore.emit import NOT_FINITE, NOT_IN_FORMAT
 from recoup.tensorcore.quantizers import for_gradient
 
-__all__ = ["matmul", "product"]
+__all__ = ["EMULATION", "batched", "checked_config", "matmul", "product"]
+
+EMULATION, EXAMPLE = "tensor core emulation", "TensorCore.hopper_fp8()"
 
 
 def matmul(
@@ -48,8 +50,7 @@ def matmul(
     128.0
     """
     _check(a, b, config)
-    a, b, shape = one_batch(a, b)
-    y = product(a, b, config.code, "tensorcore.matmul", "a b").view(shape)
+    y = batched(a, b, config.code, "tensorcore.matmul", "a b")
     if scale_a is None and scale_b is None:
         return y
     scales = [torch.as_tensor(1.0 if s is None else s, dtype=torch.float32) for s in (scale_a, scale_b)]
@@ -57,10 +58,19 @@ def matmul(
 
 
 def _check(a: Any, b: Any, config: Any) -> None:
-    who = "tensorcore.matmul"
-    if not isinstance(config, TensorCore):
-        raise RecoupError(f"{who}: config must be a TensorCore, such as TensorCore.hopper_fp8(); got {config!r}")
-    check_pair(a, b, who)
+    instance(config, TensorCore, "tensorcore.matmul", "config", EXAMPLE)
+    check_pair(a, b, "tensorcore.matmul")
+
+
+def checked_config(config: Any, owner: str) -> TensorCore:
+    """A unit, Hopper's FP8 for None; an error for anything else."""
+    return TensorCore() if config is None else instance(config, TensorCore, owner, "config", EXAMPLE)
+
+
+def batched(a: Tensor, b: Tensor, code: str, layer: str, names: str) -> Tensor:
+    """`product` with any batch dimensions: they broadcast and become one; a's joins its rows where b has none."""
+    a, b, shape = one_batch(a, b)
+    return product(a, b, code, layer, names).view(shape)
 
 
 def _product(a: Tensor, b: Tensor, config: str, layer: str, names: str) -> Tensor:
@@ -70,7 +80,7 @@ def _product(a: Tensor, b: Tensor, config: str, layer: str, names: str) -> Tenso
         for x, name in zip((a, b), names.split(), strict=True):
             if x.dtype != torch.float32 or x.layout != torch.strided:
                 raise RecoupError(f"{name} must be a dense float32 tensor; got {x.dtype} {list(x.shape)}")
-        on_device(a.device, "tensor core emulation", lambda: None, _no_gpu)
+        on_device(a.device, EMULATION, lambda: None, _no_gpu)
         y = a.new_empty(a.shape[0], a.shape[1], b.shape[2])
         for index in range(a.shape[0]):
             y[index] = _one(a[index], b[index], unit, names)

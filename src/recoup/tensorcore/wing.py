@@ -4,11 +4,16 @@ import torch
 from torch import nn
 
 from recoup.errors import RecoupError
+from recoup.network.sites import FLOAT_BITS, Site, Spent, array_cycles
+from recoup.network.systolic import Array
 from recoup.network.wing import Card
 from recoup.recalibrate import AVERAGE, PAIRED
+from recoup.tensorcore.attention_layers import ATTENTION
 from recoup.tensorcore.config import TensorCore
+from recoup.tensorcore.hugging_face import adapted
 from recoup.tensorcore.layers import LAYERS
 from recoup.tensorcore.ops import matmul
+from recoup.tensorcore.repair import GAIN, GAIN_PAIRED, LAYER_GAIN
 
 PRESETS = {
     "volta-f16": "volta_f16",
@@ -28,6 +33,11 @@ PRESETS = {
 }
 
 
+WIDTHS = {"e4m3fn": 8, "e5m2": 8, "e2m1fn": 4, "float16": 16, "bfloat16": 16, "tf32": 32}
+"""Bits of an operand in memory: TF32 lies there as float32."""
+ACCUMULATOR_BITS = {"e8m13": 22, "float32": 32, "float16": 16}
+
+
 def title(config: TensorCore) -> str:
     """Operands, how many are added in how many bits, and what is not usual.
 
@@ -42,6 +52,15 @@ def title(config: TensorCore) -> str:
     return ", ".join(parts)
 
 
+def cost(site: Site, config: TensorCore, array: Array) -> Spent:
+    """One multiplication a cycle and element, as in float: the adder behind it takes what its multipliers give. Numbers
+    in as wide as the operands, outputs as the accumulator leaves the unit: float16, else float32."""
+    first, second = (WIDTHS[name] for name in config.pair)
+    out = 16 if config.output == "float16" else FLOAT_BITS
+    traffic = (site.inputs * first + site.weights * second + site.outputs * out) / 8
+    return Spent(array_cycles(site, array), traffic, ACCUMULATOR_BITS[config.output])
+
+
 def self_test() -> str:
     """By hand: 1 - 2^-14 is cut to 1 in 13 bits, and kept in 25."""
     a, b = torch.tensor([[1.0, -(2.0**-7)]]), torch.tensor([[1.0], [2.0**-7]])
@@ -54,7 +73,8 @@ def self_test() -> str:
 
 CARD = Card(
     config=TensorCore,
-    layers=LAYERS,
+    layers=LAYERS | ATTENTION,
+    adapt=adapted,
     title=title,
     presets={name: getattr(TensorCore, method)() for name, method in PRESETS.items()},
     constructors={
@@ -62,10 +82,14 @@ CARD = Card(
         **{f"TensorCore.{method}": getattr(TensorCore, method) for method in PRESETS.values()},
     },
     example="TensorCore.hopper_fp8(promotion=128)",
-    repairs=(AVERAGE, PAIRED),
-    default=(AVERAGE.name, PAIRED.name),
-    quoted=(PAIRED.name, AVERAGE.name),
-    plan=(PAIRED.name,),
+    repairs=(LAYER_GAIN, GAIN, AVERAGE, PAIRED, GAIN_PAIRED),
+    default=(AVERAGE.name, PAIRED.name, GAIN.name, GAIN_PAIRED.name),
+    quoted=(GAIN_PAIRED.name, PAIRED.name, GAIN.name, LAYER_GAIN.name, AVERAGE.name),
+    plan=(GAIN.name, PAIRED.name),
+    plan_without_norms=(GAIN.name,),
+    cost=cost,
+    measure="recoup.study.measures.tensorcore",
+    chapter="recoup.report.chapters.tensorcore",
     self_test=self_test,
     multiplies=True,
     float_only=(nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear, nn.MultiheadAttention),

@@ -1,0 +1,107 @@
+"""Attention on a tensor core: both products, q k^T and p v, run on the unit; the softmax is float32."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from recoup.models.attention import AttentionProducts
+from recoup.network.attention import PRODUCTS, AttentionUnit, attend
+from recoup.network.checks import as_float32
+from recoup.tensorcore.config import TensorCore
+from recoup.tensorcore.ops import EMULATION, batched, checked_config
+from recoup.tensorcore.quantizers import quantize_operand
+
+__all__ = ["ATTENTION", "TensorCoreAttention", "TensorCoreAttentionProducts", "attention"]
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    config: TensorCore,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    layer: str = "tensorcore.attention",
+    module: "TensorCoreAttention | None" = None,
+) -> Tensor:
+    """softmax(scale q k^T + mask) v with both products on the unit.
+
+    The operands of both are brought to the unit's formats, 8-bit ones with a scale a tensor: q (times ``scale``), k, v
+    and the probabilities. The scores leave the unit in float32 for the softmax, as fused kernels have it.
+
+    Args:
+        q: float32 [..., H, T, d]; k, v: [..., G, S, d] with H a multiple of G (grouped queries). Half precision is
+            cast under autocast.
+        config: the unit.
+        mask: boolean (True: may look), or floating and added to the scores; broadcasts to [..., H, T, S].
+        causal: token t sees the S - T + t + 1 first ones.
+        scale: None is 1 / sqrt(d).
+        dropout: probability with which a weight is dropped; the caller passes 0 outside training.
+        layer: what errors call it.
+        module: what is told of the products' operands, and in which mode they run; None: nothing is.
+
+    Returns:
+        float32 [..., H, T, d]. A token that sees nothing, or has no keys, gets zeros.
+
+    Raises:
+        RecoupError: a config, shapes or dtypes that do not fit, operands that are not finite.
+    """
+    config = checked_config(config, layer)
+    q, k, v = (as_float32(t, layer, EMULATION, name) for t, name in ((q, "q"), (k, "k"), (v, "v")))
+
+    def product(x: Tensor, y: Tensor, names: str) -> Tensor:
+        return _product(x, y, config, f"{layer}: {PRODUCTS[names]}", names, module)
+
+    return attend(q, k, v, product, mask=mask, causal=causal, scale=scale, dropout=dropout, layer=layer)
+
+
+def _product(
+    x: Tensor, y: Tensor, config: TensorCore, layer: str, names: str, module: "TensorCoreAttention | None"
+) -> Tensor:
+    first, second = config.pair
+    x, x_scale = quantize_operand(x, first, config.amax_of(first), None)
+    y, y_scale = quantize_operand(y, second, config.amax_of(second), None)
+    scale = x_scale.flatten() * y_scale.flatten()
+    if module is not None and module.watch is not None:
+        module.watch(names, x, y)
+    if module is not None and module.mode != "emulate":
+        return x @ y * scale
+    return batched(x, y, config.code, layer, names) * scale
+
+
+class TensorCoreAttention(AttentionUnit):
+    """What has both products of an attention run on a tensor core; ``config`` is a `TensorCore`."""
+
+    tells_baseline = True
+    hardware = "tensor cores"
+
+    config: TensorCore
+
+    @property
+    def floats(self) -> bool:
+        return self.mode == "float"
+
+    def run_on_unit(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        """As `attention`; in ``baseline`` mode with the operands in their formats and float32 sums."""
+        return attention(q, k, v, self.config, **options, layer=self.title, module=self)
+
+
+class TensorCoreAttentionProducts(TensorCoreAttention, AttentionProducts):
+    """`recoup.models.attention.AttentionProducts` on a tensor core; ``config`` is a `TensorCore`."""
+
+    float_class = AttentionProducts
+
+    def __init__(self, config: TensorCore | None = None) -> None:
+        super().__init__()
+        self.convert(checked_config(config, type(self).__name__), type(self).__name__)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
+        """The attention's output [..., tokens, d]."""
+        return super().forward(q, k, v, causal) if self.floats else self.run_on_unit(q, k, v, causal=causal)
+
+
+ATTENTION: dict[type[nn.Module], type[nn.Module]] = {AttentionProducts: TensorCoreAttentionProducts}
+"""The attention modules a tensor core stands in for."""

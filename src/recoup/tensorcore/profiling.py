@@ -1,0 +1,209 @@
+"""What a tensor core's adder does inside each layer: which products it cuts, and how far the output is off.
+
+Legend: S sampled outputs; K terms of each.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from recoup.fields import integer
+from recoup.network import ledger
+from recoup.network.attention import PRODUCTS
+from recoup.network.batches import call, prepared
+from recoup.network.modes import evaluating
+from recoup.network.operands import drawn_products, drawn_sums, observing_operands
+from recoup.network.reached import watching
+from recoup.tensorcore.attention_layers import TensorCoreAttention
+from recoup.tensorcore.config import TensorCore
+from recoup.tensorcore.layers import TensorCoreConv1d, TensorCoreConv2d, TensorCoreLayer
+from recoup.tensorcore.reference import ACCUMULATORS, ZERO_EXPONENT
+from recoup.tensorcore.repair import tensorcore_modules
+
+__all__ = ["LayerProfile", "Tally", "profile", "summed"]
+
+MAX_OUTPUTS = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class LayerProfile:
+    """One layer on a random sample of its outputs. Shares are in 0 .. 1.
+
+    Attributes:
+        name, kind: of the layer.
+        terms: K, products a sum has.
+        group, fraction: of its config.
+        outputs: how many were sampled.
+        cut: products that were not zero and lost bits to the alignment, of all that were not.
+        lost: products that were not zero and of which nothing was left, of all that were not.
+        overflowed: outputs that ended infinite, of all.
+        slope: least-squares factor from the exact output to the unit's; truncation makes it less than 1. Of the outputs
+            that are finite, as what follows.
+        residual: root mean square of what the slope leaves, relative to the exact output's.
+        error: root mean square of the whole error, relative to the exact output's.
+    """
+
+    name: str
+    kind: str
+    terms: int
+    group: int
+    fraction: int
+    outputs: int
+    cut: float
+    lost: float
+    overflowed: float
+    slope: float
+    residual: float
+    error: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def profile(
+    model: nn.Module, batches: Iterable[Any], *, outputs: int = 2048, seed: int = 0, progress: bool = False
+) -> list[LayerProfile]:
+    """Look into every layer and attention product on a tensor core, in the order of their first run.
+
+    The outputs are drawn at random from a layer's first call; their sums are computed again, step by step, with the
+    layer's own operands, so upstream error and the operands' formats are part of those and not of the figures: they
+    tell the accumulator alone. An attention has two rows, ``name (q k^T)`` and ``name (p v)``.
+
+    Args:
+        model: with layers on tensor cores.
+        batches: only the first is used.
+        outputs: how many a layer.
+        seed: of the draw.
+        progress: whether to show a progress bar.
+
+    Raises:
+        RecoupError: no layer on a tensor core or none that ran, no or bad batches, outputs no integer from 1 on.
+
+    Warns:
+        RecoupWarning: repairs that were fitted for other weights.
+    """
+    integer("tensorcore.profile", "outputs", outputs, (1, MAX_OUTPUTS))
+    integer("tensorcore.profile", "seed", seed, (0, (1 << 63) - 1))
+    ledger.warn_stale(model, "tensorcore.profile")
+    modules = tensorcore_modules(model, "tensorcore.profile")
+    rows: dict[str, LayerProfile] = {}
+
+    def hook(name: str) -> Callable[..., None]:
+        def observe(layer: TensorCoreLayer, args: tuple, kwargs: dict) -> None:
+            if name not in rows:
+                pair = _sampled(layer, args[0] if args else kwargs["input"], outputs, seed)
+                rows[name] = _row(name, layer, *pair)
+
+        return observe
+
+    def watch(name: str, module: TensorCoreAttention) -> Callable[[str, Tensor, Tensor], None]:
+        def see(product: str, x: Tensor, y: Tensor) -> None:
+            row = f"{name} ({PRODUCTS[product]})"
+            if row not in rows:
+                rows[row] = _row(row, module, *drawn_products(x, y, outputs, seed))
+
+        return see
+
+    observed = observing_operands(modules, hook, watch)
+    with watching(modules, "tensorcore.profile"), observed, evaluating(model), torch.no_grad():
+        for inputs, _ in prepared(model, batches, "tensorcore.profile", progress):
+            call(model, inputs)
+            break
+    return list(rows.values())
+
+
+def _sampled(layer: TensorCoreLayer, x: Tensor, outputs: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Activations and weights [S, K] of sampled outputs, k in the order that the layer adds them."""
+    x, w, _ = layer._operands(x.detach())
+    x_SK, w_SK, _ = drawn_sums(layer, x, w, outputs, seed)
+    if isinstance(layer, TensorCoreConv1d | TensorCoreConv2d) and layer.config.order == "kkc":
+        x_SK, w_SK = (layer._kkc(t, w, 1) for t in (x_SK, w_SK))
+    return x_SK, w_SK
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Sums [S] as the unit has them, and how many products were not zero, lost bits, and were lost whole."""
+
+    sums: np.ndarray
+    nonzero: int
+    cut: int
+    lost: int
+
+
+def summed(x_SK: np.ndarray, w_SK: np.ndarray, config: TensorCore) -> Tally:
+    """S sums of K products step by step, in float64, which holds every product, term and group's sum.
+
+    Args:
+        x_SK, w_SK: float64, finite values of the operand formats.
+        config: the unit.
+    """
+    S, K = x_SK.shape
+    whole, total = np.zeros(S, np.float32), np.zeros(S)
+    nonzero = cut = lost = 0
+    _, smallest, _ = ACCUMULATORS["float32" if config.output == "e8m13" else config.output]
+    lows = [form.min_exponent for form in config.formats]
+    for k in range(0, K, config.group):
+        if config.promotion is not None and k and k % config.promotion == 0:
+            whole, total = whole + total.astype(np.float32), np.zeros(S)
+        a, b = (v[:, k : k + config.group] for v in (x_SK, w_SK))
+        top = (_exponents(a, lows[0]) + _exponents(b, lows[1])).max(1)
+        infinite = np.isinf(total)
+        held = np.where(infinite, 0.0, total)
+        unit = np.maximum(top, _exponents(held, smallest)) - config.fraction
+        exact = np.ldexp(a * b, -unit[:, None])
+        terms = np.trunc(exact)
+        nonzero += int((exact != 0).sum())
+        cut += int((terms != exact).sum())
+        lost += int(((terms == 0) & (exact != 0)).sum())
+        sums = np.trunc(np.ldexp(held, -unit)) + terms.sum(1)
+        total = np.where(infinite, total, _output(sums, unit, config.output))
+    if config.promotion is not None:
+        return Tally((whole + total.astype(np.float32)).astype(np.float64), nonzero, cut, lost)
+    return Tally(total, nonzero, cut, lost)
+
+
+def _exponents(x: np.ndarray, smallest: int) -> np.ndarray:
+    """The exponents as the unit sees them."""
+    return np.where(x == 0, ZERO_EXPONENT, np.maximum(np.frexp(x)[1] - 1, smallest))
+
+
+def _output(total: np.ndarray, exponent: np.ndarray, name: str) -> np.ndarray:
+    """Integers total 2^exponent in the accumulator's format: `recoup.tensorcore.reference.output` of arrays."""
+    fraction, smallest, infinite = ACCUMULATORS[name]
+    last = np.maximum(np.frexp(total)[1] - 1 + exponent, smallest) - fraction  # the exponent of the last place
+    kept = (np.rint if name == "float16" else np.trunc)(np.ldexp(total, exponent - last))
+    value = np.ldexp(kept, last) + 0.0
+    return np.where(np.abs(value) >= 2.0**infinite, np.copysign(np.inf, value), value)
+
+
+def _row(name: str, module: Any, x_SK: Tensor, w_SK: Tensor) -> LayerProfile:
+    config: TensorCore = module.config
+    x, w = (t.double().cpu().numpy() for t in (x_SK, w_SK))
+    finite = np.isfinite(x).all(1) & np.isfinite(w).all(1)
+    x, w = x[finite], w[finite]
+    tally, truth = summed(x, w, config), (x * w).sum(1)
+    good = np.isfinite(tally.sums)
+    y, z = tally.sums[good], truth[good]
+    power = float((z * z).sum()) or 1.0
+    slope = float((z * y).sum()) / power
+    count = max(tally.nonzero, 1)
+    return LayerProfile(
+        name=name,
+        kind=module.float_class.__name__,
+        terms=x.shape[1],
+        group=config.group,
+        fraction=config.fraction,
+        outputs=len(x),
+        cut=tally.cut / count,
+        lost=tally.lost / count,
+        overflowed=1 - float(good.mean()) if len(x) else 0.0,
+        slope=slope,
+        residual=float(((y - slope * z) ** 2).sum() / power) ** 0.5,
+        error=float(((y - z) ** 2).sum() / power) ** 0.5,
+    )
