@@ -10,18 +10,15 @@ minutes. The table goes to silicon_lightnorm.json.
 """
 
 import argparse
-import functools
 import sys
-import time
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.log import Log
 from benchmarks.measure import RESULTS, design, save
+from benchmarks.proofs import prove
 from recoup.data import root
 from recoup.formats import ports
 from recoup.gates import arithmetic
@@ -31,11 +28,8 @@ from recoup.lightnorm import LightNorm
 from recoup.lightnorm.backward_unit.unit import Backward
 from recoup.lightnorm.rtl import Forward, build
 from recoup.lightnorm.rtl_conventional import FORMATS, conventional, conventional_backward
-from recoup.silicon import Measured, faults, vectors
+from recoup.silicon import Measured
 from recoup.silicon.cells import Library
-from recoup.silicon.measured import fingerprint
-from recoup.silicon.verify import COVERAGE
-from recoup.silicon.yosys import digest
 
 ROUNDED = LightNorm().statistics
 PROVED = {
@@ -45,7 +39,6 @@ PROVED = {
     "lightnorm, x - mu in 1-5-12": (LightNorm(difference=ROUNDED), "forward"),
     "lightnorm-fp10, backward": (LightNorm.fp10(), "backward"),
 }
-FIGURES = ("faults", "proved redundant", "mismatches", "vectors", "seconds with the netlist made", "coverage")
 CONFIGS = {"x - mu exact": {}, "x - mu in 1-5-12": {"difference": ROUNDED}}
 
 
@@ -149,37 +142,10 @@ def modules() -> dict[str, Module]:
     return found | {title: conventional(form, title) for title, form in FORMATS.items()}
 
 
-def proved_of(name: str) -> tuple[Measured, str]:
-    """A unit, and what its proof is one of: the design, some of its vectors, and how far they are tried."""
+def proved_of(name: str) -> Measured:
+    """A unit that is proved."""
     config, unit = PROVED[name]
-    module = Measured.of(build(config, unit=unit))
-    drawn = vectors.structured(module, 64, np.random.default_rng(0))
-    some = {port: fingerprint(values) for port, values in drawn.items()}
-    return module, digest("proof", design(module), some, faults.ROUNDS, COVERAGE)
-
-
-def proof(log: Log) -> None:
-    """`recoup silicon verify` of whole units, in figures; anew where the design or the vectors are others."""
-    for name in PROVED:
-        module, of = proved_of(name)
-
-        @functools.cache
-        def figures(module: Measured = module) -> dict[str, float]:
-            module.netlist()
-            start = time.perf_counter()
-            found = module.verify()
-            print(found, flush=True)
-            return {
-                "faults": found.faults,
-                "proved redundant": len(found.redundant),
-                "mismatches": found.mismatches,
-                "vectors": found.vectors,
-                "seconds with the netlist made": time.perf_counter() - start,
-                "coverage": found.coverage or 0.0,
-            }
-
-        for what in FIGURES:
-            log.measure((name, what), lambda what=what, figures=figures: figures()[what], of)
+    return Measured.of(build(config, unit=unit))
 
 
 def ratios(area: dict[str, float]) -> dict[str, float]:
@@ -212,7 +178,8 @@ def main() -> None:
         )
         for name, module in (modules() | backward_modules()).items()
     }
-    proof(log)
+    for name in PROVED:
+        prove(log, name, proved_of(name))
     for name, ratio in ratios(area).items():
         print(f"{name}: {ratio:.2f}x")
     tool = Measured.of(statistics()).area(liberty).tool

@@ -100,7 +100,7 @@ class LBAAttention(AttentionUnit):
         return {"q k": self.score_shift, "p v": self.value_shift}
 
     def take_extras(self, values: Mapping[str, Any]) -> None:
-        """As `Emulated`; shifts are plain numbers."""
+        """As `AttentionUnit`; shifts are plain numbers."""
         numbers = {name: values.get(name) for name in self.travelling}
         super().take_extras({name: None if value is None else int(value) for name, value in numbers.items()})
 
