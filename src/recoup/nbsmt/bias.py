@@ -103,8 +103,8 @@ def mean_loss(seen: Seen) -> Tensor:
     code, (weight, scale_O) = seen.codes(), seen.weight_codes()
     if layer.order is not None:
         code, weight = code[:, layer.order], weight[:, layer.order]
-    operand = weight_operand(weight, config)
-    tables = operand_tables(operand.activations, config).to(code.device)
+    operand = weight_operand(weight, config, seen.zero)
+    tables = operand_tables(operand.activations, config, seen.zero).to(code.device)
     sums = [
         torch.einsum("gtsklmx,amx->atskl", counts, tables)
         for _, counts in activation_counts(code, torch.arange(256), config, geometry)
@@ -117,11 +117,10 @@ def mean_loss(seen: Seen) -> Tensor:
     return (exact_O - nbsmt_O) / positions * (scale_O * seen.scale).double()
 
 
-def operand_tables(activations: tuple[Activation, ...], config: NBSMT) -> Tensor:
+def operand_tables(activations: tuple[Activation, ...], config: NBSMT, zero: int) -> Tensor:
     """What the code itself and each activation operand are worth: float64 [1 + A, 2^(T-1) masks, 256 codes]."""
-    x = torch.arange(256)
-    r, wide = reference.reduce_activation(x, config), x > 15
-    values = {"0": x * 0, "x": x, "r": r, "narrow": x.where(~wide, 0), "wide": x.where(wide, 0)}
+    x = torch.arange(-zero, 256 - zero)
+    values = reference.activation_values(x, config, zero)
     masks = range(1 << (config.threads - 1))
     tables = [torch.stack([x for _ in masks])]
     for activation in activations:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from recoup.errors import RecoupError
 from recoup.fields import Config, is_number
@@ -10,10 +10,12 @@ from recoup.fields import Config, is_number
 Policy = Literal["S", "A", "W", "Aw", "aW", "S+A", "S+W", "S+Aw", "S+aW"]
 Rounding = Literal["nearest", "half_up", "zero"]
 Pairing = Literal["halves", "adjacent"]
+Port = Literal[5, 4]
 
 POLICIES: tuple[str, ...] = get_args(Policy)
 ROUNDINGS: tuple[str, ...] = get_args(Rounding)
 PAIRINGS: tuple[str, ...] = get_args(Pairing)
+PORTS: tuple[int, ...] = get_args(Port)
 THREADS = (1, 2, 4)
 
 _NOT_SEPARABLE = (
@@ -26,8 +28,8 @@ _NOT_SEPARABLE = (
 class NBSMT(Config):
     """Two or four threads that share one 8-bit multiply-accumulate unit (non-blocking simultaneous multithreading).
 
-    The reduction dimension K is split among the threads; every cycle the unit takes one unsigned 8-bit activation
-    and one signed 8-bit weight per thread and adds all products to one accumulator. Where more than one product
+    The reduction dimension K is split among the threads; every cycle the unit takes one 8-bit activation, unsigned or
+    signed, and one signed 8-bit weight per thread and adds all products to one accumulator. Where more than one product
     needs the multiplier (a *collision*) operands are reduced to 4 bits instead of waiting, so that
 
         Y = X W - sum over collisions of what was rounded away
@@ -43,12 +45,15 @@ class NBSMT(Config):
             (floor(v/16 + 1/2)) or ``zero`` (truncation of the magnitude).
         pairing: ``halves``: thread t owns the t-th contiguous block of K (in a convolution: of the input channels,
             every tap); ``adjacent``: thread t owns every index congruent to t modulo ``threads``.
+        port: bits of a multiplier's port that signed activations meet. 5: -16..15 fit, others become
+            8 clip(round(v/8), -16, 15); 4: -8..7 fit, others become 16 clip(round(v/16), -8, 7). Unsigned activations
+            and weights do not feel it. It is written in the repr and in `to_dict` where it is not 5.
 
     Raises:
         RecoupError: a field outside these values; the message names the field and what is legal.
 
     Source: Shomron and Weiser, "Non-Blocking Simultaneous Multithreading", MICRO 2020. The two-letter policies, the
-    four-thread rule and the three roundings are our definitions.
+    four-thread rule, the three roundings and all of signed activations are our definitions.
 
     >>> NBSMT(threads=4)
     NBSMT(threads=4, policy='S+A', rounding='nearest', pairing='halves')
@@ -58,6 +63,7 @@ class NBSMT(Config):
     policy: Policy = "S+A"
     rounding: Rounding = "nearest"
     pairing: Pairing = "halves"
+    port: Port = 5
     _single: "NBSMT | None" = field(init=False, repr=False, compare=False)  # made once, so that compilers trace it
 
     def _check(self) -> None:
@@ -69,7 +75,22 @@ class NBSMT(Config):
             if not isinstance(value, str) or value not in legal:
                 hint = _NOT_SEPARABLE if name == "policy" else ""
                 raise RecoupError(f"NBSMT({name}={value!r}): {name} must be one of {', '.join(legal)}{hint}")
+        if not is_number(self.port) or self.port not in PORTS:
+            raise RecoupError(f"NBSMT(port={self.port!r}): port must be 5 or 4, bits that signed activations meet")
+        self._set("port", int(self.port))
         self._set("_single", None if self.threads == 1 else _on_one_thread(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values; what came after the first four only where it is not the default."""
+        return {name: value for name, value in super(NBSMT, self).to_dict().items() if not self._unsaid(name, value)}
+
+    def __repr__(self) -> str:
+        return f"NBSMT({', '.join(f'{name}={value!r}' for name, value in self.to_dict().items())})"
+
+    @staticmethod
+    def _unsaid(name: str, value: Any) -> bool:
+        """Digests, recipes and logs of before know nothing of such a field."""
+        return (name, value) in (("port", 5),)
 
     @property
     def single(self) -> "NBSMT":

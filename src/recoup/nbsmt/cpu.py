@@ -66,7 +66,7 @@ def exact_convolution(
     """The same sums as `Int8Convolution` by a convolution of floats, for any CPU.
 
     Args:
-        operand: whole numbers 0..255, uint8 or float32 [N, C, H, W]; channels_last is fastest.
+        operand: whole numbers, uint8 or float32 [N, C, H, W]: codes 0..255 or signed values; channels_last is fastest.
         weight: int8 [O, C / groups, kh, kw].
         stride, padding, dilation, groups: as in torch.nn.functional.conv2d.
         bound: no partial sum exceeds this magnitude. float32 is exact below 2^24; from there on float64 is used, and

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from recoup.nbsmt.observe import Layer, Seen, hooked, in_mode, nbsmt_layers
+from recoup.nbsmt.ports import activation_port
 from recoup.nbsmt.slots import layer_statistics
 from recoup.nbsmt.weights import quantize_weight
 from recoup.network.batches import call, count, prepared
@@ -33,8 +34,8 @@ class LayerProfile:
         error: relative squared error, sum (y - y8)^2 / sum y8^2, where y is the output without bias and y8 the
             8-bit result for the same input.
         mean_shift: the part of ``error`` that is one constant per output channel, which `correct_bias_` removes.
-        zero_activations, wide_activations, saturated: shares of the input that have code 0, have a code above 15,
-            and would exceed code 255 (before clipping).
+        zero_activations, wide_activations, saturated: shares of the input that have value 0, do not fit the port
+            (unsigned codes above 15; signed ones, see `NBSMT`), and would leave the codes' range (before clipping).
         zero_weights, wide_weights: shares of the weights with code 0, and with a code outside -8..7.
     """
 
@@ -120,11 +121,12 @@ class _Sums:
         y8 = seen.product(config.replace(threads=1), None)
         difference = seen.product(config, order) - y8
         positions = difference.numel() // difference.shape[1]
+        unclipped = torch.round(seen.x / seen.x.new_tensor(seen.scale))
         found |= {
             "inputs": code.numel(),
             "zero": int((code == 0).sum()),
-            "wide": int((code > 15).sum()),
-            "saturated": int((torch.round(seen.x / seen.scale) > 255).sum()),
+            "wide": int(activation_port(config, seen.zero).wide(code).sum()),
+            "saturated": int((unclipped != unclipped.clamp(-seen.zero, 255 - seen.zero)).sum()),
             "macs": positions * weight.numel(),
         }
         for key, value in found.items():

@@ -26,7 +26,7 @@ def title(config: NBSMT) -> str:
     '4 threads, S+Aw, rounding half_up'
     """
     plain = NBSMT()
-    fields = [f for f in ("rounding", "pairing") if getattr(config, f) != getattr(plain, f)]
+    fields = [f for f in ("rounding", "pairing", "port") if getattr(config, f) != getattr(plain, f)]
     extra = [f"{field} {getattr(config, field)}" for field in fields]
     threads = f"{config.threads} thread{'s' if config.threads > 1 else ''}"
     return ", ".join([threads, config.policy, *extra])

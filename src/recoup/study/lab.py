@@ -315,12 +315,14 @@ class Lab:
         if self._calibrated != (seed, for_policies):
             chosen = self._scaled_by_policies() if for_policies else self._scaled_by_configs()
             try:
-                calibrate_(self.model, batches, chosen, negative=self.recipe.calibration.negative)
+                wanted = self.recipe.calibration
+                calibrate_(self.model, batches, chosen, activations=wanted.activations, negative=wanted.negative)
             except RecoupError as error:
                 if not for_policies or str(error) == error.on_command_line:
                     raise
                 raise error.advising(
-                    "calibration.negative: float (--negative float) leaves all of them in float; a policy without "
+                    "calibration.activations: auto (--activations auto) gives them signed codes, calibration.negative: "
+                    "float (--negative float) leaves all of them in float; a policy without "
                     f"{error.layers[0]!r} leaves one"
                 ) from None
             self._calibrated = (seed, for_policies)
