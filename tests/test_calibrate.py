@@ -155,7 +155,7 @@ def test_codes_are_signed_where_inputs_are_negative_and_unsigned_elsewhere():
 def test_signed_codes_of_infinite_activations_are_refused(bad):
     model, x = gelu_net(1), torch.rand(8, 8)
     model[3] = nn.Threshold(-9, bad)
-    model[2].bias.data[0] = -99
+    nn.init.constant_(model[2].bias, -99.0)
     with pytest.raises(rc.RecoupError, match=r"the input \[8, 8\] of layer '4' holds NaN or infinity"):
         rc.calibrate_(model, [x])
     assert not scales(model)

@@ -132,8 +132,9 @@ def _passed(
 
 def _candidates(model: nn.Module) -> dict[str, nn.Module]:
     """What hardware that works on activation scales stands in for, or has taken."""
-    kinds = {kind for card in cards().values() if not card.seedless for kind in card.layers}
-    return {name: module for name, module in model.named_modules() if type(module) in kinds or _scaled(module)}
+    found = [card for card in cards().values() if not card.seedless]
+    modules = dict(model.named_modules()).items()
+    return {name: m for name, m in modules if _scaled(m) or any(card.stand_in(m) is not None for card in found)}
 
 
 def _scaled(module: nn.Module) -> bool:

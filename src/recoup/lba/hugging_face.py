@@ -17,7 +17,7 @@ from recoup.lba.attention_layers import LBAAttention, attention
 from recoup.lba.config import LBA
 from recoup.lba.layers import LBARows
 from recoup.lba.ops import checked_config
-from recoup.network.derived import derived
+from recoup.network.derived import derived, is_conv1d
 
 HUGGING_FACE = "recoup_lba"
 """What `register_transformers` calls its attention: ``model.set_attn_implementation("recoup_lba")``."""
@@ -33,7 +33,7 @@ _by_hand: dict[str, LBA] = {}
 
 def adapted(kind: type[nn.Module]) -> type[nn.Module] | None:
     """The class for an attention module that asks transformers' interface, or for its Conv1D; None for any other."""
-    if (kind.__module__, kind.__qualname__) == ("transformers.pytorch_utils", "Conv1D"):
+    if is_conv1d(kind):
         return derived(LBAConv1D, kind)
     return derived(LBAInterfaceAttention, kind) if asks_interface(kind) else None
 

@@ -74,6 +74,11 @@ class NBSMTLayer(Emulated):
         self.register_buffer("order", None, persistent=False)
 
     @property
+    def matrix(self) -> Tensor:
+        """The weight, output channels first."""
+        return self.weight
+
+    @property
     def active_config(self) -> NBSMT:
         """The configuration this layer really runs: one thread where it is grouped or in ``baseline`` mode."""
         single = self.mode == "baseline" or getattr(self, "groups", 1) > 1
@@ -90,7 +95,7 @@ class NBSMTLayer(Emulated):
         config = self.active_config
         order = self.order if config.threads > 1 else None
         arguments = (*geometry.arguments, self.title, self.activation_zero or UNSIGNED)
-        return convolution(x, self.weight, order, self.activation_scale, config.code, *arguments)
+        return convolution(x, self.matrix, order, self.activation_scale, config.code, *arguments)
 
     def _offset(self, y: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Add bias and bias correction, each [O], broadcast to ``shape``."""
@@ -122,10 +127,10 @@ class NBSMTLayer(Emulated):
             return None if _is_scale(value) else f"is {value!r}; a scale is a number above 0"
         if name == "activation_zero":
             return None if _is_zero(value) else f"is {value!r}; it is 0 (unsigned codes) or 128 (signed)"
-        channels = self.weight.shape[1] * getattr(self, "groups", 1)
+        channels = self.matrix.shape[1] * getattr(self, "groups", 1)
         if name == "order" and value.sort().values.tolist() != list(range(channels)):
             return f"is no permutation of {channels} channels"
-        if name == "bias_correction" and value.shape != self.weight.shape[:1]:
+        if name == "bias_correction" and value.shape != self.matrix.shape[:1]:
             return f"has shape {list(value.shape)}"
         if name == "bias_correction" and not bool(value.isfinite().all()):
             return "holds NaN or infinity"
@@ -181,7 +186,21 @@ class NBSMTConv1d(_Convolution, nn.Conv1d):
     float_class = nn.Conv1d
 
 
-class NBSMTLinear(NBSMTLayer, nn.Linear):
+class NBSMTRows(NBSMTLayer):
+    """A layer that multiplies rows [..., in] by a matrix [out, in]."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        if self.mode == "float":
+            return super().forward(input)  # type: ignore[misc]
+        strided(input, self.title, "the input")
+        outputs, inputs = self.matrix.shape
+        if input.dim() == 0 or input.shape[-1] != inputs:
+            raise RecoupError(f"{self.title}: the input {list(input.shape)} must have {inputs} features")
+        y_PO11 = self._product(input.reshape(-1, inputs, 1, 1), POINTWISE)
+        return self._offset(y_PO11.view(*input.shape[:-1], outputs), (-1,))
+
+
+class NBSMTLinear(NBSMTRows, nn.Linear):
     """torch.nn.Linear on the shared multiplier; ``config`` is an `NBSMT`."""
 
     float_class = nn.Linear
@@ -189,16 +208,6 @@ class NBSMTLinear(NBSMTLayer, nn.Linear):
     def __init__(self, *args: Any, config: NBSMT | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._begin(config)
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        if self.mode == "float":
-            return super().forward(input)
-        strided(input, self.title, "the input")
-        if input.dim() == 0 or input.shape[-1] != self.in_features:
-            raise RecoupError(f"{self.title}: the input {list(input.shape)} must have {self.in_features} features")
-        x_PK11 = input.reshape(-1, self.in_features, 1, 1)
-        y_PO11 = self._product(x_PK11, POINTWISE)
-        return self._offset(y_PO11.view(*input.shape[:-1], self.out_features), (-1,))
 
 
 LAYERS: dict[type[nn.Module], type[nn.Module]] = {

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from recoup.errors import RecoupError
 from recoup.nbsmt.config import NBSMT
-from recoup.nbsmt.layers import NBSMTConv1d, NBSMTConv2d, NBSMTLinear
+from recoup.nbsmt.layers import NBSMTConv1d, NBSMTConv2d, NBSMTRows
 from recoup.nbsmt.ops import convolution
 from recoup.nbsmt.ports import UNSIGNED
 from recoup.nbsmt.reference import quantize_activation
@@ -17,7 +17,7 @@ from recoup.nbsmt.weights import quantize_weight
 from recoup.network.convolution import POINTWISE, Geometry, as_2d
 from recoup.network.emulated import Mode, emulated_layers
 
-Layer = NBSMTConv1d | NBSMTConv2d | NBSMTLinear
+Layer = NBSMTConv1d | NBSMTConv2d | NBSMTRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +51,20 @@ class Seen:
 
     def weight_codes(self) -> tuple[Tensor, Tensor]:
         """int8 weight codes [O, C / groups, kh, kw] and their scales [O]."""
-        code, scale_O = quantize_weight(self.layer.weight)
+        code, scale_O = quantize_weight(self.layer.matrix)
         return as_2d(code), scale_O
 
     def product(self, config: NBSMT, order: Tensor | None) -> Tensor:
         """The layer's output without bias or correction, under a configuration: float32 [N, O, h, w]."""
         order = order if config.threads > 1 else None
         layer, geometry = self.layer, self.geometry.arguments
-        return convolution(self.x, layer.weight, order, self.scale, config.code, *geometry, layer.title, self.zero)
+        return convolution(self.x, layer.matrix, order, self.scale, config.code, *geometry, layer.title, self.zero)
 
 
 def see(layer: Layer, x: Tensor) -> Seen:
     """A layer and the input of one call, as a 2-d convolution."""
     x = x.detach()
-    if isinstance(layer, NBSMTLinear):
+    if isinstance(layer, NBSMTRows):
         return Seen(layer, x.reshape(-1, x.shape[-1], 1, 1), POINTWISE)
     return Seen(layer, *layer.in_2d(x))
 

@@ -94,8 +94,9 @@ def prepare(weight: Tensor, config: NBSMT, order: Tensor | None = None, zero: in
         order: permutation of the I input channels, or None.
         zero: of the activation codes.
     """
-    kept: dict[tuple, Prepared] = _prepared.get(weight) or {}
-    _prepared[weight] = kept
+    owner = _owner(weight)
+    kept: dict[tuple, Prepared] = _prepared.get(owner) or {}
+    _prepared[owner] = kept
     content, key = (_hash(weight), weight.stride()), (config, None if order is None else _hash(order), zero)
     found = kept.get(key)
     if found is None or found.content != content:
@@ -116,7 +117,13 @@ def _most_on_bytes(operand: WeightOperand) -> int:
 
 def forget(weight: Tensor) -> None:
     """Free what was prepared for a weight."""
-    _prepared.pop(weight, None)
+    _prepared.pop(_owner(weight), None)
+
+
+def _owner(weight: Tensor) -> Tensor:
+    """The tensor that lives on, where a weight is all of it in another order, made anew in every call (transposed)."""
+    whole = weight._base is not None and weight._base.numel() == weight.numel()
+    return weight._base if whole else weight  # type: ignore[return-value]
 
 
 def _remember(kept: dict, key: object, value: object) -> None:
@@ -128,6 +135,8 @@ def _remember(kept: dict, key: object, value: object) -> None:
 
 def _hash(tensor: Tensor) -> int:
     plain = tensor.detach()
+    if plain.dim() == 2 and plain.t().is_contiguous():
+        plain = plain.t()  # strides are kept beside the hash
     if not plain.is_contiguous():
         last = plain.dim() == 4 and plain.is_contiguous(memory_format=torch.channels_last)
         plain = plain.permute(0, 2, 3, 1) if last else plain.contiguous()

@@ -138,12 +138,12 @@ class _Sums:
 
     def profile(self, name: str, layer: Layer, images: int) -> LayerProfile:
         c = self.counts
-        weight, _ = quantize_weight(layer.weight)
+        weight, _ = quantize_weight(layer.matrix)
         shift = float(self.shift.square().sum()) / max(1, self.outputs)
         return LayerProfile(
             name=name,
             kind=layer.float_class.__name__,
-            weight_shape=tuple(layer.weight.shape),
+            weight_shape=tuple(layer.matrix.shape),
             output_shape=self.output_shape,
             threads=layer.active_config.threads,
             policy=layer.config.policy,

@@ -8,6 +8,7 @@ from torch import nn
 from recoup.errors import RecoupError
 from recoup.nbsmt import cpu, trust
 from recoup.nbsmt.config import NBSMT
+from recoup.nbsmt.hugging_face import adapted
 from recoup.nbsmt.layers import LAYERS
 from recoup.nbsmt.ops import matmul
 from recoup.nbsmt.repair import AVERAGE, BIAS, EIGHT_BIT, PAIRED_BIAS
@@ -104,6 +105,7 @@ CARD = Card(
     declined=judged,
     unready="no layer has an activation scale: run calibrate_(model, batches) first",
     multiplies=True,
+    adapt=adapted,
     float_only=(nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear, nn.MultiheadAttention),
     float_only_note="MultiheadAttention: its inner products",
     path=path,
