@@ -72,6 +72,21 @@ def thread_indices(size: int, threads: int, pairing: str) -> list[list[int | Non
     return table
 
 
+def added(total: int, value: int, bits: int | None, overflow: str) -> int:
+    """A register after an addition."""
+    total += value
+    if bits is None:
+        return total
+    least, most = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    if overflow == "saturate":
+        return min(max(total, least), most)
+    while total > most:
+        total -= 2**bits
+    while total < least:
+        total += 2**bits
+    return total
+
+
 def matmul(
     x: list[list[int]],
     w: list[list[int]],
@@ -80,6 +95,8 @@ def matmul(
     rounding: str,
     pairing: str,
     port: str | int = "unsigned",
+    bits: int | None = None,
+    overflow: str = "saturate",
 ):
     """(Y, counts): Y as nested lists, counts as in `recoup.nbsmt.statistics`."""
     size, columns = len(w), len(w[0])
@@ -93,7 +110,7 @@ def matmul(
             for indices in table:
                 pairs = [(row[k], w[k][n]) if k is not None else (0, 0) for k in indices]
                 products = slot(pairs, policy, rounding, port)
-                total += sum(products)
+                total = added(total, sum(products), bits, overflow)
                 active = sum(a != 0 and b != 0 for a, b in pairs)
                 counts["slots"] += 1
                 counts["collisions"] += active >= 2

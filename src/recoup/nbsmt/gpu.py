@@ -50,9 +50,12 @@ def accumulate(
         float32 [N, O, h, w], channels_last: exact integer sums, rounded once; and the weight scales, float32 [O].
 
     Raises:
-        RecoupError: negative or non-finite inputs, non-finite weights, sums that may leave 32 bits, shapes or devices
-            that do not fit, a stream that is being captured, a GPU that is too old, or no Triton.
+        RecoupError: an accumulator, negative (where codes are unsigned) or non-finite inputs, non-finite weights, sums
+            that may leave 32 bits, shapes or devices that do not fit, a stream that is being captured, a GPU that is
+            too old, or no Triton.
     """
+    if config.accumulator is not None:
+        raise RecoupError(f"{layer}: {config.accumulator!r} is emulated on the CPU alone; the input lies on {x.device}")
     operands, convolution = _kernels(layer)
     weight = as_2d(weight)
     plan = Plan.of(tuple(x.shape), tuple(weight.shape), config, geometry, zero)

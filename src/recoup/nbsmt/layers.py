@@ -80,9 +80,10 @@ class NBSMTLayer(Emulated):
 
     @property
     def active_config(self) -> NBSMT:
-        """The configuration this layer really runs: one thread where it is grouped or in ``baseline`` mode."""
-        single = self.mode == "baseline" or getattr(self, "groups", 1) > 1
-        return self.config.single if single else self.config
+        """The configuration this layer really runs: one thread where it is grouped; in ``baseline`` mode exact too."""
+        if self.mode == "baseline":
+            return self.config.eight_bit
+        return self.config.single if getattr(self, "groups", 1) > 1 else self.config
 
     def caveat(self) -> str | None:
         grouped = getattr(self, "groups", 1) > 1 and self.config.threads > 1

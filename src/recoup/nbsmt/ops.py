@@ -13,15 +13,16 @@ from torch import Tensor
 
 from recoup.errors import RecoupError
 from recoup.kernels.operators import named, on_device, register
-from recoup.nbsmt import cpu, gpu
+from recoup.nbsmt import cpu, gpu, reference
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.faults import raise_fault
 from recoup.nbsmt.ports import UNSIGNED, reach, zero_of
 from recoup.nbsmt.prepare import prepare
 from recoup.nbsmt.reference import activation_operand, quantize_activation
+from recoup.nbsmt.saturate import Saturating
 from recoup.nbsmt.weights import quantize_weight, weight_operand
 from recoup.network.checks import instance, one_device, strided
-from recoup.network.convolution import Geometry, as_2d, memory_format
+from recoup.network.convolution import POINTWISE, Geometry, as_2d, memory_format
 
 _backend: ContextVar[str | None] = ContextVar("recoup_nbsmt_backend", default=None)
 
@@ -51,10 +52,10 @@ def matmul(x: Tensor, w: Tensor, config: NBSMT) -> Tensor:
     Args:
         x: activations [M, K]: uint8 unsigned codes, or int8 signed values.
         w: int8 weights [K, N], on the same device. K is split among the threads, zero-padded at its end.
-        config: threads, policy, rounding and pairing, and the port that signed activations meet.
+        config: threads, policy, rounding and pairing, the port that signed activations meet, and the accumulator.
 
     Returns:
-        int32 [M, N], exact.
+        int32 [M, N], exact; with an accumulator what it holds after all slots.
 
     Raises:
         RecoupError: other dtypes, shapes that do not fit, or sums that could leave 32 bits.
@@ -73,8 +74,15 @@ def matmul(x: Tensor, w: Tensor, config: NBSMT) -> Tensor:
     a_MJ = activation_operand(x, operand.activations, config)
     peak = max(int(x.max()), -int(x.min())) + 8 if x.numel() else 0  # a cut code may lie half a step further out
     bound = operand.bound * min(peak, reach(zero)) // reach(zero)
+    register = config.accumulator
+    if register is not None and register.overflow == "saturate" and bound > register.largest_value:
+        if not x.is_cpu:
+            raise RecoupError(f"nbsmt.matmul: {register!r} saturates, which is emulated on the CPU; got {x.device}")
+        kernel = Saturating(operand.weight_OGJkk[:, :, None, None], config, len(operand.activations))
+        return kernel(a_MJ.to(torch.int16)[:, None, None], POINTWISE)[:, :, 0, 0].contiguous()
     exact = torch.float32 if bound < 2**24 and x.device.type == "cpu" else torch.float64
-    return (a_MJ.to(exact) @ operand.weight_OGJkk.t().to(exact)).to(torch.int32)
+    sums = a_MJ.to(exact) @ operand.weight_OGJkk.t().to(exact)
+    return (sums if register is None else reference.register(sums.long(), register)).to(torch.int32)
 
 
 def check_operands(x: Tensor, w: Tensor, purpose: str = "nbsmt.matmul") -> None:
@@ -159,9 +167,9 @@ def _accumulate(
 ) -> tuple[Tensor, Tensor]:
     with named(layer):
         prepared = prepare(weight, config, order, zero)
-    name = "int8" if current_backend() == "int8" and prepared.fits_int8 else "float32"
+    name = current_backend()
     x_NHWC = (x if order is None else x.index_select(1, order)).permute(0, 2, 3, 1).contiguous()
-    dtype = torch.uint8 if name == "int8" else torch.float32
+    dtype = prepared.operand_type(name)
     x_PC = x_NHWC.view(-1, x.shape[1])
     operand_PJ, faults = cpu.operands(x_PC, scale, config, prepared.operand.activations, dtype, zero=zero)
     if faults:

@@ -16,10 +16,12 @@ import xxhash
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from recoup.formats import Int
 from recoup.kernels.arrays import array
-from recoup.nbsmt import cpu
+from recoup.nbsmt import cpu, reference
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.ports import UNSIGNED
+from recoup.nbsmt.saturate import Saturating
 from recoup.nbsmt.trust import packed
 from recoup.nbsmt.weights import WeightOperand, quantize_weight, weight_operand
 from recoup.network.convolution import Geometry, as_2d
@@ -34,28 +36,63 @@ class Prepared:
 
     Attributes:
         content: what it was made from.
+        config: of the unit.
         zero: the byte of value 0 among the activation codes.
         fits_int8: whether sums over bytes, which come as float32, are exact. Unsigned codes are their bytes, and their
             sum need not be subtracted from: it may be rounded.
     """
 
     content: tuple
+    config: NBSMT
     operand: WeightOperand
     scale_O: Tensor
     zero: int
     fits_int8: bool
     convolutions: dict[tuple, cpu.Int8Convolution | None] = field(default_factory=dict)
     maps: dict[tuple, Tensor] = field(default_factory=dict)
+    saturating: Saturating | None = None
+
+    @property
+    def register(self) -> Int | None:
+        """The accumulator where sums may leave it; no sum leaves any other."""
+        register = self.config.accumulator
+        return register if register is not None and self.operand.bound > register.largest_value else None
+
+    def operand_type(self, backend: str) -> torch.dtype:
+        """What `accumulate` takes: bytes for integers' kernels, values for floats'."""
+        saturates = self.register is not None and self.register.overflow == "saturate"
+        return torch.uint8 if saturates or (backend == "int8" and self.fits_int8) else torch.float32
 
     def accumulate(self, operand: Tensor, geometry: Geometry, backend: str, layer: str) -> Tensor:
+        """What the accumulators hold, as float32 [N, O, h, w] channels_last; ``operand`` [N, G*J, H, W] channels_last.
+
+        Whole numbers, rounded once to float32.
+        """
+        register = self.register
+        if register is None:
+            return self._sums(operand, geometry, backend, layer)
+        if register.overflow == "saturate":
+            if self.saturating is None:
+                self.saturating = Saturating(self.operand.weight_OGJkk, self.config, len(self.operand.activations))
+            held = self.saturating(operand.permute(0, 2, 3, 1).to(torch.int16).sub_(self.zero), geometry)
+        elif self.operand.bound < 2**24:
+            held = reference.register(self._sums(operand, geometry, backend, layer).long(), register)
+        else:
+            values = operand.float().sub_(self.zero) if operand.dtype == torch.uint8 else operand
+            arguments = (self.operand.weight_OGJkk, *geometry.arguments, self.operand.bound)
+            held = reference.register(cpu.whole_convolution(values, *arguments).long(), register)
+        return held.float().contiguous(memory_format=torch.channels_last)
+
+    def _sums(self, operand: Tensor, geometry: Geometry, backend: str, layer: str) -> Tensor:
         """Exact sums of products as float32, [N, O, h, w] channels_last; ``operand`` [N, G*J, H, W] channels_last.
 
         The operand is of bytes (uint8) or of values (float32). On ``int8`` oneDNN sums where it is right
         (`trust.packed`); `cpu.exact_convolution` does elsewhere, and under any other backend.
         """
-        convolution = self._packed(operand, geometry, layer) if backend == "int8" else None
+        whole = operand.dtype == torch.uint8
+        convolution = self._packed(operand, geometry, layer) if whole and backend == "int8" else None
         if convolution is None:
-            if self.zero and operand.dtype == torch.uint8:
+            if self.zero and whole:
                 operand = operand.float().sub_(self.zero)
             return cpu.exact_convolution(operand, self.operand.weight_OGJkk, *geometry.arguments, self.operand.bound)
         sums = convolution(operand)
@@ -103,7 +140,7 @@ def prepare(weight: Tensor, config: NBSMT, order: Tensor | None = None, zero: in
         code, scale = quantize_weight(weight)
         code = as_2d(code if order is None else code[:, order])
         operand = weight_operand(code, config, zero)
-        found = Prepared(content, operand, scale, zero, not zero or _most_on_bytes(operand) < 2**24)
+        found = Prepared(content, config, operand, scale, zero, not zero or _most_on_bytes(operand) < 2**24)
         _remember(kept, key, found)
     return found
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.observe import Layer, Seen, hooked, in_mode, nbsmt_layers
 from recoup.nbsmt.ports import activation_port
 from recoup.nbsmt.slots import layer_statistics
@@ -37,6 +38,8 @@ class LayerProfile:
         zero_activations, wide_activations, saturated: shares of the input that have value 0, do not fit the port
             (unsigned codes above 15; signed ones, see `NBSMT`), and would leave the codes' range (before clipping).
         zero_weights, wide_weights: shares of the weights with code 0, and with a code outside -8..7.
+        overflowed: share of the outputs that the accumulator changed: they differ from exact sums of the same shared
+            products.
     """
 
     name: str
@@ -56,6 +59,7 @@ class LayerProfile:
     saturated: float
     zero_weights: float
     wide_weights: float
+    overflowed: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, for tables and JSON."""
@@ -118,8 +122,9 @@ class _Sums:
             code[:, order] if ordered else code, weight[:, order] if ordered else weight, config, seen.geometry
         )
         self.busy += found.pop("utilization") * found["slots"]
-        y8 = seen.product(config.replace(threads=1), None)
-        difference = seen.product(config, order) - y8
+        y8 = seen.product(config.eight_bit, None)
+        y = seen.product(config, order)
+        difference = y - y8
         positions = difference.numel() // difference.shape[1]
         unclipped = torch.round(seen.x / seen.x.new_tensor(seen.scale))
         found |= {
@@ -127,6 +132,7 @@ class _Sums:
             "zero": int((code == 0).sum()),
             "wide": int(activation_port(config, seen.zero).wide(code).sum()),
             "saturated": int((unclipped != unclipped.clamp(-seen.zero, 255 - seen.zero)).sum()),
+            "overflowed": _overflowed(seen, config, order, y),
             "macs": positions * weight.numel(),
         }
         for key, value in found.items():
@@ -157,8 +163,16 @@ class _Sums:
             wide_activations=_share(c["wide"], c["inputs"]),
             saturated=_share(c["saturated"], c["inputs"]),
             zero_weights=_share(int((weight == 0).sum()), weight.numel()),
+            overflowed=_share(c["overflowed"], self.outputs * weight.shape[0]),
             wide_weights=_share(int(((weight < -8) | (weight > 7)).sum()), weight.numel()),
         )
+
+
+def _overflowed(seen: Seen, config: NBSMT, order: Tensor | None, y: Tensor) -> int:
+    """How many outputs the accumulator changed."""
+    if config.accumulator is None:
+        return 0
+    return int((seen.product(config.replace(accumulator=None), order) != y).sum())
 
 
 def _share(part: float, whole: float) -> float:

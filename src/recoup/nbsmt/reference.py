@@ -6,6 +6,7 @@ Shape suffixes: T threads, M rows (output pixels), K reduction, S = ceil(K/T) sl
 import torch
 from torch import Tensor
 
+from recoup.formats import Int
 from recoup.nbsmt.config import NBSMT, Rounding
 from recoup.nbsmt.groups import Activation, ActivationValue
 from recoup.nbsmt.ports import UNSIGNED, WEIGHT, Port, activation_port, code_type, zero_of
@@ -124,8 +125,18 @@ def matmul(x: Tensor, w: Tensor, config: NBSMT) -> Tensor:
     """X W on the shared multiplier: x uint8 or int8 (signed) [M, K], w int8 [K, N] -> int32 [M, N]."""
     total = torch.zeros(x.shape[0], w.shape[1], dtype=torch.int64)
     for _, _, _, product in slots(x, w, config):
-        total += product.sum(0)
+        total = register(total + product.sum(0), config.accumulator)
     return total.to(torch.int32)
+
+
+def register(total: Tensor, accumulator: Int | None) -> Tensor:
+    """What a register holds after a sum, int64: saturated to its ends, or modulo 2^bits; None: the sum."""
+    if accumulator is None:
+        return total
+    half = 1 << (accumulator.bits - 1)
+    if accumulator.overflow == "saturate":
+        return total.clamp(-half, half - 1)
+    return (total + half).remainder(2 * half) - half
 
 
 def statistics(x: Tensor, w: Tensor, config: NBSMT) -> dict[str, int | float]:

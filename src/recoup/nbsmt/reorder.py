@@ -86,7 +86,7 @@ def _better_orders(
 
     def compare(name: str, seen: Seen, output: Tensor) -> None:  # noqa: ARG001
         config = seen.layer.active_config
-        y8 = seen.product(config.replace(threads=1), None).double()
+        y8 = seen.product(config.eight_bit, None).double()
         both = [seen.product(config, order).double() for order in (seen.layer.order, orders[name])]
         errors[name] = errors.get(name, torch.zeros(2, dtype=torch.float64)) + torch.stack(
             [(y - y8).square().sum().cpu() for y in both]
