@@ -75,7 +75,7 @@ def test_bad_batches(bad):
 def test_negative_inputs_are_refused_by_name():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
     with pytest.raises(rc.RecoupError, match=r"negative inputs.*'1' \[4, 4, 6, 6\] down to -"):
-        rc.calibrate_(model, [images(4)])
+        rc.calibrate_(model, [images(4)], activations="unsigned")
     assert not scales(model)
 
 
@@ -89,13 +89,13 @@ def gelu_net(blocks=6):
 def test_all_layers_with_negative_inputs_are_named_and_may_stay_in_float():
     model, x = gelu_net(), torch.rand(64, 8)
     negative = tuple(str(4 * block + 4) for block in range(6))
-    with pytest.raises(rc.RecoupError, match=r'negative="float" leaves all of them') as caught:
-        rc.calibrate_(model, [x])
+    with pytest.raises(rc.RecoupError, match=r'"auto" gives them signed .* negative="float"') as caught:
+        rc.calibrate_(model, [x], activations="unsigned")
     assert caught.value.layers == negative
     assert all(f"'{name}' [64, 8] down to -" in str(caught.value) for name in negative)
     assert not scales(model)
     with pytest.warns(rc.RecoupWarning) as told:
-        rc.calibrate_(model, [x], negative="float")
+        rc.calibrate_(model, [x], activations="unsigned", negative="float")
     assert [str(one.message) for one in told] == [
         "calibrate_: 6 of 12 layers have negative inputs, which unsigned 8-bit activations would clip, and stay in "
         f"float: {', '.join(negative)}"
@@ -109,15 +109,56 @@ def test_negative_inputs_of_layers_that_cannot_stay_in_float():
     model, x = gelu_net(), torch.rand(64, 8)
     only = {"re:.*": None, "4": True}
     with pytest.raises(rc.RecoupError, match="No other layer is to be calibrated"):
-        rc.calibrate_(model, [x], dict(reversed(only.items())), negative="float")
+        rc.calibrate_(model, [x], dict(reversed(only.items())), activations="unsigned", negative="float")
     with pytest.raises(rc.RecoupError, match="negative must be one of 'error', 'float'"):
         rc.calibrate_(model, [x], negative="clip")
     with pytest.warns(rc.RecoupWarning, match="6 of 12"):
-        rc.emulate_(rc.calibrate_(model, [x], negative="float"), rc.NBSMT())
+        rc.emulate_(rc.calibrate_(model, [x], activations="unsigned", negative="float"), rc.NBSMT())
     model[5] = nn.Identity()
     with pytest.raises(rc.RecoupError, match="restore_ the model first: layers that are emulated already") as caught:
-        rc.calibrate_(model, [x], negative="float")
+        rc.calibrate_(model, [x], activations="unsigned", negative="float")
     assert "6" in caught.value.layers
+
+
+def zeros(model):
+    return {n: m.activation_zero for n, m in model.named_modules() if getattr(m, "activation_scale", None) is not None}
+
+
+def test_codes_are_signed_where_inputs_are_negative_and_unsigned_elsewhere():
+    """``negative`` has a say only under unsigned; what is never negative keeps its scale, bit for bit."""
+    model, x, y = gelu_net(), torch.rand(8, 8), torch.rand(5, 8)
+    seen = {}
+    for name in map(str, range(2, 24, 2)):
+        model[int(name)].register_forward_pre_hook(lambda _, args, n=name: seen.setdefault(n, []).append(args[0]))
+    negative = [str(4 * block + 4) for block in range(6)]
+    rc.calibrate_(model, [x, y], negative="float")
+    assert zeros(model) == {str(i): 128 if str(i) in negative else 0 for i in range(2, 26, 2)}
+    for name, parts in seen.items():
+        values = torch.cat(parts).detach()
+        peaks = (values.abs() if name in negative else values).amax(1).double()
+        steps = 127 if name in negative else 255
+        assert scales(model)[name] == pytest.approx(float(peaks.mean()) / steps, rel=2**-24)  # float32
+    auto = scales(model)
+    rc.calibrate_(model, [x, y], activations="signed")
+    assert set(zeros(model).values()) == {128}
+    assert {n: s for n, s in scales(model).items() if n in negative} == {n: auto[n] for n in negative}
+    with pytest.warns(rc.RecoupWarning, match="6 of 12"):
+        rc.calibrate_(model, [x, y], activations="unsigned", negative="float")
+    assert scales(model) == {n: s for n, s in auto.items() if n not in negative}
+    assert set(zeros(model).values()) == {0}
+    assert model[4].activation_zero is None
+    with pytest.raises(rc.RecoupError, match="activations must be one of 'auto', 'unsigned', 'signed'"):
+        rc.calibrate_(model, [x], activations="asymmetric")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_signed_codes_of_infinite_activations_are_refused(bad):
+    model, x = gelu_net(1), torch.rand(8, 8)
+    model[3] = nn.Threshold(-9, bad)
+    nn.init.constant_(model[2].bias, -99.0)
+    with pytest.raises(rc.RecoupError, match=r"the input \[8, 8\] of layer '4' holds NaN or infinity"):
+        rc.calibrate_(model, [x])
+    assert not scales(model)
 
 
 def test_a_dead_layer_is_refused_by_name():

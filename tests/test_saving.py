@@ -105,7 +105,7 @@ def test_refused_files_leave_the_model_as_it_was(tmp_path):
         save_file(tensors, tmp_path / "changed", {"recoup": json.dumps(header | fields)})
         return tmp_path / "changed"
 
-    refused("format 2", source=changed(format=2))
+    refused("format 3", source=changed(format=3))
     refused("no layer 'nowhere'", source=changed(scales={"nowhere": 1.0}))
     refused("config 'Foreign", source=changed(layers={"classifier": "Foreign()"}))
 

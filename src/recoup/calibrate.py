@@ -1,8 +1,12 @@
 """The 8-bit integer baseline: activation scales from calibration data.
 
-Activations are unsigned, one scale per layer: scale = (mean over the calibration images of the image's largest
-activation) / 255, code = clip(round(x / scale), 0, 255), ties to even. Weights are symmetric per output channel and
-need no data (`recoup.nbsmt.weights.quantize_weight`). Source: the authors' later public code.
+One scale and one zero per layer, code = clip(round(x / scale) + zero, 0, 255), ties to even:
+
+    unsigned  zero = 0,   scale = (mean over the calibration images of the image's largest activation) / 255
+    signed    zero = 128, scale = (mean over the calibration images of the image's largest |activation|) / 127
+
+Weights are symmetric per output channel and need no data (`recoup.nbsmt.weights.quantize_weight`). Source: the authors'
+later public code for unsigned codes; signed ones are our definition.
 """
 
 import warnings
@@ -29,6 +33,10 @@ from recoup.wings import cards, wing_of
 
 M = TypeVar("M", bound=nn.Module)
 Negative = Literal["error", "float"]
+Activations = Literal["auto", "unsigned", "signed"]
+
+SIGNED = 128
+"""The zero of signed codes."""
 
 
 def calibrate_(
@@ -36,6 +44,7 @@ def calibrate_(
     batches: Iterable[Any],
     layers: Mapping[str, Any] | None = None,
     *,
+    activations: Activations = "auto",
     negative: Negative = "error",
     keep: int = 1024,
     progress: bool = False,
@@ -53,22 +62,26 @@ def calibrate_(
         batches: the calibration data; about 2,000 images are customary. Labels are not needed.
         layers: ``{"name" or "re:...": True or None}``: calibrate a layer or leave it in float, first match wins;
             layers it does not mention follow the default.
-        negative: what becomes of layers whose inputs are negative, as behind GELU or a norm: unsigned codes would clip
-            them. ``error``: refuse; ``float``: leave them in float, and say which [ours].
+        activations: the codes of the layers' inputs. ``auto``: unsigned where no calibration input is negative, else
+            signed, as behind GELU or a norm; ``unsigned`` and ``signed``: in all layers [ours].
+        negative: what becomes of layers whose inputs are negative under ``activations="unsigned"``, which would clip
+            them. ``error``: refuse; ``float``: leave them in float, and say which. Elsewhere it has no say [ours].
         keep: how many of the input images to copy and keep on the model for `correct_bias_`.
         progress: whether to show a progress bar.
 
     Returns:
-        The same model, with ``activation_scale`` (a float32 value) on the calibrated layers.
+        The same model; its calibrated layers have ``activation_scale`` (a float32 value) and ``activation_zero``.
 
     Raises:
-        RecoupError: no or bad batches; layers whose inputs are negative (all of them in the error's ``layers``), NaN,
-            infinite or all zero; a key that matches nothing; nothing left to calibrate. No scale is changed then.
+        RecoupError: no or bad batches; layers whose inputs are negative under ``unsigned`` (all of them in the error's
+            ``layers``), NaN, infinite or all zero; a key that matches nothing; nothing left to calibrate. No scale is
+            changed then.
 
     Warns:
         RecoupWarning: the layers that ``negative="float"`` leaves in float.
     """
     is_module(model, "calibrate_")
+    choice("calibrate_", "activations", activations, get_args(Activations))
     choice("calibrate_", "negative", negative, get_args(Negative))
     integer("calibrate_", "keep", keep, (0, 1 << 62))
     candidates = _candidates(model)
@@ -76,11 +89,12 @@ def calibrate_(
     weighty = {name: found.module for name, found in multipliers(model).items()} | candidates
     ranges, ran, kept = _passed(model, batches, weighty, candidates, keep, progress)
     ends = _ends(ran)
-    selected = _without_negative(_selected(chosen, candidates, ranges, ends), candidates, negative)
-    scales = _scales(selected)
+    selected = _selected(chosen, candidates, ranges, ends)
+    selected = _without_negative(selected, candidates, negative) if activations == "unsigned" else selected
+    codes = {name: seen.codes(name, activations) for name, seen in selected.items()}
     ledger.begin_structure(model, "calibrate_")
     for name, module in (candidates | {end: weighty[end] for end in ends}).items():
-        module.activation_scale = scales.get(name)  # type: ignore[assignment]
+        module.activation_scale, module.activation_zero = codes.get(name, (None, None))  # type: ignore[assignment]
         if isinstance(module, Emulated):
             module.rescaled()
     keep_images(model, kept)
@@ -118,8 +132,9 @@ def _passed(
 
 def _candidates(model: nn.Module) -> dict[str, nn.Module]:
     """What hardware that works on activation scales stands in for, or has taken."""
-    kinds = {kind for card in cards().values() if not card.seedless for kind in card.layers}
-    return {name: module for name, module in model.named_modules() if type(module) in kinds or _scaled(module)}
+    found = [card for card in cards().values() if not card.seedless]
+    modules = dict(model.named_modules()).items()
+    return {name: m for name, m in modules if _scaled(m) or any(card.stand_in(m) is not None for card in found)}
 
 
 def _scaled(module: nn.Module) -> bool:
@@ -129,12 +144,35 @@ def _scaled(module: nn.Module) -> bool:
 
 @dataclass
 class _Range:
-    """What a layer's inputs were: the sum over images of their largest activation, and the least of all."""
+    """What a layer's inputs were: the sums over images of their largest activation and magnitude; the least of all."""
 
     shape: list[int]
     largest: float = 0.0
+    magnitude: float = 0.0
     images: int = 0
     least: float = float("inf")
+
+    def add(self, x: torch.Tensor) -> None:
+        """Count the images of a batch."""
+        over = tuple(range(1, x.dim()))
+        peak_N, least_N = (x.amax(over), x.amin(over)) if over else (x, x)
+        self.largest += float(peak_N.double().sum())
+        self.magnitude += float(torch.maximum(peak_N, -least_N).double().sum())
+        self.images += peak_N.numel()
+        self.least = min(self.least, float(least_N.min()))  # NaN shows in the sums
+
+    def codes(self, name: str, activations: Activations) -> tuple[float, int]:
+        """The scale and the zero of the codes, where ``name`` is the layer's."""
+        signed = activations == "signed" or (activations == "auto" and self.least < 0)
+        total, steps = (self.magnitude, 127) if signed else (self.largest, 255)
+        if not np.isfinite(total):
+            raise RecoupError(f"calibrate_: the input {self.shape} of layer {name!r} holds NaN or infinity")
+        if total <= 0:
+            raise RecoupError(
+                f"calibrate_: layer {name!r} {self.shape} saw only zeros, so its scale is unknown: calibrate on other "
+                'data or leave it in float with layers={"name": None}'
+            )
+        return float(np.float32(total / self.images / steps)), SIGNED if signed else 0
 
 
 def _note(name: str, ran: dict[str, None]) -> Any:
@@ -160,11 +198,7 @@ def _observe(name: str, ranges: dict[str, _Range]) -> Any:
         x = (args[0] if args else next(iter(kwargs.values()))).detach()
         if not x.numel():
             return
-        seen = ranges.setdefault(name, _Range(list(x.shape)))
-        peak_N = x.amax(tuple(range(1, x.dim()))) if x.dim() > 1 else x
-        seen.largest += float(peak_N.double().sum())
-        seen.images += peak_N.numel()
-        seen.least = min(seen.least, float(x.min()))  # NaN shows in `largest`
+        ranges.setdefault(name, _Range(list(x.shape))).add(x)
 
     return hook
 
@@ -218,26 +252,17 @@ def _without_negative(
 
 def _remedies(below: Mapping[str, _Range], ranges: Mapping[str, _Range], fixed: list[str]) -> tuple[str, str]:
     """What to do about negative inputs, in Python and on the command line."""
-    first = next(iter(below))
+    first, signed = next(iter(below)), "auto gives them signed codes"
     if fixed:
-        both = "restore_ the model first: layers that are emulated already cannot stay in float"
-        return both, both
+        rest = "; or restore_ the model first: layers that are emulated already cannot stay in float"
+        return f'activations="auto" gives them signed codes{rest}', f"--activations {signed}{rest}"
     if len(below) == len(ranges):
-        both = "No other layer is to be calibrated, so this hardware has no work here"
-        return both, both
-    python = f'negative="float" leaves all of them in float, layers={{"{first}": None}} one of them'
-    return python, f"--negative float leaves all of them in float, --layers {first}=float one of them"
-
-
-def _scales(ranges: Mapping[str, _Range]) -> dict[str, float]:
-    bad = {name: seen for name, seen in ranges.items() if not np.isfinite(seen.largest)}
-    if bad:
-        name, seen = next(iter(bad.items()))
-        raise RecoupError(f"calibrate_: the input {seen.shape} of layer {name!r} holds NaN or infinity")
-    dead = [name for name, seen in ranges.items() if seen.largest <= 0]
-    if dead:
-        raise RecoupError(
-            f"calibrate_: layer {dead[0]!r} {ranges[dead[0]].shape} saw only zeros, so its scale is unknown: calibrate "
-            'on other data or leave it in float with layers={"name": None}'
-        )
-    return {name: float(np.float32(seen.largest / seen.images / 255)) for name, seen in ranges.items()}
+        rest = ". No other layer is to be calibrated, so none may stay in float"
+        return f'activations="auto" gives them signed codes{rest}', f"--activations {signed}{rest}"
+    python = (
+        'activations="auto" gives them signed codes, negative="float" leaves all of them in float, '
+        f'layers={{"{first}": None}} one of them'
+    )
+    return python, (
+        f"--activations {signed}, --negative float leaves all of them in float, --layers {first}=float one of them"
+    )

@@ -138,9 +138,9 @@ def _why_left(card: Card, name: str, module: nn.Module, weighty: Mapping[str, Mu
         if module.original_name in {kind.__name__ for kind in card.layers}:
             return "left in float, because torch.jit compiled them (emulate_ before it)"
         return None
-    if isinstance(module, tuple(card.layers)):
-        if card.stand_in(module) is None:
-            return "left in float, because a subclass may compute something else"
+    if isinstance(module, tuple(card.layers)) and card.stand_in(module) is None:
+        return "left in float, because a subclass may compute something else"
+    if card.stand_in(module) is not None:
         return "left in float, because they are not calibrated (calibrate_ did not see them)"
     if isinstance(module, card.float_only):
         note = f" ({card.float_only_note})" if card.float_only_note else ""
@@ -277,7 +277,7 @@ def _also_left(left: Mapping[str, list[str]]) -> str:
 def _why_nothing(model: nn.Module, config: Any) -> str:
     if config is not None:
         card = wing_of(config, "emulate_")
-        if card.unready and any(type(module) in card.layers for module in model.modules()):
+        if card.unready and any(card.stand_in(module) is not None for module in model.modules()):
             return card.unready
     kinds = ", ".join(t.__name__ for t in _layers_of(config)) or "nothing"
     held = Counter(_class_of(module) for module in model.modules() if not next(module.children(), None))

@@ -30,8 +30,10 @@ from recoup.storage.names import renamed
 from recoup.version import __version__
 
 FOLDER, NAME = "hf:", "recoup.safetensors"
+MEASURED = ("activation_scale", "activation_zero")
 EXTRA = "_extra_state"  # how torch calls what get_extra_state gives
-HEADER, PREFIX, BEFORE, FORMAT = "recoup", "recoup.", "recoup/before/", 1  # no module has a slash in its name
+HEADER, PREFIX, BEFORE = "recoup", "recoup.", "recoup/before/"  # no module has a slash in its name
+FORMAT, UNSIGNED_FORMAT = 2, 1  # a file without signed activation codes is of the first, which older versions read
 
 
 def save(model: nn.Module, path: str | Path) -> None:
@@ -61,11 +63,13 @@ def save(model: nn.Module, path: str | Path) -> None:
         extras = layer.extra_tensors()
         tensors |= {f"{PREFIX}{name}.{n}": value for n, value in extras.items() if n not in layer.measured}
     scales = {n: float(s) for n, m in model.named_modules() if (s := getattr(m, "activation_scale", None)) is not None}
+    zeros = {n: int(z) for n, m in model.named_modules() if n in scales and (z := getattr(m, "activation_zero", None))}
     kept, before = _ledger(model)
     header = {
-        "format": FORMAT,
+        "format": FORMAT if zeros else UNSIGNED_FORMAT,
         "layers": {name: written(config, f"save: layer {name!r}") for name, config in Policy.of(model).items()},
         "scales": scales,
+        **({"zeros": zeros} if zeros else {}),
         "trained": [name for name, layer in emulated_layers(model).items() if layer.trained],
         "sights": {name: sight[1:] for name, layer in emulated_layers(model).items() if (sight := layer.witness)},
         "extra_state": _extra_state(model),
@@ -113,17 +117,18 @@ def load(path: str | Path, model: nn.Module | str | None = None, **options: Any)
     own, extra = network.state_dict(), header.get("extra_state", {})
     rename = renamed(_shaped(weights | extra), _shaped(own), f"load: {path}")
     before = {name: value.clone() if isinstance(value, Tensor) else value for name, value in own.items()}
-    scales = {module: module.__dict__.get("activation_scale") for module in network.modules()}
+    scales = {module: {n: module.__dict__.get(n) for n in MEASURED} for module in network.modules()}
     try:
         network.load_state_dict({rename(name): value for name, value in (weights | extra).items()})
         _fill(network, header, tensors, rename)
     except BaseException as error:
         restore_(network)
         network.load_state_dict(before)
-        for module, scale in scales.items():
-            module.__dict__.pop("activation_scale", None)
-            if scale is not None:
-                module.__dict__["activation_scale"] = scale
+        for module, measured in scales.items():
+            for name, value in measured.items():
+                module.__dict__.pop(name, None)
+                if value is not None:
+                    module.__dict__[name] = value
         if isinstance(error, RecoupError) or not isinstance(error, Exception):
             raise
         raise RecoupError(f"load: {path} does not fit {type(network).__name__}: {error}") from error
@@ -172,6 +177,7 @@ def _fill(model: nn.Module, header: Mapping[str, Any], tensors: Mapping[str, Ten
 
     for name, scale in header["scales"].items():
         module(name).activation_scale = scale  # type: ignore[assignment]
+        module(name).activation_zero = header.get("zeros", {}).get(name, 0)  # type: ignore[assignment]
     if header["layers"]:
         emulate_(model, Policy({rename.module(name): text for name, text in header["layers"].items()}))
     extras: dict[str, dict[str, Tensor]] = {}

@@ -132,25 +132,26 @@ def test_negative_inputs_on_the_command_line():
     net = "Sequential(Conv2d(1, 4, 3), GELU(), Conv2d(4, 4, 3), ReLU(), Conv2d(4, 4, 1), Flatten(), Linear(64, 10))"
     Path("gelunets.py").write_text(f"from torch.nn import *\ndef net(): return {net}\n")
     call = ("evaluate", *SMALL, "--model", "gelunets:net", "--state", "bias correction")
-    said = CliRunner().invoke(app, call).stderr  # after what is measured already
+    unsigned = (*call, "--activations", "unsigned")
+    said = CliRunner().invoke(app, unsigned).stderr  # after what is measured already
     assert "recoup: calibrate_: 1 layers have negative inputs" in said
+    assert "--activations auto gives them signed codes" in said
     assert "--negative float leaves all of them in float, --layers 2=float one of them" in said
     assert "layers={" not in said
-    recoup(*call, "--negative", "float", "--overwrite")
+    recoup(*unsigned, "--negative", "float", "--overwrite")
     found = Results.load("recoup-results")
     assert found.recipe.calibration.negative == "float"
     assert any("1 of 2 layers have negative inputs" in note and note.endswith("float: 2") for note in found.notes)
-    recoup(*call, "--layers", "2=float", "--overwrite")
+    recoup(*unsigned, "--layers", "2=float", "--overwrite")
+    recoup(*call, "--overwrite")
+    assert Results.load("recoup-results").recipe.calibration.activations == "auto"
     rc.Policy({"2": "nbsmt-2t", "4": "nbsmt-2t"}, "chip").save("chip.yaml")
     chip = ("evaluate", *SMALL[:-4], "--model", "gelunets:net", "--policy", "chip.yaml", "--out", "chip")
-    chip = CliRunner().invoke(app, chip).stderr
+    chip = CliRunner().invoke(app, (*chip, "--activations", "unsigned")).stderr
+    assert "(--activations auto) gives them signed codes" in chip
     assert "(--negative float) leaves all of them in float; a policy without '2' leaves one" in chip
-    trained = CliRunner().invoke(app, ("train", "--model", "gelunets:net", "--data", "digits", "--policy", "chip.yaml"))
-    assert "a policy without '2' leaves one of them in float" in trained.stderr
-    rc.Policy({"4": "nbsmt-2t"}, "chip").save("chip.yaml")
     recoup("train", "--model", "gelunets:net", "--data", "digits", "--policy", "chip.yaml", *TRAINING)
     recoup("train", *NET, "--config", "nbsmt-2t", "--layers", "2=float", *TRAINING, "--overwrite")
-    assert "--negative" not in trained.stderr
 
 
 def test_a_map_that_leaves_nothing_to_a_config_is_told_before_anything_is_measured():

@@ -6,31 +6,35 @@ It shares no code with recoup. Every function takes plain integers.
 from fractions import Fraction
 from math import floor
 
+PORTS = {"unsigned": (0, 15, 16), 5: (-16, 15, 8), 4: (-8, 7, 16)}
+"""Activations: what fits, from and to, and the step of what does not: unsigned, signed on 5 and on 4 bits."""
 
-def rounded_to_16(v: int, rounding: str, low: int, high: int) -> int:
-    part = Fraction(v, 16)
+
+def rounded(v: int, rounding: str, low: int, high: int, step: int) -> int:
+    part = Fraction(v, step)
     if rounding == "nearest":
         steps = round(part)  # Python rounds ties to even
     elif rounding == "half_up":
         steps = floor(part + Fraction(1, 2))
     else:
-        steps = abs(v) // 16 * (1 if v >= 0 else -1)
-    return 16 * min(max(steps, low), high)
+        steps = abs(v) // step * (1 if v >= 0 else -1)
+    return step * min(max(steps, low), high)
 
 
-def narrow_activation(x: int, policy: str, rounding: str) -> int:
-    if x <= 15 and policy != "S":
+def narrow_activation(x: int, policy: str, rounding: str, port: str | int = "unsigned") -> int:
+    low, high, step = PORTS[port]
+    if low <= x <= high and policy != "S":
         return x
-    return rounded_to_16(x, rounding, 0, 15)
+    return rounded(x, rounding, low, high, step)
 
 
 def narrow_weight(w: int, policy: str, rounding: str) -> int:
     if -8 <= w <= 7 and policy != "S":
         return w
-    return rounded_to_16(w, rounding, -8, 7)
+    return rounded(w, rounding, -8, 7, 16)
 
 
-def slot(pairs: list[tuple[int, int]], policy: str, rounding: str) -> list[int]:
+def slot(pairs: list[tuple[int, int]], policy: str, rounding: str, port: str | int = "unsigned") -> list[int]:
     """What each thread adds in one cycle, given its (activation, weight)."""
     if len(pairs) == 1:
         return [x * w for x, w in pairs]
@@ -41,7 +45,7 @@ def slot(pairs: list[tuple[int, int]], policy: str, rounding: str) -> list[int]:
         if t not in busy or len(busy) == 1:
             out.append(x * w)
             continue
-        r, q = narrow_activation(x, policy, rounding), narrow_weight(w, policy, rounding)
+        r, q = narrow_activation(x, policy, rounding, port), narrow_weight(w, policy, rounding)
         if len(busy) >= 3:
             out.append(r * q)
             continue
@@ -53,7 +57,8 @@ def slot(pairs: list[tuple[int, int]], policy: str, rounding: str) -> list[int]:
         elif prefer == "Aw":  # a narrow weight frees the activation
             out.append(x * w if -8 <= w <= 7 else r * w)
         else:  # aW: a narrow activation frees the weight
-            out.append(x * w if x <= 15 else x * q)
+            low, high, _ = PORTS[port]
+            out.append(x * w if low <= x <= high else x * q)
     return out
 
 
@@ -67,7 +72,32 @@ def thread_indices(size: int, threads: int, pairing: str) -> list[list[int | Non
     return table
 
 
-def matmul(x: list[list[int]], w: list[list[int]], threads: int, policy: str, rounding: str, pairing: str):
+def added(total: int, value: int, bits: int | None, overflow: str) -> int:
+    """A register after an addition."""
+    total += value
+    if bits is None:
+        return total
+    least, most = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    if overflow == "saturate":
+        return min(max(total, least), most)
+    while total > most:
+        total -= 2**bits
+    while total < least:
+        total += 2**bits
+    return total
+
+
+def matmul(
+    x: list[list[int]],
+    w: list[list[int]],
+    threads: int,
+    policy: str,
+    rounding: str,
+    pairing: str,
+    port: str | int = "unsigned",
+    bits: int | None = None,
+    overflow: str = "saturate",
+):
     """(Y, counts): Y as nested lists, counts as in `recoup.nbsmt.statistics`."""
     size, columns = len(w), len(w[0])
     table = thread_indices(size, threads, pairing)
@@ -79,8 +109,8 @@ def matmul(x: list[list[int]], w: list[list[int]], threads: int, policy: str, ro
             total = 0
             for indices in table:
                 pairs = [(row[k], w[k][n]) if k is not None else (0, 0) for k in indices]
-                products = slot(pairs, policy, rounding)
-                total += sum(products)
+                products = slot(pairs, policy, rounding, port)
+                total = added(total, sum(products), bits, overflow)
                 active = sum(a != 0 and b != 0 for a, b in pairs)
                 counts["slots"] += 1
                 counts["collisions"] += active >= 2

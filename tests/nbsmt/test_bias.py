@@ -47,13 +47,14 @@ LAYERS = [
 
 
 @settings(max_examples=60, deadline=None)
-@given(configs, st.sampled_from(LAYERS), st.booleans(), st.integers(0, 2**32 - 1))
-def test_mean_loss_equals_the_mean_of_two_convolutions(config, case, reordered, seed):
+@given(configs, st.sampled_from(LAYERS), st.booleans(), st.integers(0, 2**32 - 1), st.booleans())
+def test_mean_loss_equals_the_mean_of_two_convolutions(config, case, reordered, seed, signed):
     torch.manual_seed(seed)
     make, shape = case
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # torch says that 'same' with an even kernel copies
-        x = (torch.rand(shape) * 2 - 0.5).relu()
+        x = torch.rand(shape) * 2 - 0.5
+        x = torch.where(x.abs() < 0.2, 0, x) if signed else x.relu()
         layer = emulated(make(), x, config)
         if reordered:
             layer.order = torch.randperm(shape[-1] if isinstance(layer, nn.Linear) else shape[1])
@@ -61,7 +62,8 @@ def test_mean_loss_equals_the_mean_of_two_convolutions(config, case, reordered, 
         code, (weight, scale) = seen.codes(), seen.weight_codes()
         if reordered:
             code, weight = code[:, layer.order], weight[:, layer.order]
-        operand = weight_operand(weight, config)
+        assert code.dtype == (torch.int8 if signed else torch.uint8)
+        operand = weight_operand(weight, config, seen.zero)
         nbsmt = reference.activation_operand(code, operand.activations, config)
         g = seen.geometry
         y, y8 = (

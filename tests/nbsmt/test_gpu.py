@@ -21,6 +21,7 @@ from recoup.errors import RecoupError
 from recoup.models import mobilenet_v1, resnet18, resnet20
 from recoup.nbsmt import gpu, reference
 from recoup.nbsmt.config import NBSMT, PAIRINGS, POLICIES, ROUNDINGS
+from recoup.nbsmt.faults import NOT_FINITE
 from recoup.nbsmt.gpu_plan import Plan
 from recoup.nbsmt.groups import groups
 from recoup.nbsmt.ops import convolution
@@ -36,6 +37,10 @@ INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
 CONFIGS = [NBSMT(1), NBSMT(1, pairing="adjacent")]
 CONFIGS += [NBSMT(2, p, r, PAIRINGS[i % 2]) for i, (p, r) in enumerate(product(POLICIES, ROUNDINGS))]
 CONFIGS += [NBSMT(4, p, ROUNDINGS[i % 3], q) for i, (p, q) in enumerate(product(POLICIES, PAIRINGS))]
+
+SIGNED = [NBSMT(1), NBSMT(2, "A", "half_up", port=4)]
+SIGNED += [NBSMT(2, p, ROUNDINGS[i % 3], PAIRINGS[i % 2], port=(5, 4)[i // 2 % 2]) for i, p in enumerate(POLICIES)]
+SIGNED += [NBSMT(4, p, ROUNDINGS[i % 3], PAIRINGS[i % 2], port=(4, 5)[i // 2 % 2]) for i, p in enumerate(POLICIES)]
 
 # Input, weight, geometry; ragged and aligned channels, tails of every block.
 SHAPES = {
@@ -53,11 +58,11 @@ GROUPED = {
 }
 
 
-def sample(seed, x_shape, weight_shape, zeros=0.3, scale=0.5):
+def sample(seed, x_shape, weight_shape, zeros=0.3, scale=0.5, signed=False):
     """Codes and weights rich in the values that decide something, as floats that quantise to just them."""
     count = torch.Size(x_shape).numel()
     codes, weights = (
-        operands(seed, count, 1, 1, zeros)[0],
+        operands(seed, count, 1, 1, zeros, signed)[0],
         operands(seed, 1, torch.Size(weight_shape).numel(), 1, zeros)[1],
     )
     weight = weights.float().view(weight_shape)
@@ -69,9 +74,9 @@ def plain(weight):
     return Geometry.of(weight, (1, 1), (0, 0), (1, 1), 1)
 
 
-def expected(x, weight, order, scale, config, geometry):
+def expected(x, weight, order, scale, config, geometry, zero=0):
     """The slot-by-slot reference, tap by tap: sums as float32 [N, O, h, w], and the weights' scales."""
-    code, (weight_code, scale_O) = reference.quantize_activation(x, scale), quantize_weight(weight)
+    code, (weight_code, scale_O) = reference.quantize_activation(x, scale, zero), quantize_weight(weight)
     if order is not None:
         code, weight_code = code[:, order], weight_code[:, order]
     weight_code = as_2d(weight_code)
@@ -83,7 +88,7 @@ def expected(x, weight, order, scale, config, geometry):
         columns = F.unfold(part, weight_code.shape[2:], geometry.dilation, geometry.padding, geometry.stride)
         x_LMC = columns.view(len(x), inputs, plan.taps, -1).permute(2, 0, 3, 1).reshape(plan.taps, -1, inputs)
         w_LCO = weight_code[g * each : (g + 1) * each].flatten(2).permute(2, 1, 0)
-        pairs = zip(x_LMC.to(torch.uint8), w_LCO, strict=True)
+        pairs = zip(x_LMC.to(code.dtype), w_LCO, strict=True)
         sums.append(sum(reference.matmul(a, b, config).long() for a, b in pairs))
     total = torch.cat(sums, 1).view(len(x), *plan.out, -1)  # type: ignore[arg-type]
     return total.permute(0, 3, 1, 2).float(), scale_O
@@ -96,23 +101,55 @@ class Kernels:
 
     device: str
 
-    def accumulate(self, x, weight, order=None, scale=0.5, config=NBSMT(), geometry=None):  # noqa: B008
+    def accumulate(self, x, weight, order=None, scale=0.5, config=NBSMT(), geometry=None, zero=0):  # noqa: B008
         order, geometry = None if order is None else order.to(self.device), geometry or plain(weight)
         sums, scale_O = gpu.accumulate(
-            x.to(self.device), weight.to(self.device), order, scale, config, geometry, "layer"
+            x.to(self.device), weight.to(self.device), order, scale, config, geometry, "layer", zero
         )
         return sums.cpu(), scale_O.cpu()
 
-    def check(self, x, weight, order=None, scale=0.5, config=NBSMT(), geometry=None):  # noqa: B008
+    def check(self, x, weight, order=None, scale=0.5, config=NBSMT(), geometry=None, zero=0):  # noqa: B008
         geometry = geometry or plain(weight)
-        sums, scale_O = self.accumulate(x, weight, order, scale, config, geometry)
-        expected_sums, expected_scale = expected(x, weight, order, scale, config, geometry)
+        sums, scale_O = self.accumulate(x, weight, order, scale, config, geometry, zero)
+        expected_sums, expected_scale = expected(x, weight, order, scale, config, geometry, zero)
         assert torch.equal(scale_O, expected_scale)
         assert torch.equal(sums, expected_sums)
 
     @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.threads}-{c.policy}-{c.rounding}-{c.pairing}")
     def test_sums_equal_the_reference(self, config):
         self.check(*sample(1, (64, 39, 1, 1), (1, 39)), config=config)
+
+    @pytest.mark.parametrize("config", SIGNED, ids=repr)
+    def test_sums_of_signed_codes_equal_the_reference(self, config):
+        self.check(*sample(1, (32, 21, 1, 1), (2, 21), signed=True), config=config, zero=128)
+
+    @pytest.mark.parametrize("shape", [*SHAPES, *GROUPED])
+    def test_shapes_of_signed_codes(self, shape):
+        """What pads an image, or a slot, is the value 0 and not the byte 0."""
+        x_shape, weight_shape, geometry = (SHAPES | GROUPED)[shape]
+        x, weight = sample(2, x_shape, weight_shape, signed=True)
+        config = NBSMT(1) if geometry.groups > 1 else NBSMT(2, "S+aW", pairing="adjacent", port=4)
+        self.check(x, weight, geometry=geometry, config=config, zero=128)
+        if geometry.groups == 1:
+            order = torch.randperm(x_shape[1], generator=torch.Generator().manual_seed(0))
+            self.check(x, weight, order, geometry=geometry, zero=128)
+
+    def test_signed_codes_round_half_to_even_and_clip_at_both_ends(self):
+        from recoup.nbsmt.gpu_operands import activation_operands
+
+        for scale in (0.0123, 1 / 3, 1e-30, 3e30):
+            step = torch.tensor(scale, dtype=torch.float32)
+            ties = (torch.arange(-132, 132) + 0.5) * step
+            x = torch.cat([ties, ties.nextafter(ties * 2), ties.nextafter(ties * 0), torch.tensor([-0.0, -3e38, 3e38])])
+            x = x.view(-1, 1, 1, 1)
+            plan = Plan.of(tuple(x.shape), (1, 1, 1, 1), NBSMT(1), POINTWISE, 128)
+            faults = torch.zeros(1, dtype=torch.int32, device=self.device)
+            operand = activation_operands(plan, x.to(self.device), None, scale, faults).cpu()
+            assert torch.equal(operand[:, 0, 0, 0], reference.quantize_activation(x, scale, 128).flatten())
+            assert not faults.any()
+        x[5] = torch.nan
+        activation_operands(plan, x.to(self.device), None, scale, faults)
+        assert faults.item() == NOT_FINITE
 
     @pytest.mark.parametrize("shape", SHAPES)
     def test_shapes(self, shape):
@@ -256,6 +293,9 @@ class TestCuda(Kernels):
         model, x = network().eval(), torch.rand(3, 3, size, size)
         rc.calibrate_(model, [x])
         rc.emulate_(model, NBSMT(threads))
+        if threads == 2:
+            for layer in emulated_layers(model).values():
+                layer.activation_zero = 128  # half of the codes' range is idle then; the bits are what is compared
         layers, seen = emulated_layers(model), {}
         handles = [
             layer.register_forward_hook(lambda m, given, found: seen.update({m: (given[0].cpu(), found.cpu())}))

@@ -49,14 +49,17 @@ class TestCompiler:
         options = {"enable_fp_fusion": False, **options}
         return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm["ptx"]
 
-    @pytest.mark.parametrize(("config", "capability"), [(NBSMT(2), 80), (NBSMT(4, "S+Aw", "half_up", "adjacent"), 90)])
-    def test_operands_divide_truly(self, config, capability):
+    @pytest.mark.parametrize(
+        ("config", "capability", "zero"),
+        [(NBSMT(2), 80, 0), (NBSMT(4, "S+Aw", "half_up", "adjacent"), 90, 0), (NBSMT(2, "S"), 90, 128)],
+    )
+    def test_operands_divide_truly(self, config, capability, zero):
         from recoup.nbsmt import gpu_operands as kernels
 
         columns = Columns(config, 64)
         blocks = {"BLOCK_S": 32, "BLOCK_P": 64}
-        for_x = {**columns.constants(tables(config)[0], True), **blocks}
-        for_w = {**columns.constants(tables(config)[1], False), "BLOCK": 512}
+        for_x = {**columns.constants(tables(config)[0], True), **columns.port(zero), **blocks}
+        for_w = {**columns.constants(tables(config)[1], False), "LESS": 128 - zero, "BLOCK": 512}
         for kernel, constants in ((kernels._activation_kernel, for_x), (kernels._weight_kernel, for_w)):
             code = self.code(kernel, capability, constants)
             assert "div.rn.f32" in code

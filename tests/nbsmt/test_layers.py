@@ -1,11 +1,13 @@
 """The drop-in layers: kinds, padding, fine-tuning, compilation, autocast, memory formats, data-parallel training."""
 
 import copy
+import json
 import warnings
 
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
 from torch import nn
 
 import recoup as rc
@@ -44,14 +46,16 @@ def network(config=FOUR):
     ],
     ids=lambda v: repr(v) if isinstance(v, nn.Module) else "",
 )
-def test_eight_bit_layers_compute_the_quantised_layer(layer, shape):
+@pytest.mark.parametrize("zero", [0, 128])
+def test_eight_bit_layers_compute_the_quantised_layer(layer, shape, zero):
     torch.manual_seed(0)
-    x = torch.rand(shape)
+    layer, x = copy.deepcopy(layer), torch.rand(shape) - (0.4 if zero else 0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # torch says that 'same' with an even kernel copies
         expected = copy.deepcopy(layer).double()
         converted(layer, x, rc.NBSMT(threads=1))
-        code = torch.round(x / torch.tensor(layer.activation_scale)).clamp(0, 255)
+        assert layer.activation_zero == zero
+        code = torch.round(x / torch.tensor(layer.activation_scale)).clamp(-zero, 255 - zero)
         weight = expected.weight.float()
         scale = 2 * weight.abs().flatten(1).amax(1) / 255
         scale = scale.view(-1, *[1] * (weight.dim() - 1))
@@ -60,6 +64,90 @@ def test_eight_bit_layers_compute_the_quantised_layer(layer, shape):
             y = expected(code.double() * layer.activation_scale)
     # The layer rounds to float32 when it scales the exact sum and when it adds the bias; float64 does not.
     torch.testing.assert_close(layer(x).double(), y, rtol=1e-6, atol=1e-6)
+
+
+def signed_network(config=FOUR):
+    """Every second inner layer has negative inputs."""
+    torch.manual_seed(0)
+    layers = [part for _ in range(2) for part in (nn.Conv2d(6, 6, 3, padding=1), nn.GELU(), nn.Conv2d(6, 6, 1))]
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), *layers, nn.Flatten(), nn.Linear(216, 5)).eval()
+    rc.calibrate_(model, [images(64)])
+    return rc.emulate_(model, config)
+
+
+def test_layers_of_both_kinds_in_one_network(tmp_path):
+    """Their zeros travel: state dicts, deep copies, files; what has no zero is unsigned, as before there were any."""
+    model, x = signed_network(), images(4)
+    expected = model(x)
+    assert [layer.activation_zero for layer in emulated_layers(model).values()] == [0, 128, 128, 128]
+    assert ["signed activations" in repr(layer) for layer in emulated_layers(model).values()] == [False, *[True] * 3]
+    other = signed_network(rc.NBSMT(2))
+    for layer in emulated_layers(other).values():
+        layer.activation_zero, layer.activation_scale = 0, 1.0
+    state = model.state_dict()
+    assert torch.equal(copy.deepcopy(model)(x), expected)
+    rc.save(model, tmp_path / "chip")
+    assert torch.equal(rc.load(tmp_path / "chip", signed_float())(x), expected)
+    other.load_state_dict(state)
+    assert [layer.activation_zero for layer in emulated_layers(other).values()] == [0, 128, 128, 128]
+    del state._metadata["4"]["recoup"]["activation_zero"]
+    other.load_state_dict(state)
+    assert other[4].activation_zero == 0
+    with pytest.raises(rc.RecoupError, match=r"layer '4' .*holds negative values .*activations=.auto"):
+        other(x)
+    state._metadata["4"]["recoup"]["activation_zero"] = 127
+    with pytest.raises(RuntimeError, match=r"4\.activation_zero is 127; it is 0"):
+        other.load_state_dict(state)
+    rc.restore_(other)
+    other[4].activation_zero = 64
+    with pytest.raises(rc.RecoupError, match=r"layer '4' .*activation zero 64; it must be 0 or 128"):
+        rc.emulate_(other, FOUR)
+
+
+def signed_float():
+    torch.manual_seed(1)
+    return rc.restore_(signed_network())
+
+
+def test_files_without_signed_codes_are_of_the_first_format(tmp_path):
+    """Older versions read them; a file with signed codes they refuse rather than clip."""
+    for model, number in ((network(), 1), (signed_network(), 2)):
+        rc.save(model, tmp_path / "chip")
+        with safe_open(tmp_path / "chip", "pt") as file:
+            header = json.loads(file.metadata()["recoup"])
+        assert header["format"] == number
+        assert ("zeros" in header) == (number == 2)
+
+
+def test_every_verb_takes_signed_layers():
+    """Reordered, corrected, profiled, slowed down: emulation stays the sum that the order and the codes say."""
+    model, data = signed_network(), [images(16)]
+    before = {row.name: row for row in rc.nbsmt.profile(model, data)}
+    rc.nbsmt.reorder_(model, data)
+    after = {row.name: row for row in rc.nbsmt.profile(model, data)}
+    changed = [name for name, row in after.items() if row.error != before[name].error]
+    assert changed
+    assert all(after[name].error < before[name].error for name in changed[:1])
+    rc.correct_bias_(model, data)
+    assert all(row.mean_shift > 0 for row in after.values())
+    labelled = [(images(16), torch.arange(16) % 5)]
+    assert isinstance(rc.nbsmt.plan_throttling(model, labelled, 10.0).threads, dict)
+    rc.undo_(model)
+    assert all(layer.bias_correction is None for layer in emulated_layers(model).values())
+
+
+def test_fine_tuning_goes_straight_through_signed_codes():
+    model = signed_network(rc.NBSMT(2)).train()
+    x, y = images(16), torch.randint(5, (16,), generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.SGD(model.parameters(), 0.2, momentum=0.9)
+    losses = []
+    for _ in range(6):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.95 * losses[0]
 
 
 def test_unbatched_inputs():

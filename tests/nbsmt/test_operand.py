@@ -28,19 +28,26 @@ def runs_here(level: str) -> bool:
     return x86 and llvm.Target.named(level).features <= llvm.host().features
 
 
-def model(x: np.ndarray, scale: float, config: NBSMT, activations: tuple[Activation, ...]) -> tuple[np.ndarray, int]:
-    """The operand and the faults, element by element as the specification says it."""
+PORTS = {0: (0, 15, 16), 5: (-16, 15, 8), 4: (-8, 7, 16)}
+"""What fits, from and to, and the step of what does not: unsigned, signed on 5 and on 4 bits."""
+
+
+def model(
+    x: np.ndarray, scale: float, config: NBSMT, activations: tuple[Activation, ...], zero: int = 0
+) -> tuple[np.ndarray, int]:
+    """The operand's values and the faults, element by element as the specification says it."""
     T, (P, C) = config.threads, x.shape
     H = -(-C // T)
     with np.errstate(all="ignore"):
-        code = np.nan_to_num(np.clip(np.rint(x / np.float32(scale)), 0, 255), nan=0).astype(int)
+        code = np.clip(np.rint(x / np.float32(scale)), -zero, 255 - zero)
+        code = np.nan_to_num(code, nan=-zero).astype(int)
     x_PC = np.pad(code, ((0, 0), (0, H * T - C)))
-    sixteenth = x_PC / 16
-    steps = {"nearest": np.rint, "half_up": lambda v: np.floor(v + 0.5), "zero": np.floor}[config.rounding](sixteenth)
-    r_PC = (16 * np.minimum(steps, 15)).astype(int)
+    low, high, step = PORTS[config.port if zero else 0]
+    rounded = {"nearest": np.rint, "half_up": lambda v: np.floor(v + 0.5), "zero": np.trunc}[config.rounding]
+    r_PC = (step * np.clip(rounded(x_PC / step), low, high)).astype(int)
+    narrow = (x_PC >= low) & (x_PC <= high)
     if config.policy != "S":
-        r_PC = np.where(x_PC < 16, x_PC, r_PC)
-    narrow = x_PC < 16
+        r_PC = np.where(narrow, x_PC, r_PC)
     value = {"0": 0 * x_PC, "x": x_PC, "r": r_PC, "narrow": x_PC * narrow, "wide": x_PC * ~narrow}
     owner = np.array([divmod(c, H) if config.pairing == "halves" else divmod(c, T)[::-1] for c in range(H * T)])
     channel = {(thread, slot): c for c, (thread, slot) in enumerate(owner)}
@@ -51,7 +58,7 @@ def model(x: np.ndarray, scale: float, config: NBSMT, activations: tuple[Activat
             for u in activation.partners:
                 n_PC[:, c] += x_PC[:, channel[(thread + u) % T, slot]] != 0
         out.append(np.choose(np.minimum(n_PC, 2), [value[name] for name in activation.values]))
-    faults = int(bool((x < 0).any())) + 2 * int(not np.isfinite(x).all())
+    faults = int(not zero and bool((x < 0).any())) + 2 * int(not np.isfinite(x).all())
     return np.concatenate(out, 1) if out else np.zeros((P, 0), int), faults
 
 
@@ -59,10 +66,10 @@ def activations_of(config: NBSMT) -> tuple[Activation, ...]:
     return tuple(group.activation for group in groups(config))
 
 
-def draw(seed: int, P: int, C: int) -> np.ndarray:
-    """Half zeros; codes all over 0..255 and somewhat above, exact ties among them, with a scale of 1/8."""
+def draw(seed: int, P: int, C: int, zero: int = 0) -> np.ndarray:
+    """Half zeros; codes all over their range and somewhat beyond, exact ties among them, with a scale of 1/8."""
     rng = np.random.default_rng(seed)
-    x = rng.integers(0, 560, (P, C)) / 16
+    x = (rng.integers(0, 560, (P, C)) - 2 * zero) / 16
     x = np.where(rng.random((P, C)) < 0.3, x + rng.random((P, C)), x)
     return np.where(rng.random((P, C)) < 0.5, 0, x).astype(np.float32)
 
@@ -70,12 +77,15 @@ def draw(seed: int, P: int, C: int) -> np.ndarray:
 BOTH = (torch.uint8, torch.float32)
 
 
-def check(x: np.ndarray, scale: float, config: NBSMT, activations: tuple[Activation, ...], dtypes=BOTH, **options):
-    expected, faults = model(x, scale, config, activations)
+def check(
+    x: np.ndarray, scale: float, config: NBSMT, activations: tuple[Activation, ...], dtypes=BOTH, zero=0, **options
+):
+    expected, faults = model(x, scale, config, activations, zero)
     for dtype in dtypes:
-        out, found = operands(torch.from_numpy(x), scale, config, activations, dtype, **options)
+        out, found = operands(torch.from_numpy(x), scale, config, activations, dtype, zero=zero, **options)
         assert out.dtype == dtype
-        assert np.array_equal(out.numpy(), expected), (config, activations, x.shape, dtype)
+        values = out.numpy().astype(int) - (zero if dtype == torch.uint8 else 0)
+        assert np.array_equal(values, expected), (config, activations, x.shape, dtype)
         assert found == faults
 
 
@@ -87,6 +97,9 @@ def test_every_policy(policy: str, threads: int):
         rounding = ROUNDINGS[(i + POLICIES.index(policy)) % 3]
         config = NBSMT(threads, policy, rounding, pairing)  # type: ignore[arg-type]
         check(draw(i, 9, C), 0.125, config, activations_of(config), (BOTH[(i + threads // 4) % 2],))
+        if i == (POLICIES.index(policy) + threads) % 4:
+            own, dtypes = config.replace(port=(5, 4)[threads % 4 // 2]), (BOTH[i % 2],)
+            check(draw(i, 9, C, 128), 0.125, own, activations_of(own), dtypes, 128)
 
 
 @pytest.mark.parametrize("C", range(1, 71))
@@ -97,7 +110,8 @@ def test_every_width(C: int):
         activations = (Activation((1,), ("x", "r", "r")), Activation((1, threads - 1), ("0", "wide", "narrow")))
         for P in (0, 1, 6, 67):
             dtype = BOTH[(C + threads // 2) % 2]
-            check(draw(C, P, C), 0.125, config, activations[: 1 if threads == 2 else 2], (dtype,))
+            zero = 128 if P == 6 else 0
+            check(draw(C, P, C, zero), 0.125, config, activations[: 1 if threads == 2 else 2], (dtype,), zero)
 
 
 @settings(max_examples=40, deadline=None)
@@ -107,14 +121,17 @@ def test_every_width(C: int):
     st.integers(0, 300),
     st.integers(0, 2**12 - 1),
     st.integers(0, 2**32 - 1),
+    st.sampled_from([0, 128]),
 )
-@example(NBSMT(2, "S+A", "nearest", "halves"), 128, 70, 2**12 - 1, 0)
-@example(NBSMT(4, "S+A", "nearest", "halves"), 64, 131, 2**12 - 1, 0)
-@example(NBSMT(4, "S", "half_up", "adjacent"), 130, 40, 0b100000000011, 0)
-def test_any_layer(config: NBSMT, C: int, P: int, kept: int, seed: int):
+@example(NBSMT(2, "S+A", "nearest", "halves"), 128, 70, 2**12 - 1, 0, 0)
+@example(NBSMT(4, "S+A", "nearest", "halves"), 64, 131, 2**12 - 1, 0, 0)
+@example(NBSMT(4, "S", "half_up", "adjacent"), 130, 40, 0b100000000011, 0, 0)
+@example(NBSMT(4, "S", "zero", "halves", port=4), 130, 40, 0b100000000011, 0, 128)
+def test_any_layer(config: NBSMT, C: int, P: int, kept: int, seed: int, zero: int):
     """Any configuration, any shape, any choice of groups (layers drop groups that meet no weight)."""
     every = activations_of(config)
-    check(draw(seed, P, C), 0.125, config, tuple(a for i, a in enumerate(every) if kept >> i & 1) or every[:1])
+    some = tuple(a for i, a in enumerate(every) if kept >> i & 1) or every[:1]
+    check(draw(seed, P, C, zero), 0.125, config, some, zero=zero)
 
 
 SPECIAL = {
@@ -146,14 +163,38 @@ def test_special_values(name: str, place: int):
     assert found == faults
 
 
-def around_ties(scale: np.float32) -> np.ndarray:
+SIGNED_SPECIAL = {
+    "ties go to even": ([-0.5, -1.5, 2.5, -127.5, 126.5, 127.5, -128.5], [128, 126, 130, 0, 254, 255, 0], 0),
+    "clipped at both ends": ([127.4, 128, 3e38, -128.6, -129, -3e38], [255, 255, 255, 0, 0, 0], 0),
+    "tiny": ([1e-45, -1e-38, -0.0, -0.4999], [128, 128, 128, 128], 0),
+    "not a number": ([3, np.nan, -5], [131, 0, 123], 2),
+    "infinities": ([np.inf, -np.inf, 5], [255, 0, 133], 2),
+}
+
+
+@pytest.mark.parametrize("name", SIGNED_SPECIAL)
+@pytest.mark.parametrize("scale", [1.0, 2.0**-70])
+def test_special_values_of_signed_codes(name: str, scale: float):
+    """In both forms of the quotient."""
+    values, codes, faults = SIGNED_SPECIAL[name]
+    x = np.zeros(140, np.float32)
+    x[61 : 61 + len(values)] = np.float32(values) * np.float32(scale)
+    out, found = operands(torch.from_numpy(x.reshape(-1, 1)), scale, NBSMT(1), (Activation(),), zero=128)
+    expected = np.full(140, 128, np.uint8)
+    expected[61 : 61 + len(values)] = codes
+    assert np.array_equal(out.numpy().ravel(), expected)
+    assert found == faults
+
+
+def around_ties(scale: np.float32, zero: int = 0) -> np.ndarray:
     """The floats next to every place where the code changes: where a quotient off by one unit would show."""
-    ties = ((np.arange(257) + 0.5) * np.float64(scale)).astype(np.float32)
+    ties = ((np.arange(257) - zero + 0.5) * np.float64(scale)).astype(np.float32)
     return np.concatenate([(ties.view(np.int32) + i).view(np.float32) for i in range(-4, 5)])
 
 
+@pytest.mark.parametrize("zero", [0, 128])
 @pytest.mark.parametrize("fast", [False, True])
-def test_quotient_is_a_division(fast: bool):
+def test_quotient_is_a_division(fast: bool, zero: int):
     """Both forms of the quotient are IEEE's division at all 256 thresholds, for scales of all sizes and mantissas."""
     if fast and not llvm.host().fma:
         pytest.skip("no fused multiply-add on this processor")
@@ -161,12 +202,12 @@ def test_quotient_is_a_division(fast: bool):
     exponents = rng.integers(-64, 64, 1500) if fast else rng.integers(-140, 119, 1500)
     scales = (2.0**exponents * rng.uniform(1, 2, 1500)).astype(np.float32)
     edges = [np.nextafter(np.float32(2.0**e), np.float32(d)) for e in (-20, 0, 7) for d in (0, 1e30)]
-    kernel = quantise_kernel(fast)
+    kernel = quantise_kernel(fast, None, zero)
     for scale in [*scales, *edges, np.float32(2.0**-64), np.float32(2.0**64)]:
-        x = around_ties(scale)
+        x = around_ties(scale, zero)
         codes = np.empty(x.size, np.uint8)
         kernel(x.ctypes.data, codes.ctypes.data, x.size, float(scale))
-        assert np.array_equal(codes, np.clip(np.rint(x / scale), 0, 255).astype(np.uint8)), scale
+        assert np.array_equal(codes, np.clip(np.rint(x / scale) + zero, 0, 255).astype(np.uint8)), scale
 
 
 @pytest.mark.parametrize("scale", [2.0**-149, 1e-40, 2.0**-65, 2.0**-64, 1.0, 2.0**64, 2.0**65, 3e38])
@@ -188,6 +229,8 @@ def test_other_instruction_sets(level: str):
         check(x, 0.125, config, activations_of(config), target=target)
         x[7, 3] = np.nan
         check(x, 0.125, config, activations_of(config), target=target)
+        if threads < 4:
+            check(-x, 0.125, config, activations_of(config), target=target, zero=128)
 
 
 def test_code_for_arm():

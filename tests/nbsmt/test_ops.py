@@ -11,7 +11,7 @@ from recoup.nbsmt import cpu, ops, reference
 from recoup.nbsmt.ops import convolution
 from recoup.nbsmt.weights import quantize_weight
 from tests.nbsmt import port
-from tests.nbsmt.strategies import configs, operands
+from tests.nbsmt.strategies import configs, operands, port_of
 
 BACKENDS = ["int8", "float32"]
 
@@ -23,17 +23,18 @@ def backend(name):
 
 
 @settings(max_examples=60, deadline=None)
-@given(configs, st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 40), st.integers(1, 3))
-def test_matmul_equals_the_port_model(config, seed, rows, size, columns):
-    x, w = operands(seed, rows, size, columns)
-    expected, _ = port.matmul(x.tolist(), w.tolist(), config.threads, config.policy, config.rounding, config.pairing)
+@given(configs, st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 40), st.integers(1, 3), st.booleans())
+def test_matmul_equals_the_port_model(config, seed, rows, size, columns, signed):
+    x, w = operands(seed, rows, size, columns, signed=signed)
+    fields = config.threads, config.policy, config.rounding, config.pairing, port_of(config, signed)
+    expected, _ = port.matmul(x.tolist(), w.tolist(), *fields)
     assert rc.nbsmt.matmul(x, w, config).tolist() == expected
 
 
 @settings(max_examples=40, deadline=None)
-@given(configs, st.integers(0, 2**32 - 1), st.integers(1, 600), st.sampled_from([0.0, 0.5, 0.95]))
-def test_matmul_equals_the_reference_on_long_sums(config, seed, size, zeros):
-    x, w = operands(seed, 5, size, 6, zeros)
+@given(configs, st.integers(0, 2**32 - 1), st.integers(1, 600), st.sampled_from([0.0, 0.5, 0.95]), st.booleans())
+def test_matmul_equals_the_reference_on_long_sums(config, seed, size, zeros, signed):
+    x, w = operands(seed, 5, size, 6, zeros, signed)
     assert torch.equal(rc.nbsmt.matmul(x, w, config), reference.matmul(x, w, config))
 
 
@@ -44,6 +45,8 @@ def test_matmul_at_the_extremes(threads, weight):
     w = torch.full((600, 2), weight, dtype=torch.int8)
     config = rc.NBSMT(threads=threads)
     assert torch.equal(rc.nbsmt.matmul(x, w, config), reference.matmul(x, w, config))
+    lowest = torch.full((3, 600), -128, dtype=torch.int8)
+    assert torch.equal(rc.nbsmt.matmul(lowest, w, config), reference.matmul(lowest, w, config))
 
 
 def test_matmul_shapes():
@@ -67,15 +70,17 @@ def test_matmul_refusals():
         )
 
 
-def integer_convolution(x, weight, scale, config, geometry):
+def integer_convolution(x, weight, scale, config, geometry, zero=0):
     """Quantise, unfold to rows in (channel, tap) order, let each tap's channels share the multiplier, and scale."""
     stride, padding, dilation = geometry
-    codes = torch.round(x / torch.tensor(scale)).clamp(0, 255)
+    codes = torch.round(x / torch.tensor(scale)).clamp(-zero, 255 - zero)
     weight_codes, scale_O = quantize_weight(weight)
     n, c = x.shape[:2]
     taps = weight[0, 0].numel()
     columns = F.unfold(codes.double(), weight.shape[2:], dilation, padding, stride)
-    x_TMC = columns.view(n, c, taps, -1).permute(2, 0, 3, 1).reshape(taps, -1, c).to(torch.uint8)
+    x_TMC = (
+        columns.view(n, c, taps, -1).permute(2, 0, 3, 1).reshape(taps, -1, c).to(torch.int8 if zero else torch.uint8)
+    )
     w_TCO = weight_codes.flatten(2).permute(2, 1, 0)
     total = sum(reference.matmul(x_TMC[t], w_TCO[t], config).double() for t in range(taps))
     h = (x.shape[2] + 2 * padding[0] - dilation[0] * (weight.shape[2] - 1) - 1) // stride[0] + 1
@@ -92,21 +97,78 @@ def integer_convolution(x, weight, scale, config, geometry):
     kernel=st.sampled_from([(1, 1), (3, 3), (1, 5), (2, 3)]),
     geometry=st.sampled_from([((1, 1), (1, 1), (1, 1)), ((2, 2), (0, 0), (1, 1)), ((1, 2), (2, 1), (2, 1))]),
     last=st.booleans(),
+    zero=st.sampled_from([0, 128, 128]),
 )
-def test_convolution_equals_integers(name, config, seed, channels, kernel, geometry, last):
+def test_convolution_equals_integers(name, config, seed, channels, kernel, geometry, last, zero):
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(2, channels, 7, 9, generator=generator).relu()
+    x = torch.randn(2, channels, 7, 9, generator=generator)
+    x = torch.where(x.abs() < 0.3, 0, x) if zero else x.relu()
     weight = torch.randn(5, channels, *kernel, generator=generator)
     weight = torch.where(torch.rand(weight.shape, generator=generator) < 0.3, 0, weight)
-    scale = float(torch.tensor(float(x.max()) / 200 + 0.001))
+    scale = float(torch.tensor(float(x.max()) / (100 if zero else 200) + 0.001))
     if last:
         x = x.contiguous(memory_format=torch.channels_last)
     with backend(name):
-        y = convolution(x, weight, None, scale, config.code, *map(list, geometry), 1, "layer")
-    assert torch.equal(y, integer_convolution(x, weight, scale, config, geometry))
+        y = convolution(x, weight, None, scale, config.code, *map(list, geometry), 1, "layer", zero)
+    assert torch.equal(y, integer_convolution(x, weight, scale, config, geometry, zero))
     assert y.is_contiguous(
         memory_format=torch.channels_last if last and not x.is_contiguous() else torch.contiguous_format
     )
+
+
+def stand_in(weight, stride, padding, dilation, groups, shape, layer):
+    """oneDNN's 8-bit convolution as it is where it is exact, on any processor: bytes in, rounded sums out."""
+
+    def convolve(operand):
+        assert operand.dtype == torch.uint8
+        assert operand.shape == shape
+        return cpu.exact_convolution(operand, weight, stride, padding, dilation, groups, 2**31)
+
+    return convolve
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    config=configs,
+    seed=st.integers(0, 2**31),
+    channels=st.sampled_from([1, 3, 8]),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    groups=st.sampled_from([1, 1, 1, 2, 3]),
+)
+def test_values_from_sums_over_bytes(config, seed, channels, kernel, stride, padding, dilation, groups):
+    """The map that an image of zeros gives: every geometry, its borders, kernels that see nothing but padding."""
+    generator = torch.Generator().manual_seed(seed)
+    config = config if groups == 1 else config.replace(threads=1)
+    x = torch.randn(2, channels * groups, 5, 6, generator=generator)
+    x = torch.where(x.abs() < 0.3, 0, x)
+    weight = torch.randn(2 * groups, channels, *kernel, generator=generator)
+    weight = torch.where(torch.rand(weight.shape, generator=generator) < 0.3, 0, weight)
+    rest = (weight, None, 0.02, config.code, list(stride), list(padding), list(dilation), groups, "layer", 128)
+    with ops.backend("float32"):
+        expected = convolution(x, *rest)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("recoup.nbsmt.prepare.packed", stand_in)
+        patch.setattr(ops, "current_backend", lambda: "int8")
+        found = [convolution(x, *rest), convolution(x[:1], *rest)]
+    assert torch.equal(found[0], expected)
+    assert torch.equal(found[1], expected[:1])
+
+
+def test_sums_over_bytes_that_float32_cannot_hold_are_not_subtracted_from(monkeypatch):
+    """The values' sums are exact in float32; those over bytes would have been rounded before."""
+    monkeypatch.setattr("recoup.nbsmt.prepare.packed", lambda *_: pytest.fail("bytes were summed"))
+    monkeypatch.setattr(ops, "current_backend", lambda: "int8")
+    weight = torch.ones(1, 600)
+    x = torch.tensor([1.0, -1.0]).repeat(300)[None, :, None, None]
+    x[0, 0] = 127
+    rest = (None, 1.0, rc.NBSMT(threads=1).code, [1, 1], [0, 0], [1, 1], 1, "layer", 128)
+    y = convolution(x, weight, *rest)
+    assert y.item() == (126 * 127 * quantize_weight(weight)[1]).item()
+    monkeypatch.setattr("recoup.nbsmt.prepare.packed", stand_in)
+    assert convolution(x[:, :500], weight[:, :500], *rest).item() == float(y)
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -116,18 +178,21 @@ def test_a_sum_beyond_24_bits_is_exact_or_correctly_rounded(name):
     code, scale_O = quantize_weight(weight)
     with backend(name):
         y = convolution(x, weight, None, 1.0, rc.NBSMT(threads=1).code, [1, 1], [0, 0], [1, 1], 1, "layer")
+        signed = convolution(-x, weight, None, 1.0, rc.NBSMT(threads=1).code, [1, 1], [0, 0], [1, 1], 1, "layer", 128)
     total = (255 * code.flatten(1).long().sum(1)).double()
     assert abs(int(total[0])) > 2**24
     assert torch.equal(y.flatten(), total.float() * scale_O)
+    assert torch.equal(signed.flatten(), (total / 255 * -128).float() * scale_O)
 
 
-def test_a_grouped_convolution_runs_plain_8_bit():
-    x, weight = torch.rand(2, 6, 5, 5), torch.randn(6, 1, 3, 3)
+@pytest.mark.parametrize("zero", [0, 128])
+def test_a_grouped_convolution_runs_plain_8_bit(zero):
+    x, weight = torch.rand(2, 6, 5, 5) - (0.5 if zero else 0), torch.randn(6, 1, 3, 3)
     for name in BACKENDS:
         with backend(name):
-            y = convolution(x, weight, None, 0.01, rc.NBSMT(threads=1).code, [1, 1], [1, 1], [1, 1], 6, "layer")
+            y = convolution(x, weight, None, 0.01, rc.NBSMT(threads=1).code, [1, 1], [1, 1], [1, 1], 6, "layer", zero)
         code, scale_O = quantize_weight(weight)
-        sums = F.conv2d(torch.round(x / 0.01).clamp(0, 255).double(), code.double(), None, 1, 1, 1, 6)
+        sums = F.conv2d(torch.round(x / 0.01).clamp(-zero, 255 - zero).double(), code.double(), None, 1, 1, 1, 6)
         assert torch.equal(y, sums.float() * (scale_O * 0.01).view(1, -1, 1, 1))
 
 
@@ -166,21 +231,28 @@ def test_an_empty_batch():
     assert y.shape == (0, 4, 5, 5)
 
 
-def test_the_gradient_is_that_of_the_quantised_convolution():
+@pytest.mark.parametrize("zero", [0, 128])
+def test_the_gradient_is_that_of_the_quantised_convolution(zero):
     values = arguments(
-        x=(4 * torch.rand(2, 6, 5, 5)).requires_grad_(), weight=torch.randn(4, 6, 3, 3, requires_grad=True)
+        x=(4 * torch.rand(2, 6, 5, 5) - (2 if zero else 0)).requires_grad_(),
+        weight=torch.randn(4, 6, 3, 3, requires_grad=True),
+        zero=zero,
     )
     x, weight = values["x"], values["weight"]
     grad = torch.randn(2, 4, 5, 5)
     convolution(**values).backward(grad)
     code, scale_O = quantize_weight(weight)
     step = torch.tensor(0.01)
-    xq = (torch.round(x.detach() / step).clamp(0, 255) * step).requires_grad_()
+    value = torch.round(x.detach() / step)
+    xq = (value.clamp(-zero, 255 - zero) * step).requires_grad_()
     wq = (code * scale_O.view(-1, 1, 1, 1)).requires_grad_()
     F.conv2d(xq, wq, None, 1, 1).backward(grad)
-    assert torch.equal(x.grad, xq.grad * (torch.round(x.detach() / step) <= 255))
+    inside = (value <= 255 - zero) & (value >= -zero)
+    assert torch.equal(x.grad, xq.grad * inside)
     assert torch.equal(weight.grad, wq.grad)
-    assert bool((x.grad == 0).any())
+    clipped = x.grad[~inside & (x.detach() < 0)] if zero else x.grad[~inside]
+    assert len(clipped)
+    assert not clipped.any()
 
 
 def test_opcheck():
@@ -188,7 +260,7 @@ def test_opcheck():
         x = torch.rand(2, 6, 5, 5, requires_grad=True)
         x = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_() if last else x
         values = arguments(x=x, weight=torch.randn(4, 6, 3, 3, requires_grad=True))
-        torch.library.opcheck(convolution, tuple(values.values()))
+        torch.library.opcheck(convolution, (*values.values(), 128) if last else tuple(values.values()))
 
 
 def test_an_unknown_backend():

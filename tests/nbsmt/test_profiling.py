@@ -22,19 +22,23 @@ def network(config, layers=None):
     return rc.emulate_(model, config, layers)
 
 
-def linear(config, bias=True):
+def linear(config, bias=True, signed=False):
     torch.manual_seed(0)
-    layer, x = nn.Linear(12, 7, bias), torch.randn(9, 12).relu()
-    x[0, 0] = 3 * x.max()  # the scale is a mean of peaks, so the highest saturate
+    layer, x = nn.Linear(12, 7, bias), torch.randn(9, 12)
+    x = torch.where(x.abs() < 0.3, 0, x) if signed else x.relu()
+    x[0, :2] = 3 * x.max() * torch.tensor([1, -1 if signed else 1])  # the scale is a mean of peaks: some saturate
     rc.calibrate_(layer, [x], {"": True})
     return rc.emulate_(layer, config), x
 
 
-@pytest.mark.parametrize("config", [NBSMT(2), NBSMT(4, "S+W", "zero", "adjacent"), NBSMT(2, "Aw")])
-def test_a_linear_layer_by_hand(config):
-    layer, x = linear(config)
+@pytest.mark.parametrize("zero", [0, 128])
+@pytest.mark.parametrize("config", [NBSMT(2), NBSMT(4, "S+W", "zero", "adjacent"), NBSMT(2, "Aw", port=4)])
+def test_a_linear_layer_by_hand(config, zero):
+    layer, x = linear(config, signed=zero > 0)
+    assert layer.activation_zero == zero
     (found,) = profile(layer, [x[:4], x[4:]])
-    code = reference.quantize_activation(x, layer.activation_scale)
+    code = reference.quantize_activation(x, layer.activation_scale, zero)
+    low, high = {0: (0, 15), 5: (-16, 15), 4: (-8, 7)}[config.port if zero else 0]
     scale = 2 * layer.weight.detach().abs().amax(1, keepdim=True) / 255
     weight = torch.round(layer.weight.detach() / scale).clamp(-128, 127).to(torch.int8)
     counts = reference.statistics(code, weight.t(), config)
@@ -49,8 +53,11 @@ def test_a_linear_layer_by_hand(config):
     shift = (y - y8).mean(0).square().sum() * len(y)
     assert found.mean_shift == pytest.approx(float(shift / y8.square().sum()), rel=1e-5)
     assert found.zero_activations == pytest.approx(float((code == 0).double().mean()), rel=1e-15)
-    assert found.wide_activations == pytest.approx(float((code > 15).double().mean()), rel=1e-15)
-    assert found.saturated == pytest.approx(float((x / see(layer, x).scale > 255.5).double().mean()), rel=1e-15)
+    wide = (code < low) | (code > high)
+    assert found.wide_activations == pytest.approx(float(wide.double().mean()), rel=1e-15)
+    beyond = (x / see(layer, x).scale > 255.5 - zero) | (x / see(layer, x).scale < -0.5 - zero)
+    assert found.saturated == pytest.approx(float(beyond.double().mean()), rel=1e-15)
+    assert found.saturated >= (2 if zero else 1) / x.numel()
     assert found.zero_weights == float((weight == 0).double().mean())
     assert found.wide_weights == float(((weight < -8) | (weight > 7)).double().mean())
     assert (found.name, found.kind, found.weight_shape, found.output_shape) == ("", "Linear", (7, 12), (7,))

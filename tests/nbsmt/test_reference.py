@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recoup.nbsmt import reference
-from recoup.nbsmt.config import NBSMT, PAIRINGS, POLICIES, ROUNDINGS, THREADS
+from recoup.nbsmt.config import NBSMT, PAIRINGS, POLICIES, PORTS, ROUNDINGS, THREADS
 from recoup.nbsmt.groups import groups
 from recoup.nbsmt.weights import weight_operand
 from tests.nbsmt import port
-from tests.nbsmt.strategies import configs, operands
+from tests.nbsmt.strategies import configs, operands, port_of
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
@@ -26,6 +26,17 @@ def test_reductions_of_every_code_equal_the_port_model(policy, rounding):
     assert reference.reduce_weight(w, config).tolist() == [
         port.narrow_weight(v, policy, rounding) for v in range(-128, 128)
     ]
+    for bits in PORTS:
+        assert reference.reduce_activation(w, config.replace(port=bits), 128).tolist() == [
+            port.narrow_activation(v, policy, rounding, bits) for v in range(-128, 128)
+        ]
+
+
+def test_a_signed_code_on_four_bits_is_cut_as_a_weight():
+    v = torch.arange(-128, 128)
+    for policy, rounding in itertools.product(POLICIES, ROUNDINGS):
+        config = NBSMT(policy=policy, rounding=rounding, port=4)
+        assert torch.equal(reference.reduce_activation(v, config, 128), reference.reduce_weight(v, config))
 
 
 @settings(max_examples=120, deadline=None)
@@ -36,11 +47,12 @@ def test_reductions_of_every_code_equal_the_port_model(policy, rounding):
     st.integers(1, 23),
     st.integers(1, 4),
     st.sampled_from([0.0, 0.3, 0.8]),
+    st.booleans(),
 )
-def test_reference_equals_the_port_model(config, seed, rows, size, columns, zeros):
-    x, w = operands(seed, rows, size, columns, zeros)
+def test_reference_equals_the_port_model(config, seed, rows, size, columns, zeros, signed):
+    x, w = operands(seed, rows, size, columns, zeros, signed)
     expected, counts = port.matmul(
-        x.tolist(), w.tolist(), config.threads, config.policy, config.rounding, config.pairing
+        x.tolist(), w.tolist(), config.threads, config.policy, config.rounding, config.pairing, port_of(config, signed)
     )
     assert reference.matmul(x, w, config).tolist() == expected
     found = reference.statistics(x, w, config)
@@ -55,12 +67,14 @@ def test_reference_equals_the_port_model(config, seed, rows, size, columns, zero
 )
 def test_groups_equal_the_reference(config):
     for seed, (size, zeros) in enumerate([(1, 0.0), (13, 0.0), (24, 0.4), (9, 0.9)]):
-        x, w = operands(seed, 6, size, 7, zeros)
-        operand = weight_operand(w.t(), config)
-        a_MJ = reference.activation_operand(x, operand.activations, config)
-        product = a_MJ.long() @ operand.weight_OGJkk.t().long()
-        assert torch.equal(product, reference.matmul(x, w, config).long())
-        assert int(product.abs().max()) <= operand.bound
+        for signed, bits in ((False, 5), (True, PORTS[seed % 2])):
+            x, w = operands(seed, 6, size, 7, zeros, signed)
+            own = config.replace(port=bits)
+            operand = weight_operand(w.t(), own, 128 if signed else 0)
+            a_MJ = reference.activation_operand(x, operand.activations, own)
+            product = a_MJ.long() @ operand.weight_OGJkk.t().long()
+            assert torch.equal(product, reference.matmul(x, w, own).long())
+            assert int(product.abs().max()) <= operand.bound
 
 
 def test_two_threads_take_two_groups_and_four_take_twelve():

@@ -39,13 +39,14 @@ def test_slots_are_those_of_the_threads(channels, threads, pairing):
 @pytest.mark.parametrize("policy", ["S", "S+A", "S+W", "S+Aw", "S+aW"])
 @pytest.mark.parametrize("threads", [2, 4])
 def test_squared_losses_of_all_operands(threads, policy):
-    config = NBSMT(threads, policy)
-    x, w = torch.arange(256), torch.arange(-128, 128)
-    found = sum(u[:, None] * v for u, v in squared_losses(x, w, config))
-    x, w = x[:, None], w[None]
-    others = [1] if threads == 2 else [1, 2]
-    losses = [x * w - reference.contribution(x, w, torch.tensor(n), config) for n in others]
-    assert torch.equal(found, sum(loss.square() for loss in losses).double())
+    for zero, port in ((0, 5), (128, 5), (128, 4)):
+        config = NBSMT(threads, policy, port=port)
+        x, w = torch.arange(256) - zero, torch.arange(-128, 128)
+        found = sum(u[:, None] * v for u, v in squared_losses(x, w, config, zero))
+        x, w = x[:, None], w[None]
+        others = [1] if threads == 2 else [1, 2]
+        losses = [x * w - reference.contribution(x, w, torch.tensor(n), config, zero) for n in others]
+        assert torch.equal(found, sum(loss.square() for loss in losses).double())
 
 
 def cost(pairs, slot_p, order):

@@ -22,8 +22,9 @@ from tests.nbsmt.strategies import configs, operands
     ids=lambda c: f"{c.threads}-{c.policy}-{c.rounding}-{c.pairing}",
 )
 def test_every_configuration_equals_the_reference(config):
-    x, w = operands(0, 9, 13, 11)
-    assert statistics(x, w, config) == reference.statistics(x, w, config)
+    for signed in (False, True):
+        x, w = operands(0, 9, 13, 11, signed=signed)
+        assert statistics(x, w, config) == reference.statistics(x, w, config)
 
 
 @settings(max_examples=40, deadline=None)
@@ -34,15 +35,16 @@ def test_every_configuration_equals_the_reference(config):
     st.integers(0, 21),
     st.integers(0, 6),
     st.sampled_from([0.0, 0.3, 0.9]),
+    st.booleans(),
 )
-def test_every_shape_equals_the_reference(config, seed, rows, size, columns, zeros):
-    x, w = operands(seed, rows, size, columns, zeros)
+def test_every_shape_equals_the_reference(config, seed, rows, size, columns, zeros, signed):
+    x, w = operands(seed, rows, size, columns, zeros, signed)
     assert statistics(x, w, config) == reference.statistics(x, w, config)
 
 
 def columns_of(code, weight, config, geometry):
     """Explicit im2col: x [M, K] and w [K, N] in an order of K in which the threads split the channels."""
-    missing = -code.shape[1] % config.threads
+    missing, dtype = -code.shape[1] % config.threads, code.dtype
     code, weight = F.pad(code, (0, 0, 0, 0, 0, missing)), F.pad(weight, (0, 0, 0, 0, 0, missing))
     channels, kernel = code.shape[1], weight.shape[2:]
     x = F.unfold(code.double(), tuple(kernel), geometry.dilation, geometry.padding, geometry.stride)
@@ -50,7 +52,7 @@ def columns_of(code, weight, config, geometry):
     w = weight.flatten(2).permute(1, 2, 0)
     if config.pairing == "adjacent":  # K index = tap * channels + channel, so that thread t has channels t mod T
         x, w = x.transpose(2, 3), w.transpose(0, 1)
-    return x.flatten(2).flatten(0, 1).to(torch.uint8), w.flatten(0, 1).contiguous()
+    return x.flatten(2).flatten(0, 1).to(dtype), w.flatten(0, 1).contiguous()
 
 
 sizes = st.tuples(st.integers(1, 7), st.integers(1, 7))
@@ -64,8 +66,9 @@ geometries = st.builds(
 )
 
 
-def layer(seed, images, channels, size, outputs, kernel, zeros=0.3):
-    x, w = operands(seed, images * channels * size[0] * size[1], 1, outputs * channels * kernel[0] * kernel[1], zeros)
+def layer(seed, images, channels, size, outputs, kernel, zeros=0.3, signed=False):
+    inputs, weights = images * channels * size[0] * size[1], outputs * channels * kernel[0] * kernel[1]
+    x, w = operands(seed, inputs, 1, weights, zeros, signed)
     return x.view(images, channels, *size), w.view(outputs, channels, *kernel)
 
 
@@ -78,11 +81,12 @@ def layer(seed, images, channels, size, outputs, kernel, zeros=0.3):
     sizes,
     st.integers(1, 4),
     geometries,
+    st.booleans(),
 )
-def test_a_convolution_equals_its_im2col(config, seed, images, channels, size, outputs, geometry):
+def test_a_convolution_equals_its_im2col(config, seed, images, channels, size, outputs, geometry, signed):
     kernel = geometry.kernel
     assume(all(size[i] + 2 * geometry.padding[i] > geometry.dilation[i] * (kernel[i] - 1) for i in (0, 1)))
-    code, weight = layer(seed, images, channels, size, outputs, kernel)
+    code, weight = layer(seed, images, channels, size, outputs, kernel, signed=signed)
     expected = reference.statistics(*columns_of(code, weight, config, geometry), config)
     assert layer_statistics(code, weight, config, geometry) == expected
 

@@ -1,4 +1,4 @@
-"""The main job on real data: the pretrained ResNet-20 on the whole CIFAR-10 test set."""
+"""The main job on real data: the pretrained ResNet-20 on the whole CIFAR-10 test set; and a transformer."""
 
 import copy
 
@@ -7,14 +7,14 @@ import torch
 
 import recoup as rc
 from recoup.data import root
+from recoup.data.text import contexts
+from recoup.evaluation import nats_per_token
 
 FOLDER = root()
-pytestmark = [
-    pytest.mark.real,
-    pytest.mark.skipif(not (FOLDER / "cifar10").is_dir(), reason=f"no CIFAR-10 in {FOLDER.name}: set RECOUP_DATA"),
-]
+pytestmark = pytest.mark.real
 
 
+@pytest.mark.skipif(not (FOLDER / "cifar10").is_dir(), reason=f"no CIFAR-10 in {FOLDER.name}: set RECOUP_DATA")
 def test_resnet20_loses_accuracy_on_four_threads_and_paired_recalibration_wins_most_of_it_back():
     torch.set_num_threads(2)
     spec = f"cifar10:{FOLDER / 'cifar10'}"
@@ -43,3 +43,22 @@ def test_resnet20_loses_accuracy_on_four_threads_and_paired_recalibration_wins_m
     assert eight - broken > 1.0
     assert paired - broken > 0.5 * (eight - broken)
     assert averaged < broken  # clean images: the trap that paired recalibration avoids
+
+
+@pytest.mark.skipif(not (FOLDER / "text").is_dir(), reason=f"no text in {FOLDER.name}: set RECOUP_DATA")
+def test_a_transformer_on_two_threads_predicts_as_at_8_bit_with_a_port_of_five_bits():
+    """12,288 characters of the last tenth; the 16 linear layers of the blocks, whose inputs are negative too."""
+    torch.set_num_threads(2)
+    model, alphabet = rc.models.load_chargpt(FOLDER / "text" / "chargpt_tinyshakespeare.pt")
+    text = FOLDER / "text" / "tinyshakespeare.txt"
+    test = contexts(text, alphabet, model.context, first=0.9)[:3]
+    rc.calibrate_(model, contexts(text, alphabet, model.context, last=0.9)[:4], {r"re:blocks\..*": True, "head": None})
+    found = {}
+    for config in (rc.NBSMT(1), rc.NBSMT(2), rc.NBSMT(2, port=4)):
+        rc.emulate_(model, None, {r"re:blocks\..*\.(qkv|proj|fc1|fc2)": config})
+        found[config] = nats_per_token(model, test)
+        rc.restore_(model)
+    eight, five, four = found.values()
+    assert abs(eight - nats_per_token(model, test)) < 0.005
+    assert eight < five < eight + 0.02
+    assert four > five + 0.1

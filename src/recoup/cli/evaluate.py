@@ -61,8 +61,11 @@ States = Annotated[
         show_default="those that belong to the hardware",
     ),
 ]
+ActivationCodes = Annotated[
+    str, typer.Option(help="Activation codes: auto (signed where a layer's inputs are negative), unsigned, signed.")
+]
 NegativeInputs = Annotated[
-    str, typer.Option(help="Layers with negative inputs, on unsigned activations: error, or float to leave them so.")
+    str, typer.Option(help="Layers with negative inputs under unsigned codes: error, or float to leave them so.")
 ]
 CalibrationImages = Annotated[int, typer.Option(help="Training images to calibrate and repair with.")]
 Augment = Annotated[
@@ -99,6 +102,7 @@ def evaluate(
     calibration_images: CalibrationImages = 1024,
     calibration_split: CalibrationSplit = "train",
     augment: Augment = None,
+    activations: ActivationCodes = "auto",
     negative: NegativeInputs = "error",
     seeds: Seeds = "0,1,2",
     limit: Limit = None,
@@ -152,6 +156,7 @@ def _recipe(given: dict[str, Any], factory: dict[str, Any]) -> Recipe:
             "split": given["calibration_split"],
             "augment": given["augment"],
             "seeds": integers(given["seeds"], "--seeds"),
+            "activations": given["activations"],
             "negative": given["negative"],
         },
         "test": {"limit": given["limit"], "batch_size": given["batch_size"]}

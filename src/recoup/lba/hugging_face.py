@@ -10,14 +10,8 @@ from recoup.lba.attention_layers import LBAAttention, attention
 from recoup.lba.config import LBA
 from recoup.lba.layers import LBARows
 from recoup.lba.ops import checked_config
-from recoup.network.derived import derived
-from recoup.network.hugging_face import (
-    UNDERSTOOD,
-    InterfaceAttention,
-    asks_interface,
-    in_words_of_the_interface,
-    is_conv1d,
-)
+from recoup.network.derived import derived, is_conv1d
+from recoup.network.hugging_face import UNDERSTOOD, InterfaceAttention, asks_interface, in_words_of_the_interface
 
 HUGGING_FACE = "recoup_lba"
 """What `register_transformers` calls its attention: ``model.set_attn_implementation("recoup_lba")``."""

@@ -30,10 +30,10 @@ def correct_bias_(model: M, batches: Iterable[Any] | None = None, *, progress: b
     """Cancel the mean shift of NB-SMT: every layer gets back what it loses on average, per output channel.
 
     With one weight per channel and tap, the expected loss is a product of expectations, E[y8 - y] = E[P] Q: only the
-    mean activation operands are measured (borders and zero padding included), no second convolution is run. The
-    correction is added to the layer's output in ``emulate`` mode. It works for networks without batch norm; in one
-    with batch norm it is the alternative to `recalibrate_`, or comes before it: after it, the stored means already
-    hold the shift and would be corrected twice.
+    mean activation operands are measured (borders and zero padding included), no second convolution is run (but under
+    an accumulator, which has no such form). The correction is added to the layer's output in ``emulate`` mode. It works
+    for networks without batch norm; in one with batch norm it is the alternative to `recalibrate_`, or comes before it:
+    after it, the stored means already hold the shift and would be corrected twice.
 
     Every layer sees inputs that earlier layers produced with their own corrections. Within a pass a batch is corrected
     by its own mean; the stored correction is the mean over all batches, each weighted by its output positions. With a
@@ -45,8 +45,8 @@ def correct_bias_(model: M, batches: Iterable[Any] | None = None, *, progress: b
         progress: whether to show a progress bar.
 
     Returns:
-        The same model, with ``bias_correction`` (float32 [O]) on its layers; None on layers that run one thread or
-        never ran. An earlier correction is replaced. After an error or an interrupt it is as before.
+        The same model, with ``bias_correction`` (float32 [O]) on its layers; None on layers that run one thread, with
+        exact sums, or never ran. An earlier correction is replaced. After an error or an interrupt it is as before.
 
     Raises:
         RecoupError: no NB-SMT layer, none that ran, no or bad batches, no kept images.
@@ -63,7 +63,7 @@ def correct_bias_(model: M, batches: Iterable[Any] | None = None, *, progress: b
     lost, images = dict[str, _Mean](), 0
 
     def correct(name: str, seen: Seen, output: Tensor) -> Tensor | None:
-        if seen.layer.active_config.threads == 1:
+        if (config := seen.layer.active_config) == config.eight_bit:
             return None
         mean_O = mean_loss(seen)
         lost.setdefault(name, _Mean(mean_O, 0)).add(mean_O, output.numel() // len(mean_O))
@@ -97,14 +97,18 @@ def _record(model: nn.Module, corrected: Mapping[str, Any], before: Mapping[str,
 def mean_loss(seen: Seen) -> Tensor:
     """Mean of (8-bit output - NB-SMT output) over images and output positions, per output channel: float64 [O].
 
-    The sums are exact integers; the mean is rounded once, then multiplied by the layer's float32 scales.
+    The sums are exact integers; the mean is rounded once, then multiplied by the layer's float32 scales. The closed
+    form knows sharing alone: an accumulator's loss is measured, from both outputs as they are.
     """
     layer, config, geometry = seen.layer, seen.layer.active_config, seen.geometry
+    if config.accumulator is not None:
+        lost = seen.product(config.eight_bit, None).double() - seen.product(config, layer.order).double()
+        return lost.mean((0, 2, 3))
     code, (weight, scale_O) = seen.codes(), seen.weight_codes()
     if layer.order is not None:
         code, weight = code[:, layer.order], weight[:, layer.order]
-    operand = weight_operand(weight, config)
-    tables = operand_tables(operand.activations, config).to(code.device)
+    operand = weight_operand(weight, config, seen.zero)
+    tables = operand_tables(operand.activations, config, seen.zero).to(code.device)
     sums = [
         torch.einsum("gtsklmx,amx->atskl", counts, tables)
         for _, counts in activation_counts(code, torch.arange(256), config, geometry)
@@ -117,11 +121,10 @@ def mean_loss(seen: Seen) -> Tensor:
     return (exact_O - nbsmt_O) / positions * (scale_O * seen.scale).double()
 
 
-def operand_tables(activations: tuple[Activation, ...], config: NBSMT) -> Tensor:
+def operand_tables(activations: tuple[Activation, ...], config: NBSMT, zero: int) -> Tensor:
     """What the code itself and each activation operand are worth: float64 [1 + A, 2^(T-1) masks, 256 codes]."""
-    x = torch.arange(256)
-    r, wide = reference.reduce_activation(x, config), x > 15
-    values = {"0": x * 0, "x": x, "r": r, "narrow": x.where(~wide, 0), "wide": x.where(wide, 0)}
+    x = torch.arange(-zero, 256 - zero)
+    values = reference.activation_values(x, config, zero)
     masks = range(1 << (config.threads - 1))
     tables = [torch.stack([x for _ in masks])]
     for activation in activations:

@@ -1,4 +1,4 @@
-"""Float activations to unsigned 8-bit codes: the emitted kernel that every operand starts with."""
+"""Float activations to 8-bit codes, unsigned or signed: the emitted kernel that every operand starts with."""
 
 import ctypes
 from functools import cache
@@ -8,6 +8,7 @@ from llvmlite import ir
 
 from recoup.kernels import llvm
 from recoup.nbsmt.faults import NEGATIVE, NOT_FINITE
+from recoup.nbsmt.ports import UNSIGNED
 
 LANES = 64
 """Codes per vector: a full vector register of bytes with AVX-512; LLVM splits it on narrower machines."""
@@ -22,17 +23,17 @@ SIGNATURE = ir.FunctionType(ir.IntType(32), [FLOAT.as_pointer(), BYTE.as_pointer
 
 
 @cache
-def quantise_kernel(fast: bool, target: llvm.Target | None = None) -> llvm.Native:
+def quantise_kernel(fast: bool, target: llvm.Target | None = None, zero: int = UNSIGNED) -> llvm.Native:
     """``quantise(x float*, codes uint8*, count, scale) -> faults``, compiled; see `quantise_module`."""
     types = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_float]
-    return llvm.Native(quantise_module(fast), "quantise", ctypes.c_int32, types, target)
+    return llvm.Native(quantise_module(fast, zero), "quantise", ctypes.c_int32, types, target)
 
 
-def quantise_module(fast: bool) -> ir.Module:
-    """Code for codes: code = clip(round half even(RN(x / scale)), 0, 255).
+def quantise_module(fast: bool, zero: int = UNSIGNED) -> ir.Module:
+    """Code for codes: code = clip(round half even(RN(x / scale)) + zero, 0, 255).
 
-    It returns the faults: `NEGATIVE` for some x < 0, `NOT_FINITE` for some NaN or infinity. Negative x and NaN become
-    0, +infinity 255.
+    It returns the faults: `NEGATIVE` for some x < 0 where zero is 0, `NOT_FINITE` for some NaN or infinity. What lies
+    below the range, and NaN, becomes 0, +infinity 255.
 
     ``fast`` computes the same quotient RN(x/s) by four multiplications, several times as fast as a division: with
     h = RN(1/s) and l = RN(1/s - h), q = RN(x h + RN(x l)) is one of the two floats around x/s, and for such q
@@ -40,7 +41,7 @@ def quantise_module(fast: bool) -> ir.Module:
     """
     arguments: dict[str, Any] = dict(zip(("x", "codes", "count", "scale"), SIGNATURE.args, strict=True))
     module, b, arg = llvm.function("quantise", SIGNATURE.return_type, arguments)
-    quantiser = _Quantiser(b, arg["scale"], fast)
+    quantiser = _Quantiser(b, arg["scale"], fast, zero)
     none = quantiser.zero
     spare = b.alloca(quantiser.vector, LANES // FLOATS), b.alloca(ir.VectorType(BYTE, LANES))
     whole = b.and_(arg["count"], COUNT(-LANES))
@@ -68,16 +69,18 @@ def _copy(b: ir.IRBuilder, source: Any, to: Any, count: Any) -> None:
 class _Quantiser:
     """Code for the quotient, its rounding and the faults of 64 floats."""
 
-    def __init__(self, b: ir.IRBuilder, scale: Any, fast: bool) -> None:
-        self.b, self.fast = b, fast
+    def __init__(self, b: ir.IRBuilder, scale: Any, fast: bool, zero: int) -> None:
+        self.b, self.fast, self.signed = b, fast, zero > 0
         self.vector = ir.VectorType(FLOAT, FLOATS)
-        self.zero, self.top, self.round = (ir.Constant(self.vector, [v] * FLOATS) for v in (0.0, 255.0, 2.0**23))
+        # From 2^23 on floats are whole: the low byte of 2^23 + zero + value is the code, as zero is even.
+        constants = (0.0, float(-zero), float(255 - zero), 2.0**23 + zero)
+        self.zero, self.bottom, self.top, self.round = (ir.Constant(self.vector, [v] * FLOATS) for v in constants)
         self.scale = llvm.splat(b, scale, FLOATS)
         if fast:
             high = b.fdiv(FLOAT(1.0), scale)
             low = b.fmul(llvm.fma(b, b.fneg(scale), high, FLOAT(1.0)), high)
             self.high, self.low = llvm.splat(b, high, FLOATS), llvm.splat(b, low, FLOATS)
-            self.limit = llvm.splat(b, b.fmul(scale, FLOAT(255.0)), FLOATS)
+            self.limits = tuple(llvm.splat(b, b.fmul(scale, FLOAT(float(v))), FLOATS) for v in (-zero, 255 - zero))
 
     def write(self, source: Any, to: Any, least: Any, poison: Any) -> tuple[Any, Any]:
         """Store 64 codes. ``least``: the least x so far; ``poison``: zero until a NaN or an infinity makes it NaN."""
@@ -86,9 +89,10 @@ class _Quantiser:
         for i in range(0, LANES, FLOATS):
             address = b.bitcast(b.gep(source, [COUNT(i)]), self.vector.as_pointer())
             x = b.load(address, align=4)
-            least = b.select(b.fcmp_ordered("<", x, least), x, least)
+            if not self.signed:
+                least = b.select(b.fcmp_ordered("<", x, least), x, least)
             poison = llvm.fma(b, x, self.zero, poison) if self.fast else b.fadd(poison, b.fmul(x, self.zero))
-            rounded = b.fadd(self.quotient(x), self.round)  # from 2^23 on floats are whole: the low byte is the code
+            rounded = b.fadd(self.quotient(x), self.round)
             parts.append(b.bitcast(rounded, ir.VectorType(ir.IntType(32), FLOATS)))
         while len(parts) > 1:
             both = range(2 * parts[0].type.count)
@@ -98,16 +102,16 @@ class _Quantiser:
         return least, poison
 
     def quotient(self, x: Any) -> Any:
-        """RN(x / scale) between 0 and 255; clipped before multiplying, so that nothing overflows."""
+        """RN(x / scale) in the codes' range; clipped before multiplying, so that nothing overflows."""
         if not self.fast:
-            return self._clip(self.b.fdiv(x, self.scale), self.top)
-        b, x = self.b, self._clip(x, self.limit)
+            return self._clip(self.b.fdiv(x, self.scale), self.bottom, self.top)
+        b, x = self.b, self._clip(x, *(self.limits if self.signed else (self.zero, self.limits[1])))
         q = llvm.fma(b, x, self.high, b.fmul(x, self.low))
         return llvm.fma(b, llvm.fma(b, b.fneg(q), self.scale, x), self.high, q)
 
-    def _clip(self, x: Any, top: Any) -> Any:
+    def _clip(self, x: Any, bottom: Any, top: Any) -> Any:
         b = self.b
-        x = b.select(b.fcmp_ordered(">", x, self.zero), x, self.zero)
+        x = b.select(b.fcmp_ordered(">", x, bottom), x, bottom)
         return b.select(b.fcmp_ordered("<", x, top), x, top)
 
     def faults(self, least: Any, poison: Any) -> Any:

@@ -18,6 +18,7 @@ from recoup.kernels import llvm
 from recoup.nbsmt.codes import BYTE, COUNT, FLOAT, LANES, SIGNATURE
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.groups import Activation, ActivationValue
+from recoup.nbsmt.ports import UNSIGNED, activation_port
 
 SLACK = 2 * LANES
 """Bytes that whole vectors may reach behind the last code of the scratch memory."""
@@ -32,12 +33,14 @@ class Recipe:
         activations: the operands.
         width: Cp where that is at most 64; 0: any Cp above.
         floats: float32 operands rather than uint8.
+        zero: the byte of value 0; floats are values, not bytes.
     """
 
     config: NBSMT
     activations: tuple[Activation, ...]
     width: int
     floats: bool
+    zero: int = UNSIGNED
 
     @property
     def pixels(self) -> int:
@@ -93,7 +96,7 @@ def combine_module(recipe: Recipe) -> ir.Module:
 
 
 def _arrange(b: ir.IRBuilder, recipe: Recipe, codes: Any, rows: Any, count: Any, C: Any, Cp: Any) -> None:
-    """Rows of C codes -> rows of Cp codes, padded with zeros, each ``copies`` times.
+    """Rows of C codes -> rows of Cp codes, padded with value 0, each ``copies`` times.
 
     Whole vectors are stored, in ascending order: what spills over the end of a row is overwritten by the next.
     """
@@ -106,7 +109,7 @@ def _arrange(b: ir.IRBuilder, recipe: Recipe, codes: Any, rows: Any, count: Any,
                 vector = _load(b, b.gep(source, [c.index]), LANES)
                 b.store(vector, b.bitcast(b.gep(to, [c.index]), vector.type.as_pointer()), align=1)
             with llvm.loop(b, C, Cp) as c:
-                b.store(BYTE(0), b.gep(to, [c.index]))
+                b.store(BYTE(recipe.zero), b.gep(to, [c.index]))
 
 
 def _whole_pixels(b: ir.IRBuilder, recipe: Recipe, rows: Any, out: Any, count: Any, Cp: Any) -> None:
@@ -160,11 +163,13 @@ def _partner_lanes(recipe: Recipe, offset: int) -> list[int]:
 
 def _groups(b: ir.IRBuilder, recipe: Recipe, x: Any, partner: Callable[[int], Any]) -> list[Any]:
     """Every group's operand for one vector of codes; ``partner(u)`` gives the codes of the threads u further."""
-    zero, fits = _all(x, 0), b.icmp_unsigned("<", x, _all(x, 16))
+    port = activation_port(recipe.config, recipe.zero)
+    zero, lowest = _all(x, recipe.zero), _all(x, recipe.zero + port.low)
+    fits = b.icmp_unsigned("<", b.sub(x, lowest), _all(x, port.high - port.low + 1))
     values: dict[ActivationValue, Any] = {
         "0": zero,
         "x": x,
-        "r": _reduce(b, recipe.config, x, fits),
+        "r": _reduce(b, recipe, x, fits),
         "narrow": b.select(fits, x, zero),
         "wide": b.select(fits, zero, x),
     }
@@ -195,16 +200,25 @@ def _count(b: ir.IRBuilder, active: list[Any]) -> tuple[Any, Any]:
     return one, two
 
 
-def _reduce(b: ir.IRBuilder, config: NBSMT, x: Any, fits: Any) -> Any:
-    """r(x) in bytes. Codes above 247, the last that rounds without a carry-out, give what 247 gives: 240."""
+def _reduce(b: ir.IRBuilder, recipe: Recipe, x: Any, fits: Any) -> Any:
+    """r(x) in bytes. Codes above the last that rounds without a carry-out give what that one gives.
+
+    The zero is a multiple of the step, so a byte's multiples are its value's; and an even one, so are their parities.
+    """
+    config, step = recipe.config, activation_port(recipe.config, recipe.zero).step
     r = x
-    if config.rounding != "zero":
-        top = _all(x, 247)
+    if config.rounding == "zero":
+        if recipe.zero:
+            below = b.icmp_unsigned("<", x, _all(x, recipe.zero))
+            r = b.select(below, b.add(x, _all(x, step - 1)), x)
+    else:
+        top = _all(x, 255 - step // 2)
         r = b.select(b.icmp_unsigned("<", x, top), x, top)
         # Half to even adds one less than half a step, and one more where the bit that stays is odd.
-        odd = b.and_(b.lshr(r, _all(x, 4)), _all(x, 1))
-        r = b.add(r, _all(x, 8)) if config.rounding == "half_up" else b.add(b.add(r, _all(x, 7)), odd)
-    r = b.and_(r, _all(x, 0xF0))
+        odd = b.and_(b.lshr(r, _all(x, step.bit_length() - 1)), _all(x, 1))
+        half = _all(x, step // 2)
+        r = b.add(r, half) if config.rounding == "half_up" else b.add(b.add(r, _all(x, step // 2 - 1)), odd)
+    r = b.and_(r, _all(x, 256 - step))
     return r if config.policy == "S" else b.select(fits, x, r)
 
 
@@ -218,5 +232,6 @@ def _load(b: ir.IRBuilder, address: Any, lanes: int) -> Any:
 
 def _store(b: ir.IRBuilder, recipe: Recipe, codes: Any, address: Any) -> None:
     if recipe.floats:
-        codes = b.uitofp(codes, ir.VectorType(FLOAT, codes.type.count))
+        wide = ir.VectorType(FLOAT, codes.type.count)
+        codes = b.sitofp(b.sub(codes, _all(codes, recipe.zero)), wide) if recipe.zero else b.uitofp(codes, wide)
     b.store(codes, b.bitcast(address, codes.type.as_pointer()), align=1)

@@ -66,7 +66,7 @@ def exact_convolution(
     """The same sums as `Int8Convolution` by a convolution of floats, for any CPU.
 
     Args:
-        operand: whole numbers 0..255, uint8 or float32 [N, C, H, W]; channels_last is fastest.
+        operand: whole numbers, uint8 or float32 [N, C, H, W]: codes 0..255 or signed values; channels_last is fastest.
         weight: int8 [O, C / groups, kh, kw].
         stride, padding, dilation, groups: as in torch.nn.functional.conv2d.
         bound: no partial sum exceeds this magnitude. float32 is exact below 2^24; from there on float64 is used, and
@@ -75,11 +75,18 @@ def exact_convolution(
     Returns:
         float32 [N, O, h, w], channels_last.
     """
+    sums = whole_convolution(operand, weight, stride, padding, dilation, groups, bound)
+    return sums.to(torch.float32).contiguous(memory_format=torch.channels_last)
+
+
+def whole_convolution(
+    operand: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, groups: int, bound: int
+) -> Tensor:
+    """The sums of `exact_convolution` as whole numbers, in float32 where it holds them, else in float64."""
     dtype = torch.float32 if bound < 2**24 and _float32_is_plain() else torch.float64
     last = torch.channels_last
     x, w = operand.to(dtype, memory_format=last), weight.to(dtype, memory_format=last)
-    sums = F.conv2d(x, w, None, stride, padding, dilation, groups)
-    return sums.to(torch.float32).contiguous(memory_format=last)
+    return F.conv2d(x, w, None, stride, padding, dilation, groups)
 
 
 def _float32_is_plain() -> bool:

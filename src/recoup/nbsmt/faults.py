@@ -13,7 +13,7 @@ def raise_fault(layer: str, x: Tensor, faults: int) -> None:
     if faults & NOT_FINITE:
         raise RecoupError(f"{layer}: the input {list(x.shape)} holds NaN or infinity")
     raise RecoupError(
-        f"{layer}: the input {list(x.shape)} holds negative values (least {float(x.min()):.6g}); NB-SMT activations "
-        "are unsigned and clipping them would be silent: put a ReLU before the layer or leave it in float "
-        '(layers={"name": None})'
+        f"{layer}: the input {list(x.shape)} holds negative values (least {float(x.min()):.6g}); its activation codes "
+        'are unsigned and clipping them would be silent: calibrate_ it on data that shows them (activations="auto" or '
+        '"signed"), put a ReLU before the layer or leave it in float (layers={"name": None})'
     )

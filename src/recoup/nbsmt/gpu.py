@@ -19,12 +19,20 @@ from recoup.kernels.operators import check_capability, named, needs_triton
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.faults import BAD_WEIGHT, raise_fault
 from recoup.nbsmt.gpu_plan import Plan
+from recoup.nbsmt.ports import UNSIGNED
 from recoup.nbsmt.weights import quantize_weight, weight_operand
 from recoup.network.convolution import Geometry, as_2d
 
 
 def accumulate(
-    x: Tensor, weight: Tensor, order: Tensor | None, scale: float, config: NBSMT, geometry: Geometry, layer: str
+    x: Tensor,
+    weight: Tensor,
+    order: Tensor | None,
+    scale: float,
+    config: NBSMT,
+    geometry: Geometry,
+    layer: str,
+    zero: int = UNSIGNED,
 ) -> tuple[Tensor, Tensor]:
     """The sums of a quantised convolution on the shared multiplier.
 
@@ -36,24 +44,28 @@ def accumulate(
         config: threads, policy, rounding and pairing; one thread where geometry.groups > 1.
         geometry: of the convolution.
         layer: what errors call the layer.
+        zero: of the activation codes: 0 unsigned, 128 signed.
 
     Returns:
         float32 [N, O, h, w], channels_last: exact integer sums, rounded once; and the weight scales, float32 [O].
 
     Raises:
-        RecoupError: negative or non-finite inputs, non-finite weights, sums that may leave 32 bits, shapes or devices
-            that do not fit, a stream that is being captured, a GPU that is too old, or no Triton.
+        RecoupError: an accumulator, negative (where codes are unsigned) or non-finite inputs, non-finite weights, sums
+            that may leave 32 bits, shapes or devices that do not fit, a stream that is being captured, a GPU that is
+            too old, or no Triton.
     """
+    if config.accumulator is not None:
+        raise RecoupError(f"{layer}: {config.accumulator!r} is emulated on the CPU alone; the input lies on {x.device}")
     operands, convolution = _kernels(layer)
     weight = as_2d(weight)
-    plan = Plan.of(tuple(x.shape), tuple(weight.shape), config, geometry)
+    plan = Plan.of(tuple(x.shape), tuple(weight.shape), config, geometry, zero)
     _check_device(x, weight, order, layer)
     _check_sizes(plan, order, layer)
     with torch.cuda.device_of(x):
         faults = torch.zeros(1, dtype=torch.int32, device=x.device)
         weight_OLK, offset_O, scale_O = operands.weight_operands(plan, weight, order, faults)
         if plan.most >= 2**31:
-            _check_sums(weight, weight_OLK, config, layer)
+            _check_sums(weight, weight_OLK, config, layer, zero)
         sums = x.new_empty(x.shape[0], *plan.out, weight.shape[0])
         readings = []
         for part in plan.parts():
@@ -62,7 +74,7 @@ def accumulate(
             convolution.convolve(plan, operand_PK, weight_OLK, offset_O, sums[part])
         found = readings[-1]()
     if found & BAD_WEIGHT:
-        _refuse_weight(weight, config, layer)
+        _refuse_weight(weight, config, layer, zero)
     if found:
         raise_fault(layer, x, found)
     return sums.permute(0, 3, 1, 2), scale_O
@@ -89,15 +101,15 @@ def _reading(faults: Tensor) -> Callable[[], int]:
     return read
 
 
-def _refuse_weight(weight: Tensor, config: NBSMT, layer: str) -> None:
+def _refuse_weight(weight: Tensor, config: NBSMT, layer: str, zero: int) -> None:
     """Raise what the CPU raises for these weights, if anything."""
     with named(layer):
-        weight_operand(quantize_weight(weight)[0], config)
+        weight_operand(quantize_weight(weight)[0], config, zero)
 
 
-def _check_sums(weight: Tensor, weight_OLK: Tensor, config: NBSMT, layer: str) -> None:
+def _check_sums(weight: Tensor, weight_OLK: Tensor, config: NBSMT, layer: str, zero: int = UNSIGNED) -> None:
     """Look at the weights themselves where their number alone does not say that every sum fits 32 bits."""
-    _refuse_weight(weight, config, layer)
+    _refuse_weight(weight, config, layer, zero)
     reach = 128 * int(weight_OLK.int().abs().sum((1, 2), dtype=torch.int64).max())
     if reach >= 2**31:
         raise RecoupError(

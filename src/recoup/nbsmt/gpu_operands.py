@@ -2,7 +2,8 @@
 
 What a group takes of a code depends on the code and on its *case*; a group is a *table* of 2 bits a case, known when
 the kernel is compiled (`recoup.nbsmt.gpu_plan.tables`). The codes of a slot's threads travel packed in one 32-bit
-number. Activation operands are stored less 128: the GPU's 8-bit products are signed on both sides.
+number. Unsigned activation operands are stored less 128, signed ones as they are: the GPU's 8-bit products are signed
+on both sides.
 
 Everything but the divisions is whole numbers, and those are IEEE's (``/`` would be an approximation), so that blocks
 and layouts never change a bit.
@@ -31,7 +32,10 @@ ACTIVATION_BLOCK = 2048  # slots times pixels at a time
 
 
 def weight_operands(plan: Plan, weight: Tensor, order: Tensor | None, faults: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """int8 operands [O, L, K], 128 times their sums int32 [O], and the scales float32 [O] of weight [O, I, kh, kw]."""
+    """Operands int8 [O, L, K], what their sums need int32 [O], and the scales float32 [O] of weight [O, I, kh, kw].
+
+    What they need is what activations are stored less, 128 or 0, times the sum of the operands.
+    """
     columns = plan.weight_columns
     outputs = weight.shape[0]
     operand_OLK = weight.new_empty(outputs, plan.taps, columns.total, dtype=torch.int8)
@@ -40,6 +44,7 @@ def weight_operands(plan: Plan, weight: Tensor, order: Tensor | None, faults: Te
         *(weight, weight if order is None else order, operand_OLK, offset_O, scale_O, faults),
         *(*weight.stride(), columns.channels, columns.slots, columns.width, plan.taps, weight.shape[3]),
         **columns.constants(tables(plan.config)[1], order is not None),
+        LESS=128 - plan.zero,
         BLOCK=WEIGHT_BLOCK,
         enable_fp_fusion=False,
     )
@@ -47,7 +52,7 @@ def weight_operands(plan: Plan, weight: Tensor, order: Tensor | None, faults: Te
 
 
 def activation_operands(plan: Plan, x: Tensor, order: Tensor | None, scale: float, faults: Tensor) -> Tensor:
-    """int8 operands less 128, [N, H + padding, W + padding, K], of float32 x [N, C, H, W]; sets ``faults``."""
+    """Operands int8 [N, H + padding, W + padding, K], unsigned less 128, of float32 x [N, C, H, W]; sets ``faults``."""
     columns = plan.activation_columns
     operand_PK = x.new_empty(x.shape[0], *plan.padded, columns.total, dtype=torch.int8)
     pixels = x.shape[0] * plan.padded[0] * plan.padded[1]
@@ -57,6 +62,7 @@ def activation_operands(plan: Plan, x: Tensor, order: Tensor | None, scale: floa
         *(x, x if order is None else order, operand_PK, faults, *x.stride(), scale),
         *(*x.shape[2:], *plan.geometry.padding, *plan.padded, pixels, columns.channels, columns.slots, columns.width),
         **columns.constants(tables(plan.config)[0], order is not None),
+        **columns.port(plan.zero),
         BLOCK_S=block_s,
         BLOCK_P=block_p,
         enable_fp_fusion=False,
@@ -77,15 +83,16 @@ def _channel(
 
 
 @triton.jit
-def _reduced(v, KEEP: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, ROUNDING: tl.constexpr):
-    """r or q of codes: 16 clip(round(v / 16), LOW, HIGH); with KEEP only of those outside LOW .. HIGH."""
+def _reduced(v, KEEP: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, SHIFT: tl.constexpr, ROUNDING: tl.constexpr):
+    """r or q of values: step * clip(round(v / step), LOW, HIGH), step 2^SHIFT; with KEEP only outside LOW .. HIGH."""
+    step: tl.constexpr = 1 << SHIFT
     if ROUNDING == "nearest":
-        sixteenths = (v + 7 + ((v >> 4) & 1)) >> 4
+        steps = (v + (step // 2 - 1) + ((v >> SHIFT) & 1)) >> SHIFT
     elif ROUNDING == "half_up":
-        sixteenths = (v + 8) >> 4
+        steps = (v + step // 2) >> SHIFT
     else:
-        sixteenths = (v + tl.where(v < 0, 15, 0)) >> 4
-    r = tl.minimum(tl.maximum(sixteenths, LOW), HIGH) * 16
+        steps = (v + tl.where(v < 0, step - 1, 0)) >> SHIFT
+    r = tl.minimum(tl.maximum(steps, LOW), HIGH) * step
     if KEEP:
         r = tl.where((v < LOW) | (v > HIGH), r, v)
     return r
@@ -122,7 +129,7 @@ def _weight_kernel(
     weight, order, operand_OLK, offset_O, scale_O, faults,
     stride_o, stride_i, stride_y, stride_x, channels, slots, width, taps, kernel_w,
     TABLES: tl.constexpr, GROUPS: tl.constexpr, THREADS: tl.constexpr, ADJACENT: tl.constexpr, ORDERED: tl.constexpr,
-    KEEP: tl.constexpr, ROUNDING: tl.constexpr, BLOCK: tl.constexpr,
+    KEEP: tl.constexpr, ROUNDING: tl.constexpr, LESS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One output channel: scale = 2 max|w| / 255, code = clip(round(w / scale), -128, 127), the groups' operands."""
     o = tl.program_id(0)
@@ -161,13 +168,13 @@ def _weight_kernel(
         # A loop at run time: unrolled, four threads and sixteen groups take many seconds to compile.
         for t in range(THREADS):
             v = (packed << (24 - 8 * t)) >> 24
-            q = _reduced(v, KEEP, -8, 7, ROUNDING)
+            q = _reduced(v, KEEP, -8, 7, 4, ROUNDING)
             shift = _shift(v, active, t, THREADS, -8, 7)
             for g in tl.static_range(GROUPS):
                 operand = _choose(v, q, shift, TABLES[g])
                 total += operand
                 tl.store(columns + (g * THREADS + t) * width, operand.to(tl.int8), mask=tap < taps)
-    tl.store(offset_O + o, tl.sum(total) * 128)
+    tl.store(offset_O + o, tl.sum(total) * LESS)
 
 
 @triton.jit(do_not_specialize=["height", "width_in", "top", "left", "padded_h", "padded_w", "pixels"])
@@ -176,9 +183,10 @@ def _activation_kernel(
     stride_n, stride_c, stride_y, stride_x, scale, height, width_in, top, left, padded_h, padded_w, pixels,
     channels, slots, width,
     TABLES: tl.constexpr, GROUPS: tl.constexpr, THREADS: tl.constexpr, ADJACENT: tl.constexpr, ORDERED: tl.constexpr,
-    KEEP: tl.constexpr, ROUNDING: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_P: tl.constexpr,
+    KEEP: tl.constexpr, ROUNDING: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, SHIFT: tl.constexpr,
+    ZERO: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """A block of slots and pixels: code = clip(round(x / scale), 0, 255), ties to even, and the groups' operands.
+    """A block of slots and pixels: value = clip(round(x / scale), -ZERO, 255 - ZERO), ties to even; operands of it.
 
     Slots come first: where strides say nothing (NCHW, permuted channels) the GPU's lanes then run along the pixels.
     """
@@ -194,21 +202,23 @@ def _activation_kernel(
     for t in tl.static_range(THREADS):
         c, known = _channel(t, s, slots, channels, order, ADJACENT, THREADS, ORDERED)
         value = tl.load(x + (c * stride_c)[:, None] + pixel[None, :], mask=known[:, None] & inside[None, :], other=0.0)
-        fault |= tl.where(value < 0, _NEGATIVE, 0) | tl.where(tl.abs(value) < float("inf"), 0, _NOT_FINITE)
-        quotient = tl.minimum(tl.maximum(tl.div_rn(value, scale), 0.0), 255.0)
+        fault |= tl.where(tl.abs(value) < float("inf"), 0, _NOT_FINITE)
+        if ZERO == 0:
+            fault |= tl.where(value < 0, _NEGATIVE, 0)
+        quotient = tl.minimum(tl.maximum(tl.div_rn(value, scale), -1.0 * ZERO), 255.0 - ZERO)
         # A float's last place at 2^23 is 1: the sum rounds half to even, and its low byte is the code.
-        code = (quotient + 8388608.0).to(tl.int32, bitcast=True) & 255
+        code = (quotient + (8388608.0 + ZERO)).to(tl.int32, bitcast=True) & 255
         packed |= code << (8 * t)
-        active |= tl.where(code != 0, 1 << t, 0)
+        active |= tl.where(code != ZERO, 1 << t, 0)
     found = tl.max(tl.max(fault & _NEGATIVE, 0), 0) | tl.max(tl.max(fault & _NOT_FINITE, 0), 0)
     if found != 0:
         tl.atomic_or(faults, found)
     mask = (s < width)[:, None] & (p < pixels)[None, :]
     columns = operand_PK + p.to(tl.int64)[None, :] * (GROUPS * THREADS * width) + s[:, None]
     for t in range(THREADS):
-        v = (packed >> (8 * t)) & 255
-        r = _reduced(v, KEEP, 0, 15, ROUNDING)
-        shift = _shift(v, active, t, THREADS, 0, 15)
+        v = ((packed >> (8 * t)) & 255) - ZERO
+        r = _reduced(v, KEEP, LOW, HIGH, SHIFT, ROUNDING)
+        shift = _shift(v, active, t, THREADS, LOW, HIGH)
         for g in tl.static_range(GROUPS):
-            operand = _choose(v, r, shift, TABLES[g]) - 128
+            operand = _choose(v, r, shift, TABLES[g]) - (128 - ZERO)
             tl.store(columns + (g * THREADS + t) * width, operand.to(tl.int8), mask=mask)

@@ -11,6 +11,7 @@ from typing import Any
 
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.groups import Activation, Weight, groups
+from recoup.nbsmt.ports import UNSIGNED, activation_port
 from recoup.network.convolution import Geometry, Pair
 
 WORKSPACE = 1 << 30
@@ -88,6 +89,11 @@ class Columns:
             "ROUNDING": self.config.rounding,
         }
 
+    def port(self, zero: int) -> dict[str, int]:
+        """The compile-time arguments that say what fits the port of activations."""
+        port = activation_port(self.config, zero)
+        return {"LOW": port.low, "HIGH": port.high, "SHIFT": port.shift, "ZERO": zero}
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -98,6 +104,7 @@ class Plan:
         weight: the weight's shape [O, I, kh, kw].
         padded: height and width of the input with its padding.
         out: height and width of the output.
+        zero: of the activation codes: 0 unsigned, stored less 128; 128 signed, stored as they are.
     """
 
     config: NBSMT
@@ -106,11 +113,14 @@ class Plan:
     weight: tuple[int, ...]
     padded: Pair
     out: Pair
+    zero: int = UNSIGNED
 
     @classmethod
-    def of(cls, x: tuple[int, ...], weight: tuple[int, ...], config: NBSMT, geometry: Geometry) -> "Plan":
+    def of(
+        cls, x: tuple[int, ...], weight: tuple[int, ...], config: NBSMT, geometry: Geometry, zero: int = UNSIGNED
+    ) -> "Plan":
         top, left = geometry.padding
-        return cls(config, geometry, x, weight, (x[2] + 2 * top, x[3] + 2 * left), geometry.outputs(x[2:]))
+        return cls(config, geometry, x, weight, (x[2] + 2 * top, x[3] + 2 * left), geometry.outputs(x[2:]), zero)
 
     @property
     def taps(self) -> int:

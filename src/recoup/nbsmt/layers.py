@@ -5,6 +5,7 @@ calibrated, an activation scale. `recoup.emulate_` turns the layers of a model i
 """
 
 import math
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -12,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from recoup.errors import RecoupError
+from recoup.fields import is_number
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.ops import convolution
+from recoup.nbsmt.ports import SIGNED, UNSIGNED
 from recoup.nbsmt.prepare import forget
 from recoup.network.checks import instance, strided
 from recoup.network.convolution import POINTWISE, Geometry, Padded
@@ -25,6 +28,7 @@ class NBSMTLayer(Emulated):
 
     Attributes:
         activation_scale: the step of the activation codes, a float32 value; `recoup.calibrate_` sets it.
+        activation_zero: the byte of value 0: 0 or None, unsigned codes; 128, signed ones. `recoup.calibrate_` sets it.
         bias_correction: float32 [O] added to the output by `recoup.correct_bias_`, or None.
         order: int64 [C], the permutation of the input channels among the threads by `reorder_`, or None.
     """
@@ -35,13 +39,14 @@ class NBSMTLayer(Emulated):
     bias: Tensor | None
     config: NBSMT
     activation_scale: float | None
+    activation_zero: int | None = None
     bias_correction: Tensor | None
     order: Tensor | None
 
     extras: ClassVar[tuple[str, ...]] = (*Emulated.extras, "bias_correction", "order")
-    travelling: ClassVar[tuple[str, ...]] = ("activation_scale", "order", "bias_correction")
+    travelling: ClassVar[tuple[str, ...]] = ("activation_scale", "activation_zero", "order", "bias_correction")
     fitted: ClassVar[tuple[str, ...]] = ("bias_correction",)
-    measured: ClassVar[tuple[str, ...]] = ("activation_scale",)
+    measured: ClassVar[tuple[str, ...]] = ("activation_scale", "activation_zero")
 
     def convert(self, config: NBSMT, layer: str) -> None:
         super().convert(config, layer)
@@ -50,6 +55,8 @@ class NBSMTLayer(Emulated):
             raise RecoupError(f"{self.title} has no activation scale: run calibrate_(model, batches) first")
         if not _is_scale(scale):
             raise RecoupError(f"{self.title} has the activation scale {scale!r}; it must be a number above 0")
+        if self.activation_zero is not None and not _is_zero(self.activation_zero):
+            raise RecoupError(f"{self.title} has the activation zero {self.activation_zero!r}; it must be 0 or 128")
         if self.weight.dtype != torch.float32:
             raise RecoupError(f"{self.title}: NB-SMT emulation takes float32 weights; got {self.weight.dtype}")
         self._add_extras()
@@ -67,10 +74,16 @@ class NBSMTLayer(Emulated):
         self.register_buffer("order", None, persistent=False)
 
     @property
+    def matrix(self) -> Tensor:
+        """The weight, output channels first."""
+        return self.weight
+
+    @property
     def active_config(self) -> NBSMT:
-        """The configuration this layer really runs: one thread where it is grouped or in ``baseline`` mode."""
-        single = self.mode == "baseline" or getattr(self, "groups", 1) > 1
-        return self.config.single if single else self.config
+        """The configuration this layer really runs: one thread where it is grouped; in ``baseline`` mode exact too."""
+        if self.mode == "baseline":
+            return self.config.eight_bit
+        return self.config.single if getattr(self, "groups", 1) > 1 else self.config
 
     def caveat(self) -> str | None:
         grouped = getattr(self, "groups", 1) > 1 and self.config.threads > 1
@@ -82,7 +95,8 @@ class NBSMTLayer(Emulated):
             raise RecoupError(f"{self.title} has no activation scale: run calibrate_(model, batches) first")
         config = self.active_config
         order = self.order if config.threads > 1 else None
-        return convolution(x, self.weight, order, self.activation_scale, config.code, *geometry.arguments, self.title)
+        arguments = (*geometry.arguments, self.title, self.activation_zero or UNSIGNED)
+        return convolution(x, self.matrix, order, self.activation_scale, config.code, *arguments)
 
     def _offset(self, y: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Add bias and bias correction, each [O], broadcast to ``shape``."""
@@ -97,7 +111,14 @@ class NBSMTLayer(Emulated):
         config = self.__dict__.get("config")
         if config is None:
             return text
-        return f"{text}, {config!r}" + (", one thread because grouped" if self.caveat() else "")
+        told = [", signed activations"] if self.activation_zero else []
+        told += [", one thread because grouped"] if self.caveat() else []
+        return f"{text}, {config!r}" + "".join(told)
+
+    def take_extras(self, values: Mapping[str, Any]) -> None:
+        """A scale that comes without a zero is of unsigned codes: state dicts of before knew no others."""
+        came = values.get("activation_scale") is not None and values.get("activation_zero") is None
+        super().take_extras({**values, "activation_zero": UNSIGNED} if came else values)
 
     def rescaled(self) -> None:
         self.bias_correction = None  # it belonged to the old scale
@@ -105,10 +126,12 @@ class NBSMTLayer(Emulated):
     def fault(self, name: str, value: Any) -> str | None:
         if name == "activation_scale":
             return None if _is_scale(value) else f"is {value!r}; a scale is a number above 0"
-        channels = self.weight.shape[1] * getattr(self, "groups", 1)
+        if name == "activation_zero":
+            return None if _is_zero(value) else f"is {value!r}; it is 0 (unsigned codes) or 128 (signed)"
+        channels = self.matrix.shape[1] * getattr(self, "groups", 1)
         if name == "order" and value.sort().values.tolist() != list(range(channels)):
             return f"is no permutation of {channels} channels"
-        if name == "bias_correction" and value.shape != self.weight.shape[:1]:
+        if name == "bias_correction" and value.shape != self.matrix.shape[:1]:
             return f"has shape {list(value.shape)}"
         if name == "bias_correction" and not bool(value.isfinite().all()):
             return "holds NaN or infinity"
@@ -131,6 +154,10 @@ def _is_scale(value: Any) -> bool:
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
     return isinstance(value, Real) and 0.0 < float(value) < math.inf
+
+
+def _is_zero(value: Any) -> bool:
+    return is_number(value) and value in (UNSIGNED, SIGNED)
 
 
 class _Convolution(NBSMTLayer, Padded):
@@ -160,7 +187,21 @@ class NBSMTConv1d(_Convolution, nn.Conv1d):
     float_class = nn.Conv1d
 
 
-class NBSMTLinear(NBSMTLayer, nn.Linear):
+class NBSMTRows(NBSMTLayer):
+    """A layer that multiplies rows [..., in] by a matrix [out, in]."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        if self.mode == "float":
+            return super().forward(input)  # type: ignore[misc]
+        strided(input, self.title, "the input")
+        outputs, inputs = self.matrix.shape
+        if input.dim() == 0 or input.shape[-1] != inputs:
+            raise RecoupError(f"{self.title}: the input {list(input.shape)} must have {inputs} features")
+        y_PO11 = self._product(input.reshape(-1, inputs, 1, 1), POINTWISE)
+        return self._offset(y_PO11.view(*input.shape[:-1], outputs), (-1,))
+
+
+class NBSMTLinear(NBSMTRows, nn.Linear):
     """torch.nn.Linear on the shared multiplier; ``config`` is an `NBSMT`."""
 
     float_class = nn.Linear
@@ -168,16 +209,6 @@ class NBSMTLinear(NBSMTLayer, nn.Linear):
     def __init__(self, *args: Any, config: NBSMT | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._begin(config)
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-        if self.mode == "float":
-            return super().forward(input)
-        strided(input, self.title, "the input")
-        if input.dim() == 0 or input.shape[-1] != self.in_features:
-            raise RecoupError(f"{self.title}: the input {list(input.shape)} must have {self.in_features} features")
-        x_PK11 = input.reshape(-1, self.in_features, 1, 1)
-        y_PO11 = self._product(x_PK11, POINTWISE)
-        return self._offset(y_PO11.view(*input.shape[:-1], self.out_features), (-1,))
 
 
 LAYERS: dict[type[nn.Module], type[nn.Module]] = {

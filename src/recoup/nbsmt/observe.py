@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from recoup.errors import RecoupError
 from recoup.nbsmt.config import NBSMT
-from recoup.nbsmt.layers import NBSMTConv1d, NBSMTConv2d, NBSMTLinear
+from recoup.nbsmt.layers import NBSMTConv1d, NBSMTConv2d, NBSMTRows
 from recoup.nbsmt.ops import convolution
+from recoup.nbsmt.ports import UNSIGNED
 from recoup.nbsmt.reference import quantize_activation
 from recoup.nbsmt.weights import quantize_weight
 from recoup.network.convolution import POINTWISE, Geometry, as_2d
 from recoup.network.emulated import Mode, emulated_layers
 
-Layer = NBSMTConv1d | NBSMTConv2d | NBSMTLinear
+Layer = NBSMTConv1d | NBSMTConv2d | NBSMTRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,26 +40,31 @@ class Seen:
         """The activation scale; the layer has one, or it would not have run."""
         return float(self.layer.activation_scale or 0)
 
+    @property
+    def zero(self) -> int:
+        """The byte of value 0 among its activation codes."""
+        return self.layer.activation_zero or UNSIGNED
+
     def codes(self) -> Tensor:
-        """uint8 activation codes [N, C, H, W]."""
-        return quantize_activation(self.x, self.scale)
+        """Activation codes [N, C, H, W]: uint8 unsigned, or int8 signed values."""
+        return quantize_activation(self.x, self.scale, self.zero)
 
     def weight_codes(self) -> tuple[Tensor, Tensor]:
         """int8 weight codes [O, C / groups, kh, kw] and their scales [O]."""
-        code, scale_O = quantize_weight(self.layer.weight)
+        code, scale_O = quantize_weight(self.layer.matrix)
         return as_2d(code), scale_O
 
     def product(self, config: NBSMT, order: Tensor | None) -> Tensor:
         """The layer's output without bias or correction, under a configuration: float32 [N, O, h, w]."""
         order = order if config.threads > 1 else None
-        layer = self.layer
-        return convolution(self.x, layer.weight, order, self.scale, config.code, *self.geometry.arguments, layer.title)
+        layer, geometry = self.layer, self.geometry.arguments
+        return convolution(self.x, layer.matrix, order, self.scale, config.code, *geometry, layer.title, self.zero)
 
 
 def see(layer: Layer, x: Tensor) -> Seen:
     """A layer and the input of one call, as a 2-d convolution."""
     x = x.detach()
-    if isinstance(layer, NBSMTLinear):
+    if isinstance(layer, NBSMTRows):
         return Seen(layer, x.reshape(-1, x.shape[-1], 1, 1), POINTWISE)
     return Seen(layer, *layer.in_2d(x))
 

@@ -19,6 +19,7 @@ from recoup.nbsmt.codes import LANES, SAFE_SCALES, quantise_kernel
 from recoup.nbsmt.combine import SLACK, Recipe, combine_kernel
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.groups import Activation
+from recoup.nbsmt.ports import UNSIGNED
 
 BLOCK = 4096
 """Codes in flight: with their re-arranged copies well inside a first-level cache of 32 KiB."""
@@ -37,37 +38,39 @@ def operands(
     dtype: torch.dtype = torch.uint8,
     out: Tensor | None = None,
     *,
+    zero: int = UNSIGNED,
     target: llvm.Target | None = None,
 ) -> tuple[Tensor, int]:
     """Quantise activations and lay out the operands of all groups side by side.
 
-        code[p, c] = clip(round half even(x[p, c] / scale), 0, 255), the quotient rounded to float32
-        operand[p, g * Cp + c] = values[min(n, 2)] of activation g, where n of its partners of channel c have a code > 0
+        code[p, c] = clip(round half even(x[p, c] / scale) + zero, 0, 255), the quotient rounded to float32
+        operand[p, g * Cp + c] = values[min(n, 2)] of activation g, where n of its partners of channel c are not 0
 
     Args:
         x_PC: float32 [P, C], contiguous (the memory of a channels_last tensor), on the CPU.
         scale: the step of the codes, taken as float32.
-        config: threads, pairing, rounding and policy.
+        config: threads, pairing, rounding and policy, and the port of signed codes.
         activations: the G operands, see `recoup.nbsmt.groups`.
-        dtype: uint8, or float32 for the same whole numbers.
+        dtype: uint8 for the codes u, or float32 for their values u - zero.
         out: where to write them, contiguous; None: new memory.
+        zero: the byte of value 0: 0 where activations are unsigned, 128 where they are signed.
         target: another processor to generate code for, to test its form of the kernels.
 
     Returns:
-        The operands [P, G * Cp], where Cp is C rounded up to whole slots and what pads it is zero, and what was wrong
-        with x, as bits: 1 some x < 0 (also one that rounds to 0; -0.0 is not), 2 some NaN or infinity. Negative values
-        and NaN are given the code 0, +infinity 255.
+        The operands [P, G * Cp], where Cp is C rounded up to whole slots and what pads it has value 0, and what was
+        wrong with x, as bits: 1 some x < 0 under unsigned codes (also one that rounds to 0; -0.0 is not), 2 some NaN or
+        infinity. Values below the range and NaN are given the code 0, +infinity 255.
 
     Raises:
         RecoupError: another dtype, layout or device, or a scale that is not a positive float32.
     """
-    plan = _plan(config, x_PC.shape[-1], activations, dtype, target)
+    plan = _plan(config, x_PC.shape[-1], activations, dtype, target, zero)
     out = _check(x_PC, scale, plan, dtype, out)
     (P, C), Cp = x_PC.shape, plan.padded
     if x_PC.numel() == 0:
         return out, 0
     fast = plan.fma and SAFE_SCALES[0] <= scale <= SAFE_SCALES[1]
-    quantise, combine = quantise_kernel(fast, target), plan.combine
+    quantise, combine = quantise_kernel(fast, target, zero), plan.combine
     x, to = x_PC.data_ptr(), out.data_ptr()
     faults: list[int] = []
 
@@ -107,11 +110,17 @@ class _Plan:
 
 @lru_cache(256)
 def _plan(
-    config: NBSMT, C: int, activations: tuple[Activation, ...], dtype: torch.dtype, target: llvm.Target | None
+    config: NBSMT,
+    C: int,
+    activations: tuple[Activation, ...],
+    dtype: torch.dtype,
+    target: llvm.Target | None,
+    zero: int,
 ) -> _Plan:
     Cp = -(-C // config.threads) * config.threads
-    alike = config.replace(policy="S" if config.policy == "S" else "S+A")  # all other policies reduce alike: r_A
-    recipe = Recipe(alike, activations, Cp if Cp <= LANES else 0, dtype == torch.float32)
+    # All other policies reduce alike, r_A; unsigned codes know one port.
+    alike = config.replace(policy="S" if config.policy == "S" else "S+A", port=config.port if zero else 5)
+    recipe = Recipe(alike, activations, Cp if Cp <= LANES else 0, dtype == torch.float32, zero)
     plain = activations == (Activation(),) and Cp == C and dtype == torch.uint8
     unit = LANES // gcd(C, LANES)  # so many pixels fill whole vectors
     block = max(1, BLOCK // max(C, 1))

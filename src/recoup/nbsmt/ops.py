@@ -13,14 +13,16 @@ from torch import Tensor
 
 from recoup.errors import RecoupError
 from recoup.kernels.operators import named, on_device, register
-from recoup.nbsmt import cpu, gpu
+from recoup.nbsmt import cpu, gpu, reference
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.faults import raise_fault
+from recoup.nbsmt.ports import UNSIGNED, reach, zero_of
 from recoup.nbsmt.prepare import prepare
 from recoup.nbsmt.reference import activation_operand, quantize_activation
+from recoup.nbsmt.saturate import Saturating
 from recoup.nbsmt.weights import quantize_weight, weight_operand
 from recoup.network.checks import instance, one_device, strided
-from recoup.network.convolution import Geometry, as_2d, memory_format
+from recoup.network.convolution import POINTWISE, Geometry, as_2d, memory_format
 
 _backend: ContextVar[str | None] = ContextVar("recoup_nbsmt_backend", default=None)
 
@@ -48,12 +50,12 @@ def matmul(x: Tensor, w: Tensor, config: NBSMT) -> Tensor:
     """X W as the shared multiplier computes it.
 
     Args:
-        x: uint8 activations [M, K].
+        x: activations [M, K]: uint8 unsigned codes, or int8 signed values.
         w: int8 weights [K, N], on the same device. K is split among the threads, zero-padded at its end.
-        config: threads, policy, rounding and pairing.
+        config: threads, policy, rounding and pairing, the port that signed activations meet, and the accumulator.
 
     Returns:
-        int32 [M, N], exact.
+        int32 [M, N], exact; with an accumulator what it holds after all slots.
 
     Raises:
         RecoupError: other dtypes, shapes that do not fit, or sums that could leave 32 bits.
@@ -62,22 +64,35 @@ def matmul(x: Tensor, w: Tensor, config: NBSMT) -> Tensor:
     >>> w = torch.tensor([[1], [1]], dtype=torch.int8)
     >>> matmul(x, w, NBSMT(threads=2))  # a collision: 100 becomes 96, 3 fits 4 bits and stays
     tensor([[99]], dtype=torch.int32)
+    >>> matmul(-x.to(torch.int8), w, NBSMT(threads=2))  # signed: 5 bits take -16..15, -100 becomes -96 (-12.5 steps)
+    tensor([[-99]], dtype=torch.int32)
     """
     check_operands(x, w)
     instance(config, NBSMT, "nbsmt.matmul", "config", "NBSMT(threads=2)")
-    operand = weight_operand(w.t(), config)
+    zero = zero_of(x)
+    operand = weight_operand(w.t(), config, zero)
     a_MJ = activation_operand(x, operand.activations, config)
-    bound = operand.bound * int(x.max()) // 255 if x.numel() else 0
+    peak = max(int(x.max()), -int(x.min())) + 8 if x.numel() else 0  # a cut code may lie half a step further out
+    bound = operand.bound * min(peak, reach(zero)) // reach(zero)
+    register = config.accumulator
+    if register is not None and register.overflow == "saturate" and bound > register.largest_value:
+        if not x.is_cpu:
+            raise RecoupError(f"nbsmt.matmul: {register!r} saturates, which is emulated on the CPU; got {x.device}")
+        kernel = Saturating(operand.weight_OGJkk[:, :, None, None], config, len(operand.activations))
+        return kernel(a_MJ.to(torch.int16)[:, None, None], POINTWISE)[:, :, 0, 0].contiguous()
     exact = torch.float32 if bound < 2**24 and x.device.type == "cpu" else torch.float64
-    return (a_MJ.to(exact) @ operand.weight_OGJkk.t().to(exact)).to(torch.int32)
+    sums = a_MJ.to(exact) @ operand.weight_OGJkk.t().to(exact)
+    return (sums if register is None else reference.register(sums.long(), register)).to(torch.int32)
 
 
 def check_operands(x: Tensor, w: Tensor, purpose: str = "nbsmt.matmul") -> None:
-    """Refuse anything but uint8 [M, K] and int8 [K, N] whose values can be read."""
+    """Refuse anything but uint8 or int8 [M, K] and int8 [K, N] whose values can be read."""
     strided(x, purpose, "x")
     strided(w, purpose, "w")
-    if x.dtype != torch.uint8 or w.dtype != torch.int8:
-        raise RecoupError(f"{purpose}: x must be uint8 and w int8; got {x.dtype} and {w.dtype}")
+    if x.dtype not in (torch.uint8, torch.int8) or w.dtype != torch.int8:
+        raise RecoupError(
+            f"{purpose}: x must be uint8 and w int8; got {x.dtype} and {w.dtype} (x may be int8 too: signed values)"
+        )
     if x.dim() != 2 or w.dim() != 2 or x.shape[1] != w.shape[0]:
         raise RecoupError(f"{purpose}: x [M, K] and w [K, N] expected; got {list(x.shape)} and {list(w.shape)}")
     if x.device != w.device:
@@ -97,17 +112,19 @@ def _convolution(
     dilation: list[int],
     groups: int,
     layer: str,
+    zero: int = UNSIGNED,
 ) -> Tensor:
     """A quantised convolution on the shared multiplier: y = scale * weight_scale * sum(codes).
 
     Args:
-        x: float32 activations [N, C, H, W], not negative.
+        x: float32 activations [N, C, H, W], not negative where their codes are unsigned.
         weight: float32 [O, I], [O, I, k] or [O, I, kh, kw]; quantised here, see `quantize_weight`.
         order: permutation of the channels among the threads, or None.
         scale: the activation scale.
         config: the configuration's ``code``.
         stride, padding, dilation, groups: of the convolution; groups > 1 needs threads = 1.
         layer: what errors call the layer.
+        zero: of the activation codes: 0 unsigned, 128 signed.
 
     Returns:
         float32 [N, O, h, w] in the input's memory format. The exact integer sum is rounded to float32 (it is exact
@@ -121,7 +138,7 @@ def _convolution(
         return geometry.empty(x, weight.shape[0]).zero_()
     with named(layer):
         accumulate = on_device(x.device, "NB-SMT emulation", lambda: _accumulate, lambda: gpu.accumulate)
-    sums, scale_O = accumulate(x, weight, order, scale, NBSMT.from_code(config), geometry, layer)
+    sums, scale_O = accumulate(x, weight, order, scale, NBSMT.from_code(config), geometry, layer, zero)
     y = sums.mul_((scale_O * scale).view(1, -1, 1, 1))
     return y.contiguous(memory_format=memory_format(x))
 
@@ -139,22 +156,29 @@ def _check_shapes(x: Tensor, weight: Tensor, order: Tensor | None, geometry: Geo
 
 
 def _accumulate(
-    x: Tensor, weight: Tensor, order: Tensor | None, scale: float, config: NBSMT, geometry: Geometry, layer: str
+    x: Tensor,
+    weight: Tensor,
+    order: Tensor | None,
+    scale: float,
+    config: NBSMT,
+    geometry: Geometry,
+    layer: str,
+    zero: int,
 ) -> tuple[Tensor, Tensor]:
     with named(layer):
-        prepared = prepare(weight, config, order)
+        prepared = prepare(weight, config, order, zero)
     name = current_backend()
     x_NHWC = (x if order is None else x.index_select(1, order)).permute(0, 2, 3, 1).contiguous()
-    dtype = torch.uint8 if name == "int8" else torch.float32
+    dtype = prepared.operand_type(name)
     x_PC = x_NHWC.view(-1, x.shape[1])
-    operand_PJ, faults = cpu.operands(x_PC, scale, config, prepared.operand.activations, dtype)
+    operand_PJ, faults = cpu.operands(x_PC, scale, config, prepared.operand.activations, dtype, zero=zero)
     if faults:
         raise_fault(layer, x, faults)
     operand = operand_PJ.view(*x_NHWC.shape[:3], -1).permute(0, 3, 1, 2)
     return prepared.accumulate(operand, geometry, name, layer), prepared.scale_O
 
 
-def _convolution_fake(x, weight, order, scale, config, stride, padding, dilation, groups, layer):
+def _convolution_fake(x, weight, order, scale, config, stride, padding, dilation, groups, layer, zero=UNSIGNED):
     one_device(layer, x, weight)
     geometry = Geometry.of(weight, stride, padding, dilation, groups)
     _check_shapes(x, weight, order, geometry, layer)
@@ -171,35 +195,40 @@ def _convolution_backward(
     dilation: list[int],
     groups: int,
     needs: list[bool],
+    zero: int = UNSIGNED,
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of the 8-bit convolution, straight through rounding and NB-SMT; none where a code clips at 255.
+    """The gradient of the 8-bit convolution, straight through rounding and NB-SMT; none where a code is clipped.
 
     An operator of its own because quantising weights checks their values, which tracing cannot.
     """
-    code = quantize_activation(x, scale)
+    code = quantize_activation(x, scale, zero)
     weight_code, scale_O = quantize_weight(weight)
     quantized = as_2d(weight_code * scale_O.view(-1, *[1] * (weight.dim() - 1)))
     grad_x, grad_w, _ = torch.ops.aten.convolution_backward(
         grad, code * scale, quantized, None, stride, padding, dilation, False, [0, 0], groups, [*needs, False]
     )
-    grad_x = x.new_empty(0) if grad_x is None else grad_x * (torch.round(x / x.new_tensor(scale)) <= 255)
+    if grad_x is not None:
+        value = torch.round(x / x.new_tensor(scale))
+        grad_x = grad_x * ((value >= -zero) & (value <= 255 - zero))
+    grad_x = x.new_empty(0) if grad_x is None else grad_x
     return grad_x, weight.new_empty(0) if grad_w is None else grad_w.reshape(weight.shape)
 
 
-def _backward_fake(grad, x, weight, scale, stride, padding, dilation, groups, needs):
+def _backward_fake(grad, x, weight, scale, stride, padding, dilation, groups, needs, zero=UNSIGNED):
     return torch.empty_like(x) if needs[0] else x.new_empty(0), weight.new_empty(weight.shape if needs[1] else 0)
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    x, weight, _, ctx.scale, _, ctx.stride, ctx.padding, ctx.dilation, ctx.groups, _ = inputs
+    x, weight, _, ctx.scale, _, ctx.stride, ctx.padding, ctx.dilation, ctx.groups, _, ctx.zero = inputs
     ctx.save_for_backward(x, weight)
 
 
 def _backward(ctx, grad: Tensor):
     x, weight = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:2])
-    grads = convolution_backward(grad, x, weight, ctx.scale, ctx.stride, ctx.padding, ctx.dilation, ctx.groups, needs)
-    return *(g if needed else None for g, needed in zip(grads, needs, strict=True)), *[None] * 8
+    geometry = ctx.stride, ctx.padding, ctx.dilation, ctx.groups
+    grads = convolution_backward(grad, x, weight, ctx.scale, *geometry, needs, ctx.zero)
+    return *(g if needed else None for g, needed in zip(grads, needs, strict=True)), *[None] * 9
 
 
 def _last_context(ctx, inputs, output) -> None:

@@ -1,5 +1,9 @@
 """Weights made ready for the CPU, once per weight and configuration, and never stale.
 
+The 8-bit convolution takes bytes u of signed codes too, whose value is v = u - z. What that adds is the same for every
+image, a map of its border and of the weights:  conv(v, B) = conv0(u, B) - z conv0(1, sum of B over its channels), where
+conv0 pads with the byte 0, which stands for nothing in either term.
+
 A prepared weight belongs to the content it was made from: every call compares a 64-bit hash of the bytes (1-2 % of the
 layer's time), because writes through ``.data`` leave a tensor's version counter alone.
 """
@@ -7,13 +11,17 @@ layer's time), because writes through ``.data`` leave a tensor's version counter
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 import xxhash
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from recoup.formats import Int
 from recoup.kernels.arrays import array
-from recoup.nbsmt import cpu
+from recoup.nbsmt import cpu, reference
 from recoup.nbsmt.config import NBSMT
+from recoup.nbsmt.ports import UNSIGNED
+from recoup.nbsmt.saturate import Saturating
 from recoup.nbsmt.trust import packed
 from recoup.nbsmt.weights import WeightOperand, quantize_weight, weight_operand
 from recoup.network.convolution import Geometry, as_2d
@@ -24,23 +32,71 @@ KEPT = 4
 
 @dataclass(slots=True)
 class Prepared:
-    """A layer's weight operand and its 8-bit convolutions by input shape; None where float32 does the work."""
+    """A layer's weight operand and its 8-bit convolutions by input shape; None where float32 does the work.
+
+    Attributes:
+        content: what it was made from.
+        config: of the unit.
+        zero: the byte of value 0 among the activation codes.
+        fits_int8: whether sums over bytes, which come as float32, are exact. Unsigned codes are their bytes, and their
+            sum need not be subtracted from: it may be rounded.
+    """
 
     content: tuple
+    config: NBSMT
     operand: WeightOperand
     scale_O: Tensor
+    zero: int
+    fits_int8: bool
     convolutions: dict[tuple, cpu.Int8Convolution | None] = field(default_factory=dict)
+    maps: dict[tuple, Tensor] = field(default_factory=dict)
+    saturating: Saturating | None = None
+
+    @property
+    def register(self) -> Int | None:
+        """The accumulator where sums may leave it; no sum leaves any other."""
+        register = self.config.accumulator
+        return register if register is not None and self.operand.bound > register.largest_value else None
+
+    def operand_type(self, backend: str) -> torch.dtype:
+        """What `accumulate` takes: bytes for integers' kernels, values for floats'."""
+        saturates = self.register is not None and self.register.overflow == "saturate"
+        return torch.uint8 if saturates or (backend == "int8" and self.fits_int8) else torch.float32
 
     def accumulate(self, operand: Tensor, geometry: Geometry, backend: str, layer: str) -> Tensor:
+        """What the accumulators hold, as float32 [N, O, h, w] channels_last; ``operand`` [N, G*J, H, W] channels_last.
+
+        Whole numbers, rounded once to float32.
+        """
+        register = self.register
+        if register is None:
+            return self._sums(operand, geometry, backend, layer)
+        if register.overflow == "saturate":
+            if self.saturating is None:
+                self.saturating = Saturating(self.operand.weight_OGJkk, self.config, len(self.operand.activations))
+            held = self.saturating(operand.permute(0, 2, 3, 1).to(torch.int16).sub_(self.zero), geometry)
+        elif self.operand.bound < 2**24:
+            held = reference.register(self._sums(operand, geometry, backend, layer).long(), register)
+        else:
+            values = operand.float().sub_(self.zero) if operand.dtype == torch.uint8 else operand
+            arguments = (self.operand.weight_OGJkk, *geometry.arguments, self.operand.bound)
+            held = reference.register(cpu.whole_convolution(values, *arguments).long(), register)
+        return held.float().contiguous(memory_format=torch.channels_last)
+
+    def _sums(self, operand: Tensor, geometry: Geometry, backend: str, layer: str) -> Tensor:
         """Exact sums of products as float32, [N, O, h, w] channels_last; ``operand`` [N, G*J, H, W] channels_last.
 
-        On ``int8`` oneDNN sums where it is right (`trust.packed`); `cpu.exact_convolution` does elsewhere, and under
-        any other backend.
+        The operand is of bytes (uint8) or of values (float32). On ``int8`` oneDNN sums where it is right
+        (`trust.packed`); `cpu.exact_convolution` does elsewhere, and under any other backend.
         """
-        convolution = self._packed(operand, geometry, layer) if backend == "int8" else None
+        whole = operand.dtype == torch.uint8
+        convolution = self._packed(operand, geometry, layer) if whole and backend == "int8" else None
         if convolution is None:
+            if self.zero and whole:
+                operand = operand.float().sub_(self.zero)
             return cpu.exact_convolution(operand, self.operand.weight_OGJkk, *geometry.arguments, self.operand.bound)
-        return convolution(operand)
+        sums = convolution(operand)
+        return sums.sub_(self._of_zeros(operand, geometry)) if self.zero else sums
 
     def _packed(self, operand: Tensor, geometry: Geometry, layer: str) -> cpu.Int8Convolution | None:
         key = (tuple(operand.shape), geometry)
@@ -51,33 +107,60 @@ class Prepared:
         _remember(self.convolutions, key, made)
         return made
 
+    def _of_zeros(self, operand: Tensor, geometry: Geometry) -> Tensor:
+        """What an image of zeros gives on bytes: float32 [1, O, h, w], of one pixel where there is no border."""
+        key = (tuple(operand.shape[2:]), geometry)
+        if key not in self.maps:
+            taps_O1kk = self.operand.weight_OGJkk.sum(1, keepdim=True, dtype=torch.float64)
+            image = torch.full((1, 1, *key[0]), float(self.zero), dtype=torch.float64)
+            sums = F.conv2d(image, taps_O1kk, None, geometry.stride, geometry.padding, geometry.dilation)
+            sums = sums if any(geometry.padding) else sums[:, :, :1, :1]
+            _remember(self.maps, key, sums.float().contiguous(memory_format=torch.channels_last))
+        return self.maps[key]
+
 
 _prepared: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def prepare(weight: Tensor, config: NBSMT, order: Tensor | None = None) -> Prepared:
+def prepare(weight: Tensor, config: NBSMT, order: Tensor | None = None, zero: int = UNSIGNED) -> Prepared:
     """The prepared form of a weight; made on first use and whenever the weight's content changes.
 
     Args:
         weight: float32 [O, I], [O, I, k] or [O, I, kh, kw].
         config: the NB-SMT configuration.
         order: permutation of the I input channels, or None.
+        zero: of the activation codes.
     """
-    kept: dict[tuple, Prepared] = _prepared.get(weight) or {}
-    _prepared[weight] = kept
-    content, key = (_hash(weight), weight.stride()), (config, None if order is None else _hash(order))
+    owner = _owner(weight)
+    kept: dict[tuple, Prepared] = _prepared.get(owner) or {}
+    _prepared[owner] = kept
+    content, key = (_hash(weight), weight.stride()), (config, None if order is None else _hash(order), zero)
     found = kept.get(key)
     if found is None or found.content != content:
         code, scale = quantize_weight(weight)
         code = as_2d(code if order is None else code[:, order])
-        found = Prepared(content, weight_operand(code, config), scale)
+        operand = weight_operand(code, config, zero)
+        found = Prepared(content, config, operand, scale, zero, not zero or _most_on_bytes(operand) < 2**24)
         _remember(kept, key, found)
     return found
 
 
+def _most_on_bytes(operand: WeightOperand) -> int:
+    """What no sum over bytes 0..255 exceeds: of all groups together, as the byte of a zero is none."""
+    weight = operand.weight_OGJkk.flatten(1)
+    sums = [weight.clamp(*ends).sum(1, dtype=torch.int64).abs() for ends in ((0, 127), (-128, 0))]
+    return 255 * int(torch.maximum(*sums).amax()) if weight.numel() else 0
+
+
 def forget(weight: Tensor) -> None:
     """Free what was prepared for a weight."""
-    _prepared.pop(weight, None)
+    _prepared.pop(_owner(weight), None)
+
+
+def _owner(weight: Tensor) -> Tensor:
+    """The tensor that lives on, where a weight is all of it in another order, made anew in every call (transposed)."""
+    whole = weight._base is not None and weight._base.numel() == weight.numel()
+    return weight._base if whole else weight  # type: ignore[return-value]
 
 
 def _remember(kept: dict, key: object, value: object) -> None:
@@ -89,6 +172,8 @@ def _remember(kept: dict, key: object, value: object) -> None:
 
 def _hash(tensor: Tensor) -> int:
     plain = tensor.detach()
+    if plain.dim() == 2 and plain.t().is_contiguous():
+        plain = plain.t()  # strides are kept beside the hash
     if not plain.is_contiguous():
         last = plain.dim() == 4 and plain.is_contiguous(memory_format=torch.channels_last)
         plain = plain.permute(0, 2, 3, 1) if last else plain.contiguous()

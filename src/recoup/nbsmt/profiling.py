@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.observe import Layer, Seen, hooked, in_mode, nbsmt_layers
+from recoup.nbsmt.ports import activation_port
 from recoup.nbsmt.slots import layer_statistics
 from recoup.nbsmt.weights import quantize_weight
 from recoup.network.batches import call, count, prepared
@@ -33,9 +35,11 @@ class LayerProfile:
         error: relative squared error, sum (y - y8)^2 / sum y8^2, where y is the output without bias and y8 the
             8-bit result for the same input.
         mean_shift: the part of ``error`` that is one constant per output channel, which `correct_bias_` removes.
-        zero_activations, wide_activations, saturated: shares of the input that have code 0, have a code above 15,
-            and would exceed code 255 (before clipping).
+        zero_activations, wide_activations, saturated: shares of the input that have value 0, do not fit the port
+            (unsigned codes above 15; signed ones, see `NBSMT`), and would leave the codes' range (before clipping).
         zero_weights, wide_weights: shares of the weights with code 0, and with a code outside -8..7.
+        overflowed: share of the outputs that the accumulator changed: they differ from exact sums of the same shared
+            products.
     """
 
     name: str
@@ -55,6 +59,7 @@ class LayerProfile:
     saturated: float
     zero_weights: float
     wide_weights: float
+    overflowed: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, for tables and JSON."""
@@ -117,14 +122,17 @@ class _Sums:
             code[:, order] if ordered else code, weight[:, order] if ordered else weight, config, seen.geometry
         )
         self.busy += found.pop("utilization") * found["slots"]
-        y8 = seen.product(config.replace(threads=1), None)
-        difference = seen.product(config, order) - y8
+        y8 = seen.product(config.eight_bit, None)
+        y = seen.product(config, order)
+        difference = y - y8
         positions = difference.numel() // difference.shape[1]
+        unclipped = torch.round(seen.x / seen.x.new_tensor(seen.scale))
         found |= {
             "inputs": code.numel(),
             "zero": int((code == 0).sum()),
-            "wide": int((code > 15).sum()),
-            "saturated": int((torch.round(seen.x / seen.scale) > 255).sum()),
+            "wide": int(activation_port(config, seen.zero).wide(code).sum()),
+            "saturated": int((unclipped != unclipped.clamp(-seen.zero, 255 - seen.zero)).sum()),
+            "overflowed": _overflowed(seen, config, order, y),
             "macs": positions * weight.numel(),
         }
         for key, value in found.items():
@@ -136,12 +144,12 @@ class _Sums:
 
     def profile(self, name: str, layer: Layer, images: int) -> LayerProfile:
         c = self.counts
-        weight, _ = quantize_weight(layer.weight)
+        weight, _ = quantize_weight(layer.matrix)
         shift = float(self.shift.square().sum()) / max(1, self.outputs)
         return LayerProfile(
             name=name,
             kind=layer.float_class.__name__,
-            weight_shape=tuple(layer.weight.shape),
+            weight_shape=tuple(layer.matrix.shape),
             output_shape=self.output_shape,
             threads=layer.active_config.threads,
             policy=layer.config.policy,
@@ -155,8 +163,16 @@ class _Sums:
             wide_activations=_share(c["wide"], c["inputs"]),
             saturated=_share(c["saturated"], c["inputs"]),
             zero_weights=_share(int((weight == 0).sum()), weight.numel()),
+            overflowed=_share(c["overflowed"], self.outputs * weight.shape[0]),
             wide_weights=_share(int(((weight < -8) | (weight > 7)).sum()), weight.numel()),
         )
+
+
+def _overflowed(seen: Seen, config: NBSMT, order: Tensor | None, y: Tensor) -> int:
+    """How many outputs the accumulator changed."""
+    if config.accumulator is None:
+        return 0
+    return int((seen.product(config.replace(accumulator=None), order) != y).sum())
 
 
 def _share(part: float, whole: float) -> float:

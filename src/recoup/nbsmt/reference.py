@@ -6,34 +6,43 @@ Shape suffixes: T threads, M rows (output pixels), K reduction, S = ceil(K/T) sl
 import torch
 from torch import Tensor
 
+from recoup.formats import Int
 from recoup.nbsmt.config import NBSMT, Rounding
-from recoup.nbsmt.groups import Activation
+from recoup.nbsmt.groups import Activation, ActivationValue
+from recoup.nbsmt.ports import UNSIGNED, WEIGHT, Port, activation_port, code_type, zero_of
 
 
-def high_bits(v: Tensor, rounding: Rounding, low: int, high: int) -> Tensor:
-    """16 clip(round(v/16), low, high): the 4 most significant bits, rounded, carry-out saturated. Integers in and out.
+def cut(v: Tensor, rounding: Rounding, port: Port) -> Tensor:
+    """step * clip(round(v / step), low, high): the most significant bits, carry-out saturated. Integers in and out.
 
     ``nearest`` sends ties to the even multiple, ``half_up`` upwards (for negative v too), ``zero`` truncates |v|.
     """
     if rounding == "nearest":
-        rounded = torch.round(v.double() / 16).to(v.dtype)
+        rounded = torch.round(v.double() / port.step).to(v.dtype)
     elif rounding == "half_up":
-        rounded = torch.div(v + 8, 16, rounding_mode="floor")
+        rounded = torch.div(v + port.step // 2, port.step, rounding_mode="floor")
     else:
-        rounded = torch.div(v, 16, rounding_mode="trunc")
-    return 16 * rounded.clamp(low, high)
+        rounded = torch.div(v, port.step, rounding_mode="trunc")
+    return port.step * rounded.clamp(port.low, port.high)
 
 
-def reduce_activation(x: Tensor, config: NBSMT) -> Tensor:
-    """r(x): codes 0..15 stay as they are (not under policy S), others keep their rounded 4 MSBs, 0..240."""
-    r = high_bits(x, config.rounding, 0, 15)
-    return r if config.policy == "S" else torch.where(x <= 15, x, r)
+def reduce(v: Tensor, config: NBSMT, port: Port) -> Tensor:
+    """What a port takes of a value in a collision: narrow ones as they are (not under policy S), others cut."""
+    r = cut(v, config.rounding, port)
+    return r if config.policy == "S" else torch.where(port.wide(v), r, v)
+
+
+def reduce_activation(x: Tensor, config: NBSMT, zero: int = UNSIGNED) -> Tensor:
+    """r(x): values that fit `activation_port` stay as they are (not under policy S), others keep their rounded MSBs.
+
+    Unsigned: 0..15 fit, r in 0..240. Signed, port 5: -16..15 fit, r in -128..120; port 4: as weights.
+    """
+    return reduce(x, config, activation_port(config, zero))
 
 
 def reduce_weight(w: Tensor, config: NBSMT) -> Tensor:
     """q(w): codes -8..7 stay as they are (not under policy S), others keep their rounded 4 MSBs, -128..112."""
-    q = high_bits(w, config.rounding, -8, 7)
-    return q if config.policy == "S" else torch.where((w >= -8) & (w <= 7), w, q)
+    return reduce(w, config, WEIGHT)
 
 
 def split_threads(v: Tensor, config: NBSMT, dim: int) -> Tensor:
@@ -48,10 +57,10 @@ def split_threads(v: Tensor, config: NBSMT, dim: int) -> Tensor:
     return v.unflatten(dim, (slots, threads)).transpose(dim, dim + 1)
 
 
-def contribution(x: Tensor, w: Tensor, others: Tensor, config: NBSMT) -> Tensor:
+def contribution(x: Tensor, w: Tensor, others: Tensor, config: NBSMT, zero: int = UNSIGNED) -> Tensor:
     """What a thread with operands x, w adds while ``others`` of its partners are active."""
-    r, q = reduce_activation(x, config), reduce_weight(w, config)
-    wide_x, wide_w = x > 15, (w < -8) | (w > 7)
+    r, q = reduce_activation(x, config, zero), reduce_weight(w, config)
+    wide_x, wide_w = activation_port(config, zero).wide(x), WEIGHT.wide(w)
     one_partner = {
         "A": r * w,
         "W": x * q,
@@ -67,23 +76,22 @@ def merge_threads(v: Tensor, config: NBSMT, dim: int) -> Tensor:
     return (v if config.pairing == "halves" else v.transpose(dim, dim + 1)).flatten(dim, dim + 1)
 
 
-def quantize_activation(x: Tensor, scale: float) -> Tensor:
-    """clip(round(x / scale), 0, 255) as uint8: ties to even, one float32 division.
+def quantize_activation(x: Tensor, scale: float, zero: int = UNSIGNED) -> Tensor:
+    """clip(round(x / scale), -zero, 255 - zero): uint8 where zero is 0, else int8; ties to even, one float32 division.
 
     The divisor is a tensor on x's device: by a plain number CUDA would multiply with the reciprocal.
     """
-    return torch.round(x / x.new_tensor(scale)).clamp(0, 255).to(torch.uint8)
+    return torch.round(x / x.new_tensor(scale)).clamp(-zero, 255 - zero).to(code_type(zero))
 
 
 def activation_operand(code: Tensor, activations: tuple[Activation, ...], config: NBSMT, dim: int = 1) -> Tensor:
-    """The activation operands of `recoup.nbsmt.groups`, side by side along ``dim``: uint8 codes in and out.
+    """The activation operands of `recoup.nbsmt.groups`, side by side along ``dim``: uint8 or int8 in, the same out.
 
     Channels are zero-padded to whole slots, so ``dim`` grows from C to len(activations) * T * ceil(C / T).
     """
     dim %= code.dim()
     x = split_threads(code.to(torch.int16), config, dim)
-    r, wide = reduce_activation(x, config), x > 15
-    values = {"0": torch.zeros_like(x), "x": x, "r": r, "narrow": x.where(~wide, 0), "wide": x.where(wide, 0)}
+    values = activation_values(x, config, zero_of(code))
     out = []
     for activation in activations:
         active = torch.zeros_like(x)
@@ -92,7 +100,13 @@ def activation_operand(code: Tensor, activations: tuple[Activation, ...], config
         none, one, more = (values[name] for name in activation.values)
         chosen = torch.where(active == 0, none, torch.where(active == 1, one, more))
         out.append(merge_threads(chosen, config, dim))
-    return torch.cat(out, dim).to(torch.uint8)
+    return torch.cat(out, dim).to(code.dtype)
+
+
+def activation_values(x: Tensor, config: NBSMT, zero: int) -> dict[ActivationValue, Tensor]:
+    """What a group may take of values x."""
+    r, wide = reduce_activation(x, config, zero), activation_port(config, zero).wide(x)
+    return {"0": torch.zeros_like(x), "x": x, "r": r, "narrow": x.where(~wide, 0), "wide": x.where(wide, 0)}
 
 
 def slots(x: Tensor, w: Tensor, config: NBSMT):
@@ -104,15 +118,25 @@ def slots(x: Tensor, w: Tensor, config: NBSMT):
         active = (x_TM1 != 0) & (w_T1N != 0)
         counted = active if config.zero_test else torch.ones_like(active)
         others = counted.sum(0) - counted.long()
-        yield x_TM1, w_T1N, active, contribution(x_TM1, w_T1N, others, config)
+        yield x_TM1, w_T1N, active, contribution(x_TM1, w_T1N, others, config, zero_of(x))
 
 
 def matmul(x: Tensor, w: Tensor, config: NBSMT) -> Tensor:
-    """X W on the shared multiplier: x uint8 [M, K], w int8 [K, N] -> int32 [M, N]."""
+    """X W on the shared multiplier: x uint8 or int8 (signed) [M, K], w int8 [K, N] -> int32 [M, N]."""
     total = torch.zeros(x.shape[0], w.shape[1], dtype=torch.int64)
     for _, _, _, product in slots(x, w, config):
-        total += product.sum(0)
+        total = register(total + product.sum(0), config.accumulator)
     return total.to(torch.int32)
+
+
+def register(total: Tensor, accumulator: Int | None) -> Tensor:
+    """What a register holds after a sum, int64: saturated to its ends, or modulo 2^bits; None: the sum."""
+    if accumulator is None:
+        return total
+    half = 1 << (accumulator.bits - 1)
+    if accumulator.overflow == "saturate":
+        return total.clamp(-half, half - 1)
+    return (total + half).remainder(2 * half) - half
 
 
 def statistics(x: Tensor, w: Tensor, config: NBSMT) -> dict[str, int | float]:

@@ -15,6 +15,7 @@ from recoup.errors import RecoupError
 from recoup.nbsmt import reference
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.observe import Layer, Seen, hooked, in_mode, nbsmt_layers
+from recoup.nbsmt.ports import UNSIGNED, WEIGHT, activation_port
 from recoup.nbsmt.tally import CELLS
 from recoup.network import ledger
 from recoup.network.batches import call, prepared, reread
@@ -85,7 +86,7 @@ def _better_orders(
 
     def compare(name: str, seen: Seen, output: Tensor) -> None:  # noqa: ARG001
         config = seen.layer.active_config
-        y8 = seen.product(config.replace(threads=1), None).double()
+        y8 = seen.product(config.eight_bit, None).double()
         both = [seen.product(config, order).double() for order in (seen.layer.order, orders[name])]
         errors[name] = errors.get(name, torch.zeros(2, dtype=torch.float64)) + torch.stack(
             [(y - y8).square().sum().cpu() for y in both]
@@ -123,15 +124,15 @@ def slot_of_position(channels: int, config: NBSMT, device: torch.device) -> Tens
     return index[0] % slots if config.pairing == "halves" else index[0] // config.threads
 
 
-def squared_losses(x: Tensor, w: Tensor, config: NBSMT) -> list[tuple[Tensor, Tensor]]:
+def squared_losses(x: Tensor, w: Tensor, config: NBSMT, zero: int = UNSIGNED) -> list[tuple[Tensor, Tensor]]:
     """A thread's squared loss (x w - g(x, w))^2 in a collision, as a sum of (function of x) times (function of w).
 
     With two threads the loss beside one active partner; with four that plus the loss beside two or more.
     """
     x, w = x.double(), w.double()
-    r, q = reference.reduce_activation(x, config), reference.reduce_weight(w, config)
+    r, q = reference.reduce_activation(x, config, zero), reference.reduce_weight(w, config)
     d, e = x - r, w - q
-    wide_x, wide_w = x > 15, (w < -8) | (w > 7)
+    wide_x, wide_w = activation_port(config, zero).wide(x), WEIGHT.wide(w)
     one = {"S": (d, w), "S+A": (d, w), "S+Aw": (d, w * wide_w), "S+W": (x, e), "S+aW": (x * wide_x, e)}[config.policy]
     terms = [(one[0].square(), one[1].square())]
     if config.threads == 4:  # x w - r q = d w + r e
@@ -144,7 +145,7 @@ class _Affinity:
     """What the expected loss of the pairs of channels of one layer is made of, block by block of slots.
 
     Attributes:
-        config: of the layer.
+        config, zero: of the layer and of its activation codes.
         slot_p: the slot of each position.
         start_p: the present order.
         blocks: the positions of each block.
@@ -153,6 +154,7 @@ class _Affinity:
     """
 
     config: NBSMT
+    zero: int
     slot_p: Tensor
     start_p: Tensor
     blocks: list[Tensor]
@@ -168,9 +170,9 @@ class _Affinity:
         start_p = torch.arange(channels, device=device) if seen.layer.order is None else seen.layer.order
         block_p = slot_p // max(1, BLOCK // config.threads)
         blocks = [(block_p == number).nonzero()[:, 0] for number in range(int(block_p.max()) + 1)]
-        terms = len(squared_losses(weight_KC[:0], weight_KC[:0], config))
+        terms = len(squared_losses(weight_KC[:0], weight_KC[:0], config, seen.zero))
         sums = [torch.zeros(terms, len(b), len(b), dtype=torch.float64, device=device) for b in blocks]
-        return cls(config, slot_p, start_p, blocks, weight_KC, sums)
+        return cls(config, seen.zero, slot_p, start_p, blocks, weight_KC, sums)
 
     def add(self, code_NCHW: Tensor) -> None:
         """Count another batch."""
@@ -178,7 +180,7 @@ class _Affinity:
         for block_p, sums in zip(self.blocks, self.sums, strict=True):
             for x_PC in code_PC.split(max(1, CELLS // len(self.slot_p))):
                 x_PB = x_PC[:, self.start_p[block_p]]
-                for term, (u_PB, _) in enumerate(squared_losses(x_PB, x_PB, self.config)):
+                for term, (u_PB, _) in enumerate(squared_losses(x_PB, x_PB, self.config, self.zero)):
                     sums[term] += u_PB.T @ (x_PB != 0).double()
 
     def order(self) -> Tensor:
@@ -186,7 +188,7 @@ class _Affinity:
         order_p = self.start_p.clone()
         for block_p, sums in zip(self.blocks, self.sums, strict=True):
             w_KB = self.weight[:, order_p[block_p]]
-            terms = squared_losses(w_KB, w_KB, self.config)
+            terms = squared_losses(w_KB, w_KB, self.config, self.zero)
             loss = torch.zeros_like(sums[0])
             for activations, (_, v_KB) in zip(sums, terms, strict=True):
                 loss += activations * (v_KB.T @ (w_KB != 0).double())

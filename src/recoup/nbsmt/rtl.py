@@ -35,8 +35,13 @@ def build(
         unit: "pe", or "products" for the product unit alone, without any register.
 
     Raises:
-        RecoupError: an option outside these values.
+        RecoupError: an option outside these values, a config with an accumulator of its own.
     """
+    if config.accumulator is not None:
+        raise RecoupError(
+            f"nbsmt.rtl.build: {config!r}: what is generated has registers of accumulator_bits that wrap; build the "
+            "config with accumulator=None"
+        )
     if registers not in REGISTERS:
         raise RecoupError(f"nbsmt.rtl.build(registers={registers!r}): must be one of {', '.join(REGISTERS)}")
     if unit not in ("pe", "products"):
@@ -56,9 +61,13 @@ def capture(layer: Any, inputs: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """A layer's codes as a product of slots: x uint8 [M, T, S], w int8 [T, S, N]; slots by channel, then by tap.
 
     Raises:
-        RecoupError: a grouped convolution, which runs one thread on other arrays.
+        RecoupError: a grouped convolution, which runs one thread on other arrays; signed activations.
     """
     seen = see(layer, inputs)
+    if seen.zero:
+        raise RecoupError(
+            f"silicon.capture: {layer.title}: its activations are signed; what is generated takes unsigned ones"
+        )
     codes, weight = seen.codes(), seen.weight_codes()[0]
     if seen.geometry.groups != 1:
         raise RecoupError(

@@ -15,6 +15,7 @@ from recoup.errors import RecoupError
 from recoup.nbsmt import reference
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.ops import check_operands
+from recoup.nbsmt.ports import zero_of
 from recoup.nbsmt.tally import Taps, activation_counts, weight_counts
 from recoup.network.checks import instance
 from recoup.network.convolution import POINTWISE, Geometry
@@ -26,9 +27,9 @@ def statistics(x: Tensor, w: Tensor, config: NBSMT) -> dict[str, int | float]:
     A thread is *active* where its activation and its weight are not zero, under every policy.
 
     Args:
-        x: uint8 activations [M, K].
+        x: activations [M, K]: uint8 unsigned codes, or int8 signed values.
         w: int8 weights [K, N]. K is split among the threads, zero-padded at its end.
-        config: threads, policy, rounding and pairing.
+        config: threads, policy, rounding and pairing, and the port of signed activations.
 
     Returns:
         Exact counts: ``slots``; ``collisions``, slots with two or more active threads; ``lossy``, products of one
@@ -54,7 +55,7 @@ def layer_statistics(codes: Tensor, weight_codes: Tensor, config: NBSMT, geometr
     Zero padding is inactive, but its slots count, as the array spends a cycle on them.
 
     Args:
-        codes: uint8 activations [N, C, H, W].
+        codes: activations [N, C, H, W]: uint8 unsigned codes, or int8 signed values.
         weight_codes: int8 [O, C / groups, kh, kw].
         config: threads, policy, rounding and pairing.
         geometry: of the convolution.
@@ -65,9 +66,11 @@ def layer_statistics(codes: Tensor, weight_codes: Tensor, config: NBSMT, geometr
     Raises:
         RecoupError: other dtypes, shapes that do not fit, a kernel larger than the padded input.
     """
-    if codes.dtype != torch.uint8 or weight_codes.dtype != torch.int8:
+    if codes.dtype not in (torch.uint8, torch.int8) or weight_codes.dtype != torch.int8:
         got = f"{codes.dtype} and {weight_codes.dtype}"
-        raise RecoupError(f"nbsmt.layer_statistics: codes must be uint8 and weight_codes int8; got {got}")
+        raise RecoupError(
+            f"nbsmt.layer_statistics: codes must be uint8 and weight_codes int8; got {got} (signed codes are int8)"
+        )
     fits = codes.dim() == weight_codes.dim() == 4 and codes.shape[1] == weight_codes.shape[1] * geometry.groups
     if not fits or weight_codes.shape[0] % geometry.groups:
         raise RecoupError(
@@ -84,7 +87,7 @@ class _Classes:
     """Codes that always fare alike, and which meetings of their classes change the product.
 
     Attributes:
-        activation, weight: int64 [256], the class of a code (of weight w at w + 128); zero has its own.
+        activation, weight: int64 [256], the class of a value (of v at v + zero, of weight w at w + 128); 0 has its own.
         changed: float64 [2, classes, classes], 1 where the product changes with one and with more partners active.
     """
 
@@ -94,9 +97,9 @@ class _Classes:
 
 
 @lru_cache
-def _classes(config: NBSMT) -> _Classes:
-    x, w = torch.arange(256)[:, None], torch.arange(-128, 128)[None]
-    one, more = (reference.contribution(x, w, torch.tensor(others), config) != x * w for others in (1, 2))
+def _classes(config: NBSMT, zero: int) -> _Classes:
+    x, w = torch.arange(-zero, 256 - zero)[:, None], torch.arange(-128, 128)[None]
+    one, more = (reference.contribution(x, w, torch.tensor(others), config, zero) != x * w for others in (1, 2))
     # Equal rows are equal activations, for these purposes; 3 or 4 distinct ones remain, and as many columns.
     _, activation = torch.cat([one, more, x == 0], 1).unique(dim=0, return_inverse=True)
     _, weight = torch.cat([one, more, w == 0], 0).unique(dim=1, return_inverse=True)
@@ -107,7 +110,8 @@ def _classes(config: NBSMT) -> _Classes:
 
 
 def _count(code: Tensor, weight: Tensor, config: NBSMT, geometry: Geometry) -> dict[str, int | float]:
-    classes = _classes(config)
+    zero = zero_of(code)
+    classes = _classes(config, zero)
     device, taps = code.device, math.prod(geometry.kernel)
     pattern, others = _meetings(config)
     total = torch.zeros(4, dtype=torch.int64, device=device)
@@ -117,7 +121,7 @@ def _count(code: Tensor, weight: Tensor, config: NBSMT, geometry: Geometry) -> d
         w_GTSklby = weight_counts(weight, classes.weight, config, geometry.groups, part)
         # A unit's count is at most (output positions) x (output channels), far below 2^53: float64 is exact. Their
         # sum is taken in 64-bit integers.
-        x_Gp = _patterns(x_GTSklmx[:, 0], int(classes.activation[0]))
+        x_Gp = _patterns(x_GTSklmx[:, 0], int(classes.activation[zero]))
         w_Gp = _patterns(w_GTSklby[:, 0], int(classes.weight[128]))
         for index, meeting in enumerate(pattern.to(device)):
             total[index] += ((x_Gp @ meeting) * w_Gp).sum(-1).long().sum()

@@ -22,6 +22,7 @@ from torch import Tensor
 from recoup.errors import RecoupError
 from recoup.nbsmt import reference
 from recoup.nbsmt.config import NBSMT
+from recoup.nbsmt.ports import zero_of
 from recoup.network.convolution import Geometry, Pair
 
 CELLS = 1 << 22
@@ -106,8 +107,8 @@ def activation_counts(code: Tensor, table: Tensor, config: NBSMT, geometry: Geom
     """Count activation labels in blocks of slots that fit the memory.
 
     Args:
-        code: uint8 [N, C, H, W].
-        table: int64 [256], the class of each code; code 0 has a class of its own.
+        code: uint8 [N, C, H, W], or int8 with signed values.
+        table: int64 [256], the class of value v at v + zero; value 0 has a class of its own.
         config: threads and pairing.
         geometry: of the convolution.
 
@@ -116,7 +117,8 @@ def activation_counts(code: Tensor, table: Tensor, config: NBSMT, geometry: Geom
         positions.
     """
     taps = Taps.of((code.shape[2], code.shape[3]), geometry)
-    classes, zero = int(table.max()) + 1, int(table[0])
+    zero = zero_of(code)
+    classes, idle = int(table.max()) + 1, int(table[zero])
     table, masks = table.to(code.device, torch.int32), 1 << (config.threads - 1)
     x_NGTSHW = reference.split_threads(code.unflatten(1, (geometry.groups, -1)), config, 2)
     _, groups, threads, slots, height, width = x_NGTSHW.shape
@@ -124,7 +126,7 @@ def activation_counts(code: Tensor, table: Tensor, config: NBSMT, geometry: Geom
     for part in _blocks(slots, per_slot):
         units = groups * threads * (part.stop - part.start)
         chunks = x_NGTSHW[:, :, :, part].split(max(1, CELLS // max(1, units * height * width)))
-        labels = (masked(table[chunk.int()], zero, classes, 2).flatten(1, 3) for chunk in chunks)
+        labels = (masked(table[chunk.int() + zero], idle, classes, 2).flatten(1, 3) for chunk in chunks)
         counts = taps.count(labels, units, masks * classes, code.device)
         yield part, counts.view(groups, threads, -1, *geometry.kernel, masks, classes)
 

@@ -118,11 +118,18 @@ def plan_throttling(model: nn.Module, batches: Iterable[Any], budget: float, *, 
         if after.top1 < floor:
             raise RecoupError(
                 f"throttle_(budget={budget!r}): with one thread in every layer top-1 is {after.top1:.4g}, with 8-bit "
-                f"arithmetic {baseline.top1:.4g}, though both are the same: the batches differ from reading to reading"
+                f"arithmetic {baseline.top1:.4g}: {_why(layers)}"
             )
     kept, after = _taken_back(kept, after, floor, accuracy)
     slowed = dict(kept)  # where a layer takes both steps, the one to a single thread comes last
     return Throttling(slowed, baseline, before, after)
+
+
+def _why(layers: dict[str, Layer]) -> str:
+    """Why one thread everywhere is not 8-bit arithmetic."""
+    if any(layer.config.accumulator is not None for layer in layers.values()):
+        return "the accumulators cost more than the budget, and fewer threads do not widen them"
+    return "though both are the same: the batches differ from reading to reading"
 
 
 def _fewest(

@@ -13,6 +13,7 @@ from recoup.errors import RecoupError
 from recoup.nbsmt import reference
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.groups import Activation, Weight, groups
+from recoup.nbsmt.ports import UNSIGNED, WEIGHT, reach
 
 
 def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,7 +47,7 @@ class WeightOperand:
     Attributes:
         activations: the activation operand each group needs.
         weight_OGJkk: int8 [O, G * J, ...].
-        bound: no partial sum of the product with codes 0..255 exceeds this magnitude.
+        bound: no partial sum of the product with values of activation codes exceeds this magnitude.
     """
 
     activations: tuple[Activation, ...]
@@ -54,12 +55,13 @@ class WeightOperand:
     bound: int
 
 
-def weight_operand(code: Tensor, config: NBSMT) -> WeightOperand:
+def weight_operand(code: Tensor, config: NBSMT, zero: int = UNSIGNED) -> WeightOperand:
     """Lay 8-bit weights out for the groups of a configuration.
 
     Args:
         code: int8 [O, I, ...]; I is split among the threads, zero-padded at its end.
         config: the NB-SMT configuration.
+        zero: of the activation codes, whose values lie in -zero..255 - zero.
     """
     w_OTSkk = reference.split_threads(code.to(torch.int16), config, 1)
     q_OTSkk = reference.reduce_weight(w_OTSkk, config)
@@ -77,7 +79,7 @@ def weight_operand(code: Tensor, config: NBSMT) -> WeightOperand:
     # Groups that share a weight never add up to more than its larger form: their activations exclude each other, or
     # w is followed by q - w.
     largest = torch.maximum(w_OTSkk.abs(), q_OTSkk.abs())
-    bound = 255 * int(largest.flatten(1).sum(1, dtype=torch.int64).amax()) if weight.numel() else 0
+    bound = reach(zero) * int(largest.flatten(1).sum(1, dtype=torch.int64).amax()) if weight.numel() else 0
     if bound >= 2**31:
         raise RecoupError(
             f"weight {list(code.shape)}: sums may reach {bound}, beyond the array's 32-bit accumulator (2^31 - 1)"
@@ -89,7 +91,7 @@ class _Masks:
     """Which weights a part of a weight operand takes."""
 
     def __init__(self, w_OTSkk: Tensor, threads: int) -> None:
-        self.wide = (w_OTSkk < -8) | (w_OTSkk > 7)
+        self.wide = WEIGHT.wide(w_OTSkk)
         self.partner = {u: w_OTSkk.roll(-u, 1) != 0 for u in range(1, threads)}
 
     def of(self, part: Weight) -> Tensor:

@@ -8,6 +8,7 @@ from torch import nn
 from recoup.errors import RecoupError
 from recoup.nbsmt import cpu, trust
 from recoup.nbsmt.config import NBSMT
+from recoup.nbsmt.hugging_face import adapted
 from recoup.nbsmt.layers import LAYERS
 from recoup.nbsmt.ops import matmul
 from recoup.nbsmt.repair import AVERAGE, BIAS, EIGHT_BIT, PAIRED_BIAS
@@ -26,8 +27,10 @@ def title(config: NBSMT) -> str:
     '4 threads, S+Aw, rounding half_up'
     """
     plain = NBSMT()
-    fields = [f for f in ("rounding", "pairing") if getattr(config, f) != getattr(plain, f)]
+    fields = [f for f in ("rounding", "pairing", "port") if getattr(config, f) != getattr(plain, f)]
     extra = [f"{field} {getattr(config, field)}" for field in fields]
+    register = config.accumulator
+    extra += [] if register is None else [f"accumulator of {register.bits} bits that {register.overflow}s"]
     threads = f"{config.threads} thread{'s' if config.threads > 1 else ''}"
     return ", ".join([threads, config.policy, *extra])
 
@@ -43,20 +46,22 @@ def judged(module: nn.Module) -> bool:
 
 
 def eight_bit(config: Any) -> NBSMT:
-    """The same arithmetic without sharing: one thread, where nothing else about a config decides a number."""
-    return config if config.threads == 1 else NBSMT(threads=1)
+    """The same arithmetic without sharing: one thread and exact sums; nothing else about a config decides a number."""
+    return config if config == config.eight_bit else NBSMT(threads=1)
 
 
 def cost(site: Site, config: NBSMT, array: Array) -> Spent:
-    """Cycles on ``threads`` threads, one where the layer is grouped; 8-bit codes in and out; exact 32-bit sums."""
+    """Cycles on ``threads`` threads, one where the layer is grouped; 8-bit codes in and out; the sums' bits."""
     grouped = any(product.groups > 1 for product in site.products)
     threads = 1 if grouped else config.threads
-    return Spent(array_cycles(site, array, threads), site.inputs + site.weights + site.outputs, SUM_BITS)
+    bits = SUM_BITS if config.accumulator is None else config.accumulator.bits
+    return Spent(array_cycles(site, array, threads), site.inputs + site.weights + site.outputs, bits)
 
 
 def runs(unit: NBSMT, config: NBSMT) -> bool:
     """A unit leaves threads empty where a layer is slowed down; one thread is the same under every policy."""
-    alike = config.threads == 1 or unit.replace(threads=config.threads) == config
+    alike = config.threads == 1 and unit.accumulator == config.accumulator
+    alike = alike or unit.replace(threads=config.threads) == config
     return alike and config.threads <= unit.threads
 
 
@@ -104,6 +109,7 @@ CARD = Card(
     declined=judged,
     unready="no layer has an activation scale: run calibrate_(model, batches) first",
     multiplies=True,
+    adapt=adapted,
     float_only=(nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear, nn.MultiheadAttention),
     float_only_note="MultiheadAttention: its inner products",
     path=path,

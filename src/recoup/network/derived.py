@@ -30,6 +30,11 @@ def derived(emulated: type[nn.Module], float_class: type[nn.Module], *, whole: b
     return _made[key]
 
 
+def is_conv1d(kind: type) -> bool:
+    """Whether a class is transformers' Conv1D: a linear layer with weight [in, out]. Nothing is imported for it."""
+    return (kind.__module__, kind.__qualname__) == ("transformers.pytorch_utils", "Conv1D")
+
+
 def only_adds(subclass: type[nn.Module], base: type[nn.Module]) -> bool:
     """Whether a subclass computes what its base does: it overrides nothing of it but constructor and description, and
     what it adds does without super()."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from recoup.errors import RecoupError
 from recoup.network.attention import AttentionUnit
 
-__all__ = ["UNDERSTOOD", "InterfaceAttention", "asks_interface", "in_words_of_the_interface", "is_conv1d"]
+__all__ = ["UNDERSTOOD", "InterfaceAttention", "asks_interface", "in_words_of_the_interface"]
 
 UNIT = "recoup_unit"
 """What an emulated attention module asks transformers' interface for."""
@@ -24,11 +24,6 @@ UNDERSTOOD = ("sdpa", "eager")
 """Attention implementations of transformers whose masks `recoup.network.attention.attend` reads."""
 CHANGING = ("softcap", "s_aux", "head_mask")
 """What an attention may be given that `attend` does not compute."""
-
-
-def is_conv1d(kind: type[nn.Module]) -> bool:
-    """Whether a class is transformers' Conv1D, y = x W + b with W [in, out]."""
-    return (kind.__module__, kind.__qualname__) == ("transformers.pytorch_utils", "Conv1D")
 
 
 def asks_interface(kind: type[nn.Module]) -> bool:

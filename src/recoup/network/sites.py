@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from recoup.errors import RecoupError
 from recoup.models.attention import AttentionProducts
 from recoup.network.batches import call, device_of, prepared
+from recoup.network.derived import is_conv1d
 from recoup.network.emulated import Emulated
 from recoup.network.modes import evaluating
 from recoup.network.norms import is_batch_norm
@@ -189,8 +190,7 @@ def is_site(module: nn.Module) -> bool:
 
 def _is_transposed(module: nn.Module) -> bool:
     """A Conv1D of transformers: a linear layer with weight [C, N]."""
-    kind = float_class(module)
-    return (kind.__module__, kind.__qualname__) == ("transformers.pytorch_utils", "Conv1D")
+    return is_conv1d(float_class(module))
 
 
 def float_class(module: nn.Module) -> type[nn.Module]:

@@ -36,6 +36,12 @@ ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function, in its repr
 _alone = threading.Lock()  # torch's thread count is the process's, and a network is in one state at a time
 
 
+def _codes(layer: nn.Module) -> Any:
+    """A layer's activation scale, with the zero of its codes where it has one; None where it is not calibrated."""
+    scale, zero = getattr(layer, "activation_scale", None), getattr(layer, "activation_zero", None)
+    return (scale, zero) if zero else scale
+
+
 def capability() -> str:
     """What of a processor decides which float kernels torch takes, and so the last bits of a result."""
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
@@ -79,7 +85,7 @@ class Bench:
     def identity(self) -> dict[str, Any]:
         """What decides every number but the policy."""
         modules = dict(self.model.named_modules())
-        scales = {name: getattr(modules[name], "activation_scale", None) for name in self.scaled}
+        scales = {name: _codes(modules[name]) for name in self.scaled}
         return {
             "weights": of_state(self.model),
             "network": _network(self.model),

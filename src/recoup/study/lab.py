@@ -315,12 +315,14 @@ class Lab:
         if self._calibrated != (seed, for_policies):
             chosen = self._scaled_by_policies() if for_policies else self._scaled_by_configs()
             try:
-                calibrate_(self.model, batches, chosen, negative=self.recipe.calibration.negative)
+                wanted = self.recipe.calibration
+                calibrate_(self.model, batches, chosen, activations=wanted.activations, negative=wanted.negative)
             except RecoupError as error:
                 if not for_policies or str(error) == error.on_command_line:
                     raise
                 raise error.advising(
-                    "calibration.negative: float (--negative float) leaves all of them in float; a policy without "
+                    "calibration.activations: auto (--activations auto) gives them signed codes, calibration.negative: "
+                    "float (--negative float) leaves all of them in float; a policy without "
                     f"{error.layers[0]!r} leaves one"
                 ) from None
             self._calibrated = (seed, for_policies)
@@ -336,10 +338,11 @@ class Lab:
 
     def _may_scale(self, key: str) -> bool:
         """Whether a key of the layer map names what may have an activation scale; calibration has no use for others."""
-        kinds = {kind for card in cards().values() if not card.seedless for kind in card.layers}
+        takes = [card for card in cards().values() if not card.seedless]
         modules = dict(self.model.named_modules())
         chosen = Selection({key: True}, modules, "layers", modules)
-        return any(type(module) in kinds for name, module in modules.items() if chosen.of(name) is not UNMATCHED)
+        named = [module for name, module in modules.items() if chosen.of(name) is not UNMATCHED]
+        return any(card.stand_in(module) is not None for card in takes for module in named)
 
     def _drawn(self, seed: int) -> Dataset:
         if self._images is None or self._images[0] != seed:

@@ -32,7 +32,7 @@ from pydantic import (
     model_validator,
 )
 
-from recoup.calibrate import Negative
+from recoup.calibrate import Activations, Negative
 from recoup.errors import RecoupError
 from recoup.grammar import written
 from recoup.network.wing import Card
@@ -135,8 +135,9 @@ class Calibration(Strict):
     """The images that activation scales and repairs are computed from; each seed draws its own.
 
     ``augment``: vary them as in training; null: where the data set knows how. ``split``: what they are drawn from.
-    ``negative``: what becomes of layers with negative inputs under hardware of unsigned activations: an ``error``, or
-    they stay in ``float``.
+    ``activations``: codes for hardware of 8-bit activations: ``auto`` (signed where a layer's inputs are negative, else
+    unsigned), ``unsigned`` or ``signed``. ``negative``: what becomes of layers with negative inputs under ``unsigned``:
+    an ``error``, or they stay in ``float``.
     """
 
     images: Count = 1024
@@ -144,6 +145,7 @@ class Calibration(Strict):
     batch_size: Count = 128
     seeds: tuple[Seed, ...] = Field(default=(0, 1, 2), min_length=1)
     split: Text = "train"
+    activations: Activations = "auto"
     negative: Negative = "error"
 
     @model_validator(mode="after")

@@ -4,8 +4,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from recoup.network.derived import derived
-from recoup.network.hugging_face import InterfaceAttention, asks_interface, is_conv1d
+from recoup.network.derived import derived, is_conv1d
+from recoup.network.hugging_face import InterfaceAttention, asks_interface
 from recoup.tensorcore.attention_layers import TensorCoreAttention
 from recoup.tensorcore.layers import TensorCoreRows
 

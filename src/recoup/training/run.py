@@ -251,15 +251,7 @@ def _calibrate(model: nn.Module, recipe: TrainingRecipe, data: Dataset) -> None:
     if not needs_scales(recipe.config):
         chosen["re:.*"] = None
     images = data.subset(min(recipe.calibration_images, len(data)), recipe.seed)
-    try:
-        calibrate_(model, images.batches(recipe.batch_size), chosen)
-    except RecoupError as error:
-        if str(error) == error.on_command_line:  # nothing in it is said in words of other commands
-            raise
-        raise error.advising(
-            f"a policy without {error.layers[0]!r} leaves one of them in float; beside --config, --layers "
-            f"{error.layers[0]}=float"
-        ) from None
+    calibrate_(model, images.batches(recipe.batch_size), chosen)
 
 
 def _accuracy_before(model: nn.Module, recipe: TrainingRecipe, test: Dataset) -> dict[str, float]:

@@ -34,6 +34,7 @@ class LayerRow(Row):
     saturated: Rate
     zero_weights: Rate
     wide_weights: Rate
+    overflowed: Rate = 0.0
 
 
 class CycleRow(Row):

@@ -1,0 +1,231 @@
+"""The accumulator of the shared MAC against the port model: every register after every slot, no difference."""
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import recoup as rc
+from recoup.errors import RecoupError
+from recoup.kernels import llvm
+from recoup.nbsmt import gpu, ops, reference
+from recoup.nbsmt.config import NBSMT
+from recoup.nbsmt.saturate import Saturating, saturating_module
+from recoup.nbsmt.weights import weight_operand
+from recoup.nbsmt.wing import eight_bit, runs, title
+from recoup.network.convolution import POINTWISE, Geometry
+from recoup.network.emulated import emulated_layers, running
+from tests.nbsmt import port
+from tests.nbsmt.strategies import configs, operands, port_of
+from tests.nbsmt.test_operand import ARM, LEVELS, runs_here
+from tests.networks import images, small_net
+
+overflows = st.sampled_from(["saturate", "wrap"])
+registers = st.builds(rc.Int, st.sampled_from([8, 12, 14, 16, 17, 18, 24, 32]), overflow=overflows)
+limited = st.builds(lambda config, accumulator: config.replace(accumulator=accumulator), configs, registers)
+
+
+def fields(config, signed):
+    own = config.accumulator
+    kind = config.threads, config.policy, config.rounding, config.pairing, port_of(config, signed)
+    return (*kind, None, "saturate") if own is None else (*kind, own.bits, own.overflow)
+
+
+@settings(max_examples=60, deadline=None)
+@given(limited, st.integers(0, 2**32 - 1), st.integers(0, 3), st.integers(1, 30), st.integers(1, 19), st.booleans())
+def test_matmul_equals_the_port_model(config, seed, rows, size, columns, signed):
+    x, w = operands(seed, rows, size, columns, 0.3, signed)
+    expected, _ = port.matmul(x.tolist(), w.tolist(), *fields(config, signed))
+    assert reference.matmul(x, w, config).tolist() == expected
+    found = rc.nbsmt.matmul(x, w, config)
+    assert found.dtype == torch.int32
+    assert found.tolist() == expected
+
+
+def sequences(code, weight, geometry):
+    """im2col whose K runs in the order of slots: channels, within them taps. [M, C, L], [C, L, O]."""
+    columns = F.unfold(code.double(), geometry.kernel, geometry.dilation, geometry.padding, geometry.stride)
+    x_MCL = columns.unflatten(1, (code.shape[1], -1)).permute(0, 3, 1, 2).flatten(0, 1).long()
+    return x_MCL, weight.flatten(2).permute(1, 2, 0).long()
+
+
+def convolved(code, weight, config, geometry, signed):
+    """By the port model: slot channel after slot channel, tap after tap; the threads' channels meet in a slot."""
+    x_MCL, w_CLO = sequences(code, weight, geometry)
+    table = port.thread_indices(code.shape[1], config.threads, config.pairing)
+    *_, policy_port, bits, overflow = fields(config, signed)
+    out = torch.zeros(len(x_MCL), weight.shape[0], dtype=torch.long)
+    for m, x_CL in enumerate(x_MCL.tolist()):
+        for o, w_CL in enumerate(w_CLO.permute(2, 0, 1).tolist()):
+            total = 0
+            for channels in table:
+                for tap in range(w_CLO.shape[1]):
+                    pairs = [(x_CL[c][tap], w_CL[c][tap]) if c is not None else (0, 0) for c in channels]
+                    products = port.slot(pairs, config.policy, config.rounding, policy_port)
+                    total = port.added(total, sum(products), bits, overflow)
+            out[m, o] = total
+    return out
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    config=limited,
+    seed=st.integers(0, 2**31),
+    channels=st.integers(1, 6),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    groups=st.sampled_from([1, 1, 2]),
+    signed=st.booleans(),
+    ordered=st.booleans(),
+)
+def test_convolutions_equal_the_port_model(
+    config, seed, channels, kernel, stride, padding, dilation, groups, signed, ordered
+):
+    """The operator, which quantises, orders and scales: every geometry; with an order slots are those of the order."""
+    geometry = Geometry(kernel, stride, padding, dilation, groups)
+    assume(min(geometry.outputs((3, 4))) >= 1)
+    config = config if groups == 1 else config.replace(threads=1)
+    code, weight = operands(seed, channels * groups * 12, 1, 2 * groups * channels * kernel[0] * kernel[1], 0.2, signed)
+    code, weight = code.view(1, -1, 3, 4), weight.view(2 * groups, channels, *kernel)
+    weight.flatten(1)[:, 0] = -128  # the largest: the float weights quantise to just these codes, with scale 1
+    real = weight.float().where(weight > -128, torch.tensor(-127.5))
+    order = torch.randperm(channels, generator=torch.Generator().manual_seed(seed)) if ordered and groups == 1 else None
+    single = Geometry(kernel, stride, padding, dilation, 1)
+    sums = []
+    for g in range(groups):
+        part, own = code[:, g * channels : (g + 1) * channels], weight[2 * g : 2 * g + 2]
+        if order is not None:
+            part, own = part[:, order], own[:, order]
+        sums.append(convolved(part, own, config, single, signed))
+    expected = torch.cat(sums, 1).float().view(*geometry.outputs((3, 4)), -1).permute(2, 0, 1)[None]
+    arguments = (config.code, stride, padding, dilation, groups, "layer", 128 if signed else 0)
+    found = ops.convolution(code.float() * 0.5, real, order, 0.5, *arguments)
+    assert torch.equal(found, expected * 0.5)
+
+
+def test_beyond_24_bits_registers_are_rounded_once():
+    x, w = torch.full((1, 700), 255, dtype=torch.uint8), torch.full((700, 1), 127, dtype=torch.int8)
+    x[0, 0] = 254
+    for overflow, bits in (("wrap", 25), ("saturate", 25), ("wrap", 32), ("saturate", 24)):
+        config = NBSMT(1, accumulator=rc.Int(bits, overflow=overflow))
+        (expected,), _ = port.matmul(x.tolist(), w.tolist(), *fields(config, False))
+        assert rc.nbsmt.matmul(x, w, config).tolist() == [expected]
+        real, arguments = w.t().float() + 0.5, (config.code, [1, 1], [0, 0], [1, 1], 1, "layer")
+        y = ops.convolution(x.float()[:, :, None, None], real, None, 1.0, *arguments)
+        assert y.item() == torch.tensor(float(expected[0])).item()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_other_instruction_sets(level):
+    if not runs_here(level):
+        pytest.skip(f"this processor does not run {level}")
+    config = NBSMT(2, "S+aW", accumulator=rc.Int(16))
+    x, w = operands(5, 9, 23, 18, 0.2, signed=True)
+    operand = weight_operand(w.t()[:, :, None, None], config, 128)
+    a_MJ = reference.activation_operand(x, operand.activations, config)
+    kernel = Saturating(operand.weight_OGJkk, config, len(operand.activations))
+    found = kernel(a_MJ.to(torch.int16)[:, None, None], POINTWISE, target=llvm.Target.named(level))
+    assert torch.equal(found[:, :, 0, 0], reference.matmul(x, w, config))
+
+
+def test_code_for_other_processors():
+    """One instruction multiplies and adds pairs where there is one; it cannot be run here."""
+    assert "mla" in llvm.assembly(saturating_module(2, ARM), ARM)
+    for level, register in (("haswell", "ymm"), ("skylake-avx512", "zmm")):
+        target = llvm.Target.named(level)
+        lines = llvm.assembly(saturating_module(2, target), target).splitlines()
+        assert any("vpmaddwd" in line and register in line for line in lines)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_thread_count_changes_nothing(threads):
+    config = NBSMT(2, accumulator=rc.Int(16))
+    x, w = operands(3, 301, 64, 20)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        found = rc.nbsmt.matmul(x, w, config)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found, reference.matmul(x, w, config))
+
+
+@pytest.mark.parametrize("bad", [rc.Int(7), rc.Int(33), rc.Int(16, False), 16, "Int(16)", rc.Float.lba(4, 7, bias=10)])
+def test_other_accumulators_are_refused(bad):
+    with pytest.raises(RecoupError, match=r"must be None or a signed Int of 8 to 32 bits, such as Int\(18\)"):
+        NBSMT(accumulator=bad)
+
+
+def test_what_has_no_such_accumulator_says_so():
+    config = NBSMT(accumulator=rc.Int(18))
+    with pytest.raises(RecoupError, match=r"'a': Int\(bits=18.* is emulated on the CPU alone"):
+        gpu.accumulate(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1), None, 1.0, config, POINTWISE, "'a'")
+    with pytest.raises(RecoupError, match="registers of accumulator_bits that wrap"):
+        rc.silicon.build(config)
+
+
+def test_a_config_with_an_accumulator():
+    config = NBSMT(accumulator=rc.Int(18))
+    assert "accumulator" not in repr(NBSMT())
+    assert rc.Policy({"a": config}).items() is not None
+    assert config.eight_bit == NBSMT(1)
+    assert config.single.accumulator == rc.Int(18)
+    assert eight_bit(config) == eight_bit(NBSMT(1, accumulator=rc.Int(18))) == NBSMT(1)
+    assert title(config) == "2 threads, S+A, accumulator of 18 bits that saturates"
+    assert runs(config, config.replace(threads=1))
+    assert not runs(config, NBSMT(1))
+    assert not runs(NBSMT(), config)
+
+
+def limited_net(bits, overflow="saturate"):
+    model = small_net()
+    rc.calibrate_(model, [images(24)])
+    return rc.emulate_(model, NBSMT(accumulator=rc.Int(bits, overflow=overflow)))
+
+
+def test_networks_with_an_accumulator(tmp_path):
+    """Baseline has none; a wide one changes nothing; a narrow one is profiled, corrected, saved."""
+    x, exact = images(12), small_net()
+    rc.calibrate_(exact, [images(24)])
+    rc.emulate_(exact, NBSMT())
+    wide, narrow = limited_net(30), limited_net(15)
+    assert torch.equal(wide(x), exact(x))
+    assert not torch.equal(narrow(x), exact(x))
+    with running(narrow, "baseline"), running(exact, "baseline"):
+        assert torch.equal(narrow(x), exact(x))
+    assert {row.overflowed for row in rc.nbsmt.profile(wide, [x])} == {0.0}
+    rows = rc.nbsmt.profile(narrow, [x])
+    assert any(0 < row.overflowed < 0.9 for row in rows)
+    before = rows[0].error
+    rc.correct_bias_(narrow, [x])
+    means = []
+    layer = emulated_layers(narrow)["block1.conv1"]
+    for mode in ("emulate", "baseline"):
+        layer.mode = mode
+        given = torch.relu(narrow.stem(x)).detach()
+        means.append(layer(given).mean((0, 2, 3)))
+    torch.testing.assert_close(*means, rtol=0, atol=1e-5)  # each output is float32
+    layer.mode = "emulate"
+    assert before > 0
+    rc.save(narrow, tmp_path / "chip")
+    assert torch.equal(rc.load(tmp_path / "chip", small_net(seed=3)).eval()(x), narrow(x))
+
+
+def test_grouped_layers_have_the_accumulator_too():
+    torch.manual_seed(0)
+    layer, x = nn.Conv2d(6, 6, 3, groups=3, bias=False), torch.rand(2, 6, 5, 5)
+    rc.calibrate_(layer, [x], {"": True})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rc.RecoupWarning)
+        rc.emulate_(layer, NBSMT(accumulator=rc.Int(12, overflow="wrap")))
+    scale = (layer.activation_scale * 2 / 255 * layer.weight.detach().abs().flatten(1).amax(1)).view(1, -1, 1, 1)
+    held = layer(x).detach() / scale
+    assert float(held.min()) > -2049
+    assert float(held.max()) < 2048
+    assert float(held.std()) > 500
