@@ -50,7 +50,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "numba": ("kernels", "formats.cpu*", "lightnorm.cpu*", "lightnorm.fused", "silicon.*kernels"),
     "triton": ("kernels.operators", "formats.gpu*", "nbsmt.gpu*", "lba.gpu*", "lightnorm.gpu*", "tensorcore.gpu*"),
     "pysat": ("silicon.cycle",),
-    "amaranth": ("gates", "silicon", "nbsmt.rtl", "lba.rtl", "lightnorm.rtl"),
+    "amaranth": ("gates", "silicon", "nbsmt.rtl", "lba.rtl", "lightnorm.rtl", "tensorcore.rtl"),
     "scipy": ("knapsack", "study.intervals", "pipeline.analysis", "search"),
     "dask": ("search.cluster",),
     "dask_jobqueue": ("search.cluster",),

@@ -24,7 +24,7 @@ from recoup.tensorcore.layers import TensorCoreConv1d, TensorCoreConv2d, TensorC
 from recoup.tensorcore.reference import ACCUMULATORS, ZERO_EXPONENT
 from recoup.tensorcore.repair import tensorcore_modules
 
-__all__ = ["LayerProfile", "Tally", "profile", "summed"]
+__all__ = ["LayerProfile", "Tally", "advanced", "profile", "summed"]
 
 MAX_OUTPUTS = 2**31 - 1
 
@@ -146,26 +146,32 @@ def summed(x_SK: np.ndarray, w_SK: np.ndarray, config: TensorCore) -> Tally:
     S, K = x_SK.shape
     whole, total = np.zeros(S, np.float32), np.zeros(S)
     nonzero = cut = lost = 0
-    _, smallest, _ = ACCUMULATORS["float32" if config.output == "e8m13" else config.output]
-    lows = [form.min_exponent for form in config.formats]
     for k in range(0, K, config.group):
         if config.promotion is not None and k and k % config.promotion == 0:
             whole, total = whole + total.astype(np.float32), np.zeros(S)
-        a, b = (v[:, k : k + config.group] for v in (x_SK, w_SK))
-        top = (_exponents(a, lows[0]) + _exponents(b, lows[1])).max(1)
-        infinite = np.isinf(total)
-        held = np.where(infinite, 0.0, total)
-        unit = np.maximum(top, _exponents(held, smallest)) - config.fraction
-        exact = np.ldexp(a * b, -unit[:, None])
-        terms = np.trunc(exact)
+        total, exact, terms = advanced(total, x_SK[:, k : k + config.group], w_SK[:, k : k + config.group], config)
         nonzero += int((exact != 0).sum())
         cut += int((terms != exact).sum())
         lost += int(((terms == 0) & (exact != 0)).sum())
-        sums = np.trunc(np.ldexp(held, -unit)) + terms.sum(1)
-        total = np.where(infinite, total, _output(sums, unit, config.output))
     if config.promotion is not None:
         return Tally((whole + total.astype(np.float32)).astype(np.float64), nonzero, cut, lost)
     return Tally(total, nonzero, cut, lost)
+
+
+def advanced(
+    c_S: np.ndarray, a_SG: np.ndarray, b_SG: np.ndarray, config: TensorCore
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One step of S sums: the accumulators after it; the products in units of the last bit kept, exact and cut."""
+    first, second = config.formats
+    _, smallest, _ = ACCUMULATORS["float32" if config.output == "e8m13" else config.output]
+    top = (_exponents(a_SG, first.min_exponent) + _exponents(b_SG, second.min_exponent)).max(1)
+    infinite = np.isinf(c_S)
+    held = np.where(infinite, 0.0, c_S)
+    unit = np.maximum(top, _exponents(held, smallest)) - config.fraction
+    exact = np.ldexp(a_SG * b_SG, -unit[:, None])
+    terms = np.trunc(exact)
+    sums = np.trunc(np.ldexp(held, -unit)) + terms.sum(1)
+    return np.where(infinite, c_S, _output(sums, unit, config.output)), exact, terms
 
 
 def _exponents(x: np.ndarray, smallest: int) -> np.ndarray:

@@ -91,6 +91,7 @@ CARD = Card(
     measure="recoup.study.measures.tensorcore",
     chapter="recoup.report.chapters.tensorcore",
     self_test=self_test,
+    rtl="recoup.tensorcore.rtl",
     multiplies=True,
     float_only=(nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear, nn.MultiheadAttention),
     float_only_note="MultiheadAttention: its inner products",
