@@ -5,6 +5,7 @@ Such a class is told by its code, not by its name: its forward compiles to what 
 """
 
 import inspect
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from recoup.network.emulated import Emulated
 
-__all__ = ["is_row_norm", "like_rms_norm", "looks_like_row_norm"]
+__all__ = ["features_of", "is_row_norm", "like_rms_norm", "looks_like_row_norm"]
 
 NAME = re.compile(r"(Layer|RMS)_?Norm(\d[dD])?$")
 
@@ -74,6 +75,11 @@ def is_row_norm(module: nn.Module) -> bool:
     """Whether a module normalizes samples over their features, in float or on hardware."""
     kind = module.float_class if isinstance(module, Emulated) else type(module)
     return issubclass(kind, nn.LayerNorm | nn.RMSNorm) or like_rms_norm(kind)
+
+
+def features_of(module: Any) -> int:
+    """How many features such a norm normalizes together."""
+    return math.prod(getattr(module, "normalized_shape", None) or module.weight.shape)
 
 
 def looks_like_row_norm(module: nn.Module) -> bool:

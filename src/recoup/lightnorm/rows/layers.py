@@ -1,6 +1,5 @@
 """Drop-ins for torch's layer norm and RMS norm: same constructor, same state_dict, ranges inside."""
 
-import math
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +14,7 @@ from recoup.lightnorm.rows.reference import Kind
 from recoup.network.checks import strided
 from recoup.network.derived import derived, only_adds
 from recoup.network.emulated import Emulated
-from recoup.network.row_norms import like_rms_norm
+from recoup.network.row_norms import features_of, like_rms_norm
 
 
 class LightRows(Emulated):
@@ -62,7 +61,7 @@ class LightRows(Emulated):
     @property
     def features(self) -> int:
         """D."""
-        return math.prod(self.shape)
+        return features_of(self)
 
     @property
     def epsilon(self) -> float | None:
