@@ -42,7 +42,7 @@ class LightRows(Emulated):
         """Take a config; parameters stay."""
         if not isinstance(config, LightNorm):
             raise RecoupError(f"{type(self).__name__}(config={config!r}): config must be a LightNorm")
-        if self.epsilon is not None:
+        if self.epsilon is not None or self.kind == "layer":
             number(type(self).__name__, "eps", self.epsilon, (0.0, 1.0))
         super().convert(config, layer)
         if self.kind == "rms" and config.scale != "gaussian":
