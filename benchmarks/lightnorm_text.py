@@ -30,17 +30,14 @@ from recoup.lightnorm import LightNorm
 
 RATE, SEEDS = 3e-4, (0,)
 FITTED = 4  # batches of 64 contexts that the gain sees
-NEAREST = {
-    name: rc.Float.parse(form).replace(rounding="nearest")
-    for name, form in (("forward", "fp10_154"), ("backward", "fp10_163"))
-}
+FORWARD, BACKWARD = (rc.Float.parse(name).replace(rounding="nearest") for name in ("fp10_154", "fp10_163"))
 NORMS: dict[str, LightNorm | None] = {
     "float": None,
     "range": LightNorm.range(),
     "range + FP10": LightNorm.fp10(),
     **{f"range + FP10 + BFP{g}": LightNorm(block=g) for g in (4, 8, 16, 32, 64)},
     "BFP4, largest exponent shared": LightNorm(shared="max"),
-    "BFP4, rounded to nearest": LightNorm(**NEAREST),
+    "BFP4, rounded to nearest": LightNorm(FORWARD, BACKWARD),
 }
 STEPS = {"fine-tuned": 62, "fine-tuned, one epoch": 246}  # batches that the training takes
 WAYS = ("converted", "gain", *STEPS)

@@ -322,7 +322,7 @@ def _row(name: str, module: Any, y: Tensor, config: LightNorm | None, single_pas
     own = module.config if converted and module.mode == "emulate" else None if converted else config
     kind = float_class(module)
     over: Over = "batch" if is_batch_norm(module) else "layer" if issubclass(kind, torch.nn.LayerNorm) else "rms"
-    channels = module.num_features if over == "batch" else features_of(module)
+    channels = int(module.num_features) if over == "batch" else features_of(module)  # type: ignore[arg-type]
     places = math.prod(y.shape[2:]) or None  # an empty map moves nothing
     each = asdict(widths(own, channels, places=places, single_pass=single_pass, over=over))
     bits = {

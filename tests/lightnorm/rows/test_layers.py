@@ -198,5 +198,18 @@ def test_a_sample_with_nan_or_infinity_is_nan_and_its_neighbours_are_not():
     assert y[1].isnan().all()
     assert torch.equal(y[::2], clean[::2])
     y[::2].sum().backward()
+    assert x.grad is not None
     assert x.grad[1].isnan().all()
     assert not x.grad[::2].isnan().any()
+
+
+def test_the_input_by_any_name():
+    """torch's layer norm calls it input, its RMS norm x."""
+    x = drawn(3, 16)
+    for unit, name in ((LightLayerNorm(16), "input"), (LightRMSNorm(16), "x")):
+        for mode in ("emulate", "float"):
+            unit.mode = mode
+            assert torch.equal(unit(**{name: x}), unit(x))
+        unit.mode = "emulate"
+        with pytest.raises(RecoupError, match="takes the input alone; got 2 arguments"):
+            unit(x, x)

@@ -73,11 +73,13 @@ class LightRows(Emulated):
         """beta, where there is one."""
         return getattr(self, "bias", None)
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 -- torch's name
-        """Normalize every sample."""
+    def forward(self, *args: Tensor, **named: Tensor) -> Tensor:
+        """Normalize every sample of the one argument, which the float classes call input, x or hidden_states."""
         if self.mode != "emulate":
-            return super().forward(input)  # type: ignore[misc]
-        strided(input, self.title, "the input")
+            return super().forward(*args, **named)  # type: ignore[misc]
+        if len(args) + len(named) != 1:
+            raise RecoupError(f"{self.title}: it takes the input alone; got {len(args) + len(named)} arguments")
+        input = strided((*args, *named.values())[0], self.title, "the input")  # noqa: A001 -- torch's name
         x = input.float() if input.dtype in HALF else input
         gamma, beta = self._vectors_for(x)
         eps = torch.finfo(x.dtype).eps if self.epsilon is None else self.epsilon
