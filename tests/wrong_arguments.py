@@ -47,6 +47,7 @@ A, B = torch.tensor([[0.5, 1.0, -2.0]]), torch.tensor([[1.0], [0.25], [3.0]])
 X = torch.linspace(0, 1, 4 * 2 * 16).view(4, 2, 4, 4)
 BATCHES = [(X, torch.tensor([0, 1, 2, 3]))]
 HEADS = torch.ones(1, 2, 3, 4)
+ROWS = torch.linspace(-1, 2, 32).view(2, 16)
 
 WRONG: dict[str, Any] = {
     "None": None,
@@ -234,6 +235,10 @@ CALLS: dict[str, Call] = {
         costly=True,
     ),
     "lightnorm.synchronize_": Call(lightnorm.synchronize_, lambda: {"model": emulated(rc.LightNorm())}, refused=True),
+    "lightnorm.correct_gain_": Call(
+        lightnorm.correct_gain_,
+        lambda: {"model": rc.emulate_(nn.Sequential(nn.LayerNorm(16)), rc.LightNorm()), "batches": [ROWS]},
+    ),
     "lightnorm.traffic": Call(
         lightnorm.traffic,
         lambda: {"model": network(), "inputs": X, "config": None, "single_pass": False},
@@ -312,6 +317,17 @@ CALLS: dict[str, Call] = {
         lambda: {"eps": 1e-5, "momentum": 0.1, "config": None},
         {"momentum": ("None",), "config": ("None", "a LightNorm")},
     ),
+    "LightLayerNorm": Call(
+        lambda eps, config: rc.LightLayerNorm(16, eps, config=config),
+        lambda: {"eps": 1e-5, "config": None},
+        {"config": ("None", "a LightNorm")},
+    ),
+    "LightRMSNorm": Call(
+        lambda eps, config: rc.LightRMSNorm(16, eps, config=config),
+        lambda: {"eps": 1e-5, "config": None},
+        {"eps": ("None",), "config": ("None", "a LightNorm")},
+    ),
+    "a layer norm of LightNorm": Call(rc.LightLayerNorm(16), lambda: {"input": ROWS}),
     "a layer of LBA": Call(lba.LBALinear(3, 4), lambda: {"input": A}),
     "a convolution of LBA": Call(lba.LBAConv2d(2, 2, 3), lambda: {"input": X}),
     "a layer of NB-SMT": Call(emulated(rc.NBSMT())[3], lambda: {"input": X}),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from recoup.evaluation import Accuracy, evaluate
     from recoup.formats import BlockFloat, Float, Int, quantize
     from recoup.lba import LBA
-    from recoup.lightnorm import LightNorm, LightNorm1d, LightNorm2d, LightNorm3d
+    from recoup.lightnorm import LightLayerNorm, LightNorm, LightNorm1d, LightNorm2d, LightNorm3d, LightRMSNorm
     from recoup.nbsmt import NBSMT, correct_bias_, reorder_, throttle_
     from recoup.policy import Policy
     from recoup.recalibrate import recalibrate_
@@ -37,10 +37,12 @@ __all__ = [
     "Cost",
     "Float",
     "Int",
+    "LightLayerNorm",
     "LightNorm",
     "LightNorm1d",
     "LightNorm2d",
     "LightNorm3d",
+    "LightRMSNorm",
     "Policy",
     "RecoupError",
     "RecoupWarning",
@@ -88,10 +90,12 @@ _PLACES = {
     "Float": "recoup.formats",
     "Int": "recoup.formats",
     "LBA": "recoup.lba",
+    "LightLayerNorm": "recoup.lightnorm",
     "LightNorm": "recoup.lightnorm",
     "LightNorm1d": "recoup.lightnorm",
     "LightNorm2d": "recoup.lightnorm",
     "LightNorm3d": "recoup.lightnorm",
+    "LightRMSNorm": "recoup.lightnorm",
     "TensorCore": "recoup.tensorcore",
     "tensorcore": "recoup.tensorcore",
     "search": "recoup.search",

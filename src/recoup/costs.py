@@ -130,8 +130,8 @@ def cost(
     """The cost of a network on some hardware, whether or not that hardware is under its layers now.
 
         cycles   of an output-stationary array: `recoup.network.systolic.layer_cycles`, threads and chunks included
-        traffic  bytes in and out: inputs, weights and outputs once a call, in the hardware's width; of a batch norm,
-                 its feature map read and written
+        traffic  bytes in and out: inputs, weights and outputs once a call, in the hardware's width; of a norm, its
+                 feature map read and written
         bits     sum over layers of multiply-accumulates x accumulator bits, over all multiply-accumulates
 
     A layer that the policy leaves in float runs on the same array: one multiply-accumulate a cycle and element, 32 bits

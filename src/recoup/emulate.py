@@ -38,7 +38,8 @@ def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> 
             the layers that ``layers`` mentions. NB-SMT takes the calibrated layers (see `calibrate_`), LBA every
             Linear, Conv1d, Conv2d, `models.attention.AttentionProducts` and, of Hugging Face transformers, Conv1D and
             the products of every attention module that asks its attention interface, the first and the last layer
-            included, LightNorm every batch norm, also subclasses without a forward of their own.
+            included, LightNorm every batch norm, LayerNorm and RMSNorm, also subclasses without a forward of their own
+            and classes of transformers whose code is an RMS norm's.
         layers: ``{"name" or "re:regular expression": config or None}``; the first key that matches a layer's whole
             name decides, None leaves it in float.
 
@@ -121,7 +122,7 @@ def _emulable(module: nn.Module) -> bool:
     """Whether a layer map may name a module: what a wing takes, or would say that it leaves in float."""
     every = cards().values()
     kinds = (Emulated, *(kind for card in every for kind in (*card.layers, *card.float_only)))
-    return isinstance(module, kinds) or any(card.stand_in(module) is not None for card in every)
+    return isinstance(module, kinds) or any(card.stand_in(module) is not None or card.kin(module) for card in every)
 
 
 def _would_take(card: Card, layer: Emulated) -> bool:
@@ -145,6 +146,8 @@ def _why_left(card: Card, name: str, module: nn.Module, weighty: Mapping[str, Mu
     if isinstance(module, card.float_only):
         note = f" ({card.float_only_note})" if card.float_only_note else ""
         return f"left in float, because {hardware} has no stand-in for them{note}"
+    if card.kin(module):
+        return f"left in float, because {hardware} does not know what they compute"
     if card.multiplies and name in weighty:
         return f"left in float, and may multiply ({hardware} does not know their classes)"
     if card.multiplies and any(other.multiplies and other.stand_in(module) for other in cards().values()):

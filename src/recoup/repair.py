@@ -31,7 +31,8 @@ def repair_(model: M, batches: Iterable[Any], plan: str | Sequence[str] = "defau
         model: after `emulate_`.
         batches: calibration data; passed over once a repair (the batches of a generator are kept in memory).
         plan: ``default``: what the cards of the wings present name (NB-SMT: paired, or bias without batch norm; LBA:
-            gain, then paired; LightNorm: paired; a mix: all of them); ``none``; names joined by ``+`` or in a list,
+            gain, then paired; LightNorm: gain where it took a layer or RMS norm, paired where it took a batch norm; a
+            mix: all of them); ``none``; names joined by ``+`` or in a list,
             such as ``gain+paired``.
 
     Returns:
@@ -154,7 +155,7 @@ def _planned(model: nn.Module, present: dict[type, Card], plan: str | Sequence[s
             for name in card.plan if norms else card.plan_without_norms:
                 repair = card.repair(name)
                 assert repair is not None
-                steps.append(repair)
+                steps += [repair] if repair.applies(model) else []
     elif plan != "none":
         names = plan.split("+") if isinstance(plan, str) else plan
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):

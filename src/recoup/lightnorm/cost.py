@@ -1,4 +1,4 @@
-"""What batch normalization moves and computes on a LightNorm unit, against float32 batch norm: a model, counted here.
+"""What normalization moves and computes on a LightNorm unit, against float32: a model, counted here.
 
 All of this is our own count [our definition], from shapes alone: every pass over a feature map of N elements moves N
 elements between memory and the unit, in their stored width; statistics and parameters (a few words a channel) are not
@@ -11,11 +11,14 @@ counted, nor is what other layers move. Per training step:
 
 With single-pass variance the conventional forward has 2 R + 1 W. x and y have the forward width, dy and dx the
 backward width. Away from the extrema dx needs no x, hence the read saved.
+
+A layer or RMS norm finishes a sample before it begins the next one, so that its D features stay in the unit, in float
+as by ranges: forward 1 R + 1 W, backward 2 R (dy and xhat) + 1 W. Ranges save no pass there; formats and blocks do.
 """
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,16 +28,23 @@ from recoup.fields import boolean
 from recoup.formats import BlockFloat, Float
 from recoup.lightnorm.config import LightNorm
 from recoup.lightnorm.layers import LightNormLayer
+from recoup.lightnorm.rows.layers import LightRows
 from recoup.network.batches import call, prepared
 from recoup.network.checks import is_module
 from recoup.network.modes import evaluating
 from recoup.network.norms import is_batch_norm
+from recoup.network.row_norms import features_of, is_row_norm
+from recoup.network.sites import float_class
 
 WORD = 32  # bits of float32
 FORWARD_WORDS, BACKWARD_WORDS = 3 + 1, 4 + 1
 RANGE_FORWARD_WORDS, RANGE_BACKWARD_WORDS = 2 + 1, 3 + 1
+ROW_FORWARD_WORDS, ROW_BACKWARD_WORDS = 1 + 1, 2 + 1
 KEPT_X = 1  # of the range's backward accesses: the stored activation, in the forward width
 FLOAT_SIGNIFICAND = 24  # float32's, hidden bit included
+
+Over = Literal["batch", "layer", "rms"]
+"""What has statistics of its own: a channel of the batch, or a sample, with a mean or without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +85,12 @@ class Widths:
 
 
 def widths(
-    config: LightNorm | None, channels: int | None = None, *, places: int | None = None, single_pass: bool = False
+    config: LightNorm | None,
+    channels: int | None = None,
+    *,
+    places: int | None = None,
+    single_pass: bool = False,
+    over: Over = "batch",
 ) -> Widths:
     """Bits an element of a training step; see the module for the accesses.
 
@@ -84,11 +99,12 @@ def widths(
     exponents say that there is none. Where there is no format, the outlier is float32 and adds 24 - significand bits.
 
     Args:
-        config: None: conventional batch norm throughout.
+        config: None: the conventional norm throughout.
         channels: of the feature map; the last block of a place is ragged and pays for its exponent whole. None: as
             many as whole blocks take.
         places: of a sample, which count so where blocks lie along them (``axis="place"``).
         single_pass: whether conventional batch norm takes mean and variance in one pass.
+        over: ``batch`` for a batch norm; ``layer`` or ``rms`` for norms of samples, whose features are the channels.
 
     Raises:
         RecoupError: channels or places below 1.
@@ -101,14 +117,21 @@ def widths(
     for name, size in (("channel", channels), ("place", places)):
         if size is not None and size < 1:
             raise RecoupError(f"lightnorm widths({name}s={size}): a feature map has 1 {name} or more")
+    rows = over != "batch"
     conventional = (FORWARD_WORDS - single_pass + BACKWARD_WORDS) * WORD
+    conventional = (ROW_FORWARD_WORDS + ROW_BACKWARD_WORDS) * WORD if rows else conventional
     if config is None:
         return Widths(conventional, conventional, conventional, conventional)
     forward, backward = _format_bits(config.forward), _format_bits(config.backward)
-    length = places if config.axis == "place" else channels
+    length = places if config.axis == "place" and not rows else channels
     one = block_bits(config.forward_blocks, config.forward, length)
     other = block_bits(config.backward_blocks, config.backward, length)
-    return Widths(conventional, _step(WORD, WORD), _step(forward, backward), _step(one, other))
+    step = _row_step if rows else _step
+    return Widths(conventional, step(WORD, WORD), step(forward, backward), step(one, other))
+
+
+def _row_step(forward: float, backward: float) -> float:
+    return (ROW_FORWARD_WORDS + KEPT_X) * forward + (ROW_BACKWARD_WORDS - KEPT_X) * backward
 
 
 def _step(forward: float, backward: float) -> float:
@@ -141,7 +164,9 @@ class Operations:
 
     Conventional, an element: 5 additions and 3 multiplications; a channel: 3 divisions and a root. Range, an element: 3
     additions, 2 multiplications and 2 comparisons; a channel: one reciprocal. What joins a channel's K chunk ranges,
-    about 2K operations, is not counted.
+    about 2K operations, is not counted. A layer norm counts the same, a sample for a channel; an RMS norm, which has no
+    mean, conventional 1 addition, 3 multiplications, 2 divisions and a root, by ranges 2 multiplications, a comparison
+    and a reciprocal.
     """
 
     additions: int
@@ -151,13 +176,17 @@ class Operations:
     roots: int
 
     @classmethod
-    def conventional(cls, elements: int, channels: int) -> "Operations":
-        """Of float batch norm."""
+    def conventional(cls, elements: int, channels: int, over: Over = "batch") -> "Operations":
+        """Of the float norm."""
+        if over == "rms":
+            return cls(elements, 3 * elements, 0, 2 * channels, channels)
         return cls(5 * elements, 3 * elements, 0, 3 * channels, channels)
 
     @classmethod
-    def ranges(cls, elements: int, channels: int) -> "Operations":
-        """Of range batch norm."""
+    def ranges(cls, elements: int, channels: int, over: Over = "batch") -> "Operations":
+        """Of the norm by ranges."""
+        if over == "rms":
+            return cls(0, 2 * elements, elements, channels, 0)
         return cls(3 * elements, 2 * elements, 2 * elements, channels, 0)
 
     def __add__(self, other: "Operations") -> "Operations":
@@ -167,13 +196,14 @@ class Operations:
 
 @dataclass(frozen=True, slots=True)
 class LayerTraffic:
-    """One call of a batch norm in a training step.
+    """One call of a norm in a training step.
 
     Attributes:
         name, kind: of the layer; kind is its float class.
         emulated: whether a LightNorm unit runs it; what is left counts as conventional everywhere.
-        channels, elements: of its feature map, all images of the example together.
+        channels, elements: of its feature map, all images of the example together; features of a layer or RMS norm.
         conventional, ranges, formats, blocks: bits moved, as in `Widths`.
+        over: what has statistics of its own.
     """
 
     name: str
@@ -185,6 +215,7 @@ class LayerTraffic:
     ranges: int
     formats: int
     blocks: int
+    over: Over = "batch"
 
     @property
     def ratio(self) -> float:
@@ -194,8 +225,17 @@ class LayerTraffic:
     @property
     def operations(self) -> Operations:
         """Of the forward pass as configured."""
-        kind = Operations.ranges if self.emulated else Operations.conventional
-        return kind(self.elements, self.channels)
+        return (Operations.ranges if self.emulated else Operations.conventional)(*self._sizes)
+
+    @property
+    def conventional_operations(self) -> Operations:
+        """Of the forward pass in float."""
+        return Operations.conventional(*self._sizes)
+
+    @property
+    def _sizes(self) -> tuple[int, int, Over]:
+        own = self.channels if self.over == "batch" else self.elements // self.channels
+        return self.elements, own, self.over
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, for tables and JSON."""
@@ -204,7 +244,7 @@ class LayerTraffic:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What a network's batch norms move in a training step on one example: layers in order of execution, and totals."""
+    """What a network's norms move in a training step on one example: layers in order of execution, and totals."""
 
     layers: tuple[LayerTraffic, ...]
 
@@ -226,9 +266,8 @@ class Traffic:
 
     @property
     def conventional_operations(self) -> Operations:
-        """Forward operations of all layers with float batch norm."""
-        each = (Operations.conventional(layer.elements, layer.channels) for layer in self.layers)
-        return sum(each, Operations(0, 0, 0, 0, 0))
+        """Forward operations of all layers in float."""
+        return sum((layer.conventional_operations for layer in self.layers), Operations(0, 0, 0, 0, 0))
 
     def to_dict(self) -> dict[str, Any]:
         """Layers and totals as plain values."""
@@ -237,20 +276,20 @@ class Traffic:
 
 @torch.no_grad()
 def traffic(model: nn.Module, inputs: Any, config: LightNorm | None = None, *, single_pass: bool = False) -> Traffic:
-    """The memory traffic of a model's batch norms in one training step on an example, from its shapes.
+    """The memory traffic of a model's norms in one training step on an example, from its shapes.
 
     Args:
-        model: with batch norms, converted or not; it runs once, in eval mode, to learn the sizes.
+        model: with batch, layer or RMS norms, converted or not; it runs once, in eval mode, to learn the sizes.
         inputs: one batch as in `recoup.network.batches`.
-        config: what batch norms that are not converted are counted as; None: conventional batch norm. A converted
-            layer counts with its own config.
+        config: what norms that are not converted are counted as; None: conventional ones. A converted layer counts with
+            its own config.
         single_pass: whether conventional batch norm takes mean and variance in one pass.
 
     Returns:
-        A row for each call of BatchNorm1d, 2d or 3d. Bits of the whole example.
+        A row for each call of BatchNorm1d, 2d or 3d, LayerNorm or RMSNorm. Bits of the whole example.
 
     Raises:
-        RecoupError: a bad batch, or a model that runs no batch norm.
+        RecoupError: a bad batch, or a model that runs no such norm.
     """
     is_module(model, "lightnorm.traffic")
     if config is not None and not isinstance(config, LightNorm):
@@ -264,7 +303,7 @@ def traffic(model: nn.Module, inputs: Any, config: LightNorm | None = None, *, s
 
         return hook
 
-    norms = {name: module for name, module in model.named_modules() if is_batch_norm(module)}
+    norms = {name: module for name, module in model.named_modules() if is_batch_norm(module) or is_row_norm(module)}
     hooks = [module.register_forward_hook(record(name), with_kwargs=True) for name, module in norms.items()]
     try:
         with evaluating(model):
@@ -274,17 +313,19 @@ def traffic(model: nn.Module, inputs: Any, config: LightNorm | None = None, *, s
         for hook in hooks:
             hook.remove()
     if not found:
-        raise RecoupError("lightnorm.traffic: the model ran no BatchNorm1d, BatchNorm2d or BatchNorm3d")
+        raise RecoupError("lightnorm.traffic: the model ran no BatchNorm1d, 2d or 3d, no LayerNorm and no RMSNorm")
     return Traffic(tuple(found))
 
 
 def _row(name: str, module: Any, y: Tensor, config: LightNorm | None, single_pass: bool) -> LayerTraffic:
-    converted = isinstance(module, LightNormLayer)
+    converted = isinstance(module, LightNormLayer | LightRows)
     own = module.config if converted and module.mode == "emulate" else None if converted else config
+    kind = float_class(module)
+    over: Over = "batch" if is_batch_norm(module) else "layer" if issubclass(kind, torch.nn.LayerNorm) else "rms"
+    channels = int(module.num_features) if over == "batch" else features_of(module)  # type: ignore[arg-type]
     places = math.prod(y.shape[2:]) or None  # an empty map moves nothing
-    each = asdict(widths(own, module.num_features, places=places, single_pass=single_pass))
-    kind = module.float_class if converted else type(module)
+    each = asdict(widths(own, channels, places=places, single_pass=single_pass, over=over))
     bits = {
         step: round(value * y.numel()) for step, value in each.items()
     }  # whole: no block is part of two places or samples
-    return LayerTraffic(name, kind.__name__, own is not None, module.num_features, y.numel(), **bits)
+    return LayerTraffic(name, kind.__name__, own is not None, channels, y.numel(), **bits, over=over)

@@ -74,7 +74,7 @@ def rounding_of(format: Float | None) -> Rounding:  # noqa: A002
 
 
 @_intrinsic
-def _fma(typing_context, x, y, z):  # noqa: ARG001
+def fma(typing_context, x, y, z):  # noqa: ARG001
     """x y + z of floats, rounded once."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
@@ -110,7 +110,7 @@ def odd_sum(x, y):
 def odd_quotient(x, divisor):
     """x / divisor rounded to odd, for a positive divisor."""
     result, by = x / divisor, np.float64(divisor)
-    return _odd(result, _fma(-result, by, x))
+    return _odd(result, fma(-result, by, x))
 
 
 @inner
@@ -126,7 +126,7 @@ def scaled_difference(x, mean, factor):
     """(x - mean) factor, each rounded to odd."""
     difference = odd_sum(x, -mean)
     product = difference * factor
-    return _odd(product, _fma(difference, factor, -product))
+    return _odd(product, fma(difference, factor, -product))
 
 
 @inner

@@ -18,7 +18,10 @@ from recoup.lightnorm.config import LightNorm
 from recoup.lightnorm.scale import factors
 
 __all__ = [
+    "exact_product",
+    "exact_reciprocal",
     "exact_reciprocals",
+    "exact_sum",
     "multiplied_and_added",
     "odd",
     "quotient",
@@ -68,13 +71,20 @@ def exact_reciprocals(
     rows = (doubtful & r.isfinite()).nonzero().squeeze(1).tolist()
     if not rows or config.statistics is None:
         return r
-    constants = [Fraction(float(c) / config.chunks) for c in factors(elements, config.chunks, config.scale)]
+    constants = [float(c) for c in factors(elements, config.chunks, config.scale)]
     r = r.clone()
     for c in rows:
-        chunks = zip(constants, ends[c].tolist(), strict=True)
-        s = Fraction(eps) + sum(constant * (Fraction(high) - Fraction(low)) for constant, (high, low) in chunks)
-        r[c] = _rounded([odd(1 / s)], config.statistics)[0]
+        r[c] = exact_reciprocal(ends[c].tolist(), constants, config.statistics, eps)
     return r
+
+
+def exact_reciprocal(ends: list[list[float]], constants: list[float], form: Float, eps: float) -> float:
+    """The same of one channel, or sample, with the constants of its chunks."""
+    chunks = zip(constants, ends, strict=True)
+    s = Fraction(eps) + sum(
+        Fraction(c / len(constants)) * (Fraction(high) - Fraction(low)) for c, (high, low) in chunks
+    )
+    return _rounded([odd(1 / s)], form)[0]
 
 
 def _rounded(values: list[float], form: Float) -> list[float]:
@@ -84,37 +94,45 @@ def _rounded(values: list[float], form: Float) -> list[float]:
 def scaled_difference(x: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
     """``(x - mean) factor`` of float64 tensors, rounded to odd."""
     x, mean, factor = torch.broadcast_tensors(x, mean, factor)
-    difference, lost = _sum(x, -mean)
-    result = _to_odd(*_product(difference, factor))
+    difference, lost = exact_sum(x, -mean)
+    result = _to_odd(*exact_product(difference, factor))
     rest = (lost != 0) & result.isfinite()  # what two float64 do not hold either
     if rest.any():
         triples = zip(x[rest].tolist(), mean[rest].tolist(), factor[rest].tolist(), strict=True)
         exact = [odd((Fraction(a) - Fraction(b)) * Fraction(c)) for a, b, c in triples]
-        result = result.masked_scatter(rest, torch.tensor(exact, dtype=torch.float64))
+        result = result.masked_scatter(rest, torch.tensor(exact, dtype=torch.float64, device=result.device))
     return result
 
 
 def multiplied_and_added(factor: Tensor, x: Tensor, term: Tensor) -> Tensor:
-    """``factor x + term`` rounded to odd; the product must be a float64."""
-    return _to_odd(*_sum(factor * x, term))
+    """``factor x + term`` rounded to odd; a zero has the sign of float64's.
+
+    Of three numbers the two smaller ones are added to odd first: that keeps which side of a float64 the sum lies on
+    (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
+    """
+    product, lost = exact_product(factor, x)
+    high, low = exact_sum(lost, term)
+    total, rest = exact_sum(product, high)
+    result = _to_odd(*exact_sum(total, _to_odd(*exact_sum(rest, low))))
+    return torch.where(result == 0, product + term, result)
 
 
 def quotient(pairs: Tensor, divisor: int) -> Tensor:
     """The sum of float64 pairs [..., 2] over a divisor, rounded to odd."""
-    total = _to_odd(*_sum(*pairs.unbind(-1)))
+    total = _to_odd(*exact_sum(*pairs.unbind(-1)))
     result = total / divisor
-    product, lost = _product(result, torch.full_like(result, divisor))
+    product, lost = exact_product(result, torch.full_like(result, divisor))
     return _to_odd(result, (total - product) - lost)
 
 
-def _sum(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def exact_sum(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """x + y, and exactly what rounding took from it (Knuth)."""
     total = x + y
     part = total - x
     return total, (x - (total - part)) + (y - part)
 
 
-def _product(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def exact_product(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """x y, and exactly what rounding took from it (Dekker)."""
     product = x * y
     high, low = _halves(x)

@@ -72,7 +72,7 @@ class SeparatePasses:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients; see `passes.backward`."""
         config = self.config
-        g = self._read(grad, "the gradient", config.backward, config.backward_blocks)
+        g = self.read_gradient(grad)
         plain, cross = self.device.products(g, xhat)
         form = config.gradient_statistics
         dbeta, dgamma = (averaged(v, 1, form).to(grad.dtype) for v in (plain, cross))
@@ -90,6 +90,10 @@ class SeparatePasses:
     def read_input(self, x: Tensor) -> Tensor:
         """B(F(x)), with NaN throughout the channels that hold a NaN or infinity; or an error."""
         return self._read(x, "the input", self.config.forward, self.config.forward_blocks)
+
+    def read_gradient(self, grad: Tensor) -> Tensor:
+        """B(F'(dy)), the same of the gradient."""
+        return self._read(grad, "the gradient", self.config.backward, self.config.backward_blocks)
 
     def _read(self, x: Tensor, what: str, form: Float | None, blocks: BlockFloat | None) -> Tensor:
         x_q = blocked(rounded(x, form), blocks)

@@ -1,16 +1,21 @@
-"""LightNorm's card: what the rest of recoup knows about range batch norm."""
+"""LightNorm's card: what the rest of recoup knows about norms by ranges."""
 
 from dataclasses import replace
 
 import torch
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from recoup.errors import RecoupError
 from recoup.formats import Float
+from recoup.lightnorm import layers
 from recoup.lightnorm.config import LightNorm
 from recoup.lightnorm.cost import block_bits
-from recoup.lightnorm.layers import LAYERS, adapted
 from recoup.lightnorm.ops import train
+from recoup.lightnorm.rows import layers as rows
+from recoup.lightnorm.rows.repair import GAIN
+from recoup.network.emulated import emulated_layers
+from recoup.network.row_norms import looks_like_row_norm
 from recoup.network.sites import Site, Spent
 from recoup.network.systolic import Array
 from recoup.network.wing import Card
@@ -56,6 +61,18 @@ RANGES = replace(
     meaning=f"{AVERAGE.meaning} LightNorm layers store what they would in training: the range's estimate.",
 )
 
+MOMENTS = replace(PAIRED, applies=lambda model: any(map(_is_batch_norm, emulated_layers(model).values())))
+"""A batch norm left in float beside a layer norm on the unit has nothing to be paired with."""
+
+
+def _is_batch_norm(layer: nn.Module) -> bool:
+    return isinstance(layer, layers.LightNormLayer)
+
+
+def adapted(kind: type[nn.Module]) -> type[nn.Module] | None:
+    """The LightNorm class for a class that `CARD` does not list: of batch norms, else of norms over features."""
+    return layers.adapted(kind) or rows.adapted(kind)
+
 
 def cost(site: Site, config: LightNorm, array: Array) -> Spent:  # noqa: ARG001 -- norms run beside the array
     """A feature map read and written once, in the blocks of the forward pass."""
@@ -81,8 +98,9 @@ def self_test() -> str:
 
 CARD = Card(
     config=LightNorm,
-    layers=LAYERS,
+    layers=layers.LAYERS | rows.LAYERS,
     adapt=adapted,
+    kin=looks_like_row_norm,
     float_only=(_BatchNorm,),
     float_only_note="SyncBatchNorm in several processes: emulate_ batch norms instead, then lightnorm.synchronize_",
     title=title,
@@ -93,10 +111,11 @@ CARD = Card(
     },
     constructors={"LightNorm": LightNorm, "LightNorm.range": LightNorm.range, "LightNorm.fp10": LightNorm.fp10},
     example="LightNorm(block=8)",
-    repairs=(RANGES, PAIRED),
-    default=(RANGES.name, PAIRED.name),
-    quoted=(PAIRED.name, RANGES.name),
-    plan=(PAIRED.name,),
+    repairs=(GAIN, RANGES, MOMENTS),
+    default=(RANGES.name, MOMENTS.name),
+    quoted=(MOMENTS.name, RANGES.name, GAIN.name),
+    plan=(GAIN.name, MOMENTS.name),
+    plan_without_norms=(GAIN.name,),
     needs_norms=True,
     trains=True,
     cost=cost,

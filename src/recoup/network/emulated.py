@@ -121,11 +121,11 @@ class Emulated(nn.Module):
         kept = {name: value for name in self.fitted if (value := getattr(self, name, None)) is not None}
         for name in kept:
             setattr(self, name, None)
-        before = self.weight.detach().clone() if kept else None  # type: ignore[operator]
+        before = _copied(self) if kept else None
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        same = before is not None and torch.equal(before, self.weight.detach())  # type: ignore[operator]
+        same = before is not None and torch.equal(before, _copied(self))
         if same:
             for name, value in kept.items():
                 setattr(self, name, value)  # the same weights: what was fitted still belongs to them
@@ -148,6 +148,12 @@ class Emulated(nn.Module):
     def caveat(self) -> str | None:
         """What runs otherwise than the config asks, as in "are grouped and run one thread", or None."""
         return None
+
+
+def _copied(module: nn.Module) -> Tensor:
+    """A copy of a layer's weight; of a norm without one nothing."""
+    weight = getattr(module, "weight", None)
+    return weight.detach().clone() if isinstance(weight, Tensor) else torch.empty(0)
 
 
 def become(module: nn.Module, layer_class: type[nn.Module], config: Any, name: str) -> None:

@@ -19,6 +19,7 @@ from recoup.network.derived import is_conv1d
 from recoup.network.emulated import Emulated
 from recoup.network.modes import evaluating
 from recoup.network.norms import is_batch_norm
+from recoup.network.row_norms import features_of, is_row_norm
 from recoup.network.systolic import Array, layer_cycles
 from recoup.network.uncounted import Uncounted, watching_uncounted
 
@@ -51,7 +52,8 @@ class Site:
         kind: the float class's name.
         products: its matrix products; none for a norm.
         inputs, weights, outputs: how many numbers go in, how many weights it has, how many come out.
-        channels, places: of a norm, the feature map's channels and places a sample; 0 elsewhere.
+        channels, places: of a batch norm, the feature map's channels and places a sample; of a layer or RMS norm, along
+            whose features all lies, both are those; 0 elsewhere.
     """
 
     name: str
@@ -96,7 +98,7 @@ class Spent:
 def in_float(site: Site, array: Array) -> Spent:
     """The cost of a layer in float: one multiply-accumulate a cycle and element, and 32 bits a number [our definition].
 
-    A batch norm reads and writes its feature map once.
+    A norm reads and writes its feature map once.
     """
     numbers = site.inputs + site.weights + site.outputs
     return Spent(array_cycles(site, array), numbers * FLOAT_BITS / 8, FLOAT_BITS if site.macs else 0)
@@ -141,8 +143,8 @@ class Map:
 def survey(model: nn.Module, inputs: Any, purpose: str) -> Map:
     """Run a model once, in eval mode, and note the sizes of its layers.
 
-    Every Conv1d, Conv2d, Linear, Conv1D of transformers, `AttentionProducts` and batch norm is a site, in float or on
-    hardware. What else multiplies is listed beside them.
+    Every Conv1d, Conv2d, Linear, Conv1D of transformers, `AttentionProducts`, batch norm and layer or RMS norm is a
+    site, in float or on hardware. What else multiplies is listed beside them.
 
     Args:
         model: any module.
@@ -162,7 +164,7 @@ def survey(model: nn.Module, inputs: Any, purpose: str) -> Map:
         for batch, _ in prepared(model, [inputs], purpose):
             call(model, batch)
     if not found:
-        raise RecoupError(f"{purpose}: the model ran no convolution, linear layer, attention product or batch norm")
+        raise RecoupError(f"{purpose}: the model ran no convolution, linear layer, attention product or norm")
     return Map(tuple(found.values()), tuple(uncounted))
 
 
@@ -185,7 +187,8 @@ def _noting(layers: Mapping[str, nn.Module], found: dict[str, Site]) -> Iterator
 
 def is_site(module: nn.Module) -> bool:
     """Whether `survey` knows a module's sizes."""
-    return isinstance(module, (*PRODUCTS, AttentionProducts)) or is_batch_norm(module) or _is_transposed(module)
+    norm = is_batch_norm(module) or is_row_norm(module)
+    return norm or isinstance(module, (*PRODUCTS, AttentionProducts)) or _is_transposed(module)
 
 
 def _is_transposed(module: nn.Module) -> bool:
@@ -203,6 +206,9 @@ def _site(name: str, module: Any, args: tuple, y: Tensor) -> Site:
     if is_batch_norm(module):
         places = math.prod(y.shape[2:])
         return Site(name, kind, (), x.numel(), 0, y.numel(), y.shape[1], places)
+    if is_row_norm(module):
+        features = features_of(module)
+        return Site(name, kind, (), x.numel(), 0, y.numel(), features, features)
     if isinstance(module, AttentionProducts):
         q, k, v = args[:3]
         heads, tokens = math.prod(q.shape[:-2]), q.shape[-2]

@@ -25,6 +25,10 @@ STAGES: tuple[str, ...] = get_args(Stage)
 """The stages of repair in the order of the signal; each is measured with the earlier ones in place."""
 
 
+def _always(_: nn.Module) -> bool:
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Repair:
     """One way to win accuracy back, as a record that studies, reports and the command line read.
@@ -43,6 +47,7 @@ class Repair:
             undone; that takes a copy of the network's tensors for the time.
         short: how plans call it, such as ``gain`` in ``gain+paired``; by default its name.
         parts: of a combination, the repairs that it does one after the other.
+        applies: whether a network has something for it; a default plan leaves out what has not.
     """
 
     name: str
@@ -56,6 +61,7 @@ class Repair:
     records: bool = False
     short: str = ""
     parts: tuple["Repair", ...] = ()
+    applies: Callable[[nn.Module], bool] = _always
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -116,10 +122,6 @@ class Phase:
     prepare: Callable[[nn.Module], object]
 
 
-def _always(_: nn.Module) -> bool:
-    return True
-
-
 def _never(_: nn.Module) -> bool:
     return False
 
@@ -160,6 +162,8 @@ class Card:
         declined: whether a layer that is not ready was left in float by choice, so that it need not be said.
         unready: what to do about a model in which none is, for errors.
         multiplies: whether it is hardware for products, so that what multiplies and stays in float must be said.
+        kin: whether a module without a stand-in is of the kind that this hardware is for, which nothing but its name
+            tells; said by class.
         float_only: classes of torch that its kind of hardware would run and that it has no stand-in for; said by class.
         float_only_note: more about them, for that warning.
         needs_norms: whether a network without batch norm has no work for this hardware.
@@ -195,6 +199,7 @@ class Card:
     declined: Callable[[nn.Module], bool] = _never
     unready: str = ""
     multiplies: bool = False
+    kin: Callable[[nn.Module], bool] = _never
     float_only: tuple[type[nn.Module], ...] = ()
     float_only_note: str = ""
     needs_norms: bool = False

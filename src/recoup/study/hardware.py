@@ -150,12 +150,13 @@ class Hardware:
     def quoted(self) -> list[str]:
         """The repairs that a verdict may quote, by preference: fixed on the cards, not picked by their results.
 
-        Of a mix first what `recoup.repair_` does by default, if that has a name, then the wings' in turn.
+        Of a mix first what `recoup.repair_` does by default, of what studies measure, if that has a name, then the
+        wings' in turn.
         """
         lists = [list(card.quoted or [repair.name for repair in card.repairs]) for card in self.cards]
         if len(lists) == 1:
             return lists[0]
-        plan = {name for card in self.cards for name in card.plan}
+        plan = {name for card in self.cards for name in card.plan if name in (card.default or card.plan)}
         whole = [one.name for one in self.repairs if {part.name for part in one.parts or (one,)} == plan]
         turns = [name for turn in range(max(map(len, lists))) for names in lists for name in names[turn : turn + 1]]
         return [name for name in dict.fromkeys([*whole, *turns]) if self.applies(name)]
