@@ -157,12 +157,33 @@ def _digits() -> dict[str, Any]:
     return {"model": model, "images": images, "test": test, "validation": test}
 
 
+def _joined() -> dict[str, Any]:
+    """Beside the digits a group of one process, which is left for the process's end."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{os.getcwd()}/group", rank=0, world_size=1)  # noqa: PTH109
+    return _digits()
+
+
 def _samples() -> dict[str, Any]:
     import torch
 
     os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="localhost", MASTER_PORT="0")
     drawn = torch.Generator().manual_seed(0)
     return {"samples": [(torch.randn(1, 3, 32, 32, generator=drawn), torch.tensor([number])) for number in range(2)]}
+
+
+def _emulated() -> dict[str, Any]:
+    """A ResNet-20 on two threads, and one layer's operands in the folder."""
+    import numpy
+
+    import recoup as rc
+
+    names = _residual()
+    rc.calibrate_(names["model"], names["images"])
+    rc.emulate_(names["model"], rc.NBSMT(threads=2))
+    numpy.savez("layer.npz", *rc.silicon.capture(names["model"], names["images"])["layer2.1.conv1"])
+    return names
 
 
 def _residual() -> dict[str, Any]:
@@ -178,16 +199,15 @@ def _residual() -> dict[str, Any]:
     batches = list(zip(x.split(8), labels.split(8), strict=True))
     parts = {"train_batches": batches[:1], "test_batches": batches[1:2], "calibration_batches": batches[2:3]}
     images = [batches[0][0]]
-    rc.calibrate_(model, images)
     return {"model": model, "images": images, **parts}
 
 
 PRELUDES: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/lba.md": _digits,
-    "docs/lightnorm.md": _digits,
+    "docs/lightnorm.md": _joined,
     "docs/recalibration.md": _digits,
     "docs/pipeline.md": _samples,
     "docs/search.md": _residual,
-    "docs/silicon.md": _residual,
+    "docs/silicon.md": _emulated,
 }
 """Page -> the names that its blocks take for granted."""

@@ -25,8 +25,11 @@ def weights() -> bytes:
 def in_a_folder_of_its_own(page: str, weights: bytes, folder: Path, real: bool) -> None:
     (folder / WEIGHTS).parent.mkdir()
     (folder / WEIGHTS).write_bytes(weights)
-    for name, hardware in (("chipA", "nbsmt-2t"), ("chipB", "nbsmt-4t")):
-        rc.Policy({"re:layer.*conv.*": hardware}, name).save(folder / f"{name}.yaml")
+    (folder / "results" / "search-resnet20").mkdir(parents=True)
+    for name in ("chipA", "chipB", "results/search-resnet20/policy-03"):
+        rc.Policy({"re:layer.*conv.*": "nbsmt-2t" if name == "chipA" else "nbsmt-4t"}, Path(name).name).save(
+            folder / f"{name}.yaml"
+        )
     done = Fresh(run_page, page, real, cwd=folder).wait()
     assert done.returncode == 0, done.stderr[-6000:]
 
