@@ -9,12 +9,10 @@ import importlib
 import json
 import posixpath
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 PROJECT = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 SCHEMA = "reference/policy.schema.json"

@@ -1,9 +1,9 @@
 """Searches for the cheapest hardware of every layer within an accuracy budget.
 
-    space = Space({"re:layer.*": [NBSMT(1), NBSMT(2), NBSMT(4)], "linear": [None, LBA.m7e4()]})
-    scores = score(model, batches, space, out="results")
-    found = verify(front(scores, "cycles"), model, test)
-    emulate_(model, found.within(0.5).policy)
+space = Space({"re:layer.*": [NBSMT(1), NBSMT(2), NBSMT(4)], "linear": [None, LBA.m7e4()]})
+scores = score(model, batches, space, out="results")
+found = verify(front(scores, "cycles"), model, test)
+emulate_(model, found.within(0.5).policy)
 """
 
 from recoup.search.fronts import Front, Point, front

@@ -1,6 +1,6 @@
 """Hardware from the configs that drive the emulation: Verilog, proof of equality, area, delay, energy.
 
-    rc.silicon.build(rc.NBSMT(threads=2)).verify()
+rc.silicon.build(rc.NBSMT(threads=2)).verify()
 """
 
 from recoup.silicon.area import Area
