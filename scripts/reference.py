@@ -145,6 +145,7 @@ def body(text: str) -> str:
     """A docstring as Markdown: sections, tables, literal blocks and examples."""
     text = re.sub(r":(?:func|class|mod|meth|data|attr):(?=`)", "", text)
     text = re.sub(r"(?<!`)``(?!`)", "`", text)
+    text = re.sub(r"\s*# doctest: \+\w+", "", text)
     out: list[str] = []
     for block in re.split(r"\n\s*\n", text):
         lines = block.splitlines()

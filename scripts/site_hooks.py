@@ -16,6 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 PROJECT = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 SCHEMA = "reference/policy.schema.json"
+LOADED = re.compile(
+    r"""<(?:script|img|iframe)[^>]*\bsrc="https?:[^"]*|<link[^>]*rel="(?:stylesheet|preconnect)"[^>]*https?:[^"]*"""
+)
 LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
 
 
@@ -87,6 +90,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         target = posixpath.relpath(_place(path), posixpath.dirname(source) or ".")
         markdown = markdown.replace(f"]({written}", f"]({target}")
     return markdown
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Nothing of a page is loaded from elsewhere: the site is read without a network."""
+    if found := LOADED.search(output):
+        raise RuntimeError(f"{page.file.src_uri} loads {found[0]}: the site is read without a network")
+    return output
 
 
 def mathematics(source: str, *_: Any, **__: Any) -> str:
