@@ -74,11 +74,11 @@ def blocks(page: str) -> list[Block]:
 
 
 def run_page(page: str, real: bool) -> None:
-    """Run a page's blocks in this process and folder; the first fault ends it with exit code 1."""
+    """Run a page's blocks, those on ``real`` data or all others, here; the first fault ends it with exit code 1."""
     names: dict[str, Any] = {"__name__": "__main__", **PRELUDES.get(page, dict)()}
     sys.path.insert(0, os.getcwd())  # noqa: PTH109
     for number, block in enumerate(blocks(page), 1):
-        if block.reason is not None or (block.real and not real):
+        if block.reason is not None or block.real != real:
             continue
         try:
             printed = _run(block, brought(block.body), names)
