@@ -8,6 +8,7 @@ options are looked up.
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import re
 import shlex
@@ -69,12 +70,13 @@ def dotted(node: ast.AST) -> str | None:
 def faults_of_python(body: str) -> Iterator[str]:
     """What is wrong with a block of Python, as far as that can be told without running it."""
     for node in ast.walk(ast.parse(body)):
-        if isinstance(node, ast.ImportFrom):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] != "recoup":
+            yield from [node.module or "."] if importlib.util.find_spec(node.module or ".") is None else []
+        elif isinstance(node, ast.ImportFrom):
             module = importlib.import_module(node.module or "")
             yield from (f"{node.module}.{one.name}" for one in node.names if follow(module, [one.name]) is MISSING)
         elif isinstance(node, ast.Import):
-            for one in node.names:
-                importlib.import_module(one.name)
+            yield from (one.name for one in node.names if importlib.util.find_spec(one.name) is None)
         elif name := dotted(node):
             if follow(recoup, name.split(".")[1:]) is MISSING:
                 yield name
