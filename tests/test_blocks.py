@@ -1,11 +1,14 @@
 """Every block of code in README.md and docs is run, or says why not: README's Python here, whole pages in `make slow`,
 and what needs a reader's data in `make real`. How: tests/blocks.py."""
 
+import json
 import warnings
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 from safetensors.torch import save_file
+from scripts import notebooks
 
 import recoup as rc
 from tests import blocks
@@ -14,6 +17,9 @@ from tests.fresh import Fresh
 
 RUNNING = [page for page in PAGES if any(block.reason is None for block in blocks.blocks(page))]
 REAL = [page for page in RUNNING if any(block.real and block.reason is None for block in blocks.blocks(page))]
+
+
+NOTEBOOKS = sorted(notebooks.FOLDER.glob("*.py"))
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +44,22 @@ def in_a_folder_of_its_own(page: str, weights: bytes, folder: Path, real: bool) 
 @pytest.mark.parametrize("page", RUNNING)
 def test_blocks_run(page, weights, tmp_path):
     in_a_folder_of_its_own(page, weights, tmp_path, real=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+def test_notebooks_run(path, weights, tmp_path):
+    (tmp_path / WEIGHTS).parent.mkdir()
+    (tmp_path / WEIGHTS).write_bytes(weights)
+    done = Fresh(run_path, str(path), cwd=tmp_path).wait()
+    assert done.returncode == 0, done.stderr[-6000:]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+def test_notebooks_are_their_texts(path):
+    kept = path.with_suffix(".ipynb").read_text("utf-8")
+    assert kept == notebooks.notebook(path.read_text("utf-8")), "python scripts/notebooks.py makes them anew"
+    assert "".join("".join(cell["source"]) for cell in json.loads(kept)["cells"]).count("%%") == 0
 
 
 @pytest.mark.real
