@@ -40,7 +40,7 @@ def drawn() -> str:
     across = max(sum(map(width, row)) + GAP * (len(row) - 1) for row in rows) + 2 * EDGE
     down = len(rows) * (HIGH + 2 * GAP) + 44
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {across:g} {down:g}" role="img">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {across:g} {down:g}" width="{across:g}" role="img">',
         f"<title>The floors of recoup</title><style>{STYLE}</style>",
     ]
     for number, row in enumerate(rows):

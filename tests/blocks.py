@@ -4,6 +4,8 @@ A block that begins with a comment of a file's name, ``# mynet.py``, is written 
 ``prints`` and a block of text say what it prints: words are compared, numbers are those of one machine. What cannot be
 run stands behind ``<!-- not run: why -->``. Pages may take names for granted, which `PRELUDES` gives them. Blocks on
 data that a reader brings run where `RECOUP_DATA` has them, on a few images.
+
+    python -m tests.blocks docs/index.md    # runs a page and writes into it what its blocks print
 """
 
 import contextlib
@@ -211,3 +213,29 @@ PRELUDES: dict[str, Callable[[], dict[str, Any]]] = {
     "docs/silicon.md": _emulated,
 }
 """Page -> the names that its blocks take for granted."""
+
+
+def record(page: str) -> None:
+    """Run a page's blocks that need no data, in a folder of their own, and write into the page what they print."""
+    import tempfile
+
+    text, place = (ROOT / page).read_text("utf-8"), os.getcwd()  # noqa: PTH109
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        Path(WEIGHTS).parent.mkdir()
+        Path(WEIGHTS).write_bytes(trained())
+        names: dict[str, Any] = {"__name__": "__main__", **PRELUDES.get(page, dict)()}
+        sys.path.insert(0, folder)
+        for block in blocks(page):
+            if block.reason is None and not block.real:
+                printed = _run(block, block.body, names).strip("\n")
+                if block.prints is not None:
+                    before = f"{block.body}```\n\nprints\n\n```text\n"
+                    text = text.replace(f"{before}{block.prints}```", f"{before}{printed}\n```")
+        os.chdir(place)
+    (ROOT / page).write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    for given in sys.argv[1:]:
+        record(given)
