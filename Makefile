@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SITE_STAMP := $(VENV)/.docs
 WORKERS ?= 2
 
-.PHONY: demo test slow coverage real lint format bench dist clean
+.PHONY: demo test slow coverage real lint format bench docs dist clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
@@ -39,10 +40,17 @@ format: $(STAMP)
 bench: $(STAMP)  ## every benchmark; the figures go to benchmarks/results
 	for script in benchmarks/*_speed.py; do $(BIN)/python $$script || exit 1; done
 
+$(SITE_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $(SITE_STAMP)
+
+docs: $(SITE_STAMP)   ## the site, strictly and for use without a network, in site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 dist: $(STAMP)   ## the source archive, and the wheel made from it alone, in dist/
 	rm -rf dist
 	$(BIN)/hatchling build -t sdist
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --no-index -w dist dist/*.tar.gz
 
 clean:
-	rm -rf $(VENV) dist .pytest_cache .ruff_cache .hypothesis .numba_cache htmlcov .coverage*
+	rm -rf $(VENV) dist site .pytest_cache .ruff_cache .hypothesis .numba_cache htmlcov .coverage*

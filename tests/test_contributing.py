@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from scripts import draw_map
+
 from tests.architecture.references import missing, references
 from tests.architecture.tree import Tree
 from tests.test_architecture import FLOORS, FOLDER, WINGS
@@ -26,6 +28,10 @@ def test_its_map_is_the_one_that_is_enforced():
     assert [set(re.findall(r"`(\w+)`", row)) for row in rows] == [
         set(floor & there) for floor in FLOORS if floor & there
     ]
+
+
+def test_its_picture_is_the_one_that_is_drawn():
+    assert draw_map.TARGET.read_text("utf-8") == draw_map.drawn(), "python scripts/draw_map.py draws it anew"
 
 
 def test_its_journeys_lead_somewhere():

@@ -1,12 +1,14 @@
 """README.md and docs: their Python compiles and names what there is, and their commands are commands that there are.
 
-Nothing of them is run. A block of Python is parsed: its imports must lead somewhere, its `rc.` names must exist, and
-what it calls by such a name must take the arguments. A command line of a block goes through the command's own parser;
-one quoted in a sentence may be a part of one, so only its command and its options are looked up.
+Nothing of them is run here; tests/test_blocks.py does that. A block of Python is parsed: its imports must lead
+somewhere, its `rc.` names must exist, and what it calls by such a name must take the arguments. A command line of a
+block goes through the command's own parser; one quoted in a sentence may be a part of one, so only its command and its
+options are looked up.
 """
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import re
 import shlex
@@ -23,15 +25,22 @@ import recoup
 from recoup.cli.main import COMMANDS, app
 from recoup.grammar import parse_config
 from recoup.study.configs import layer_option
+from tests.blocks import blocks
 from tests.test_docstrings import MISSING, follow
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in DOCUMENTS}
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 QUOTED = re.compile(r"`([^`\n]+)`")
 PYTHON = [
-    (name, body) for name, text in TEXTS.items() for language, body in FENCED.findall(text) if language == "python"
+    (page, block.body)
+    for page in TEXTS
+    for block in blocks(page)
+    if block.language == "python" and block.reason is None
 ]
 SHELL = [(name, body) for name, text in TEXTS.items() for language, body in FENCED.findall(text) if language == "sh"]
 USAGE = typer.BadParameter.__mro__[1]  # the error of every parser: click's, or that of typer's own copy of it
@@ -43,7 +52,7 @@ OTHERS = {"torchrun", "git", "cd", "."}
 def test_blocks_say_what_they_are(document):
     """An even number of fences, and on every other one a language."""
     fences = re.findall(r"^```.*$", TEXTS[document], re.MULTILINE)
-    assert set(fences[::2]) <= {"```python", "```sh", "```yaml", "```text"}
+    assert set(fences[::2]) <= {"```python", "```sh", "```yaml", "```text", "```math"}
     assert set(fences[1::2]) <= {"```"}
     assert len(fences) % 2 == 0
 
@@ -61,12 +70,13 @@ def dotted(node: ast.AST) -> str | None:
 def faults_of_python(body: str) -> Iterator[str]:
     """What is wrong with a block of Python, as far as that can be told without running it."""
     for node in ast.walk(ast.parse(body)):
-        if isinstance(node, ast.ImportFrom):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] != "recoup":
+            yield from [node.module or "."] if importlib.util.find_spec(node.module or ".") is None else []
+        elif isinstance(node, ast.ImportFrom):
             module = importlib.import_module(node.module or "")
             yield from (f"{node.module}.{one.name}" for one in node.names if follow(module, [one.name]) is MISSING)
         elif isinstance(node, ast.Import):
-            for one in node.names:
-                importlib.import_module(one.name)
+            yield from (one.name for one in node.names if importlib.util.find_spec(one.name) is None)
         elif name := dotted(node):
             if follow(recoup, name.split(".")[1:]) is MISSING:
                 yield name

@@ -38,7 +38,8 @@ def test_the_source_archive_holds_what_builds_and_tests_it():
     packed = set(held("sdist"))
     assert files(*FOLDERS) <= packed
     # pyproject.toml, README.md and LICENSE the builder adds by itself.
-    assert {"CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "constraints.txt"} <= packed
+    assert {"CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "CITATION.cff"} <= packed
+    assert {"Makefile", "constraints.txt", "mkdocs.yml"} <= packed
 
 
 def test_every_version_that_is_pinned_is_asked_for_once():

@@ -1,5 +1,6 @@
 """A policy: which layer runs on which hardware, as one value that is compared, kept in YAML and handed around."""
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import yaml
 from torch import nn
 
 from recoup.errors import RecoupError
-from recoup.grammar import as_config, written
+from recoup.grammar import as_config, constructors, presets, written
 from recoup.network.checks import is_module
 from recoup.network.emulated import emulated_layers
 from recoup.network.selection import compiled
@@ -94,6 +95,34 @@ class Policy(Mapping[str, Any]):
         """
         layers = {key: None if value is None else written(value, "Policy") for key, value in self.items()}
         return yaml.safe_dump({"name": self.name, "layers": layers}, sort_keys=False, allow_unicode=True, width=110)
+
+    @staticmethod
+    def json_schema() -> dict[str, Any]:
+        """The JSON schema of a policy's file, for editors and other tools; wings that are registered are in it.
+
+        It knows how a config's text begins; whether its arguments are legal, only `from_yaml` knows.
+
+        >>> sorted(Policy.json_schema()["properties"])
+        ['layers', 'name']
+        """
+        called = "|".join(re.escape(name) for name in sorted(constructors()))
+        config = {
+            "anyOf": [
+                {"type": "null", "description": "in float"},
+                {"enum": sorted(presets()), "description": "a preset"},
+                {"type": "string", "pattern": rf"^\s*({called})\(", "description": "a config as Python writes it"},
+            ]
+        }
+        layers = {"type": "object", "additionalProperties": config}
+        return {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "title": "recoup policy",
+            "description": "Which layer runs on what; the first key that matches a layer's whole name decides.",
+            "type": "object",
+            "required": ["layers"],
+            "additionalProperties": False,
+            "properties": {"name": {"type": "string"}, "layers": layers},
+        }
 
     def save(self, path: str | Path) -> None:
         """Write the YAML, whole or not at all."""
