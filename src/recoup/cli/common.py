@@ -107,8 +107,11 @@ def check_target(path: Path | None, option: str, made: Path | None = None) -> No
         raise RecoupError(f"{option} {str(path)!r}: {why}")
 
 
-def run_recipe(recipe: "Recipe", overwrite: bool, as_json: bool) -> None:
-    """Measure, write results, tables and report, and print them."""
+def run_recipe(recipe: "Recipe", overwrite: bool, as_json: bool, awaited: Callable[[], object] | None = None) -> None:
+    """Measure, write results, tables and report, and print them.
+
+    ``awaited`` is called when all is measured: what is made beside it for the same report is there when it returns.
+    """
     from rich.console import Console
 
     from recoup.report import write_html, write_tables
@@ -121,6 +124,9 @@ def run_recipe(recipe: "Recipe", overwrite: bool, as_json: bool) -> None:
     others = beside(folder)  # what of it cannot be read is told before anything is measured
     with importable(os.getcwd()):  # noqa: PTH109 -- a string for sys.path
         results: Results = run_study(recipe, overwrite=overwrite)
+    if awaited is not None:
+        awaited()
+        others = beside(folder)
     with keeping(lambda: f"{folder / 'results.json'} is kept; `recoup report {folder}` writes tables and report anew"):
         paths = [folder / "results.json", *write_tables(results, folder), write_html(results, folder, *others)]
     if as_json:

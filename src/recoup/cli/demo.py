@@ -1,6 +1,9 @@
 """The embedded demonstration: a small network on real handwritten digits, trained here and measured; pipelines."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Annotated
 
@@ -19,8 +22,7 @@ from recoup.models import digits_net
 from recoup.pipeline import Mitigation
 from recoup.storage.files import write_atomically
 from recoup.study.machine import cpu_threads
-from recoup.study.measures.pipeline import PB, POINTS, SGDM, Case, PipelineResults, Setting, study
-from recoup.study.progress import displayed
+from recoup.study.measures.pipeline import PB, SGDM, Case, PipelineResults, Setting, study
 from recoup.study.recipe import Recipe
 
 EPOCHS, BATCH, LEARNING_RATE = 20, 64, 0.1
@@ -85,8 +87,8 @@ def train_weights(folder: Path) -> bool:
     return True
 
 
-def run_pipelines(folder: Path, *, overwrite: bool = False) -> bool:
-    """Train the pipelines into ``folder``; False if they are there already.
+def wanted_pipelines(folder: Path, *, overwrite: bool = False) -> list[Case]:
+    """The pipelines that are to be trained; none if they are in ``folder`` already.
 
     Raises:
         RecoupError: the folder holds another pipeline study, and ``overwrite`` is not set.
@@ -100,13 +102,34 @@ def run_pipelines(folder: Path, *, overwrite: bool = False) -> bool:
                 f"{folder} holds another pipeline study; choose another folder with --out, or replace it with "
                 "--overwrite"
             )
-        return False
+        return []
+    return cases
+
+
+def train_pipelines(folder: Path, setting: Setting, cases: Sequence[Case]) -> None:
+    """Train the pipelines into ``folder``."""
+    with cpu_threads(CPU_THREADS):
+        study(setting, cases).save(folder)
+
+
+@contextmanager
+def training_pipelines(folder: Path, cases: Sequence[Case]) -> Iterator[Callable[[], object]]:
+    """Train pipelines in a process of their own, on the second core; what is yielded waits for them.
+
+    Left with an error, they are broken off.
+    """
+    if not cases:
+        yield lambda: None
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    points = range(PIPELINE.epochs * POINTS)
-    with cpu_threads(CPU_THREADS), displayed(points, show=True) as display:
-        display.begin("pipelines at batch one")
-        study(PIPELINE, cases, lambda *_: display.finish()).save(folder)
-    return True
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        trained = pool.submit(train_pipelines, folder, PIPELINE, cases)
+        try:
+            yield trained.result
+        except BaseException:
+            for process in active_children():
+                process.terminate()
+            raise
 
 
 def _made_here(path: Path) -> bool:
@@ -164,10 +187,12 @@ def demo(
     overwrite: Overwrite = False,
 ) -> None:
     """The whole story on scikit-learn's handwritten digits: trains a small network first, needs no download."""
-    if train_weights(out):
-        typer.echo(f"recoup: trained a small network on scikit-learn's digits, kept in {out}", err=True)
-    if run_pipelines(out, overwrite=overwrite):
-        typer.echo(f"recoup: trained the pipelines at batch one, kept in {out}", err=True)
-    run_recipe(demo_recipe(out), overwrite, as_json)
+    cases = wanted_pipelines(out, overwrite=overwrite)
+    if cases:
+        typer.echo("recoup: pipelines at batch one are trained meanwhile, beside what follows", err=True)
+    with training_pipelines(out, cases) as trained:
+        if train_weights(out):
+            typer.echo(f"recoup: trained a small network on scikit-learn's digits, kept in {out}", err=True)
+        run_recipe(demo_recipe(out), overwrite, as_json, trained)
     if not as_json:
         typer.echo(silicon_line(out))
