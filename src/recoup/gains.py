@@ -90,11 +90,18 @@ def fit_gains_(
             Gains are then as they were.
 
     Warns:
-        RecoupWarning: channels whose output was zero throughout; they keep gain 1. Layers that never ran.
+        RecoupWarning: channels whose output was zero throughout; they keep gain 1. Outputs that were NaN or infinite,
+            which are left out. Layers that never ran.
     """
     if per not in ("channel", "layer"):
         raise RecoupError(f"correct_gain_(per={per!r}): per must be 'channel' or 'layer'")
     ledger.refuse_after_statistics(model, "correct_gain_")
+    floating = [name for name, layer in layers.items() if layer.mode != "emulate"]
+    if floating:
+        raise RecoupError(
+            f"correct_gain_: {', '.join(floating[:6])} run in mode {layers[floating[0]].mode!r}, where nothing is "
+            "truncated: set mode = 'emulate' first"
+        )
     before = {name: {"gain": layer.gain} for name, layer in layers.items()}
     fits = {name: _Fit(layer, per) for name, layer in layers.items()}
     images = 0
@@ -105,8 +112,11 @@ def fit_gains_(
             for inputs, _ in prepared(model, batches, "correct_gain_", progress):
                 call(model, inputs)
                 images += images_in(inputs)
-        fitted = {name: layer for name, layer in layers.items() if layer.gain is not None}
+        fitted = {name: layer for name, layer in layers.items() if fits[name].seen}
+        for name, layer in fitted.items():
+            layer.gain = fits[name].gain
         _say_dead({name: fits[name].dead for name in fitted if fits[name].dead})
+        _say_infinite({name: fits[name].infinite for name in fitted if fits[name].infinite})
         ledger.record(model, fitted, "gain", "correct_gain_", before, images=images)
     return model
 
@@ -116,6 +126,17 @@ def _say_dead(dead: Mapping[str, int]) -> None:
         shown = ", ".join(f"{name} ({count})" for name, count in list(dead.items())[:6])
         warnings.warn(
             f"correct_gain_: {sum(dead.values())} channels of {len(dead)} layers gave only zeros, keep gain 1: {shown}",
+            RecoupWarning,
+            stacklevel=4,
+        )
+
+
+def _say_infinite(infinite: Mapping[str, int]) -> None:
+    if infinite:
+        shown = ", ".join(f"{name} ({count})" for name, count in list(infinite.items())[:6])
+        warnings.warn(
+            f"correct_gain_: {sum(infinite.values())} outputs of {len(infinite)} layers were NaN or infinite and have "
+            f"no say in their gains: {shown}",
             RecoupWarning,
             stacklevel=4,
         )
@@ -136,7 +157,7 @@ class _Fit:
     """Running sums of one layer, in float64."""
 
     def __init__(self, layer: Gained, per: str) -> None:
-        self.layer, self.per = layer, per
+        self.layer, self.per, self.infinite, self.seen = layer, per, 0, False
         self.cross = self.square = torch.zeros(layer.matrix.shape[0], dtype=torch.float64, device=layer.weight.device)
 
     def observe(self, layer: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
@@ -149,14 +170,17 @@ class _Fit:
         dim = output.dim() - 1 if layer.of_rows else output.dim() - layer.weight.dim() + 1
         shape = [-1 if i == dim else 1 for i in range(output.dim())]
         offset = 0.0 if layer.bias is None else layer.bias.view(shape)
-        plain = output - offset  # with the gain of the batches before
-        raw = plain if layer.gain is None else plain / layer.gain.view(shape)
+        raw = output - offset  # the layer has no gain until the end
         others = [i for i in range(output.dim()) if i != dim]
         y, z = raw.double(), (exact - offset).double()
+        good = y.isfinite() & z.isfinite()
+        if not bool(good.all()):
+            self.infinite += int((~good).sum())
+            y, z = y.where(good, 0.0), z.where(good, 0.0)
         self.cross = self.cross + (y * z).sum(others)
         self.square = self.square + (y * y).sum(others)
-        layer.gain = self.gain
-        return raw * layer.gain.view(shape) + offset
+        self.seen = True
+        return raw * self.gain.view(shape) + offset
 
     @property
     def gain(self) -> Tensor:

@@ -47,6 +47,20 @@ def test_convolutions_are_products_of_columns(order, options):
         assert torch.equal(layer(x), got)
 
 
+@pytest.mark.parametrize("pair", [("e5m2", "e4m3fn"), ("float16", "bfloat16")])
+def test_activations_and_weights_keep_their_formats(pair):
+    """Subnormals of one format beside the other's show which is whose; a gradient on the unit has them too."""
+    config = TensorCore(pair, 8, 8, output="float32", backward="unit")
+    layer, linear = TensorCoreConv2d(16, 4, 1, bias=False, config=config), TensorCoreLinear(16, 4, False, config=config)
+    with torch.no_grad():
+        linear.weight.copy_(layer.weight.flatten(1))
+    x = (torch.randint(-7, 8, (2, 16, 3, 3)) * 2.0**-21).requires_grad_()
+    y = layer(x)
+    assert torch.equal(y.permute(0, 2, 3, 1), linear(x.permute(0, 2, 3, 1)))
+    y.sum().backward()
+    assert x.grad is not None
+
+
 def test_one_dimension_groups_and_no_batch():
     layer, x = TensorCoreConv1d(4, 6, 3, groups=2, config=TensorCore.hopper_bf16()), torch.randn(4, 11)
     flat = nn.Conv1d(4, 6, 3, groups=2)

@@ -1,7 +1,5 @@
 """What a profile counts, against the kernels, the reference and counts by hand; gains."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -75,7 +73,31 @@ def test_overflow_is_counted():
     rc.emulate_(layer, HOPPER.replace(output="float16"))
     (row,) = tensorcore.profile(layer, [torch.ones(3, 64)], outputs=16)
     assert row.overflowed == 1.0
-    assert math.isfinite(row.error)
+    assert row.error is row.slope is None
+    said = pytest.warns(rc.RecoupWarning, match=r"1 layers: 0 100 %; TensorCore\(amax=16\)")
+    with said, pytest.raises(RecoupError, match="holds NaN or infinity"):
+        rc.evaluate(layer, [(torch.ones(3, 64), torch.zeros(3, dtype=torch.long))])
+
+
+def test_infinite_outputs_have_no_say_in_a_gain():
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Linear(64, 4))
+    nn.init.constant_(layer[0].weight[1], 1.0)
+    x = torch.randn(256, 64)
+    x[7] = 3.0
+    rc.emulate_(layer, HOPPER.replace(output="float16", amax=96.0))
+    assert int(layer(x).isinf().sum()) == 1
+    with pytest.warns(rc.RecoupWarning, match=r"1 outputs of 1 layers were NaN or infinite"):
+        tensorcore.correct_gain_(layer, [x])
+    assert bool(((layer[0].gain - 1).abs() < 0.01).all())
+    layer[0].mode = "float"
+    with pytest.raises(RecoupError, match="run in mode 'float'"):
+        tensorcore.correct_gain_(layer, [x])
+
+
+def test_nothing_is_off_where_all_is_zero():
+    (row,) = tensorcore.profile(nn.Sequential(TensorCoreLinear(8, 2, config=HOPPER)), [torch.zeros(2, 8)], outputs=4)
+    assert (row.slope, row.residual, row.error) == (1.0, 0.0, 0.0)
 
 
 def test_what_is_refused():

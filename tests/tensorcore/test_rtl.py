@@ -73,14 +73,19 @@ def test_the_letter_is_the_reference():
 
 
 def test_no_sum_leaves_the_accumulators_range():
-    """The largest products for ever: the sum stays where they are below its last bit."""
+    """The largest products beside a sum of any binade: from where they are below its last bit on, it stays."""
     for config in (*CASES.values(), TensorCore.blackwell_fp8(), TensorCore.volta_f16()):
-        adder, c = Adder(config), 0.0
+        adder = Adder(config)
         largest = [[form.largest_value] * config.group for form in config.formats]
         smallest = [[form.smallest_subnormal] * config.group for form in config.formats]
-        for _ in range(300):
-            c = reference.step(c, *largest, config)
-        assert c <= adder.sum.largest_value
+        after = [
+            reference.step(2.0**e * (2 - 2.0**-adder.sum.mantissa), *largest, config)
+            for e in range(adder.sum.max_exponent + 1)
+        ]
+        assert max(after) <= adder.sum.largest_value
+        top = 2.0**adder.sum.max_exponent
+        assert reference.step(top, *largest, config) == top
+        assert reference.step(0.0, *largest, config) > 0
         least = reference.step(0.0, *smallest, config)
         assert least == 0 or least >= adder.sum.smallest_normal
 
@@ -102,6 +107,8 @@ def test_a_broken_generator_is_caught(monkeypatch):
         (TensorCore.hopper_bf16(), "sums of bfloat16 may be subnormal or infinite"),
         (TensorCore.ampere_tf32(), "operands may be e4m3fn, e5m2, e2m1fn, float16"),
         (TensorCore.hopper_fp8(output="float16"), "overflows to infinity"),
+        (TensorCore.hopper_fp8(promotion=128), "without promotion"),
+        (TensorCore.hopper_fp8(nonfinite="propagate"), "without NaN"),
     ],
 )
 def test_what_is_not_built_is_refused(config, message):

@@ -11,7 +11,7 @@ from recoup.lba.ops import EMULATION, batched, checked_config, draw_seed, shifte
 from recoup.lba.quantizers import quantize_operand
 from recoup.models.attention import AttentionProducts
 from recoup.network.attention import PRODUCTS, AttentionUnit, attend
-from recoup.network.checks import as_float32
+from recoup.network.checks import as_float32, float32_products
 
 
 def attention(
@@ -66,7 +66,8 @@ def _product(x: Tensor, y: Tensor, config: LBA, layer: str, names: str, module: 
     if module is not None and module.watch is not None:
         module.watch(names, x, y)
         if module.mode != "emulate":
-            return x @ y if scale is None else x @ y * scale
+            with float32_products(x):
+                return x @ y if scale is None else x @ y * scale
     shift = None if module is None or module.mode != "emulate" else module.shifts.get(names)
     code = shifted_code(config.code, shift) if shift else config.code
     product = batched(x, y, code, draw_seed(config), layer, names)

@@ -22,7 +22,7 @@ from recoup.gains import Gained
 from recoup.lba.config import LBA
 from recoup.lba.ops import EMULATION, batched, checked_config, convolution, draw_seed, shifted_code
 from recoup.lba.quantizers import quantize_operand
-from recoup.network.checks import as_float32, strided
+from recoup.network.checks import as_float32, float32_products, strided
 from recoup.network.convolution import Padded, as_2d
 
 RANGE_REMEDY = "; rc.lba.choose_exponents_(model, batches) moves each layer's range to where its sums are"
@@ -131,7 +131,8 @@ class LBARows(LBALayer):
             raise RecoupError(f"{self.title}: the input {list(input.shape)} must have {inputs} features")
         x, w, scale = self._operands(input)
         if not self.emulates:
-            return self._finished(F.linear(x, w), scale, (-1,))
+            with float32_products(x):
+                return self._finished(F.linear(x, w), scale, (-1,))
         rows = x if x.dim() > 1 else x.unsqueeze(0)
         y = batched(rows, w.t(), self.code, draw_seed(self.config), self.title, "input weight")
         return self._finished(y.reshape(*input.shape[:-1], outputs), scale, (-1,))
@@ -168,7 +169,8 @@ class _Convolution(LBALayer, Padded):
         else:
             x, padding = self.padded(x)
             run = F.conv2d if self.dims == 2 else F.conv1d
-            y = run(x, w, None, self.stride, padding, self.dilation, self.groups)  # type: ignore[arg-type]
+            with float32_products(x):
+                y = run(x, w, None, self.stride, padding, self.dilation, self.groups)  # type: ignore[arg-type]
         y = self._finished(y, scale, (1, -1, *[1] * self.dims))
         return y.squeeze(0) if unbatched else y
 

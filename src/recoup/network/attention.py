@@ -78,7 +78,7 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, layer: str) -> None:
     """Refuse what is no attention: lengths, heads, batches."""
     sizes = f"q {list(q.shape)}, k {list(k.shape)} and v {list(v.shape)}"
     least = 2 if q.dim() == 2 else 3
-    fits = min(k.dim(), v.dim()) >= least and q.dim() >= 2
+    fits = min(k.dim(), v.dim()) >= least and q.dim() >= 2 and q.shape[-1] > 0
     fits = fits and q.shape[-1] == k.shape[-1] and k.shape[-2] == v.shape[-2] and k.shape[-3:-2] == v.shape[-3:-2]
     if fits and q.dim() > 2 and q.shape[-3] != k.shape[-3] and (not k.shape[-3] or q.shape[-3] % k.shape[-3]):
         raise RecoupError(f"{layer}: {q.shape[-3]} query heads are no multiple of {k.shape[-3]} key heads ({sizes})")

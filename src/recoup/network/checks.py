@@ -1,5 +1,6 @@
 """Arguments that are no plain values, checked where a public function takes them: models, tensors, configs."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 
 from recoup.errors import RecoupError
 
-__all__ = ["as_float32", "instance", "is_module", "one_device", "strided"]
+__all__ = ["as_float32", "float32_products", "instance", "is_module", "one_device", "strided"]
 
 T = TypeVar("T")
 
@@ -53,6 +54,13 @@ def as_float32(x: Tensor, layer: str, emulation: str, name: str = "the input") -
             f"{layer}: {emulation} takes float32; {name} is {x.dtype} {list(x.shape)}: convert with .float()"
         )
     return x
+
+
+def float32_products(x: Tensor) -> AbstractContextManager[Any]:
+    """Products of float32 operands in float32, whatever autocast would make of them."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    return nullcontext()
 
 
 def one_device(owner: str, *tensors: Tensor) -> None:

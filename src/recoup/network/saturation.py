@@ -56,7 +56,8 @@ def watching_sums(model: nn.Module, purpose: str, *, in_float: bool = False) -> 
         yield
     finally:
         seen = {name: (layer, layer.__dict__.pop("sums")) for name, layer in layers.items()}
-    say_saturated({name: (layer, sums.share) for name, (layer, sums) in seen.items()}, purpose)
+        # Also where the run ended with an error, as of infinite outputs: this is why.
+        say_saturated({name: (layer, sums.share) for name, (layer, sums) in seen.items()}, purpose)
 
 
 def say_saturated(shares: dict[str, tuple[Emulated, float]], purpose: str) -> None:

@@ -26,7 +26,7 @@ def build(config: Any, **options: Any) -> Measured:
     for name, value in options.items():
         if name not in legal:
             raise RecoupError(
-                f"silicon.build({config!r}, {name}={value!r}): no such option; legal are {', '.join(legal)}"
+                f"silicon.build({config!r}, {name}={value!r}): no such option; legal are {', '.join(legal) or 'none'}"
             )
     return Measured.of(generator.build(config, **options))
 

@@ -4,9 +4,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from recoup.errors import RecoupError
 from recoup.models.attention import AttentionProducts
 from recoup.network.attention import PRODUCTS, AttentionUnit, attend
-from recoup.network.checks import as_float32
+from recoup.network.checks import as_float32, float32_products
 from recoup.tensorcore.config import TensorCore
 from recoup.tensorcore.ops import EMULATION, batched, checked_config
 from recoup.tensorcore.quantizers import quantize_operand
@@ -68,8 +69,15 @@ def _product(
     if module is not None and module.watch is not None:
         module.watch(names, x, y)
     if module is not None and module.mode != "emulate":
-        return x @ y * scale
-    return batched(x, y, config.code, layer, names) * scale
+        with float32_products(x):
+            return x @ y * scale
+    product = batched(x, y, config.code, layer, names) * scale
+    if names == "q k" and config.overflows and config.nonfinite == "error" and not bool(product.isfinite().all()):
+        raise RecoupError(
+            f"{layer}: {int((~product.isfinite()).sum())} sums left float16's range; operands scaled to less do not: "
+            "TensorCore(amax=16)"
+        )
+    return product
 
 
 class TensorCoreAttention(AttentionUnit):

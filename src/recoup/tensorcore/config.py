@@ -126,6 +126,11 @@ class TensorCore(Config):
         return self.operands if isinstance(self.operands, tuple) else (self.operands, self.operands)
 
     @property
+    def overflows(self) -> bool:
+        """Whether sums of layers leave the accumulator's range easily: float16's."""
+        return self.output == "float16"
+
+    @property
     def formats(self) -> tuple[Float, Float]:
         """a's and b's formats."""
         first, second = (Float.parse(name) for name in self.pair)

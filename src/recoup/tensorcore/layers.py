@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from recoup.errors import RecoupError
 from recoup.gains import Gained
-from recoup.network.checks import as_float32, one_device, strided
+from recoup.network.checks import as_float32, float32_products, one_device, strided
 from recoup.network.convolution import Geometry, Padded, as_2d
 from recoup.tensorcore.config import TensorCore
 from recoup.tensorcore.ops import EMULATION, checked_config, product
 from recoup.tensorcore.quantizers import quantize_operand
 
+FLOAT16_ENDS = 65504.0
 COLUMNS_BYTES = 1 << 27  # of im2col, where no gradient asks for the whole
 
 
@@ -34,6 +35,7 @@ class TensorCoreLayer(Gained):
     """
 
     tells_baseline = True
+    range_remedy = "; TensorCore(amax=16) keeps sums of scaled operands within float16"
 
     config: TensorCore
 
@@ -64,6 +66,8 @@ class TensorCoreLayer(Gained):
         return self.mode == "emulate"
 
     def _finished(self, y: Tensor, scale: Tensor, shape: tuple[int, ...]) -> Tensor:
+        if self.sums is not None and self.emulates and not self.sums.in_float and self.config.overflows:
+            self.sums.add(y, -FLOAT16_ENDS, FLOAT16_ENDS)
         y = y * scale.view(shape)
         if self.gain is not None and self.emulates:
             y = y * self.gain.view(shape)
@@ -89,7 +93,8 @@ class TensorCoreRows(TensorCoreLayer):
             raise RecoupError(f"{self.title}: the input {list(input.shape)} must have {inputs} features")
         x, w, scale = self._operands(input)
         if not self.emulates:
-            return self._finished(F.linear(x, w), scale, (-1,))
+            with float32_products(x):
+                return self._finished(F.linear(x, w), scale, (-1,))
         y = product(x.reshape(1, -1, inputs), w.t()[None], self.config.code, self.title, "input weight")
         return self._finished(y.view(*input.shape[:-1], outputs), scale, (-1,))
 
@@ -129,7 +134,8 @@ class _Convolution(TensorCoreLayer, Padded):
         if self.emulates:
             y = self._emulated(x_NCHW, w_OCHW, geometry)
         else:
-            y = F.conv2d(x_NCHW, w_OCHW, None, *geometry.arguments)
+            with float32_products(x):
+                y = F.conv2d(x_NCHW, w_OCHW, None, *geometry.arguments)
         return self.from_2d(self._finished(y, scale, (1, -1, 1, 1)), input)
 
     def _emulated(self, x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
@@ -149,7 +155,9 @@ class _Convolution(TensorCoreLayer, Padded):
         columns, rows = geometry.columns(x), w.reshape(G, w.shape[0] // G, -1)
         if self.config.order == "kkc":
             columns, rows = (self._kkc(columns, w, 1), self._kkc(rows.mT, w, 1).mT)
-        y = product(rows, columns, self.config.code, self.title, "weight input")
+        first, second = self.config.pair  # of activations and weights, which here come first
+        code = self.config.code if first == second else self.config.replace(operands=(second, first)).code
+        y = product(rows, columns, code, self.title, "weight input")
         return y.reshape(w.shape[0], N, h, width).transpose(0, 1).contiguous()
 
     @staticmethod

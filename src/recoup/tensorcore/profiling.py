@@ -3,6 +3,7 @@
 Legend: S sampled outputs; K terms of each.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -37,12 +38,12 @@ class LayerProfile:
         name, kind: of the layer.
         terms: K, products a sum has.
         group, fraction: of its config.
-        outputs: how many were sampled.
+        outputs: how many were sampled, of those whose operands are finite.
         cut: products that were not zero and lost bits to the alignment, of all that were not.
         lost: products that were not zero and of which nothing was left, of all that were not.
         overflowed: outputs that ended infinite, of all.
         slope: least-squares factor from the exact output to the unit's; truncation makes it less than 1. Of the outputs
-            that are finite, as what follows.
+            that are finite, as what follows; None where none is.
         residual: root mean square of what the slope leaves, relative to the exact output's.
         error: root mean square of the whole error, relative to the exact output's.
     """
@@ -56,9 +57,9 @@ class LayerProfile:
     cut: float
     lost: float
     overflowed: float
-    slope: float
-    residual: float
-    error: float
+    slope: float | None
+    residual: float | None
+    error: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -148,14 +149,20 @@ def summed(x_SK: np.ndarray, w_SK: np.ndarray, config: TensorCore) -> Tally:
     nonzero = cut = lost = 0
     for k in range(0, K, config.group):
         if config.promotion is not None and k and k % config.promotion == 0:
-            whole, total = whole + total.astype(np.float32), np.zeros(S)
+            whole, total = _promoted(whole, total), np.zeros(S)
         total, exact, terms = advanced(total, x_SK[:, k : k + config.group], w_SK[:, k : k + config.group], config)
         nonzero += int((exact != 0).sum())
         cut += int((terms != exact).sum())
         lost += int(((terms == 0) & (exact != 0)).sum())
     if config.promotion is not None:
-        return Tally((whole + total.astype(np.float32)).astype(np.float64), nonzero, cut, lost)
+        return Tally(_promoted(whole, total).astype(np.float64), nonzero, cut, lost)
     return Tally(total, nonzero, cut, lost)
+
+
+def _promoted(whole: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """A float32 addition; infinities of both signs give NaN, as in the unit."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return whole + total.astype(np.float32)
 
 
 def advanced(
@@ -196,8 +203,7 @@ def _row(name: str, module: Any, x_SK: Tensor, w_SK: Tensor) -> LayerProfile:
     tally, truth = summed(x, w, config), (x * w).sum(1)
     good = np.isfinite(tally.sums)
     y, z = tally.sums[good], truth[good]
-    power = float((z * z).sum()) or 1.0
-    slope = float((z * y).sum()) / power
+    slope, residual, error = _fitted(y, z) if good.any() else (None, None, None)
     count = max(tally.nonzero, 1)
     return LayerProfile(
         name=name,
@@ -210,6 +216,15 @@ def _row(name: str, module: Any, x_SK: Tensor, w_SK: Tensor) -> LayerProfile:
         lost=tally.lost / count,
         overflowed=1 - float(good.mean()) if len(x) else 0.0,
         slope=slope,
-        residual=float(((y - slope * z) ** 2).sum() / power) ** 0.5,
-        error=float(((y - z) ** 2).sum() / power) ** 0.5,
+        residual=residual,
+        error=error,
     )
+
+
+def _fitted(y: np.ndarray, z: np.ndarray) -> tuple[float, float, float]:
+    """The slope from z to y, what it leaves, and the whole error, relative to z; nothing is off where all is zero."""
+    power = float((z * z).sum())
+    if power == 0:
+        return (1.0, 0.0, 0.0) if not y.any() else (1.0, math.inf, math.inf)
+    slope = float((z * y).sum()) / power
+    return slope, float(((y - slope * z) ** 2).sum() / power) ** 0.5, float(((y - z) ** 2).sum() / power) ** 0.5

@@ -37,13 +37,14 @@ def build(config: TensorCore) -> Module:
 
         y <= output(trunc(c / q) + sum_i trunc(x_i w_i / q)),   c = 0 if first else y
 
-    Operands are codes as `recoup.formats.encode` gives them, without NaN and infinities; scales are not built in, nor
-    is promotion, a float32 adder beside the unit that works every ``promotion / group`` steps. The accumulator holds
-    the unit's values, with as few exponent bits as those that can occur need.
+    Operands are codes as `recoup.formats.encode` gives them, without NaN and infinities; scales are not built in. The
+    accumulator holds the unit's values, with as few exponent bits as those that can occur need: `facts` say how y is
+    read.
 
     Raises:
         RecoupError: operands of which sums may overflow or become subnormal (bfloat16, tf32), or ``output="float16"``,
-            whose infinities are not built.
+            whose infinities are not built; ``promotion``, a float32 adder beside the unit that works every
+            ``promotion / group`` steps; ``nonfinite="propagate"``.
     """
     for name in config.pair:
         if name not in BUILT:
@@ -54,6 +55,11 @@ def build(config: TensorCore) -> Module:
     if config.output == "float16":
         raise RecoupError(
             f"silicon: {config!r}: output='float16' overflows to infinity, which the adder does not build"
+        )
+    if config.promotion is not None or config.nonfinite != "error":
+        raise RecoupError(
+            f"silicon: {config!r}: the adder is built without promotion, a float32 adder beside it, and without NaN "
+            "and infinities; use promotion=None and nonfinite='error'"
         )
     return Adder(config).module()
 
@@ -110,7 +116,13 @@ class Adder:
                 "result": "y shows the sum one clock edge after its last group",
             },
             work=float(G),
-            facts={"products a cycle": G, "bits of the aligned sum": self.width, "accumulator": ports.told(self.sum)},
+            facts={
+                "products a cycle": G,
+                "bits of the aligned sum": self.width,
+                "accumulator": ports.told(self.sum),
+                "y": f"(-1)^sign 1.fraction 2^(field - {FloatFields(self.sum).bias}), from the top sign, field, "
+                "fraction; field 0 is zero",
+            },
         )
 
     @cached_property

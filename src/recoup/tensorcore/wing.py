@@ -54,10 +54,12 @@ def title(config: TensorCore) -> str:
 
 def cost(site: Site, config: TensorCore, array: Array) -> Spent:
     """One multiplication a cycle and element, as in float: the adder behind it takes what its multipliers give. Numbers
-    in as wide as the operands, outputs as the accumulator leaves the unit: float16, else float32."""
+    in as wide as the operands, of an attention the wider, as either product has both; outputs as the accumulator leaves
+    the unit: float16, else float32."""
     first, second = (WIDTHS[name] for name in config.pair)
-    out = 16 if config.output == "float16" else FLOAT_BITS
-    traffic = (site.inputs * first + site.weights * second + site.outputs * out) / 8
+    inputs = first if site.weights else max(first, second)
+    out = 16 if config.output == "float16" and config.promotion is None else FLOAT_BITS
+    traffic = (site.inputs * inputs + site.weights * second + site.outputs * out) / 8
     return Spent(array_cycles(site, array), traffic, ACCUMULATOR_BITS[config.output])
 
 

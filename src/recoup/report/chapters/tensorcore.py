@@ -1,5 +1,6 @@
 """The tensor cores' part of a report: what their adders cut from the sums of every layer."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,12 @@ def adder_figure(adders: list[tuple[str, list[AdderRow]]]) -> str:
     figure, axes = canvas(3, 5.4 + name_space(names), [1, 1, 1])
     said = []
     for index, (title, rows) in enumerate(adders):
-        places = [names.index(row.name) for row in rows]
-        plot_line(axes[0], places, [row.slope for row in rows], index, title)
-        plot_line(axes[1], places, [row.error for row in rows], index, title)
-        plot_line(axes[2], places, [100 * row.cut for row in rows], index, title)
-        worst = max(rows, key=lambda row: row.error)
-        said.append(f"{title}: largest error {worst.error:.2g} in {worst.name}")
+        fitted = [(names.index(row.name), row.slope, row.error) for row in rows if row.slope is not None]
+        places, slopes, errors = ([one[i] for one in fitted] for i in range(3))
+        plot_line(axes[0], places, slopes, index, title)
+        plot_line(axes[1], places, errors, index, title)
+        plot_line(axes[2], [names.index(row.name) for row in rows], [100 * row.cut for row in rows], index, title)
+        said.append(f"{title}: largest error {_worst(rows)}")
     axes[0].axhline(1, color=MUTED, lw=1)
     axes[1].set_ylim(bottom=0)
     axes[2].set_ylim(bottom=0)
@@ -48,6 +49,12 @@ def adder_figure(adders: list[tuple[str, list[AdderRow]]]) -> str:
     return svg(figure, "adders", f"Slope, error and cut products of {len(names)} layers. {'; '.join(said)}.")
 
 
+def _worst(rows: list[AdderRow]) -> str:
+    """The largest error and its layer; a layer without a finite sum is worse than all."""
+    worst = max(rows, key=lambda row: math.inf if row.error is None else row.error)
+    return f"{'infinite' if worst.error is None else f'{worst.error:.2g}'} in {worst.name}"
+
+
 def layers(results: Results) -> list[Table]:
     """A terminal table a config."""
     return layer_tables(results, "adders", COLUMNS, _cells)
@@ -55,6 +62,8 @@ def layers(results: Results) -> list[Table]:
 
 def _cells(row: AdderRow) -> tuple[str, ...]:
     shares = (f"{100 * share:.2f}" for share in (row.cut, row.lost, row.overflowed))
+    if row.slope is None:
+        return (row.name, str(row.terms), *shares, "-", "-")
     return (row.name, str(row.terms), *shares, f"{row.slope:.4f}", f"{row.error:.2g}")
 
 

@@ -27,9 +27,9 @@ class AdderRow(Row):
     cut: Rate
     lost: Rate
     overflowed: Rate
-    slope: float
-    residual: Annotated[float, Field(ge=0)]
-    error: Annotated[float, Field(ge=0)]
+    slope: float | None
+    residual: Annotated[float, Field(ge=0)] | None
+    error: Annotated[float, Field(ge=0)] | None
 
 
 ROWS = {"adders": AdderRow}
