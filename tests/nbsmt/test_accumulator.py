@@ -1,6 +1,7 @@
 """The accumulator of the shared MAC against the port model: every register after every slot, no difference."""
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -219,7 +220,8 @@ def test_networks_with_an_accumulator(tmp_path):
 
 def test_grouped_layers_have_the_accumulator_too():
     torch.manual_seed(0)
-    layer, x = nn.Conv2d(6, 6, 3, groups=3, bias=False), torch.rand(2, 6, 5, 5)
+    layer: Any = nn.Conv2d(6, 6, 3, groups=3, bias=False)
+    x = torch.rand(2, 6, 5, 5)
     rc.calibrate_(layer, [x], {"": True})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", rc.RecoupWarning)

@@ -1,6 +1,7 @@
 """NB-SMT's hardware against integers written from the spec: product units, processing elements, arrays."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from recoup.errors import RecoupError
 from recoup.gates.module import signed
 from recoup.nbsmt import product_unit, systolic
 from recoup.nbsmt.config import POLICIES
-from recoup.nbsmt.element import sum_bits
+from recoup.nbsmt.element import Options, element_feed, sum_bits
+from recoup.nbsmt.weights import quantize_weight
 from recoup.network.systolic import Array, layer_cycles
 from recoup.silicon import build, vectors
 from recoup.silicon.words import packed
@@ -240,3 +242,52 @@ def test_a_wrong_tie_and_a_shift_off_by_one_are_caught(monkeypatch):
 def test_what_no_hardware_can_have(options, message):
     with pytest.raises(RecoupError, match=message):
         build(rc.NBSMT(), **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [5, 4])
+@pytest.mark.parametrize(("threads", "policy", "rounding"), [(1, "S+A", "nearest"), *SHARED, *ROUNDED])
+def test_products_of_a_slot_with_signed_activations(threads, policy, rounding, bits):
+    config = rc.NBSMT(threads=threads, policy=policy, rounding=rounding, port=bits)
+    module = build(config, unit="products", activations="signed")
+    inputs = vectors.structured(module, 1024, np.random.default_rng(threads))
+    got = signed(module.simulate(inputs)["y"][0], sum_bits(threads))
+    x, w = (signed(inputs[name][0], 8).reshape(-1, threads).tolist() for name in ("x", "w"))
+    for a, b, y in zip(x, w, got.tolist(), strict=True):
+        assert y == sum(port.slot(list(zip(a, b, strict=True)), policy, rounding, bits)), (a, b)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("threads", "bits"), [(1, 5), (2, 5), (4, 5), (2, 4)])
+def test_elements_with_signed_activations_equal_the_emulation(threads, bits):
+    module = build(rc.NBSMT(threads=threads, policy="S+aW", port=bits), activations="signed")
+    found = module.verify(1 << 14)
+    assert found, found.missed
+    assert "signed" in module.title
+    assert found.coverage >= 0.99
+
+
+@pytest.mark.slow
+def test_an_array_with_signed_activations_equals_the_emulation():
+    assert build(rc.NBSMT(threads=2), array=(2, 2), activations="signed").verify(1 << 10)
+
+
+def test_signed_activations_of_a_layer():
+    """What is captured multiplies to the layer's sums; units of unsigned activations refuse it."""
+    torch.manual_seed(0)
+    layer: Any = torch.nn.Conv2d(5, 4, 3, padding=1, bias=False)
+    x = torch.randn(2, 5, 4, 4)
+    rc.calibrate_(layer, [x], {"": True})
+    rc.emulate_(layer, rc.NBSMT(1))
+    codes, weight = rc.silicon.capture(layer, x)[""]
+    assert codes.dtype == np.int8
+    sums = torch.from_numpy(codes.astype(np.int64)[:, 0] @ weight.astype(np.int64)[0])
+    _, scale_O = quantize_weight(layer.weight)
+    expected = sums.float().view(2, 4, 4, 4).permute(0, 3, 1, 2) * (scale_O * layer.activation_scale).view(1, -1, 1, 1)
+    assert torch.equal(layer(x), expected)
+    with pytest.raises(RecoupError, match=r'x holds -.* beyond 0 to 255.*activations="signed"'):
+        element_feed((codes, weight), 4, np.random.default_rng(0), 1, Options())
+    fed = element_feed((codes, weight), 4, np.random.default_rng(0), 1, Options(zero=128))["x"]
+    assert fed.max() > 127
+    with pytest.raises(RecoupError, match="must be 'unsigned' or 'signed'"):
+        build(rc.NBSMT(2), activations="both")

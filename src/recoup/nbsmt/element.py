@@ -4,7 +4,7 @@ What each must compute is `recoup.nbsmt.reference.contribution`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from recoup.errors import RecoupError
 from recoup.gates.module import Expected, Inputs, Module, Port, amaranth, pattern, signed
 from recoup.nbsmt import reference
 from recoup.nbsmt.config import NBSMT
+from recoup.nbsmt.ports import UNSIGNED
 from recoup.nbsmt.product_unit import Gates, halves, total_of
 
 REGISTERS = ("none", "product", "decode")
@@ -33,12 +34,14 @@ class Options:
         drain: whether it has a second register that results leave through.
         accumulator_bits: of the accumulator, which wraps.
         exact: whether it has a full 8 x 8 multiplier a thread: what NB-SMT is to be compared with.
+        zero: of the activation codes: 0 unsigned, 128 signed. The ports carry values.
     """
 
     registers: str = "product"
     drain: bool = True
     accumulator_bits: int = 32
     exact: bool = False
+    zero: int = UNSIGNED
 
     @property
     def stages(self) -> int:
@@ -51,66 +54,81 @@ def sum_bits(threads: int) -> int:
     return {1: 16, 2: 17, 4: 18}[threads]
 
 
-def slot_sum(x: np.ndarray, w: np.ndarray, config: NBSMT, exact: bool = False) -> np.ndarray:
+def activations(words: np.ndarray, zero: int) -> np.ndarray:
+    """The values of activations at a port, int64."""
+    return signed(words, 8) if zero else words.astype(np.int64)
+
+
+def slot_sum(x: np.ndarray, w: np.ndarray, config: NBSMT, options: Options) -> np.ndarray:
     """What a slot adds: x, w int64 [..., T] -> int64 [...], by the emulation's own reference."""
     x_T, w_T = (torch.from_numpy(np.ascontiguousarray(np.moveaxis(v, -1, 0))) for v in (x, w))
-    if exact or config.threads == 1:
+    if options.exact or config.threads == 1:
         return (x_T * w_T).sum(0).numpy()
     active = (x_T != 0) & (w_T != 0)
     counted = active if config.zero_test else torch.ones_like(active)
     others = counted.sum(0) - counted.long()
-    return reference.contribution(x_T, w_T, others, config).sum(0).numpy()
+    return reference.contribution(x_T, w_T, others, config, options.zero).sum(0).numpy()
 
 
-def products(config: NBSMT, exact: bool = False) -> Module:
+def products(config: NBSMT, options: Options) -> Module:
     """The sum of a slot's products, without registers."""
-    T = config.threads
+    T, exact = config.threads, options.exact
 
     def elaborate(m: Any, port: Any) -> None:
-        gates = Gates(m, config)
-        operands = gates.operands(halves(port.x, T, False), halves(port.w, T, True), exact)
+        gates = Gates(m, config, options.zero)
+        operands = gates.operands(halves(port.x, T, options.zero > 0), halves(port.w, T, True), exact)
         m.d.comb += port.y.eq(total_of([gates.product(pair) for pair in operands]))
 
     def expected(inputs: Inputs) -> Mapping[str, Expected]:
-        x, w = inputs["x"].astype(np.int64), signed(inputs["w"], 8)
+        x, w = activations(inputs["x"], options.zero), signed(inputs["w"], 8)
         x, w = (v.reshape(*v.shape[:2], T) for v in (x, w))
-        return {"y": Expected(range(len(x)), pattern(slot_sum(x, w, config, exact), sum_bits(T)))}
+        return {"y": Expected(range(len(x)), pattern(slot_sum(x, w, config, options), sum_bits(T)))}
 
     return Module(
-        name=f"{'exact' if exact else 'nbsmt'}_{T}t_products",
-        title=f"{titled(config, exact)}: products",
-        ports=(*operand_ports(T), Port("y", "out", sum_bits(T), "the slot's sum", signed=True)),
+        name=f"{named(config, options)}_products",
+        title=f"{titled(config, options)}: products",
+        ports=(*operand_ports(T, options.zero), Port("y", "out", sum_bits(T), "the slot's sum", signed=True)),
         elaborate=elaborate,
         expected=expected,
         clocked=False,
         work=T,
         protocol={"order": "combinational: one slot, element t of x and w is thread t's"},
-        baselines=lambda: {f"{T} exact multipliers": products(config, True)} if T > 1 and not exact else {},
+        baselines=lambda: (
+            {f"{T} exact multipliers": products(config, replace(options, exact=True))} if T > 1 and not exact else {}
+        ),
     )
 
 
-def operand_ports(threads: int) -> tuple[Port, Port]:
+def operand_ports(threads: int, zero: int = UNSIGNED) -> tuple[Port, Port]:
     """The ports x and w."""
+    alike = {"parts": threads, "signed": zero > 0, "narrow": 5 if zero else 4, "edges": _EDGES}
     return (
-        Port("x", "in", 8 * threads, "activations, thread 0 lowest", parts=threads, narrow=4, edges=_EDGES),
+        Port("x", "in", 8 * threads, "activations, thread 0 lowest", **alike),
         Port("w", "in", 8 * threads, "weights", signed=True, parts=threads, narrow=4, edges=_EDGES),
     )
 
 
-def titled(config: NBSMT, exact: bool) -> str:
+def named(config: NBSMT, options: Options) -> str:
+    """What its modules' names begin with."""
+    return f"{'exact' if options.exact else 'nbsmt'}_{config.threads}t{'_signed' if options.zero else ''}"
+
+
+def titled(config: NBSMT, options: Options) -> str:
     """What it is called in tables."""
+    codes = ", signed" if options.zero else ""
     if config.threads == 1:
-        return "1T"
-    if exact:
-        return f"{config.threads}T exact"
-    return f"{config.threads}T {config.policy} {config.rounding}"
+        return f"1T{codes}"
+    if options.exact:
+        return f"{config.threads}T exact{codes}"
+    port = f" on {config.port} bits" if options.zero else ""
+    return f"{config.threads}T {config.policy} {config.rounding}{codes}{port}"
 
 
 def compute(m: Any, config: NBSMT, options: Options, x: Any, w: Any, first: Any) -> tuple[Any, Any]:
     """Products, pipeline registers and accumulator behind operand registers: the accumulator, and ``first`` with it."""
-    gates = Gates(m, config)
+    gates = Gates(m, config, options.zero)
     hdl, T = gates.hdl, config.threads
-    operands = gates.operands(halves(x, T, False), halves(w, T, True), options.exact)
+    operands = gates.operands(halves(x, T, options.zero > 0), halves(w, T, True), options.exact)
     if options.registers == "decode" and not options.exact and T > 1:
         held = []
         for k, parts in enumerate(operands):
@@ -158,8 +176,8 @@ def element(config: NBSMT, options: Options) -> Module:
         m.d.comb += [port.drain_next.eq(drain), port.shift_next.eq(shift)]
 
     return Module(
-        name=f"{'exact' if options.exact else 'nbsmt'}_{T}t_pe",
-        title=titled(config, options.exact),
+        name=f"{named(config, options)}_pe",
+        title=titled(config, options),
         ports=element_ports(T, options),
         elaborate=elaborate,
         expected=lambda inputs: element_expected(inputs, config, options, latency),
@@ -189,11 +207,11 @@ def stages_of(config: NBSMT, options: Options) -> int:
 
 def element_ports(T: int, options: Options) -> tuple[Port, ...]:
     """All ports of a processing element."""
-    x, w = operand_ports(T)
+    x, w = operand_ports(T, options.zero)
     bits = options.accumulator_bits
     ports = [x, w, Port("first", "in", 1, "these operands begin a new sum")]
     passed = [
-        Port("x_next", "out", x.width, "the activations, one clock later", parts=T),
+        Port("x_next", "out", x.width, "the activations, one clock later", parts=T, signed=options.zero > 0),
         Port("w_next", "out", w.width, "the weights, one clock later", parts=T, signed=True),
         Port("first_next", "out", 1, "first, one clock later"),
     ]
@@ -241,9 +259,9 @@ def element_control(steps: int, options: Options) -> Inputs:
 def element_expected(inputs: Inputs, config: NBSMT, options: Options, latency: int) -> Mapping[str, Expected]:
     """The registers, step by step."""
     T, bits = config.threads, options.accumulator_bits
-    x, w = inputs["x"].astype(np.int64), signed(inputs["w"], 8)
+    x, w = activations(inputs["x"], options.zero), signed(inputs["w"], 8)
     x, w = (v.reshape(*v.shape[:2], T) for v in (x, w))
-    terms = slot_sum(x, w, config, options.exact)
+    terms = slot_sum(x, w, config, options)
     steps, lanes = terms.shape
     first = inputs["first"][:, 0].astype(bool)
     now = signed(inputs[preset_of(options)][0], bits)
@@ -278,27 +296,31 @@ def drain_runs(inputs: Inputs, latency: int) -> np.ndarray:
     return np.concatenate([np.zeros(latency, bool), first])[: len(first)] | np.concatenate([[False], shift])[:-1]
 
 
-def layer_operands(operands: tuple[np.ndarray, ...], threads: int) -> tuple[np.ndarray, np.ndarray]:
+def layer_operands(operands: tuple[np.ndarray, ...], threads: int, zero: int) -> tuple[np.ndarray, np.ndarray]:
     """A layer's operands x [M, T, S] and w [T, S, N], of any type of integers.
 
     Raises:
         RecoupError: not two arrays, no integers, a wrong shape, or values beyond 8 bits.
     """
+    kind = "int8" if zero else "uint8"
     legal = (
-        f"legal are x uint8 [positions, {threads}, slots] and w int8 [{threads}, slots, channels] as "
+        f"legal are x {kind} [positions, {threads}, slots] and w int8 [{threads}, slots, channels] as "
         "recoup.silicon.capture gives them"
     )
     if len(operands) != 2:
         raise RecoupError(f"energy of NB-SMT: {len(operands)} array(s) of operands; {legal}")
     x, w = operands
-    for name, value, (low, high) in (("x", x, (0, 255)), ("w", w, (-128, 127))):
+    for name, value, (low, high) in (("x", x, (-zero, 255 - zero)), ("w", w, (-128, 127))):
         if value.dtype.kind not in "iu":
             raise RecoupError(f"energy of NB-SMT: {name} is {value.dtype}, no integers; {legal}")
         if value.ndim != 3 or not value.size:
             raise RecoupError(f"energy of NB-SMT: {name} has shape {list(value.shape)}; {legal}")
         if value.min() < low or value.max() > high:
             found = f"{value.min()} to {value.max()}"
-            raise RecoupError(f"energy of NB-SMT: {name} holds {found}, beyond {low} to {high}; {legal}")
+            other = (
+                '; signed activations go through build(..., activations="signed")' if name == "x" and not zero else ""
+            )
+            raise RecoupError(f"energy of NB-SMT: {name} holds {found}, beyond {low} to {high}; {legal}{other}")
     if x.shape[1] != threads or w.shape[0] != threads or x.shape[2] != w.shape[1]:
         raise RecoupError(f"energy of NB-SMT: x has shape {list(x.shape)} and w {list(w.shape)}; {legal}")
     return x, w
@@ -307,16 +329,17 @@ def layer_operands(operands: tuple[np.ndarray, ...], threads: int) -> tuple[np.n
 def element_feed(
     operands: tuple[np.ndarray, ...], lanes: int, generator: np.random.Generator, threads: int, options: Options
 ) -> Inputs:
-    """Outputs drawn from a layer: x uint8 [M, T, S], w int8 [T, S, N]; a lane is one output, a step one slot.
+    """Outputs drawn from a layer: x uint8 (signed: int8) [M, T, S], w int8 [T, S, N]; a lane is one output, a step one
+    slot.
 
     Raises:
         RecoupError: as `layer_operands`.
     """
-    x, w = layer_operands(operands, threads)
+    x, w = layer_operands(operands, threads, options.zero)
     rows, columns = generator.integers(0, x.shape[0], lanes), generator.integers(0, w.shape[2], lanes)
     slots = x.shape[2]
     found = {
-        "x": np.ascontiguousarray(x[rows].transpose(2, 0, 1)).astype(np.uint64),
+        "x": np.ascontiguousarray(pattern(x[rows].astype(np.int64), 8).transpose(2, 0, 1)),
         "w": np.ascontiguousarray(pattern(w[:, :, columns].astype(np.int64), 8).transpose(1, 2, 0)),
         "first": np.repeat((np.arange(slots) == 0)[:, None], lanes, 1).astype(np.uint64),
     }
@@ -331,7 +354,7 @@ def element_baselines(config: NBSMT, options: Options) -> Mapping[str, Module]:
     """One thread, and as many full multipliers as there are threads on one accumulator."""
     if options.exact or config.threads == 1:
         return {}
-    exact = Options(options.registers, options.drain, options.accumulator_bits, exact=True)
+    exact = replace(options, exact=True)
     return {
         "1T": element(config.single, options),
         f"{config.threads}T exact": element(config, exact),

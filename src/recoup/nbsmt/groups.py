@@ -9,7 +9,8 @@ What a thread contributes depends on its own pair (x, w) and on n, the number of
 A partner is active when its activation *and* its weight are non-zero. Sort every weight by the exact set B of its
 partners whose weights are non-zero; then n counts the non-zero *activations* among B alone, and the contribution splits
 into (a function of activations) x (a function of weights). Each such product is a `Group`; the emulated layer is one
-convolution over the concatenated groups, with unsigned 8-bit activations and signed 8-bit weights throughout.
+convolution over the concatenated groups, with 8-bit activations, unsigned or signed as the codes are, and signed 8-bit
+weights throughout.
 
 Two threads need 2 groups, four threads 12 (16 for S+Aw). A group that meets no weight of a layer is dropped, so a
 layer without zero weights costs 1 or 2.
@@ -68,7 +69,7 @@ def groups(config: NBSMT) -> tuple[Group, ...]:
         config: threads and policy decide the groups; rounding and pairing only what r, q and a partner are.
 
     Returns:
-        The groups. Every activation operand lies in 0..255, every weight operand in -128..127.
+        The groups. Every activation operand lies in the range of the codes, every weight operand in -128..127.
     """
     if config.threads == 1:
         return (Group(Activation(), (Weight(None),)),)

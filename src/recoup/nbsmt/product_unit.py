@@ -1,27 +1,35 @@
-"""The product unit's gates: what a slot of T operand pairs adds, x_t unsigned and w_t signed, 8 bits each.
+"""The product unit's gates: what a slot of T operand pairs adds, x_t unsigned or signed and w_t signed, 8 bits each.
 
 Three things in a row:
 
     decode    which threads are active, each operand's reduced form once, and what goes to which multiplier
     multiply  T small multipliers: narrow x wide with two threads, 4 bits unsigned x 5 bits signed with four
     add       their products, shifted where an operand was reduced, summed exactly
+
+A signed activation takes 5 bits signed, and is cut, and halved where it is alone, 3 places up (port=4: as a weight, 4).
 """
 
 from typing import Any
 
 from recoup.gates.module import amaranth
 from recoup.nbsmt.config import NBSMT
+from recoup.nbsmt.ports import UNSIGNED, WEIGHT, Port, activation_port
 
 
 class Gates:
     """The product unit's gates, written with Amaranth into a module ``m``."""
 
-    def __init__(self, m: Any, config: NBSMT) -> None:
+    def __init__(self, m: Any, config: NBSMT, zero: int = UNSIGNED) -> None:
         self.hdl = amaranth("hdl")
         self.m = m
         self.config = config
         self.base = config.policy.removeprefix("S+")
         self.narrow_test = config.policy != "S"
+        self.port = activation_port(config, zero)
+        # What the shifts of a multiplier's operands are, in places; both operands are cut alike, or each has its own.
+        one = (4,) if self.base == "W" else (self.port.shift,)
+        mixed = self.base in ("Aw", "aW") and self.port.shift != WEIGHT.shift
+        self.places = (self.port.shift, 4) if config.threads == 4 or mixed else one
 
     def signal(self, value: Any, name: str) -> Any:
         """A named wire that carries a value."""
@@ -29,33 +37,46 @@ class Gates:
         self.m.d.comb += wire.eq(value)
         return wire
 
-    def rounded(self, v: Any, is_signed: bool) -> Any:
-        """The 4 high bits of v, rounded by the config; carry-out saturates. 4 bits."""
-        low, high = v[:4], v[4:]
+    def rounded(self, v: Any, port: Port) -> Any:
+        """The high bits of v that a port takes, rounded by the config; carry-out saturates."""
+        cut = port.shift
+        low, high = v[:cut], v[cut:]
         if self.config.rounding == "nearest":
-            up = low[3] & (low[:3].any() | high[0])
+            up = low[-1] & (low[:-1].any() | high[0])
         elif self.config.rounding == "half_up":
-            up = low[3]
+            up = low[-1]
         else:
-            up = v[7] & low.any() if is_signed else self.hdl.Const(0, 1)
-        top = high == (7 if is_signed else 15)
-        return (high + (up & ~top))[:4]
+            up = v[7] & low.any() if port.low else self.hdl.Const(0, 1)
+        top = high == port.high
+        return (high + (up & ~top))[: 8 - cut]
 
-    def reduced(self, v: Any, is_signed: bool) -> tuple[Any, Any]:
-        """A reduced operand's 4 bits, and whether it stands for 16 times them."""
-        rounded = self.rounded(v, is_signed)
+    def reduced(self, v: Any, port: Port) -> tuple[Any, Any]:
+        """A reduced operand's bits, as many as the port has, and whether it stands for ``step`` times them."""
+        rounded = self.rounded(v, port)
         if not self.narrow_test:
             return rounded, self.hdl.Const(1, 1)
-        wide = self.wide(v, is_signed)
-        return self.hdl.Mux(wide, rounded, v[:4]), wide
+        wide = self.wide(v, port)
+        return self.hdl.Mux(wide, rounded, v[: 8 - port.shift]), wide
 
-    def wide(self, v: Any, is_signed: bool) -> Any:
-        """Whether v does not fit its 4 low bits."""
-        return ~((v[3:] == 0) | v[3:].all()) if is_signed else v[4:].any()
+    def wide(self, v: Any, port: Port) -> Any:
+        """Whether v does not fit the port's bits."""
+        sign = v[7 - port.shift :]
+        return ~((sign == 0) | sign.all()) if port.low else v[8 - port.shift :].any()
 
-    # two threads: multipliers (narrow, wide, shift): narrow and wide are signed, shift is 1 bit for 4 places
+    def small(self, bits: Any) -> Any:
+        """A reduced activation's bits as a number."""
+        return bits.as_signed() if self.port.low else bits
 
-    def two(self, x: list[Any], w: list[Any]) -> list[tuple[Any, Any, Any]]:
+    def half(self, v: Any, port: Port, upper: bool) -> Any:
+        """The high or the low half of an operand of 8 bits, which is the high half times ``step`` and the low half."""
+        cut = port.shift
+        if not port.low:
+            return v[cut:] if upper else v[:cut]
+        return v[cut:].as_signed() if upper else self.hdl.Cat(v[:cut], self.hdl.Const(0, 1)).as_signed()
+
+    # two threads: multipliers (narrow, wide, shifts): narrow and wide are signed, a shift is 1 bit for its places
+
+    def two(self, x: list[Any], w: list[Any]) -> list[tuple[Any, ...]]:
         """Operands of the two multipliers: an inactive thread's multiplier serves its partner.
 
         Where neither is active both products are zero whatever is chosen, as each has a factor of zero.
@@ -69,41 +90,43 @@ class Gates:
         for t in range(2):
             own_x = self.signal(hdl.Mux(active[t], x[t], x[1 - t]), f"x_of{t}")
             own_w = self.signal(hdl.Mux(active[t], w[t], w[1 - t]), f"w_of{t}")
-            narrow, wide, shift = self.colliding(x[t], w[t], own_x, own_w)
-            alone, whole, upper = self.alone(own_x, own_w, upper=t == 0)
+            narrow, wide, *shifts = self.colliding(x[t], w[t], own_x, own_w)
+            alone, whole, *uppers = self.alone(own_x, own_w, upper=t == 0)
             same = self.base in ("S", "A", "W")  # the wide operand does not depend on the collision
             chosen = whole if same else hdl.Mux(collision, wide, whole)
-            found.append((hdl.Mux(collision, narrow, alone), chosen, hdl.Mux(collision, shift, upper)))
+            both = [hdl.Mux(collision, shift, upper) for shift, upper in zip(shifts, uppers, strict=True)]
+            found.append((hdl.Mux(collision, narrow, alone), chosen, *both))
         return found
 
-    def alone(self, x: Any, w: Any, upper: bool) -> tuple[Any, Any, Any]:
+    def alone(self, x: Any, w: Any, upper: bool) -> tuple[Any, ...]:
         """One thread on both multipliers: the high and the low half of the operand that is reduced otherwise."""
-        hdl = self.hdl
+        shift, rest = self.hdl.Const(int(upper), 1), [self.hdl.Const(0, 1)] * (len(self.places) - 1)
         if self.base == "W":
-            half = w[4:].as_signed() if upper else hdl.Cat(w[:4], hdl.Const(0, 1)).as_signed()
-            return half, x, hdl.Const(int(upper), 1)
-        return (x[4:] if upper else x[:4]), w, hdl.Const(int(upper), 1)
+            return self.half(w, WEIGHT, upper), x, shift
+        return self.half(x, self.port, upper), w, shift, *rest
 
-    def colliding(self, x: Any, w: Any, own_x: Any, own_w: Any) -> tuple[Any, Any, Any]:
+    def colliding(self, x: Any, w: Any, own_x: Any, own_w: Any) -> tuple[Any, ...]:
         """A thread's operands on its own multiplier; ``own``: the same values where it is active."""
         hdl = self.hdl
         if self.base in ("S", "A"):
-            r, reduced = self.reduced(x, False)
-            return r, own_w, reduced
-        q, w_reduced = self.reduced(w, True)
+            r, reduced = self.reduced(x, self.port)
+            return self.small(r), own_w, reduced
+        q, w_reduced = self.reduced(w, WEIGHT)
         if self.base == "W":
             return q.as_signed(), own_x, w_reduced
-        r, x_reduced = self.reduced(x, False)
-        by_x = self.wide(w, True) if self.base == "Aw" else ~self.wide(x, False)  # the activation's 4 bits, w whole
-        wide = hdl.Mux(by_x, own_w, own_x)
-        return hdl.Mux(by_x, r, q.as_signed()), wide, hdl.Mux(by_x, x_reduced, w_reduced)
+        r, x_reduced = self.reduced(x, self.port)
+        by_x = self.wide(w, WEIGHT) if self.base == "Aw" else ~self.wide(x, self.port)  # the activation cut, w whole
+        wide, narrow = hdl.Mux(by_x, own_w, own_x), hdl.Mux(by_x, self.small(r), q.as_signed())
+        if len(self.places) == 2:
+            return narrow, wide, by_x & x_reduced, ~by_x & w_reduced
+        return narrow, wide, hdl.Mux(by_x, x_reduced, w_reduced)
 
-    # four threads: multipliers (4 bits unsigned, 5 bits signed, shift of the first, of the second)
+    # four threads: multipliers (4 bits unsigned or 5 signed, 5 bits signed, shift of the first, of the second)
 
     def four(self, x: list[Any], w: list[Any]) -> list[tuple[Any, Any, Any, Any]]:
         """Operands of the four multipliers."""
-        r, q = [self.reduced(v, False) for v in x], [self.reduced(v, True) for v in w]
-        home = [(r[t][0], q[t][0].as_signed(), r[t][1], q[t][1]) for t in range(4)]
+        r, q = [self.reduced(v, self.port) for v in x], [self.reduced(v, WEIGHT) for v in w]
+        home = [(self.small(r[t][0]), q[t][0].as_signed(), r[t][1], q[t][1]) for t in range(4)]
         if not self.config.zero_test:
             return home
         hdl = self.hdl
@@ -130,7 +153,8 @@ class Gates:
                 total = masked if total is None else total | masked
             return self.signal(total, f"{name}_{what}")
 
-        operands = {"x": pick(x, "x"), "w": pick([v.as_unsigned() for v in w], "w")}
+        plain = [v.as_unsigned() for v in x] if self.port.low else x
+        operands = {"x": pick(plain, "x"), "w": pick([v.as_unsigned() for v in w], "w")}
         if self.base != "W":
             operands |= {"r": pick([v for v, _ in r], "r"), "rs": pick([v for _, v in r], "rs")}
         if self.base not in ("S", "A"):
@@ -145,8 +169,8 @@ class Gates:
         hdl = self.hdl
         x_up, w_up = k < 2, k % 2 == 0
         one = hdl.Const(1, 1)
-        w_half = v["w"][4:].as_signed() if w_up else hdl.Cat(v["w"][:4], hdl.Const(0, 1)).as_signed()
-        alone = (v["x"][4:] if x_up else v["x"][:4], w_half, one if x_up else ~one, one if w_up else ~one)
+        halves = self.half(v["x"], self.port, x_up), self.half(v["w"], WEIGHT, w_up)
+        alone = (*halves, one if x_up else ~one, one if w_up else ~one)
         paired = self.paired(v, upper=w_up)
         out = [hdl.Mux(pair, p, a) for p, a in zip(paired, alone, strict=True)]
         return tuple(hdl.Mux(many, h, o) for h, o in zip(home, out, strict=True))  # type: ignore[return-value]
@@ -158,19 +182,18 @@ class Gates:
         shift = one if upper else ~one
         by_x = by_w = None
         if self.base != "W":
-            w_half = v["w"][4:].as_signed() if upper else hdl.Cat(v["w"][:4], hdl.Const(0, 1)).as_signed()
-            by_x = (v["r"], w_half, v["rs"], shift)
+            by_x = (self.small(v["r"]), self.half(v["w"], WEIGHT, upper), v["rs"], shift)
         if self.base not in ("S", "A"):
-            by_w = (v["x"][4:] if upper else v["x"][:4], v["q"].as_signed(), shift, v["qs"])
+            by_w = (self.half(v["x"], self.port, upper), v["q"].as_signed(), shift, v["qs"])
         if by_x is None or by_w is None:
             return by_x or by_w  # type: ignore[return-value]
-        choose = self.wide(v["w"].as_signed(), True) if self.base == "Aw" else ~self.wide(v["x"], False)
+        choose = self.wide(v["w"], WEIGHT) if self.base == "Aw" else ~self.wide(v["x"], self.port)
         return tuple(hdl.Mux(choose, a, b) for a, b in zip(by_x, by_w, strict=True))  # type: ignore[return-value]
 
     # what is added
 
     def operands(self, x: list[Any], w: list[Any], exact: bool) -> list[tuple[Any, ...]]:
-        """What the multipliers take: (factor, factor, shifts of 4 places ...)."""
+        """What the multipliers take: (factor, factor, shifts of `places` ...)."""
         if exact or self.config.threads == 1:
             return list(zip(x, w, strict=True))
         return list(self.two(x, w)) if self.config.threads == 2 else list(self.four(x, w))
@@ -178,8 +201,8 @@ class Gates:
     def product(self, operands: tuple[Any, ...]) -> Any:
         """One multiplier with its shifts."""
         value = operands[0] * operands[1]
-        for shift in operands[2:]:
-            value = self.hdl.Mux(shift, value << 4, value)
+        for shift, places in zip(operands[2:], self.places, strict=False):
+            value = self.hdl.Mux(shift, value << places, value)
         return value
 
 

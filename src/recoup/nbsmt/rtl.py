@@ -13,6 +13,7 @@ from recoup.nbsmt import reference, systolic
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.element import REGISTERS, Options, element, products
 from recoup.nbsmt.observe import see
+from recoup.nbsmt.ports import SIGNED, UNSIGNED
 
 
 def build(
@@ -23,6 +24,7 @@ def build(
     accumulator_bits: int = 32,
     array: tuple[int, int] | None = None,
     unit: str = "pe",
+    activations: str = "unsigned",
 ) -> Module:
     """The hardware of a config.
 
@@ -33,6 +35,7 @@ def build(
         accumulator_bits: 17 to 64; narrower ones than a layer needs wrap.
         array: rows and columns, for the whole array; None: one processing element.
         unit: "pe", or "products" for the product unit alone, without any register.
+        activations: "unsigned", or "signed": values -128..127, which meet ``config.port`` bits.
 
     Raises:
         RecoupError: an option outside these values, a config with an accumulator of its own.
@@ -46,28 +49,28 @@ def build(
         raise RecoupError(f"nbsmt.rtl.build(registers={registers!r}): must be one of {', '.join(REGISTERS)}")
     if unit not in ("pe", "products"):
         raise RecoupError(f"nbsmt.rtl.build(unit={unit!r}): must be 'pe' or 'products'")
+    if activations not in ("unsigned", "signed"):
+        raise RecoupError(f"nbsmt.rtl.build(activations={activations!r}): must be 'unsigned' or 'signed'")
     bits = integer("nbsmt.rtl.build", "accumulator_bits", accumulator_bits, (18, 64))
     if not isinstance(drain, bool):
         raise RecoupError(f"nbsmt.rtl.build(drain={drain!r}): must be True or False")
-    options = Options(registers, drain, bits)
+    options = Options(registers, drain, bits, zero=SIGNED if activations == "signed" else UNSIGNED)
     if unit == "products":
-        return products(config)
+        return products(config, options)
     if array is not None:
         return systolic.build(config, options, array)
     return element(config, options)
 
 
 def capture(layer: Any, inputs: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """A layer's codes as a product of slots: x uint8 [M, T, S], w int8 [T, S, N]; slots by channel, then by tap.
+    """A layer's codes as a product of slots: x uint8 (signed values: int8) [M, T, S], w int8 [T, S, N].
+
+    Slots by channel, then by tap.
 
     Raises:
-        RecoupError: a grouped convolution, which runs one thread on other arrays; signed activations.
+        RecoupError: a grouped convolution, which runs one thread on other arrays.
     """
     seen = see(layer, inputs)
-    if seen.zero:
-        raise RecoupError(
-            f"silicon.capture: {layer.title}: its activations are signed; what is generated takes unsigned ones"
-        )
     codes, weight = seen.codes(), seen.weight_codes()[0]
     if seen.geometry.groups != 1:
         raise RecoupError(
@@ -80,7 +83,7 @@ def capture(layer: Any, inputs: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     g = seen.geometry
     patches = F.unfold(x.flatten(0, 1).float(), weight.shape[2:], g.dilation, g.padding, g.stride)  # [N T, C taps, P]
     x_MTS = patches.unflatten(0, (images, T)).permute(0, 3, 1, 2).flatten(0, 1)
-    return x_MTS.to(torch.uint8).numpy(), w.flatten(2).permute(1, 2, 0).to(torch.int8).contiguous().numpy()
+    return x_MTS.to(codes.dtype).numpy(), w.flatten(2).permute(1, 2, 0).to(torch.int8).contiguous().numpy()
 
 
 def steps(operands: tuple[np.ndarray, ...]) -> int:

@@ -124,7 +124,9 @@ def build(config: NBSMT, options: parts.Options, array: Any) -> Module:
         ),
         protocol=_protocol(rows, cols, latency),
         work=rows * cols * config.threads,
-        feed=lambda operands, lanes, generator: feed(operands, lanes, generator, config.threads, rows, cols, latency),
+        feed=lambda operands, lanes, generator: feed(
+            operands, lanes, generator, config.threads, rows, cols, latency, options.zero
+        ),
         units=(element,),
         facts={**element.facts, "rows": rows, "columns": cols},
     )
@@ -155,9 +157,10 @@ def cycles(M: int, C: int, N: int, module: Module, *, taps: int = 1, threads: in
 
 
 def _ports(T: int, rows: int, cols: int, options: parts.Options) -> tuple[Port, ...]:
-    x, w = parts.operand_ports(T)
+    x, w = parts.operand_ports(T, options.zero)
+    rows_alike = {"parts": T * rows, "signed": x.signed, "narrow": x.narrow, "edges": x.edges}
     return (
-        Port("x", "in", x.width * rows, "a slot of every row, row 0 lowest", parts=T * rows, narrow=4, edges=x.edges),
+        Port("x", "in", x.width * rows, "a slot of every row, row 0 lowest", **rows_alike),
         Port("w", "in", w.width * cols, "a slot of every column", True, T * cols, 4, w.edges),
         Port("first", "in", 1, "a sum begins with these operands; the one before is finished"),
         _shift_port(rows),
@@ -228,7 +231,7 @@ def _control(schedule: Schedule, steps: int, *, begun: bool = False) -> Inputs:
 def expected(inputs: Inputs, config: NBSMT, options: parts.Options, schedule: Schedule) -> Mapping[str, Expected]:
     """Every tile's results at the bottom, as sums of its slots; the last stays there after the run."""
     T, rows, cols = config.threads, schedule.rows, schedule.cols
-    x = inputs["x"].reshape(*inputs["x"].shape[:2], rows, T).astype(np.int64)
+    x = parts.activations(inputs["x"], options.zero).reshape(*inputs["x"].shape[:2], rows, T)
     w = signed(inputs["w"], 8).reshape(*inputs["w"].shape[:2], cols, T)
     lanes = x.shape[1]
     values = np.zeros((schedule.steps, lanes, cols), np.uint64)
@@ -238,7 +241,7 @@ def expected(inputs: Inputs, config: NBSMT, options: parts.Options, schedule: Sc
         slots = range(max(0, token - schedule.interval) if tile else 0, token)
         for r in range(rows):
             for c in range(cols):
-                total: Any = sum(parts.slot_sum(x[s, :, r], w[s, :, c], config, options.exact) for s in slots)
+                total: Any = sum(parts.slot_sum(x[s, :, r], w[s, :, c], config, options) for s in slots)
                 if not tile and not inputs["first"][0, 0]:
                     total = total + signed(inputs[preset_of(f"pe_{r}_{c}")][0], options.accumulator_bits)
                 at = schedule.shown(tile, r, c)
@@ -261,20 +264,21 @@ def feed(
     rows: int,
     cols: int,
     latency: int,
+    zero: int,
 ) -> Inputs:
-    """Tiles of a layer, x uint8 [M, T, S] and w int8 [T, S, N]: a lane is a tile of its outputs, all slots of it.
+    """Tiles of a layer, x uint8 (signed: int8) [M, T, S], w int8 [T, S, N]: a lane is a tile of outputs, all its slots.
 
     Raises:
         RecoupError: as `recoup.nbsmt.element.layer_operands`.
     """
-    x, w = parts.layer_operands(operands, threads)
+    x, w = parts.layer_operands(operands, threads, zero)
     slots = x.shape[2]
     schedule = Schedule(rows, cols, slots, 1, latency)
     found_x = np.zeros((schedule.steps, lanes, rows, x.shape[1]), np.uint64)
     found_w = np.zeros((schedule.steps, lanes, cols, x.shape[1]), np.uint64)
     picked_x = generator.integers(0, x.shape[0], (lanes, rows))
     picked_w = generator.integers(0, w.shape[2], (lanes, cols))
-    found_x[:slots] = x[picked_x].transpose(3, 0, 1, 2)
+    found_x[:slots] = pattern(x[picked_x].astype(np.int64), 8).transpose(3, 0, 1, 2)
     found_w[:slots] = pattern(w[:, :, picked_w].astype(np.int64), 8).transpose(1, 2, 3, 0)
     control = {
         name: np.repeat(values[:, None], lanes, 1) for name, values in _control(schedule, schedule.steps).items()

@@ -24,7 +24,8 @@ def capture(model: nn.Module, images: Any, layers: Sequence[str] | None = None) 
         layers: names; None: all.
 
     Returns:
-        By layer, for NB-SMT: x uint8 [M, T, S] and w int8 [T, S, N] (output positions, threads, slots, channels).
+        By layer, for NB-SMT: x uint8 (signed: int8) [M, T, S] and w int8 [T, S, N] (output positions, threads, slots,
+        channels).
 
     Raises:
         RecoupError: no such layer, or none at all.

@@ -38,8 +38,8 @@ TERMS = {
         "recalibration absorbs."
     ),
     "8 bit": (
-        "The baseline: unsigned 8-bit activations (one scale a layer), signed 8-bit weights (one scale an output "
-        "channel), exact sums, one thread."
+        "The baseline: 8-bit activations, signed where a layer's inputs are negative (one scale a layer), signed 8-bit "
+        "weights (one scale an output channel), exact sums, one thread."
     ),
     "policy": (
         "Which slack is looked for before an operand is reduced: S zero operands, A and W activations or weights that "
