@@ -125,6 +125,13 @@ def test_subclasses_and_look_alikes():
         rc.emulate_(model, LightNorm(), {"2": None, "3": None})
 
 
+def test_a_look_alike_with_a_matrix_is_refused():
+    layer = LlamaLike(16)
+    layer.weight = nn.Parameter(torch.ones(2, 16))
+    with pytest.raises(RecoupError, match=r"layer 'norm' \(LlamaLike\): its weight \[2, 16\] is no vector"):
+        rc.emulate_(nn.ModuleDict({"norm": layer}), LightNorm())
+
+
 def test_what_is_a_row_norm():
     assert like_rms_norm(LlamaLike)
     assert not any(map(like_rms_norm, (GemmaRMSNorm, nn.RMSNorm, nn.Linear)))

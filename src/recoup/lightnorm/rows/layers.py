@@ -198,6 +198,16 @@ class LightLikeRMSNorm(LightRows):
 
     kind = "rms"
 
+    def convert(self, config: Any, layer: str) -> None:
+        """Take a config; such a class normalizes the last axis alone."""
+        if self.weight is None or self.weight.dim() != 1:
+            given = None if self.weight is None else list(self.weight.shape)
+            raise RecoupError(
+                f"layer '{layer}' ({self.float_class.__name__}): its weight {given} is no vector, and it normalizes "
+                f'the last axis: leave it in float with layers={{"{layer}": None}}'
+            )
+        super().convert(config, layer)
+
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.weight.shape)  # type: ignore[union-attr]
