@@ -7,6 +7,7 @@ page is a text; scripts/site_hooks.py puts them into the site.
 """
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import itertools
@@ -97,7 +98,8 @@ def members(owner: type) -> Iterator[tuple[str, Any]]:
 
 def signature(name: str, value: Any) -> str:
     """The call as its source writes it; of a class without ``__init__``, such as a dataclass, as Python tells it."""
-    target = vars(value).get("__init__", value) if inspect.isclass(value) else value
+    own = inspect.isclass(value) and not dataclasses.is_dataclass(value)  # a dataclass's is built, without a source
+    target = vars(value).get("__init__", value) if own else value
     try:
         node = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(target)))).body[0]
     except (OSError, TypeError, SyntaxError):
@@ -106,11 +108,24 @@ def signature(name: str, value: Any) -> str:
         back = f" -> {ast.unparse(node.returns)}" if node.returns and not inspect.isclass(value) else ""
         return wrapped(name, arguments(node.args), back)
     try:
-        told = inspect.signature(value)
+        told = inspect.signature(value).parameters.values()
     except (TypeError, ValueError):
         return name
-    bare = [str(one.replace(annotation=inspect.Parameter.empty)) for one in told.parameters.values()]
-    return wrapped(name, bare, "")
+    kinds = fields(node) if isinstance(node, ast.ClassDef) else {}
+    return wrapped(name, [plain(one, kinds.get(one.name)) for one in told], "")
+
+
+def fields(owner: ast.ClassDef) -> dict[str, str]:
+    """The annotations of a class, as its source writes them."""
+    found = (node for node in owner.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name))
+    return {ast.unparse(node.target): ast.unparse(node.annotation) for node in found}
+
+
+def plain(parameter: inspect.Parameter, kind: str | None) -> str:
+    """A parameter with its annotation as it is written, or without one."""
+    text = str(parameter.replace(annotation=inspect.Parameter.empty))
+    written, equal, default = text.partition("=")
+    return text if kind is None else f"{written}: {kind}" + (f" = {default}" if equal else "")
 
 
 def arguments(given: ast.arguments) -> list[str]:
