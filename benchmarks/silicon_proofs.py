@@ -35,6 +35,8 @@ def norm(exponent: int, mantissa: int, kind: dict, **options: object) -> LightNo
 UNITS = {
     **{f"NB-SMT, {T} threads": lambda T=T: build(rc.NBSMT(threads=T)) for T in (1, 2, 4)},
     **{f"NB-SMT, {T} threads, array of 2 x 2": lambda T=T: build(rc.NBSMT(threads=T), array=(2, 2)) for T in (1, 2, 4)},
+    "hopper-fp8, adder": lambda: build(rc.TensorCore.hopper_fp8()),
+    "blackwell-fp8, adder": lambda: build(rc.TensorCore.blackwell_fp8()),
     "M7E4": lambda: build(rc.LBA.m7e4(), operands=M4E3),
     "M10E5": lambda: build(rc.LBA.m10e5(), operands=M4E3),
     "LightNorm, M2E3": lambda: build(norm(3, 2, TRUNCATED, block=None)),

@@ -32,10 +32,9 @@ def adder_figure(adders: list[tuple[str, list[AdderRow]]]) -> str:
     figure, axes = canvas(3, 5.4 + name_space(names), [1, 1, 1])
     said = []
     for index, (title, rows) in enumerate(adders):
-        fitted = [(names.index(row.name), row.slope, row.error) for row in rows if row.slope is not None]
-        places, slopes, errors = ([one[i] for one in fitted] for i in range(3))
-        plot_line(axes[0], places, slopes, index, title)
-        plot_line(axes[1], places, errors, index, title)
+        for axis, found in ((axes[0], [row.slope for row in rows]), (axes[1], [row.error for row in rows])):
+            shown = [(names.index(row.name), v) for row, v in zip(rows, found, strict=True) if v is not None]
+            plot_line(axis, [place for place, _ in shown], [v for _, v in shown], index, title)
         plot_line(axes[2], [names.index(row.name) for row in rows], [100 * row.cut for row in rows], index, title)
         said.append(f"{title}: largest error {_worst(rows)}")
     axes[0].axhline(1, color=MUTED, lw=1)
