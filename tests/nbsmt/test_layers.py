@@ -136,6 +136,7 @@ def test_every_verb_takes_signed_layers():
     assert all(layer.bias_correction is None for layer in emulated_layers(model).values())
 
 
+@pytest.mark.slow
 def test_fine_tuning_goes_straight_through_signed_codes():
     model = signed_network(rc.NBSMT(2)).train()
     x, y = images(16), torch.randint(5, (16,), generator=torch.Generator().manual_seed(0))

@@ -97,8 +97,8 @@ def test_every_policy(policy: str, threads: int):
         rounding = ROUNDINGS[(i + POLICIES.index(policy)) % 3]
         config = NBSMT(threads, policy, rounding, pairing)  # type: ignore[arg-type]
         check(draw(i, 9, C), 0.125, config, activations_of(config), (BOTH[(i + threads // 4) % 2],))
-        if i == (POLICIES.index(policy) + threads) % 4:
-            own, dtypes = config.replace(port=(5, 4)[threads % 4 // 2]), (BOTH[i % 2],)
+        if threads == 2 and i == POLICIES.index(policy) % 4:
+            own, dtypes = config.replace(port=(5, 4)[i // 2]), (BOTH[i % 2],)
             check(draw(i, 9, C, 128), 0.125, own, activations_of(own), dtypes, 128)
 
 
@@ -110,7 +110,7 @@ def test_every_width(C: int):
         activations = (Activation((1,), ("x", "r", "r")), Activation((1, threads - 1), ("0", "wide", "narrow")))
         for P in (0, 1, 6, 67):
             dtype = BOTH[(C + threads // 2) % 2]
-            zero = 128 if P == 6 else 0
+            zero = 128 if P == 6 and C % 31 == 3 else 0
             check(draw(C, P, C, zero), 0.125, config, activations[: 1 if threads == 2 else 2], (dtype,), zero)
 
 
@@ -229,7 +229,7 @@ def test_other_instruction_sets(level: str):
         check(x, 0.125, config, activations_of(config), target=target)
         x[7, 3] = np.nan
         check(x, 0.125, config, activations_of(config), target=target)
-        if threads < 4:
+        if threads == 2:
             check(-x, 0.125, config, activations_of(config), target=target, zero=128)
 
 

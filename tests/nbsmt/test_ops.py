@@ -127,7 +127,7 @@ def stand_in(weight, stride, padding, dilation, groups, shape, layer):
     return convolve
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     config=configs,
     seed=st.integers(0, 2**31),
