@@ -2,9 +2,9 @@
 
 Three tables: the error of one product of K = 4,096 on the units, relative to the exact one of the same operands, for
 signed, half rectified and positive operands; top-1 of the pretrained CIFAR-10 networks found through RECOUP_DATA on
-the first 2,000 test images (standard error 0.6); nats per character of the character GPT on the last tenth of tinyshakespeare, attention included.
-"e4m3, exact" has the operands in FP8 and sums in float32, so it tells FP8's own loss from the accumulator's. Kept in
-benchmarks/results/tensorcore_accuracy.jsonl.
+the first 2,000 test images (standard error 0.6); nats per character of the character GPT on the last tenth of
+tinyshakespeare, attention included. "e4m3, exact" has the operands in FP8 and sums in float32, so it tells FP8's own
+loss from the accumulator's. Kept in benchmarks/results/tensorcore_accuracy.jsonl.
 
     python benchmarks/tensorcore_accuracy.py [--tables]
 """
