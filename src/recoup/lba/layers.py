@@ -72,7 +72,7 @@ class LBALayer(Gained):
         return LBA.from_code(self.code)
 
     def take_extras(self, values: Mapping[str, Any]) -> None:
-        """As `Emulated`; the shift is a plain number, which compilers take as a constant."""
+        """As `Gained`; the shift is a plain number, which compilers take as a constant."""
         shift = values.get("shift")
         super().take_extras({**values, "shift": None if shift is None else int(shift)})
 

@@ -38,7 +38,7 @@ def build(config: TensorCore) -> Module:
         y <= output(trunc(c / q) + sum_i trunc(x_i w_i / q)),   c = 0 if first else y
 
     Operands are codes as `recoup.formats.encode` gives them, without NaN and infinities; scales are not built in. The
-    accumulator holds the unit's values, with as few exponent bits as those that can occur need: `facts` say how y is
+    accumulator holds the unit's values, with as few exponent bits as those that can occur need: ``facts`` say how y is
     read.
 
     Raises:
