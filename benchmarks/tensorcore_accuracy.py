@@ -35,7 +35,6 @@ UNITS = {
     "hopper-bf16": TensorCore.hopper_bf16(),
 }
 OVERFLOWING = {
-    "hopper-fp8, float16 out": TensorCore.hopper_fp8(output="float16"),
     "hopper-fp8, float16 out, amax 16": TensorCore.hopper_fp8(output="float16", amax=16.0),
 }
 EXACT = "e4m3, exact"
@@ -108,12 +107,11 @@ def main() -> None:
         ways |= {name: (unit, False) for name, unit in UNITS.items()}
         for name, way in ways.items():
             log.measure(("chargpt", name), lambda way=way: nats(*way))
+        small = "hopper-fp8, float16 out, amax 16"
+        log.measure(("chargpt", small), lambda: nats(OVERFLOWING[small]))
         for network, names in {"resnet20": list(ways), "resnet56": list(ways)[:4]}.items():
             for name in names:
                 log.measure((network, name), lambda network=network, name=name: top1(network, *ways[name]))
-        name = "hopper-fp8, float16 out, amax 16"
-        log.measure(("chargpt", name), lambda: nats(OVERFLOWING[name]))
-        log.measure(("resnet20", name), lambda: top1("resnet20", OVERFLOWING[name]))
         save("tensorcore_accuracy", {"rows": log.rows()})
     print(tables(log))
 
