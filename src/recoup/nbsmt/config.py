@@ -1,6 +1,6 @@
 """The NB-SMT configuration: what the shared multiplier does when threads collide."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
@@ -101,6 +101,14 @@ class NBSMT(Config):
                 f"NBSMT(accumulator={register!r}): accumulator must be None or a signed Int of {LEAST} to {MOST} bits, "
                 "such as Int(18)"
             )
+
+    def __setstate__(self, state: Any) -> None:
+        """Of pickles of before, whose values lie by place: the first is the code, which names the others."""
+        if not isinstance(state, list) or not state or not isinstance(state[0], str):
+            raise RecoupError(f"NBSMT: a pickle holds {state!r}, which is no state of a config: make the config anew")
+        made = NBSMT.from_code(state[0])
+        for each in fields(self):
+            self._set(each.name, getattr(made, each.name))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values; what came after the first four only where it is not the default."""
