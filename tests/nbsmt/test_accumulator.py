@@ -231,3 +231,20 @@ def test_grouped_layers_have_the_accumulator_too():
     assert float(held.min()) > -2049
     assert float(held.max()) < 2048
     assert float(held.std()) > 500
+
+
+def test_the_order_counts_at_one_thread_where_a_register_saturates():
+    """127 * 200 saturates 15 bits at once: what is subtracted before that is forgotten."""
+    layer = rc.nbsmt.NBSMTLinear(4, 1, bias=False, config=NBSMT(1, accumulator=rc.Int(15)))
+    weight, x = torch.tensor([[127.0, 127.0, -127.5, 127.0]]), torch.tensor([[200.0, 200.0, 200.0, 1.0]])
+    layer.weight.data, layer.activation_scale, layer.order = weight, 1.0, torch.tensor([2, 0, 1, 3])
+    expected, _ = port.matmul([[200, 200, 200, 1]], [[-128], [127], [127], [127]], *fields(layer.config, False))
+    assert expected == [[16383]]
+    assert layer(x).tolist() == expected
+    (row,) = rc.nbsmt.profile(layer, [x])
+    assert row.overflowed == 1
+    assert row.error == pytest.approx((16383 - 25327) ** 2 / 25327**2)
+    rc.correct_bias_(layer, [x])
+    assert layer(x).tolist() == [[25327.0]]
+    layer.bias_correction, layer.order = None, None
+    assert layer(x).tolist() == [[-9090.0]]

@@ -85,6 +85,11 @@ class NBSMTLayer(Emulated):
             return self.config.eight_bit
         return self.config.single if getattr(self, "groups", 1) > 1 else self.config
 
+    def order_decides(self, config: NBSMT) -> bool:
+        """Whether an order changes a number: by which channels share a multiplier, or by when a register saturates."""
+        saturates = config.accumulator is not None and config.accumulator.overflow == "saturate"
+        return getattr(self, "groups", 1) == 1 and (config.threads > 1 or saturates)
+
     def caveat(self) -> str | None:
         grouped = getattr(self, "groups", 1) > 1 and self.config.threads > 1
         return "are grouped convolutions and run one thread" if grouped else None
@@ -94,7 +99,7 @@ class NBSMTLayer(Emulated):
         if self.activation_scale is None:
             raise RecoupError(f"{self.title} has no activation scale: run calibrate_(model, batches) first")
         config = self.active_config
-        order = self.order if config.threads > 1 else None
+        order = self.order if self.order_decides(config) else None
         arguments = (*geometry.arguments, self.title, self.activation_zero or UNSIGNED)
         return convolution(x, self.matrix, order, self.activation_scale, config.code, *arguments)
 
