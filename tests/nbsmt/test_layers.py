@@ -104,6 +104,21 @@ def test_layers_of_both_kinds_in_one_network(tmp_path):
         rc.emulate_(other, FOUR)
 
 
+@pytest.mark.parametrize("zero", [128.0, torch.tensor(128), torch.tensor([128.0])])
+def test_zeros_of_any_type_are_whole_numbers_inside(zero):
+    """As a state_dict or a file of another hand brings them."""
+    model, x = signed_network(), images(4)
+    expected, state = model(x), model.state_dict()
+    state._metadata["4"]["recoup"]["activation_zero"] = zero
+    model.load_state_dict(state)
+    assert torch.equal(model(x), expected)
+    rc.restore_(model)
+    model[4].activation_zero = zero
+    rc.emulate_(model, FOUR)
+    assert type(model[4].activation_zero) is int
+    assert torch.equal(model(x), expected)
+
+
 def signed_float():
     torch.manual_seed(1)
     return rc.restore_(signed_network())
