@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 import recoup as rc
@@ -117,6 +118,22 @@ def test_zeros_of_any_type_are_whole_numbers_inside(zero):
     rc.emulate_(model, FOUR)
     assert type(model[4].activation_zero) is int
     assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize(("zero", "said"), [(128.0, None), ("128", "'128'; it must be 0 or 128"), (64, "64; it must")])
+def test_zeros_of_a_file_are_checked_though_the_layer_is_float(tmp_path, zero, said):
+    model = rc.restore_(signed_network())
+    rc.save(model, tmp_path / "chip")
+    with safe_open(tmp_path / "chip", "pt") as file:
+        header = json.loads(file.metadata()["recoup"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no dict
+    header["zeros"]["4"] = zero
+    save_file(tensors, tmp_path / "chip", {"recoup": json.dumps(header)})
+    if said is None:
+        assert type(rc.load(tmp_path / "chip", signed_float())[4].activation_zero) is int
+    else:
+        with pytest.raises(rc.RecoupError, match=f"layer '4' has the activation zero {said}"):
+            rc.load(tmp_path / "chip", signed_float())
 
 
 def signed_float():
