@@ -53,7 +53,8 @@ class NBSMT(Config):
             and weights do not feel it.
         accumulator: the register that products are added to, a signed `Int` of 8 to 32 bits; None: one of 32 bits that
             no layer may leave. Slots are added one by one, channel by channel of the thread and, within, tap by tap:
-            first a slot's products, exactly, then their sum to the register, which ``saturate``s or ``wrap``s.
+            first a slot's products, exactly, then their sum to the register, which ``saturate``s or ``wrap``s. A layer
+            whose sums could leave 32 bits is refused under ``Int(32)`` too, which therefore never differs from None.
 
     ``port`` and ``accumulator`` are written in the repr and in `to_dict` where they are not the default.
 
