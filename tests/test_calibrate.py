@@ -131,7 +131,12 @@ def test_codes_are_signed_where_inputs_are_negative_and_unsigned_elsewhere():
     for name in map(str, range(2, 24, 2)):
         model[int(name)].register_forward_pre_hook(lambda _, args, n=name: seen.setdefault(n, []).append(args[0]))
     negative = [str(4 * block + 4) for block in range(6)]
-    rc.calibrate_(model, [x, y], negative="float")
+    with pytest.warns(rc.RecoupWarning) as told:
+        rc.calibrate_(model, [x, y], negative="float")
+    assert [str(one.message) for one in told] == [
+        'calibrate_: negative="float" has a say under activations="unsigned" only; under \'auto\' layers with negative '
+        f"inputs get signed codes: {', '.join(negative)}"
+    ]
     assert zeros(model) == {str(i): 128 if str(i) in negative else 0 for i in range(2, 26, 2)}
     for name, parts in seen.items():
         values = torch.cat(parts).detach()

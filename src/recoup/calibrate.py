@@ -78,7 +78,8 @@ def calibrate_(
             changed then.
 
     Warns:
-        RecoupWarning: the layers that ``negative="float"`` leaves in float.
+        RecoupWarning: the layers that ``negative="float"`` leaves in float, or those it does not, under other
+            ``activations``.
     """
     is_module(model, "calibrate_")
     choice("calibrate_", "activations", activations, get_args(Activations))
@@ -90,7 +91,10 @@ def calibrate_(
     ranges, ran, kept = _passed(model, batches, weighty, candidates, keep, progress)
     ends = _ends(ran)
     selected = _selected(chosen, candidates, ranges, ends)
-    selected = _without_negative(selected, candidates, negative) if activations == "unsigned" else selected
+    if activations == "unsigned":
+        selected = _without_negative(selected, candidates, negative)
+    elif negative == "float":
+        _tell_unheard(selected, activations)
     codes = {name: seen.codes(name, activations) for name, seen in selected.items()}
     ledger.begin_structure(model, "calibrate_")
     for name, module in (candidates | {end: weighty[end] for end in ends}).items():
@@ -248,6 +252,18 @@ def _without_negative(
             stacklevel=3,
         )
     return {name: seen for name, seen in ranges.items() if name not in below}
+
+
+def _tell_unheard(ranges: dict[str, _Range], activations: Activations) -> None:
+    """Warn where layers that were to stay in float get signed codes."""
+    below = [name for name, seen in ranges.items() if seen.least < 0]
+    if below:
+        warnings.warn(
+            f'calibrate_: negative="float" has a say under activations="unsigned" only; under {activations!r} layers '
+            f"with negative inputs get signed codes: {', '.join(below)}",
+            RecoupWarning,
+            stacklevel=3,
+        )
 
 
 def _remedies(below: Mapping[str, _Range], ranges: Mapping[str, _Range], fixed: list[str]) -> tuple[str, str]:

@@ -160,6 +160,10 @@ class Config(Value):
         self._check()
         self._set("code", json.dumps(self.to_dict()))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles are made of values by name: by place, as slots make them, they end with a new field."""
+        return type(self).from_dict, (self.to_dict(),)
+
     def _check(self) -> None:
         """Refuse what is not legal, and bring fields into their own types."""
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from recoup.emulate import emulate_, restore_
 from recoup.errors import RecoupError
-from recoup.fields import location
+from recoup.fields import is_number, location
 from recoup.grammar import parse_config, written
 from recoup.models import load as load_model
 from recoup.network import ledger
@@ -176,8 +176,11 @@ def _fill(model: nn.Module, header: Mapping[str, Any], tensors: Mapping[str, Ten
             raise RecoupError(f"load: the model has no layer {rename.module(name)!r}") from None
 
     for name, scale in header["scales"].items():
+        zero = header.get("zeros", {}).get(name, 0)
+        if not is_number(zero) or zero not in (0, 128):
+            raise RecoupError(f"load: layer {name!r} has the activation zero {zero!r}; it must be 0 or 128")
         module(name).activation_scale = scale  # type: ignore[assignment]
-        module(name).activation_zero = header.get("zeros", {}).get(name, 0)  # type: ignore[assignment]
+        module(name).activation_zero = int(zero)  # type: ignore[assignment]
     if header["layers"]:
         emulate_(model, Policy({rename.module(name): text for name, text in header["layers"].items()}))
     extras: dict[str, dict[str, Tensor]] = {}

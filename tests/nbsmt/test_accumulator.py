@@ -16,7 +16,7 @@ from recoup.kernels import llvm
 from recoup.nbsmt import gpu, ops, reference
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.saturate import Saturating, saturating_module
-from recoup.nbsmt.weights import weight_operand
+from recoup.nbsmt.weights import quantize_weight, weight_operand
 from recoup.nbsmt.wing import eight_bit, runs, title
 from recoup.network.convolution import POINTWISE, Geometry
 from recoup.network.emulated import emulated_layers, running
@@ -174,7 +174,8 @@ def test_what_has_no_such_accumulator_says_so():
 def test_a_config_with_an_accumulator():
     config = NBSMT(accumulator=rc.Int(18))
     assert "accumulator" not in repr(NBSMT())
-    assert rc.Policy({"a": config}).items() is not None
+    assert rc.Policy({"a": config}) == rc.Policy({"a": NBSMT(2, accumulator=rc.Int(18))})
+    assert rc.Policy({"a": config}) != rc.Policy({"a": NBSMT(2)})
     assert config.eight_bit == NBSMT(1)
     assert config.single.accumulator == rc.Int(18)
     assert eight_bit(config) == eight_bit(NBSMT(1, accumulator=rc.Int(18))) == NBSMT(1)
@@ -205,6 +206,7 @@ def test_networks_with_an_accumulator(tmp_path):
     assert 0.01 < row.overflowed < 0.99
     rc.correct_bias_(narrow, [x])
     layer, means = emulated_layers(narrow)["2"], []
+    assert layer.bias_correction.abs().amax() > 1e-4  # beyond the tolerance below
     for mode in ("emulate", "baseline"):
         layer.mode = mode
         means.append(layer(torch.relu(narrow[0](x)).detach()).mean((0, 2, 3)))
@@ -214,16 +216,67 @@ def test_networks_with_an_accumulator(tmp_path):
     assert torch.equal(rc.load(tmp_path / "chip", rc.restore_(three_layers()))(x), narrow(x))
 
 
-def test_grouped_layers_have_the_accumulator_too():
+@pytest.mark.parametrize("overflow", ["saturate", "wrap"])
+def test_grouped_layers_have_the_accumulator_too(overflow):
     torch.manual_seed(0)
     layer: Any = nn.Conv2d(6, 6, 3, groups=3, bias=False)
-    x = torch.rand(2, 6, 5, 5)
+    x = torch.rand(1, 6, 5, 5)
     rc.calibrate_(layer, [x], {"": True})
+    config = NBSMT(accumulator=rc.Int(14, overflow=overflow))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", rc.RecoupWarning)
-        rc.emulate_(layer, NBSMT(accumulator=rc.Int(12, overflow="wrap")))
-    scale = (layer.activation_scale * 2 / 255 * layer.weight.detach().abs().flatten(1).amax(1)).view(1, -1, 1, 1)
-    held = layer(x).detach() / scale
-    assert float(held.min()) > -2049
-    assert float(held.max()) < 2048
-    assert float(held.std()) > 500
+        rc.emulate_(layer, config)
+    code = reference.quantize_activation(x, layer.activation_scale, 0)
+    weight, scale_O = quantize_weight(layer.weight)
+    one = Geometry((3, 3), (1, 1), (0, 0), (1, 1), 1)
+    exact, sums = (
+        torch.cat([
+            convolved(code[:, g : g + 2], weight[g : g + 2], part, one, False) for g in (0, 2, 4)
+        ], 1) for part in (NBSMT(1), config.single)
+    )  # fmt: skip
+    assert not torch.equal(exact, sums)
+    expected = sums.float().view(3, 3, 6).permute(2, 0, 1)[None]
+    assert torch.equal(layer(x), expected * (scale_O * layer.activation_scale).view(1, -1, 1, 1))
+
+
+def test_sums_beyond_32_bits_are_taken_where_the_register_says_what_becomes_of_them():
+    size = 70_000
+    x, w = torch.full((1, size), 255, dtype=torch.uint8), torch.full((size, 1), 127, dtype=torch.int8)
+    exact = 255 * 127 * size
+    for bits, overflow, expected in (
+        (18, "wrap", (exact + 2**17) % 2**18 - 2**17),
+        (32, "wrap", (exact + 2**31) % 2**32 - 2**31),
+        (31, "saturate", 2**30 - 1),
+    ):
+        config = NBSMT(1, accumulator=rc.Int(bits, overflow=overflow))
+        assert rc.nbsmt.matmul(x, w, config).tolist() == [[expected]]
+        arguments = (config.code, [1, 1], [0, 0], [1, 1], 1, "layer")
+        y = ops.convolution(x.float()[:, :, None, None], w.t().float() + 0.5, None, 1.0, *arguments)
+        assert y.item() == torch.tensor(float(expected)).item()
+    for register in (None, rc.Int(32)):
+        with pytest.raises(RecoupError, match="beyond the array's 32-bit accumulator"):
+            rc.nbsmt.matmul(x, w, NBSMT(1, accumulator=register))
+
+
+def test_weights_are_laid_out_once():
+    weight = torch.randint(-128, 128, (6, 2, 3, 3), dtype=torch.int8)
+    kernel = Saturating(weight, NBSMT(2, accumulator=rc.Int(16)), 1)
+    assert kernel.blocks(0, 3) is kernel.blocks(0, 3)
+    assert not torch.equal(kernel.blocks(0, 3), kernel.blocks(3, 6))
+
+
+def test_the_order_counts_at_one_thread_where_a_register_saturates():
+    """127 * 200 saturates 15 bits at once: what is subtracted before that is forgotten."""
+    layer = rc.nbsmt.NBSMTLinear(4, 1, bias=False, config=NBSMT(1, accumulator=rc.Int(15)))
+    weight, x = torch.tensor([[127.0, 127.0, -127.5, 127.0]]), torch.tensor([[200.0, 200.0, 200.0, 1.0]])
+    layer.weight.data, layer.activation_scale, layer.order = weight, 1.0, torch.tensor([2, 0, 1, 3])
+    expected, _ = port.matmul([[200, 200, 200, 1]], [[-128], [127], [127], [127]], *fields(layer.config, False))
+    assert expected == [[16383]]
+    assert layer(x).tolist() == expected
+    (row,) = rc.nbsmt.profile(layer, [x])
+    assert row.overflowed == 1
+    assert row.error == pytest.approx((16383 - 25327) ** 2 / 25327**2)
+    rc.correct_bias_(layer, [x])
+    assert layer(x).tolist() == [[25327.0]]
+    layer.bias_correction, layer.order = None, None
+    assert layer(x).tolist() == [[-9090.0]]

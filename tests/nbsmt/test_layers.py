@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 import recoup as rc
@@ -104,6 +105,37 @@ def test_layers_of_both_kinds_in_one_network(tmp_path):
         rc.emulate_(other, FOUR)
 
 
+@pytest.mark.parametrize("zero", [128.0, torch.tensor(128), torch.tensor([128.0])])
+def test_zeros_of_any_type_are_whole_numbers_inside(zero):
+    """As a state_dict or a file of another hand brings them."""
+    model, x = signed_network(), images(4)
+    expected, state = model(x), model.state_dict()
+    state._metadata["4"]["recoup"]["activation_zero"] = zero
+    model.load_state_dict(state)
+    assert torch.equal(model(x), expected)
+    rc.restore_(model)
+    model[4].activation_zero = zero
+    rc.emulate_(model, FOUR)
+    assert type(model[4].activation_zero) is int
+    assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize(("zero", "said"), [(128.0, None), ("128", "'128'; it must be 0 or 128"), (64, "64; it must")])
+def test_zeros_of_a_file_are_checked_though_the_layer_is_float(tmp_path, zero, said):
+    model = rc.restore_(signed_network())
+    rc.save(model, tmp_path / "chip")
+    with safe_open(tmp_path / "chip", "pt") as file:
+        header = json.loads(file.metadata()["recoup"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 -- no dict
+    header["zeros"]["4"] = zero
+    save_file(tensors, tmp_path / "chip", {"recoup": json.dumps(header)})
+    if said is None:
+        assert type(rc.load(tmp_path / "chip", signed_float())[4].activation_zero) is int
+    else:
+        with pytest.raises(rc.RecoupError, match=f"layer '4' has the activation zero {said}"):
+            rc.load(tmp_path / "chip", signed_float())
+
+
 def signed_float():
     torch.manual_seed(1)
     return rc.restore_(signed_network())
@@ -119,6 +151,28 @@ def test_files_without_signed_codes_are_of_the_first_format(tmp_path):
         assert ("zeros" in header) == (number == 2)
 
 
+def means_of(model, x):
+    """By layer, on the inputs that emulation gives it: mean outputs as corrected and at 8 bit, largest correction."""
+    found, inputs = {}, {}
+    layers = emulated_layers(model)
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, args, name=name: inputs.setdefault(name, args[0]))
+        for name, layer in layers.items()
+    ]
+    with torch.no_grad():
+        model(x)
+        for hook in hooks:
+            hook.remove()
+        for name, layer in layers.items():
+            both = []
+            for mode in ("emulate", "baseline"):
+                with running(layer, mode):
+                    y = layer(inputs[name])
+                both.append(y.mean((0, 2, 3)) if y.dim() == 4 else y.mean(0))
+            found[name] = (*both, float(layer.bias_correction.abs().amax()))
+    return found
+
+
 def test_every_verb_takes_signed_layers():
     """Reordered, corrected, profiled, slowed down: emulation stays the sum that the order and the codes say."""
     model, data = signed_network(), [images(16)]
@@ -129,7 +183,10 @@ def test_every_verb_takes_signed_layers():
     assert changed
     assert all(after[name].error < before[name].error for name in changed[:1])
     rc.correct_bias_(model, data)
-    assert all(row.mean_shift > 0 for row in after.values())
+    means = means_of(model, data[0])
+    for own, exact, correction in means.values():
+        torch.testing.assert_close(own, exact, rtol=0, atol=1e-5)  # each output is float32
+        assert correction > 1e-4
     labelled = [(images(16), torch.arange(16) % 5)]
     assert isinstance(rc.nbsmt.plan_throttling(model, labelled, 10.0).threads, dict)
     rc.undo_(model)

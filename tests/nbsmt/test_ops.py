@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 import recoup as rc
 from recoup.nbsmt import cpu, ops, reference
+from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.ops import convolution
+from recoup.nbsmt.prepare import prepare
 from recoup.nbsmt.weights import quantize_weight
 from tests.nbsmt import port
 from tests.nbsmt.strategies import configs, operands, port_of
@@ -277,3 +279,16 @@ def test_a_wrong_number_of_channels_is_not_padded_away(channels):
 def test_a_kernel_larger_than_the_input():
     with pytest.raises(rc.RecoupError, match=r"'c1'.*larger than the padded input"):
         convolution(**arguments(x=torch.rand(2, 6, 2, 2), padding=[0, 0]))
+
+
+@pytest.mark.parametrize("columns", [1, 7])
+def test_tied_weights_that_lie_transposed_are_prepared_apart(columns):
+    """[n, 1] and [1, n] have equal bytes and strides; of [n, n] neither form evicts the other."""
+    tied = torch.nn.Parameter(torch.arange(1.0, 1 + 7 * columns).view(7, columns))
+    arguments = (None, 0.01, NBSMT(2).code, [1, 1], [0, 0], [1, 1], 1, "layer")
+    for weight in (tied, tied.t(), tied):
+        x = torch.rand(3, weight.shape[1], 1, 1)
+        assert torch.equal(convolution(x, weight, *arguments), convolution(x, weight.detach().clone(), *arguments))
+    first = prepare(tied, NBSMT(2))
+    assert prepare(tied.t(), NBSMT(2)) is not first
+    assert prepare(tied, NBSMT(2)) is first

@@ -287,6 +287,9 @@ def test_signed_activations_of_a_layer():
     assert torch.equal(layer(x), expected)
     with pytest.raises(RecoupError, match=r'x holds -.* beyond 0 to 255.*activations="signed"'):
         element_feed((codes, weight), 4, np.random.default_rng(0), 1, Options())
+    large = (np.full((1, 1, 1), 200, np.uint8), np.ones((1, 1, 1), np.int8))
+    with pytest.raises(RecoupError, match=r'x holds 200 to 200.*activations="unsigned"\), and capture\(..., layers='):
+        element_feed(large, 4, np.random.default_rng(0), 1, Options(zero=128))
     fed = element_feed((codes, weight), 4, np.random.default_rng(0), 1, Options(zero=128))["x"]
     assert fed.max() > 127
     with pytest.raises(RecoupError, match="must be 'unsigned' or 'signed'"):

@@ -1,5 +1,6 @@
 """Which layers are slowed, and that the accuracy budget is met with few of them."""
 
+import collections
 import itertools
 import json
 import warnings
@@ -11,7 +12,7 @@ import recoup as rc
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.observe import nbsmt_layers
-from recoup.nbsmt.throttle import _of_least_harm, plan_throttling, throttle_
+from recoup.nbsmt.throttle import _harm, _of_least_harm, plan_throttling, throttle_
 from recoup.network.emulated import running
 from tests.networks import CONVOLUTIONS, images, small_net
 
@@ -173,3 +174,47 @@ def test_data_that_change_between_readings_are_noticed():
 
     with pytest.raises(RecoupError, match="differ from reading to reading"):
         throttle_(model, Drifting(batches), 0)
+
+
+def chain(**config):
+    """Four linear layers on two threads, some with an accumulator; labels are those of 8-bit arithmetic."""
+    torch.manual_seed(0)
+    layers = {name: torch.nn.Linear(16, 16, bias=False) for name in ("first", "a", "b", "last")}
+    model = torch.nn.Sequential(collections.OrderedDict(layers)).eval()
+    with torch.no_grad():
+        model.b.weight.copy_(torch.eye(16))
+        model.first.weight.copy_(torch.eye(16))
+        model.a.weight.copy_(torch.randn(16, 16))
+    x = torch.rand(200, 16)
+    rc.calibrate_(model, [x])
+    rc.emulate_(model, None, config)
+    with running(model, "baseline"):
+        return model, [(x, model(x).argmax(1))]
+
+
+def test_a_plan_that_misses_its_budget_is_never_returned():
+    """Under an accumulator one thread is not 8-bit arithmetic; a layer that does no harm alone takes no step."""
+    model, data = chain(a=NBSMT(2, accumulator=rc.Int(14)), b=NBSMT(2, accumulator=rc.Int(16)))
+    with pytest.raises(RecoupError, match=r"one thread in every layer top-1 is .* the accumulators cost more"):
+        plan_throttling(model, data, 1.0)
+    with pytest.raises(RecoupError, match="the accumulators cost more"):
+        throttle_(model, data, 1.0)
+    assert threads(model) == {"a": 2, "b": 2}
+
+
+def test_plans_that_need_all_their_steps_are_measured():
+    model, data = chain(a=NBSMT(2, "S", "zero", accumulator=rc.Int(20)), b=NBSMT(2))
+    plan = plan_throttling(model, data, 0.0)
+    assert plan.threads == {"a": 1}
+    assert plan.before.top1 < 100
+    assert plan.after.top1 == plan.baseline.top1 == 100
+    throttle_(model, data, 0.0)
+    assert rc.evaluate(model, data) == plan.after
+
+
+def test_the_harm_of_one_thread_is_measured_under_an_accumulator():
+    model, data = chain(a=NBSMT(2, accumulator=rc.Int(14)), b=NBSMT(2))
+    found = _harm(model, nbsmt_layers(model, "test"), data, False)
+    assert set(found["a"]) == {2, 1}
+    assert found["a"][1] > 0
+    assert set(found["b"]) == {2}

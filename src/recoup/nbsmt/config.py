@@ -1,6 +1,6 @@
 """The NB-SMT configuration: what the shared multiplier does when threads collide."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
@@ -53,7 +53,8 @@ class NBSMT(Config):
             and weights do not feel it.
         accumulator: the register that products are added to, a signed `Int` of 8 to 32 bits; None: one of 32 bits that
             no layer may leave. Slots are added one by one, channel by channel of the thread and, within, tap by tap:
-            first a slot's products, exactly, then their sum to the register, which ``saturate``s or ``wrap``s.
+            first a slot's products, exactly, then their sum to the register, which ``saturate``s or ``wrap``s. A layer
+            whose sums could leave 32 bits is refused under ``Int(32)`` too, which therefore never differs from None.
 
     ``port`` and ``accumulator`` are written in the repr and in `to_dict` where they are not the default.
 
@@ -101,6 +102,14 @@ class NBSMT(Config):
                 f"NBSMT(accumulator={register!r}): accumulator must be None or a signed Int of {LEAST} to {MOST} bits, "
                 "such as Int(18)"
             )
+
+    def __setstate__(self, state: Any) -> None:
+        """Of pickles of before, whose values lie by place: the first is the code, which names the others."""
+        if not isinstance(state, list) or not state or not isinstance(state[0], str):
+            raise RecoupError(f"NBSMT: a pickle holds {state!r}, which is no state of a config: make the config anew")
+        made = NBSMT.from_code(state[0])
+        for each in fields(self):
+            self._set(each.name, getattr(made, each.name))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values; what came after the first four only where it is not the default."""

@@ -317,13 +317,21 @@ def layer_operands(operands: tuple[np.ndarray, ...], threads: int, zero: int) ->
             raise RecoupError(f"energy of NB-SMT: {name} has shape {list(value.shape)}; {legal}")
         if value.min() < low or value.max() > high:
             found = f"{value.min()} to {value.max()}"
-            other = (
-                '; signed activations go through build(..., activations="signed")' if name == "x" and not zero else ""
-            )
+            other = _other_codes(zero) if name == "x" else ""
             raise RecoupError(f"energy of NB-SMT: {name} holds {found}, beyond {low} to {high}; {legal}{other}")
     if x.shape[1] != threads or w.shape[0] != threads or x.shape[2] != w.shape[1]:
         raise RecoupError(f"energy of NB-SMT: x has shape {list(x.shape)} and w {list(w.shape)}; {legal}")
     return x, w
+
+
+def _other_codes(zero: int) -> str:
+    """What to do with a layer of the codes that the unit is not for."""
+    kind = "unsigned" if zero else "signed"
+    always = "" if zero else '; calibrate_(..., activations="signed") makes all layers signed'
+    return (
+        f'; {kind} activations go through build(..., activations="{kind}"), and capture(..., layers=[...]) takes '
+        f"layers of one kind{always}"
+    )
 
 
 def element_feed(

@@ -55,8 +55,10 @@ class NBSMTLayer(Emulated):
             raise RecoupError(f"{self.title} has no activation scale: run calibrate_(model, batches) first")
         if not _is_scale(scale):
             raise RecoupError(f"{self.title} has the activation scale {scale!r}; it must be a number above 0")
-        if self.activation_zero is not None and not _is_zero(self.activation_zero):
-            raise RecoupError(f"{self.title} has the activation zero {self.activation_zero!r}; it must be 0 or 128")
+        if self.activation_zero is not None:
+            if not _is_zero(self.activation_zero):
+                raise RecoupError(f"{self.title} has the activation zero {self.activation_zero!r}; it must be 0 or 128")
+            self.activation_zero = int(self.activation_zero)  # 128.0 and tensors of one element are legal
         if self.weight.dtype != torch.float32:
             raise RecoupError(f"{self.title}: NB-SMT emulation takes float32 weights; got {self.weight.dtype}")
         self._add_extras()
@@ -85,6 +87,11 @@ class NBSMTLayer(Emulated):
             return self.config.eight_bit
         return self.config.single if getattr(self, "groups", 1) > 1 else self.config
 
+    def order_decides(self, config: NBSMT) -> bool:
+        """Whether an order changes a number: by which channels share a multiplier, or by when a register saturates."""
+        saturates = config.accumulator is not None and config.accumulator.overflow == "saturate"
+        return getattr(self, "groups", 1) == 1 and (config.threads > 1 or saturates)
+
     def caveat(self) -> str | None:
         grouped = getattr(self, "groups", 1) > 1 and self.config.threads > 1
         return "are grouped convolutions and run one thread" if grouped else None
@@ -94,7 +101,7 @@ class NBSMTLayer(Emulated):
         if self.activation_scale is None:
             raise RecoupError(f"{self.title} has no activation scale: run calibrate_(model, batches) first")
         config = self.active_config
-        order = self.order if config.threads > 1 else None
+        order = self.order if self.order_decides(config) else None
         arguments = (*geometry.arguments, self.title, self.activation_zero or UNSIGNED)
         return convolution(x, self.matrix, order, self.activation_scale, config.code, *arguments)
 
@@ -117,8 +124,10 @@ class NBSMTLayer(Emulated):
 
     def take_extras(self, values: Mapping[str, Any]) -> None:
         """A scale that comes without a zero is of unsigned codes: state dicts of before knew no others."""
-        came = values.get("activation_scale") is not None and values.get("activation_zero") is None
-        super().take_extras({**values, "activation_zero": UNSIGNED} if came else values)
+        zero = values.get("activation_zero")
+        if zero is None and values.get("activation_scale") is not None:
+            zero = UNSIGNED
+        super().take_extras(values if zero is None else {**values, "activation_zero": int(zero)})
 
     def rescaled(self) -> None:
         self.bias_correction = None  # it belonged to the old scale
@@ -157,6 +166,8 @@ def _is_scale(value: Any) -> bool:
 
 
 def _is_zero(value: Any) -> bool:
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
     return is_number(value) and value in (UNSIGNED, SIGNED)
 
 

@@ -56,8 +56,8 @@ class Seen:
 
     def product(self, config: NBSMT, order: Tensor | None) -> Tensor:
         """The layer's output without bias or correction, under a configuration: float32 [N, O, h, w]."""
-        order = order if config.threads > 1 else None
         layer, geometry = self.layer, self.geometry.arguments
+        order = order if layer.order_decides(config) else None
         return convolution(self.x, layer.matrix, order, self.scale, config.code, *geometry, layer.title, self.zero)
 
 

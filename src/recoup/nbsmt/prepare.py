@@ -5,7 +5,8 @@ image, a map of its border and of the weights:  conv(v, B) = conv0(u, B) - z con
 conv0 pads with the byte 0, which stands for nothing in either term.
 
 A prepared weight belongs to the content it was made from: every call compares a 64-bit hash of the bytes (1-2 % of the
-layer's time), because writes through ``.data`` leave a tensor's version counter alone.
+layer's time), because writes through ``.data`` leave a tensor's version counter alone. Shape and strides are part of
+its key: a tied layer may read the same bytes transposed.
 """
 
 from dataclasses import dataclass, field
@@ -42,7 +43,7 @@ class Prepared:
             sum need not be subtracted from: it may be rounded.
     """
 
-    content: tuple
+    content: int
     config: NBSMT
     operand: WeightOperand
     scale_O: Tensor
@@ -134,7 +135,8 @@ def prepare(weight: Tensor, config: NBSMT, order: Tensor | None = None, zero: in
     owner = _owner(weight)
     kept: dict[tuple, Prepared] = _prepared.get(owner) or {}
     _prepared[owner] = kept
-    content, key = (_hash(weight), weight.stride()), (config, None if order is None else _hash(order), zero)
+    layout = (weight.shape, weight.stride())
+    content, key = _hash(weight), (config, None if order is None else _hash(order), zero, *layout)
     found = kept.get(key)
     if found is None or found.content != content:
         code, scale = quantize_weight(weight)
@@ -173,7 +175,7 @@ def _remember(kept: dict, key: object, value: object) -> None:
 def _hash(tensor: Tensor) -> int:
     plain = tensor.detach()
     if plain.dim() == 2 and plain.t().is_contiguous():
-        plain = plain.t()  # strides are kept beside the hash
+        plain = plain.t()  # strides are part of the key
     if not plain.is_contiguous():
         last = plain.dim() == 4 and plain.is_contiguous(memory_format=torch.channels_last)
         plain = plain.permute(0, 2, 3, 1) if last else plain.contiguous()

@@ -38,8 +38,8 @@ class LayerProfile:
         zero_activations, wide_activations, saturated: shares of the input that have value 0, do not fit the port
             (unsigned codes above 15; signed ones, see `NBSMT`), and would leave the codes' range (before clipping).
         zero_weights, wide_weights: shares of the weights with code 0, and with a code outside -8..7.
-        overflowed: share of the outputs that the accumulator changed: they differ from exact sums of the same shared
-            products.
+        overflowed: share of the outputs that the accumulator changed: as scaled float32 they differ from exact sums of
+            the same shared products (a change above 2^24 that rounds to the same float32 is none).
     """
 
     name: str
@@ -117,7 +117,7 @@ class _Sums:
         self.output_shape = output_shape
         code, config, order = seen.codes(), seen.layer.active_config, seen.layer.order
         weight, _ = seen.weight_codes()
-        ordered = order is not None and config.threads > 1
+        ordered = order is not None and seen.layer.order_decides(config)
         found = layer_statistics(
             code[:, order] if ordered else code, weight[:, order] if ordered else weight, config, seen.geometry
         )

@@ -48,12 +48,16 @@ class Saturating:
         w_OSLV = _even(w_OGTSkk.flatten(4).permute(0, 3, 4, 1, 2).flatten(3))
         self.slots, self.taps, self.products = w_OSLV.shape[1:]
         self._weight = w_OSLV
+        self._blocks: dict[tuple[int, int], Tensor] = {}
 
     def blocks(self, first: int, last: int) -> Tensor:
-        """The weights of some output channels: int16 [blocks, S, L, V / 2, 16, 2]."""
-        part = self._weight[first:last]
-        part = F.pad(part, (0, 0, 0, 0, 0, 0, 0, -len(part) % LANES)).to(torch.int16)
-        return part.unflatten(3, (-1, 2)).unflatten(0, (-1, LANES)).permute(0, 2, 3, 4, 1, 5).contiguous()
+        """The weights of some output channels: int16 [blocks, S, L, V / 2, 16, 2]; laid out at the first call."""
+        if (first, last) not in self._blocks:
+            part = self._weight[first:last]
+            part = F.pad(part, (0, 0, 0, 0, 0, 0, 0, -len(part) % LANES)).to(torch.int16)
+            laid = part.unflatten(3, (-1, 2)).unflatten(0, (-1, LANES)).permute(0, 2, 3, 4, 1, 5)
+            self._blocks[first, last] = laid.contiguous()
+        return self._blocks[first, last]
 
     def __call__(self, operand: Tensor, geometry: Geometry, *, target: llvm.Target | None = None) -> Tensor:
         """The registers after all slots: int32 [N, O, h, w], channels_last.

@@ -73,9 +73,10 @@ def plan_throttling(model: nn.Module, batches: Iterable[Any], budget: float, *, 
     """Find few layers to slow down, so that top-1 stays within ``budget`` points of 8-bit arithmetic.
 
     1. In one pass every layer is emulated alone, all others in 8 bits; its harm is the mean squared change of the
-       model's output.
+       model's output: with each of its numbers of threads, and with one thread too where it has an accumulator (one
+       thread alone is 8-bit arithmetic, which does no harm).
     2. Bisection finds how many steps 4 -> 2 and 2 -> 1 meet the budget; for a number of steps, those that leave the
-       least harm are a knapsack (`recoup.knapsack`). (All steps together always do: one thread is 8-bit arithmetic.)
+       least harm are a knapsack (`recoup.knapsack`). Where those found miss it, all steps there are are tried.
     3. From the least useful one on, steps are taken back where the budget allows it.
 
     What is minimised is the number of steps: each halves the speed of one layer. Accuracy need not be monotonic in
@@ -93,7 +94,8 @@ def plan_throttling(model: nn.Module, batches: Iterable[Any], budget: float, *, 
 
     Raises:
         RecoupError: a negative or non-finite budget, no NB-SMT layer, an output that is no tensor of logits, no or
-            bad batches, no labels, batches that differ from reading to reading.
+            bad batches, no labels, batches that differ from reading to reading, accumulators that miss the budget with
+            one thread in every layer.
     """
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 <= budget < float("inf"):
         raise RecoupError(f"throttle_(budget={budget!r}): budget must be a number of percentage points, 0 or more")
@@ -112,14 +114,16 @@ def plan_throttling(model: nn.Module, batches: Iterable[Any], budget: float, *, 
         return Throttling({}, baseline, before, before)
     harm = _harm(model, layers, batches, progress)
     every = sum(len(_ladder(layer)) for layer in layers.values())
-    kept, after = _fewest(every, after, floor, lambda count: _of_least_harm(harm, layers, count), accuracy)
-    if len(kept) == every:
+    kept, found = _fewest(every, floor, lambda count: _of_least_harm(harm, layers, count), accuracy)
+    after = accuracy(kept) if found is None else found
+    if after.top1 < floor:  # layers that do no harm alone take no step, and may do some together
+        kept = _every_step(layers)
         after = accuracy(kept)
-        if after.top1 < floor:
-            raise RecoupError(
-                f"throttle_(budget={budget!r}): with one thread in every layer top-1 is {after.top1:.4g}, with 8-bit "
-                f"arithmetic {baseline.top1:.4g}: {_why(layers)}"
-            )
+    if after.top1 < floor:
+        raise RecoupError(
+            f"throttle_(budget={budget!r}): with one thread in every layer top-1 is {after.top1:.4g}, with 8-bit "
+            f"arithmetic {baseline.top1:.4g}: {_why(layers)}"
+        )
     kept, after = _taken_back(kept, after, floor, accuracy)
     slowed = dict(kept)  # where a layer takes both steps, the one to a single thread comes last
     return Throttling(slowed, baseline, before, after)
@@ -134,14 +138,13 @@ def _why(layers: dict[str, Layer]) -> str:
 
 def _fewest(
     every: int,
-    after: Accuracy,
     floor: float,
     steps_of: Callable[[int], Sequence[Step]],
     accuracy: Callable[[Sequence[Step]], Accuracy],
-) -> tuple[Sequence[Step], Accuracy]:
-    """By bisection few steps that reach ``floor``, and their accuracy; all steps are not measured, for they do."""
-    low, high = 0, every  # `low` steps miss the budget, `high` meet it
-    kept = steps_of(high)
+) -> tuple[Sequence[Step], Accuracy | None]:
+    """By bisection few steps that reach ``floor``, and their accuracy; None where those of all were not measured."""
+    low, high = 0, every  # `low` steps miss the budget, `high` meet it or are not measured
+    kept, after = steps_of(high), None
     while high - low > 1:
         middle = (low + high) // 2
         steps = steps_of(middle)
@@ -187,7 +190,7 @@ def _harm(
     model: nn.Module, layers: dict[str, Layer], batches: Iterable[Any], progress: bool
 ) -> dict[str, dict[int, float]]:
     """Squared change of the model's output by each layer alone, by its number of threads, summed over the batches."""
-    harm = {name: dict.fromkeys(_ladder(layer), 0.0) for name, layer in layers.items()}
+    harm = {name: dict.fromkeys(_measured(layer), 0.0) for name, layer in layers.items()}
     with evaluating(model), in_mode(layers, "baseline"):
         for inputs, _ in prepared(model, batches, "throttle_ (rank)", progress):
             exact = call(model, inputs)
@@ -203,6 +206,17 @@ def _harm(
 def _ladder(layer: Layer) -> list[int]:
     """The thread counts above one that a layer may run: its own and, for four, two."""
     return [] if layer.caveat() is not None else [t for t in (4, 2) if t <= layer.config.threads]
+
+
+def _measured(layer: Layer) -> list[int]:
+    """The thread counts that may do harm: one thread does where its accumulator is too narrow."""
+    ladder = _ladder(layer)
+    return [*ladder, 1] if ladder and layer.config.accumulator is not None else ladder
+
+
+def _every_step(layers: dict[str, Layer]) -> list[Step]:
+    """All steps there are, a layer's in order."""
+    return [(name, threads) for name, layer in layers.items() for _, threads in pairwise([*_ladder(layer), 1])]
 
 
 def _of_least_harm(harm: dict[str, dict[int, float]], layers: dict[str, Layer], count: int) -> list[Step]:

@@ -80,11 +80,17 @@ def weight_operand(code: Tensor, config: NBSMT, zero: int = UNSIGNED) -> WeightO
     # w is followed by q - w.
     largest = torch.maximum(w_OTSkk.abs(), q_OTSkk.abs())
     bound = reach(zero) * int(largest.flatten(1).sum(1, dtype=torch.int64).amax()) if weight.numel() else 0
-    if bound >= 2**31:
+    if bound >= 2**31 and _is_32_bit(config):
         raise RecoupError(
             f"weight {list(code.shape)}: sums may reach {bound}, beyond the array's 32-bit accumulator (2^31 - 1)"
         )
     return WeightOperand(tuple(activations), weight.to(torch.int8), bound)
+
+
+def _is_32_bit(config: NBSMT) -> bool:
+    """Whether no sum may leave 32 bits: one that wraps may, and one that saturates before, whose kernel has room."""
+    register = config.accumulator
+    return register is None or (register.overflow == "saturate" and register.bits == 32)
 
 
 class _Masks:

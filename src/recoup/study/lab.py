@@ -299,7 +299,8 @@ class Lab:
         """A policy's layers by name, but for those that calibration left in float, as it says."""
         modules = dict(self.model.named_modules())
         found = assigned(self.model, policy, "emulate_")
-        if self.recipe.calibration.negative == "error":
+        calibration = self.recipe.calibration
+        if calibration.negative == "error" or calibration.activations != "unsigned":
             return found
         scaled = {name for name in found if getattr(modules[name], "activation_scale", None) is not None}
         return {name: config for name, config in found.items() if name in scaled or not needs_scales(config)}

@@ -1,8 +1,11 @@
 """Energy of a study's configs: on the operands of its own network, every layer as often as it has steps."""
 
+from collections import OrderedDict
 from types import SimpleNamespace
 
 import pytest
+import torch
+from torch import nn
 
 pytest.importorskip("amaranth")
 
@@ -163,3 +166,21 @@ def test_weights_that_changed_are_refused(study, tmp_path):
     changed = study.model_copy(update={"recipe": recipe, "weights_sha256": "ab" * 32})
     with pytest.raises(RecoupError, match="no longer the file that the study ran on"):
         measure(changed)
+
+
+def test_layers_of_the_other_kind_of_codes_are_named_with_the_remedy():
+    """A network of signed and unsigned layers is captured as it is; one unit takes one kind."""
+    torch.manual_seed(0)
+    sizes = {"first": nn.ReLU(), "a": nn.GELU(), "b": nn.GELU(), "c": nn.ReLU(), "last": nn.Identity()}
+    parts = [(name, nn.Sequential(nn.Linear(4, 4), end)) for name, end in sizes.items()]
+    model, x = nn.Sequential(OrderedDict(parts)).eval(), torch.rand(8, 4)
+    rc.emulate_(rc.calibrate_(model, [x]), rc.NBSMT(2))
+    layers = rc.silicon.capture(model, x)
+    assert {name: str(operands[0].dtype) for name, operands in layers.items()} == {
+        "a.0": "uint8", "b.0": "int8", "c.0": "int8"
+    }  # fmt: skip
+    with pytest.raises(RecoupError, match=r'^b\.0, c\.0: .*activations="signed"\), and capture\(..., layers=\['):
+        silicon_energy._measured(rc.silicon.build(rc.NBSMT(2)), rc.NBSMT(2), layers, None)  # type: ignore[arg-type]
+    unit = rc.silicon.build(rc.NBSMT(2), activations="signed")
+    with pytest.raises(RecoupError, match=r'^a\.0: .*activations="unsigned"\)'):
+        silicon_energy._measured(unit, rc.NBSMT(2), layers, None)  # type: ignore[arg-type]

@@ -140,6 +140,9 @@ def _counterparts(others: list[Any], ask: _Asked, failed: dict[str, str]) -> lis
 
 def _measured(module: Any, config: Any, layers: Layers, ask: _Asked) -> list[tuple[Any, float]]:
     """A layer's energy each, and how many steps it has an image."""
+    refused = {name: why for name, operands in layers.items() if (why := _refusal(module, operands))}
+    if refused:
+        raise RecoupError(f"{', '.join(refused)}: {next(iter(refused.values()))}")
     found = []
     for name, operands in layers.items():
         ask.told(f"  {module.title}: {name}")
@@ -160,13 +163,16 @@ def _fitting(module: Any, ask: _Asked) -> tuple[Any, Layers] | None:
 
 def _takes(module: Any, layers: Layers) -> bool:
     """Whether a module takes the operands of layers."""
-    if module.feed is None:
-        return False
+    return module.feed is not None and _refusal(module, next(iter(layers.values()))) is None
+
+
+def _refusal(module: Any, operands: tuple[np.ndarray, ...]) -> str | None:
+    """Why a module does not take a layer's operands, or None."""
     try:
-        module.feed(next(iter(layers.values())), 64, np.random.default_rng(0))
-    except RecoupError:
-        return False
-    return True
+        module.feed(operands, 64, np.random.default_rng(0))
+    except RecoupError as error:
+        return str(error)
+    return None
 
 
 def _row(one: Hardware, module: Any, counterpart: bool, found: list[tuple[Any, float]]) -> EnergyRow:
