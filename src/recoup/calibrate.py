@@ -90,11 +90,7 @@ def calibrate_(
     weighty = {name: found.module for name, found in multipliers(model).items()} | candidates
     ranges, ran, kept = _passed(model, batches, weighty, candidates, keep, progress)
     ends = _ends(ran)
-    selected = _selected(chosen, candidates, ranges, ends)
-    if activations == "unsigned":
-        selected = _without_negative(selected, candidates, negative)
-    elif negative == "float":
-        _tell_unheard(selected, activations)
+    selected = _heard(_selected(chosen, candidates, ranges, ends), candidates, activations, negative)
     codes = {name: seen.codes(name, activations) for name, seen in selected.items()}
     ledger.begin_structure(model, "calibrate_")
     for name, module in (candidates | {end: weighty[end] for end in ends}).items():
@@ -103,6 +99,17 @@ def calibrate_(
             module.rescaled()
     keep_images(model, kept)
     return model
+
+
+def _heard(
+    selected: dict[str, "_Range"], candidates: Mapping[str, nn.Module], activations: Activations, negative: Negative
+) -> dict[str, "_Range"]:
+    """What is left of the layers by ``negative``, which has a say under unsigned codes only."""
+    if activations == "unsigned":
+        return _without_negative(selected, candidates, negative)
+    if negative == "float":
+        _tell_unheard(selected, activations)
+    return selected
 
 
 def _passed(
