@@ -311,7 +311,7 @@ def test_demo_end_to_end(monkeypatch):
     done = recoup("demo")
     assert "recoup silicon area --study recoup-demo" in done.stdout
     assert "trained a small network" in done.stderr
-    assert "trained the pipelines" in done.stderr
+    assert "pipelines at batch one are trained meanwhile" in done.stderr
     assert "digits_net on digits" in done.stdout
     assert "Pipelined Backpropagation: mean" in done.stdout
     assert '<h2 id="pipeline">' in Path("recoup-demo/report.html").read_text()
