@@ -13,6 +13,7 @@ from torch import nn
 import recoup as rc
 from recoup.network.emulated import emulated_layers
 from tests.networks import images, small_net
+from tests.tiers import slow_but
 
 HARSH = rc.LBA.biased(3, 4)
 NBSMT = rc.NBSMT(threads=4, policy="A", rounding="zero")
@@ -77,7 +78,7 @@ REPAIRS = ["gain", "layer gain", "bias", "paired", "average", "ema", "repair"]
 SETTINGS = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-@pytest.mark.parametrize("kind", ["lba", "nbsmt", "mix"])
+@pytest.mark.parametrize("kind", slow_but(["mix"], ["lba", "nbsmt", "mix"]))
 @given(steps=st.lists(st.sampled_from(sorted(STEPS)), max_size=6))
 @SETTINGS
 def test_any_sequence_then_restore_is_identity(kind, steps):
@@ -88,7 +89,7 @@ def test_any_sequence_then_restore_is_identity(kind, steps):
     assert str(rc.describe(model)).startswith("a float network")
 
 
-@pytest.mark.parametrize("kind", ["lba", "nbsmt", "mix"])
+@pytest.mark.parametrize("kind", slow_but(["mix"], ["lba", "nbsmt", "mix"]))
 @given(
     steps=st.lists(st.sampled_from(["gain", "layer gain", "bias", "paired", "average", "ema", "repair"]), max_size=4)
 )

@@ -40,6 +40,7 @@ def test_the_file_is_the_float_checkpoint(tmp_path):
     assert equal(state(rc.models.load_weights_(small_net(seed=3), tmp_path / "chip.safetensors")), state(small_net()))
 
 
+@pytest.mark.slow
 def test_in_another_process_on_one_and_two_threads(tmp_path):
     model = rc.repair_(network("mix"), BATCHES).eval()
     rc.save(model, tmp_path / "chip.safetensors")

@@ -19,6 +19,7 @@ from recoup.network.entries import entries
 from tests.fresh import Fresh
 from tests.networks import images, small_net
 from tests.test_ledger import BATCHES, HARSH, SETTINGS, STEPS, equal, extras, network, state, take
+from tests.tiers import slow_but
 
 
 @dataclass(frozen=True)
@@ -308,7 +309,7 @@ ALL = {
 }
 
 
-@pytest.mark.parametrize("kind", ["strange", "mix"])
+@pytest.mark.parametrize("kind", slow_but(["mix"], ["strange", "mix"]))
 @given(steps=st.lists(st.sampled_from(sorted(ALL)), max_size=7))
 @example(steps=["average", "chunks", "stranger"])
 @example(steps=["repair", "undo", "stranger"])
@@ -340,6 +341,7 @@ def test_repair_afterwards_is_repair_alone(structure, steps):
     assert equal(extras(after), extras(alone))
 
 
+@pytest.mark.slow
 def test_in_another_process_under_another_name(tmp_path):
     model = network("mix")
     with warnings.catch_warnings():

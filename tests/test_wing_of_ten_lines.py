@@ -164,6 +164,7 @@ def test_what_the_command_line_says_of_hardware_that_is_not_named(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_other_studies_are_imported_where_their_files_are(tmp_path):
     code = "import sys; from pathlib import Path; from recoup.study.measures import beside; beside(Path('.')); "
     code += "assert not {'recoup.pipeline', 'recoup.search'} & set(sys.modules)"

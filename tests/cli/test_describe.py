@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from typer.testing import CliRunner
 
 import recoup as rc
@@ -9,6 +10,7 @@ from recoup.cli.main import app
 from tests.test_ledger import BATCHES, network
 
 
+@pytest.mark.slow
 def test_a_saved_network_is_described(tmp_path):
     rc.save(rc.repair_(network("mix"), BATCHES), tmp_path / "chip")
     done = CliRunner().invoke(app, ["describe", str(tmp_path / "chip")])

@@ -30,6 +30,7 @@ def liberty(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_verify_and_area_without_a_library():
     done = call("verify", "NBSMT(threads=1)", "nbsmt-2t", "--set", "unit=products", "--vectors", 4096)
     assert done.exit_code == 0, done.stderr

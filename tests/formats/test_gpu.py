@@ -82,6 +82,7 @@ def _input(dtype: torch.dtype, format: Format) -> Tensor:
     return torch.cat([x[:1600], x[1600 :: 1 + 6], x[-40:]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("format", [*FLOATS, *INTEGERS, *BLOCKS], ids=repr)
 def test_interpreted_kernels_equal_the_reference(

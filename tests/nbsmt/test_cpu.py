@@ -169,6 +169,7 @@ print(probe().name, probe().isa, int(y.min()), probe().reason, sep="|")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", LIMITS)
 def test_probe_under_limit(limit: str):
     feature, name, isa = LIMITS[limit]

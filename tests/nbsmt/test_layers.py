@@ -273,6 +273,7 @@ def test_fine_tuning_under_nbsmt_lowers_the_loss():
     assert all(p.grad is not None for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_compiles_as_one_graph():
     model, x = network(), images(4)
     expected = model(x)

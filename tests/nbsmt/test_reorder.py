@@ -114,6 +114,7 @@ def test_a_channel_that_is_zero_half_the_time_meets_its_complement():
     assert (found.collisions, found.error, found.utilization) == (0, 0, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [2, 4])
 def test_it_pays_on_digits_it_has_not_seen(threads):
     torch.manual_seed(0)

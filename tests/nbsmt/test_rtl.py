@@ -82,8 +82,10 @@ def test_an_element_sums_a_stream():
     ("threads", "shape", "size", "options"),
     [
         (1, (2, 3), (5, 3, 7), {}),  # 3 slots a tile, 2 rows: tiles follow at once
-        (2, (3, 2), (8, 3, 2), {"registers": "none"}),  # 2 slots, 3 rows: tiles wait for the drain
-        (4, (3, 2), (6, 12, 4), {}),  # as many slots as rows
+        pytest.param(
+            2, (3, 2), (8, 3, 2), {"registers": "none"}, marks=pytest.mark.slow
+        ),  # 2 slots, 3 rows: tiles wait for the drain
+        pytest.param(4, (3, 2), (6, 12, 4), {}, marks=pytest.mark.slow),  # as many slots as rows
     ],
 )
 def test_an_array_multiplies_matrices_in_the_cycles_of_the_formula(threads, shape, size, options):

@@ -98,6 +98,7 @@ def test_threads_that_come_back_take_repairs_of_the_slow_layers_with_them():
     assert all(layer.bias_correction is None for layer in nbsmt_layers(model, "test").values())
 
 
+@pytest.mark.slow
 def test_throttling_is_planned_on_the_repaired_network_and_takes_its_repairs_back():
     model, batches = network()
     rc.correct_bias_(model)

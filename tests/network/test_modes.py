@@ -11,7 +11,6 @@ from recoup import lba, nbsmt
 from recoup.lightnorm.cost import traffic
 from recoup.network.modes import compiled, evaluating
 from tests.networks import images, small_net
-from tests.tiers import slow_but
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, on importing its compiler
 
@@ -80,7 +79,8 @@ def test_a_compiled_model_is_repaired_as_an_uncompiled_one(way, config, verb):
             assert torch.equal(inner(x), expected)
 
 
-@pytest.mark.parametrize("way", slow_but([in_place], WAYS))
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
 def test_a_compiled_model_is_measured_as_an_uncompiled_one(way):
     for config, measures in [
         (

@@ -7,6 +7,7 @@ import pytest
 
 from recoup.errors import RecoupError
 from recoup.pipeline import analysis
+from tests.tiers import slow_but
 
 METHODS = ["gdm", "sc", "lwp", "lwpv+sc", "lwpw+sc"]
 
@@ -97,7 +98,7 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("method", "delay", "table"), TABLE)
+@pytest.mark.parametrize(("method", "delay", "table"), slow_but(TABLE[:4], TABLE))
 def test_the_table_of_the_specification(method, delay, table):
     found, rate, momentum = analysis.half_life(method, delay, 1000.0)
     # It is reached: np.roots on a denser grid, where the largest root could hide between eigenvalues.

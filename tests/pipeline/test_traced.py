@@ -134,6 +134,7 @@ def test_networks_of_this_package_on_ranks(name, ranks):
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [rc.LBA.m7e4(), rc.LightNorm()], ids=["lba", "lightnorm"])
 def test_emulated_layers_on_ranks(config):
     one, other = (rc.emulate_(models.resnet20(norm="batch", width=8), config) for _ in range(2))

@@ -50,6 +50,7 @@ def _priced(options):
     return rc.cost(small_net(), {name: NARROW[o] for name, o in zip(LAYERS, options, strict=True)}, (3, 8, 8))
 
 
+@pytest.mark.slow
 def test_predictions_rank_as_brute_force_does(scores):
     """Three layers, four options: no policy of the 64 costs no more than a point and does less predicted harm."""
     found = front(scores, "bits", points=9)

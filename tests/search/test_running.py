@@ -40,6 +40,7 @@ def run(*arguments):
     return result.exit_code, result.stdout, result.stderr
 
 
+@pytest.mark.slow
 def test_every_stage_and_another_budget_from_the_same_measurements(recipe, tmp_path):
     code, out, err = run("plan", recipe)
     assert code == 0, err
@@ -81,6 +82,7 @@ def test_the_same_budget_again_measures_nothing(recipe):
     assert "measured:" not in err
 
 
+@pytest.mark.slow
 def test_two_array_jobs_as_the_guide_has_them(recipe, monkeypatch):
     """Parts are counted from 0 and strided; score, then verify, then the report without a measurement."""
     labels = run("plan", recipe)[1].splitlines()

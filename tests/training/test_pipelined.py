@@ -135,6 +135,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(digits, tmp_path, monkeyp
         again(Noisy(), digits, folder=tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
     values = {"model": "digits_net", "norm": "group", "data": "digits", "pipeline": "sc", "epochs": 1, "limit": 40}
     result = run_training(TrainingRecipe.build({**values, "test_limit": 40}), tmp_path, progress=False)

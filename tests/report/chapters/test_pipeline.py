@@ -77,6 +77,7 @@ def test_the_setting_in_words():
         assert part in text
 
 
+@pytest.mark.slow
 def test_the_report_has_the_chapter_only_where_there_is_one(tmp_path):
     plain, with_chapter = plain_page(), render(results(), chapter({"LWP": (1,)}))
     assert "Pipelined Backpropagation" not in plain
