@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)   ## the whole story on handwritten digits, no download
 	$(BIN)/recoup demo
 
-test: $(STAMP)   ## everything that needs no data outside the repository, in ten to twelve minutes on two cores; CI adds slow and real
+test: $(STAMP)   ## everything that needs no data outside the repository, in nine minutes on two cores; CI adds slow and real
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not real and not slow'
 
 slow: $(STAMP)   ## GPU kernels interpreted and compiled, processes that are killed, other processors, whole units in gates
