@@ -1,9 +1,10 @@
-"""A gain per output channel, or per layer: what undoes the shrink of sums that hardware truncates, whatever hardware.
+"""A gain per output channel, or per layer: what undoes the shrink of what hardware truncates, whatever hardware.
 
-    gain_o = <z_o, y_o> / <y_o, y_o>
+    gain_o = <z_o - (y_o - p_o), p_o> / <p_o, p_o>
 
-with y the unit's output and z that of the same operands summed in float32, both before the bias: the factor that leaves
-the least squared error.
+with y the unit's output without a gain, p the part of it that the gain multiplies and z what the output should be: the
+factor that leaves the least squared error. Of sums p is the output before the bias, y - bias, so that z - (y - p) is
+z - bias, z being that of the same operands summed in float32; of norms over features p is gamma xhat.
 
 Source: our own; truncation's systematic shrink is measured in docs/lba.md.
 """
@@ -11,7 +12,7 @@ Source: our own; truncation's systematic shrink is measured in docs/lba.md.
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,29 +21,49 @@ from recoup.errors import RecoupError, RecoupWarning
 from recoup.network import ledger
 from recoup.network.batches import call, prepared
 from recoup.network.batches import count as images_in
-from recoup.network.emulated import Emulated
+from recoup.network.emulated import Emulated, Mode
 from recoup.network.modes import evaluating
 from recoup.network.reached import watching
 from recoup.network.wing import Repair
 from recoup.recalibrate import PAIRED
 
-__all__ = ["Gained", "fit_gains_", "gain_repairs"]
+__all__ = ["Gained", "Seen", "fit_gains_", "gain_repair", "gain_repairs"]
 
 M = TypeVar("M", bound=nn.Module)
 
 
+class Seen(NamedTuple):
+    """One call of a layer without a gain.
+
+    Attributes:
+        multiplied: p, what a gain multiplies.
+        wanted: z - (y - p), what it should have been.
+        dim: the dimension of their channels.
+    """
+
+    multiplied: Tensor
+    wanted: Tensor
+    dim: int
+
+
 class Gained(Emulated):
-    """An emulated layer with a weight, whose output may be multiplied by a gain.
+    """An emulated layer whose output, or a part of it, may be multiplied by a gain.
 
     Attributes:
         gain: float32 [O], or None.
         of_rows: whether an output's channels are its last dimension, as Linear's, or its second, as a convolution's.
+        exact_mode: the mode in which it computes what the gain is fitted to.
+        rounds_gained: whether it rounds behind the gain, so that the factor may leave a larger error than none does.
+        gained_as: what messages call its channels, and those of which the gain multiplies nothing but zeros.
     """
 
     weight: Tensor
     bias: Tensor | None
     gain: Tensor | None
     of_rows: ClassVar[bool] = False
+    exact_mode: ClassVar[Mode] = "baseline"
+    rounds_gained: ClassVar[bool] = False
+    gained_as: ClassVar[tuple[str, str]] = ("channels", "gave only zeros")
 
     extras: ClassVar[tuple[str, ...]] = (*Emulated.extras, "gain")
     travelling: ClassVar[tuple[str, ...]] = ("gain",)
@@ -57,6 +78,35 @@ class Gained(Emulated):
         """The weight as the unit multiplies it, [O, I] or [O, I, ...]."""
         return self.weight
 
+    @property
+    def channels(self) -> int:
+        """How many numbers a gain has."""
+        return self.matrix.shape[0]
+
+    def seen(self, output: Tensor, args: tuple, kwargs: dict) -> Seen:
+        """What a gain would multiply in an output without one, and what that should have been."""
+        dim, offset = self._offset(output)
+        return Seen(output - offset, self._exact(args, kwargs) - offset, dim)
+
+    def gained(self, gain: Tensor, seen: Seen, output: Tensor, args: tuple, kwargs: dict) -> Tensor:  # noqa: ARG002
+        """The output under a gain."""
+        dim, offset = self._offset(output)
+        shape = [-1 if i == dim else 1 for i in range(output.dim())]
+        return seen.multiplied * gain.view(shape) + offset
+
+    def _exact(self, args: tuple, kwargs: dict) -> Tensor:
+        mode, self.mode = self.mode, self.exact_mode
+        try:
+            return self.forward(*args, **kwargs)
+        finally:
+            self.mode = mode
+
+    def _offset(self, output: Tensor) -> tuple[int, Tensor | float]:
+        """The dimension of an output's channels, and the bias along it."""
+        dim = output.dim() - 1 if self.of_rows else output.dim() - self.weight.dim() + 1
+        shape = [-1 if i == dim else 1 for i in range(output.dim())]
+        return dim, 0.0 if self.bias is None else self.bias.view(shape)
+
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Refuse to replace the weight under a gain, as folding a batch norm does: it would stay behind."""
         if name == "weight" and self.__dict__.get("_buffers", {}).get("gain") is not None:
@@ -67,13 +117,18 @@ class Gained(Emulated):
         super().register_parameter(name, param)
 
     def fault(self, name: str, value: Any) -> str | None:
-        if name == "gain" and value.shape != self.matrix.shape[:1]:
+        if name == "gain" and tuple(value.shape) != (self.channels,):
             return f"has shape {list(value.shape)}"
         return "holds NaN or infinity" if name == "gain" and not bool(value.isfinite().all()) else None
 
 
 def fit_gains_(
-    model: M, layers: Mapping[str, Gained], batches: Iterable[Any], per: Literal["channel", "layer"], progress: bool
+    model: M,
+    layers: Mapping[str, Gained],
+    batches: Iterable[Any],
+    per: Literal["channel", "layer"],
+    progress: bool,
+    verb: str = "correct_gain_",
 ) -> M:
     """Fit the gains of some layers, in closed form, in one pass over the batches: a layer's gain is in force as soon as
     it is known, so the layers behind it see repaired inputs, and it is refined with every batch.
@@ -84,22 +139,23 @@ def fit_gains_(
         batches: inputs as the network will see them.
         per: ``channel`` or ``layer``.
         progress: whether to show a progress bar.
+        verb: what messages and the ledger call it.
 
     Raises:
-        RecoupError: no layer that ran, no or bad batches, batch norm statistics that were repaired without the gain.
-            Gains are then as they were.
+        RecoupError: layers that do not run in mode ``emulate``, no layer that ran, no or bad batches, batch norm
+            statistics that were repaired without the gain. Gains are then as they were.
 
     Warns:
         RecoupWarning: channels whose output was zero throughout; they keep gain 1. Outputs that were NaN or infinite,
             which are left out. Layers that never ran.
     """
     if per not in ("channel", "layer"):
-        raise RecoupError(f"correct_gain_(per={per!r}): per must be 'channel' or 'layer'")
-    ledger.refuse_after_statistics(model, "correct_gain_")
+        raise RecoupError(f"{verb}(per={per!r}): per must be 'channel' or 'layer'")
+    ledger.refuse_after_statistics(model, verb)
     floating = [name for name, layer in layers.items() if layer.mode != "emulate"]
     if floating:
         raise RecoupError(
-            f"correct_gain_: {', '.join(floating[:6])} run in mode {layers[floating[0]].mode!r}, where nothing is "
+            f"{verb}: {', '.join(floating[:6])} run in mode {layers[floating[0]].mode!r}, where nothing is "
             "truncated: set mode = 'emulate' first"
         )
     before = {name: {"gain": layer.gain} for name, layer in layers.items()}
@@ -108,35 +164,37 @@ def fit_gains_(
     with ledger.whole(model), _observing(layers, {name: fit.observe for name, fit in fits.items()}):
         for layer in layers.values():
             layer.gain = None
-        with watching(layers, "correct_gain_"), evaluating(model), torch.no_grad():
-            for inputs, _ in prepared(model, batches, "correct_gain_", progress):
+        with watching(layers, verb), evaluating(model), torch.no_grad():
+            for inputs, _ in prepared(model, batches, verb, progress):
                 call(model, inputs)
                 images += images_in(inputs)
         fitted = {name: layer for name, layer in layers.items() if fits[name].seen}
         for name, layer in fitted.items():
             layer.gain = fits[name].gain
-        _say_dead({name: fits[name].dead for name in fitted if fits[name].dead})
-        _say_infinite({name: fits[name].infinite for name in fitted if fits[name].infinite})
-        ledger.record(model, fitted, "gain", "correct_gain_", before, images=images)
+        _say_dead(verb, {name: fits[name] for name in fitted if fits[name].dead})
+        _say_infinite(verb, {name: fits[name].infinite for name in fitted if fits[name].infinite})
+        ledger.record(model, fitted, "gain", verb, before, images=images)
     return model
 
 
-def _say_dead(dead: Mapping[str, int]) -> None:
+def _say_dead(verb: str, dead: Mapping[str, "_Fit"]) -> None:
     if dead:
-        shown = ", ".join(f"{name} ({count})" for name, count in list(dead.items())[:6])
+        shown = ", ".join(f"{name} ({fit.dead})" for name, fit in list(dead.items())[:6])
+        channels, gave = next(iter(dead.values())).layer.gained_as
         warnings.warn(
-            f"correct_gain_: {sum(dead.values())} channels of {len(dead)} layers gave only zeros, keep gain 1: {shown}",
+            f"{verb}: {sum(fit.dead for fit in dead.values())} {channels} of {len(dead)} layers {gave}, keep gain 1: "
+            f"{shown}",
             RecoupWarning,
             stacklevel=4,
         )
 
 
-def _say_infinite(infinite: Mapping[str, int]) -> None:
+def _say_infinite(verb: str, infinite: Mapping[str, int]) -> None:
     if infinite:
         shown = ", ".join(f"{name} ({count})" for name, count in list(infinite.items())[:6])
         warnings.warn(
-            f"correct_gain_: {sum(infinite.values())} outputs of {len(infinite)} layers were NaN or infinite and have "
-            f"no say in their gains: {shown}",
+            f"{verb}: {sum(infinite.values())} outputs of {len(infinite)} layers were NaN or infinite and have no say "
+            f"in their gains: {shown}",
             RecoupWarning,
             stacklevel=4,
         )
@@ -158,64 +216,78 @@ class _Fit:
 
     def __init__(self, layer: Gained, per: str) -> None:
         self.layer, self.per, self.infinite, self.seen = layer, per, 0, False
-        self.cross = self.square = torch.zeros(layer.matrix.shape[0], dtype=torch.float64, device=layer.weight.device)
+        zeros = torch.zeros(layer.channels, dtype=torch.float64)
+        self.cross = self.square = self.bare = self.repaired = zeros
 
     def observe(self, layer: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
         assert isinstance(layer, Gained)
-        mode, layer.mode = layer.mode, "baseline"
-        try:
-            exact = layer.forward(*args, **kwargs)
-        finally:
-            layer.mode = mode
-        dim = output.dim() - 1 if layer.of_rows else output.dim() - layer.weight.dim() + 1
-        shape = [-1 if i == dim else 1 for i in range(output.dim())]
-        offset = 0.0 if layer.bias is None else layer.bias.view(shape)
-        raw = output - offset  # the layer has no gain until the end
-        others = [i for i in range(output.dim()) if i != dim]
-        y, z = raw.double(), (exact - offset).double()
-        good = y.isfinite() & z.isfinite()
+        seen = layer.seen(output, args, kwargs)  # the layer has no gain until the end
+        p, z = seen.multiplied.double(), seen.wanted.double()
+        good = p.isfinite() & z.isfinite()
         if not bool(good.all()):
             self.infinite += int((~good).sum())
-            y, z = y.where(good, 0.0), z.where(good, 0.0)
-        self.cross = self.cross + (y * z).sum(others)
-        self.square = self.square + (y * y).sum(others)
+            p, z = p.where(good, 0.0), z.where(good, 0.0)
+        others = [i for i in range(p.dim()) if i != seen.dim % p.dim()]
+        self.cross = self.cross.to(p.device) + (p * z).sum(others)
+        self.square = self.square.to(p.device) + (p * p).sum(others)
         self.seen = True
-        return raw * self.gain.view(shape) + offset
+        y = layer.gained(self._factor.float(), seen, output, args, kwargs)
+        if layer.rounds_gained:
+            error, moved = z - p, (y - output).double().reshape(p.shape).where(good, 0.0)
+            self.bare = self.bare.to(p.device) + (error * error).sum(others)
+            self.repaired = self.repaired.to(p.device) + (error - moved).square().sum(others)
+            y = layer.gained(self.gain, seen, output, args, kwargs)
+        return y
 
     @property
     def gain(self) -> Tensor:
+        """The factor; 1 where, rounded, it left no smaller error on what was seen than none would have left."""
+        factor = self._factor
+        if self.layer.rounds_gained:
+            factor = torch.where(self.repaired < self.bare, factor, 1.0)
+        return factor.float()
+
+    @property
+    def _factor(self) -> Tensor:
         cross, square = self.cross, self.square
         if self.per == "layer":
             cross, square = cross.sum().expand_as(cross), square.sum().expand_as(square)
-        return torch.where(square > 0, cross / square, 1.0).float()
+        return torch.where(square > 0, cross / square, 1.0)
 
     @property
     def dead(self) -> int:
-        """Channels that never gave anything but zero."""
+        """Channels of which the gain never multiplied anything but zero."""
         return int((self.square == 0).sum())
+
+
+def gain_repair(
+    unit: str,
+    meaning: str,
+    apply: Callable[[nn.Module, Iterable[Any]], object],
+    short: str = "",
+    applies: Callable[[nn.Module], bool] = lambda _: True,
+) -> Repair:
+    """A repair of the stage ``gain``, one factor per ``unit``, that writes down itself what it did."""
+    return Repair(
+        f"gain per {unit}", "gain", meaning, f"a gain per {unit}", apply, records=True, short=short, applies=applies
+    )
 
 
 def gain_repairs(
     correct: Callable[[nn.Module, Iterable[Any], Literal["channel", "layer"]], object],
 ) -> tuple[Repair, Repair, Repair]:
     """A wing's repairs by ``correct(model, batches, per)``: a gain per layer, one per channel, and that one paired."""
-    per_layer = Repair(
-        "gain per layer",
-        "gain",
+    per_layer = gain_repair(
+        "layer",
         "Every layer's accumulator output times one factor, fitted in closed form: truncation shrinks sums.",
-        "a gain per layer",
         lambda model, batches: correct(model, batches, "layer"),
-        records=True,
     )
-    per_channel = Repair(
-        "gain per channel",
-        "gain",
+    per_channel = gain_repair(
+        "channel",
         "Every output channel's sum times a factor of its own, fitted in closed form on the calibration images: it "
         "undoes the shrink of truncated sums, and also serves networks without BatchNorm.",
-        "a gain per channel",
         lambda model, batches: correct(model, batches, "channel"),
         short="gain",
-        records=True,
     )
     paired = Repair.combined(
         "gain + paired",

@@ -15,7 +15,7 @@ from recoup.lightnorm.ops import train
 from recoup.lightnorm.rows import layers as rows
 from recoup.lightnorm.rows.repair import GAIN
 from recoup.network.emulated import emulated_layers
-from recoup.network.row_norms import looks_like_row_norm
+from recoup.network.row_norms import looks_like_norm
 from recoup.network.sites import Site, Spent
 from recoup.network.systolic import Array
 from recoup.network.wing import Card
@@ -100,7 +100,7 @@ CARD = Card(
     config=LightNorm,
     layers=layers.LAYERS | rows.LAYERS,
     adapt=adapted,
-    kin=looks_like_row_norm,
+    kin=looks_like_norm,
     float_only=(_BatchNorm,),
     float_only_note="SyncBatchNorm in several processes: emulate_ batch norms instead, then lightnorm.synchronize_",
     title=title,

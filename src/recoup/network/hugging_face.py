@@ -31,7 +31,8 @@ def asks_interface(kind: type[nn.Module]) -> bool:
     forward = inspect.getattr_static(kind, "forward", None)  # of a scripted module it is no function
     if "transformers" not in sys.modules or not inspect.isfunction(forward):
         return False
-    return "ALL_ATTENTION_FUNCTIONS" in inspect.unwrap(forward).__code__.co_names
+    code = getattr(inspect.unwrap(forward), "__code__", None)  # what is wrapped need be no function of Python
+    return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
 
 
 class InterfaceAttention(AttentionUnit):

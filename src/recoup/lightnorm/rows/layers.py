@@ -7,22 +7,24 @@ from torch import Tensor, nn
 
 from recoup.errors import RecoupError
 from recoup.fields import number
+from recoup.gains import Gained, Seen
 from recoup.lightnorm.config import LightNorm
 from recoup.lightnorm.passes import HALF
 from recoup.lightnorm.rows.ops import check_features, normalize
+from recoup.lightnorm.rows.passes import multiplier
 from recoup.lightnorm.rows.reference import Kind
 from recoup.network.checks import strided
 from recoup.network.derived import derived, only_adds
-from recoup.network.emulated import Emulated
-from recoup.network.row_norms import features_of, like_rms_norm
+from recoup.network.emulated import Mode
+from recoup.network.row_norms import OutputDtype, features_of, output_dtype_of
 
 
-class LightRows(Emulated):
+class LightRows(Gained):
     """What the layers share: an input [..., *normalized_shape], whose trailing axes are flattened to D features.
 
-    There are no running statistics: training and evaluation are the same. float16 and bfloat16 are computed in float32
-    and given back in their dtype. Float32 in formats runs in kernels of our own on the CPU; float64, no format, a
-    format of x - mu and CUDA run in torch's operations on float64, with the same bits.
+    There are no running statistics: training and evaluation are the same. float16 and bfloat16 are computed in float32;
+    the output's dtype is the float layer's. Float32 in formats runs in kernels of our own on the CPU; float64, no
+    format, a format of x - mu and CUDA run in torch's operations on float64, with the same bits.
 
     Attributes:
         gain: float32 [D], a repair (`recoup.lightnorm.correct_gain_`) that multiplies gamma xhat before y is first
@@ -30,28 +32,41 @@ class LightRows(Emulated):
     """
 
     kind: ClassVar[Kind]
-    extras: ClassVar[tuple[str, ...]] = (*Emulated.extras, "gain")
-    travelling: ClassVar[tuple[str, ...]] = ("gain",)
-    fitted: ClassVar[tuple[str, ...]] = ("gain",)
+    exact_mode: ClassVar[Mode] = "float"
+    rounds_gained: ClassVar[bool] = True
+    gained_as: ClassVar[tuple[str, str]] = ("features", "gave only beta")
+    eps_name: ClassVar[str] = "eps"
 
     config: LightNorm
-    gain: Tensor | None
     weight: Tensor | None  # type: ignore[assignment]
 
     def convert(self, config: Any, layer: str) -> None:
         """Take a config; parameters stay."""
         if not isinstance(config, LightNorm):
             raise RecoupError(f"{type(self).__name__}(config={config!r}): config must be a LightNorm")
-        if self.epsilon is not None or self.kind == "layer":
-            number(type(self).__name__, "eps", self.epsilon, (0.0, 1.0))
         super().convert(config, layer)
+        self.title = f"layer '{layer}' ({self._described()})"
+        self._check_epsilon()
         if self.kind == "rms" and config.scale != "gaussian":
             raise RecoupError(
                 f"{self.title}: an RMS norm's scale comes from largest magnitudes, for which LightNorm(scale="
                 f"{config.scale!r}) has no constant: use scale='gaussian', or leave it in float with a layer map's None"
             )
         check_features(self.features, config, self.title)
-        self.register_buffer("gain", None, persistent=False)
+        self.begin_without_gain()
+
+    def _described(self) -> str:
+        """Shape and options, for messages."""
+        return self.float_class.extra_repr(self)
+
+    def _check_epsilon(self) -> None:
+        """A plain number, since eps is a constant of the unit."""
+        if isinstance(self.epsilon, Tensor):
+            raise RecoupError(
+                f"{self.title}: its {self.eps_name} is a tensor {list(self.epsilon.shape)}, and the unit adds a plain "
+                f"number from 0 to 1: set {self.eps_name} = float(...), or leave it in float with a layer map's None"
+            )
+        number(f"{self.title}: {self.float_class.__name__}", self.eps_name, self.epsilon, (0.0, 1.0))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -64,52 +79,86 @@ class LightRows(Emulated):
         return features_of(self)
 
     @property
-    def epsilon(self) -> float | None:
-        """What is added to s; None: ``torch.finfo(dtype).eps`` of what is computed in."""
-        return self.eps  # type: ignore[return-value]
+    def channels(self) -> int:
+        """As many as a gain has numbers: D."""
+        return self.features
+
+    @property
+    def epsilon(self) -> Any:
+        """What is added to s; of an RMS norm None is ``torch.finfo(dtype).eps`` of what is computed in."""
+        return self.eps
 
     @property
     def shift(self) -> Tensor | None:
-        """beta, where there is one."""
-        return getattr(self, "bias", None)
+        """beta, where there is one; an RMS norm has none, whatever parameters a class may have added."""
+        return getattr(self, "bias", None) if self.kind == "layer" else None
+
+    def output_dtype(self, x: Tensor) -> torch.dtype:
+        """What the float layer gives for an input: of torch's layers its dtype."""
+        return x.dtype
 
     def forward(self, *args: Tensor, **named: Tensor) -> Tensor:
         """Normalize every sample of the one argument, which the float classes call input, x or hidden_states."""
         if self.mode != "emulate":
             return super().forward(*args, **named)  # type: ignore[misc]
+        x = self._input(args, named)
+        return self._normalized(x)[0].to(self.output_dtype(x))
+
+    def seen(self, output: Tensor, args: tuple, kwargs: dict) -> Seen:
+        """As `Gained`: a gain multiplies F(gamma) xhat, behind which it is that F(beta) is added and y rounded."""
+        x = self._input(args, kwargs)
+        vectors = self._vectors_for(x)
+        p = multiplier(vectors[0], None, self.config) * self._normalized(x)[1].double()
+        y, z = (v.detach().reshape(p.shape).double() for v in (output, self._exact(args, kwargs)))
+        return Seen(p, z - (y - p), -1)
+
+    def gained(self, gain: Tensor, seen: Seen, output: Tensor, args: tuple, kwargs: dict) -> Tensor:  # noqa: ARG002
+        """As `Gained`: what it gives with the gain in its place."""
+        self.gain = gain
+        try:
+            return self.forward(*args, **kwargs)
+        finally:
+            self.gain = None
+
+    def _input(self, args: tuple, named: dict) -> Tensor:
         if len(args) + len(named) != 1:
             raise RecoupError(f"{self.title}: it takes the input alone; got {len(args) + len(named)} arguments")
-        input = strided((*args, *named.values())[0], self.title, "the input")  # noqa: A001 -- torch's name
-        x = input.float() if input.dtype in HALF else input
+        return strided((*args, *named.values())[0], self.title, "the input")
+
+    def _normalized(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """y like x and xhat [S, D], in the dtype that is computed in."""
         gamma, beta = self._vectors_for(x)
-        eps = torch.finfo(x.dtype).eps if self.epsilon is None else self.epsilon
-        y = normalize(x, gamma, beta, self.gain, self.kind, self.config.code, eps, self.title)[0]
-        return y.to(input.dtype)
+        eps = self.epsilon
+        if eps is None:
+            eps = torch.finfo(torch.float32 if x.dtype in HALF else x.dtype).eps
+        code = self.config.code
+        y, xhat, *_ = normalize(x.to(gamma.dtype), gamma, beta, self.gain, self.kind, code, eps, self.title)
+        return y, xhat
 
     def _vectors_for(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """gamma and beta, flat, in x's dtype."""
-        if x.dtype not in (torch.float32, torch.float64):
+        """gamma and beta, flat, in the dtype that is computed in: float64 where anything is, else float32."""
+        if x.dtype not in (*HALF, torch.float32, torch.float64):
             raise RecoupError(f"{self.title}: LightNorm takes floating point; got {x.dtype} {list(x.shape)}")
         if tuple(x.shape[max(x.dim() - len(self.shape), 0) :]) != self.shape:
             raise RecoupError(f"{self.title}: the input {list(x.shape)} must end with {list(self.shape)}")
-        vectors = []
+        given = [value for value in (self.weight, self.shift) if value is not None]
+        for value in given:
+            self._check_dtypes(x, value.dtype)
+        wide = torch.float64 in (x.dtype, *(value.dtype for value in given))
+        dtype, vectors = torch.float64 if wide else torch.float32, []
         for value, fill in ((self.weight, 1.0), (self.shift, 0.0)):
-            if value is not None and value.dtype != x.dtype and not (value.dtype in HALF or x.dtype == torch.float32):
-                raise RecoupError(f"{self.title}: the input is {x.dtype}, the parameters are {value.dtype}")
-            vectors.append(x.new_full((self.features,), fill) if value is None else value.to(x.dtype).flatten())
+            full = x.new_full((self.features,), fill, dtype=dtype)
+            vectors.append(full if value is None else value.to(dtype).flatten())
         return vectors[0], vectors[1]
+
+    def _check_dtypes(self, x: Tensor, parameters: torch.dtype) -> None:
+        """Refuse dtypes that the float layer refuses; RMS norms take all."""
 
     def extra_repr(self) -> str:
         """The float layer's fields, the config, and whether there is a gain."""
         config = self.__dict__.get("config")
         text = super().extra_repr()
         return text if config is None else f"{text}, {config!r}" + (", gain" if self.gain is not None else "")
-
-    def fault(self, name: str, value: Any) -> str | None:
-        """As `Emulated`: a gain is finite, one number a feature."""
-        if name == "gain" and tuple(value.shape) != (self.features,):
-            return f"has shape {list(value.shape)}"
-        return "holds NaN or infinity" if name == "gain" and not bool(value.isfinite().all()) else None
 
 
 class LightLayerNorm(LightRows, nn.LayerNorm):
@@ -137,6 +186,7 @@ class LightLayerNorm(LightRows, nn.LayerNorm):
 
     float_class = nn.LayerNorm
     kind = "layer"
+    bias: Tensor | None
 
     def __init__(
         self,
@@ -151,6 +201,16 @@ class LightLayerNorm(LightRows, nn.LayerNorm):
     ) -> None:
         nn.LayerNorm.__init__(self, normalized_shape, eps, elementwise_affine, bias, device, dtype)
         self.convert(LightNorm() if config is None else config, "")
+
+    def _check_dtypes(self, x: Tensor, parameters: torch.dtype) -> None:
+        """As torch: parameters are of the input's dtype, or float32 beside half precision; autocast casts them."""
+        mixed = x.dtype in HALF and parameters == torch.float32
+        cast = torch.float64 not in (x.dtype, parameters) and torch.is_autocast_enabled(x.device.type)
+        if not (parameters == x.dtype or mixed or cast):
+            raise RecoupError(
+                f"{self.title}: the input is {x.dtype} {list(x.shape)}, the parameters are {parameters}: a layer norm "
+                "takes parameters of the input's dtype, or float32 ones beside float16 and bfloat16"
+            )
 
 
 class LightRMSNorm(LightRows, nn.RMSNorm):
@@ -177,6 +237,7 @@ class LightRMSNorm(LightRows, nn.RMSNorm):
 
     float_class = nn.RMSNorm
     kind = "rms"
+    eps: float | None
 
     def __init__(
         self,
@@ -191,21 +252,35 @@ class LightRMSNorm(LightRows, nn.RMSNorm):
         nn.RMSNorm.__init__(self, normalized_shape, eps, elementwise_affine, device, dtype)
         self.convert(LightNorm() if config is None else config, "")
 
+    def _check_epsilon(self) -> None:
+        if self.eps is not None:
+            super()._check_epsilon()
+
 
 class LightLikeRMSNorm(LightRows):
     """A class of another package that computes what `nn.RMSNorm` does (`recoup.network.row_norms`), on a LightNorm
-    unit."""
+    unit.
+
+    Attributes:
+        ends_in: its own rule for the dtype of its output.
+    """
 
     kind = "rms"
+    extras: ClassVar[tuple[str, ...]] = (*LightRows.extras, "ends_in")
+    eps_name: ClassVar[str] = "variance_epsilon"
+    ends_in: OutputDtype
 
     def convert(self, config: Any, layer: str) -> None:
         """Take a config; such a class normalizes the last axis alone."""
+        given = None if self.weight is None else list(self.weight.shape)
         if self.weight is None or self.weight.dim() != 1:
-            given = None if self.weight is None else list(self.weight.shape)
             raise RecoupError(
                 f"layer '{layer}' ({self.float_class.__name__}): its weight {given} is no vector, and it normalizes "
                 f'the last axis: leave it in float with layers={{"{layer}": None}}'
             )
+        ends_in = output_dtype_of(self.float_class)
+        assert ends_in is not None
+        self.__dict__["ends_in"] = ends_in
         super().convert(config, layer)
 
     @property
@@ -213,8 +288,16 @@ class LightLikeRMSNorm(LightRows):
         return tuple(self.weight.shape)  # type: ignore[union-attr]
 
     @property
-    def epsilon(self) -> float | None:
-        return self.variance_epsilon  # type: ignore[return-value]
+    def epsilon(self) -> Any:
+        return getattr(self, self.eps_name, None)
+
+    def _described(self) -> str:
+        return f"{self.float_class.__name__} {list(self.shape)}"
+
+    def output_dtype(self, x: Tensor) -> torch.dtype:
+        """As its class: promoted, the input's, or half as the weight is."""
+        assert self.weight is not None
+        return self.ends_in(self.weight.dtype, x.dtype)
 
 
 LAYERS: dict[type[nn.Module], type[nn.Module]] = {nn.LayerNorm: LightLayerNorm, nn.RMSNorm: LightRMSNorm}
@@ -227,4 +310,4 @@ def adapted(kind: type[nn.Module]) -> type[nn.Module] | None:
     for plain, emulated in LAYERS.items():
         if issubclass(kind, plain):
             return derived(emulated, kind) if only_adds(kind, plain) else None
-    return derived(LightLikeRMSNorm, kind) if like_rms_norm(kind) else None
+    return None if output_dtype_of(kind) is None else derived(LightLikeRMSNorm, kind)

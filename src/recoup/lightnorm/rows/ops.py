@@ -20,10 +20,10 @@ __all__ = ["check_features", "normalize"]
 def check_features(features: int, config: LightNorm, layer: str) -> None:
     """Refuse chunks of fewer than two features, which have no range."""
     if features < 2 * config.chunks:
-        fewer = f"LightNorm(chunks={features // 2}), or " if features > 1 else ""
+        fewer = f"use LightNorm(chunks={features // 2}), or " if features > 1 else ""
         raise RecoupError(
             f"{layer}: it normalizes {features} features; {config.chunks} chunks need at least {2 * config.chunks}: "
-            f"use {fewer}leave it in float with a layer map's None"
+            f"{fewer}leave it in float with a layer map's None"
         )
 
 

@@ -1,21 +1,14 @@
 """What wins a converted layer or RMS norm's accuracy back without training: a gain a feature."""
 
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from recoup.errors import RecoupError, RecoupWarning
+from recoup.errors import RecoupError
+from recoup.gains import fit_gains_, gain_repair
 from recoup.lightnorm.rows.layers import LightRows
-from recoup.network import ledger
-from recoup.network.batches import call, prepared
-from recoup.network.batches import count as images_in
 from recoup.network.emulated import emulated_layers
-from recoup.network.modes import evaluating
-from recoup.network.reached import watching
-from recoup.network.wing import Repair
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -23,12 +16,16 @@ M = TypeVar("M", bound=nn.Module)
 def correct_gain_(model: M, batches: Iterable[Any], *, progress: bool = False) -> M:
     """Undo what ranges and truncation do to the size of a layer or RMS norm's features, in closed form.
 
-        gain_f = <z_f - beta_f, y_f - beta_f> / <y_f - beta_f, y_f - beta_f>
+        gain_f = <z_f - (y_f - p_f), p_f> / <p_f, p_f>,    p = F(gamma) xhat,    y = B(F(gain p + F(beta)))
 
-    with y the unit's output without a gain and z the float norm's, of the same input: the factor that leaves the least
-    squared error if it were applied behind the unit. It multiplies gamma xhat before y is first rounded
-    (`LightRows.gain`) and is never written into gamma. One pass over the batches: a layer's gain is in force as soon as
-    it is known, so the layers behind it see repaired inputs, and it is refined with every batch.
+    with z the float norm's output, of the same input, and y the unit's without a gain, roundings, blocks and F(beta)
+    included: z - (y - p) is what p should have been, and the gain the factor of least squared error as long as the
+    roundings behind it stay what they are. They do not quite: a feature on which y with its gain left no smaller
+    squared error than without one keeps gain 1. So does one whose F(gamma) is zero, which gives beta whatever its gain.
+
+    The gain multiplies gamma xhat before y is first rounded (`LightRows.gain`) and is never written into gamma. One
+    pass over the batches: a layer's gain is in force as soon as it is known, so the layers behind it see repaired
+    inputs, and it is refined with every batch; errors are summed over the batches with the gain of each.
 
     Args:
         model: with `LightLayerNorm` or `LightRMSNorm` layers; it runs in eval mode. Gains of an earlier call are
@@ -40,12 +37,12 @@ def correct_gain_(model: M, batches: Iterable[Any], *, progress: bool = False) -
         The same model; ``layer.gain = None`` takes a gain back.
 
     Raises:
-        RecoupError: no such layer, none that ran, no or bad batches, batch norm statistics that were repaired without
-            the gain. Gains are then as they were.
+        RecoupError: no such layer, layers that do not run in mode ``emulate``, none that ran, no or bad batches, batch
+            norm statistics that were repaired without the gain. Gains are then as they were.
 
     Warns:
-        RecoupWarning: features whose output was beta throughout, or never finite; they keep gain 1. Layers that never
-            ran.
+        RecoupWarning: features that gave only beta; they keep gain 1. Outputs that were NaN or infinite, which are left
+            out. Layers that never ran.
 
     Source: ours.
     """
@@ -55,26 +52,7 @@ def correct_gain_(model: M, batches: Iterable[Any], *, progress: bool = False) -
             "lightnorm.correct_gain_: the model has no layer or RMS norm on a LightNorm unit: emulate_(model, "
             "LightNorm()) first; batch norms are repaired by recalibrate_"
         )
-    ledger.refuse_after_statistics(model, "lightnorm.correct_gain_")
-    before = {name: {"gain": layer.gain} for name, layer in layers.items()}
-    fits = {name: _Fit(layer) for name, layer in layers.items()}
-    images = 0
-    with ledger.whole(model):
-        for layer in layers.values():
-            layer.gain = None
-        hooks = [layers[name].register_forward_hook(fit.observe, with_kwargs=True) for name, fit in fits.items()]
-        try:
-            with watching(layers, "lightnorm.correct_gain_"), evaluating(model), torch.no_grad():
-                for inputs, _ in prepared(model, batches, "lightnorm.correct_gain_", progress):
-                    call(model, inputs)
-                    images += images_in(inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        fitted = {name: layer for name, layer in layers.items() if layer.gain is not None}
-        _say_dead({name: fits[name].dead for name in fitted if fits[name].dead})
-        ledger.record(model, fitted, "gain", "lightnorm.correct_gain_", before, images=images)
-    return model
+    return fit_gains_(model, layers, batches, "channel", progress, "lightnorm.correct_gain_")
 
 
 def row_layers(model: nn.Module, purpose: str) -> dict[str, LightRows]:
@@ -82,58 +60,11 @@ def row_layers(model: nn.Module, purpose: str) -> dict[str, LightRows]:
     return {name: layer for name, layer in emulated_layers(model, purpose).items() if isinstance(layer, LightRows)}
 
 
-class _Fit:
-    """Running sums of one layer, float64 [D]."""
-
-    def __init__(self, layer: LightRows) -> None:
-        self.layer = layer
-        self.cross = self.square = torch.zeros(layer.features, dtype=torch.float64)
-
-    def observe(self, layer: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:  # noqa: ARG002
-        assert isinstance(layer, LightRows)
-        z, _ = self._run("float", args, kwargs), setattr(layer, "gain", None)
-        y = self._run("emulate", args, kwargs)
-        beta = torch.zeros(()) if layer.shift is None else layer.shift.detach().flatten()
-        y, z = (v.detach().reshape(-1, layer.features).double() - beta.to(v.device).double() for v in (y, z))
-        known = (y.isfinite() & z.isfinite()).all(1)[:, None]
-        y, z = y.where(known, 0.0), z.where(known, 0.0)
-        self.cross = self.cross.to(y.device) + (y * z).sum(0)
-        self.square = self.square.to(y.device) + (y * y).sum(0)
-        layer.gain = torch.where(self.square > 0, self.cross / self.square, 1.0).float()
-        return self._run("emulate", args, kwargs)
-
-    def _run(self, mode: Any, args: tuple, kwargs: dict) -> Tensor:
-        before, self.layer.mode = self.layer.mode, mode
-        try:
-            return self.layer.forward(*args, **kwargs)
-        finally:
-            self.layer.mode = before
-
-    @property
-    def dead(self) -> int:
-        """Features that never gave anything but beta."""
-        return int((self.square == 0).sum())
-
-
-def _say_dead(dead: Mapping[str, int]) -> None:
-    if dead:
-        shown = ", ".join(f"{name} ({count})" for name, count in list(dead.items())[:6])
-        warnings.warn(
-            f"lightnorm.correct_gain_: {sum(dead.values())} features of {len(dead)} layers gave only beta, keep gain "
-            f"1: {shown}",
-            RecoupWarning,
-            stacklevel=3,
-        )
-
-
-GAIN = Repair(
-    "gain per feature",
-    "gain",
+GAIN = gain_repair(
+    "feature",
     "Every feature of a layer or RMS norm times a factor of its own, fitted in closed form on the calibration images "
     "against the float norm: it undoes what ranges and truncation do to its size.",
-    "a gain per feature",
     correct_gain_,
     short="gain",
-    records=True,
     applies=lambda model: bool(row_layers(model, "repair_")),
 )
