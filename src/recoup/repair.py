@@ -161,7 +161,9 @@ def _planned(model: nn.Module, present: dict[type, Card], plan: str | Sequence[s
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
             raise RecoupError(f"repair_(plan={plan!r}): plan must be 'default', 'none', or names of repairs")
         for name in names:
-            steps += _named(name.strip(), present, plan)
+            found = _named(name.strip(), present, plan)
+            # Of wings that call theirs alike those with something to do; where none has, each says why.
+            steps += [repair for repair in found if repair.applies(model)] or found
     parts = [part for repair in steps for part in (repair.parts or (repair,))]
     flat = {(part.name, part.apply): part for part in parts}  # wings may call different repairs alike: each is done
     return sorted(flat.values(), key=lambda repair: STAGES.index(repair.stage))

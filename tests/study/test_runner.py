@@ -345,10 +345,41 @@ def test_norm_units_without_norms_are_left_out(tmp_path):
     assert {row.config for row in results.accuracy} == {FLOAT, BASELINE, repr(FOUR)}
     assert any("these are left out: LightNorm()" in note for note in results.notes)
     assert len([text for text in render(results).split("<li>") if "threads, S+A:" in text]) == 1
-    with pytest.raises(RecoupError, match="no BatchNorm statistics, so nothing is left"):
-        plan(small_recipe(tmp_path, configs=["lightnorm"]), has_norms=False)
+    with pytest.raises(RecoupError, match="no norm that they take, so nothing is left"):
+        plan(small_recipe(tmp_path, configs=["lightnorm"]), has_norms=False, has_work=lambda _: False)
 
 
 def test_states_that_no_norm_unit_has(tmp_path):
     with pytest.raises(RecoupError, match=r"none of them exists for LightNorm\(\)"):
         plan(small_recipe(tmp_path, configs=["lightnorm"], states=["bias correction"]), has_norms=True)
+
+
+ONE_SEED = {"images": 32, "batch_size": 16, "seeds": [3]}
+
+
+def layer_norms_net():
+    """A network whose only norms are layer norms."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 10))
+
+
+def test_norm_units_under_layer_norms_alone(tmp_path):
+    model = f"{__name__}:layer_norms_net"
+    recipe = small_recipe(tmp_path, model=model, configs=["lightnorm"], calibration=ONE_SEED)
+    results = run(recipe, progress=False)
+    rows = [(row.config, row.state) for row in results.accuracy]
+    assert rows == [
+        (FLOAT, "float statistics"),
+        ("LightNorm()", "float statistics"),
+        ("LightNorm()", "gain per feature"),
+    ]
+    assert [note for note in results.notes if "left out" in note] == []
+    assert "LightNorm, FP10 1-5-4" in render(results)
+
+
+def test_repairs_that_the_network_has_nothing_for_are_no_states(tmp_path):
+    asked = ["float statistics", "gain per feature", "paired"]
+    recipe = small_recipe(tmp_path, configs=["lightnorm"], states=asked, calibration=ONE_SEED)
+    results = run(recipe, progress=False)
+    assert [row.state for row in results.accuracy if row.config == "LightNorm()"] == ["float statistics", "paired"]
+    assert "None of the hardware has these states, so they are left out: gain per feature." in results.notes
+    assert [repair.name for repair in Lab(recipe).hardware(recipe.configs[0]).repairs] == ["average", "paired"]

@@ -112,7 +112,7 @@ CARD = Card(
     constructors={"LightNorm": LightNorm, "LightNorm.range": LightNorm.range, "LightNorm.fp10": LightNorm.fp10},
     example="LightNorm(block=8)",
     repairs=(GAIN, RANGES, MOMENTS),
-    default=(RANGES.name, MOMENTS.name),
+    default=(GAIN.name, RANGES.name, MOMENTS.name),
     quoted=(MOMENTS.name, RANGES.name, GAIN.name),
     plan=(GAIN.name, MOMENTS.name),
     plan_without_norms=(GAIN.name,),

@@ -47,7 +47,8 @@ class Repair:
             undone; that takes a copy of the network's tensors for the time.
         short: how plans call it, such as ``gain`` in ``gain+paired``; by default its name.
         parts: of a combination, the repairs that it does one after the other.
-        applies: whether a network has something for it; a default plan leaves out what has not.
+        applies: whether a network that runs on its hardware has something for it; a default plan leaves out what has
+            not, and a study has no such state.
     """
 
     name: str
@@ -72,11 +73,16 @@ class Repair:
 
     @classmethod
     def combined(cls, name: str, meaning: str, sentence: str, parts: tuple["Repair", ...]) -> "Repair":
-        """Several repairs, one after the other."""
+        """Several repairs, one after the other, of which those are done that a network has something for."""
+        conditional = any(part.conditional for part in parts)
 
         def apply(model: nn.Module, batches: Iterable[Any]) -> None:
             for part in parts:
-                part.apply(model, batches)
+                if part.applies(model):
+                    part.apply(model, batches)
+
+        def applies(model: nn.Module) -> bool:
+            return any(part.applies(model) for part in parts)
 
         return cls(
             name,
@@ -87,7 +93,13 @@ class Repair:
             needs_norms=any(part.needs_norms for part in parts),
             needs_images=any(part.needs_images for part in parts),
             parts=parts,
+            applies=applies if conditional else _always,
         )
+
+    @property
+    def conditional(self) -> bool:
+        """Whether there may be networks that have nothing for it."""
+        return self.applies is not _always
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +178,8 @@ class Card:
             tells; said by class.
         float_only: classes of torch that its kind of hardware would run and that it has no stand-in for; said by class.
         float_only_note: more about them, for that warning.
-        needs_norms: whether a network without batch norm has no work for this hardware.
+        needs_norms: whether it is hardware for norms alone, so that studies leave it out, with a note, where a network
+            has none that it stands in for.
         trains: whether networks can be trained on the emulated layers.
         phases: of fine-tuning, where it has more than one; the last runs the hardware as it is.
         path: which of several equal paths the hardware's emulation takes on this processor: its name, the instruction

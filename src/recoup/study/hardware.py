@@ -4,6 +4,8 @@ what a policy puts there."""
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from torch import nn
+
 from recoup.network.wing import FLOAT, STAGES, Baseline, Card, Repair
 from recoup.policy import Policy
 from recoup.storage.digest import of_text
@@ -23,6 +25,12 @@ def needs_scales(config: Config | None) -> bool:
     return config is not None and not wing_of(config, "calibration").seedless
 
 
+def has_work(config: Config, model: nn.Module) -> bool:
+    """Whether a float network has something for a config's hardware; of hardware for products that is not asked."""
+    card = wing_of(config, "study")
+    return not card.needs_norms or any(card.stand_in(module) is not None for module in model.modules())
+
+
 def name_of(config: Config | Policy) -> str:
     """Of the rows in results: a config's text, a policy's name."""
     return config.name if isinstance(config, Policy) else repr(config)
@@ -36,11 +44,13 @@ class Hardware:
         config: as the study names it: the hardware of all layers that the layer map does not mention, or a policy.
         layers: the configs that layers really run on, each with how many layers it has (0: not counted).
         digest: of which layer runs on what; "" where that was not found out.
+        idle: repairs that the network has nothing for, each with its wing's config class, where that was found out.
     """
 
     config: Config | Policy
     layers: tuple[tuple[Config, int], ...]
     digest: str = ""
+    idle: tuple[tuple[type, str], ...] = ()
 
     @classmethod
     def plain(cls, config: Config | Policy) -> "Hardware":
@@ -56,6 +66,16 @@ class Hardware:
             counts[repr(one)] = (one, counts.get(repr(one), (one, 0))[1] + 1)
         digest = of_text(repr(sorted((layer, repr(one)) for layer, one in running.items())))
         return cls(config, tuple(pair for pair in counts.values() if pair[1]), digest)
+
+    def on(self, model: nn.Module) -> "Hardware":
+        """The same, knowing which repairs a network that runs on it has nothing for."""
+        own = ((card.config, repair) for card in self.cards for repair in card.repairs)
+        return replace(self, idle=tuple((kind, one.name) for kind, one in own if not one.applies(model)))
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the network decides which repairs there are."""
+        return any(repair.conditional for card in self.cards for repair in card.repairs)
 
     @property
     def name(self) -> str:
@@ -124,10 +144,11 @@ class Hardware:
 
     @property
     def repairs(self) -> list[Repair]:
-        """Those of all wings present, of a mix in the order of the stages and without those measured on baselines."""
+        """Those of all wings present that are not idle, of a mix in the order of the stages and without those measured
+        on baselines."""
         merged: dict[str, list[Repair]] = {}
-        for repair in (repair for card in self.cards for repair in card.repairs):
-            if not (self.mixed and repair.on_baseline):
+        for kind, repair in ((card.config, repair) for card in self.cards for repair in card.repairs):
+            if not (self.mixed and repair.on_baseline) and (kind, repair.name) not in self.idle:
                 merged.setdefault(repair.name, []).append(repair)
         found = [_merged(same) for same in merged.values()]
         return sorted(found, key=_place) if self.mixed else found
@@ -155,7 +176,7 @@ class Hardware:
         """
         lists = [list(card.quoted or [repair.name for repair in card.repairs]) for card in self.cards]
         if len(lists) == 1:
-            return lists[0]
+            return [name for name in lists[0] if self.applies(name)]
         plan = {name for card in self.cards for name in card.plan if name in (card.default or card.plan)}
         whole = [one.name for one in self.repairs if {part.name for part in one.parts or (one,)} == plan]
         turns = [name for turn in range(max(map(len, lists))) for names in lists for name in names[turn : turn + 1]]

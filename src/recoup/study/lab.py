@@ -31,13 +31,13 @@ from recoup.recalibrate import PAIRED
 from recoup.storage.digest import of_state
 from recoup.study.configs import Config
 from recoup.study.doubts import doubts
-from recoup.study.hardware import Hardware, baseline_of, name_of, needs_scales
+from recoup.study.hardware import Hardware, baseline_of, has_work, name_of, needs_scales
 from recoup.study.machine import check_device
 from recoup.study.progress import Display
 from recoup.study.recipe import Recipe
 from recoup.study.repairs import FLOAT, NONE
 from recoup.study.rows import CostRow
-from recoup.wings import cards, wing_of
+from recoup.wings import cards
 
 Shifts = dict[str, tuple[float, float]]
 
@@ -71,6 +71,7 @@ class Lab:
             model = self._built()
         self.model: nn.Module = model.to(self.device).eval()
         self.has_norms = has_norms(model)
+        self._working = {type(config): has_work(config, model) for config in recipe.configs}
         self._float = Statistics.of(model)
         self._on_baseline: dict[tuple[str, int, str], Statistics] = {}
         self._weights = {name: value.detach().clone() for name, value in self.model.named_parameters()}
@@ -115,7 +116,7 @@ class Lab:
                 f"model {self.recipe.model!r}: labels lie in 0..{classes - 1}, but the model has {self.outputs} classes"
             )
         for config in self.recipe.configs:
-            if self.has_norms or not wing_of(config, "configs").needs_norms:
+            if self.has_work(config):
                 self.hardware(config)
         for policy in self.recipe.policy:
             if not assigned(self.model, policy, f"policy {policy.name!r}"):
@@ -132,6 +133,10 @@ class Lab:
         """What makes accuracies say nothing, as far as it shows before they are measured."""
         return doubts(self.untrained, self.outputs, len(self.test.classes))
 
+    def has_work(self, config: Config) -> bool:
+        """Whether the network has something for a config's hardware."""
+        return self._working[type(config)]
+
     def hardware(self, config: Config | Policy) -> Hardware:
         """What the layers run on under a config and the recipe's layer map, or under a policy.
 
@@ -140,19 +145,24 @@ class Lab:
         """
         name = name_of(config)
         if name not in self._hardware:
-            if self.recipe.policy or self.recipe.layers:  # a map of floats alone may leave nothing to a config
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", RecoupWarning)  # the measurement says it again
-                    self._prepare(config, NONE, self.recipe.calibration.seeds[0])
-                    if self.recipe.policy:
-                        self._costs[name] = self._cost()
-                running = {layer: module.config for layer, module in emulated_layers(self.model).items()}
-                self._reset()
-                mixed = isinstance(config, Policy) or any(own is not None for own in self.recipe.layers.values())
-                self._hardware[name] = Hardware.found(config, running) if mixed else Hardware.plain(config)
-            else:
-                self._hardware[name] = Hardware.plain(config)
+            plain = Hardware.plain(config)
+            # A map of floats alone may leave nothing to a config.
+            looked = bool(self.recipe.policy or self.recipe.layers) or plain.conditional
+            self._hardware[name] = self._found(config, plain) if looked else plain
         return self._hardware[name]
+
+    def _found(self, config: Config | Policy, plain: Hardware) -> Hardware:
+        """What becomes of the network under a config or a policy, which is tried."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RecoupWarning)  # the measurement says it again
+            self._prepare(config, NONE, self.recipe.calibration.seeds[0])
+            if self.recipe.policy:
+                self._costs[name_of(config)] = self._cost()
+        running = {layer: module.config for layer, module in emulated_layers(self.model).items()}
+        mixed = isinstance(config, Policy) or any(own is not None for own in self.recipe.layers.values())
+        found = (Hardware.found(config, running) if mixed else plain).on(self.model)
+        self._reset()
+        return found
 
     def _cost(self) -> Cost:
         """Of the network as it is, for one image."""

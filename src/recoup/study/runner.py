@@ -23,12 +23,11 @@ from recoup.study.machine import cpu_threads, describe
 from recoup.study.measures import measure_of, tables
 from recoup.study.progress import displayed
 from recoup.study.recipe import Recipe
-from recoup.study.repairs import FLOAT, NONE, State, states
+from recoup.study.repairs import FLOAT, NONE, State, default, states
 from recoup.study.results import FILE as RESULTS
 from recoup.study.results import AccuracyRow, Results, ShiftRow
 from recoup.study.store import Store
 from recoup.version import __version__
-from recoup.wings import wing_of
 
 RECIPE = "recipe.yaml"
 HEADER = "# Written by recoup: everything that decides the numbers in this folder.\n"
@@ -95,7 +94,7 @@ def run(recipe: Recipe, *, overwrite: bool = False, progress: bool = True) -> Re
     with cpu_threads(recipe.cpu_threads):
         lab = Lab(recipe)
         lab.check()
-        tasks, notes = plan(recipe, lab.has_norms, lab.hardware)
+        tasks, notes = plan(recipe, lab.has_norms, lab.hardware, lab.has_work)
         identity = {**recipe.identity(), "parameters": lab.digest, "recoup": __version__, "torch": torch.__version__}
         store = Store(Path(recipe.out), identity, overwrite=overwrite)
         _claim(store, recipe, overwrite)
@@ -160,18 +159,28 @@ def _known(policy: Policy) -> str:
 
 
 def plan(
-    recipe: Recipe, has_norms: bool, hardware: Callable[[Config | Policy], Hardware] = Hardware.plain
+    recipe: Recipe,
+    has_norms: bool,
+    hardware: Callable[[Config | Policy], Hardware] = Hardware.plain,
+    has_work: Callable[[Config], bool] = lambda _: True,
 ) -> tuple[list[Task], list[str]]:
     """The measurements of a recipe in order, and what is left out with its reason.
 
-    ``hardware``: what the network's layers run on under a config or a policy.
+    Args:
+        recipe: what to measure.
+        has_norms: whether the network has batch norm statistics.
+        hardware: what the network's layers run on under a config or a policy.
+        has_work: whether the network has something for a config's hardware.
+
+    Raises:
+        RecoupError: nothing is left to measure.
     """
     chosen = [state for state in recipe.states if has_norms or not state.needs_norms]
     notes = []
     if len(chosen) < len(recipe.states):
         gone = [state for state in recipe.states if state not in chosen]
         notes.append(f"The network has no BatchNorm statistics, so these states do not exist: {', '.join(gone)}.")
-    configs, foreign = _that_apply(recipe, has_norms)
+    configs, foreign = _that_apply(recipe, has_work)
     notes += foreign
     if not chosen:
         left = [f"'{state}'" for state in states(recipe.wings) if not State(state).needs_norms]
@@ -183,7 +192,7 @@ def plan(
             what = f"{one.name}, here a {one.title}" if one.mixed else one.name
             raise RecoupError(f"states {', '.join(recipe.states)}: none of them exists for {what}")
     gone = [state for state in chosen if not any(one.applies(state) for one in present)]
-    if gone:
+    if gone and list(recipe.states) != default(recipe.wings, baselines=bool(recipe.configs)):
         notes.append(f"None of the hardware has these states, so they are left out: {', '.join(gone)}.")
     tasks = [Task(FLOAT, NONE, None, None)]
     first = recipe.calibration.seeds[0]
@@ -209,14 +218,14 @@ def _baselines(present: Sequence[Hardware], chosen: list[State], seed: int) -> l
     return [task for made in tasks.values() for task in made]
 
 
-def _that_apply(recipe: Recipe, has_norms: bool) -> tuple[list[Config | Policy], list[str]]:
+def _that_apply(recipe: Recipe, has_work: Callable[[Config], bool]) -> tuple[list[Config | Policy], list[str]]:
     """The configs whose hardware the network has work for and all policies, and a note about the others."""
-    configs = [config for config in recipe.configs if has_norms or not wing_of(config, "study").needs_norms]
+    configs: list[Config | Policy] = [config for config in recipe.configs if has_work(config)]
     gone = ", ".join(repr(config) for config in recipe.configs if config not in configs)
     configs += recipe.policy
     if gone and not configs:
-        raise RecoupError(f"configs {gone}: the network has no BatchNorm statistics, so nothing is left to measure")
-    return configs, [f"The network has no BatchNorm statistics, so these are left out: {gone}."] if gone else []
+        raise RecoupError(f"configs {gone}: the network has no norm that they take, so nothing is left to measure")
+    return configs, [f"The network has no norm that they take, so these are left out: {gone}."] if gone else []
 
 
 def _drawn(hardware: Hardware, state: str, seed: int, first: int) -> bool:

@@ -157,17 +157,41 @@ def test_copies():
     [
         (lambda: LightLayerNorm(15), "layer ''.*15 features; 8 chunks need at least 16: use LightNorm.chunks=7"),
         (lambda: LightRMSNorm((3, 5)), "layer ''.*15 features; 8 chunks need at least 16"),
-        (lambda: LightRMSNorm(1, config=RANGE), "1 features; 2 chunks need at least 4: use leave it"),
+        (lambda: LightRMSNorm(1, config=RANGE), "1 features; 2 chunks need at least 4: leave it in float with"),
+        (
+            lambda: LightRMSNorm(4, config=LightNorm()),
+            "need at least 16: use LightNorm.chunks=2., or leave it in float",
+        ),
         (lambda: LightRMSNorm(16, config=LightNorm(scale="paper")), r"layer ''.*scale='paper'.*use scale='gaussian'"),
         (lambda: LightLayerNorm(16, config=rc.LBA()), "LightLayerNorm.config=.*must be a LightNorm"),
-        (lambda: LightLayerNorm(16, eps=-1.0), "LightLayerNorm.*eps"),
+        (
+            lambda: LightLayerNorm(16, eps=-1.0),
+            r"layer '' \(\(16,\).*LayerNorm\(eps=-1.0\): eps must be a number from 0",
+        ),
+        (
+            lambda: LightLayerNorm(16, eps=None),
+            r"layer '' \(\(16,\).*LayerNorm\(eps=None\): eps must be a number from 0",
+        ),
+        (lambda: LightRMSNorm(16, eps=2), r"layer '' \(\(16,\).*RMSNorm\(eps=2\): eps must be a number from 0"),
+        (lambda: LightRMSNorm(16, eps=torch.tensor(1e-5)), r"layer '' \(\(16,\).*its eps is a tensor \[\].*set eps ="),
         (lambda: LightLayerNorm(16)(drawn(3, 17)), r"layer ''.*the input \[3, 17\] must end with \[16\]"),
         (lambda: LightLayerNorm((2, 8))(drawn(16)), r"layer ''.*the input \[16\] must end with \[2, 8\]"),
         (
             lambda: LightLayerNorm(16)(torch.ones(3, 16, dtype=torch.int64)),
             r"floating point; got torch.int64 \[3, 16\]",
         ),
-        (lambda: LightLayerNorm(16)(drawn(3, 16, dtype=torch.float64)), "float64, the parameters are torch.float32"),
+        *(
+            (
+                lambda given=given, own=own: LightLayerNorm(16, dtype=own)(drawn(3, 16, dtype=given)),
+                rf"layer ''.*the input is {given} \[3, 16\], the parameters are {own}: a layer norm takes parameters of",
+            )
+            for given, own in (
+                (torch.float64, torch.float32),
+                (torch.float32, torch.float64),
+                (torch.float32, torch.float16),
+                (torch.bfloat16, torch.float16),
+            )
+        ),
         (lambda: LightLayerNorm(16)(drawn(3, 16).to_sparse()), "sparse"),
         (
             lambda: LightLayerNorm(16, config=LightNorm(nonfinite="error"))(torch.full((1, 16), torch.inf)),
