@@ -382,4 +382,7 @@ def test_repairs_that_the_network_has_nothing_for_are_no_states(tmp_path):
     results = run(recipe, progress=False)
     assert [row.state for row in results.accuracy if row.config == "LightNorm()"] == ["float statistics", "paired"]
     assert "None of the hardware has these states, so they are left out: gain per feature." in results.notes
-    assert [repair.name for repair in Lab(recipe).hardware(recipe.configs[0]).repairs] == ["average", "paired"]
+    assert [repair.name for repair in Lab(recipe).hardware(recipe.configs[0]).repairs] == [
+        "recalibrated on hardware",
+        "paired",
+    ]
