@@ -373,7 +373,10 @@ def test_norm_units_under_layer_norms_alone(tmp_path):
         ("LightNorm()", "gain per feature"),
     ]
     assert [note for note in results.notes if "left out" in note] == []
-    assert "LightNorm, FP10 1-5-4" in render(results)
+    page = render(results)
+    assert "Norm traffic" in page
+    assert "batch norm traffic" not in page.lower()
+    assert "x less norm traffic in training" in page
 
 
 def test_repairs_that_the_network_has_nothing_for_are_no_states(tmp_path):

@@ -1,4 +1,4 @@
-"""LightNorm's part of a report: what batch norms move to and from memory."""
+"""LightNorm's part of a report: what norms move to and from memory."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,12 +14,15 @@ from recoup.study.hardware import name_of
 from recoup.study.measures.lightnorm import TrafficRow
 from recoup.study.results import Results
 
+COUNTED = (
+    "read from and write to memory in a training step, counted from shapes, a pass over a feature map at its stored "
+    "width: a model, our own count. "
+)
+PASSES = {
+    "batch": "Conventional: 7 reads and 2 writes in float32; range: 5 reads and 2 writes.",
+    "rows": "Layer and RMS norms: 3 reads and 2 writes, conventional and by ranges.",
+}
 TERMS = {
-    "batch norm traffic": (
-        "Bits that batch norms read from and write to memory in a training step, counted from shapes, a pass over a "
-        "feature map at its stored width: a model, our own count. Conventional: 7 reads and 2 writes in float32; "
-        "range: 5 reads and 2 writes."
-    ),
     "range": "The standard deviation is estimated from ranges in the pass that sums: a read less forward and backward.",
     "format": "Activations and gradients are stored in a narrow floating point format.",
     "blocks": (
@@ -29,8 +32,18 @@ TERMS = {
 }
 
 
+def _kinds(rows: Sequence[TrafficRow]) -> list[str]:
+    """Of `PASSES` those that the norms of some rows take."""
+    return list(dict.fromkeys("batch" if row.over == "batch" else "rows" for row in rows))
+
+
+def norms(rows: Sequence[TrafficRow]) -> str:
+    """What the norms of some rows are called: batch norms only where they all are."""
+    return "batch norm" if _kinds(rows) == ["batch"] else "norm"
+
+
 def total(rows: Sequence[TrafficRow]) -> Widths:
-    """Bits that all batch norms move for one image in a training step."""
+    """Bits that all norms move for one image in a training step."""
     names = ("conventional", "ranges", "formats", "blocks")
     return Widths(*(sum(getattr(row, name) for row in rows) for name in names))
 
@@ -38,7 +51,12 @@ def total(rows: Sequence[TrafficRow]) -> Widths:
 def context(results: Results) -> Mapping[str, Any] | None:
     """The picture, and every config's title, sums and rows."""
     tables = [(name, total(rows), rows) for name, rows in measured(results, "traffic")]
-    return {"figure": traffic_figure(results), "tables": tables} if tables else None
+    if not tables:
+        return None
+    every = [row for _, _, rows in tables for row in rows]
+    # The picture is of batch norms' passes.
+    figure = traffic_figure(results) if "batch" in _kinds(every) else None
+    return {"figure": figure, "tables": tables, "norm": norms(every)}
 
 
 @styled
@@ -65,19 +83,24 @@ def totals(results: Results) -> list[Table]:
         sizes = (f"{value / 8000:,.1f}" for value in (bits.conventional, bits.blocks))
         rows.append((name, *sizes, f"{bits.ratio:.2f}x"))
     columns = ("hardware", "float32", "unit", "less by")
-    text = "Batch norm traffic an image and training step, kB (a model)"
+    every = [row for _, layers in measured(results, "traffic") for row in layers]
+    text = f"{norms(every).capitalize()} traffic an image and training step, kB (a model)"
     return [Table(text, columns, tuple(rows))] if rows else []
 
 
 def saving(results: Results, config: Any) -> str:
-    """How much less traffic than float32 batch norm."""
+    """How much less traffic than float32 norms."""
     rows = results.rows("traffic", name_of(config))
-    return f" with {total(rows).ratio:.1f}x less batch norm traffic in training" if rows else ""
+    return f" with {total(rows).ratio:.1f}x less {norms(rows)} traffic in training" if rows else ""
 
 
 def terms(results: Results) -> Mapping[str, str]:
     """The columns, where there are any."""
-    return TERMS if results.rows("traffic") else {}
+    rows = results.rows("traffic")
+    if not rows:
+        return {}
+    said = " ".join(text for kind, text in PASSES.items() if kind in _kinds(rows))
+    return {f"{norms(rows)} traffic": f"Bits that {norms(rows)}s {COUNTED}{said}", **TERMS}
 
 
 CHAPTER = Chapter(
