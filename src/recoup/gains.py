@@ -216,7 +216,8 @@ class _Fit:
 
     def __init__(self, layer: Gained, per: str) -> None:
         self.layer, self.per, self.infinite, self.seen = layer, per, 0, False
-        zeros = torch.zeros(layer.channels, dtype=torch.float64)
+        place = next((parameter.device for parameter in layer.parameters()), None)  # a norm may have none
+        zeros = torch.zeros(layer.channels, dtype=torch.float64, device=place)
         self.cross = self.square = self.bare = self.repaired = zeros
 
     def observe(self, layer: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:

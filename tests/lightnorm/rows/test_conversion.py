@@ -244,8 +244,8 @@ def test_a_forward_that_is_more_than_the_norm_s():
 
 def test_norms_of_other_kinds_are_named():
     class RMSNormGated(LlamaLike):
-        def forward(self, hidden_states, gate):
-            return super().forward(hidden_states) * gate.sigmoid()
+        def forward(self, hidden_states, gate=None):
+            return super().forward(hidden_states) * (1.0 if gate is None else gate.sigmoid())
 
     class AdaLayerNormZero(nn.Module):
         def __init__(self):
