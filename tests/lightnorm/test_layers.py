@@ -221,6 +221,14 @@ def test_bad_input():
         unit(drawn(3, 6))
     with pytest.raises(RecoupError, match=r"takes floating point; got torch\.int64"):
         unit(torch.ones(4, 6, 5, 5, dtype=torch.int64))
+    for given, own in ((torch.float32, torch.float64), (torch.float64, torch.float32), (torch.float16, torch.float64)):
+        told = rf"layer '' \(6, .*input is {given} \[4, 6, 5, 5\], the parameters are {own}: a batch norm takes float64"
+        with pytest.raises(RecoupError, match=told):
+            LightNorm2d(6, dtype=own)(drawn(4, 6, 5, 5).to(given))
+    with pytest.raises(
+        RecoupError, match=r"layer '' \(6, eps=-1.*BatchNorm2d\(eps=-1\): eps must be a number from 0 to"
+    ):
+        LightNorm2d(6, eps=-1)
     with pytest.raises(RecoupError, match="config must be a LightNorm"):
         LightNorm2d(6, config=rc.LBA())  # type: ignore[arg-type]
     for options, told in (

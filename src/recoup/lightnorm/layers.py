@@ -17,7 +17,7 @@ from recoup.lightnorm.layout import flattened
 from recoup.lightnorm.ops import Joined, infer, train
 from recoup.lightnorm.passes import HALF
 from recoup.lightnorm.separate import quantized_moments
-from recoup.network.checks import is_module, strided
+from recoup.network.checks import float64_alike, is_module, strided
 from recoup.network.derived import derived, only_adds
 from recoup.network.emulated import Emulated
 
@@ -70,10 +70,10 @@ class LightNormLayer(Emulated, _NormBase):
         """Take a config; parameters and buffers stay."""
         if not isinstance(config, LightNorm):
             raise RecoupError(f"{type(self).__name__}(config={config!r}): config must be a LightNorm")
+        super().convert(config, layer)
         for field, value in (("eps", self.eps), ("momentum", self.momentum)):
             if field == "eps" or value is not None:
-                number(type(self).__name__, field, value, (0.0, 1.0))
-        super().convert(config, layer)
+                number(f"{self.title}: {self.float_class.__name__}", field, value, (0.0, 1.0))
         self.group, self.by_moments, self.saturated = None, False, 0
 
     def extra_repr(self) -> str:
@@ -86,6 +86,8 @@ class LightNormLayer(Emulated, _NormBase):
             return _BatchNorm.forward(self, input)  # type: ignore[arg-type]
         strided(input, self.title, "the input")
         self._check_input_dim(input)
+        if self.weight is not None and input.is_floating_point():
+            float64_alike(input, self.weight.dtype, self.title, "batch norm")
         if input.dtype in HALF:
             return self._normalized(input.float()).to(input.dtype)
         return self._normalized(input)
@@ -136,8 +138,6 @@ class LightNormLayer(Emulated, _NormBase):
             raise RecoupError(f"{self.title}: LightNorm takes floating point; got {x.dtype} {list(x.shape)}")
         if self.weight is None:
             return x.new_ones(x.shape[1]), x.new_zeros(x.shape[1])
-        if self.weight.dtype != x.dtype and not (self.weight.dtype in HALF or x.dtype == torch.float32):
-            raise RecoupError(f"{self.title}: the input is {x.dtype}, the parameters are {self.weight.dtype}")
         shift = x.new_zeros(x.shape[1]) if self.bias is None else self.bias.to(x.dtype)
         return self.weight.to(x.dtype), shift
 

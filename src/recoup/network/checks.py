@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from recoup.errors import RecoupError
 
-__all__ = ["as_float32", "float32_products", "instance", "is_module", "one_device", "strided"]
+__all__ = ["as_float32", "float32_products", "float64_alike", "instance", "is_module", "one_device", "strided"]
 
 T = TypeVar("T")
 
@@ -54,6 +54,18 @@ def as_float32(x: Tensor, layer: str, emulation: str, name: str = "the input") -
             f"{layer}: {emulation} takes float32; {name} is {x.dtype} {list(x.shape)}: convert with .float()"
         )
     return x
+
+
+def float64_alike(x: Tensor, parameters: torch.dtype, layer: str, kind: str) -> None:
+    """An error for float64 on one side alone, which torch's batch and layer norms refuse too.
+
+    Half precision beside float32 is taken either way: the values are exact in what is computed in.
+    """
+    if (x.dtype == torch.float64) != (parameters == torch.float64):
+        raise RecoupError(
+            f"{layer}: the input is {x.dtype} {list(x.shape)}, the parameters are {parameters}: a {kind} takes float64 "
+            "for both or for neither"
+        )
 
 
 def float32_products(x: Tensor) -> AbstractContextManager[Any]:

@@ -183,13 +183,13 @@ def test_copies():
         *(
             (
                 lambda given=given, own=own: LightLayerNorm(16, dtype=own)(drawn(3, 16, dtype=given)),
-                rf"layer ''.*the input is {given} \[3, 16\], the parameters are {own}: a layer norm takes",
+                rf"layer ''.*the input is {given} \[3, 16\], the parameters are {own}: a layer norm takes float64",
             )
             for given, own in (
                 (torch.float64, torch.float32),
                 (torch.float32, torch.float64),
-                (torch.float32, torch.float16),
-                (torch.bfloat16, torch.float16),
+                (torch.float64, torch.float16),
+                (torch.bfloat16, torch.float64),
             )
         ),
         (lambda: LightLayerNorm(16)(drawn(3, 16).to_sparse()), "sparse"),

@@ -13,7 +13,7 @@ from recoup.lightnorm.passes import HALF
 from recoup.lightnorm.rows.ops import check_features, normalize
 from recoup.lightnorm.rows.passes import multiplier
 from recoup.lightnorm.rows.reference import Kind
-from recoup.network.checks import strided
+from recoup.network.checks import float64_alike, strided
 from recoup.network.derived import derived, only_adds
 from recoup.network.emulated import Mode
 from recoup.network.row_norms import OutputDtype, features_of, output_dtype_of
@@ -203,14 +203,7 @@ class LightLayerNorm(LightRows, nn.LayerNorm):
         self.convert(LightNorm() if config is None else config, "")
 
     def _check_dtypes(self, x: Tensor, parameters: torch.dtype) -> None:
-        """As torch: parameters are of the input's dtype, or float32 beside half precision; autocast casts them."""
-        mixed = x.dtype in HALF and parameters == torch.float32
-        cast = torch.float64 not in (x.dtype, parameters) and torch.is_autocast_enabled(x.device.type)
-        if not (parameters == x.dtype or mixed or cast):
-            raise RecoupError(
-                f"{self.title}: the input is {x.dtype} {list(x.shape)}, the parameters are {parameters}: a layer norm "
-                "takes parameters of the input's dtype, or float32 ones beside float16 and bfloat16"
-            )
+        float64_alike(x, parameters, self.title, "layer norm")
 
 
 class LightRMSNorm(LightRows, nn.RMSNorm):
