@@ -8,6 +8,7 @@ emulate_(model, found.within(0.5).policy)
 
 from recoup.search.fronts import Front, Point, front
 from recoup.search.narrow import CANDIDATES, Found, narrowest
+from recoup.search.refining import refine
 from recoup.search.scoring import Scores, score
 from recoup.search.spaces import Space
 from recoup.search.tasks import Shard
@@ -23,6 +24,7 @@ __all__ = [
     "Space",
     "front",
     "narrowest",
+    "refine",
     "score",
     "verify",
 ]

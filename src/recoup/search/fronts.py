@@ -56,9 +56,10 @@ class Point:
         options: of each group.
         costs: totals of the network for one image.
         predicted: damage in the metric of the scores.
-        kind: ``front``; ``uniform``: the same option wherever there is one.
+        kind: ``front``; ``uniform``: the same option wherever there is one; ``refined``: of `recoup.search.refine`.
         allowed: whether it keeps every limit; a uniform policy that does not is there to compare with.
         measured: None before `recoup.search.verifying.verify`.
+        scored: damage on the batches that were scored on, of the whole network; of refined points alone.
     """
 
     policy: Policy
@@ -68,11 +69,14 @@ class Point:
     kind: str = "front"
     allowed: bool = True
     measured: Measured | None = None
+    scored: float | None = None
 
     @property
     def damage(self) -> float:
-        """As measured, else as predicted."""
-        return self.predicted if self.measured is None else self.measured.damage
+        """As measured on test batches, else on the scored ones, else as predicted."""
+        if self.measured is not None:
+            return self.measured.damage
+        return self.predicted if self.scored is None else self.scored
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Front:
     """Policies from cheap to harmless.
 
     Attributes:
-        points: of the front, cheapest first by the first cost, and the uniform policies behind them.
+        points: of the front, cheapest first by the first cost, the uniform policies behind them, then refined ones.
         scores: that they were found with.
         costs: names of the costs; the first is the one that was swept first.
         first: what the space's first option costs everywhere.
@@ -89,6 +93,7 @@ class Front:
         seeds: draws of calibration images.
         made, total: measurements that `recoup.search.verify` made, and how many there are.
         notes: warnings of recoup's during them.
+        program: costs and limits, for `recoup.search.refine`.
     """
 
     points: tuple[Point, ...]
@@ -101,6 +106,7 @@ class Front:
     made: int = 0
     total: int = 0
     notes: tuple[str, ...] = ()
+    program: Program | None = field(default=None, repr=False)
 
     @property
     def policies(self) -> list[Policy]:
@@ -208,7 +214,7 @@ def front(
     same = uniform(scores.groups)
     named += [(same[option], "uniform", label) for option, label in titles(same).items()]
     made = tuple(_point(scores, program, *one, number) for number, one in enumerate(named))
-    return Front(made, scores, tuple(priced.quantities), priced.first, program.most)
+    return Front(made, scores, tuple(priced.quantities), priced.first, program.most, program=program)
 
 
 def _point(scores: Scores, program: Program, options: tuple[int, ...], kind: str, label: str, number: int) -> Point:

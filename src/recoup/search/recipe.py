@@ -50,6 +50,8 @@ class SearchRecipe(AnyRecipe):
         limits: cost -> the most it may be, relative to the first option everywhere, or with a unit.
         budget: points of top-1 (or nats) that may be lost; decides which point the verdict names.
         points: of the front, a cost.
+        refine: networks measured by `recoup.search.refine`; null: 40 where the probes say that predictions rank
+            poorly, else none.
         array: rows and columns for cycles.
         out: the folder for records, tables and the report.
     """
@@ -74,6 +76,7 @@ class SearchRecipe(AnyRecipe):
     limits: dict[Text, float | str] = Field(default_factory=dict)
     budget: Annotated[float, Field(ge=0)] = 0.5
     points: Annotated[int, Field(ge=2, strict=True)] = 12
+    refine: Annotated[int, Field(ge=0, strict=True)] | None = None
     array: Array = Array()
     out: Text = "recoup-search"
 

@@ -18,9 +18,10 @@ from recoup.models import load as load_model
 from recoup.models import load_chargpt
 from recoup.network.systolic import Array
 from recoup.search.bench import kept
-from recoup.search.fronts import Front, front
+from recoup.search.fronts import Front, Point, front
 from recoup.search.prices import affordable
 from recoup.search.recipe import SearchRecipe
+from recoup.search.refining import ENOUGH, refine
 from recoup.search.results import SearchResults, results_of
 from recoup.search.scoring import Plan, Scores, plan, score, sizes_of
 from recoup.search.tasks import Progress, Shard
@@ -195,10 +196,29 @@ def run(recipe: SearchRecipe, stage: Stage, how: How) -> SearchResults | Scores:
         return scores
     found = front(scores, recipe.cost, limits=recipe.limits, points=recipe.points, array=_array(recipe))
     if stage != "front":
-        found = verify(
-            found, loaded.model, loaded.test(), seeds=seeds, calibration=loaded.calibration, out=folder, **how.options()
-        )
+        found = _verified(recipe, loaded, found, batches, how)
     return _written(recipe, found, folder)
+
+
+def _verified(recipe: SearchRecipe, loaded: Source, found: Front, batches: Iterable[Any], how: How) -> Front:
+    """Measured, with cheaper points around the chosen one where the recipe wants them or predictions rank poorly."""
+    about: dict[str, Any] = {"seeds": recipe.calibration.seeds, "calibration": loaded.calibration, "out": recipe.out}
+    found = verify(found, loaded.model, loaded.test(), **about, **how.options())
+    poorly = found.scores.surrogate.error is not None and not found.scores.surrogate.trusted
+    moves = (ENOUGH if poorly else 0) if recipe.refine is None else recipe.refine
+    if not moves or how.shard is not None:
+        return found
+    divided = {name: getattr(how, name) for name in ("workers", "executor", "progress")}
+    found = refine(found, loaded.model, batches, start=_best(found, recipe.budget), moves=moves, **divided)
+    return verify(found, loaded.model, loaded.test(), **about, **how.options())
+
+
+def _best(found: Front, budget: float) -> Point | None:
+    """The cheapest point within the budget, if there is one."""
+    try:
+        return found.within(budget)
+    except RecoupError:
+        return None
 
 
 def _written(recipe: SearchRecipe, found: Front, folder: Path) -> SearchResults:

@@ -283,7 +283,10 @@ def _scores(made: Plan, records: Records, metric: str, rises: bool) -> dict[str,
     rows = [[value(task) for task in row] for row in made.alone]
     raw = tuple(tuple(number for number, _ in row) for row in rows)
     damages = tuple(tuple(max(sign * (number - base), 0.0) for number in row) for row in raw)
-    probes = [Probe(label, o, max(sign * (value(task)[0] - base), 0.0)) for label, o, task in made.probes]
+    probes = [
+        Probe(label, o, max(sign * (value(task)[0] - base), 0.0), half=_half(records, task, metric))
+        for label, o, task in made.probes
+    ]
     surrogate, predicted = fit(damages, probes)
     notes = [note for task in made.tasks for note in (records.get(task.policy) or {})["notes"]]
     return {
@@ -300,6 +303,12 @@ def _scores(made: Plan, records: Records, metric: str, rises: bool) -> dict[str,
         "notes": tuple(dict.fromkeys(notes)),
         "total": len(made.tasks),
     }
+
+
+def _half(records: Records, task: Task, metric: str) -> float:
+    """Half of what the samples leave open; 0 of a metric without an interval."""
+    interval = (records.get(task.policy) or {})[metric]["interval"]
+    return (interval[1] - interval[0]) / 2 if interval else 0.0
 
 
 class IncompleteError(RecoupError):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,14 @@ TRUSTED_ERROR, TRUSTED_RANK = 2.0, 0.9
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A policy measured as a whole: the option of each group, what one-layer damages predict, and what was found."""
+    """A policy measured as a whole: the option of each group, what one-layer damages predict, and what was found, with
+    half the width of its 95 % interval over samples (0 where the metric has none)."""
 
     label: str
     options: tuple[int, ...]
     measured: float
     predicted: float = math.nan
+    half: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -35,8 +37,9 @@ class Surrogate:
     Attributes:
         power: of `POWERS`, the one that predicts left-out probes best.
         factor: the geometric mean of measured over predicted.
-        error: r: measured over predicted lies in [1/r, r] for every probe, each predicted from the others; infinite
-            where only one of the two is 0, None where fewer than two probes say anything.
+        error: r: measured over predicted lies in [1/r, r] for every probe, each predicted from the others and with the
+            interval that its samples leave; infinite where only one of the two is 0, None where fewer than two probes
+            say anything.
         rank: Spearman's correlation of measured and predicted over the probes; None with fewer than three.
     """
 
@@ -88,17 +91,23 @@ def fit(damages: Sequence[Sequence[float]], probes: Sequence[Probe]) -> tuple[Su
     for power in POWERS:
         plain = Surrogate(power, 1.0, None, None)
         pairs = [(probe.measured, plain.predict(damages, probe.options)) for probe in probes]
-        logs = np.array([math.log(found / sums) for found, sums in pairs if found > 0 and sums > 0])
+        telling = [
+            (found, sums, probe.half)
+            for (found, sums), probe in zip(pairs, probes, strict=True)
+            if found > 0 and sums > 0
+        ]
+        logs = np.array([math.log(found / sums) for found, sums, _ in telling])
+        left_open = np.array([math.log1p(half / found) for found, _, half in telling])
         missed = sum((found > 0) != (sums > 0) for found, sums in pairs)
         if len(logs) + missed < 2:
             continue
         others = (logs.sum() - logs) / max(len(logs) - 1, 1)
         off = np.abs(logs - others) if len(logs) > 1 else np.zeros(1)
         factor = float(np.exp(logs.mean())) if len(logs) else 1.0
-        error = math.inf if missed else float(np.exp(off.max()))
+        error = math.inf if missed else float(np.exp((off + left_open).max()))
         scored.append((float(off.mean()), -power, Surrogate(power, factor, error, _rank(pairs))))
     best = min(scored, key=lambda entry: entry[:2])[2] if scored else Surrogate(1.0, 1.0, None, None)
-    return best, tuple(Probe(p.label, p.options, p.measured, best.predict(damages, p.options)) for p in probes)
+    return best, tuple(replace(p, predicted=best.predict(damages, p.options)) for p in probes)
 
 
 def finite(value: float | None) -> float | None:

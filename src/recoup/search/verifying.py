@@ -70,7 +70,7 @@ def verify(
     _check(front, model, test)
     numbers = _seeds(seeds)
     scores = front.scores
-    named = _named(scores.metric, metric)
+    named = named_metric(scores.metric, metric, "verify")
     quality = _quality(model, test)
     metrics = list(dict.fromkeys([named, quality])) if quality else [named]
     scaled = needing_scales({layer: group.options for group in scores.groups for layer in group.layers})
@@ -128,11 +128,16 @@ def _check(front: Front, model: nn.Module, test: Iterable[Any]) -> None:
         )
 
 
-def _named(scored: str, metric: str | Function | None) -> str | Function:
+def named_metric(scored: str, metric: str | Function | None, what: str) -> str | Function:
+    """The metric that some scores are of; a callable must be given again.
+
+    Raises:
+        RecoupError: another, or none where a callable is needed, headed by ``what``.
+    """
     if metric is not None and metric_name(metric) != scored:
-        raise RecoupError(f"search: verify: the scores' metric is {scored}, not {metric_name(metric)}")
+        raise RecoupError(f"search: {what}: the scores' metric is {scored}, not {metric_name(metric)}")
     if metric is None and scored not in METERS:
-        raise RecoupError(f"search: verify: the scores' metric {scored} is a function: pass it as metric= again")
+        raise RecoupError(f"search: {what}: the scores' metric {scored} is a function: pass it as metric= again")
     return scored if metric is None else metric
 
 

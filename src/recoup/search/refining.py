@@ -1,0 +1,157 @@
+"""Coordinate moves where damages do not add up: from one policy to cheaper ones, every step measured."""
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from recoup.errors import RecoupError
+from recoup.evaluation import Function
+from recoup.network.checks import instance, is_module
+from recoup.search.bench import Bench, kept, needing_scales
+from recoup.search.fronts import Front, Point
+from recoup.search.scoring import Scores
+from recoup.search.spaces import policy_of
+from recoup.search.tasks import Progress, Task, perform
+from recoup.search.verifying import named_metric
+
+BESIDE = 4
+"""Moves that a step measures: those that the damages of single groups say are best."""
+ENOUGH = 40
+"""Networks that are measured where nobody says how many."""
+
+Options = tuple[int, ...]
+
+
+def refine(
+    front: Front,
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    start: Point | None = None,
+    moves: int = ENOUGH,
+    metric: str | Function | None = None,
+    executor: Executor | None = None,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> Front:
+    """Walk from a policy to ever cheaper ones, a group at a time, by measured damage.
+
+    A knapsack trusts that damages add up. Here a step measures whole networks on the batches that were scored on: of
+    the changes of one group that lower the first cost and keep the limits, the four whose one-group damage rises least
+    per cost saved; the one whose *measured* damage rises least per cost saved is taken, and is a point. The walk ends
+    where no change is left or ``moves`` networks were measured. (The rule is ours.)
+
+    A step depends on the one before, so the work has no shards; the four of a step may be made at once.
+
+    Args:
+        front: from `recoup.search.front` or `recoup.search.verify`; its limits hold here.
+        model: in float, the one that was scored.
+        batches: those that were scored on.
+        start: where the walk begins, such as ``front.within(0.5)``; None: the least harmful of the uniform policies
+            that keep the limits, of equals the cheapest.
+        moves: networks that may be measured, finished ones of an earlier run among them.
+        metric: the scores' own, needed again only where that is a callable.
+        executor, workers, progress: as in `recoup.search.score`.
+
+    Returns:
+        The front with the points of the walk, kind ``refined``, behind the others; their ``scored`` is what was
+        measured. `recoup.search.verify` measures them on test batches like all others.
+
+    Raises:
+        RecoupError: moves that are none, another network, other batches or another metric than the scores', no start
+            and no uniform policy within the limits.
+    """
+    instance(front, Front, "search.refine", "front", "what recoup.search.front returned")
+    is_module(model, "search.refine")
+    if isinstance(moves, bool) or not isinstance(moves, int) or moves < 1:
+        raise RecoupError(f"search: refine: moves={moves!r} must be a whole number of 1 or more")
+    begin = (
+        _least_harmful(front) if start is None else instance(start, Point, "search.refine", "start", "front.front[0]")
+    )
+    walk = _Walk(front, _bench(front.scores, model, batches, metric), moves)
+    how = {"executor": executor, "workers": workers, "progress": progress}
+    steps = [step for step in walk.path(begin.options, how) if step not in {point.options for point in front.points}]
+    return replace(front, points=(*front.points, *(walk.point(o, n) for n, o in enumerate(steps, 1))))
+
+
+def _least_harmful(front: Front) -> Point:
+    able = [point for point in front.uniform if point.allowed]
+    if not able:
+        raise RecoupError("search: refine: no uniform policy keeps every limit: say which point to start from")
+    return min(able, key=lambda point: [point.predicted, point.costs[front.costs[0]]])
+
+
+def _bench(scores: Scores, model: nn.Module, batches: Iterable[Any], metric: str | Function | None) -> Bench:
+    """What scored, again."""
+    named = named_metric(scores.metric, metric, "refine")
+    scaled = needing_scales({layer: group.options for group in scores.groups for layer in group.layers})
+    bench = Bench(model, kept(batches), (named,), scores.calibration, scores.identity["repair"], scaled)
+    other = [name for name, value in bench.identity().items() if scores.identity[name] != value]
+    if other:
+        raise RecoupError(f"search: refine: not what was scored: {', '.join(other)} differ")
+    return bench
+
+
+class _Walk:
+    """Measures policies on the scored batches, each once, and steps from one to the next."""
+
+    def __init__(self, front: Front, bench: Bench, moves: int) -> None:
+        assert front.program is not None
+        assert front.scores.records is not None
+        self.scores, self.program, self.records = front.scores, front.program, front.scores.records
+        self.cost, self.bench, self.left = front.costs[0], bench, moves
+        self.quantity = self.program.priced.quantities[self.cost]
+        self.measured: dict[Options, float] = {}
+
+    def path(self, options: Options, how: dict[str, Any]) -> list[Options]:
+        """Where the walk comes by, the beginning first."""
+        self._measure([options], how)
+        found = [options]
+        while near := self._near(found[-1])[: self.left]:
+            self._measure(near, how)
+            here = found[-1]
+            found.append(min(near, key=lambda step: self._rise(here, step)))
+        return found
+
+    def point(self, options: Options, number: int) -> Point:
+        """A step as a point of the front."""
+        policy = policy_of(self.scores.groups, options, f"refined {number:02}")
+        priced = self.program.priced.of(options)
+        return Point(policy, options, priced, self.scores.predict(options), "refined", scored=self.measured[options])
+
+    def _near(self, here: Options) -> list[Options]:
+        """The most promising changes of one group."""
+        moves = [
+            (self._foreseen(here, group, option), (*here[:group], option, *here[group + 1 :]))
+            for group, row in enumerate(self.quantity.each)
+            for option in range(len(row))
+            if row[option] < row[here[group]]
+        ]
+        allowed = (step for _, step in sorted(moves) if self.program.allows(step))
+        return [step for step, _ in zip(allowed, range(BESIDE), strict=False)]
+
+    def _foreseen(self, here: Options, group: int, option: int) -> float:
+        damages, costs = self.scores.damages[group], self.quantity.each[group]
+        return (damages[option] - damages[here[group]]) / (costs[here[group]] - costs[option])
+
+    def _rise(self, here: Options, step: Options) -> float:
+        saved = self.quantity.of(here) - self.quantity.of(step)
+        return (self.measured[step] - self.measured[here]) / saved
+
+    def _measure(self, policies: Sequence[Options], how: dict[str, Any]) -> None:
+        new = [options for options in policies if options not in self.measured]
+        tasks = [Task.of(f"move {self._told(options)}", policy_of(self.scores.groups, options)) for options in new]
+        perform(self.bench, tasks, self.records, **how)
+        self.left -= len(new)
+        sign = -1 if self.scores.rises else 1
+        for options, task in zip(new, tasks, strict=True):
+            value = self.records.get(task.policy)
+            assert value is not None
+            raw = value[self.scores.metric]["value"]
+            self.measured[options] = max(sign * (raw - self.scores.base), 0.0)
+
+    def _told(self, options: Options) -> str:
+        return f"to {self.quantity.of(options):,.6g} {self.cost}"
