@@ -15,11 +15,15 @@ from recoup.silicon.yosys import digest
 FIGURES = ("faults", "proved redundant", "mismatches", "vectors", "seconds with the netlist made", "coverage")
 
 
+def drawn_of(module: Measured) -> dict[str, object]:
+    """Some of the vectors it is tried with, as a fingerprint a port."""
+    drawn = vectors.structured(module, 64, np.random.default_rng(0))
+    return {port: fingerprint(values) for port, values in drawn.items()}
+
+
 def subject(module: Measured) -> str:
     """What a proof is one of: the design, some of its vectors, and how far they are tried."""
-    drawn = vectors.structured(module, 64, np.random.default_rng(0))
-    some = {port: fingerprint(values) for port, values in drawn.items()}
-    return digest("proof", design(module), some, faults.ROUNDS, COVERAGE)
+    return digest("proof", design(module), drawn_of(module), faults.ROUNDS, COVERAGE)
 
 
 def prove(log: Log, name: str, module: Measured) -> None:

@@ -1,5 +1,5 @@
 """Claim: LightNorm's units are several times smaller than batch norm in FP32, the forward one smaller than in FP16; the
-forward units and the backward one of one lane are proved.
+units of both passes are proved.
 
 Areas of a lane's parts without the divider (as published: neither has the division and the root, once a channel), of
 whole units with it, and of conventional lanes from the same generator; then the proofs of units. A row at a time is
@@ -38,6 +38,7 @@ PROVED = {
     "lightnorm": (LightNorm(), "forward"),
     "lightnorm, x - mu in 1-5-12": (LightNorm(difference=ROUNDED), "forward"),
     "lightnorm-fp10, backward": (LightNorm.fp10(), "backward"),
+    "lightnorm, backward": (LightNorm(), "backward"),
 }
 CONFIGS = {"x - mu exact": {}, "x - mu in 1-5-12": {"difference": ROUNDED}}
 

@@ -1,7 +1,11 @@
 """LightNorm's forward unit in gates equals the reference, however it packs; generators broken by hand are caught."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -123,6 +127,30 @@ def test_elements_that_decide_lie_nearest_to_steps_and_share_a_block():
     assert (exponents == exponents[..., :1]).all()
     assert len(np.unique(exponents)) > 10
     assert len(np.unique(x)) > 200
+
+
+DRAWN = """
+from benchmarks.proofs import drawn_of
+from benchmarks.silicon_lightnorm import PROVED, proved_of
+for name in PROVED:
+    print(drawn_of(proved_of(name)))
+"""
+
+
+@pytest.mark.slow
+def test_vectors_are_the_same_on_a_processor_without_wide_vectors():
+    """A proof is one of its vectors, and numpy's own logarithms differ in the last bit between vector units."""
+    wide = "X86_V4 AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL AVX512_SPR X86_V3 AVX2 FMA3"
+    found = set()
+    for features in ("", wide):
+        run = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", DRAWN],
+            env=os.environ | {"NPY_DISABLE_CPU_FEATURES": features},
+            cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        found.add(run.stdout)
+    assert len(found) == 1
+    assert found.pop().count("\n") == len(PROVED)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from recoup.formats import Float, ports, quantize
+from recoup.lightnorm.portable import exp2, log2
 from recoup.lightnorm.rtl_meeting import code
 
 __all__ = ["deciding"]
@@ -69,8 +70,8 @@ def _chosen(
     """Places in ``values``, [T, R, G]."""
     (R, G), (E, C) = mean.shape, values.shape
     beside = _beside(values, mean[..., None, None], reciprocal[..., None, None], form, difference)  # [R, G, E, C]
-    all_ = np.argsort(beside.reshape(R, G, E * C), axis=-1)
-    of_exponent = np.argsort(beside, axis=-1)
+    all_ = np.argsort(beside.reshape(R, G, E * C), axis=-1, kind="stable")
+    of_exponent = np.argsort(beside, axis=-1, kind="stable")
     run, lanes = np.arange(R), np.arange(G)
     leads = generator.integers(0, G, (steps, R))
     place = all_[run, leads, _early(E * C, (steps, R), generator)]
@@ -92,4 +93,4 @@ def _beside(values: np.ndarray, mean: Any, reciprocal: Any, form: Float, differe
 
 def _early(count: int, shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
     """Places in an order of ``count``, as many below 10 as from 10 to 100."""
-    return np.minimum((count + 1) ** generator.random(shape) - 1, count - 1).astype(np.int64)
+    return np.minimum(exp2(generator.random(shape) * log2(np.array(count + 1.0))) - 1, count - 1).astype(np.int64)

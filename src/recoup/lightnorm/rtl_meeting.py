@@ -12,6 +12,7 @@ whose d is nearest to a size that is drawn.
 import numpy as np
 
 from recoup.formats import Float, FloatFields
+from recoup.lightnorm.portable import exp2, log2
 
 __all__ = ["code", "meeting"]
 
@@ -35,7 +36,7 @@ def meeting(
         exact = np.abs((X << up) - np.where(negative, -M, M) * (1 << down)) * R
         cut = np.maximum(_bits(exact) - (f + 1), 0)
         rest = exact & ((np.int64(1) << cut) - 1)
-        near = np.log2(np.minimum(rest, (np.int64(1) << cut) - rest).astype(float) + 1)
+        near = log2(np.minimum(rest, (np.int64(1) << cut) - rest).astype(float) + 1)
         found = [np.where(exact > 0, np.abs(near - wanted), 99.0), X, M, R, h, negative]
         if best:
             found = [np.where(found[0] < best[0], new, old) for new, old in zip(found, best, strict=True)]
@@ -75,8 +76,8 @@ def _of_reciprocal(f: int, s: int, count: int, generator: np.random.Generator) -
     """R from X, M, h and the step: R = q 2^t / (X 2^h - M)."""
     X, M, q = (_significands(bits, count, generator) for bits in (f, s, f))
     h = generator.integers(-f - s, s + 4, count)
-    exact = np.abs(X * np.exp2(h) - M) + (X * np.exp2(h) == M)
-    R = np.floor(q / exact * np.exp2(s + 1 - np.frexp(q / exact)[1])).astype(np.int64) + generator.integers(0, 2, count)
+    exact = np.abs(X * exp2(h) - M) + (X * exp2(h) == M)
+    R = np.floor(q / exact * exp2(s + 1 - np.frexp(q / exact)[1])).astype(np.int64) + generator.integers(0, 2, count)
     return X, M, np.where(R >> s == 1, R, 1 << s), np.clip(h, -40, 40)
 
 
@@ -88,7 +89,7 @@ def _of_step(f: int, s: int, count: int, generator: np.random.Generator) -> Trip
     e = np.abs(X * R - (q << t))
     needed = np.ldexp(R.astype(float), s) / np.maximum(e, 1)
     h = np.where(e > 0, np.frexp(needed)[1], s + generator.integers(0, s + 6, count))
-    M = np.floor(e * np.exp2(h) / R).astype(np.int64) + generator.integers(0, 2, count)
+    M = np.floor(e * exp2(h) / R).astype(np.int64) + generator.integers(0, 2, count)
     return X, np.where(M >> s == 1, M, _significands(s, count, generator)), R, np.clip(h, -40, 40)
 
 

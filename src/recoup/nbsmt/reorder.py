@@ -239,7 +239,7 @@ def _descend(pairs_CC: Tensor, slot_p: Tensor, order: Tensor) -> Tensor:
         best, partner = gain_pp.masked_fill(same, 0).max(1)
         least = 1e-12 * float(now_p.abs().sum())  # a gain below rounding could be swapped to and fro for ever
         touched: set[int] = set()
-        for i in best.argsort(descending=True).tolist():
+        for i in best.argsort(descending=True, stable=True).tolist():
             j = int(partner[i])
             here = {int(slot_p[i]), int(slot_p[j])}
             if float(best[i]) <= least:

@@ -13,7 +13,7 @@ from recoup.silicon.words import packed
 
 ROUNDS = (1 << 14, 1 << 17, 1 << 19, 1 << 21, 1 << 22)
 """Vectors of a round; a later one tries what the earlier ones did not show, unless enough is shown."""
-MOST = 10**11
+MOST = 10**12
 """Gates times faults times words of vectors that a later round may have; with more it takes hours and is not made."""
 FEW, EASY, HARD = 3, 3 * 10**6, 10**7
 """Rounds after which the faults that are left are asked to be proved redundant where they times gates are no more than

@@ -9,6 +9,7 @@ import numpy as np
 
 from recoup.formats import Float, FloatFields, ports
 from recoup.lightnorm.backward_unit.widths import Widths
+from recoup.lightnorm.portable import log2
 from recoup.lightnorm.rtl_meeting import code
 
 __all__ = ["Operands", "pieces"]
@@ -99,7 +100,7 @@ class Operands(Widths):
             r = np.floor(np.ldexp(fraction, S.mantissa + 1)) + generator.integers(0, 2, shape)
             r = np.minimum(r, (2 << S.mantissa) - 1).astype(np.int64)
             scaled = np.ldexp(np.frexp(size * gamma * r)[0], self.form.mantissa + 1)
-            beside = np.log2(np.abs(scaled - np.rint(scaled)) + 2.0**-60)
+            beside = log2(np.abs(scaled - np.rint(scaled)) + 2.0**-60)
             found = [np.abs(np.maximum(beside, -self.shift_bits) - wanted), gamma, r]
             if best:
                 found = [np.where(found[0] < best[0], new, old) for new, old in zip(found, best, strict=True)]
