@@ -50,7 +50,8 @@ class SearchRecipe(AnyRecipe):
         limits: cost -> the most it may be, relative to the first option everywhere, or with a unit.
         budget: points of top-1 (or nats) that may be lost; decides which point the verdict names.
         points: of the front, a cost.
-        array: rows and columns for cycles.
+        array: rows and columns for cycles and areas.
+        liberty: a cell library's file, or several that are read together: for energies, and areas in um2.
         out: the folder for records, tables and the report.
     """
 
@@ -75,6 +76,7 @@ class SearchRecipe(AnyRecipe):
     budget: Annotated[float, Field(ge=0)] = 0.5
     points: Annotated[int, Field(ge=2, strict=True)] = 12
     array: Array = Array()
+    liberty: Annotated[tuple[Text, ...], BeforeValidator(listed)] = ()
     out: Text = "recoup-search"
 
     @model_validator(mode="after")
