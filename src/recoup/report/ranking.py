@@ -91,8 +91,7 @@ def _priced(chip: Ranked) -> tuple[str, ...]:
     """Energy and area, where they were counted."""
     if not isinstance(chip.cost, PricedRow):
         return ()
-    parts = ((chip.cost.energy, 1e6, ".4g"), (chip.cost.area, 1e6, ".4g"))
-    return tuple("" if value is None else f"{value / unit:{form}}" for value, unit, form in parts)
+    return tuple("" if value is None else f"{value / 1e6:.4g}" for value in (chip.cost.energy, chip.cost.area))
 
 
 def _cells(chip: Ranked) -> tuple[str, ...]:
