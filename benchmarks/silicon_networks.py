@@ -1,7 +1,7 @@
 """Claim: energy of a network on ordinary operands ranks threads as captured operands do, and understates the saving.
 
 ResNet-20's 18 emulated convolutions, an image, with one, two and four threads: what `rc.cost` says with a Liberty file,
-in uJ and mm2 of a 16 x 16 array. Beside it stand the captured operands' figures in benchmarks/results/silicon_energy.jsonl.
+in uJ and mm2 of a 16 x 16 array. The captured operands' figures are those of benchmarks/silicon_energy.py.
 
     python benchmarks/silicon_networks.py [--liberty FILE ...]
 """
