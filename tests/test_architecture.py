@@ -33,7 +33,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"nbsmt", "lba", "lightnorm", "tensorcore", "pipeline"}),
     frozenset({"wings", "grammar", "plots"}),
     frozenset({"policy", "emulate", "calibrate", "repair", "saving", "silicon"}),
-    frozenset({"costs"}),
+    frozenset({"costs", "dies"}),
     frozenset({"search", "study"}),
     frozenset({"training", "report"}),
     frozenset({"cli"}),

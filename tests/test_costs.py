@@ -92,9 +92,10 @@ def test_what_is_not_counted_is_said():
     model = nn.Sequential(nn.Linear(4, 4), nn.GRU(4, 4))
     found = rc.cost(model, {"0": rc.NBSMT(2)}, torch.zeros(3, 4))
     assert [(part.name, part.kind, part.macs) for part in found.uncounted] == [("1", "torch.nn.modules.rnn.GRU", 288)]
-    assert found.absent.keys() == {"energy", "area"}
-    assert found.energy is found.area is None
+    assert found.absent["energy"].startswith("0: energy needs a Liberty file")
+    assert found.energy is None
     assert "not counted: 1 (torch.nn.modules.rnn.GRU)" in str(found)
+    assert "energy: 0: energy needs a Liberty file" in str(found)
     assert json.loads(json.dumps(found.to_dict()))["cycles"] == found.cycles
 
     class Idle(nn.Module):
@@ -112,7 +113,9 @@ def test_what_is_not_counted_is_said():
 def test_a_unit_runs_fewer_threads():
     assert smallest_units({rc.NBSMT(1), rc.NBSMT(2), rc.NBSMT(4), LBA()}) == [repr(LBA()), repr(rc.NBSMT(4))]
     assert smallest_units({rc.NBSMT(2, "A"), rc.NBSMT(4)}) == [repr(rc.NBSMT(2, "A")), repr(rc.NBSMT(4))]
-    assert smallest_units({rc.NBSMT(1, "A"), rc.NBSMT(1)}) == sorted([repr(rc.NBSMT(1, "A")), repr(rc.NBSMT(1))])
+    assert smallest_units({rc.NBSMT(1, "A"), rc.NBSMT(1)}) == [repr(rc.NBSMT(1, "A"))]  # they run each other
+    assert smallest_units({LBA(), LBA(chunk=64), LBA(gradient="immediate_of")}) == [repr(LBA())]  # the same gates
+    assert smallest_units({LBA(), LBA(chunk=None)}) == sorted([repr(LBA()), repr(LBA(chunk=None))])
     assert able(rc.NBSMT(4), rc.NBSMT(1, "A"))
     assert not able(rc.NBSMT(2), rc.NBSMT(4))
     assert not able(rc.NBSMT(2), LBA())
@@ -125,7 +128,9 @@ def test_a_unit_runs_fewer_threads():
         ({"stem": rc.LightNorm()}, SHAPE, {}, r"cost: LightNorm.* cannot take layer 'stem', a Conv2d"),
         ({}, (0, 3), {}, "cost: a shape has positive whole sizes"),
         ({}, SHAPE, {"array": 16}, r"cost\(array=16\): array must be"),
-        ({}, SHAPE, {"liberty": "sg13g2"}, "energy and area of a network are not counted"),
+        ({}, SHAPE, {"liberty": "sg13g2"}, "liberty: 'sg13g2' is no file"),
+        ({}, SHAPE, {"liberty": 3}, "liberty=3: must be a path, several paths, or None"),
+        ({}, SHAPE, {"liberty": []}, "liberty=.*must be a path, several paths, or None"),
     ],
 )
 def test_bad_input(policy, shape, options, told):

@@ -1,12 +1,19 @@
-"""What a network costs on hardware, layer by layer: one vector over all wings, from sizes and configs alone."""
+"""What a network costs on hardware, layer by layer: one vector over all wings, from sizes and configs alone.
+
+Energy and area come from the units that recoup.silicon generates, each measured once on a stated draw of operands; see
+`recoup.silicon.tables` and `recoup.dies`.
+"""
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from recoup.dies import Die, able, smallest_units, told  # noqa: F401 -- able is one of this module's names
 from recoup.errors import RecoupError
 from recoup.network.checks import is_module
 from recoup.network.emulated import Emulated
@@ -16,16 +23,15 @@ from recoup.network.sites import Map, Site, Spent, float_class, in_float, is_sit
 from recoup.network.systolic import Array
 from recoup.network.uncounted import Uncounted
 from recoup.policy import Policy
+from recoup.silicon.tables import Tables
 from recoup.wings import cards, wing_of
 
-NO_TABLES = (
-    "energy and area of a network are not counted; recoup.silicon measures those of one unit (build(config).area(), "
-    ".energy(operands))"
-)
+NO_HARDWARE = "in float, for which no hardware is generated"
+NOT_RUN = "its wing does not say in how many steps the hardware that it generates runs it"
 COUNTED: tuple[str, ...] = ("cycles", "traffic", "bits")
 """Costs that are counted from shapes, always there."""
 PRICED: tuple[str, ...] = ("energy", "area")
-"""Costs that would need the area and energy of every unit."""
+"""Costs that are made of the area and the energy of every unit, which take a synthesis the first time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,8 @@ class LayerCost:
         traffic: bytes between memory and the hardware, each number once; of a norm, its feature map in and out.
         accumulator: bits; 0 of a norm.
         known: whether the hardware's wing says what it costs; what it does not say is counted as in float.
+        steps: cycles of a generated unit, of all units together; None where no generated unit runs the layer.
+        energy: picojoules; None where it is not known.
     """
 
     name: str
@@ -50,6 +58,8 @@ class LayerCost:
     traffic: float
     accumulator: int
     known: bool = True
+    steps: int | None = None
+    energy: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values."""
@@ -65,14 +75,16 @@ class Cost:
         layers: what is counted.
         uncounted: what else multiplies, in no number here.
         units: the hardware that must be on the die, each once: a unit that runs other configs too stands for them.
-        absent: cost -> why it is not known.
+        die: what measures the area when it is asked for.
+        unmeasured: why layers have no energy: reason -> their names.
     """
 
     array: Array
     layers: tuple[LayerCost, ...]
     uncounted: tuple[Uncounted, ...] = ()
     units: tuple[str, ...] = ()
-    absent: Mapping[str, str] = field(default_factory=dict)
+    die: Die | None = field(default=None, repr=False, compare=False)
+    unmeasured: Mapping[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
 
     @property
     def cycles(self) -> int:
@@ -95,27 +107,41 @@ class Cost:
         return sum(layer.macs * layer.accumulator for layer in self.layers) / max(self.macs, 1)
 
     @property
-    def energy(self) -> None:
-        """Not counted; see ``absent``."""
-        return
+    def energy(self) -> float | None:
+        """Picojoules of the layers whose units have an energy; ``absent`` names the others. None where none has."""
+        found = [layer.energy for layer in self.layers if layer.energy is not None]
+        return math.fsum(found) if found else None
 
     @property
-    def area(self) -> None:
-        """Not counted; see ``absent``."""
-        return
+    def area(self) -> float | None:
+        """Of all units that must be on the die, each kind once and as many of it as the array has: um2 with a Liberty
+        file, else NAND2-equivalents. ``absent`` names what is not in it. None where nothing is.
+
+        Measured when it is asked for; the first time takes a synthesis a unit, seconds to a minute.
+        """
+        return None if self.die is None else self.die.area
+
+    @property
+    def absent(self) -> dict[str, str]:
+        """Of energy and area, what is not in them and why; a cost that has everything is not there."""
+        why = {"energy": told(self.unmeasured), "area": "" if self.die is None else self.die.absent}
+        return {name: text for name, text in why.items() if text}
 
     def to_dict(self) -> dict[str, Any]:
         """Array, layers and totals as plain values."""
         totals = {name: getattr(self, name) for name in (*COUNTED, *PRICED, "macs")}
         lists = {name: [part.to_dict() for part in getattr(self, name)] for name in ("layers", "uncounted")}
         array = dataclasses.asdict(self.array)
-        return {"array": array, **totals, **lists, "units": list(self.units), "absent": dict(self.absent)}
+        return {"array": array, **totals, **lists, "units": list(self.units), "absent": self.absent}
 
     def __str__(self) -> str:
         lines = [f"{self.cycles:,} cycles, {self.traffic:,.0f} bytes, {self.bits:.2f} bits an accumulator"]
         if self.uncounted:
             lines.append("not counted: " + ", ".join(f"{part.name} ({part.kind})" for part in self.uncounted))
-        lines += [f"{name}: {why}" for name, why in self.absent.items()]
+        if self.energy is not None:
+            lines.append(f"{self.energy:,.0f} pJ")
+        if self.unmeasured:
+            lines.append(f"energy: {told(self.unmeasured)}")
         return "\n".join(lines)
 
 
@@ -125,7 +151,7 @@ def cost(
     shape: Any,
     array: Array | None = None,
     *,
-    liberty: Any = None,
+    liberty: str | Path | Sequence[str | Path] | None = None,
 ) -> Cost:
     """The cost of a network on some hardware, whether or not that hardware is under its layers now.
 
@@ -134,27 +160,34 @@ def cost(
                  feature map read and written
         bits     sum over layers of multiply-accumulates x accumulator bits, over all multiply-accumulates
 
+        energy   sum over layers of a unit's picojoules a step x the layer's steps: cycles in which units work for it
+        area     sum over the distinct units on the die, a unit that runs other configs too once, of its area x how many
+                 of it the array has: rows x cols of what multiplies, one of a norm
+
     A layer that the policy leaves in float runs on the same array: one multiply-accumulate a cycle and element, 32 bits
-    a number and an accumulator. All of this is our model [our definition], a function of shapes and configs alone.
+    a number and an accumulator. It has no energy and no area, because no hardware is generated for it; neither has what
+    a config's generator refuses. ``absent`` names them, and sums are of the rest. All of this is our model [our
+    definition], a function of shapes and configs alone: operands are an ordinary layer's
+    (`recoup.silicon.tables.ordinary`), elements that idle cost nothing, a layer pays the energy of its own config's
+    unit also where a larger one on the die runs it; memories and wires are in neither.
 
     Args:
         model: any module; it runs once, in eval mode, to learn the sizes.
         policy: which layer runs on what; None: as the model is.
         shape: of one image, such as (3, 32, 32), or a batch as in `recoup.network.batches`. Costs are of the batch.
         array: of processing elements, 16 x 16 by default.
-        liberty: the cell library of energies and areas.
+        liberty: the cell library of energies and areas, a path or several. Energies are measured at once, a second to
+            a minute a config the first time. None: no energies, and areas in NAND2-equivalents.
 
     Raises:
         RecoupError: a key of the policy that names no layer, or a layer that its config cannot take; a bad shape;
-            ``liberty`` where there are no tables.
+            a ``liberty`` that cannot be read.
 
     >>> from recoup import NBSMT
     >>> model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 3))
     >>> cost(model, Policy({"1": NBSMT(threads=4)}), (3, 12, 12)).cycles
     3152
     """
-    if liberty is not None:
-        raise RecoupError(f"cost(liberty={liberty!r}): {NO_TABLES}")
     array = array or Array()
     if not isinstance(array, Array):
         raise RecoupError(
@@ -167,23 +200,61 @@ def cost(
     ran = {site.name for site in sizes.sites}
     idle = {name: module for name, module in model.named_modules() if name in chosen and name not in ran}
     say_missed({n: m for n, m in idle.items() if is_site(m)}, len(chosen), "cost", refuse=False)
-    return of_map(sizes, chosen, array)
+    return of_map(sizes, chosen, array, Tables(liberty))
 
 
-def of_map(sizes: Map, chosen: Mapping[str, Any], array: Array) -> Cost:
+def of_map(sizes: Map, chosen: Mapping[str, Any], array: Array, tables: Tables) -> Cost:
     """The cost of surveyed layers under ``chosen``: layer -> config, others in float."""
-    layers = tuple(_layer(site, chosen.get(site.name), array) for site in sizes.sites)
+    layers, built, unbuilt, unmeasured = [], [], {}, {}
+    for site in sizes.sites:
+        config = chosen.get(site.name)
+        layer, why = _layer(site, config, array, tables)
+        layers.append(layer)
+        if why:
+            unmeasured.setdefault(why, []).append(site.name)
+        if layer.steps is None:
+            unbuilt.setdefault(NO_HARDWARE if config is None else NOT_RUN, []).append(site.name)
+        else:
+            built.append(config)
+    reasons = [{why: tuple(names) for why, names in found.items()} for found in (unbuilt, unmeasured)]
     units = tuple(smallest_units({config for config in chosen.values() if config is not None}))
-    absent = dict.fromkeys(PRICED, NO_TABLES)
-    return Cost(array, layers, sizes.uncounted, units, absent)
+    die = Die(tuple(dict.fromkeys(built)), reasons[0], array, tables)
+    return Cost(array, tuple(layers), sizes.uncounted, units, die, reasons[1])
 
 
-def _layer(site: Site, config: Any, array: Array) -> LayerCost:
+def _layer(site: Site, config: Any, array: Array, tables: Tables) -> tuple[LayerCost, str]:
+    """A layer's cost, and why it has no energy."""
     spent = spent_on(site, config, array)
     hardware = "float" if config is None else repr(config)
     found = spent or in_float(site, array)
     counted = {part: getattr(found, part) for part in ("cycles", "traffic", "accumulator")}
-    return LayerCost(site.name, site.kind, hardware, site.macs, **counted, known=spent is not None)
+    energy, why = energy_on(site, config, array, tables)
+    named = {"known": spent is not None, "steps": steps_on(site, config, array, tables), "energy": energy}
+    return LayerCost(site.name, site.kind, hardware, site.macs, **counted, **named), why
+
+
+def steps_on(site: Site, config: Any, array: Array, tables: Tables) -> int | None:
+    """Cycles of a config's generated unit for a layer: as its wing says, or of one that multiplies and does not say,
+    its multiply-accumulates by those of a step; None where no generated unit runs the layer."""
+    card = None if config is None else wing_of(config, "cost")
+    if card is None or card.rtl is None:
+        return None
+    spent = spent_on(site, config, array)
+    if spent is not None and spent.steps is not None:
+        return spent.steps
+    work = tables.work(config).value if card.multiplies and site.macs else None
+    return None if work is None else math.ceil(site.macs / work)
+
+
+def energy_on(site: Site, config: Any, array: Array, tables: Tables) -> tuple[float | None, str]:
+    """Picojoules of a layer on a config's hardware, or None and why it has none."""
+    if config is None:
+        return None, NO_HARDWARE
+    one = tables.energy(config)
+    if one.value is None:
+        return None, one.why
+    steps = steps_on(site, config, array, tables)
+    return (None, NOT_RUN) if steps is None else (one.value * steps, "")
 
 
 def spent_on(site: Site, config: Any, array: Array) -> Spent | None:
@@ -192,24 +263,6 @@ def spent_on(site: Site, config: Any, array: Array) -> Spent | None:
         return in_float(site, array)
     count = wing_of(config, "cost").cost
     return None if count is None else count(site, config, array)
-
-
-def smallest_units(configs: set[Any]) -> list[str]:
-    """The hardware that some configs need: of those that run each other, the ones that none of the others runs."""
-    ordered = sorted(configs, key=repr)
-    left = [config for config in ordered if not any(_runs(other, config) for other in ordered if other != config)]
-    return [repr(config) for config in left]
-
-
-def _runs(unit: Any, config: Any) -> bool:
-    """Whether a unit runs a config that it was not built for, and is not run by it in turn."""
-    card = wing_of(unit, "cost")
-    return type(unit) is type(config) and card.runs(unit, config) and not card.runs(config, unit)
-
-
-def able(unit: Any, config: Any) -> bool:
-    """Whether hardware that was built for one config runs another."""
-    return type(unit) is type(config) and (unit == config or wing_of(unit, "cost").runs(unit, config))
 
 
 def assigned(model: nn.Module, policy: Policy | Mapping[str, Any] | None, purpose: str) -> dict[str, Any]:

@@ -102,6 +102,25 @@ def test_two_array_jobs_as_the_guide_has_them(recipe, monkeypatch):
     assert "measured:" not in err
 
 
+def test_a_cell_library_on_the_command_line(recipe, tmp_path):
+    pytest.importorskip("amaranth")
+    from tests.test_dies import FLAT
+
+    (tmp_path / "flat.lib").write_text(FLAT)
+    priced = ("--set", "space={features.0: [NBSMT(threads=1), nbsmt-2t]}", "--set", "cost=[cycles, energy, area]")
+    priced += ("--set", "array={rows: 2, columns: 2}", "--set", "out=priced", "--set", "probes=0")
+    code, out, err = run("front", recipe, *priced, "--liberty", "flat.lib", "--limit", "area=9 mm2", "--json")
+    assert code == 0, err
+    found = SearchResults.model_validate(json.loads(out))
+    assert found.costs == ("cycles", "energy", "area")
+    assert found.liberty == ("flat.lib",)
+    assert found.limits == {"area": 9e6}
+    assert any(note.startswith("not in area: ") for note in found.notes)
+    assert "Energies and areas: flat.lib." in (tmp_path / "priced" / "report.html").read_text()
+    assert "energy needs a Liberty file" in run("plan", recipe, *priced)[2]
+    assert "'missing.lib' is no file" in run("plan", recipe, *priced, "--liberty", "missing.lib")[2]
+
+
 def test_keys_of_the_space_hold_dots(recipe):
     code, out, err = run("plan", recipe, "--set", "space.re:features.0|classifier=[float, nbsmt-2t]")
     assert code == 0, err

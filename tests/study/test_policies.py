@@ -65,6 +65,38 @@ def test_costs_are_those_of_rc_cost(found):
         assert (row.cycles, row.traffic, row.bits, row.macs) == (told.cycles, told.traffic, told.bits, told.macs)
 
 
+def test_a_cell_library_adds_energy_and_area(tmp_path):
+    """Recipe and command line: no measurement is made again, and what has neither is said."""
+    pytest.importorskip("amaranth")
+    from tests.test_dies import FLAT
+
+    (tmp_path / "flat.lib").write_text(FLAT)
+    library = {"liberty": str(tmp_path / "flat.lib"), "array": {"rows": 4, "columns": 4}}
+    once = {
+        "policy": [B],
+        "calibration": {"images": 32, "batch_size": 16, "seeds": [3]},
+        "states": ["float statistics"],
+    }
+    recipe = small_recipe(tmp_path / "study", configs=[], **once, **library)
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+    assert "liberty" not in small_recipe(tmp_path, configs=[], policy=[B]).to_yaml()
+    found = run(recipe, progress=False)
+    told = rc.cost(rc.models.load("digits_net"), B, (1, 8, 8), rc.nbsmt.Array(4, 4), liberty=tmp_path / "flat.lib")
+    floating, own = found.costs
+    assert (floating.energy, floating.area) == (None, None)
+    assert (own.energy, own.area) == (told.energy, told.area)
+    assert [n for n in found.notes if n.startswith("Costs of chip B: not in energy: features.0, ")]
+    assert Results.load(found.save(tmp_path)) == found
+    write_tables(found, tmp_path)
+    assert (tmp_path / "costs.csv").read_text().splitlines()[0] == "config,cycles,traffic,bits,macs,energy,area"
+    assert f"{told.area / 1e6:.4g}" in " ".join(shown(found, width=200).split())
+    assert "mm2" in render(found)
+    with pytest.raises(RecoupError, match="liberty: is for the energy and area of policies"):
+        small_recipe(tmp_path, liberty="flat.lib")
+    with pytest.raises(RecoupError, match="is no file"):
+        run(small_recipe(tmp_path / "other", configs=[], **once, liberty="missing.lib"), progress=False)
+
+
 def test_another_chip_measures_itself_alone_and_calibration_is_shared(tmp_path, monkeypatch):
     calibrated, measured = [], []
     calibrate, accuracy = rc.calibrate_, Lab.accuracy

@@ -82,6 +82,9 @@ CalibrationSplit = Annotated[
 BatchSize = Annotated[int, typer.Option(help="Test images a batch.")]
 ProfileImages = Annotated[int, typer.Option(help="Images for the per-layer figures; 0: none.")]
 ArrayShape = Annotated[str, typer.Option(help="Rows x columns of the array.")]
+Liberty = Annotated[
+    list[str] | None, typer.Option(help="A cell library: energy and area of policies too. Repeatable: read together.")
+]
 ModelOptions = Annotated[list[str] | None, typer.Option(help="KEY=VALUE for the factory. Repeatable.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 CpuThreads = Annotated[int | None, typer.Option(help="CPU threads for torch.", show_default="torch's choice")]
@@ -111,6 +114,7 @@ def evaluate(
     batch_size: BatchSize = 250,
     profile_images: ProfileImages = 256,
     array: ArrayShape = "16x16",
+    liberty: Liberty = None,
     model_option: ModelOptions = None,
     device: Device = "cpu",
     cpu_threads: CpuThreads = None,
@@ -163,6 +167,7 @@ def _recipe(given: dict[str, Any], factory: dict[str, Any]) -> Recipe:
         | {"seed": given["test_seed"], "split": given["test_split"]},
         "layers": layers,
         "array": _array(given["array"]),
+        "liberty": given["liberty"] or [],
     }
     if given["policy"]:
         values["policy"] = given["policy"]

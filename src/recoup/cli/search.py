@@ -29,6 +29,9 @@ RecipeFile = Annotated[Path, typer.Argument(help="A search recipe: model, data, 
 Change = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, such as scoring.images=2000.")]
 Budget = Annotated[float | None, typer.Option(help="Points of top-1 (nats) that may be lost.", show_default="recipe's")]
 Limits = Annotated[list[str] | None, typer.Option("--limit", help="COST=SHARE of the first option's, or with a unit.")]
+Liberty = Annotated[
+    list[str] | None, typer.Option(help="A cell library for energy and area. Repeatable: read together.")
+]
 Workers = Annotated[int, typer.Option(min=1, help="Processes on this machine, one thread each.")]
 ShardOf = Annotated[str | None, typer.Option(help="i/n: make only this part of the measurements; auto: array jobs'.")]
 Cluster = Annotated[
@@ -43,6 +46,7 @@ def search(
     change: Change = None,
     budget: Budget = None,
     limit: Limits = None,
+    liberty: Liberty = None,
     workers: Workers = 1,
     on_cluster: Cluster = None,
     shard: ShardOf = None,
@@ -55,6 +59,7 @@ def search(
     if stage not in STAGES:
         raise RecoupError(f"search {stage!r}: the first argument must be one of {', '.join(STAGES)}")
     changes = [*(change or []), *([f"budget={budget}"] if budget is not None else [])]
+    changes += [f"liberty={json.dumps(liberty)}"] if liberty else []
     made = SearchRecipe.load(recipe, [*changes, *(f"limits.{text}" for text in limit or [])])
     with importable(os.getcwd()):  # noqa: PTH109 -- a string for sys.path
         if stage == "plan":

@@ -4,6 +4,7 @@ The contract between a wing and recoup.silicon. The card names a module (``rtl="
 
     def build(config, *, operands=None, registers="product", ...) -> Module       keyword options of its own
     def capture(layer, inputs) -> tuple[ndarray, ...]                             optional: a layer's real operands
+    def typical(config, lanes, steps, generator) -> Inputs                        optional: `recoup.gates.typical` ones
 
 Its ``build`` hands over only options that the function's signature names, refuses all others, and returns
 the `Module` with its measurements (verify, verilog, area, delay, energy). A `Module` is plain data and functions:

@@ -19,10 +19,12 @@ from recoup.errors import RecoupError
 from recoup.fields import choice
 from recoup.formats import Float, Int, code_bits, ports
 from recoup.gates import arithmetic
+from recoup.gates import typical as draw
 from recoup.gates.module import Expected, Inputs, Module, Port, amaranth
 from recoup.lba.config import LBA
 from recoup.lba.reference import added, quantize
 from recoup.lba.rtl_gates import Operand, of_integer, product, sum_code, unpacked
+from recoup.lba.rtl_schedule import output
 
 __all__ = ["build"]
 
@@ -86,6 +88,25 @@ def build(
             "outer adder": unit.outer or "none",
         },
     )
+
+
+def typical(config: LBA, lanes: int, steps: int, generator: np.random.Generator) -> Inputs:
+    """Inputs of the unit of ``config.operands``: `recoup.gates.typical`, rounded to the operands' formats, for one
+    output of ``steps`` cycles in the config's chunks.
+
+    Both are smaller by a factor where such a sum's deviation would exceed a quarter of the accumulator's largest value.
+    """
+    unit = Unit.of(config, None, None)
+    x, w = (form.largest_value for form in (unit.x, unit.w))
+    deviation = (steps / 2) ** 0.5 * x * w / draw.DEVIATIONS**2
+    factor = min(1.0, (config.accumulator.largest_value * config.scale / 4 / deviation) ** 0.5)
+    control = output(unit.schedule(), config.chunk or steps, unit.outer == "shared", steps)
+    found = {name: np.repeat(bits[:, None], lanes, 1) for name, bits in control.items()}
+    for name, form, kind in (("x", unit.x, draw.activations), ("w", unit.w, draw.weights)):
+        values = torch.from_numpy(kind((steps, lanes), form.largest_value * factor, generator))
+        rounded = values.round() if isinstance(form, Int) else quantize(values, form, config, torch.zeros_like(values))
+        found[name] = ports.codes(rounded, form)
+    return found
 
 
 def _checked(config: LBA, operands: Any) -> tuple[Operand, Operand]:

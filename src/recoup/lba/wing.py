@@ -12,7 +12,7 @@ from recoup.lba.hugging_face import adapted, take_back
 from recoup.lba.layers import LAYERS
 from recoup.lba.ops import matmul
 from recoup.lba.repair import CHUNKS, GAIN, GAIN_PAIRED, LAYER_GAIN, set_underflow_
-from recoup.network.sites import FLOAT_BITS, Site, Spent, array_cycles
+from recoup.network.sites import FLOAT_BITS, Site, Spent, array_cycles, unit_steps
 from recoup.network.systolic import Array
 from recoup.network.wing import Card, Phase
 from recoup.recalibrate import AVERAGE, PAIRED
@@ -48,7 +48,17 @@ def cost(site: Site, config: LBA, array: Array) -> Spent:
     numbers in and out as wide as the operands, float32 where they are not quantised."""
     width = FLOAT_BITS if config.operands is None else config.operands.bits
     traffic = (site.inputs + site.weights + site.outputs) * width / 8
-    return Spent(array_cycles(site, array, chunk=config.chunk), traffic, config.accumulator.bits)
+    cycles, steps = array_cycles(site, array, chunk=config.chunk), unit_steps(site, chunk=config.chunk)
+    return Spent(cycles, traffic, config.accumulator.bits, steps)
+
+
+def runs(unit: LBA, config: LBA) -> bool:
+    """A unit does not count the terms of a chunk, and knows nothing of training and of what operands may hold; one
+    without chunks has no outer addition."""
+    same = {name: getattr(config, name) for name in ("gradient", "backward", "nonfinite")}
+    if unit.chunk is not None and config.chunk is not None:
+        same["chunk"] = config.chunk
+    return unit.replace(**same) == config
 
 
 def self_test() -> str:
@@ -95,6 +105,7 @@ CARD = Card(
     float_only_note="MultiheadAttention: its inner products",
     trains=True,
     cost=cost,
+    runs=runs,
     phases=(
         Phase("without underflow", lambda model: set_underflow_(model, False)),
         Phase("with underflow", lambda model: set_underflow_(model, True)),

@@ -12,9 +12,12 @@ ranges.
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+import torch
+
 from recoup.errors import RecoupError
-from recoup.formats import ports
-from recoup.gates.module import Module, Port
+from recoup.formats import ports, quantize
+from recoup.gates.module import Inputs, Module, Port, element_type
 from recoup.lightnorm.backward_unit.unit import Backward
 from recoup.lightnorm.config import LightNorm
 from recoup.lightnorm.rtl_aim import Aim
@@ -44,6 +47,12 @@ def build(config: LightNorm, *, elements: int = 1 << 17, eps: float = 1e-5, unit
     if unit not in UNITS:
         raise RecoupError(f"lightnorm.rtl.build(unit={unit!r}): must be {' or '.join(map(repr, UNITS))}")
     return (Backward if unit == "backward" else Forward).of(config, elements, eps).module()
+
+
+def typical(config: LightNorm, lanes: int, steps: int, generator: np.random.Generator) -> Inputs:
+    """Inputs of the forward unit: the first half of the steps in pass 1, the others in pass 2, on normal elements of
+    mean 0 and deviation 1 in F, gamma and beta N(1, 1/4) and N(0, 1/2), with mu 0 and r 1. The divider idles."""
+    return Forward.of(config, 1 << 17, 1e-5).ordinary(lanes, steps, generator)
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,26 @@ class Forward(Aim):
                 "elements of a verification run": self.chunks[0] * self.chunks[1],
             },
         )
+
+    def ordinary(self, runs: int, steps: int, generator: np.random.Generator) -> Inputs:
+        """What `typical` says."""
+        G, shape = self.lanes, (steps, runs, self.lanes)
+        drawn = {"x": generator.normal(0.0, 1.0, shape), "gamma": 1 + generator.normal(0.0, 0.25, (1, *shape[1:]))}
+        drawn["beta"] = generator.normal(0.0, 0.5, (1, *shape[1:]))
+        values = {n: quantize(torch.from_numpy(np.broadcast_to(v, shape).copy()), self.form) for n, v in drawn.items()}
+        found = {name: ports.codes(value if G > 1 else value[..., 0], self.form) for name, value in values.items()}
+        found["stored"] = self.packed(self.blocked(values["x"]))
+        flags = {p.name: np.zeros((steps, runs), element_type(p)) for p in self._ports() if p.direction == "in"}
+        half = steps // 2
+        flags["collect"][:half] = flags["normalise"][half:] = flags["first"][0] = flags["chunk"][0] = 1
+        mean, r = ports.codes(torch.zeros(runs, dtype=torch.float64), self.wide), torch.ones(runs, dtype=torch.float64)
+        inverse = self.unsigned(ports.codes(r, self.wide))
+        for i in range(G):
+            found[f"held_{i}"], found[f"inverse_{i}"] = self.lane.kept(mean, inverse)[None], inverse[None]
+            for name, bits in (("sum", self.sum_bits), ("range", self.range_bits)):
+                found[f"{name}_{i}"] = np.zeros((1, runs), np.uint64 if bits <= 64 else object)
+        found["phase"] = np.full((1, runs), self.phases["store"][1], np.uint64)
+        return flags | found
 
     @property
     def title(self) -> str:

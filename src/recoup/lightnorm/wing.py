@@ -77,7 +77,17 @@ def adapted(kind: type[nn.Module]) -> type[nn.Module] | None:
 def cost(site: Site, config: LightNorm, array: Array) -> Spent:  # noqa: ARG001 -- norms run beside the array
     """A feature map read and written once, in the blocks of the forward pass."""
     along = site.places if config.axis == "place" else site.channels
-    return Spent(0, (site.inputs + site.outputs) * block_bits(config.forward_blocks, config.forward, along) / 8, 0)
+    traffic = (site.inputs + site.outputs) * block_bits(config.forward_blocks, config.forward, along) / 8
+    return Spent(0, traffic, 0, _steps(site, config))
+
+
+def _steps(site: Site, config: LightNorm) -> int | None:
+    """Two passes over a batch norm's feature map, a block of channels a cycle. The few cycles a channel in which ranges
+    are folded and mu and 1/s divided are not in it; and the generated unit's lanes are channels, so that it does not
+    run norms of rows."""
+    if site.rows:
+        return None
+    return 2 * (site.inputs // max(site.channels, 1)) * -(-site.channels // (config.block or 1))
 
 
 def self_test() -> str:

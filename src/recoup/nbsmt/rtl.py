@@ -8,10 +8,11 @@ import torch.nn.functional as F
 
 from recoup.errors import RecoupError
 from recoup.fields import integer
-from recoup.gates.module import Module
+from recoup.gates import typical as draw
+from recoup.gates.module import Inputs, Module
 from recoup.nbsmt import reference, systolic
 from recoup.nbsmt.config import NBSMT
-from recoup.nbsmt.element import REGISTERS, Options, element, products
+from recoup.nbsmt.element import REGISTERS, Options, element, element_feed, products
 from recoup.nbsmt.observe import see
 from recoup.nbsmt.ports import SIGNED, UNSIGNED
 
@@ -84,6 +85,15 @@ def capture(layer: Any, inputs: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     patches = F.unfold(x.flatten(0, 1).float(), weight.shape[2:], g.dilation, g.padding, g.stride)  # [N T, C taps, P]
     x_MTS = patches.unflatten(0, (images, T)).permute(0, 3, 1, 2).flatten(0, 1)
     return x_MTS.to(codes.dtype).numpy(), w.flatten(2).permute(1, 2, 0).to(torch.int8).contiguous().numpy()
+
+
+def typical(config: NBSMT, lanes: int, steps: int, generator: np.random.Generator) -> Inputs:
+    """Inputs of the processing element for one sum of ``steps`` slots: `recoup.gates.typical` over 0 to 255 and -127 to
+    127, unsigned activations. The drain register holds zeros."""
+    T = config.threads
+    x = np.rint(draw.activations((lanes, T, steps), 255, generator)).astype(np.uint8)
+    w = np.rint(draw.weights((T, steps, lanes), 127, generator)).astype(np.int8)
+    return element_feed((x, w), lanes, generator, T, Options())
 
 
 def steps(operands: tuple[np.ndarray, ...]) -> int:

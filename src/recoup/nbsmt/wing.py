@@ -12,7 +12,7 @@ from recoup.nbsmt.hugging_face import adapted
 from recoup.nbsmt.layers import LAYERS
 from recoup.nbsmt.ops import matmul
 from recoup.nbsmt.repair import AVERAGE, BIAS, EIGHT_BIT, PAIRED_BIAS
-from recoup.network.sites import Site, Spent, array_cycles
+from recoup.network.sites import Site, Spent, array_cycles, unit_steps
 from recoup.network.systolic import Array
 from recoup.network.wing import Baseline, Card
 from recoup.recalibrate import PAIRED
@@ -55,7 +55,8 @@ def cost(site: Site, config: NBSMT, array: Array) -> Spent:
     grouped = any(product.groups > 1 for product in site.products)
     threads = 1 if grouped else config.threads
     bits = SUM_BITS if config.accumulator is None else config.accumulator.bits
-    return Spent(array_cycles(site, array, threads), site.inputs + site.weights + site.outputs, bits)
+    traffic = site.inputs + site.weights + site.outputs
+    return Spent(array_cycles(site, array, threads), traffic, bits, unit_steps(site, threads))
 
 
 def runs(unit: NBSMT, config: NBSMT) -> bool:

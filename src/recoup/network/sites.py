@@ -54,6 +54,7 @@ class Site:
         inputs, weights, outputs: how many numbers go in, how many weights it has, how many come out.
         channels, places: of a batch norm, the feature map's channels and places a sample; of a layer or RMS norm, along
             whose features all lies, both are those; 0 elsewhere.
+        rows: whether it is a layer or RMS norm, whose statistics are those of a row.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Site:
     outputs: int
     channels: int = 0
     places: int = 0
+    rows: bool = False
 
     @property
     def macs(self) -> int:
@@ -88,11 +90,14 @@ class Spent:
         cycles: on the array; of a norm, which runs beside it, none.
         traffic: bytes between memory and the hardware, each number once: with buffers that hold a layer's operands.
         accumulator: bits of the accumulator; 0 where there is none.
+        steps: clock cycles in which a generated unit (the card's ``rtl``) works for the layer, of all units together;
+            None: the wing does not say, or what it generates does not run the layer.
     """
 
     cycles: int
     traffic: float
     accumulator: int
+    steps: int | None = None
 
 
 def in_float(site: Site, array: Array) -> Spent:
@@ -113,12 +118,26 @@ def array_cycles(site: Site, array: Array, threads: int = 1, chunk: int | None =
         threads: of an element.
         chunk: terms after which an element spends a cycle on adding a chunk's sum to the total.
     """
-    total = 0
-    for p in site.products:
-        depth = p.C * p.taps
-        extra = -(-depth // chunk) if chunk is not None and depth > chunk else 0
-        total += layer_cycles(p.M, p.C, p.N, threads, array, taps=p.taps, groups=p.groups, extra=extra)
-    return total
+    return sum(
+        layer_cycles(p.M, p.C, p.N, threads, array, taps=p.taps, groups=p.groups, extra=_extra(p, chunk))
+        for p in site.products
+    )
+
+
+def unit_steps(site: Site, threads: int = 1, chunk: int | None = None) -> int:
+    """Cycles in which an element of an array takes operands in, or adds a chunk's sum up, summed over all elements.
+
+        sum over products of  M N groups (ceil(C / threads) taps + chunks)
+
+    Elements that idle, at the edge of a tile and while it fills and drains, are not in it [our definition].
+    """
+    return sum(p.M * p.N * p.groups * (-(-p.C // threads) * p.taps + _extra(p, chunk)) for p in site.products)
+
+
+def _extra(product: Product, chunk: int | None) -> int:
+    """Cycles an output in which chunk sums are added up."""
+    depth = product.C * product.taps
+    return -(-depth // chunk) if chunk is not None and depth > chunk else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +227,7 @@ def _site(name: str, module: Any, args: tuple, y: Tensor) -> Site:
         return Site(name, kind, (), x.numel(), 0, y.numel(), y.shape[1], places)
     if is_row_norm(module):
         features = features_of(module)
-        return Site(name, kind, (), x.numel(), 0, y.numel(), features, features)
+        return Site(name, kind, (), x.numel(), 0, y.numel(), features, features, rows=True)
     if isinstance(module, AttentionProducts):
         q, k, v = args[:3]
         heads, tokens = math.prod(q.shape[:-2]), q.shape[-2]
@@ -230,4 +249,12 @@ def _site(name: str, module: Any, args: tuple, y: Tensor) -> Site:
 def _both(one: Site, other: Site) -> Site:
     """Two calls of one layer: products one after the other; its weights are read for each."""
     sums = {name: getattr(one, name) + getattr(other, name) for name in ("inputs", "weights", "outputs")}
-    return Site(one.name, one.kind, one.products + other.products, **sums, channels=one.channels, places=one.places)
+    return Site(
+        one.name,
+        one.kind,
+        one.products + other.products,
+        **sums,
+        channels=one.channels,
+        places=one.places,
+        rows=one.rows,
+    )

@@ -187,9 +187,13 @@ class Card:
         self_test: computes something known with the wing's operators and says what works; raises where it does not.
         cost: ``cost(site, config, array)``, what a layer of those sizes costs on this hardware.
         runs: ``runs(unit, config)``, whether hardware that was built for the config ``unit`` also runs ``config``.
+        placed: ``placed(config, array)``, how many of the units that ``rtl`` generates a die with such an array has;
+            by default one for each of its elements where the hardware ``multiplies``, else one.
         measure: the module of its rows and how they are measured, such as ``recoup.study.measures.nbsmt``.
         chapter: the module of its part of the report.
-        rtl: the module that generates its hardware.
+        rtl: the module that generates its hardware, as `recoup.gates.module` says. Areas and energies of a network
+            come from it: the unit's, times ``placed``, and times the ``steps`` that ``cost`` says (of a wing that does
+            not say and ``multiplies``: the layer's multiply-accumulates by those of a step of the unit).
     """
 
     config: type
@@ -222,6 +226,7 @@ class Card:
     self_test: Callable[[], str] | None = None
     cost: Callable[[Site, Any, Array], Spent] | None = None
     runs: Callable[[Any, Any], bool] = operator.eq
+    placed: Callable[[Any, Array], int] | None = None
     measure: str | None = None
     chapter: str | None = None
     rtl: str | None = None
@@ -269,6 +274,12 @@ class Card:
         if isinstance(module, Emulated):
             return None
         return self.layers.get(type(module)) or self.adapt(type(module))
+
+    def units_on(self, config: Any, array: Array) -> int:
+        """How many units of a config a die with an array has: as ``placed`` says, or by its default."""
+        if self.placed is not None:
+            return self.placed(config, array)
+        return array.rows * array.cols if self.multiplies else 1
 
     def repair(self, name: str) -> Repair | None:
         """The repair of a name, if the wing has it."""

@@ -11,7 +11,7 @@ from recoup.report.figures import MUTED, SERIES, canvas, legend, plain, styled, 
 from recoup.report.summary import Line, Summary, quoted_line
 from recoup.study.repairs import NONE
 from recoup.study.results import Results
-from recoup.study.rows import CostRow
+from recoup.study.rows import CostRow, PricedRow
 
 COLUMNS = ("chip", "state", "top-1", "95 % interval", "lost", "cycles", "traffic", "bits")
 CAPTION = (
@@ -19,6 +19,9 @@ CAPTION = (
     "against float. Cycles and traffic: against the float network on the same array; bits: mean width of "
     "accumulators. Beaten: another chip is as accurate for fewer cycles, or more accurate for as many."
 )
+
+PRICED = ("uJ", "mm2")
+PRICES = "uJ an image, and mm2: of the layers and units that hardware is generated for; the notes name the others."
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,16 @@ def _beats(one: Ranked, other: Ranked) -> bool:
 
 def table(chips: list[Ranked]) -> Table:
     """The ranking as text."""
-    return Table("Chips by accuracy", COLUMNS, tuple(_cells(chip) for chip in chips), CAPTION)
+    priced = any(isinstance(chip.cost, PricedRow) for chip in chips)
+    columns, caption = ((*COLUMNS, *PRICED), f"{CAPTION} {PRICES}") if priced else (COLUMNS, CAPTION)
+    return Table("Chips by accuracy", columns, tuple((*_cells(chip), *_priced(chip)) for chip in chips), caption)
+
+
+def _priced(chip: Ranked) -> tuple[str, ...]:
+    """Energy and area, where they were counted."""
+    if not isinstance(chip.cost, PricedRow):
+        return ()
+    return tuple("" if value is None else f"{value / 1e6:.4g}" for value in (chip.cost.energy, chip.cost.area))
 
 
 def _cells(chip: Ranked) -> tuple[str, ...]:

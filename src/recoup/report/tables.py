@@ -10,7 +10,6 @@ from pydantic import BaseModel
 
 from recoup.storage.files import write_atomically
 from recoup.study.results import AccuracyRow, Results, ShiftRow
-from recoup.study.rows import CostRow
 
 
 def write_tables(results: Results, folder: Path) -> list[Path]:
@@ -19,7 +18,7 @@ def write_tables(results: Results, folder: Path) -> list[Path]:
         "accuracy": (AccuracyRow, results.accuracy),
         **{name: (type(rows[0]), rows) for name, rows in results.tables.items() if rows},
         "shifts": (ShiftRow, results.shifts),
-        **({"costs": (CostRow, results.costs)} if results.costs else {}),
+        **({"costs": (type(results.costs[0]), results.costs)} if results.costs else {}),
     }
     paths = []
     for name, (kind, rows) in tables.items():

@@ -92,7 +92,7 @@ class Front:
         floating: what the float network reached on the test batches; None before they were measured.
         seeds: draws of calibration images.
         made, total: measurements that `recoup.search.verify` made, and how many there are.
-        notes: warnings of recoup's during them.
+        notes: what is in no energy and no area, and warnings of recoup's during the measurements.
         program: costs and limits, for `recoup.search.refine`.
     """
 
@@ -181,6 +181,7 @@ def front(
     limits: Mapping[str, Any] | None = None,
     points: int = 12,
     array: Array | None = None,
+    liberty: str | Path | Sequence[str | Path] | None = None,
 ) -> Front:
     """The policies of least predicted damage for a sweep of budgets, and the uniform ones beside them.
 
@@ -190,19 +191,22 @@ def front(
 
     Args:
         scores: from `recoup.search.score`.
-        cost: names (cycles, traffic, bits) or functions ``cost(site, config)``; several: a sweep of each.
-        limits: cost -> the most it may be, relative to the first option everywhere, or absolute with a unit
-            ("2e6 cycles").
+        cost: names (cycles, traffic, bits, energy, area) or functions ``cost(site, config)``; several: a sweep of
+            each. Energy and area are those of `recoup.cost`; an area has every unit of the die once.
+        limits: cost -> the most it may be, relative to the first option everywhere (for area: its die), or absolute
+            with a unit ("2e6 cycles", "1.2 mm2", "3 uJ"; areas without ``liberty`` in "NAND2").
         points: budgets a cost.
-        array: that cycles are counted on; 16 x 16 by default.
+        array: that cycles are counted on, and whose elements have area; 16 x 16 by default.
+        liberty: cell library of energies and areas, as in `recoup.cost`.
 
     Raises:
-        RecoupError: a cost or a limit that is none; limits that no policy keeps: the cheapest is named.
+        RecoupError: a cost or a limit that is none; an option without energy or area where that is asked for; limits
+            that no policy keeps: the cheapest is named.
     """
     instance(scores, Scores, "search.front", "scores", "what recoup.search.score returned")
     if isinstance(points, bool) or not isinstance(points, int) or points < 2:
         raise RecoupError(f"search: points={points!r} must be a whole number of 2 or more")
-    program = affordable(scores.groups, scores.sizes, cost, limits, array, scores.most_units)
+    program = affordable(scores.groups, scores.sizes, cost, limits, array, scores.most_units, liberty)
     priced = program.priced
     solver = _Solver(scores, program)
     found: dict[tuple[int, ...], str] = {}
@@ -214,7 +218,8 @@ def front(
     same = uniform(scores.groups)
     named += [(same[option], "uniform", label) for option, label in titles(same).items()]
     made = tuple(_point(scores, program, *one, number) for number, one in enumerate(named))
-    return Front(made, scores, tuple(priced.quantities), priced.first, program.most, program=program)
+    about = {"notes": priced.notes, "program": program}
+    return Front(made, scores, tuple(priced.quantities), priced.first, program.most, **about)
 
 
 def _point(scores: Scores, program: Program, options: tuple[int, ...], kind: str, label: str, number: int) -> Point:
@@ -237,9 +242,9 @@ class _Solver:
         best = self._cheapest_of_least_damage(cost, None)
         assert cheapest is not None
         assert best is not None
-        low, high = cheapest.value, cost.of(best)
+        low, high = cheapest.value, self.priced.one(name, best)
         budgets = [low + (high - low) * step / (points - 1) for step in range(points)]
-        budgets += [cost.of(options) for options in uniform(self.scores.groups).values()]
+        budgets += [self.priced.one(name, options) for options in uniform(self.scores.groups).values()]
         found = (self._cheapest_of_least_damage(cost, min(b, high)) for b in sorted(set(budgets)) if b >= low)
         return list(dict.fromkeys(options for options in found if options is not None))
 

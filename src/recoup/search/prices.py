@@ -4,14 +4,17 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from recoup.costs import COUNTED, NO_TABLES, PRICED, able, spent_on
+from recoup.costs import COUNTED, NO_HARDWARE, NOT_RUN, PRICED, energy_on, spent_on, steps_on
+from recoup.dies import able, area_on, least_units, told
 from recoup.errors import RecoupError
 from recoup.knapsack import Choice, Quantity, choose
 from recoup.network.sites import Map, Site
 from recoup.network.systolic import Array
 from recoup.search.spaces import Group, title
+from recoup.silicon.tables import Tables
 
 CostFunction = Callable[[Site, Any], float]
 """A cost of the user's own: ``cost(site, config)`` of one layer, config None being float; additive over layers."""
@@ -23,6 +26,8 @@ UNITS: dict[str, Mapping[str, float]] = {
     "area": {"um2": 1, "mm2": 1e6},
 }
 """Of each cost, the units that a limit may have, in the unit it is counted in."""
+GATES = {"NAND2": 1.0, "kNAND2": 1e3}
+"""Those of areas without a Liberty file."""
 
 
 @dataclass(frozen=True)
@@ -32,61 +37,148 @@ class Prices:
     Attributes:
         quantities: cost -> what a knapsack adds up.
         runs_on: for each option of each group, the hardware any of which runs it.
-        first: cost of the space's first option everywhere.
+        notes: what is in no energy and no area.
     """
 
     quantities: Mapping[str, Quantity]
     runs_on: tuple[tuple[tuple[str, ...], ...], ...]
-    first: Mapping[str, float]
+    notes: tuple[str, ...] = ()
 
     def of(self, options: Sequence[int]) -> dict[str, float]:
         """Every cost of a policy."""
-        return {name: quantity.of(options) for name, quantity in self.quantities.items()}
+        return {name: self.one(name, options) for name in self.quantities}
+
+    def one(self, name: str, options: Sequence[int]) -> float:
+        """A cost of a policy. An area is that of the cheapest die on which every layer runs, of units of any of the
+        space's configs: each once, however many layers run on it."""
+        quantity = self.quantities[name]
+        if not quantity.units:
+            return quantity.of(options)
+        runs_on = (row[option] for row, option in zip(self.runs_on, options, strict=True))
+        needed = [[unit for unit in units if unit in quantity.units] for units in runs_on]
+        return quantity.of(options, least_units(needed, quantity.units)[0])
+
+    @cached_property
+    def first(self) -> Mapping[str, float]:
+        """Cost of the space's first option everywhere."""
+        return self.of((0,) * len(self.runs_on))
 
 
-def prices(groups: Sequence[Group], sizes: Map, costs: Sequence[str | CostFunction], array: Array) -> Prices:
+def prices(
+    groups: Sequence[Group], sizes: Map, costs: Sequence[str | CostFunction], array: Array, tables: Tables | None = None
+) -> Prices:
     """Count every option of every group.
+
+    Energy and area are those of `recoup.costs.cost`. A layer outside the groups has neither: it is in float, and the
+    same in every policy. An option without one of them, such as float, is refused where it stands beside others: it
+    would always be the cheapest.
 
     Args:
         groups: with their options.
         sizes: of the network's layers, those outside the groups too.
         costs: names or functions.
         array: that cycles are counted on.
+        tables: areas and energies of units; None: areas of plain gates, and no energies.
 
     Raises:
-        RecoupError: a cost that is none, or that needs tables that are not there; an option whose hardware does not say
-            what it costs, or a layer whose sizes are not known; a cost of one's own that gives no number.
+        RecoupError: a cost that is none, or that an option does not have; an option whose hardware does not say what it
+            costs, or a layer whose sizes are not known; a cost of one's own that gives no number.
     """
+    tables = tables or Tables()
     sites = {site.name: site for site in sizes.sites}
     inside = {layer for group in groups for layer in group.layers}
     lost = [layer for layer in inside if layer not in sites]
     if lost:
         raise RecoupError(f"search: the sizes of layer {lost[0]!r} are not known, so no policy can be priced")
     macs = sum(site.macs for site in sizes.sites)
-    quantities = {}
+    quantities, notes = {}, []
+    outside = [site.name for site in sizes.sites if site.name not in inside]
+    table = _Table(groups, sites, array, tables)
     for asked in costs:
+        if isinstance(asked, str) and asked in PRICED:
+            quantities[asked], without = table.quantity(asked)
+            floating = [*outside, *without.pop(NO_HARDWARE, [])]
+            without |= {NO_HARDWARE: floating} if floating else {}
+            notes += [f"not in {asked}: {told(without)}"] if without else []
+            continue
         name, count = _named(asked, array, macs)
         each = [[math.fsum(count(sites[n], o) for n in g.layers) for o in g.options] for g in groups]
-        rest = math.fsum(count(site, None) for site in sizes.sites if site.name not in inside)
+        rest = math.fsum(count(sites[layer], None) for layer in outside)
         quantities[name] = Quantity(each, rest=rest)
-    configs = {option for group in groups for option in group.options if option is not None}
-    units = sorted(configs, key=repr)
-    runs_on = tuple(
-        tuple(() if o is None else tuple(repr(u) for u in units if able(u, o)) for o in group.options)
-        for group in groups
-    )
-    zero = (0,) * len(groups)
-    return Prices(quantities, runs_on, {name: quantity.of(zero) for name, quantity in quantities.items()})
+    return Prices(quantities, table.runs_on("area" in quantities), tuple(notes))
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Energies and areas of a space."""
+
+    groups: Sequence[Group]
+    sites: Mapping[str, Site]
+    array: Array
+    tables: Tables
+
+    @cached_property
+    def units(self) -> list[Any]:
+        """The configs of all options."""
+        return sorted({option for group in self.groups for option in group.options if option is not None}, key=repr)
+
+    @cached_property
+    def areas(self) -> dict[str, float]:
+        """Of the units that can be built, by their configs' reprs."""
+        found = {repr(unit): area_on(unit, self.array, self.tables).value for unit in self.units}
+        return {unit: area for unit, area in found.items() if area is not None}
+
+    def runs_on(self, priced: bool) -> tuple[tuple[tuple[str, ...], ...], ...]:
+        """For each option of each group the units that run it; with ``priced`` those that have an area, if any has."""
+        return tuple(tuple(self._run(option, priced) for option in group.options) for group in self.groups)
+
+    def _run(self, option: Any, priced: bool) -> tuple[str, ...]:
+        every = () if option is None else tuple(repr(unit) for unit in self.units if able(unit, option))
+        return tuple(unit for unit in every if unit in self.areas) or every if priced else every
+
+    def quantity(self, cost: str) -> tuple[Quantity, dict[str, list[str]]]:
+        """Energy or area, and why layers that have but one option are not in it: reason -> layers."""
+        each, without = [], {}
+        for group in self.groups:
+            row = []
+            for option in group.options:
+                found = [self._energy(n, option) if cost == "energy" else self._built(n, option) for n in group.layers]
+                for layer, (value, why) in zip(group.layers, found, strict=True):
+                    if value is None and len(group.options) > 1:
+                        raise RecoupError(_without(cost, option, layer, why))
+                    if value is None:
+                        without.setdefault(why, []).append(layer)
+                row.append(math.fsum(value or 0.0 for value, _ in found))
+            each.append(row)
+        return Quantity(each, self.areas if cost == "area" else {}), without
+
+    def _energy(self, layer: str, option: Any) -> tuple[float | None, str]:
+        return energy_on(self.sites[layer], option, self.array, self.tables)
+
+    def _built(self, layer: str, option: Any) -> tuple[float | None, str]:
+        """0 where some unit with an area runs the layer: that is added once for all of them."""
+        if option is None:
+            return None, NO_HARDWARE
+        if not any(unit in self.areas for unit in self._run(option, priced=True)):
+            return None, self.tables.area(option).why
+        return (None, NOT_RUN) if steps_on(self.sites[layer], option, self.array, self.tables) is None else (0.0, "")
+
+
+def _without(cost: str, option: Any, layer: str, why: str) -> str:
+    if option is None:
+        return (
+            f"search: cost {cost!r}: layer {layer!r} has the option float, for which no hardware is generated: it "
+            "would always be the cheapest. Take it out of the space, or give a function of site and config as the cost"
+        )
+    return f"search: cost {cost!r}: layer {layer!r} has none on {title(option)}: {why}"
 
 
 def _named(asked: str | CostFunction, array: Array, macs: int) -> tuple[str, CostFunction]:
     if callable(asked):
         return getattr(asked, "__name__", type(asked).__name__), _checked(asked)
-    if asked in PRICED:
-        raise RecoupError(f"search: cost {asked!r}: {NO_TABLES}")
     if asked not in COUNTED:
         raise RecoupError(
-            f"search: cost {asked!r}: must be one of {', '.join(COUNTED)}, or a function of site and config"
+            f"search: cost {asked!r}: must be one of {', '.join((*COUNTED, *PRICED))}, or a function of site and config"
         )
 
     def count(site: Site, config: Any) -> float:
@@ -140,7 +232,8 @@ class Program:
 
     def _chosen(self, objective: Quantity, limits: Sequence[tuple[Quantity, float]] = ()) -> Choice | None:
         most = self.most_units
-        return choose(objective, limits, runs_on=self.priced.runs_on if most is not None else None, most_units=most)
+        counted = most is not None or any(quantity.units for quantity in self.priced.quantities.values())
+        return choose(objective, limits, runs_on=self.priced.runs_on if counted else None, most_units=most)
 
     def infeasible(self) -> str:
         """Why no choice keeps every limit: what the cheapest has."""
@@ -164,8 +257,9 @@ def affordable(
     limits: Mapping[str, Any] | None,
     array: Array | None,
     most_units: int | None,
+    liberty: Any = None,
 ) -> Program:
-    """Costs and limits of a space, all of which are known before anything is measured.
+    """Costs and limits of a space, all of which are known before any network is measured.
 
     Raises:
         RecoupError: a cost or a limit that is none; limits that no policy keeps: the cheapest is named.
@@ -173,19 +267,21 @@ def affordable(
     asked = [cost] if isinstance(cost, str) or callable(cost) else list(cost)
     if not asked:
         raise RecoupError("search: name a cost, such as 'cycles'")
-    priced = prices(groups, sizes, asked, array or Array())
-    program = Program(priced, limits_of(limits or {}, priced.first), most_units)
+    tables = Tables(liberty)
+    priced = prices(groups, sizes, asked, array or Array(), tables)
+    program = Program(priced, limits_of(limits or {}, priced.first, tables.unit), most_units)
     if program.choose(next(iter(priced.quantities.values()))) is None:
         raise RecoupError(program.infeasible())
     return program
 
 
-def limits_of(limits: Mapping[str, Any], first: Mapping[str, float]) -> dict[str, float]:
+def limits_of(limits: Mapping[str, Any], first: Mapping[str, float], area: str = "um2") -> dict[str, float]:
     """Limits as absolute values.
 
     Args:
         limits: cost -> a number, relative to the space's first option everywhere, or text with a unit.
         first: what that costs.
+        area: the unit of areas: um2, or NAND2.
 
     Raises:
         RecoupError: a limit on a cost that is not counted, that is negative or NaN, or has another unit.
@@ -195,7 +291,7 @@ def limits_of(limits: Mapping[str, Any], first: Mapping[str, float]) -> dict[str
         if name not in first:
             raise RecoupError(f"search: limit on {name!r}: counted are {', '.join(first)}; add it to cost")
         if isinstance(limit, str):
-            found[name] = _with_unit(name, limit)
+            found[name] = _with_unit(name, limit, area)
             continue
         if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 <= limit < math.inf:
             raise RecoupError(
@@ -206,8 +302,8 @@ def limits_of(limits: Mapping[str, Any], first: Mapping[str, float]) -> dict[str
     return found
 
 
-def _with_unit(name: str, text: str) -> float:
-    legal = UNITS.get(name, {name: 1})
+def _with_unit(name: str, text: str, area: str) -> float:
+    legal = GATES if name == "area" and area in GATES else UNITS.get(name, {name: 1})
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)\s*([A-Za-z]\w*)\s*", text)
     if match is None or match[2] not in legal:
         raise RecoupError(f"search: limit {name}={text!r}: must be a number with a unit of {', '.join(legal)}")

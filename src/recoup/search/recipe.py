@@ -52,7 +52,8 @@ class SearchRecipe(AnyRecipe):
         points: of the front, a cost.
         refine: networks measured by `recoup.search.refine`; null: 40 where the probes say that predictions rank
             poorly, else none.
-        array: rows and columns for cycles.
+        array: rows and columns for cycles and areas.
+        liberty: a cell library's file, or several that are read together: for energies, and areas in um2.
         out: the folder for records, tables and the report.
     """
 
@@ -78,6 +79,7 @@ class SearchRecipe(AnyRecipe):
     points: Annotated[int, Field(ge=2, strict=True)] = 12
     refine: Annotated[int, Field(ge=0, strict=True)] | None = None
     array: Array = Array()
+    liberty: Annotated[tuple[Text, ...], BeforeValidator(listed)] = ()
     out: Text = "recoup-search"
 
     @model_validator(mode="after")

@@ -69,7 +69,8 @@ class SearchResults(Beside):
         budget, chosen: what may be lost, and the number of the cheapest point within it, null where there is none.
         uncounted: what multiplies and is in no cost.
         measurements, seconds: how many there are, and their CPU time.
-        notes: warnings.
+        notes: what is in no energy and no area, and warnings.
+        liberty: names of the cell library's files; none: areas are NAND2-equivalents.
     """
 
     file: ClassVar[str] = "search.json"
@@ -103,6 +104,7 @@ class SearchResults(Beside):
     measurements: int = 0
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
+    liberty: tuple[str, ...] = ()
 
     @property
     def front(self) -> list[PointRow]:
@@ -118,7 +120,16 @@ RESULTS = SearchResults
 """What `recoup.study.measures.beside` looks for."""
 
 
-def results_of(found: Front, *, model: str, data: str, repair: str, budget: float | None, date: str) -> SearchResults:
+def results_of(
+    found: Front,
+    *,
+    model: str,
+    data: str,
+    repair: str,
+    budget: float | None,
+    date: str,
+    liberty: tuple[str, ...] = (),
+) -> SearchResults:
     """A front with its scores as rows."""
     scores = found.scores
     on_front = {point.options for point in found.front}
@@ -148,6 +159,7 @@ def results_of(found: Front, *, model: str, data: str, repair: str, budget: floa
         measurements=scores.total + found.total,
         seconds=round(sum(map(sum, scores.seconds)), 3),
         notes=tuple(dict.fromkeys((*scores.notes, *found.notes))),
+        liberty=liberty,
     )
 
 

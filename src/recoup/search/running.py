@@ -161,7 +161,7 @@ def _checked(recipe: SearchRecipe, loaded: Source, batches: Iterable[Any]) -> Pl
     space = recipe.space_of()
     made = plan(loaded.model, space, reference=recipe.reference, probes=recipe.probes)
     sizes = sizes_of(loaded.model, batches)
-    affordable(made.groups, sizes, recipe.cost, recipe.limits, _array(recipe), space.most_units)
+    affordable(made.groups, sizes, recipe.cost, recipe.limits, _array(recipe), space.most_units, recipe.liberty or None)
     return made
 
 
@@ -194,7 +194,8 @@ def run(recipe: SearchRecipe, stage: Stage, how: How) -> SearchResults | Scores:
     )
     if stage == "score":
         return scores
-    found = front(scores, recipe.cost, limits=recipe.limits, points=recipe.points, array=_array(recipe))
+    how_priced: dict[str, Any] = {"array": _array(recipe), "liberty": recipe.liberty or None}
+    found = front(scores, recipe.cost, limits=recipe.limits, points=recipe.points, **how_priced)
     if stage != "front":
         found = _verified(recipe, loaded, found, batches, how)
     return _written(recipe, found, folder)
@@ -229,6 +230,7 @@ def _written(recipe: SearchRecipe, found: Front, folder: Path) -> SearchResults:
         data=recipe.data.partition(":")[0],
         repair=recipe.repair,
         budget=recipe.budget,
+        liberty=tuple(Path(path).name for path in recipe.liberty),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     results.save(folder)

@@ -87,7 +87,7 @@ def verify(
     base = fmean(value[name]["value"] for value in found[0])
     told = [_measured(values, name, quality, base, sign) for values in found]
     points = [replace(point, measured=one) for point, one in zip(front.points, told[1:], strict=True)]
-    about = {"seeds": len(numbers), "made": made, "total": total, "notes": _notes(found)}
+    about = {"seeds": len(numbers), "made": made, "total": total, "notes": (*front.notes, *_notes(found))}
     return replace(front, points=tuple(points), floating=told[0], **about)
 
 

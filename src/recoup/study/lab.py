@@ -36,8 +36,8 @@ from recoup.study.machine import check_device
 from recoup.study.progress import Display
 from recoup.study.recipe import Recipe
 from recoup.study.repairs import FLOAT, NONE
-from recoup.study.rows import CostRow
-from recoup.wings import cards
+from recoup.study.rows import CostRow, PricedRow
+from recoup.wings import cards, wing_of
 
 Shifts = dict[str, tuple[float, float]]
 
@@ -53,6 +53,14 @@ def _told_as(what: str) -> Iterator[None]:
         yield
     except RecoupError as error:
         raise RecoupError(f"{what}: {error}") from None
+
+
+def _row(name: str, one: Cost, *, priced: bool) -> CostRow:
+    """The totals of some hardware; energy and area where there is a cell library."""
+    totals = {total: getattr(one, total) for total in ("cycles", "traffic", "bits", "macs")}
+    if not priced:
+        return CostRow(config=name, **totals)
+    return PricedRow(config=name, **totals, energy=one.energy, area=one.area)
 
 
 class Lab:
@@ -168,7 +176,9 @@ class Lab:
         """Of the network as it is, for one image."""
         array = self.recipe.array
         shape = next(iter(self.test.batches(1)))[0].shape[1:]
-        return cost(self.model, None, tuple(shape), Array(array.rows, array.columns))
+        return cost(
+            self.model, None, tuple(shape), Array(array.rows, array.columns), liberty=self.recipe.liberty or None
+        )
 
     def costs(self, names: Sequence[str]) -> tuple[list[CostRow], list[str]]:
         """What the float network and some hardware cost, where the recipe has policies, and what is not in it."""
@@ -176,12 +186,11 @@ class Lab:
             return [], []
         self._reset()
         found = {FLOAT: self._cost(), **{name: self._costs[name] for name in names}}
-        rows = [
-            CostRow(config=name, cycles=one.cycles, traffic=one.traffic, bits=one.bits, macs=one.macs)
-            for name, one in found.items()
-        ]
+        rows = [_row(name, one, priced=bool(self.recipe.liberty)) for name, one in found.items()]
         unknown = dict.fromkeys(layer.hardware for one in found.values() for layer in one.layers if not layer.known)
         notes = [f"Costs: {name} does not say what it costs; its layers count as in float." for name in unknown]
+        if self.recipe.liberty:
+            notes += [f"Costs of {n}: not in {what}: {why}." for n in names for what, why in found[n].absent.items()]
         parts = ", ".join(f"{part.name} ({part.kind})" for part in found[FLOAT].uncounted)
         return rows, notes + ([f"Costs: not counted are {parts}."] if parts else [])
 

@@ -196,6 +196,7 @@ class Recipe(AnyRecipe):
             of policies alone without those that are measured on a baseline.
         profile_images: calibration images for the per-layer figures; 0 leaves all but cycles out.
         array: rows and columns for the cycle count.
+        liberty: a cell library's file, or several: policies' energy and area are counted too.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         cpu_threads: torch's threads; null leaves torch's choice.
         out: the folder for results.
@@ -213,6 +214,7 @@ class Recipe(AnyRecipe):
     states: tuple[Repaired, ...] = ()
     profile_images: Annotated[int, Field(ge=0, strict=True)] = 256
     array: Array = Array()
+    liberty: Annotated[tuple[Text, ...], BeforeValidator(listed)] = ()
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
     cpu_threads: Count | None = None
     out: Text = "recoup-results"
@@ -229,6 +231,11 @@ class Recipe(AnyRecipe):
         elif "configs" not in self.model_fields_set and any(own is not None for own in self.layers.values()):
             raise ValueError(
                 "configs: missing: the layer map has hardware, so name that of the layers that it does not mention"
+            )
+        if self.liberty and not self.policy:
+            raise ValueError(
+                "liberty: is for the energy and area of policies, and there are none; recoup silicon area --study has "
+                "those of configs"
             )
         for config in self.configs:
             baseline = wing_of(config, "configs").baseline
@@ -272,13 +279,14 @@ class Recipe(AnyRecipe):
 
     def identity(self) -> dict[str, Any]:
         """What decides a single measurement: all but which of them to make, how fast, and where results go."""
-        values = self.model_dump(mode="json", exclude={"configs", "policy", "states", "out", "cpu_threads"})
+        values = self.model_dump(mode="json", exclude={"configs", "policy", "states", "out", "cpu_threads", "liberty"})
         values["calibration"].pop("seeds")
         return values
 
     def to_yaml(self) -> str:
         """The recipe as YAML, every default written out; `Recipe.from_yaml` reads it back as the same recipe."""
         none = set() if self.policy else {"policy"}  # who has no policies need not learn what they are
+        none |= set() if self.liberty else {"liberty"}
         return yaml.safe_dump(
             self.model_dump(mode="json", exclude=none), sort_keys=False, allow_unicode=True, width=110
         )

@@ -21,7 +21,7 @@ from recoup.study.hardware import Hardware, name_of
 from recoup.study.machine import Machine
 from recoup.study.measures import tables
 from recoup.study.recipe import Recipe
-from recoup.study.rows import CostRow, Frozen, Percent, Row, Whole
+from recoup.study.rows import CostRow, Frozen, Percent, PricedRow, Row, Whole
 from recoup.wings import cards
 
 FILE = "results.json"
@@ -85,7 +85,7 @@ class Results(Frozen):
     accuracy: tuple[AccuracyRow, ...]
     tables: Mapping[str, tuple[Any, ...]] = {}
     shifts: tuple[ShiftRow, ...]
-    costs: tuple[CostRow, ...] = ()
+    costs: tuple[PricedRow | CostRow, ...] = ()
     notes: tuple[str, ...]
     seconds: float
 

@@ -32,3 +32,10 @@ class CostRow(Frozen):
     traffic: Annotated[float, Field(ge=0)]
     bits: Annotated[float, Field(ge=0)]
     macs: Whole
+
+
+class PricedRow(CostRow):
+    """The same with a cell library: picojoules and um2, null where nothing has any. A note says what is not in them."""
+
+    energy: Annotated[float, Field(ge=0)] | None
+    area: Annotated[float, Field(ge=0)] | None

@@ -16,6 +16,7 @@ import torch
 from recoup.errors import RecoupError
 from recoup.formats import Float, FloatFields, ports, quantize
 from recoup.gates import arithmetic
+from recoup.gates import typical as draw
 from recoup.gates.arithmetic import Bits, Number, any_of, named, width_of
 from recoup.gates.module import Expected, Inputs, Module, Port, amaranth
 from recoup.tensorcore.config import TensorCore
@@ -62,6 +63,17 @@ def build(config: TensorCore) -> Module:
             "and infinities; use promotion=None and nonfinite='error'"
         )
     return Adder(config).module()
+
+
+def typical(config: TensorCore, lanes: int, steps: int, generator: np.random.Generator) -> Inputs:
+    """Inputs of the adder for one sum of ``steps`` groups: `recoup.gates.typical`, rounded to the operands' formats."""
+    found = {}
+    for name, form, kind in zip("xw", config.formats, (draw.activations, draw.weights), strict=True):
+        values = kind((steps, lanes, config.group), form.largest_value, generator)
+        codes = ports.codes(quantize(torch.from_numpy(values), form), form)
+        found[name] = codes if config.group > 1 else codes[..., 0]
+    first = np.repeat((np.arange(steps) == 0)[:, None], lanes, 1)
+    return found | {"first": first.astype(np.uint64)}
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,13 @@ def cost(site: Site, config: TensorCore, array: Array) -> Spent:
     inputs = first if site.weights else max(first, second)
     out = 16 if config.output == "float16" and config.promotion is None else FLOAT_BITS
     traffic = (site.inputs * inputs + site.weights * second + site.outputs * out) / 8
-    return Spent(array_cycles(site, array), traffic, ACCUMULATOR_BITS[config.output])
+    steps = sum(p.M * p.N * p.groups * -(-p.C * p.taps // config.group) for p in site.products)
+    return Spent(array_cycles(site, array), traffic, ACCUMULATOR_BITS[config.output], steps)
+
+
+def placed(config: TensorCore, array: Array) -> int:
+    """An element is one multiplication a cycle, an adder takes ``group`` of them."""
+    return -(-array.rows * array.cols // config.group)
 
 
 def self_test() -> str:
@@ -90,6 +96,7 @@ CARD = Card(
     plan=(GAIN.name, PAIRED.name),
     plan_without_norms=(GAIN.name,),
     cost=cost,
+    placed=placed,
     measure="recoup.study.measures.tensorcore",
     chapter="recoup.report.chapters.tensorcore",
     self_test=self_test,

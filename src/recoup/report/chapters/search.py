@@ -45,7 +45,7 @@ def share(study: SearchResults, point: PointRow, cost: str) -> str:
     return (
         f"{point.costs[cost] / first:.2f} of the {cost}"
         if first
-        else f"{point.costs[cost]:,.4g} {UNITS.get(cost, cost)}"
+        else f"{point.costs[cost]:,.4g} {'NAND2' if cost == 'area' and not study.liberty else UNITS.get(cost, cost)}"
     )
 
 
@@ -107,9 +107,11 @@ def setting_text(study: SearchResults) -> str:
     for group in study.groups:
         policies *= len(group.options)
     drawn = f", each point on {study.count:,} test samples after repair, {study.seeds} draws" if study.seeds else ""
+    cells = " and ".join(study.liberty) or "plain gates, in NAND2-equivalents"
+    priced = f" Energies and areas: {cells}." if {"energy", "area"} & set(study.costs) else ""
     return (
         f"{len(study.groups)} groups of layers with {options} options: {policies:.3g} policies, answered from "
-        f"{study.measurements:,} measured networks{drawn} (repair: {study.repair})."
+        f"{study.measurements:,} measured networks{drawn} (repair: {study.repair}).{priced}"
     )
 
 
