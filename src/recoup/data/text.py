@@ -169,7 +169,7 @@ def _cut(path: str | Path, part: str, vocabulary: Vocabulary, context: int) -> t
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or (vocabulary.size is not None and high >= vocabulary.size):
         raise RecoupError(
-            f"{path}: holds token {low if low < 0 else high}, and the network's vocabulary has {vocabulary.size}: is the "
-            "tokenizer that of another network?"
+            f"{path}: holds token {low if low < 0 else high}, and the network's vocabulary has {vocabulary.size}: is "
+            "the tokenizer that of another network?"
         )
     return tokens[:-1].view(count, context), tokens[1:].view(count, context)

@@ -16,8 +16,8 @@ from recoup.models.transformer import load_chargpt
 CHARGPT = ("chargpt", "recoup.models:chargpt")
 LONGEST = 1024  # tokens a window where nobody says: beyond it a window's logits alone fill a gigabyte
 KNOWN = (
-    "chargpt, whose checkpoint holds its alphabet (with weights); hf:FOLDER with the tokenizer beside the network; or a "
-    "factory whose network has an `alphabet`, a string, or a `tokenizer` with encode(text)"
+    "chargpt, whose checkpoint holds its alphabet (with weights); hf:FOLDER with the tokenizer beside the network; "
+    "or a factory whose network has an `alphabet`, a string, or a `tokenizer` with encode(text)"
 )
 
 

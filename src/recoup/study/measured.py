@@ -10,7 +10,14 @@ from recoup.study.rows import DifferenceRow, NatsRow
 from recoup.study.sources import difference_of, numbers_of
 
 
-class Measurement(Protocol):
+class Seeded(Protocol):
+    """What a seed may decide."""
+
+    @property
+    def seed(self) -> int | None: ...
+
+
+class Measurement(Seeded, Protocol):
     """What was measured: `recoup.study.runner.Task`."""
 
     @property
@@ -18,11 +25,10 @@ class Measurement(Protocol):
     @property
     def state(self) -> str | None: ...
     @property
-    def seed(self) -> int | None: ...
-    @property
     def key(self) -> str: ...
 
 
+S = TypeVar("S", bound=Seeded)
 T = TypeVar("T", bound=Measurement)
 Stored = Mapping[str, Any] | Any
 """Key -> plain values."""
@@ -67,11 +73,11 @@ def _differences(told: Sequence[T], values: Stored, compared: Mapping[str, Basel
 
 def _row(one: Measurement, other: Measurement, values: Stored) -> DifferenceRow:
     found = difference_of(values[one.key]["windows"], values[other.key]["windows"])
-    named = {"config": one.config, "state": str(one.state), "seed": one.seed}
-    return DifferenceRow(**named, against=other.config, against_state=str(other.state), **found)
+    named: dict[str, Any] = {"config": one.config, "state": str(one.state), "seed": one.seed, **found}
+    return DifferenceRow(**named, against=other.config, against_state=str(other.state))
 
 
-def pairs(ones: Sequence[T], others: Sequence[T]) -> list[tuple[T, T]]:
+def pairs(ones: Sequence[S], others: Sequence[S]) -> list[tuple[S, S]]:
     """Measurements with the same seed; one that no seed decides is beside all."""
     theirs = {other.seed: other for other in others}
     if len(theirs) == 1:

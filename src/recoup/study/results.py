@@ -66,9 +66,9 @@ class Results(Frozen):
     ``untrained``: whether it is known to have none but initial weights; ``outputs`` and ``classes``: of the network and
     the data, where they are known. ``costs``: of every chip, where the recipe has policies.
 
-    Of a language model there is no ``accuracy``: ``nats`` has a row for each measurement, ``differences`` what rows lose
-    against others window by window, ``text`` what a window is; ``test_images`` and ``calibration_images`` count windows.
-    Other studies have none of the three in results.json.
+    Of a language model there is no ``accuracy``: ``nats`` has a row for each measurement, ``differences`` what rows
+    lose against others window by window, ``text`` what a window is; ``test_images`` and ``calibration_images`` count
+    windows. Other studies have none of the three in results.json.
     """
 
     schema_version: Literal[1] = SCHEMA

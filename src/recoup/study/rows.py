@@ -55,7 +55,7 @@ class NatsRow(Frozen):
 class DifferenceRow(Frozen):
     """What a state loses against another on the same windows, window by window: more nats are worse.
 
-    ``against``, ``against_state``: the other's config and state; ``low`` and ``high``: a 95 % interval over the windows.
+    ``against``, ``against_state``: the other's config and state; ``low`` and ``high``: a 95 % interval over windows.
     """
 
     config: str
@@ -92,7 +92,7 @@ class TextRow(Frozen):
     def sentence(self) -> str:
         """What was predicted from what."""
         return (
-            f"A window is {self.context:,} {self.unit}s; windows follow each other without overlap. Every {self.unit} is "
-            f"predicted from those before it in its window alone. The first nine tenths of {self.file} are for "
+            f"A window is {self.context:,} {self.unit}s; windows follow each other without overlap. Every {self.unit} "
+            f"is predicted from those before it in its window alone. The first nine tenths of {self.file} are for "
             "calibration and repair, the last tenth is the test."
         )
