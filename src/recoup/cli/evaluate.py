@@ -30,15 +30,14 @@ from recoup.study.repairs import states
 from recoup.wings import cards
 
 WITH_CHIP = {"chip", "model", "data", "limit", "batch_size", "model_option"}
-WITH_CHIP |= {"test_split", "test_seed", "wing", "as_json"}
+WITH_CHIP |= {"test_split", "test_seed", "wing", "as_json", "window"}
 """The options of a chip; about all others it leaves nothing to say."""
 
 Model = Annotated[str, typer.Option(help="A name such as resnet20, package.module:factory, or hf:FOLDER.")]
 Data = Annotated[
     str,
     typer.Option(
-        help="digits, cifar10:DIR, mnist:DIR, imagefolder:DIR or hf:NAME; text:FILE for a language model, whose windows "
-        "count as images."
+        help="digits, cifar10:DIR, mnist:DIR, imagefolder:DIR or hf:NAME; text:FILE for a language model, in windows."
     ),
 ]
 Context = Annotated[
@@ -145,7 +144,8 @@ def evaluate(
     check_target(save_chip, "--save-chip", Path(out))
     if chip is not None:
         with importable(os.getcwd()):  # noqa: PTH109 -- a string for sys.path
-            evaluate_chip(chip, model, data, limit, batch_size, factory, as_json, split=test_split, seed=test_seed)
+            drawn = {"split": test_split, "seed": test_seed, "context": window}
+            evaluate_chip(chip, model, data, limit, batch_size, factory, as_json, **drawn)
         return
     recipe = _recipe(given, factory)
     if save_chip is not None:

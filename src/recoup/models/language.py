@@ -62,16 +62,14 @@ class Vocabulary:
         return cls(encode, len(alphabet), "character", context, context)
 
 
-def load_language(
-    spec: str, weights: str | Path | None = None, options: Mapping[str, Any] | None = None
-) -> tuple[nn.Module, Vocabulary]:
-    """A language model, in float32, and its vocabulary.
+def load_language(spec: str, weights: str | Path | None = None, options: Mapping[str, Any] | None = None) -> nn.Module:
+    """A language model, in float32.
 
     Args:
         spec, weights, options: as in `recoup.models.load`; a chargpt's sizes are those of its checkpoint.
 
     Raises:
-        RecoupError: as `recoup.models.load`; a network whose vocabulary is not known.
+        RecoupError: as `recoup.models.load`.
     """
     if spec in CHARGPT and weights is not None:
         if options:
@@ -80,7 +78,7 @@ def load_language(
     else:
         model = load(spec, weights, **(options or {}))
     half = {p.dtype for p in model.parameters() if p.is_floating_point()} & {torch.bfloat16, torch.float16}
-    return (model.float() if half else model), vocabulary_of(spec, model)
+    return model.float() if half else model
 
 
 def vocabulary_of(spec: str, model: nn.Module) -> Vocabulary:

@@ -60,8 +60,9 @@ def _accuracy(results: Results, summary: Summary) -> Table:
     quality = summary.quality
     name = f"{quality.title}: {heading(results)}"
     columns = ("hardware and state", quality.label, "95 % interval", "gain", "won back")
-    columns += (quality.second,) if quality.paired else ()
-    said = [interval_text(results, summary), *([results.text.sentence] if results.text else [])]
+    columns += ("PPL",) if quality.paired else ()
+    said = [interval_text(results, summary)]
+    said += [f"PPL: perplexity, exp(nats). {results.text.sentence}"] if results.text else []
     table = _table(name, *columns, caption=" ".join(said))
     last = None
     for line in summary.lines:

@@ -94,6 +94,7 @@ class SearchResults(Beside):
     limits: Mapping[str, float]
     points: tuple[PointRow, ...]
     quality: str = ""
+    sample: str = "image"
     floating: float | None = None
     count: int | None = None
     seeds: int = 0
@@ -118,7 +119,9 @@ RESULTS = SearchResults
 """What `recoup.study.measures.beside` looks for."""
 
 
-def results_of(found: Front, *, model: str, data: str, repair: str, budget: float | None, date: str) -> SearchResults:
+def results_of(
+    found: Front, *, model: str, data: str, repair: str, budget: float | None, date: str, sample: str = "image"
+) -> SearchResults:
     """A front with its scores as rows."""
     scores = found.scores
     on_front = {point.options for point in found.front}
@@ -139,6 +142,7 @@ def results_of(found: Front, *, model: str, data: str, repair: str, budget: floa
         limits=dict(found.limits),
         points=tuple(_row(point, point.options in on_front) for point in found.points),
         quality=quality,
+        sample=sample,
         floating=floating.reached if floating is not None and quality else None,
         count=None if floating is None else floating.count,
         seeds=found.seeds,

@@ -13,8 +13,8 @@ from recoup.data.text import SPLITS, Windows, windows
 from recoup.errors import RecoupError
 from recoup.evaluation import evaluate, observe
 from recoup.models import load as load_model
-from recoup.models.language import Vocabulary, load_language
-from recoup.network.batches import call
+from recoup.models.language import Vocabulary, load_language, vocabulary_of
+from recoup.network.batches import call, device_of
 from recoup.network.meters import Nats
 from recoup.storage.digest import of_batches
 from recoup.study.intervals import half_width
@@ -223,6 +223,21 @@ class Texts:
             )
         return found
 
+    def check(self, model: nn.Module, named: str) -> int | None:
+        """`outputs`, for the first two windows of the test.
+
+        Raises:
+            RecoupError: also where the network does not take them.
+        """
+        inputs = self._part("test").x_NT[:2].to(device_of(model))
+        with torch.no_grad():
+            try:
+                output = call(model, inputs)
+            except Exception as error:  # a network of the user's may fail in any way
+                why = f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
+                raise RecoupError(f"model {named!r} does not take windows of {self.context} tokens: {why}") from error
+            return self.outputs(model, inputs, output, named)
+
     def judged(self, model: nn.Module, batches: Iterable[Any]) -> dict[str, Any]:
         """Nats a token, over how many, and of every window."""
         meter = Nats("evaluate")
@@ -259,15 +274,27 @@ def loaded(recipe: Any) -> tuple[nn.Module, Source]:
     Raises:
         RecoupError: as `recoup.models.load`; a text for a network whose vocabulary is not known.
     """
-    kind, _, path = recipe.data.partition(":")
+    if recipe.data.partition(":")[0] == TEXT:
+        model = load_language(recipe.model, recipe.weights, recipe.model_options)
+    else:
+        model = load_model(recipe.model, recipe.weights, **recipe.model_options)
+    return model, source_of(recipe.data, recipe.model, model, recipe.context)
+
+
+def source_of(data: str, spec: str, model: nn.Module, context: int | None = None) -> Source:
+    """What ``data`` names, for a network that ``spec`` named.
+
+    Raises:
+        RecoupError: a text for a network whose vocabulary is not known; a context beside images.
+    """
+    kind, _, path = data.partition(":")
     if kind == TEXT:
         if not path:
-            raise RecoupError(f"data {recipe.data!r}: what follows the colon is missing; it is text:FILE")
-        model, vocabulary = load_language(recipe.model, recipe.weights, recipe.model_options)
-        return model, Texts(path, vocabulary, recipe.context)
-    if recipe.context is not None:
-        raise RecoupError(f"context {recipe.context}: is the tokens a window of a text, and data are {recipe.data!r}")
-    return load_model(recipe.model, recipe.weights, **recipe.model_options), Images(recipe.data)
+            raise RecoupError(f"data {data!r}: what follows the colon is missing; it is text:FILE")
+        return Texts(path, vocabulary_of(spec, model), context)
+    if context is not None:
+        raise RecoupError(f"context {context}: is the tokens of a text's window (--context), and data are {data!r}")
+    return Images(data)
 
 
 def numbers_of(value: dict[str, Any]) -> dict[str, Any]:
