@@ -7,11 +7,13 @@ import torch
 
 from recoup.models import chargpt
 
-WORDS = "the quick brown fox jumps over the lazy dog and the cat sat on the mat while rain fell on the old grey roof".split()
+STORY = "the quick brown fox jumps over one lazy dog and a cat sat on that mat while rain fell on an old grey roof"
+WORDS = STORY.split()
+UNKNOWN = "<unk>"
 
 
 def tale(words: int, seed: int = 0) -> str:
-    """So many words of a vocabulary of twenty, at random but never the same twice in a row."""
+    """So many words of a small vocabulary, at random but never the same twice in a row."""
     picks = torch.randint(1, len(WORDS), (words,), generator=torch.Generator().manual_seed(seed)).cumsum(0)
     return " ".join(WORDS[int(pick) % len(WORDS)] for pick in picks) + ". "
 
@@ -40,10 +42,10 @@ def save_tokenizer(folder: Path, text: str, **options: Any) -> int:
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.train_from_iterator([text], trainers.WordLevelTrainer(special_tokens=["<unk>"]))
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", **options)
+    tokenizer.train_from_iterator([text], trainers.WordLevelTrainer(special_tokens=[UNKNOWN]))
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=UNKNOWN, **options)
     fast.save_pretrained(folder)
     return tokenizer.get_vocab_size()
 

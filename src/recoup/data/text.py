@@ -3,6 +3,7 @@
 Legend: N windows, T tokens a window, B windows a batch.
 """
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from recoup.errors import RecoupError
 from recoup.models.language import Vocabulary
 
 TRAINING = 0.9  # of a text's characters; the rest is the test
-SPLITS = {"train": (0.0, TRAINING), "test": (TRAINING, 1.0)}
+SPLITS = ("train", "test")
 MOST_LOGITS = 2**26  # a batch: half a gigabyte in float64, in which losses are added up
 
 
@@ -114,8 +115,9 @@ class Windows:
 def windows(path: str | Path, vocabulary: Vocabulary, context: int, split: str = "test") -> Windows:
     """The windows of a part of a text: ``train``, its first nine tenths, or ``test``, the rest.
 
-    The text is cut before it is read as tokens, so that no token reaches into both parts, and nothing is put around a
-    window. What follows the last whole window is left out.
+    The text is cut before it is read as tokens, so that no token reaches into both parts; where tokens are longer than
+    characters, at the next white space, so that no word is cut. Nothing is put around a window, and what follows the
+    last whole window is left out.
 
     Raises:
         RecoupError: no such file or split, no UTF-8, a token outside the vocabulary, less text than one window.
@@ -125,7 +127,9 @@ def windows(path: str | Path, vocabulary: Vocabulary, context: int, split: str =
     (32, (4, 32))
     """
     chosen = choose_split(f"text:{path}", split, SPLITS)
-    x_NT, y_NT = _cut(path, _part(read_text(path), *SPLITS[chosen]), vocabulary, context)
+    text = read_text(path)
+    end = _end_of_training(text, vocabulary)
+    x_NT, y_NT = _cut(path, text[:end] if chosen == "train" else text[end:], vocabulary, context)
     return Windows(Path(path).name, chosen, x_NT, y_NT, vocabulary)
 
 
@@ -143,6 +147,14 @@ def read_text(path: str | Path) -> str:
         ) from None
     except OSError as error:
         raise RecoupError(f"{path}: no text ({error.strerror})") from None
+
+
+def _end_of_training(text: str, vocabulary: Vocabulary) -> int:
+    end = int(len(text) * TRAINING)
+    if vocabulary.unit == "character":
+        return end
+    found = re.compile(r"\s").search(text, end)
+    return found.start() if found else end
 
 
 def _part(text: str, first: float, last: float) -> str:

@@ -15,6 +15,7 @@ from recoup.models.transformer import load_chargpt
 
 CHARGPT = ("chargpt", "recoup.models:chargpt")
 LONGEST = 1024  # tokens a window where nobody says: beyond it a window's logits alone fill a gigabyte
+TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 KNOWN = (
     "chargpt, whose checkpoint holds its alphabet (with weights); hf:FOLDER with the tokenizer beside the network; "
     "or a factory whose network has an `alphabet`, a string, or a `tokenizer` with encode(text)"
@@ -103,13 +104,14 @@ def _of_folder(spec: str, model: Any) -> Vocabulary:
     from transformers import AutoTokenizer
 
     folder = spec.removeprefix(PREFIX)
+    remedy = f"tokenizer.save_pretrained({folder!r}) writes it"
+    if not any(path for pattern in TOKENIZERS for path in Path(folder).glob(pattern)):
+        raise RecoupError(f"model {spec!r}: its folder has no tokenizer; {remedy}")  # transformers makes an empty one
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers raises whatever the missing or foreign file makes of it
         why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RecoupError(
-            f"model {spec!r}: its folder has no tokenizer ({why}); tokenizer.save_pretrained({folder!r}) writes it"
-        ) from error
+        raise RecoupError(f"model {spec!r}: its folder has no tokenizer ({why}); {remedy}") from error
 
     def encode(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False, verbose=False)

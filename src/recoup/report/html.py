@@ -60,7 +60,10 @@ def render(results: Results, *beside: Study | None) -> str:
         shift_figure=shift_figure(results),
         terms=words.terms(results, parts),
         modelled=words.modelled(results, parts),
-        not_modelled=words.not_modelled((chapter for chapter, _ in parts), results.wings),
+        not_modelled=[
+            summary.quality.worded(text)
+            for text in words.not_modelled((chapter for chapter, _ in parts), results.wings)
+        ],
         facts=facts(results),
         recipe=results.recipe.to_yaml(),
     )

@@ -78,9 +78,10 @@ class Quality:
         """
         if self.sample == "image":
             return text
-        for article, other in (("an image", f"a {self.sample}"), ("An image", f"A {self.sample}")):
-            text = text.replace(article, other)
-        return text.replace("image", self.sample)
+        articles = {"an image": f"a {self.sample}", "An image": f"A {self.sample}", "image": self.sample}
+        for said, other in {**articles, "their accuracy is that of float": "they compute what float does"}.items():
+            text = text.replace(said, other)
+        return text
 
 
 TOP1 = Quality(
