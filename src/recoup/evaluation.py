@@ -18,7 +18,7 @@ from recoup.network.modes import compiled, evaluating
 from recoup.network.reached import watching
 from recoup.network.saturation import watching_sums
 
-__all__ = ["Accuracy", "Function", "Metric", "accuracy", "evaluate", "measure", "nats_per_token"]
+__all__ = ["Accuracy", "Function", "Metric", "accuracy", "evaluate", "measure", "nats_per_token", "observe"]
 
 Function = Callable[[nn.Module, Iterable[Any]], Any]
 """A measure of the user's own: ``measure(model, batches) -> float``, or a `Metric`."""
@@ -112,6 +112,18 @@ def accuracy(model: nn.Module, batches: Iterable[Any], *, progress: bool = False
 def nats_per_token(model: nn.Module, batches: Iterable[Any], *, progress: bool = False) -> float:
     """The mean cross-entropy of the next token: `evaluate` with ``nats``, as a number."""
     return evaluate(model, batches, "nats", progress=progress).value
+
+
+def observe(model: nn.Module, batches: Iterable[Any], meter: Meter) -> None:
+    """`evaluate` with a meter of one's own, from which more than its result can be read.
+
+    Args:
+        model, batches: as in `evaluate`.
+        meter: of `recoup.network.meters`, one that needs no reference; it is added to.
+    """
+    ledger.warn_stale(model, "evaluate")
+    with _saying_saturated(model):
+        measure(model, batches, [meter])
 
 
 def measure(

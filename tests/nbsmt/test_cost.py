@@ -180,3 +180,16 @@ def test_bad_requests_are_refused():
         cycles(small_net(), (3, 0, 8))
     with pytest.raises(RecoupError, match="ran no Conv1d"):
         cycles(nn.ReLU(), (3, 8))
+
+
+def test_conv1d_of_transformers_counts_as_the_linear_layer_it_is():
+    """y = x W with W [in, out]: the sizes of a Linear of the same features, on hardware and off it."""
+    pytorch_utils = pytest.importorskip("transformers.pytorch_utils")
+    turned, plain = nn.Sequential(pytorch_utils.Conv1D(24, 8)), nn.Sequential(nn.Linear(8, 24))
+    x = torch.rand(2, 5, 8)
+    assert cycles(turned, x).to_dict()["layers"] == cycles(plain, x).to_dict()["layers"]
+    for model in (turned, plain):
+        rc.calibrate_(model, [x], {"0": True})
+        rc.emulate_(model, NBSMT(threads=2))
+    assert cycles(turned, x).layers == cycles(plain, x).layers
+    assert cycles(turned, x).layers[0].threads == 2

@@ -105,9 +105,9 @@ def test_the_caption_explains_the_kinds_of_interval_that_the_table_has():
     found = results()
     summary = summarize(found)
     both, single = interval_text(found, summary), interval_text(found, summarize(results(seeds=(0,))))
-    alone = replace(summary, lines=tuple(line for line in summary.lines if line.top1.kind == "t"))
+    alone = replace(summary, lines=tuple(line for line in summary.lines if line.reached.kind == "t"))
     told = [text.partition(":")[0] + (" W" if "W:" in text else "") for text in (both, single)]
     assert told == ["t W", "W W"]
     assert "W:" not in interval_text(found, alone)
-    fixed = replace(summary, lines=tuple(line for line in summary.lines if line.top1.kind != "t"))
+    fixed = replace(summary, lines=tuple(line for line in summary.lines if line.reached.kind != "t"))
     assert interval_text(found, fixed).startswith("W: Wilson's interval of the single measurement")

@@ -23,7 +23,7 @@ def test_gains_are_taken_seed_by_seed():
     assert line.gain_interval is not None
     assert line.gain_interval.half == pytest.approx(0.22699, abs=1e-5)  # every seed gains the same: the images' alone
     assert line.recovered == pytest.approx((91.6 - 90.25) / (91.7 - 90.25))
-    assert line.top1.kind == "t"
+    assert line.reached.kind == "t"
 
 
 def test_float_is_compared_with_every_seed_of_hardware_that_seeds_decide():
@@ -40,7 +40,7 @@ def test_float_is_compared_with_every_seed_of_hardware_that_seeds_decide():
 def test_float_and_baseline_lines():
     summary = summarize(results())
     floating, eight = summary.lines[0], summary.line(BASELINE, "recalibrated at 8 bit")
-    assert (floating.title, floating.top1.kind, floating.gain, floating.recovered) == ("float", "wilson", None, None)
+    assert (floating.title, floating.reached.kind, floating.gain, floating.recovered) == ("float", "wilson", None, None)
     assert eight is not None
     assert eight.gain == pytest.approx(-0.3)
     assert eight.recovered is None
@@ -51,7 +51,7 @@ def test_a_single_seed_gets_the_test_sets_interval():
     summary = summarize(results(seeds=(7,)))
     line = summary.line(repr(TWO), "paired")
     assert line is not None
-    assert (line.top1.kind, line.top1.std) == ("wilson", None)
+    assert (line.reached.kind, line.reached.std) == ("wilson", None)
     assert line.gain_interval is not None
     assert (line.gain_interval.kind, line.gain_interval.holds_zero) == ("wilson", False)
 

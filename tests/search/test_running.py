@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 import torch
@@ -196,4 +197,13 @@ def test_a_language_model_is_searched_on_windows_of_a_text(tmp_path, monkeypatch
     found = SearchResults.model_validate(json.loads(out))
     assert (found.quality, found.count) == ("nats", 5 * 6)
     assert found.chosen == 0
-    assert "whose checkpoint holds its alphabet" in run("plan", "text.yaml", "--set", "model=resnet20")[2]
+    assert found.data == "text.txt"
+    assert found.sample == "window"
+    other = ("--set", "model=resnet20", "--set", "weights=null")
+    assert "whose checkpoint holds its alphabet" in run("plan", "text.yaml", *other)[2]
+    assert "the network takes at most 6" in run("plan", "text.yaml", "--set", "context=7")[2]
+    page = (tmp_path / "found" / "report.html").read_text()
+    words = " ".join(re.sub(r"<style>.*?</style>|<[^>]*>", " ", page, flags=re.S).split())
+    assert "Costs are of one window" in words
+    assert "chargpt on text.txt: within 9 nats of float" in words
+    assert not re.search(r"top-?1|image|\d %(?! interval)", words.replace("95 %", ""))

@@ -57,10 +57,10 @@ def test_a_mix_is_titled_as_a_mix_and_loses_against_float(studied, tmp_path):
     assert floating is not None
     assert bare is not None
     assert bare.loss is not None
-    assert bare.loss.mean == pytest.approx(floating.top1.mean - bare.top1.mean)
+    assert bare.loss.mean == pytest.approx(floating.reached.mean - bare.reached.mean)
     (said,) = verdicts(results)
     assert said.startswith(hardware.title + ": ")
-    assert f"{floating.top1.mean:.2f} % in float" in said
+    assert f"{floating.reached.mean:.2f} % in float" in said
     page = render(results)
     assert hardware.title in page
     assert "its baseline (float)" in page

@@ -125,7 +125,7 @@ def test_configs_and_chips_in_one_study(tmp_path):
 
 def test_the_ranking_is_shown_everywhere(found, tmp_path):
     chips = ranked(found, summarize(found))
-    assert [c.line.top1.mean for c in chips] == sorted((c.line.top1.mean for c in chips), reverse=True)
+    assert [c.line.reached.mean for c in chips] == sorted((c.line.reached.mean for c in chips), reverse=True)
     page, text = render(found), " ".join(shown(found, width=200).split())
     assert "Chips by accuracy" in page
     assert "Chips by accuracy" in text
@@ -165,7 +165,7 @@ def test_the_ranking_quotes_the_line_of_the_verdict(found, bare, repaired, quote
     made = found.model_copy(update={"accuracy": rows, "untrained": False})
     summary = summarize(made)
     assert [said in text for text in summary.verdicts] == [True, True], summary.verdicts
-    assert [chip.line.top1.mean for chip in ranked(made, summary)] == [quoted, quoted]
+    assert [chip.line.reached.mean for chip in ranked(made, summary)] == [quoted, quoted]
 
 
 def test_another_map_of_the_same_name_does_not_replace_a_chip(tmp_path):

@@ -6,17 +6,17 @@ from typing import Annotated, Any
 
 import typer
 
-from recoup.data import load as load_data
 from recoup.emulate import restore_
 from recoup.errors import RecoupError
 from recoup.evaluation import Accuracy
-from recoup.evaluation import evaluate as accuracy_of
 from recoup.repair import describe
 from recoup.saving import load, save
 from recoup.study import Recipe
 from recoup.study.hardware import name_of
 from recoup.study.lab import Lab
+from recoup.study.quality import perplexity_text
 from recoup.study.repairs import NONE, State
+from recoup.study.sources import numbers_of, source_of
 
 Chip = Annotated[
     str | None,
@@ -52,16 +52,19 @@ def evaluate_chip(
     *,
     split: str = "test",
     seed: int | None = None,
+    context: int | None = None,
 ) -> None:
-    """The accuracy of a file's network on its hardware, and of its float network."""
+    """The accuracy, or nats, of a file's network on its hardware, and of its float network."""
     network = load(chip, model, **options).eval()
-    test = load_data(data, split, limit=limit, seed=seed)
+    source = source_of(data, model, network, context)
+    test = source.load(split, limit, seed)
     told = describe(network)
-    found = {"chip": accuracy_of(network, test.batches(batch_size))}
-    found["float"] = accuracy_of(restore_(network), test.batches(batch_size))
+    found = {"chip": source.judged(network, test.batches(batch_size))}
+    found["float"] = source.judged(restore_(network), test.batches(batch_size))
+    if source.quality.paired:
+        found = {name: numbers_of(value) for name, value in found.items()}
     if as_json:
-        numbers = {name: {"top1": a.top1, "top5": a.top5, "count": a.count} for name, a in found.items()}
-        typer.echo(json.dumps({**numbers, "layers": told.to_dict()}, indent=1))
+        typer.echo(json.dumps({**found, "layers": told.to_dict()}, indent=1))
         return
     typer.echo(told)
     for name in ("float", "chip"):
@@ -89,6 +92,11 @@ def save_chip(recipe: Recipe, path: Path) -> None:
     typer.echo(f"recoup: {path} holds {name_of(config)}, {state}", err=True)
 
 
-def _told(accuracy: Accuracy) -> str:
+def _told(found: dict[str, Any]) -> str:
+    if "nats" in found:
+        interval = f"({found['low']:.4f} to {found['high']:.4f})"
+        reached = f"{found['nats']:.4f} nats a token {interval}"
+        return f"{reached}, perplexity {perplexity_text(found['perplexity'])}, {found['count']} tokens"
+    accuracy = Accuracy(**found)
     low, high = accuracy.interval
     return f"{accuracy.top1:6.2f} % top-1 ({low:.2f} to {high:.2f}), {accuracy.count} images"

@@ -30,11 +30,22 @@ from recoup.study.repairs import states
 from recoup.wings import cards
 
 WITH_CHIP = {"chip", "model", "data", "limit", "batch_size", "model_option"}
-WITH_CHIP |= {"test_split", "test_seed", "wing", "as_json"}
+WITH_CHIP |= {"test_split", "test_seed", "wing", "as_json", "window"}
 """The options of a chip; about all others it leaves nothing to say."""
 
-Model = Annotated[str, typer.Option(help="A name such as resnet20, or package.module:factory.")]
-Data = Annotated[str, typer.Option(help="digits, cifar10:DIR, mnist:DIR, imagefolder:DIR or hf:NAME.")]
+Model = Annotated[str, typer.Option(help="A name such as resnet20, package.module:factory, or hf:FOLDER.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="digits, cifar10:DIR, mnist:DIR, imagefolder:DIR or hf:NAME; text:FILE for a language model, in windows."
+    ),
+]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        "--context", min=1, help="Tokens a window of a text.", show_default="as many as the network takes, up to 1024"
+    ),
+]
 Weights = Annotated[str | None, typer.Option(help="The float checkpoint: .safetensors or a torch file.")]
 Threads = Annotated[
     str | None, typer.Option(help="Threads a multiplier, comma-separated.", show_default="2,4 without --config")
@@ -67,20 +78,20 @@ ActivationCodes = Annotated[
 NegativeInputs = Annotated[
     str, typer.Option(help="Layers with negative inputs under unsigned codes: error, or float to leave them so.")
 ]
-CalibrationImages = Annotated[int, typer.Option(help="Training images to calibrate and repair with.")]
+CalibrationImages = Annotated[int, typer.Option(help="Training images (windows) to calibrate and repair with.")]
 Augment = Annotated[
     bool | None,
     typer.Option("--augment/--no-augment", help="Augment them.", show_default="where the data know how"),
 ]
 Seeds = Annotated[str, typer.Option(help="Draws of calibration images, comma-separated.")]
-Limit = Annotated[int | None, typer.Option(help="Test images to use.", show_default="all")]
+Limit = Annotated[int | None, typer.Option(help="Test images (windows) to use.", show_default="all")]
 TestSeed = Annotated[int | None, typer.Option(help="Draw them with this seed.", show_default="the first ones")]
 TestSplit = Annotated[str, typer.Option(help="The split they are from.")]
 CalibrationSplit = Annotated[
     str, typer.Option(help="The split these are from; of the tested one, what --limit leaves.")
 ]
-BatchSize = Annotated[int, typer.Option(help="Test images a batch.")]
-ProfileImages = Annotated[int, typer.Option(help="Images for the per-layer figures; 0: none.")]
+BatchSize = Annotated[int, typer.Option(help="Test images (windows) a batch.")]
+ProfileImages = Annotated[int, typer.Option(help="Images (windows) for the per-layer figures; 0: none.")]
 ArrayShape = Annotated[str, typer.Option(help="Rows x columns of the array.")]
 Liberty = Annotated[
     list[str] | None, typer.Option(help="A cell library: energy and area of policies too. Repeatable: read together.")
@@ -97,6 +108,7 @@ def evaluate(
     model: Model,
     data: Data,
     weights: Weights = None,
+    window: Context = None,
     threads: Threads = None,
     config: Configs = None,
     policy: Policies = None,
@@ -129,13 +141,15 @@ def evaluate(
     """The main job: float accuracy, the hardware's before and after repair, layers, cycles and traffic."""
     own = load_wings(wing)
     given = dict(locals())
+    given["context"] = window
     factory = distinct((pair(text, "--model-option") for text in model_option or []), "--model-option")
     refuse_beside_chip(chip, {name: True for name in asked(context) if name not in WITH_CHIP})
     check_target(save_recipe, "--save-recipe")
     check_target(save_chip, "--save-chip", Path(out))
     if chip is not None:
         with importable(os.getcwd()):  # noqa: PTH109 -- a string for sys.path
-            evaluate_chip(chip, model, data, limit, batch_size, factory, as_json, split=test_split, seed=test_seed)
+            drawn = {"split": test_split, "seed": test_seed, "context": window}
+            evaluate_chip(chip, model, data, limit, batch_size, factory, as_json, **drawn)
         return
     recipe = _recipe(given, factory)
     if save_chip is not None:
@@ -151,7 +165,7 @@ def evaluate(
 def _recipe(given: dict[str, Any], factory: dict[str, Any]) -> Recipe:
     """What the options say."""
     layers = distinct(map(layer_option, given["layers"] or []), "--layers")
-    same = ("model", "weights", "data", "profile_images", "device", "cpu_threads", "out")
+    same = ("model", "weights", "data", "context", "profile_images", "device", "cpu_threads", "out")
     values: dict[str, Any] = {
         **{name: given[name] for name in same},
         "model_options": factory,

@@ -223,7 +223,7 @@ class Batches:
         return augmentation.apply(bytes_BCHW, draws)
 
 
-def check_count(what: str, n: int, available: int) -> None:
+def check_count(what: str, n: int, available: int, samples: str = "images") -> None:
     """Refuse a number of images that is not an integer from 1 to what there is."""
     if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= available:
-        raise RecoupError(f"{what} of {n!r} images: it must be an integer from 1 to {available:,}")
+        raise RecoupError(f"{what} of {n!r} {samples}: it must be an integer from 1 to {available:,}")

@@ -87,6 +87,11 @@ def _parse(spec: str) -> tuple[str, str, dict[str, str]]:
     if not isinstance(spec, str):
         raise RecoupError(f"data {spec!r}: must be a text; legal are {SPECS}")
     source, _, rest = spec.partition(":")
+    if source == "text":
+        raise RecoupError(
+            f"data {spec!r}: a text is read with a language model's vocabulary: `recoup evaluate`, recipes and "
+            f"searches take it, recoup.data.text.windows in Python; here legal are {SPECS}"
+        )
     if source not in SOURCES:
         raise RecoupError(f"data {spec!r}: unknown; legal are {SPECS}")
     if source == "digits":

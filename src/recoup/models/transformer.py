@@ -51,6 +51,7 @@ class CharGPT(nn.Module):
         if width % heads:
             raise RecoupError(f"chargpt: width {width} must be a multiple of heads {heads}")
         self.context = context
+        self.alphabet = ""  # of a checkpoint: a character's number is its place
         self.tok = nn.Embedding(characters, width)
         self.pos = nn.Embedding(context, width)
         self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
@@ -85,7 +86,9 @@ def load_chargpt(path: str | Path) -> tuple[CharGPT, str]:
         alphabet = "".join(config["chars"])
         sizes = {"layers": "layers", "width": "d", "heads": "heads", "context": "ctx"}
         model = CharGPT(len(alphabet), **{name: int(config[key]) for name, key in sizes.items()})
-    except (OSError, EOFError, KeyError, TypeError, RuntimeError, UnpicklingError) as error:
-        raise RecoupError(f"{path}: no checkpoint of a chargpt ({error})") from None
-    model.load_state_dict(state)
+        model.load_state_dict(state)
+    except (OSError, EOFError, KeyError, TypeError, ValueError, RuntimeError, UnpicklingError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RecoupError(f"{path}: no checkpoint of a chargpt that holds its alphabet ({why})") from None
+    model.alphabet = alphabet
     return model.eval(), alphabet

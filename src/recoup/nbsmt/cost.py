@@ -15,9 +15,11 @@ from recoup.errors import RecoupError
 from recoup.nbsmt.observe import Layer
 from recoup.network.batches import call, device_of, prepared
 from recoup.network.checks import is_module
+from recoup.network.derived import is_conv1d
 from recoup.network.emulated import emulated_layers
 from recoup.network.modes import evaluating
 from recoup.network.reached import watching
+from recoup.network.sites import float_class
 from recoup.network.systolic import Array, array_of, layer_cycles
 from recoup.network.uncounted import Uncounted, watching_uncounted
 
@@ -125,10 +127,10 @@ class Cost:
 def cycles(model: nn.Module, inputs: Any, array: Array | None = None) -> Cost:
     """The cost of running a model once.
 
-    Every Conv1d, Conv2d and Linear counts, emulated or not: what is left in float (the first convolution and the
-    classifier, by default) must run somewhere, and is taken to run on the same array as 8-bit arithmetic with one
-    thread [our definition]. Everything else is not on the array: what multiplies (recurrent layers, transposed
-    convolutions, attention, modules of any class that own weights) is listed in ``uncounted``, with its
+    Every Conv1d, Conv2d, Linear and Conv1D of transformers counts, emulated or not: what is left in float (the first
+    convolution and the classifier, by default) must run somewhere, and is taken to run on the same array as 8-bit
+    arithmetic with one thread [our definition]. Everything else is not on the array: what multiplies (recurrent layers,
+    transposed convolutions, attention, modules of any class that own weights) is listed in ``uncounted``, with its
     multiply-accumulates where they can be known; functional calls alone cannot be seen.
 
     Args:
@@ -154,11 +156,12 @@ def cycles(model: nn.Module, inputs: Any, array: Array | None = None) -> Cost:
         inputs = torch.zeros(1, *inputs, device=device_of(model))
     found: list[LayerCost] = []
     kinds = (nn.Conv1d, nn.Conv2d, nn.Linear)
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    named = model.named_modules()
+    layers = {n: module for n, module in named if isinstance(module, kinds) or is_conv1d(float_class(module))}
 
     def record(name: str) -> Any:
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
-            found.append(_cost(name, module, args[0] if args else kwargs["input"], output, array))
+            found.append(_cost(name, module, args[0] if args else next(iter(kwargs.values())), output, array))
 
         return hook
 
@@ -178,9 +181,10 @@ def cycles(model: nn.Module, inputs: Any, array: Array | None = None) -> Cost:
 
 def _cost(name: str, module: Any, x: Tensor, y: Tensor, array: Array) -> LayerCost:
     groups = getattr(module, "groups", 1)
-    N, C = module.weight.shape[0] // groups, module.weight.shape[1]
-    taps = module.weight[0, 0].numel()
-    M = y.numel() // module.weight.shape[0]
+    weight = module.weight.t() if is_conv1d(float_class(module)) else module.weight
+    N, C = weight.shape[0] // groups, weight.shape[1]
+    taps = weight[0, 0].numel()
+    M = y.numel() // weight.shape[0]
     emulated = isinstance(module, Layer)
     threads = module.active_config.threads if emulated and module.mode != "float" else 1
     size = {"taps": taps, "groups": groups}
@@ -197,6 +201,6 @@ def _cost(name: str, module: Any, x: Tensor, y: Tensor, array: Array) -> LayerCo
         single=layer_cycles(M, C, N, 1, array, **size),
         macs=M * N * C * taps * groups,
         activation_bytes=x.numel(),
-        weight_bytes=module.weight.numel(),
+        weight_bytes=weight.numel(),
         output_bytes=y.numel(),
     )

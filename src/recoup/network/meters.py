@@ -86,6 +86,11 @@ class Meter:
         self.means_N.append((values * mask).sum(1) / counts.clamp_min(1))
         self.counts_N.append(counts)
 
+    @property
+    def samples(self) -> list[float]:
+        """The mean of every sample, in the order they came."""
+        return [value for means in self.means_N for value in means.tolist()]
+
     def result(self) -> Any:
         """Mean, how many, and the interval."""
         means, counts = torch.cat(self.means_N), torch.cat(self.counts_N)

@@ -16,6 +16,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 from recoup.network.wing import FLOAT, Baseline
 from recoup.plots.palette import MARKERS, Palette
 from recoup.report.summary import Summary, baselines
+from recoup.study.quality import SPACE, Quality
 from recoup.study.repairs import NONE
 from recoup.study.results import Results
 
@@ -49,7 +50,8 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 @styled
 def accuracy_figure(results: Results, summary: Summary) -> str:
-    """Top-1 accuracy per state, one panel a config, with those of the baselines as lines."""
+    """Top-1 accuracy or nats per state, one panel a config, with those of the baselines as lines; right is better."""
+    quality = summary.quality
     hardware = {baseline.name: baseline for baseline in baselines(results)[1:]}
     names = [*hardware, *(one.name for one in results.present)]
     panels = [(name, summary.of(name)) for name in names if summary.of(name)]
@@ -60,19 +62,29 @@ def accuracy_figure(results: Results, summary: Summary) -> str:
         _references(axis, [FLOAT, *hardware.values()], summary, labelled=index == 0)
         colour, marker = _series(index if hardware else index + 1)  # the first is the baselines'
         for y, line in enumerate(lines):
-            spread = [[line.top1.mean - line.top1.low], [line.top1.high - line.top1.mean]]
-            axis.errorbar(line.top1.mean, y, xerr=spread, color=colour, marker=marker, ms=5.5, capsize=2.5, lw=1.3)
+            reached = line.reached
+            spread = [[reached.mean - reached.low], [reached.high - reached.mean]]
+            axis.errorbar(reached.mean, y, xerr=spread, color=colour, marker=marker, ms=5.5, capsize=2.5, lw=1.3)
             # In a column of their own the values run into no line and no interval.
-            axis.text(1.055, y, f"{line.top1.mean:.2f}", transform=axis.get_yaxis_transform(), ha="right", va="center")
+            value = quality.number(reached.mean)
+            axis.text(1.055, y, value, transform=axis.get_yaxis_transform(), ha="right", va="center")
         axis.set_yticks(range(len(lines)), [plain(line.state) for line in lines])
         axis.set_ylim(len(lines) - 0.45, -0.55)
         axis.grid(visible=False, axis="y")
         crowded = index == 0 and max(map(len, titles[0].split("\n"))) > 60  # the lines' labels stand above the panel
         axis.set_title(plain(titles[index]), pad=18 if crowded else 6)
         axis.tick_params(labelbottom=index == len(panels) - 1)
-    axes[-1].set_xlabel("top-1 accuracy, %")
-    said = "; ".join(f"{line.title}, {line.state}: {line.top1.mean:.2f} %" for line in summary.lines)
-    return svg(figure, "accuracy", f"Top-1 accuracy per state with 95 % confidence intervals. {said}.")
+    axes[-1].set_xlabel(quality.axis)
+    if not quality.rises:
+        axes[-1].invert_xaxis()
+    said = "; ".join(f"{line.title}, {line.state}: {spoken(quality, line.reached.mean)}" for line in summary.lines)
+    what = quality.title.removesuffix(", %")
+    return svg(figure, "accuracy", f"{what} per state with 95 % confidence intervals. {said}.")
+
+
+def spoken(quality: Quality, value: float) -> str:
+    """A value in a picture's description."""
+    return quality.text(value).replace(SPACE, " ")
 
 
 @styled
@@ -167,10 +179,14 @@ def _panel_title(baseline: Baseline) -> str:
 
 
 def _references(axis: Any, shown: Sequence[Baseline], summary: Summary, labelled: bool) -> None:
-    """The baselines' accuracies as vertical lines; the labels of the lowest two go apart, for they lie close."""
+    """The baselines' results as vertical lines; the labels of the worst two go apart, for they lie close."""
     lines = [(summary.line(baseline.name, NONE), baseline.title) for baseline in shown]
     dashes = ["--", *("-" for _ in lines[1:])]  # the first is the float network
-    found = sorted((line.top1.mean, name, d) for (line, name), d in zip(lines, dashes, strict=True) if line is not None)
+    found = sorted(
+        (line.reached.mean, name, d) for (line, name), d in zip(lines, dashes, strict=True) if line is not None
+    )
+    if not summary.quality.rises:  # the axis runs down
+        found.reverse()
     for index, (mean, name, dash) in enumerate(found):
         axis.axvline(mean, color=MUTED, lw=1, ls=dash, zorder=0.9)
         if labelled:

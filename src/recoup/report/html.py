@@ -8,8 +8,10 @@ from recoup.recalibrate import PAIRED
 from recoup.report import ranking, words
 from recoup.report.chapters import Part, Study, parts_beside, parts_of
 from recoup.report.figures import accuracy_figure, shift_figure
+from recoup.report.lines import Line
 from recoup.report.summary import Summary, quoted_of, summarize
 from recoup.storage.files import write_atomically
+from recoup.study.quality import MINUS, TOP1, perplexity_text
 from recoup.study.repairs import meaning
 from recoup.study.results import Results
 
@@ -43,11 +45,13 @@ def render(results: Results, *beside: Study | None) -> str:
         css=STYLE.read_text("utf-8"),
         results=results,
         summary=summary,
+        quality=summary.quality,
+        second=second_of(summary),
         heading=heading(results),
         verdicts=verdicts_of(summary, studies),
         ours=PAIRED.name,
         interval_text=interval_text(results, summary),
-        kinds=words.INTERVALS,
+        kinds=words.INTERVALS_OF_WINDOWS if summary.quality.paired else words.INTERVALS,
         states=states_of(results),
         chapters=_sections(wings),
         beside=_sections(studies),
@@ -56,7 +60,10 @@ def render(results: Results, *beside: Study | None) -> str:
         shift_figure=shift_figure(results),
         terms=words.terms(results, parts),
         modelled=words.modelled(results, parts),
-        not_modelled=words.not_modelled((chapter for chapter, _ in parts), results.wings),
+        not_modelled=[
+            summary.quality.worded(text)
+            for text in words.not_modelled((chapter for chapter, _ in parts), results.wings)
+        ],
         facts=facts(results),
         recipe=results.recipe.to_yaml(),
     )
@@ -73,9 +80,16 @@ def verdicts_of(summary: Summary, studies: list[Part]) -> list[str]:
 
 def states_of(results: Results) -> dict[str, str]:
     """The states that were measured, and what they mean."""
-    found = {row.state for row in results.accuracy}
+    found = {row.state for row in results.measured}
     configs = [config for one in results.present for config in one.configs]
-    return {state: meaning(state, configs, results.norms) for state in results.recipe.states if state in found}
+    told = {state: meaning(state, configs, results.norms) for state in results.recipe.states if state in found}
+    return {state: results.quality.worded(text) for state, text in told.items()}
+
+
+def second_of(summary: Summary) -> dict[Line, str]:
+    """The number beside each line's: top-5 accuracy, or the perplexity."""
+    text = perplexity_text if summary.quality.paired else summary.quality.number
+    return {line: text(line.second) for line in summary.lines}
 
 
 def _sections(parts: list[Part]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -94,7 +108,9 @@ def heading(results: Results) -> str:
 
 def interval_text(results: Results, summary: Summary) -> str:
     """What the intervals of the table are intervals of."""
-    kinds = {line.top1.kind for line in summary.lines}
+    kinds = {line.reached.kind for line in summary.lines}
+    if summary.quality.paired:
+        return _window_text(kinds, summary)
     own = f"the {results.test_images:,} test images themselves resolve about ±{summary.resolution:.2f} points"
     seeds = (
         f"t: Student's interval over {summary.seeds} draws of calibration images combined with Wilson's over the test "
@@ -107,6 +123,20 @@ def interval_text(results: Results, summary: Summary) -> str:
     return (
         f"W: Wilson's interval of the single measurement; {own}. Every state is measured on the same images, so "
         "differences between states are more certain than that."
+    )
+
+
+def _window_text(kinds: set[str], summary: Summary) -> str:
+    """The same over windows of a text."""
+    seeds = (
+        f"t: Student's interval over {summary.seeds} draws of calibration windows combined with that over the test "
+        "windows"
+    )
+    single = f"N: normal interval of the single measurement over the {summary.samples:,} test windows"
+    told = [text for kind, text in (("t", seeds), ("normal", single)) if kind in kinds]
+    return (
+        f"Less is better. {'. '.join(told)}. Every state is measured on the same windows: gains and losses are taken "
+        "window by window and are more certain than that."
     )
 
 
@@ -134,6 +164,7 @@ def _environment() -> "Environment":
         return Path(name).read_text("utf-8"), name, None
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, loader=FunctionLoader(source))
-    environment.filters["signed"] = lambda value: f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
-    environment.filters["share"] = lambda value: f"{value:.0%}".replace("%", " %").replace("-", "\N{MINUS SIGN}")
+    environment.globals["quality"] = TOP1  # of a page without a recipe's results
+    environment.filters["minus"] = lambda text: text.replace("-", MINUS)
+    environment.filters["share"] = lambda value: f"{value:.0%}".replace("%", " %").replace("-", MINUS)
     return environment

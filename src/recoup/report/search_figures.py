@@ -15,7 +15,7 @@ NAMES = {
     "nats": "nats lost",
     "top1": "points of top-1 lost",
 }
-QUALITY = {"top1": "top-1 accuracy, %", "nats": "nats a token"}
+QUALITY = {"top1": "top-1 accuracy, %", "nats": "nats a token; less is better"}
 
 
 def metric_title(metric: str) -> str:
@@ -123,6 +123,8 @@ def _reached(axis: Any, study: SearchResults, cost: str, shown: Sequence[PointRo
             color=INK,
             arrowprops={"arrowstyle": "-", "color": INK, "lw": 0.8},
         )
+    if study.quality == "nats":
+        axis.invert_yaxis()  # above is better, as of accuracy
     axis.set_title(QUALITY.get(study.quality, study.quality))
 
 
@@ -175,8 +177,8 @@ def additivity_figure(study: SearchResults) -> str | None:
         axis.fill_between([low, high], below, above, color=MUTED, alpha=0.15, lw=0)
         title = f"The band holds every probe: measured / predicted from {1 / study.error:.2f} to {study.error:.2f}"
     for pairs, series, label in (
-        (probes, 2, "probes, on the scoring images"),
-        (points, 1, "policies, on the test images"),
+        (probes, 2, f"probes, on the scoring {study.sample}s"),
+        (points, 1, f"policies, on the test {study.sample}s"),
     ):
         if pairs:
             axis.plot(

@@ -1,62 +1,39 @@
 """What results mean: estimates, gains and the verdict in plain words. Terminal, HTML and CSV all read this."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from statistics import fmean
 
 from recoup.network.wing import FLOAT, Baseline
 from recoup.report.chapters import chapter_of
+from recoup.report.lines import Line, lines_of, threshold
 from recoup.study.doubts import doubts
 from recoup.study.hardware import Hardware, Quoted, references
-from recoup.study.intervals import Estimate, accuracy, difference, of_test_set
+from recoup.study.intervals import of_test_set
+from recoup.study.quality import SPACE, Quality, perplexity_text
 from recoup.study.repairs import NONE
-from recoup.study.results import AccuracyRow, Results
+from recoup.study.results import Results
 from recoup.wings import wing_of
-
-WORTH_REPAIRING = 0.1  # points; of a smaller loss, or of a single image, the share won back says nothing
-
-SPACE = "\N{NO-BREAK SPACE}"
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One accuracy: of a config in a state.
-
-    Attributes:
-        top1, top5: percent.
-        gain: points of top1 over the same config's float statistics, seed by seed; None for those themselves.
-        loss: points of top1 that the config lost against its wing's baseline, seed by seed; None if unmeasured.
-        recovered: gain / what the config lost against its baseline, a share; None where at most 0.1 points or one test
-            image were lost, or no more than the test images and seeds leave open.
-    """
-
-    config: str
-    title: str
-    state: str
-    top1: Estimate
-    top5: float
-    gain: float | None
-    gain_interval: Estimate | None
-    loss: Estimate | None
-    recovered: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
     """The whole study: `lines` in the order measured, one verdict a config.
 
-    ``resolution`` is half the width of the best accuracy's Wilson interval, ``threshold`` the loss up to which there is
-    nothing to repair; both in points. ``images`` is how many test images there were; ``baselines`` is what each
-    config, by its name, is compared with. ``doubts`` are sentences about why the accuracies may say nothing;
-    ``guessing`` is whether the float network is no better than chance, as far as the test images resolve it.
+    ``resolution`` is half the width of the best result's interval over the test samples, ``threshold`` the loss up to
+    which there is nothing to repair; both in points of top-1, or in nats. ``samples`` is how many test images or
+    windows there were; ``baselines`` is what each config, by its name, is compared with. ``doubts`` are sentences about
+    why the results may say nothing; ``guessing`` is whether the float network is no better than chance, as far as the
+    test samples resolve it.
     """
 
+    quality: Quality
     lines: tuple[Line, ...]
     verdicts: tuple[str, ...]
     resolution: float
     threshold: float
     seeds: int
-    images: int
+    samples: int
     baselines: Mapping[str, Baseline]
     doubts: tuple[str, ...] = ()
     guessing: bool = False
@@ -80,28 +57,36 @@ def summarize(results: Results) -> Summary:
     present = {one.name: one for one in results.present}
     compared = references(list(present.values()))
     titles = {b.name: b.title for b in baselines(results)} | {name: one.title for name, one in present.items()}
-    groups: dict[tuple[str, str], list[AccuracyRow]] = {}
-    for row in results.accuracy:
-        groups.setdefault((row.config, row.state), []).append(row)
-    lines = tuple(_line(groups, name, state, titles.get(name, name), compared.get(name)) for name, state in groups)
-    count, best = results.test_images, max(line.top1.mean for line in lines)
-    resolution, threshold = of_test_set(best, count).half, _threshold(count)
+    lines, quality = lines_of(results, titles, compared), results.quality
+    best = max(lines, key=lambda line: quality.better(line.reached.mean)).reached
+    resolution = best.half if quality.paired else of_test_set(best.mean, results.test_images).half
     measured = [one for name, one in present.items() if any(line.config == name for line in lines)]
-    chance = 0.0 if not results.classes else 100 / results.classes
     floating = next((line for line in lines if (line.config, line.state) == (FLOAT.name, NONE)), None)
-    guessing = floating is not None and results.classes is not None and floating.top1.low <= chance
-    said = doubts(results.untrained, results.outputs, results.classes)
-    if floating is not None and guessing:
-        said.append(
-            f"In float the network has {percent(floating.top1.mean)}, and guessing among {results.classes} classes "
-            f"gives {percent(chance)}: it does not know these images, so no accuracy says anything about hardware."
-        )
+    guess = None if floating is None else _guess(results, floating)
+    said = doubts(results.untrained, results.outputs, results.classes) + ([guess] if guess else [])
     seeds = len(results.recipe.calibration.seeds)
-    silent = Summary(
-        lines, (), resolution, threshold, seeds, count, compared, tuple(said), guessing or results.untrained
-    )
+    about = (seeds, results.test_images, compared, tuple(said), guess is not None or results.untrained)
+    silent = Summary(quality, lines, (), resolution, threshold(quality, results.test_images), *about)
     verdicts = (verdict(silent, one, saving(results, one)) for one in measured)
     return replace(silent, verdicts=tuple(verdicts))
+
+
+def _guess(results: Results, floating: Line) -> str | None:
+    """Why nothing follows, where the float network is no better than chance as far as the test samples resolve it."""
+    quality, reached = results.quality, floating.reached
+    choices = results.outputs if quality.paired else results.classes
+    if not choices:
+        return None
+    chance = math.log(choices) if quality.paired else 100 / choices
+    worst = reached.low if quality.rises else reached.high
+    if quality.better(worst) > quality.better(chance):
+        return None
+    among = f"{choices:,} tokens" if quality.paired else f"{choices} classes"
+    what = "this text, so no nats say" if quality.paired else "these images, so no accuracy says"
+    return (
+        f"In float the network has {quality.text(reached.mean)}, and guessing among {among} gives "
+        f"{quality.text(chance)}: it does not know {what} anything about hardware."
+    )
 
 
 def baselines(results: Results) -> list[Baseline]:
@@ -128,22 +113,41 @@ def verdict(summary: Summary, hardware: Hardware, saving: str = "") -> str:
     baseline = summary.baselines[name]
     before, bare = summary.line(baseline.name, NONE), summary.line(name, NONE)
     line = quoted_line(summary, hardware)
+    text_of = summary.quality.text
     if before is None or bare is None:
-        return f"{title}: {percent(line.top1.mean)} ({line.state}){saving}."
-    loss = _loss(before, bare)
-    noise = f"within noise of {summary.images:,} images"
-    text = f"{title}: {percent(before.top1.mean)} {baseline.phrase}"
+        return f"{title}: {text_of(line.reached.mean)} ({line.state}){saving}."
+    loss = _loss(summary, before, bare)
+    noise = f"within noise of {summary.samples:,} {summary.quality.samples}"
+    now = text_of(bare.reached.mean)
+    text = f"{title}: {text_of(before.reached.mean)} {baseline.phrase}"
     if summary.guessing:
-        return f"{text}, {percent(bare.top1.mean)} on it{saving}; from a network that guesses nothing follows."
+        return f"{text}, {now} on it{saving}; from a network that guesses nothing follows."
     if loss <= summary.threshold:
-        same = percent(before.top1.mean) == percent(bare.top1.mean)
-        text += f" {'stays' if same else 'becomes'} {percent(bare.top1.mean)}{saving}"
-        within = not same and abs(loss) <= summary.resolution
+        same = text_of(before.reached.mean) == now
+        text += f" {'stays' if same else 'becomes'} {now}{saving}"
+        within = not same and _within_noise(summary, loss, bare)
         return f"{text}, {noise}; there is nothing to repair." if within else f"{text}; there is nothing to repair."
-    text += f" falls to {percent(bare.top1.mean)}{saving}"
+    text += f" {'falls' if summary.quality.rises else 'rises'} to {now}{saving}"
     if not _lost(summary, before, bare):
         return f"{text}; the loss is {noise}."
-    return f"{text}; {_won_back(hardware, bare, None if line is bare else line, noise)}."
+    won = _won_back(summary, hardware, bare, None if line is bare else line)
+    return f"{text}{_lost_text(summary, before, bare)}; {won}."
+
+
+def _within_noise(summary: Summary, loss: float, bare: Line) -> bool:
+    """Whether what little the hardware changes may as well be nothing."""
+    if summary.quality.paired and bare.loss is not None:
+        return bare.loss.holds_zero
+    return abs(loss) <= summary.resolution
+
+
+def _lost_text(summary: Summary, before: Line, bare: Line) -> str:
+    """How much a language model loses; of accuracies that is plain to see."""
+    if not summary.quality.paired:
+        return ""
+    loss = summary.quality.text(_loss(summary, before, bare))
+    between = f"{perplexity_text(before.second)} to {perplexity_text(bare.second)}"
+    return f": it loses {loss} a token (perplexity {between})"
 
 
 def quoted_line(summary: Summary, hardware: Hardware) -> Line:
@@ -170,81 +174,36 @@ def quoted_of(summary: Summary) -> Quoted:
             return NONE, None  # not measured yet
         if not baseline:
             line = quoted_line(summary, hardware)
-            return line.state, line.top1.mean
+            return line.state, line.reached.mean
         own = wing_of(hardware.configs[0], "report").baseline.name
         found = summary.line(own, NONE) or summary.line(summary.baselines[hardware.name].name, NONE)
-        return NONE, None if found is None else found.top1.mean
+        return NONE, None if found is None else found.reached.mean
 
     return quoted
 
 
-def _loss(before: Line, bare: Line) -> float:
-    return round(before.top1.mean - bare.top1.mean, 6)  # accuracies are quotients, rounded
+def _loss(summary: Summary, before: Line, bare: Line) -> float:
+    return round(summary.quality.lost(before.reached.mean, bare.reached.mean), 6)  # accuracies are quotients, rounded
 
 
 def _lost(summary: Summary, before: Line, bare: Line) -> bool:
-    """Whether hardware costs accuracy, as far as the test images and seeds resolve it."""
+    """Whether hardware costs accuracy, as far as the test samples and seeds resolve it."""
     unsure = bare.loss is not None and bare.loss.holds_zero
-    return _loss(before, bare) > max(summary.threshold, summary.resolution) and not unsure
+    least = summary.threshold if summary.quality.paired else max(summary.threshold, summary.resolution)
+    return _loss(summary, before, bare) > least and not unsure
 
 
-def _won_back(hardware: Hardware, bare: Line, repaired: Line | None, noise: str) -> str:
+def _won_back(summary: Summary, hardware: Hardware, bare: Line, repaired: Line | None) -> str:
     """The verdict's last piece: what repair brings, as far as the gain's interval supports it."""
+    quality = summary.quality
     if repaired is None:
         return "no repair was measured"
-    how, now = hardware.sentence(repaired.state), percent(repaired.top1.mean)
+    how, now = hardware.sentence(repaired.state), quality.text(repaired.reached.mean)
     if repaired.gain_interval is not None and repaired.gain_interval.holds_zero:
-        return f"what {how} changes is {noise} ({now})"
-    if repaired.top1.mean <= bare.top1.mean:
+        return f"what {how} changes is within noise of {summary.samples:,} {quality.samples} ({now})"
+    if quality.lost(bare.reached.mean, repaired.reached.mean) >= 0:
         return f"{how} does not help ({now})"
     share = repaired.recovered or 0.0
-    won = "all of the loss" if share >= 0.995 else f"{100 * share:.0f}{SPACE}% of the loss"
+    part = f"{quality.text(repaired.gain or 0.0)} of it" if quality.paired else f"{100 * share:.0f}{SPACE}% of the loss"
+    won = "all of the loss" if share >= 0.995 else part
     return f"{how} brings back {won} ({now})"
-
-
-def percent(value: float) -> str:
-    """An accuracy as text.
-
-    >>> percent(91.6).split()
-    ['91.60', '%']
-    """
-    return f"{value:.2f}{SPACE}%"
-
-
-def _line(
-    groups: dict[tuple[str, str], list[AccuracyRow]], config: str, state: str, name: str, baseline: Baseline | None
-) -> Line:
-    """One line of the table; baselines themselves have none to lose against."""
-    rows, bare = groups[config, state], groups.get((config, NONE), [])
-    gains = _differences(rows, bare) if state != NONE else []
-    losses = [] if baseline is None else _differences(groups.get((baseline.name, NONE), []), bare)
-    loss = round(fmean(losses), 6) if losses else 0.0
-    gain = fmean(gains) if gains else None
-    lost = difference(losses, rows[0].count) if losses else None
-    sure = lost is not None and not lost.holds_zero and loss > _threshold(rows[0].count)
-    return Line(
-        config=config,
-        title=name,
-        state=state,
-        top1=accuracy([row.top1 for row in rows], rows[0].count),
-        top5=fmean(row.top5 for row in rows),
-        gain=gain,
-        gain_interval=difference(gains, rows[0].count) if gains else None,
-        loss=lost,
-        recovered=gain / loss if gain is not None and sure else None,
-    )
-
-
-def _threshold(count: int) -> float:
-    return round(max(WORTH_REPAIRING, 100 / count), 6)
-
-
-def _differences(rows: Sequence[AccuracyRow], others: Sequence[AccuracyRow]) -> list[float]:
-    """Accuracy minus accuracy where both were calibrated with the same seed."""
-    theirs = {row.seed: row.top1 for row in others}
-    if len(theirs) == 1:  # without calibration images: the same for every seed
-        only = next(iter(theirs.values()))
-        return [row.top1 - only for row in rows]
-    if len(rows) == 1 and rows[0].seed is None:  # the float network, beside hardware that every seed decides
-        return [rows[0].top1 - value for value in theirs.values()]
-    return [row.top1 - theirs[row.seed] for row in rows if row.seed in theirs]

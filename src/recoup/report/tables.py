@@ -10,12 +10,14 @@ from pydantic import BaseModel
 
 from recoup.storage.files import write_atomically
 from recoup.study.results import AccuracyRow, Results, ShiftRow
+from recoup.study.rows import DifferenceRow, NatsRow
 
 
 def write_tables(results: Results, folder: Path) -> list[Path]:
-    """Write accuracy, every table of the wings that has rows, and shifts, each whole or not at all."""
+    """Write accuracy (of a language model nats and differences), every table of the wings that has rows, and shifts,
+    each whole or not at all."""
     tables: dict[str, tuple[type[BaseModel], Sequence[BaseModel]]] = {
-        "accuracy": (AccuracyRow, results.accuracy),
+        **_measured(results),
         **{name: (type(rows[0]), rows) for name, rows in results.tables.items() if rows},
         "shifts": (ShiftRow, results.shifts),
         **({"costs": (type(results.costs[0]), results.costs)} if results.costs else {}),
@@ -25,6 +27,12 @@ def write_tables(results: Results, folder: Path) -> list[Path]:
         paths.append(folder / f"{name}.csv")
         write_atomically(paths[-1], _table(kind.model_fields, rows))
     return paths
+
+
+def _measured(results: Results) -> dict[str, tuple[type[BaseModel], Sequence[BaseModel]]]:
+    if results.quality.paired:
+        return {"nats": (NatsRow, results.nats), "differences": (DifferenceRow, results.differences)}
+    return {"accuracy": (AccuracyRow, results.accuracy)}
 
 
 def _table(columns: Iterable[str], rows: Sequence[BaseModel]) -> str:

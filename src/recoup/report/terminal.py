@@ -1,5 +1,7 @@
 """Results as terminal tables that fit 80 columns."""
 
+from dataclasses import replace
+
 from rich import box
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -9,9 +11,11 @@ from rich.text import Text
 from recoup.report.chapters import Study, parts_beside, parts_of
 from recoup.report.chapters import Table as Cells
 from recoup.report.html import heading, interval_text, verdicts_of
+from recoup.report.lines import Line
 from recoup.report.ranking import ranked
 from recoup.report.ranking import table as ranking
-from recoup.report.summary import Line, Summary, quoted_of, summarize
+from recoup.report.summary import Summary, quoted_of, summarize
+from recoup.study.quality import Quality, perplexity_text
 from recoup.study.results import Results
 
 
@@ -20,11 +24,14 @@ def tables(results: Results, *beside: Study | None) -> RenderableType:
     summary, wings = summarize(results), parts_of(results)
     studies = parts_beside(beside, results, quoted_of(summary))
     parts = [*wings, *studies]
+    worded = summary.quality.worded
     found = [table for chapter, about in parts for table in chapter.layers(about)]
-    found += [table for chapter, about in parts for table in chapter.totals(about)]
+    for chapter, about in parts:
+        own = chapter.totals(about)
+        found += [replace(table, title=worded(table.title)) for table in own] if about is results else own
     shown: list[RenderableType] = [Text()]
     chips = ranked(results, summary)
-    found += [ranking(chips)] if chips else []
+    found += [ranking(chips, summary.quality)] if chips else []
     for table in (_accuracy(results, summary), *map(drawn, found)):
         shown += [table, Text()]
     shown += [Text(f"note: {note}", style="yellow") for note in results.notes]
@@ -50,23 +57,28 @@ def drawn(cells: Cells) -> Table:
 
 
 def _accuracy(results: Results, summary: Summary) -> Table:
-    name = f"Top-1 accuracy, %: {heading(results)}"
-    columns = ("hardware and state", "top-1", "95 % interval", "gain", "won back")
-    table = _table(name, *columns, caption=interval_text(results, summary))
+    quality = summary.quality
+    name = f"{quality.title}: {heading(results)}"
+    columns = ("hardware and state", quality.label, "95 % interval", "gain", "won back")
+    columns += ("PPL",) if quality.paired else ()
+    said = [interval_text(results, summary)]
+    said += [f"PPL: perplexity, exp(nats). {results.text.sentence}"] if results.text else []
+    table = _table(name, *columns, caption=" ".join(said))
     last = None
     for line in summary.lines:
         if line.config != last:
             table.add_row(Text(line.title, style="bold"), end_section=False)
             last = line.config
-        table.add_row(f"  {escape(line.state)}", *_numbers(line))
+        table.add_row(f"  {escape(line.state)}", *_numbers(line, quality))
     return table
 
 
-def _numbers(line: Line) -> tuple[str, str, str, str]:
-    kind = "t" if line.top1.kind == "t" else "W"
+def _numbers(line: Line, quality: Quality) -> tuple[str, ...]:
+    reached, number = line.reached, quality.number
     return (
-        f"{line.top1.mean:.2f}",
-        f"{line.top1.low:.2f} - {line.top1.high:.2f} {kind}",
-        "" if line.gain is None else f"{line.gain:+.2f}",
+        number(reached.mean),
+        f"{number(reached.low)} - {number(reached.high)} {reached.mark}",
+        "" if line.gain is None else quality.signed(line.gain),
         "" if line.recovered is None else f"{line.recovered:.0%}",
+        *([perplexity_text(line.second)] if quality.paired else []),
     )

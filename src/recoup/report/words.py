@@ -13,6 +13,10 @@ INTERVALS = {
     "t": "Student's t over the seeds and Wilson's score over the test images: how much the choice of either matters",
     "wilson": "Wilson's score over the test images: how much the choice of test images matters",
 }
+INTERVALS_OF_WINDOWS = {
+    "t": "Student's t over the seeds and a normal interval over the test windows: how much either choice matters",
+    "normal": "Normal interval over the test windows: how much the choice of test windows matters",
+}
 
 GAIN = "Points of accuracy over the same hardware's float statistics, seed by seed."
 GAIN_WITHOUT_NORMS = "Points of accuracy over the same hardware without repair, seed by seed."
@@ -25,6 +29,14 @@ LIMITS = {
     "functions": Limit("Activation functions, residual additions and normalisation", "float, as torch computes them"),
     "memory": Limit("Memory"),
     "area": Limit("Area, energy and clock frequency"),
+}
+
+
+GAIN_OF_NATS = "Nats a token less than on the same hardware without repair, seed by seed and window by window."
+LANGUAGE = {
+    "nats": "Mean cross-entropy of the following token, natural logarithm: what the network did not foresee. Less is "
+    "better.",
+    "perplexity": "The exponential of the nats: among how many equally likely tokens it chooses. Less is better.",
 }
 
 
@@ -41,9 +53,19 @@ def terms(results: Results, parts: Sequence[Part]) -> Mapping[str, str]:
     found = {term: meaning for chapter, about in parts for term, meaning in chapter.terms(about).items()}
     common = {"gain": GAIN, "won back": won_back(", ".join(compared_titles(results)))}
     found |= {term: meaning for term, meaning in common.items() if term not in found}
+    if results.quality.paired:
+        return _of_language(found, results)
     return (
         found if results.norms else {term: GAIN_WITHOUT_NORMS if text == GAIN else text for term, text in found.items()}
     )
+
+
+def _of_language(found: Mapping[str, str], results: Results) -> Mapping[str, str]:
+    """Terms in the words of windows and nats."""
+    images = "more than 0.1 points and more than one test image, beyond what the test images leave open"
+    nats = f"more than {results.quality.worth:g} nats, beyond what the test windows leave open"
+    told = {term: GAIN_OF_NATS if text == GAIN else text.replace(images, nats) for term, text in found.items()}
+    return LANGUAGE | {term: results.quality.worded(text) for term, text in told.items()}
 
 
 def modelled(results: Results, parts: Sequence[Part]) -> list[str]:
@@ -52,7 +74,7 @@ def modelled(results: Results, parts: Sequence[Part]) -> list[str]:
     counted = [text for chapter, _ in parts for text in chapter.costs]
     silent = [card for card in results.wings if not (chapter_of(card).modelled or chapter_of(card).costs)]
     looked_up = [f"The layers of {card.config.__name__}: what their own forward pass computes." for card in silent]
-    return [*run, *counted, *looked_up]
+    return [results.quality.worded(text) for text in (*run, *counted, *looked_up)]
 
 
 def not_modelled(chapters: Iterable[Chapter], present: Iterable[Card] = ()) -> list[str]:

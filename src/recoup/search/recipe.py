@@ -36,7 +36,8 @@ class SearchRecipe(AnyRecipe):
     """What to search; see the module's docstring for its YAML.
 
     Attributes:
-        model, weights, model_options, data: as in `recoup.study.recipe.Recipe`.
+        model, weights, model_options, data, context: as in `recoup.study.recipe.Recipe`; of a ``text:FILE`` what counts
+            images counts windows.
         space, same, at_most: as in `recoup.search.spaces.Space`; "float" or null is a layer in float.
         scoring: which images options are scored on.
         calibration: which images decide scales and repairs. The first seed scores, each seed is a draw when the front
@@ -63,6 +64,7 @@ class SearchRecipe(AnyRecipe):
     weights: Text | None = None
     model_options: dict[Text, Scalar] = Field(default_factory=dict)
     data: Text
+    context: Count | None = None
     space: dict[Text, list[Text | None]] = Field(min_length=1)
     same: tuple[tuple[Text, ...], ...] = ()
     at_most: dict[Text, Count] = Field(default_factory=dict)

@@ -103,7 +103,6 @@ class _Walk:
         assert front.scores.records is not None
         self.scores, self.program, self.records = front.scores, front.program, front.scores.records
         self.cost, self.bench, self.left = front.costs[0], bench, moves
-        self.quantity = self.program.priced.quantities[self.cost]
         self.measured: dict[Options, float] = {}
 
     def path(self, options: Options, how: dict[str, Any]) -> list[Options]:
@@ -124,22 +123,25 @@ class _Walk:
 
     def _near(self, here: Options) -> list[Options]:
         """The most promising changes of one group."""
-        moves = [
-            (self._foreseen(here, group, option), (*here[:group], option, *here[group + 1 :]))
-            for group, row in enumerate(self.quantity.each)
+        every = (
+            (group, option, (*here[:group], option, *here[group + 1 :]))
+            for group, row in enumerate(self.scores.damages)
             for option in range(len(row))
-            if row[option] < row[here[group]]
+        )
+        costs, now = self._cost, self._cost(here)
+        moves = [
+            ((self.scores.damages[group][option] - self.scores.damages[group][here[group]]) / (now - costs(step)), step)
+            for group, option, step in every
+            if costs(step) < now
         ]
         allowed = (step for _, step in sorted(moves) if self.program.allows(step))
         return [step for step, _ in zip(allowed, range(BESIDE), strict=False)]
 
-    def _foreseen(self, here: Options, group: int, option: int) -> float:
-        damages, costs = self.scores.damages[group], self.quantity.each[group]
-        return (damages[option] - damages[here[group]]) / (costs[here[group]] - costs[option])
+    def _cost(self, options: Options) -> float:
+        return self.program.priced.one(self.cost, options)
 
     def _rise(self, here: Options, step: Options) -> float:
-        saved = self.quantity.of(here) - self.quantity.of(step)
-        return (self.measured[step] - self.measured[here]) / saved
+        return (self.measured[step] - self.measured[here]) / (self._cost(here) - self._cost(step))
 
     def _measure(self, policies: Sequence[Options], how: dict[str, Any]) -> None:
         new = [options for options in policies if options not in self.measured]
@@ -154,4 +156,4 @@ class _Walk:
             self.measured[options] = max(sign * (raw - self.scores.base), 0.0)
 
     def _told(self, options: Options) -> str:
-        return f"to {self.quantity.of(options):,.6g} {self.cost}"
+        return f"to {self._cost(options):,.6g} {self.cost}"

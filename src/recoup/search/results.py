@@ -95,6 +95,7 @@ class SearchResults(Beside):
     limits: Mapping[str, float]
     points: tuple[PointRow, ...]
     quality: str = ""
+    sample: str = "image"
     floating: float | None = None
     count: int | None = None
     seeds: int = 0
@@ -128,6 +129,7 @@ def results_of(
     repair: str,
     budget: float | None,
     date: str,
+    sample: str = "image",
     liberty: tuple[str, ...] = (),
 ) -> SearchResults:
     """A front with its scores as rows."""
@@ -150,6 +152,7 @@ def results_of(
         limits=dict(found.limits),
         points=tuple(_row(point, point.options in on_front) for point in found.points),
         quality=quality,
+        sample=sample,
         floating=floating.reached if floating is not None and quality else None,
         count=None if floating is None else floating.count,
         seeds=found.seeds,

@@ -11,11 +11,6 @@ import torch
 from torch import nn
 
 from recoup.data import load as load_data
-from recoup.data.dataset import check_count
-from recoup.data.text import contexts
-from recoup.errors import RecoupError
-from recoup.models import load as load_model
-from recoup.models import load_chargpt
 from recoup.network.systolic import Array
 from recoup.search.bench import kept
 from recoup.search.fronts import Front, Point, front
@@ -27,9 +22,11 @@ from recoup.search.scoring import Plan, Scores, plan, score, sizes_of
 from recoup.search.tasks import Progress, Shard
 from recoup.search.verifying import verify
 from recoup.storage.folder import make
+from recoup.study import sources
+from recoup.study.quality import NATS, TOP1
+from recoup.study.sources import Texts
 
 Stage = Literal["plan", "score", "front", "verify", "run"]
-TRAINING = 0.9  # of a text
 
 
 @dataclass(frozen=True)
@@ -55,6 +52,11 @@ class Source(Protocol):
         """In float."""
         ...
 
+    @property
+    def sample(self) -> str:
+        """What it is measured on is counted in."""
+        ...
+
     def scoring(self) -> Iterable[Any]:
         """Batches that options are scored on."""
         ...
@@ -74,6 +76,7 @@ class Images:
 
     recipe: SearchRecipe
     model: nn.Module
+    sample = TOP1.sample
 
     def scoring(self) -> Iterable[Any]:
         """Drawn from the split for scoring."""
@@ -97,34 +100,32 @@ class Images:
 
 @dataclass(frozen=True)
 class Text:
-    """A language model of characters and windows of a text: the first nine tenths are for training, the rest is the
-    test; an image of the recipe is a window."""
+    """A language model and windows of a text: the first nine tenths are for training, the rest is the test; an image
+    of the recipe is a window."""
 
     recipe: SearchRecipe
     model: nn.Module
-    alphabet: str
-    path: str
+    text: Texts
+    sample = NATS.sample
 
     def scoring(self) -> Iterable[Any]:
         """Windows drawn from the first part."""
         wanted = self.recipe.scoring
-        return self._windows({"last": TRAINING}, wanted.images, wanted.seed, wanted.batch_size)
+        return self._windows(wanted.split, wanted.images, wanted.seed, wanted.batch_size)
 
     def calibration(self, seed: int) -> Iterable[Any]:
         """Windows drawn from the first part with ``seed``."""
         wanted = self.recipe.calibration
-        return self._windows({"last": TRAINING}, wanted.images, seed, wanted.batch_size)
+        return self._windows(wanted.split, wanted.images, seed, wanted.batch_size)
 
     def test(self) -> Iterable[Any]:
         """Windows of the last part: all, or ``limit`` drawn with the recipe's seed, 0 if it has none."""
         wanted = self.recipe.test
-        return self._windows({"first": TRAINING}, wanted.limit, wanted.seed or 0, wanted.batch_size)
+        return self._windows(wanted.split, wanted.limit, wanted.seed or 0, wanted.batch_size)
 
-    def _windows(self, part: dict[str, float], limit: int | None, seed: int, size: int) -> list[Any]:
-        ((x, y),) = contexts(self.path, self.alphabet, self.model.context, batch=1 << 30, **part)  # type: ignore[arg-type]
-        check_count(f"text:{self.path}: windows", limit or len(x), len(x))
-        drawn = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:limit]
-        return list(zip(x[drawn].split(size), y[drawn].split(size), strict=True))
+    def _windows(self, split: str, limit: int | None, seed: int, size: int) -> list[Any]:
+        whole = self.text.load(split)
+        return whole.subset(limit or len(whole), seed).batches(size)
 
 
 def source(recipe: SearchRecipe) -> Source:
@@ -133,16 +134,12 @@ def source(recipe: SearchRecipe) -> Source:
     Raises:
         RecoupError: whatever is missing or does not fit; a text for a network whose alphabet is not known.
     """
-    kind, _, path = recipe.data.partition(":")
-    if kind == "text":
-        if recipe.model != "chargpt" or recipe.weights is None:
-            raise RecoupError(
-                f"data {recipe.data!r}: a text needs a model whose checkpoint holds its alphabet: chargpt, with weights"
-            )
-        return Text(recipe, *load_chargpt(recipe.weights), path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = load_model(recipe.model, recipe.weights, **recipe.model_options)  # type: ignore[arg-type]
+        model, found = sources.loaded(recipe)
+    if isinstance(found, Texts):
+        found.check(model.eval(), recipe.model)
+        return Text(recipe, model, found)
     return Images(recipe, model.eval())
 
 
@@ -198,7 +195,7 @@ def run(recipe: SearchRecipe, stage: Stage, how: How) -> SearchResults | Scores:
     found = front(scores, recipe.cost, limits=recipe.limits, points=recipe.points, **how_priced)
     if stage != "front":
         found = _verified(recipe, loaded, found, batches, how)
-    return _written(recipe, found, folder)
+    return _written(recipe, found, folder, loaded.sample)
 
 
 def _verified(recipe: SearchRecipe, loaded: Source, found: Front, batches: Iterable[Any], how: How) -> Front:
@@ -222,12 +219,14 @@ def _best(found: Front, budget: float) -> Point | None:
         return None
 
 
-def _written(recipe: SearchRecipe, found: Front, folder: Path) -> SearchResults:
+def _written(recipe: SearchRecipe, found: Front, folder: Path, sample: str) -> SearchResults:
     found.save(folder)
+    kind, _, place = recipe.data.partition(":")
     results = results_of(
         found,
         model=recipe.model.rpartition(":")[2],
-        data=recipe.data.partition(":")[0],
+        data=Path(place).name if sample == NATS.sample else kind,
+        sample=sample,
         repair=recipe.repair,
         budget=recipe.budget,
         liberty=tuple(Path(path).name for path in recipe.liberty),

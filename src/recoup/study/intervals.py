@@ -1,5 +1,6 @@
 """What repeated measurements say: mean, spread and a 95 % confidence interval, within what is possible."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -7,7 +8,9 @@ from typing import Literal
 
 from recoup.errors import RecoupError
 
-Kind = Literal["t", "wilson"]
+Kind = Literal["t", "wilson", "normal"]
+MARKS: dict[str, str] = {"t": "t", "wilson": "W", "normal": "N"}
+Z = 1.959964  # of a 95 % interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +23,7 @@ class Estimate:
         low, high: the interval, ``low <= mean <= high``.
         kind: ``t``: Student's t over the seeds (how much the choice of calibration images matters) combined with the
             test images' own resolution; ``wilson``: that resolution alone, Wilson's score over the test images of a
-            single run (how much the choice of test images matters).
+            single run (how much the choice of test images matters); ``normal``: the same over windows of a text.
         runs: how many values.
     """
 
@@ -35,6 +38,11 @@ class Estimate:
     def half(self) -> float:
         """Half the interval's width."""
         return (self.high - self.low) / 2
+
+    @property
+    def mark(self) -> str:
+        """The kind as a letter."""
+        return MARKS[self.kind]
 
     @property
     def holds_zero(self) -> bool:
@@ -91,16 +99,42 @@ def difference(points: Sequence[float], count: int) -> Estimate:
     """
     mean, total = round(fmean(points), 6), count + 2  # accuracies are quotients, rounded
     images = mean / 100 * count
-    half = 1.959964 * (abs(images) + 1 - images**2 / total) ** 0.5
+    half = Z * (abs(images) + 1 - images**2 / total) ** 0.5
     low, high = (100 * (images + sign * half) / total for sign in (-1, 1))
     return _combined(points, low, high, (-100.0, 100.0))
 
 
-def _combined(values: Sequence[float], low: float, high: float, legal: tuple[float, float]) -> Estimate:
+def of_windows(values: Sequence[float], halves: Sequence[float], least: float = 0.0) -> Estimate:
+    """Means over windows of a text, with half their intervals over the windows; over seeds where there are several.
+
+    Seeds share their windows, so half the interval over those is the mean of the halves; combined with the seeds as in
+    `accuracy`, cut at ``least``.
+
+    >>> of_windows([1.5], [0.25])
+    Estimate(mean=1.5, std=None, low=1.25, high=1.75, kind='normal', runs=1)
+    """
+    mean, half = fmean(values), fmean(halves)
+    return _combined(values, mean - half, mean + half, (least, math.inf), "normal")
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Half the 95 % normal interval of a mean over windows, 1.96 s / sqrt(n); 0 where the windows do not differ.
+
+    Raises:
+        RecoupError: fewer than two windows.
+    """
+    if len(values) < 2:
+        raise RecoupError(f"an interval over windows needs two or more; got {len(values)}")
+    return Z * stdev(values) / len(values) ** 0.5
+
+
+def _combined(
+    values: Sequence[float], low: float, high: float, legal: tuple[float, float], single: Kind = "wilson"
+) -> Estimate:
     """An interval over images, widened by the spread of several values."""
     mean = fmean(values)
     if len(values) == 1:
-        return Estimate(mean, None, max(min(low, mean), legal[0]), min(max(high, mean), legal[1]), "wilson", 1)
+        return Estimate(mean, None, max(min(low, mean), legal[0]), min(max(high, mean), legal[1]), single, 1)
     seeds = over_seeds(values)
     below, above = ((seeds.half**2 + max(distance, 0.0) ** 2) ** 0.5 for distance in (mean - low, high - mean))
     low, high = max(mean - below, legal[0]), min(mean + above, legal[1])

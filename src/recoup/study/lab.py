@@ -4,23 +4,19 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
 from recoup.calibrate import calibrate_
 from recoup.costs import Cost, assigned, cost
-from recoup.data import Dataset
-from recoup.data import load as load_data
-from recoup.data.loading import rest
 from recoup.data.places import HELD_OUT, NoSplitError
 from recoup.emulate import emulate_, restore_
 from recoup.errors import RecoupError, RecoupWarning
-from recoup.evaluation import Accuracy, evaluate
-from recoup.models import load as load_model
 from recoup.models.loading import FACTORIES, factory_of
 from recoup.network.applied import applied
+from recoup.network.batches import call
 from recoup.network.emulated import emulated_layers
 from recoup.network.norms import Statistics, has_norms, shift
 from recoup.network.selection import UNMATCHED, Selection
@@ -37,7 +33,8 @@ from recoup.study.progress import Display
 from recoup.study.recipe import Recipe
 from recoup.study.repairs import FLOAT, NONE
 from recoup.study.rows import CostRow, PricedRow
-from recoup.wings import cards, wing_of
+from recoup.study.sources import Samples, Source, loaded
+from recoup.wings import cards
 
 Shifts = dict[str, tuple[float, float]]
 
@@ -76,7 +73,7 @@ class Lab:
         self.device = check_device(recipe.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # a factory without weights: the same network when the study is taken up again
-            model = self._built()
+            model, self.source = self._loaded()
         self.model: nn.Module = model.to(self.device).eval()
         self.has_norms = has_norms(model)
         self._working = {type(config): has_work(config, model) for config in recipe.configs}
@@ -88,14 +85,13 @@ class Lab:
         self._costs: dict[str, Cost] = {}
         self.outputs: int | None = None  # known after `check`, if the model gives a row of them an image
 
-    def _built(self) -> nn.Module:
-        recipe = self.recipe
+    def _loaded(self) -> tuple[nn.Module, Source]:
         try:
-            return load_model(recipe.model, recipe.weights, **cast("dict[str, Any]", recipe.model_options))
+            return loaded(self.recipe)
         except (RecoupError, OSError):
             raise
         except Exception as error:  # a factory of the user's may fail in any way
-            raise RecoupError(f"model {recipe.model!r}: its factory failed: {_told(error)}") from error
+            raise RecoupError(f"model {self.recipe.model!r}: its factory failed: {_told(error)}") from error
 
     def check(self) -> None:
         """Find what does not fit before anything is measured: layer names, image counts, shapes, outputs and classes.
@@ -106,23 +102,20 @@ class Lab:
         """
         modules = {name: module for name, module in self.model.named_modules() if name}
         Selection(self.recipe.layers, modules, "layers", modules)
+        if self.source.quality.paired and len(self.test) < 2:
+            raise RecoupError("test: one window leaves no interval: take two or more (test.limit, --limit; context)")
         inputs = next(iter(self.test.batches(2)))[0].to(self.device)
         self._drawn(self.recipe.calibration.seeds[0])
+        named = self.recipe.model
         with torch.no_grad():
             try:
-                output = self.model(inputs)
+                output = call(self.model, inputs)
             except Exception as error:  # a network of the user's may fail in any way
                 raise RecoupError(
-                    f"model {self.recipe.model!r} does not take the images of {self.recipe.data!r}, "
+                    f"model {named!r} does not take the {self._samples} of {self.recipe.data!r}, "
                     f"{list(inputs.shape[1:])} each: {_told(error)}"
                 ) from error
-        classes = len(self.test.classes)
-        if isinstance(output, torch.Tensor) and output.dim() == 2:
-            self.outputs = int(output.shape[1])
-        if self.outputs is not None and self.outputs < classes:
-            raise RecoupError(
-                f"model {self.recipe.model!r}: labels lie in 0..{classes - 1}, but the model has {self.outputs} classes"
-            )
+            self.outputs = self.source.outputs(self.model, inputs, output, named)
         for config in self.recipe.configs:
             if self.has_work(config):
                 self.hardware(config)
@@ -139,7 +132,11 @@ class Lab:
 
     def doubts(self) -> list[str]:
         """What makes accuracies say nothing, as far as it shows before they are measured."""
-        return doubts(self.untrained, self.outputs, len(self.test.classes))
+        return doubts(self.untrained, self.outputs, self.source.classes())
+
+    @property
+    def _samples(self) -> str:
+        return self.source.quality.samples
 
     def has_work(self, config: Config) -> bool:
         """Whether the network has something for a config's hardware."""
@@ -175,10 +172,9 @@ class Lab:
     def _cost(self) -> Cost:
         """Of the network as it is, for one image."""
         array = self.recipe.array
-        shape = next(iter(self.test.batches(1)))[0].shape[1:]
-        return cost(
-            self.model, None, tuple(shape), Array(array.rows, array.columns), liberty=self.recipe.liberty or None
-        )
+        one = next(iter(self.test.batches(1)))[0]
+        shape = tuple(one.shape[1:]) if one.is_floating_point() else one.to(self.device)  # tokens cannot be made up
+        return cost(self.model, None, shape, Array(array.rows, array.columns), liberty=self.recipe.liberty or None)
 
     def costs(self, names: Sequence[str]) -> tuple[list[CostRow], list[str]]:
         """What the float network and some hardware cost, where the recipe has policies, and what is not in it."""
@@ -200,13 +196,13 @@ class Lab:
         return of_state(self.model)
 
     @cached_property
-    def test(self) -> Dataset:
-        """The test images."""
+    def test(self) -> Samples:
+        """The test images, or windows."""
         test = self.recipe.test
-        with _told_as("test images (test.limit, .seed, .split; --limit, --test-seed, --test-split)"):
-            return load_data(self.recipe.data, test.split, limit=test.limit, seed=test.seed)
+        with _told_as(f"test {self._samples} (test.limit, .seed, .split; --limit, --test-seed, --test-split)"):
+            return self.source.load(test.split, test.limit, test.seed)
 
-    def images(self, seed: int, count: int | None = None) -> Dataset:
+    def images(self, seed: int, count: int | None = None) -> Samples:
         """The calibration images of a seed, or the first ``count`` of them; none of them is a test image.
 
         Raises:
@@ -214,11 +210,12 @@ class Lab:
         """
         calibration = self.recipe.calibration
         limit = min(count or calibration.images, calibration.images)
-        with _told_as("calibration images (calibration.images, .split; --calibration-images, --calibration-split)"):
+        where = "(calibration.images, .split; --calibration-images, --calibration-split)"
+        with _told_as(f"calibration {self._samples} {where}"):
             if self._unseen is not None:
                 return self._unseen.subset(limit, seed)
             try:
-                return load_data(self.recipe.data, calibration.split, limit=limit, seed=seed)
+                return self.source.load(calibration.split, limit, seed)
             except NoSplitError as error:
                 raise RecoupError(
                     f"{error}; they may be drawn from the split that is tested on, of which test.limit (--limit) "
@@ -226,31 +223,32 @@ class Lab:
                 ) from None
 
     @cached_property
-    def _unseen(self) -> Dataset | None:
+    def _unseen(self) -> Samples | None:
         """What the test leaves of its own split, if calibration images are drawn from that; else None."""
         data, split, test = self.recipe.data, self.recipe.calibration.split, self.recipe.test
         if split not in (test.split, *HELD_OUT):
             return None
-        if split != test.split and load_data(data, split, limit=1, seed=0).split != self.test.split:
+        if split != test.split and self.source.load(split, 1, 0).split != self.test.split:
             return None
         if test.limit is None:
             raise RecoupError(
-                f"{data}, {split}: all images of this split are tested on; with test.limit (--limit) they are drawn "
-                "from the rest"
+                f"{data}, {split}: all {self._samples} of this split are tested on; with test.limit (--limit) they are "
+                "drawn from the rest"
             )
-        return rest(data, split, limit=test.limit, seed=test.seed)
+        return self.source.rest(split, test.limit, test.seed)
 
-    def augmented(self, images: Dataset) -> bool:
+    def augmented(self, images: Samples) -> bool:
         """Whether calibration images are augmented: as the recipe says, else where the data set knows how."""
         wanted = self.recipe.calibration.augment
         return images.augmentation is not None if wanted is None else wanted
 
-    def accuracy(self, config: Config | Policy | None, state: str, seed: int) -> tuple[Accuracy, Shifts]:
-        """Accuracy of a state (``config`` None: the float network), and how far ``paired`` moved the statistics."""
+    def accuracy(self, config: Config | Policy | None, state: str, seed: int) -> tuple[dict[str, Any], Shifts]:
+        """What the source judges a state by, accuracy or nats (``config`` None: the float network), and how far
+        ``paired`` moved the statistics."""
         self._prepare(config, state, seed)
         moved = shift(self._float, Statistics.of(self.model)) if state == PAIRED.name else {}
         batches = self.test.batches(self.recipe.test.batch_size)
-        return evaluate(self.model, self.display.watch(batches, "test")), moved
+        return self.source.judged(self.model, self.display.watch(batches, "test")), moved
 
     def repaired(self, config: Config | Policy, state: str, seed: int) -> nn.Module:
         """The network on the hardware of a config or policy, in a state."""
@@ -364,13 +362,13 @@ class Lab:
         named = [module for name, module in modules.items() if chosen.of(name) is not UNMATCHED]
         return any(card.stand_in(module) is not None for card in takes for module in named)
 
-    def _drawn(self, seed: int) -> Dataset:
+    def _drawn(self, seed: int) -> Samples:
         if self._images is None or self._images[0] != seed:
             self._images = (seed, self.images(seed))
         return self._images[1]
 
-    _images: tuple[int, Dataset] | None = None
+    _images: tuple[int, Samples] | None = None
 
-    def _batches(self, images: Dataset, seed: int, what: str) -> Any:
+    def _batches(self, images: Samples, seed: int, what: str) -> Any:
         batches = images.batches(self.recipe.calibration.batch_size, augment=self.augmented(images), seed=seed)
         return self.display.watch(batches, what)

@@ -28,7 +28,9 @@ from pydantic import (
     Field,
     PlainSerializer,
     PlainValidator,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 
@@ -101,6 +103,11 @@ class AnyRecipe(Strict):
     """A recipe of any kind, which is read from a YAML file."""
 
     called: ClassVar[str] = "recipe"
+
+    @model_serializer(mode="wrap")
+    def _said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Who has no text need not learn what its context is."""
+        return {name: value for name, value in handler(self).items() if name != "context" or value is not None}
 
     @classmethod
     def from_yaml(cls, text: str, name: str | None = None) -> Self:
@@ -185,7 +192,9 @@ class Recipe(AnyRecipe):
         model: a name of `recoup.models` or ``package.module:factory``.
         weights: the float checkpoint; null keeps what the factory gives.
         model_options: keyword arguments of the factory.
-        data: ``digits``, ``cifar10:DIR``, ``imagefolder:DIR``, ``hf:NAME`` ...
+        data: ``digits``, ``cifar10:DIR``, ``imagefolder:DIR``, ``hf:NAME`` ..., or ``text:FILE`` for a language model:
+            what counts images then counts windows of the text.
+        context: tokens a window of a text; null: as many as the network says.
         calibration, test: which images.
         configs: the hardware to try; presets or reprs. None by default where there are policies.
         policy: chips to try, each a policy's file or what such a file holds (in a recipe that recoup writes, the
@@ -206,6 +215,7 @@ class Recipe(AnyRecipe):
     weights: Text | None = None
     model_options: dict[Text, Scalar] = {}
     data: Text
+    context: Count | None = None
     calibration: Calibration = Calibration()
     test: Test = Test()
     configs: tuple[Hardware, ...] = Field(default_factory=first_presets)

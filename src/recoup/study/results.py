@@ -1,7 +1,7 @@
 """What a study found, as results.json holds it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,8 +20,9 @@ from recoup.study.configs import parse_config
 from recoup.study.hardware import Hardware, name_of
 from recoup.study.machine import Machine
 from recoup.study.measures import tables
+from recoup.study.quality import NATS, TOP1, Quality
 from recoup.study.recipe import Recipe
-from recoup.study.rows import CostRow, Frozen, Percent, PricedRow, Row, Whole
+from recoup.study.rows import CostRow, DifferenceRow, Frozen, NatsRow, Percent, PricedRow, Row, TextRow, Whole
 from recoup.wings import cards
 
 FILE = "results.json"
@@ -64,6 +65,10 @@ class Results(Frozen):
     on: config -> number of layers (0: all, not counted). ``norms``: whether the network has batch norm statistics;
     ``untrained``: whether it is known to have none but initial weights; ``outputs`` and ``classes``: of the network and
     the data, where they are known. ``costs``: of every chip, where the recipe has policies.
+
+    Of a language model there is no ``accuracy``: ``nats`` has a row for each measurement, ``differences`` what rows
+    lose against others window by window, ``text`` what a window is; ``test_images`` and ``calibration_images`` count
+    windows. Other studies have none of the three in results.json.
     """
 
     schema_version: Literal[1] = SCHEMA
@@ -82,7 +87,10 @@ class Results(Frozen):
     test_images: int
     calibration_images: int
     augmented: bool
-    accuracy: tuple[AccuracyRow, ...]
+    accuracy: tuple[AccuracyRow, ...] = ()
+    nats: tuple[NatsRow, ...] = ()
+    differences: tuple[DifferenceRow, ...] = ()
+    text: TextRow | None = None
     tables: Mapping[str, tuple[Any, ...]] = {}
     shifts: tuple[ShiftRow, ...]
     costs: tuple[PricedRow | CostRow, ...] = ()
@@ -101,11 +109,20 @@ class Results(Frozen):
         rows = {name: _rows(name, values[name], known[name]) for name in known if values.get(name)}
         return {name: value for name, value in values.items() if name not in known} | {"tables": rows}
 
+    @model_validator(mode="after")
+    def _measured(self) -> "Results":
+        if bool(self.accuracy) == bool(self.nats) or bool(self.nats) != (self.text is not None):
+            raise ValueError("accuracy: must have rows, or nats and text must, and not both")
+        return self
+
     @model_serializer(mode="wrap")
     def _spread(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The wings' tables as fields of their own, behind accuracy."""
+        """The wings' tables as fields of their own, behind accuracy or nats."""
         spread: dict[str, Any] = {}
+        absent = ("accuracy",) if self.nats else ("nats", "differences", "text")
         for name, value in handler(self).items():
+            if name in absent:
+                continue
             if name == "tables":
                 spread |= {table: [row.model_dump(mode="json") for row in rows] for table, rows in self.tables.items()}
             else:
@@ -118,6 +135,16 @@ class Results(Frozen):
         if found is None:
             return Hardware.plain(config)
         return Hardware(config, tuple((parse_config(name), count) for name, count in found.items()))
+
+    @property
+    def quality(self) -> Quality:
+        """What networks are judged by."""
+        return NATS if self.nats else TOP1
+
+    @property
+    def measured(self) -> Sequence[AccuracyRow | NatsRow]:
+        """The rows of it."""
+        return self.nats or self.accuracy
 
     @property
     def present(self) -> list[Hardware]:

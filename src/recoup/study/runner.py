@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,22 +20,24 @@ from recoup.study.configs import Config
 from recoup.study.hardware import Hardware, name_of, references
 from recoup.study.lab import Lab
 from recoup.study.machine import cpu_threads, describe
+from recoup.study.measured import measured_rows
 from recoup.study.measures import measure_of, tables
 from recoup.study.progress import displayed
 from recoup.study.recipe import Recipe
 from recoup.study.repairs import FLOAT, NONE, State, default, states
 from recoup.study.results import FILE as RESULTS
-from recoup.study.results import AccuracyRow, Results, ShiftRow
+from recoup.study.results import Results, ShiftRow
 from recoup.study.store import Store
 from recoup.version import __version__
 
 RECIPE = "recipe.yaml"
+MEASURED = ("accuracy", "nats", "differences")
 HEADER = "# Written by recoup: everything that decides the numbers in this folder.\n"
 
 
 def made_from_results() -> list[str]:
     """The files that a report writes from results.json."""
-    return ["report.html", *(f"{name}.csv" for name in ("accuracy", "shifts", "costs", *tables()))]
+    return ["report.html", *(f"{name}.csv" for name in (*MEASURED, "shifts", "costs", *tables()))]
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,13 @@ def run(recipe: Recipe, *, overwrite: bool = False, progress: bool = True) -> Re
         lab = Lab(recipe)
         lab.check()
         tasks, notes = plan(recipe, lab.has_norms, lab.hardware, lab.has_work)
-        identity = {**recipe.identity(), "parameters": lab.digest, "recoup": __version__, "torch": torch.__version__}
+        identity = {
+            **recipe.identity(),
+            **lab.source.identity(),
+            "parameters": lab.digest,
+            "recoup": __version__,
+            "torch": torch.__version__,
+        }
         store = Store(Path(recipe.out), identity, overwrite=overwrite)
         _claim(store, recipe, overwrite)
 
@@ -268,33 +276,20 @@ def _value(lab: Lab, task: Task) -> dict[str, Any]:
         measures = [found for card in task.hardware.cards if (found := measure_of(card)) is not None]
         made = [measure.measure(lab, config, task.seed or 0) for measure in measures]
         return {table: rows for tables in made for table, rows in tables.items()}
-    accuracy, moved = lab.accuracy(config, task.state, task.seed or 0)
-    return {"top1": accuracy.top1, "top5": accuracy.top5, "count": accuracy.count, "shift": moved}
+    found, moved = lab.accuracy(config, task.state, task.seed or 0)
+    return {**found, "shift": moved}
 
 
 def _results(lab: Lab, tasks: list[Task], store: Store, notes: list[str]) -> Results:
     recipe, first = lab.recipe, lab.recipe.calibration.seeds[0]
-    accuracy: list[AccuracyRow] = []
-    shifts: list[ShiftRow] = []
     measured = {task.config for task in tasks}
     present = [lab.hardware(config) for config in recipe.chips if name_of(config) in measured]
     counted, unsure = lab.costs([one.name for one in present])
+    text = lab.source.text(lab.outputs)
+    strange = 0.0 if text is None else text.unknown
+    unsure += [f"The tokenizer does not know {100 * strange:.2g} of 100 test tokens."] if strange else []
     notes += [note for note in unsure if note not in notes]
-    kinds = tables(recipe.wings)
-    rows: dict[str, list[Any]] = {name: [] for name in kinds}
-    for task in tasks:
-        value = store[task.key]
-        notes += [note for note in value["notes"] if note not in notes]
-        if task.state is None:
-            for name in kinds.keys() & value.keys():
-                rows[name] += [kinds[name](config=task.config, **row) for row in value[name]]
-            continue
-        numbers = {name: value[name] for name in ("top1", "top5", "count", "seconds")}
-        accuracy.append(AccuracyRow(config=task.config, state=task.state, seed=task.seed, **numbers))
-        if task.seed == first:
-            shifts += [
-                ShiftRow(config=task.config, layer=n, mean=m, variance=v) for n, (m, v) in value["shift"].items()
-            ]
+    notes += [note for task in tasks for note in store[task.key]["notes"]]
     images = lab.images(first, 1)
     return Results(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -307,15 +302,36 @@ def _results(lab: Lab, tasks: list[Task], store: Store, notes: list[str]) -> Res
         norms=lab.has_norms,
         untrained=lab.untrained,
         outputs=lab.outputs,
-        classes=len(lab.test.classes),
+        classes=lab.source.classes(),
         data_name=images.name,
-        test_images=accuracy[0].count,
+        test_images=len(lab.test),
         calibration_images=recipe.calibration.images,
         augmented=lab.augmented(images),
-        accuracy=tuple(accuracy),
-        tables={name: tuple(found) for name, found in rows.items()},
-        shifts=tuple(shifts),
+        **measured_rows(tasks, store, references(present)),
+        text=text,
+        tables=_tables(recipe, tasks, store),
+        shifts=tuple(_shifts(tasks, store, first)),
         costs=tuple(counted),
-        notes=tuple(notes),
+        notes=tuple(dict.fromkeys(notes)),
         seconds=round(sum(store[task.key]["seconds"] for task in tasks), 3),
     )
+
+
+def _tables(recipe: Recipe, tasks: list[Task], store: Store) -> dict[str, tuple[Any, ...]]:
+    """The wings' own rows."""
+    kinds = tables(recipe.wings)
+    rows: dict[str, list[Any]] = {name: [] for name in kinds}
+    for task in tasks:
+        if task.state is None:
+            value = store[task.key]
+            for name in kinds.keys() & value.keys():
+                rows[name] += [kinds[name](config=task.config, **row) for row in value[name]]
+    return {name: tuple(found) for name, found in rows.items()}
+
+
+def _shifts(tasks: list[Task], store: Store, first: int) -> Iterator[ShiftRow]:
+    """Of the first seed."""
+    for task in tasks:
+        if task.state is not None and task.seed == first:
+            for layer, (mean, variance) in store[task.key]["shift"].items():
+                yield ShiftRow(config=task.config, layer=layer, mean=mean, variance=variance)

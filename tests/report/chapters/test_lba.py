@@ -38,7 +38,7 @@ def test_bits_stand_beside_accuracy():
     rows = {(row.config, row.state): row.top1 for row in made.accuracy}
     for width, config in zip(widths, (c for c in made.recipe.configs if repr(c).startswith("LBA")), strict=True):
         assert width.bare is not None
-        assert width.bare.top1.mean == rows[repr(config), "float statistics"]
+        assert width.bare.reached.mean == rows[repr(config), "float statistics"]
         assert width.repaired is not None
         assert width.repaired.state == "paired"
     page = render(made)

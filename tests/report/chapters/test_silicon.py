@@ -49,7 +49,7 @@ def test_a_row_a_module_with_the_accuracy_that_the_verdict_quotes(study):
     assert own.nand2 == other.nand2 > 20
     assert other.per_operation == 2 * own.per_operation
     assert own.state == NONE  # nothing to repair, the verdict says
-    assert own.top1 != other.top1 == pytest.approx(91.7)  # the counterpart stands at 8 bit
+    assert own.reached != other.reached == pytest.approx(91.7)  # the counterpart stands at 8 bit
     assert list(found.left) == ["4 threads, S+A"]
     assert own.parts == {"multipliers": pytest.approx(own.nand2)}
     assert len(areas(results(), built, baselines=False).rows) == 1
@@ -97,7 +97,7 @@ def test_a_study_that_changed_has_its_own_accuracy_and_names_what_was_not_measur
     lba = changed.recipe.model_copy(update={"configs": (*changed.recipe.configs, LBA.m7e4())})
     changed = changed.model_copy(update={"accuracy": accuracy, "recipe": lba})
     before, after = joined(study, results()), joined(study, changed)
-    assert [row.top1 - 10 for row in before.rows] == pytest.approx([row.top1 for row in after.rows])
+    assert [row.reached - 10 for row in before.rows] == pytest.approx([row.reached for row in after.rows])
     assert "top1" not in study.model_dump_json()
     assert len(after.left) == len(before.left) + 1
     assert "has no area here: silicon.json does not have it" in render(changed, study)

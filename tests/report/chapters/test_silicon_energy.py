@@ -34,10 +34,10 @@ def test_energies_have_the_accuracy_of_the_study():
     found = ENERGY.joined(made, quoted_of(summarize(made)))
     own, single = found.spent
     assert (own.title, own.module, own.image) == ("2 threads, S+A", "2T", 146.6)
-    assert own.top1 != single.top1 == pytest.approx(91.7)  # the counterpart stands at 8 bit
+    assert own.reached != single.reached == pytest.approx(91.7)  # the counterpart stands at 8 bit
     assert set(found.unspent) == {"4 threads, S+A"}
     alone = ENERGY.joined(None)
-    assert [one.top1 for one in alone.spent] == [None, None]
+    assert [one.reached for one in alone.spent] == [None, None]
     assert set(alone.unspent) == {repr(FOUR)}
 
 

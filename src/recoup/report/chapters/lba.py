@@ -8,9 +8,11 @@ from typing import Any
 from recoup.lba.config import LBA
 from recoup.network.wing import FLOAT
 from recoup.report.chapters import Chapter, Table, layer_tables, measured
-from recoup.report.figures import MUTED, SERIES, canvas, layer_ticks, legend, name_space, plot_line, styled, svg
-from recoup.report.summary import Line, summarize
+from recoup.report.figures import MUTED, SERIES, canvas, layer_ticks, legend, name_space, plot_line, spoken, styled, svg
+from recoup.report.lines import Line
+from recoup.report.summary import summarize
 from recoup.study.measures.lba import UnitRow
+from recoup.study.quality import TOP1, Quality
 from recoup.study.repairs import NONE
 from recoup.study.results import Results
 
@@ -58,28 +60,29 @@ def context(results: Results) -> Mapping[str, Any] | None:
     units, widths = measured(results, "units"), widths_of(results)
     if not units and not widths:
         return None
-    floating = summarize(results).line(FLOAT.name, NONE)
+    summary = summarize(results)
+    floating = summary.line(FLOAT.name, NONE)
     several = len({width.bits for width in widths}) > 1
     return {
         "widths": widths,
         "areas": any(width.area is not None for width in widths),
-        "width_figure": width_figure(widths, floating) if several else None,
+        "width_figure": width_figure(widths, floating, summary.quality) if several else None,
         "figure": unit_figure(units) if units else None,
         "tables": units,
     }
 
 
 @styled
-def width_figure(widths: Sequence[Width], floating: Line | None) -> str:
-    """Accuracy over the accumulator's bits, without and with repair."""
+def width_figure(widths: Sequence[Width], floating: Line | None, quality: Quality = TOP1) -> str:
+    """Accuracy or nats over the accumulator's bits, without and with repair; above is better."""
     figure, (axis,) = canvas(1, 2.6, [1])
     for index, name in enumerate(("bare", "repaired")):
         lines = [(width.bits, line) for width in widths if (line := getattr(width, name)) is not None]
         if lines:
-            means = [line.top1.mean for _, line in lines]
+            means = [line.reached.mean for _, line in lines]
             spread = [
-                [line.top1.mean - line.top1.low for _, line in lines],
-                [line.top1.high - line.top1.mean for _, line in lines],
+                [line.reached.mean - line.reached.low for _, line in lines],
+                [line.reached.high - line.reached.mean for _, line in lines],
             ]
             places = [bits + (0.06 if index else -0.06) for bits, _ in lines]
             label = ("without repair", "repaired")[index]
@@ -95,28 +98,31 @@ def width_figure(widths: Sequence[Width], floating: Line | None) -> str:
                 label=label,
             )
     if floating is not None:
-        axis.axhline(floating.top1.mean, color=MUTED, lw=1, ls="--", label="float")
+        axis.axhline(floating.reached.mean, color=MUTED, lw=1, ls="--", label="float")
     axis.set_xticks(sorted({width.bits for width in widths}))
     axis.set_xlabel("accumulator, bits")
-    axis.set_ylabel("top-1 accuracy, %")
+    axis.set_ylabel(quality.axis)
+    if not quality.rises:
+        axis.invert_yaxis()
     legend(figure, axis)
-    said = "; ".join(f"{w.title}: {w.bare.top1.mean:.2f} % without repair" for w in widths if w.bare is not None)
-    return svg(figure, "widths", f"Accuracy by the accumulator's bits. {said}.")
+    bare = ((width.title, width.bare) for width in widths if width.bare is not None)
+    said = "; ".join(f"{title}: {spoken(quality, line.reached.mean)} without repair" for title, line in bare)
+    return svg(figure, "widths", f"{quality.heading} by the accumulator's bits. {said}.")
 
 
 def totals(results: Results) -> list[Table]:
     """One terminal table, a row an accumulator."""
-    widths = widths_of(results)
+    widths, quality = widths_of(results), results.quality
     areas = any(width.area is not None for width in widths)
     rows = []
     for width in widths:
-        numbers = ("" if line is None else f"{line.top1.mean:.2f}" for line in (width.bare, width.repaired))
+        numbers = ("" if line is None else quality.number(line.reached.mean) for line in (width.bare, width.repaired))
         area = ("" if width.area is None else f"{width.area:,.0f}",) if areas else ()
         rows.append(
             (width.title, str(width.bits), *numbers, "" if width.repaired is None else width.repaired.state, *area)
         )
     columns = ("hardware", "bits", "bare", "repaired", "by", *(("area, um2",) if areas else ()))
-    return [Table("Accumulators: bits beside top-1 accuracy, %", columns, tuple(rows))] if rows else []
+    return [Table(f"Accumulators: bits beside {quality.axis}", columns, tuple(rows))] if rows else []
 
 
 @styled

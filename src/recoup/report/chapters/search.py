@@ -6,9 +6,9 @@ from typing import Any
 
 from recoup.report.chapters import Chapter, Table
 from recoup.report.search_figures import additivity_figure, front_figure, heat_figure, metric_title, strip_figure
-from recoup.report.summary import SPACE
 from recoup.search.results import PointRow, SearchResults
 from recoup.study.intervals import difference
+from recoup.study.quality import NATS, TOP1, Quality
 
 UNITS = {"cycles": "cycles", "traffic": "bytes", "bits": "bits", "energy": "pJ", "area": "um2"}
 
@@ -24,13 +24,18 @@ def verdict(study: SearchResults) -> str:
         least = min((p for p in study.points if p.reached is not None and p.allowed), key=lambda p: lost(study, p))
         return (
             f"{where}: no policy stays within {allowed} of float ({float_text}); the best loses "
-            f"{lost(study, least):.2f}, at {share(study, least, study.costs[0])}."
+            f"{quality_of(study).number(lost(study, least))}, at {share(study, least, study.costs[0])}."
         )
     point = study.points[study.chosen]
     saved = ", ".join(share(study, point, cost) for cost in study.costs)
     text = f"{where}: within {allowed} of float ({float_text}) {point.name} takes {saved} and reaches "
     text += f"{_reached(study, point.reached or 0.0)}"
     return f"{text}; {_certainty(study, point)}."
+
+
+def quality_of(study: SearchResults) -> Quality:
+    """How the natural measure is written; of a front that was not measured, as for images."""
+    return NATS if study.quality == NATS.name else TOP1
 
 
 def lost(study: SearchResults, point: PointRow) -> float:
@@ -60,11 +65,11 @@ def _certainty(study: SearchResults, point: PointRow) -> str:
 
 
 def _lost_unit(study: SearchResults) -> str:
-    return "points" if study.quality == "top1" else "nats"
+    return quality_of(study).unit
 
 
 def _reached(study: SearchResults, value: float) -> str:
-    return f"{value:.2f}{SPACE}%" if study.quality == "top1" else f"{value:.4f} nats"
+    return quality_of(study).text(value)
 
 
 def _front(study: SearchResults) -> list[PointRow]:
@@ -94,6 +99,7 @@ def context(study: SearchResults) -> Mapping[str, Any]:
         "metric": metric_title(study.metric),
         "costs": study.costs,
         "quality": study.quality,
+        "sample": study.sample,
         "rows": [_cells(study, number, distinct) for number in range(len(study.points))],
         "uncounted": study.uncounted,
         "notes": study.notes,
@@ -106,7 +112,8 @@ def setting_text(study: SearchResults) -> str:
     policies = 1
     for group in study.groups:
         policies *= len(group.options)
-    drawn = f", each point on {study.count:,} test samples after repair, {study.seeds} draws" if study.seeds else ""
+    samples = "tokens" if study.quality == NATS.name else "samples"
+    drawn = f", each point on {study.count:,} test {samples} after repair, {study.seeds} draws" if study.seeds else ""
     cells = " and ".join(study.liberty) or "plain gates, in NAND2-equivalents"
     priced = f" Energies and areas: {cells}." if {"energy", "area"} & set(study.costs) else ""
     return (
@@ -148,8 +155,9 @@ def _without_error(study: SearchResults) -> str:
 
 
 def _cells(study: SearchResults, number: int, distinct: Mapping[str, bool]) -> dict[str, Any]:
-    point = study.points[number]
+    point, text = study.points[number], quality_of(study).number
     interval = "" if point.low is None or point.high is None else f"{point.low:.2g} to {point.high:.2g}"
+    low, high = point.reached_low, point.reached_high
     return {
         "name": point.name,
         "file": f"policy-{number:02}.yaml",
@@ -163,8 +171,8 @@ def _cells(study: SearchResults, number: int, distinct: Mapping[str, bool]) -> d
         "damage": "" if point.damage is None else f"{point.damage:.2e}",
         "interval": interval,
         "same": not distinct.get(point.name, True),
-        "reached": "" if point.reached is None else f"{point.reached:.2f}",
-        "reached_interval": "" if point.reached_low is None else f"{point.reached_low:.2f} to {point.reached_high:.2f}",
+        "reached": "" if point.reached is None else text(point.reached),
+        "reached_interval": "" if low is None or high is None else f"{text(low)} to {text(high)}",
     }
 
 

@@ -10,6 +10,7 @@ from recoup.network.wing import BARE
 from recoup.study.beside import Beside
 from recoup.study.configs import title
 from recoup.study.hardware import Hardware, Quoted
+from recoup.study.quality import TOP1, Quality
 from recoup.study.results import Results
 from recoup.study.rows import Frozen
 
@@ -49,12 +50,12 @@ class Placed(AreaRow):
 
     Attributes:
         title: the hardware's in the study.
-        state, top1: its accuracy, percent, and after which repair; a counterpart has its baseline's.
+        state, reached: its top-1 in percent, or its nats, and after which repair; a counterpart has its baseline's.
     """
 
     title: str
     state: str
-    top1: float | None
+    reached: float | None
 
 
 class EnergyRow(Frozen):
@@ -104,7 +105,7 @@ class PlacedEnergy(EnergyRow):
 
     title: str
     state: str
-    top1: float | None
+    reached: float | None
 
 
 class Joined(Frozen):
@@ -114,6 +115,7 @@ class Joined(Frozen):
         rows, left, tool, liberty: the areas; what has none, by title, and why; what measured them.
         spent, unspent: the energies; what has none, by title, and why. Counterparts that have none are among them.
         energies: how they were measured; None: they were not.
+        quality: what the study's networks are judged by.
     """
 
     rows: tuple[Placed, ...]
@@ -123,6 +125,7 @@ class Joined(Frozen):
     spent: tuple[PlacedEnergy, ...] = ()
     unspent: Mapping[str, str] = {}
     energies: Energies | None = None
+    quality: Quality = TOP1
 
 
 class SiliconResults(Beside):
@@ -159,9 +162,9 @@ class SiliconResults(Beside):
         unspent: dict[str, str] = {}
         energies = self.energies
         if results is None or quoted is None:
-            placed = [Placed(**row.model_dump(), title=row.config, state=BARE, top1=None) for row in self.rows]
+            placed = [Placed(**row.model_dump(), title=row.config, state=BARE, reached=None) for row in self.rows]
             if energies is not None:
-                bare = {"state": BARE, "top1": None}
+                bare = {"state": BARE, "reached": None}
                 spent = [PlacedEnergy(**row.model_dump(), title=row.config, **bare) for row in energies.rows]
             left, unspent = _left_out(self), _left_out(energies) if energies else {}
         else:
@@ -181,6 +184,7 @@ class SiliconResults(Beside):
         return Joined(
             rows=tuple(placed), left=left, tool=self.tool, liberty=self.liberty,
             spent=tuple(spent), unspent=unspent, energies=energies,
+            quality=TOP1 if results is None else results.quality,
         )  # fmt: skip
 
 
@@ -188,8 +192,8 @@ def _beside(one: Hardware, rows: list[Any], quoted: Quoted) -> list[dict[str, An
     """The rows of a hardware, each with the accuracy that stands beside it."""
     found = []
     for row in rows:
-        state, top1 = quoted(one, row.counterpart)
-        found.append({**row.model_dump(), "title": one.title, "state": state, "top1": top1})
+        state, reached = quoted(one, row.counterpart)
+        found.append({**row.model_dump(), "title": one.title, "state": state, "reached": reached})
     return found
 
 

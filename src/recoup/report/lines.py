@@ -1,0 +1,153 @@
+"""One line of a report's table: what a config reaches in a state, what that gains and what the hardware lost."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from recoup.network.wing import Baseline
+from recoup.study.intervals import Estimate, accuracy, difference, of_windows
+from recoup.study.measured import pairs
+from recoup.study.quality import Quality, perplexity
+from recoup.study.repairs import NONE
+from recoup.study.results import AccuracyRow, Results
+from recoup.study.rows import DifferenceRow, NatsRow
+
+Key = tuple[str, str]
+"""A config and a state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One result: of a config in a state.
+
+    Attributes:
+        reached: top-1 in percent, or nats.
+        second: top-5 in percent, or the perplexity.
+        gain: what is better than with the same config's float statistics, seed by seed: points of top-1, or nats less;
+            None for those themselves.
+        loss: what is worse on the config than on its wing's baseline, seed by seed; None if unmeasured.
+        recovered: gain / what the config lost against its baseline, a share; None where no more was lost than is worth
+            a repair (and than one test image), or no more than the test samples and seeds leave open.
+    """
+
+    config: str
+    title: str
+    state: str
+    reached: Estimate
+    second: float
+    gain: float | None
+    gain_interval: Estimate | None
+    loss: Estimate | None
+    recovered: float | None
+
+
+def threshold(quality: Quality, count: int) -> float:
+    """The loss up to which there is nothing to repair: what is worth it, and of images at least one."""
+    return quality.worth if quality.paired else round(max(quality.worth, 100 / count), 6)
+
+
+def lines_of(results: Results, titles: Mapping[str, str], compared: Mapping[str, Baseline]) -> tuple[Line, ...]:
+    """The lines in the order measured.
+
+    Args:
+        results: a study's.
+        titles: of configs and baselines, by the names of their rows.
+        compared: what each config is compared with; baselines themselves have none to lose against.
+    """
+    found = _Nats(results.nats, results.differences) if results.nats else _Accuracies(results.accuracy)
+    made = []
+    for config, state in found.keys:
+        baseline = compared.get(config)
+        gain = found.gain(config, state) if state != NONE else None
+        lost = None if baseline is None else found.loss(config, baseline.name)
+        loss = 0.0 if lost is None else round(lost.mean, 6)
+        sure = lost is not None and not lost.holds_zero and loss > threshold(results.quality, results.test_images)
+        made.append(
+            Line(
+                config=config,
+                title=titles.get(config, config),
+                state=state,
+                reached=found.reached(config, state),
+                second=found.second(config, state),
+                gain=None if gain is None else gain.mean,
+                gain_interval=gain,
+                loss=lost,
+                recovered=gain.mean / loss if gain is not None and sure else None,
+            )
+        )
+    return tuple(made)
+
+
+class _Accuracies:
+    """Top-1 and top-5: differences are those of accuracies on the same images."""
+
+    def __init__(self, rows: Iterable[AccuracyRow]) -> None:
+        self._groups: dict[Key, list[AccuracyRow]] = {}
+        for row in rows:
+            self._groups.setdefault((row.config, row.state), []).append(row)
+
+    @property
+    def keys(self) -> list[Key]:
+        """In order."""
+        return list(self._groups)
+
+    def reached(self, config: str, state: str) -> Estimate:
+        """Top-1."""
+        rows = self._groups[config, state]
+        return accuracy([row.top1 for row in rows], rows[0].count)
+
+    def second(self, config: str, state: str) -> float:
+        """Top-5."""
+        return fmean(row.top5 for row in self._groups[config, state])
+
+    def gain(self, config: str, state: str) -> Estimate | None:
+        """Over the bare hardware."""
+        return self._apart((config, state), (config, NONE))
+
+    def loss(self, config: str, baseline: str) -> Estimate | None:
+        """Of the bare hardware."""
+        return self._apart((baseline, NONE), (config, NONE))
+
+    def _apart(self, one: Key, other: Key) -> Estimate | None:
+        rows = self._groups.get(one, [])
+        points = [mine.top1 - theirs.top1 for mine, theirs in pairs(rows, self._groups.get(other, []))]
+        return difference(points, rows[0].count) if points else None
+
+
+class _Nats:
+    """Nats and perplexity: differences were measured window by window."""
+
+    def __init__(self, rows: Iterable[NatsRow], differences: Sequence[DifferenceRow]) -> None:
+        self._groups: dict[Key, list[NatsRow]] = {}
+        self._differences = differences
+        for row in rows:
+            self._groups.setdefault((row.config, row.state), []).append(row)
+
+    @property
+    def keys(self) -> list[Key]:
+        """In order."""
+        return list(self._groups)
+
+    def reached(self, config: str, state: str) -> Estimate:
+        """Nats."""
+        rows = self._groups[config, state]
+        return of_windows([row.nats for row in rows], [row.high - row.nats for row in rows])
+
+    def second(self, config: str, state: str) -> float:
+        """Perplexity: the geometric mean over seeds, which belongs to the mean of the nats."""
+        return perplexity(self.reached(config, state).mean)
+
+    def gain(self, config: str, state: str) -> Estimate | None:
+        """Nats less than on the bare hardware."""
+        return self._apart(config, state, config, -1)
+
+    def loss(self, config: str, baseline: str) -> Estimate | None:
+        """Nats more on the bare hardware."""
+        return self._apart(config, NONE, baseline, 1)
+
+    def _apart(self, config: str, state: str, against: str, sign: int) -> Estimate | None:
+        wanted = (config, state, against, NONE)
+        rows = [r for r in self._differences if (r.config, r.state, r.against, r.against_state) == wanted]
+        if not rows:
+            return None
+        return of_windows([sign * row.nats for row in rows], [row.half for row in rows], -float("inf"))
