@@ -1,13 +1,13 @@
 """What wins a converted layer or RMS norm's accuracy back without training: a gain a feature."""
 
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from recoup.errors import RecoupError, RecoupWarning
+from recoup.errors import RecoupError
+from recoup.gains import tell
 from recoup.lightnorm.rows.layers import LightRows
 from recoup.network import ledger
 from recoup.network.batches import call, prepared
@@ -72,7 +72,8 @@ def correct_gain_(model: M, batches: Iterable[Any], *, progress: bool = False) -
             for hook in hooks:
                 hook.remove()
         fitted = {name: layer for name, layer in layers.items() if layer.gain is not None}
-        _say_dead({name: fits[name].dead for name in fitted if fits[name].dead})
+        dead = {name: fits[name].dead for name in fitted}
+        tell("lightnorm.correct_gain_", dead, "features of {layers} gave only beta, keep gain 1", 2)
         ledger.record(model, fitted, "gain", "lightnorm.correct_gain_", before, images=images)
     return model
 
@@ -113,17 +114,6 @@ class _Fit:
     def dead(self) -> int:
         """Features that never gave anything but beta."""
         return int((self.square == 0).sum())
-
-
-def _say_dead(dead: Mapping[str, int]) -> None:
-    if dead:
-        shown = ", ".join(f"{name} ({count})" for name, count in list(dead.items())[:6])
-        warnings.warn(
-            f"lightnorm.correct_gain_: {sum(dead.values())} features of {len(dead)} layers gave only beta, keep gain "
-            f"1: {shown}",
-            RecoupWarning,
-            stacklevel=3,
-        )
 
 
 GAIN = Repair(
