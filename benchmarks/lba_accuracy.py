@@ -10,7 +10,6 @@ benchmarks/results/lba_accuracy.jsonl as soon as it is made; delete the file to 
     python benchmarks/lba_accuracy.py --tables   # only print
 """
 
-import argparse
 import copy
 import sys
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ import torch
 from torch import nn
 
 import recoup as rc
-from benchmarks.log import Log
+from benchmarks.log import Log, arguments
 from benchmarks.measure import RESULTS, save
 from recoup.data import root
 from recoup.training import Settings, fine_tune
@@ -114,16 +113,15 @@ def tables(log: Log) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--tables", action="store_true", help="print the tables of what is measured already")
+    parser = arguments(__doc__)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--part", choices=["cheap", "tuning"], help="only this half")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
     log = Log(RESULTS / "lba_accuracy.jsonl")
-    if not arguments.tables:
+    if not given.tables:
         bench = Bench()
-        for part in [arguments.part] if arguments.part else ["cheap", "tuning"]:
+        for part in [given.part] if given.part else ["cheap", "tuning"]:
             for job in jobs(part):
                 log.measure(job, lambda job=job: bench.top1() if job[0] is None else bench.measure(*job))
         save("lba_accuracy", {"images": IMAGES, "rows": Log(log.path).rows()})

@@ -8,7 +8,6 @@ images. Then the same with FP8 weights and activations. Kept in benchmarks/resul
     python benchmarks/lba_gradients.py [--tables]
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import torch
 from torch import nn
 
 import recoup as rc
-from benchmarks.log import Log
+from benchmarks.log import Log, arguments
 from benchmarks.measure import RESULTS, save
 from recoup.data import root
 from recoup.lba.config import GRADIENTS
@@ -68,12 +67,10 @@ def tables(log: Log) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--tables", action="store_true", help="print the table of what is measured already")
-    arguments = parser.parse_args()
+    given = arguments(__doc__).parse_args()
     torch.set_num_threads(1)
     log = Log(RESULTS / "lba_gradients.jsonl")
-    if not arguments.tables:
+    if not given.tables:
         for operands in OPERANDS:
             for seed in SEEDS:
                 for unit, bias in UNITS.items():

@@ -7,7 +7,6 @@ a gain per channel fitted on 64 contexts of the training text. Kept in benchmark
     python benchmarks/lba_text.py [--tables]
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -16,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 import recoup as rc
-from benchmarks.log import Log
+from benchmarks.log import Log, arguments
 from benchmarks.measure import RESULTS, save
 from recoup.data import root
 from recoup.data.text import contexts
@@ -50,12 +49,10 @@ def tables(log: Log) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--tables", action="store_true", help="print the table of what is measured already")
-    arguments = parser.parse_args()
+    given = arguments(__doc__).parse_args()
     torch.set_num_threads(1)
     log = Log(RESULTS / "lba_text.jsonl")
-    if not arguments.tables:
+    if not given.tables:
         log.measure((None, None, "float"), lambda: measure(None, None, "float"))
         for way in WAYS:
             for m, e in FORMATS:

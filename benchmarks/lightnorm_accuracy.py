@@ -11,7 +11,6 @@ recalibrated (paired and average, 2,048 images). Kept in benchmarks/results/ligh
     python benchmarks/lightnorm_accuracy.py --tables    # only print
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import torch
 from torch import nn
 
 import recoup as rc
-from benchmarks.log import Log
+from benchmarks.log import Log, arguments
 from benchmarks.measure import RESULTS, save
 from recoup.data import root
 from recoup.formats import Float
@@ -108,21 +107,20 @@ def tables(log: Log) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--tables", action="store_true", help="print the tables of what is measured already")
+    parser = arguments(__doc__)
     parser.add_argument("--part", choices=["converted", "trained"], help="only this half")
-    arguments = parser.parse_args()
+    given = parser.parse_args()
     torch.set_num_threads(1)
     log = Log(RESULTS / "lightnorm_accuracy.jsonl")
-    if not arguments.tables and arguments.part != "trained":
+    if not given.tables and given.part != "trained":
         for norm in (*MAIN, *WIDE, *ROUNDED):
             for method in METHODS if norm != "batch norm" else ("none",):
                 log.measure(("converted", norm, method, 0), lambda n=norm, m=method: converted(n, m))
-    if not arguments.tables and arguments.part != "converted":
+    if not given.tables and given.part != "converted":
         for run in PLAN:
             log.measure(("trained", *run), lambda run=run: trained(*run))
     print(tables(log))
-    if not arguments.tables:
+    if not given.tables:
         save("lightnorm_accuracy", {"images": IMAGES, "epochs": EPOCHS, "rate": RATE, "rows": log.rows()})
 
 

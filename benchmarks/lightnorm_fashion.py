@@ -5,9 +5,9 @@ Fashion-MNIST, pooled to 14 x 14: 5 epochs, batch 128, SGD with Nesterov momentu
 that falls to zero as a cosine; five seeds, paired: a seed decides initial weights and the order of images, the same
 for every norm. Top-1 on the 10,000 test images, whose own standard error is 0.3. One JSON line a run.
 
-    python benchmarks/lightnorm_fashion.py [--table]
+    python benchmarks/lightnorm_fashion.py [--tables]
 
-Interrupted, the same command goes on; ``--table`` computes the table from the log.
+Interrupted, the same command goes on; ``--tables`` computes the table from the log.
 """
 
 import math
@@ -20,9 +20,9 @@ import torch
 from torch import nn
 
 import recoup as rc
-from benchmarks.log import Log
+from benchmarks.log import Log, arguments
 from benchmarks.measure import RESULTS, save
-from benchmarks.paired import gap, spread, table_only
+from benchmarks.paired import gap, spread
 from benchmarks.pipeline_converged import Images, accuracy, images
 from recoup.lightnorm import LightNorm
 
@@ -93,7 +93,7 @@ def table(log: Log) -> str:
 
 
 def main() -> None:
-    measures = not table_only(str(__doc__))
+    measures = not arguments(__doc__).parse_args().tables
     torch.set_num_threads(1)
     log = Log(RESULTS / "lightnorm_fashion.jsonl")
     if measures:

@@ -11,7 +11,6 @@ Kept in benchmarks/results/lightnorm_text.jsonl.
     python benchmarks/lightnorm_text.py --tables    # only print
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import recoup as rc
-from benchmarks.log import Log
+from benchmarks.log import Log, arguments
 from benchmarks.measure import RESULTS, save
 from recoup.data import root
 from recoup.data.text import contexts
@@ -84,12 +83,10 @@ def tables(log: Log) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--tables", action="store_true", help="print the table of what is measured already")
-    arguments = parser.parse_args()
+    given = arguments(__doc__).parse_args()
     torch.set_num_threads(1)
     log = Log(RESULTS / "lightnorm_text.jsonl")
-    if not arguments.tables:
+    if not given.tables:
         plan = [(norm, way, 0) for norm in NORMS for way in WAYS[:2] if way == WAYS[0] or NORMS[norm] is not None]
         plan += [(norm, WAYS[2], seed) for seed in SEEDS for norm in TRAINED]
         plan += [(norm, WAYS[3], seed) for seed in SEEDS for norm in WHOLE]

@@ -1,11 +1,19 @@
 """Measurements kept one by one, so that an interrupted benchmark goes on where it stopped."""
 
+import argparse
 import json
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 Key = tuple
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """The command line of a script that keeps a log: ``--tables``, to which it may add."""
+    parser = argparse.ArgumentParser(description=str(description).splitlines()[0])
+    parser.add_argument("--tables", action="store_true", help="only print the tables of what is measured already")
+    return parser
 
 
 def rows_of(path: Path) -> list[dict]:

@@ -7,7 +7,6 @@ that the emulation gives it. Kept in benchmarks/results/nbsmt_accumulator.jsonl.
     python benchmarks/nbsmt_accumulator.py [--tables]
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 import recoup as rc
-from benchmarks.log import Log
+from benchmarks.log import Log, arguments
 from benchmarks.measure import RESULTS
 from recoup.data import root
 from recoup.nbsmt.observe import Seen, hooked, nbsmt_layers
@@ -58,12 +57,10 @@ def table(log: Log) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--tables", action="store_true", help="print the table of what is measured already")
-    arguments = parser.parse_args()
+    given = arguments(__doc__).parse_args()
     torch.set_num_threads(1)
     log = Log(RESULTS / "nbsmt_accumulator.jsonl")
-    for register in [] if arguments.tables else REGISTERS:
+    for register in [] if given.tables else REGISTERS:
         if (said(register), "top-1") not in log.values:
             for name, value in measured(register).items():
                 log.measure((said(register), name), lambda value=value: value)

@@ -10,7 +10,6 @@ that an interrupted run goes on where it stopped; delete the file to measure ane
     python benchmarks/nbsmt_accuracy.py --tables   # only print
 """
 
-import argparse
 import copy
 import statistics
 import sys
@@ -23,7 +22,7 @@ import torch
 from torch import nn
 
 import recoup as rc
-from benchmarks.log import append, rows_of
+from benchmarks.log import append, arguments, rows_of
 from benchmarks.measure import RESULTS, save
 from recoup.data import root
 
@@ -198,13 +197,12 @@ def tables(done: dict[Key, dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--tables", action="store_true", help="print the tables of what is measured already")
+    parser = arguments(__doc__)
     parser.add_argument("--part", choices=["states", "study"], help="only the first or the second half")
-    arguments = parser.parse_args()
+    given = parser.parse_args()
     done = read()
-    if not arguments.tables:
-        measure(done, [arguments.part] if arguments.part else ["states", "study"])
+    if not given.tables:
+        measure(done, [given.part] if given.part else ["states", "study"])
         done = read()
         save("nbsmt_accuracy", {"backend": rc.nbsmt.current_backend(), "rows": list(done.values())})
     print(tables(done))

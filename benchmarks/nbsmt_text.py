@@ -8,7 +8,6 @@ ResNet-20, relative error of its logits against 8 bit on 500 images. Kept in ben
     python benchmarks/nbsmt_text.py [--tables]
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import recoup as rc
-from benchmarks.log import Log
+from benchmarks.log import Log, arguments
 from benchmarks.measure import RESULTS, save
 from recoup.data import root
 from recoup.data.text import contexts
@@ -93,12 +92,10 @@ def tables(log: Log) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--tables", action="store_true", help="print the tables of what is measured already")
-    arguments = parser.parse_args()
+    given = arguments(__doc__).parse_args()
     torch.set_num_threads(1)
     log = Log(RESULTS / "nbsmt_text.jsonl")
-    if not arguments.tables:
+    if not given.tables:
         log.measure(("float",), lambda: nats(None))
         log.measure(("8 bit",), lambda: nats(rc.NBSMT(1)))
         log.measure(("zeros",), zeros)

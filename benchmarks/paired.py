@@ -1,6 +1,5 @@
-"""What studies over seeds share: differences of runs that have the same seeds, and a table of the log as it is."""
+"""What studies over seeds share: differences of runs that have the same seeds."""
 
-import argparse
 import statistics
 from collections.abc import Sequence
 
@@ -17,10 +16,3 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     """Mean and standard deviation."""
     deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{deviation}"
-
-
-def table_only(description: str) -> bool:
-    """Whether the command line asks for the table of the log as it is, and for no measurement."""
-    parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    parser.add_argument("--table", action="store_true", help="of the log as it is; measures nothing")
-    return parser.parse_args().table

@@ -8,13 +8,12 @@ grid at which SGDM alone, without a delay, does best after one epoch on two seed
 falls linearly to zero over all epochs. ``--blocks 9`` has 30 stages and delays up to 58. A row of SGD at batch 128,
 with the reference rate as it is, stands beside them.
 
-    python benchmarks/pipeline_converged.py [--epochs 3] [--blocks 4] [--table]
+    python benchmarks/pipeline_converged.py [--epochs 3] [--blocks 4] [--tables]
 
-Interrupted, the same command goes on. The log has one JSON line a run and epoch; ``--table`` computes the table, with
+Interrupted, the same command goes on. The log has one JSON line a run and epoch; ``--tables`` computes the table, with
 its intervals, from the log alone, which takes seconds.
 """
 
-import argparse
 import math
 import statistics
 import sys
@@ -27,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 import recoup as rc
-from benchmarks.log import append, rows_of
+from benchmarks.log import append, arguments, rows_of
 from benchmarks.measure import RESULTS, save
 from benchmarks.paired import gap, spread
 from recoup.data import root
@@ -225,14 +224,13 @@ def table(found: dict[str, dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--work", type=Path, default=Path("recoup-results"), help="folder of unfinished runs")
-    parser.add_argument("--table", action="store_true", help="of the log as it is; measures nothing")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    if not given.table:
+    if not given.tables:
         grid = [(SGDM, seed, rate) for rate in GRID for seed in GRID_SEEDS]
         trained(grid, 1, given.blocks, given.work, f"grid_{given.blocks}")
         rate = best(given.blocks)
@@ -241,7 +239,7 @@ def main() -> None:
         large(given.epochs, given.blocks, rate)
     found = summary(given.epochs, given.blocks)
     print(table(found))
-    if not given.table:
+    if not given.tables:
         print(save(f"pipeline_converged_{given.blocks}_{given.epochs}", {"grid": list(GRID), "methods": found}))
 
 

@@ -6,9 +6,9 @@ and windows and is the same for every method, so that differences are paired. Th
 method, no delay included, begins at a rate of its own: 0.004, halved or doubled while seed 0 ends lower for it. Nats
 per character are of the last tenth of the text, for the choice of the rate as well.
 
-    python benchmarks/pipeline_text.py [--table]
+    python benchmarks/pipeline_text.py [--tables]
 
-Interrupted, the same command goes on. The log has one JSON line a run; ``--table`` computes the table from the log.
+Interrupted, the same command goes on. The log has one JSON line a run; ``--tables`` computes the table from the log.
 """
 
 import math
@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 import recoup as rc
-from benchmarks.log import append, rows_of
+from benchmarks.log import append, arguments, rows_of
 from benchmarks.measure import RESULTS, save
-from benchmarks.paired import gap, spread, table_only
+from benchmarks.paired import gap, spread
 from recoup.data import root
 from recoup.data.text import contexts
 from recoup.errors import RecoupError
@@ -154,7 +154,7 @@ def table() -> str:
 
 
 def main() -> None:
-    measures = not table_only(str(__doc__))
+    measures = not arguments(__doc__).parse_args().tables
     torch.set_num_threads(1)
     settings = [(EXACT, "none"), *((method, late) for late in LATE for method in METHODS)]
     rates = {f"{method}, {late}": tuned(method, late, measures) for method, late in settings}

@@ -9,7 +9,6 @@ loss from the accumulator's. Kept in benchmarks/results/tensorcore_accuracy.json
     python benchmarks/tensorcore_accuracy.py [--tables]
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 import recoup as rc
-from benchmarks.log import Log
+from benchmarks.log import Log, arguments
 from benchmarks.measure import RESULTS, save
 from recoup.data import root
 from recoup.data.text import contexts
@@ -94,12 +93,10 @@ def tables(log: Log) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--tables", action="store_true", help="print the tables of what is measured already")
-    arguments = parser.parse_args()
+    given = arguments(__doc__).parse_args()
     torch.set_num_threads(1)
     log = Log(RESULTS / "tensorcore_accuracy.jsonl")
-    if not arguments.tables:
+    if not given.tables:
         for kind in KINDS:
             for name, unit in UNITS.items():
                 log.measure(("error", kind, name), lambda kind=kind, unit=unit: error(kind, unit))

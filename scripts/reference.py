@@ -3,7 +3,7 @@
 Public is what `PAGES` says: the ``__all__`` of a package, of a module without one its own functions and classes. A
 page is a text; scripts/site_hooks.py puts them into the site.
 
-    python scripts/reference.py nbsmt        # prints one page
+    python -m scripts.reference nbsmt        # prints one page
 """
 
 import ast
@@ -14,9 +14,11 @@ import itertools
 import re
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any
+
+from scripts.equations import equation
 
 PAGES: dict[str, tuple[str, ...]] = {
     "recoup": ("recoup",),
@@ -174,8 +176,17 @@ def body(text: str) -> str:
         elif lines[0].startswith("==="):
             out.append(table(lines))
         else:
-            out.append(re.sub(r"::$", ":", block) + "\n")
+            runs = itertools.groupby(lines, lambda line: line.startswith("    "))
+            out += [literal(run) if indented else re.sub(r"::$", ":", "\n".join(run)) + "\n" for indented, run in runs]
     return "\n".join(out)
+
+
+def literal(lines: Iterable[str]) -> str:
+    """An indented block: code where it calls something of recoup's or shows an error, else equations."""
+    text = textwrap.dedent("\n".join(lines))
+    if re.match(r"recoup\.|RecoupError: ", text):
+        return f"```text\n{text}\n```\n"
+    return equation(text) + "\n"
 
 
 def entries(text: str) -> str:

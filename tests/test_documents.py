@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -55,6 +56,23 @@ def test_blocks_say_what_they_are(document):
     assert set(fences[::2]) <= {"```python", "```sh", "```yaml", "```text", "```math"}
     assert set(fences[1::2]) <= {"```"}
     assert len(fences) % 2 == 0
+
+
+def commands(document: str, language: str) -> list[str]:
+    """The lines of code of a document's blocks, without comments."""
+    lines = "".join(body for kind, body in FENCED.findall(TEXTS[document]) if kind == language).splitlines()
+    return [line for line in (line.partition("#")[0].rstrip() for line in lines) if line]
+
+
+def test_the_readme_and_start_say_the_same():
+    """Start's commands and Python are README's, whose extras and Start's are those that there are."""
+    assert set(commands("docs/index.md", "sh")) <= set(commands("README.md", "sh"))
+    assert set(commands("docs/index.md", "python")) <= set(commands("README.md", "python"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = set(project["optional-dependencies"]) - {"dev"}
+    assert set(re.findall(r"^\| `\.\[(\w+)\]`", TEXTS["docs/index.md"], re.MULTILINE)) == extras
+    (listed,) = re.findall(r"extras: '\.\[([\w,]+)\]'", TEXTS["README.md"])
+    assert set(listed.split(",")) == extras
 
 
 def sentences(text: str) -> str:

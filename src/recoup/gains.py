@@ -27,7 +27,7 @@ from recoup.network.reached import watching
 from recoup.network.wing import Repair
 from recoup.recalibrate import PAIRED
 
-__all__ = ["Gained", "Seen", "fit_gains_", "gain_repair", "gain_repairs"]
+__all__ = ["Gained", "Seen", "fit_gains_", "gain_repair", "gain_repairs", "tell"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -171,33 +171,28 @@ def fit_gains_(
         fitted = {name: layer for name, layer in layers.items() if fits[name].seen}
         for name, layer in fitted.items():
             layer.gain = fits[name].gain
-        _say_dead(verb, {name: fits[name] for name in fitted if fits[name].dead})
-        _say_infinite(verb, {name: fits[name].infinite for name in fitted if fits[name].infinite})
+        dead, infinite = ({name: getattr(fits[name], kind) for name in fitted} for kind in ("dead", "infinite"))
+        channels, gave = next(iter(fits.values())).layer.gained_as
+        tell(verb, dead, f"{channels} of {{layers}} {gave}, keep gain 1", 3)
+        tell(verb, infinite, "outputs of {layers} were NaN or infinite and have no say in their gains", 3)
         ledger.record(model, fitted, "gain", verb, before, images=images)
     return model
 
 
-def _say_dead(verb: str, dead: Mapping[str, "_Fit"]) -> None:
-    if dead:
-        shown = ", ".join(f"{name} ({fit.dead})" for name, fit in list(dead.items())[:6])
-        channels, gave = next(iter(dead.values())).layer.gained_as
-        warnings.warn(
-            f"{verb}: {sum(fit.dead for fit in dead.values())} {channels} of {len(dead)} layers {gave}, keep gain 1: "
-            f"{shown}",
-            RecoupWarning,
-            stacklevel=4,
-        )
+def tell(purpose: str, counts: Mapping[str, int], what: str, above: int) -> None:
+    """Warn of what some layers have, counted by layer; layers that have none are not named.
 
-
-def _say_infinite(verb: str, infinite: Mapping[str, int]) -> None:
-    if infinite:
-        shown = ", ".join(f"{name} ({count})" for name, count in list(infinite.items())[:6])
-        warnings.warn(
-            f"{verb}: {sum(infinite.values())} outputs of {len(infinite)} layers were NaN or infinite and have no say "
-            f"in their gains: {shown}",
-            RecoupWarning,
-            stacklevel=4,
-        )
+    Args:
+        purpose: what the caller does; heads the warning.
+        counts: layer -> how many.
+        what: they are, with the word ``layers`` in braces where how many layers there are is to stand.
+        above: how many calls above this one the user's is.
+    """
+    found = {name: count for name, count in counts.items() if count}
+    if found:
+        shown = ", ".join(f"{name} ({count})" for name, count in list(found.items())[:6])
+        said = what.replace("{layers}", f"{len(found)} layers")
+        warnings.warn(f"{purpose}: {sum(found.values())} {said}: {shown}", RecoupWarning, stacklevel=1 + above)
 
 
 @contextmanager

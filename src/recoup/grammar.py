@@ -28,9 +28,14 @@ def presets() -> dict[str, Config]:
     return {name: config for card in cards().values() for name, config in card.presets.items()}
 
 
+def config_calls() -> dict[str, Callable[..., Any]]:
+    """What the text of a configuration, as a whole, may call: the wings' constructors."""
+    return {name: call for card in cards().values() for name, call in card.callables.items()}
+
+
 def constructors() -> dict[str, Callable[..., Any]]:
     """What a configuration's text may call, and nothing else: the wings' constructors and the number formats."""
-    return {name: call for card in cards().values() for name, call in card.callables.items()} | FORMATS
+    return config_calls() | FORMATS
 
 
 def examples() -> str:

@@ -9,12 +9,13 @@ import yaml
 from torch import nn
 
 from recoup.errors import RecoupError
-from recoup.grammar import as_config, constructors, presets, written
+from recoup.grammar import as_config, config_calls, presets, written
 from recoup.network.checks import is_module
 from recoup.network.emulated import emulated_layers
 from recoup.network.selection import compiled
 from recoup.storage.digest import of_text
 from recoup.storage.files import write_atomically
+from recoup.wings import cards
 
 DEEPEST = 3  # of a policy's YAML
 
@@ -100,17 +101,21 @@ class Policy(Mapping[str, Any]):
     def json_schema() -> dict[str, Any]:
         """The JSON schema of a policy's file, for editors and other tools; wings that are registered are in it.
 
-        It knows how a config's text begins; whether its arguments are legal, only `from_yaml` knows.
+        It takes whatever `from_yaml` takes, and refuses what it refuses but for what no schema sees: what stands
+        between a config's parentheses, a regular expression that is none, a key that is given twice, aliases.
 
         >>> sorted(Policy.json_schema()["properties"])
         ['layers', 'name']
         """
-        called = "|".join(re.escape(name) for name in sorted(constructors()))
+        known = [name for card in cards().values() for name in (*card.presets, *card.renamed)]
+        named, called = ("|".join(map(re.escape, sorted(names))) for names in (known, config_calls()))
+        call = rf"^\s*({called})\s*\([\s\S]*\)\s*(#.*)?$"
         config = {
             "anyOf": [
                 {"type": "null", "description": "in float"},
                 {"enum": sorted(presets()), "description": "a preset"},
-                {"type": "string", "pattern": rf"^\s*({called})\(", "description": "a config as Python writes it"},
+                {"type": "string", "pattern": rf"^\s*({named})\s*$", "description": "a preset, with spaces around it"},
+                {"type": "string", "pattern": call, "description": "a config as Python writes it"},
             ]
         }
         layers = {"type": "object", "additionalProperties": config}
@@ -121,7 +126,7 @@ class Policy(Mapping[str, Any]):
             "type": "object",
             "required": ["layers"],
             "additionalProperties": False,
-            "properties": {"name": {"type": "string"}, "layers": layers},
+            "properties": {"name": {"type": ["string", "null"]}, "layers": layers},
         }
 
     def save(self, path: str | Path) -> None:
@@ -146,21 +151,35 @@ class Policy(Mapping[str, Any]):
         """Read a policy: ``name`` and ``layers``.
 
         Raises:
-            RecoupError: no YAML, aliases, unknown or missing keys, a value that is no config; headed by ``source``.
+            RecoupError: no YAML, aliases, a key given twice, unknown or missing keys, a value that is no config; the
+                message begins with ``source``.
         """
-        try:
-            events = list(yaml.parse(text, Loader=yaml.SafeLoader))
-            if any(isinstance(event, yaml.AliasEvent) for event in events):
-                raise RecoupError(f"{source}: a policy has no YAML aliases")
-            starts = sum(isinstance(event, yaml.CollectionStartEvent) for event in events)
-            values = yaml.safe_load(text) if starts <= DEEPEST else None
-        except (yaml.YAMLError, RecursionError) as error:
-            raise RecoupError(f"{source}: not YAML ({str(error).splitlines()[0]})") from None
+        values = _read(text, source)
         if not isinstance(values, dict) or not {"layers"} <= values.keys() <= {"name", "layers"}:
             raise RecoupError(
                 f"{source}: a policy has 'layers', a map from layer names to configs, and may have 'name'"
             )
         try:
-            return cls(values["layers"], values.get("name") or "")
+            name = values.get("name")
+            return cls(values["layers"], "" if name is None else name)
         except RecoupError as error:
             raise RecoupError(f"{source}: {error}") from None
+
+
+def _read(text: str, source: str) -> Any:
+    """The values of a YAML file without aliases; None where it is deeper than a policy."""
+    try:
+        events = list(yaml.parse(text, Loader=yaml.SafeLoader))
+        aliased = any(isinstance(event, yaml.AliasEvent) or getattr(event, "value", "") == "<<" for event in events)
+        flat = not aliased and sum(isinstance(event, yaml.CollectionStartEvent) for event in events) <= DEEPEST
+        root = yaml.compose(text, Loader=yaml.SafeLoader) if flat else None
+        values = yaml.safe_load(text) if flat else None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # a ValueError: a date or a number that is none
+        raise RecoupError(f"{source}: not YAML ({str(error).splitlines()[0]})") from None
+    if aliased:
+        raise RecoupError(f"{source}: a policy has no YAML aliases")
+    for node in [root, *(value for _, value in root.value)] if isinstance(root, yaml.MappingNode) else []:
+        keys = [key.value for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        if twice := next((key for number, key in enumerate(keys) if key in keys[:number]), None):
+            raise RecoupError(f"{source}: {twice!r} is given twice")
+    return values

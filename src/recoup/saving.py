@@ -287,7 +287,7 @@ def _plain(text: str) -> Any:
     """A plain value or a config from its repr."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # a config, or what is too deep to be one
         return parse_config(text)
 
 

@@ -104,3 +104,17 @@ def test_folders_of_hugging_face():
     told = json.loads(recoup("evaluate", "--model", "hf:vit", "--chip", "hf:vit", *rest).stdout)
     assert told["float"]["count"] == 20
     assert any("attention" in name for name in told["layers"])
+
+
+@pytest.mark.parametrize("kind", ["unknown", "vit"])
+def test_code_in_a_folder_of_hugging_face_is_neither_run_nor_asked_about(monkeypatch, kind):
+    pytest.importorskip("transformers")
+    for module in ("builtins.input", "transformers.dynamic_module_utils.input"):
+        monkeypatch.setattr(module, lambda *_: pytest.fail("asked"), raising=False)
+    Path("evil").mkdir()
+    Path("evil/evil.py").write_text("from pathlib import Path\nPath('ran').touch()\nclass Config: pass\n")
+    words = {"model_type": kind, "architectures": ["Evil"], "auto_map": {"AutoConfig": "evil.Config"}}
+    Path("evil/config.json").write_text(json.dumps(words))
+    with pytest.raises(rc.RecoupError, match="hf:evil"):
+        rc.models.load("hf:evil")
+    assert not Path("ran").exists()

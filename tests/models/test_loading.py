@@ -66,6 +66,7 @@ def test_your_own(package: Path) -> None:
         ("alexnet", {}, "has no factory 'alexnet'; it has .*digits_net, resnet18, resnet20"),
         ("load", {}, "has no factory 'load'"),
         ("nets_nobody_has.models:net", {}, "there is no module nets_nobody_has on Python's path"),
+        ("nets_nobody_has.py:net", {}, "a module is named without .py: nets_nobody_has:net"),
         ("nets_for_test.models:net", {}, "there is no module nets_for_test.models"),
         ("nets_for_test.broken:net", {}, "importing nets_for_test.broken failed: OSError: no such driver"),
         ("nets_for_test.needs:net", {}, "importing nets_for_test.needs failed: No module named 'a_library_nobody_has'"),

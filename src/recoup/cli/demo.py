@@ -1,9 +1,7 @@
 """The embedded demonstration: a small network on real handwritten digits, trained here and measured; pipelines."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from multiprocessing import active_children, get_context
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
+from recoup.cli.background import Told, alongside
 from recoup.cli.common import Json, Overwrite, run_recipe
 from recoup.data import load
 from recoup.errors import RecoupError
@@ -21,7 +20,7 @@ from recoup.grammar import parse_config, parse_format
 from recoup.models import digits_net
 from recoup.pipeline import Mitigation
 from recoup.storage.files import write_atomically
-from recoup.study.machine import cpu_threads
+from recoup.study.machine import cores, cpu_threads
 from recoup.study.measures.pipeline import PB, SGDM, Case, PipelineResults, Setting, study
 from recoup.study.recipe import Recipe
 
@@ -106,30 +105,20 @@ def wanted_pipelines(folder: Path, *, overwrite: bool = False) -> list[Case]:
     return cases
 
 
-def train_pipelines(folder: Path, setting: Setting, cases: Sequence[Case]) -> None:
+def train_pipelines(folder: Path, setting: Setting, cases: Sequence[Case], told: Told | None = None) -> None:
     """Train the pipelines into ``folder``."""
-    with cpu_threads(CPU_THREADS):
-        study(setting, cases).save(folder)
-
-
-@contextmanager
-def training_pipelines(folder: Path, cases: Sequence[Case]) -> Iterator[Callable[[], object]]:
-    """Train pipelines in a process of their own, on the second core; what is yielded waits for them.
-
-    Left with an error, they are broken off.
-    """
-    if not cases:
-        yield lambda: None
-        return
     folder.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        trained = pool.submit(train_pipelines, folder, PIPELINE, cases)
-        try:
-            yield trained.result
-        except BaseException:
-            for process in active_children():
-                process.terminate()
-            raise
+    with cpu_threads(CPU_THREADS):
+        study(setting, cases, told).save(folder)
+
+
+def training_pipelines(folder: Path, cases: Sequence[Case]) -> AbstractContextManager[Callable[[], object]]:
+    """Train pipelines on the second core, if there is one; what is yielded waits for them."""
+    if not cases:
+        return nullcontext(lambda: None)
+    when = "meanwhile, beside what follows" if cores() > 1 else "after what follows: there is one core"
+    typer.echo(f"recoup: pipelines at batch one are trained {when}", err=True)
+    return alongside("pipelines at batch one", train_pipelines, folder, PIPELINE, cases)
 
 
 def _made_here(path: Path) -> bool:
@@ -187,10 +176,7 @@ def demo(
     overwrite: Overwrite = False,
 ) -> None:
     """The whole story on scikit-learn's handwritten digits: trains a small network first, needs no download."""
-    cases = wanted_pipelines(out, overwrite=overwrite)
-    if cases:
-        typer.echo("recoup: pipelines at batch one are trained meanwhile, beside what follows", err=True)
-    with training_pipelines(out, cases) as trained:
+    with training_pipelines(out, wanted_pipelines(out, overwrite=overwrite)) as trained:
         if train_weights(out):
             typer.echo(f"recoup: trained a small network on scikit-learn's digits, kept in {out}", err=True)
         run_recipe(demo_recipe(out), overwrite, as_json, trained)

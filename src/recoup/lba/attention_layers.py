@@ -1,6 +1,7 @@
 """Attention on narrow accumulators: both products, q k^T and p v, run on the unit; the softmax is float32."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -10,8 +11,8 @@ from recoup.lba.layers import RANGE_REMEDY
 from recoup.lba.ops import EMULATION, batched, checked_config, draw_seed, shifted_code
 from recoup.lba.quantizers import quantize_operand
 from recoup.models.attention import AttentionProducts
-from recoup.network.attention import PRODUCTS, AttentionUnit, attend
-from recoup.network.checks import as_float32, float32_products
+from recoup.network.attention import AttentionUnit, ProductsUnit, attend
+from recoup.network.checks import float32_products
 
 
 def attention(
@@ -49,15 +50,12 @@ def attention(
         RecoupError: a config, shapes or dtypes that do not fit, operands that are not finite.
     """
     config = checked_config(config, layer)
-    q, k, v = (as_float32(t, layer, EMULATION, name) for t, name in ((q, "q"), (k, "k"), (v, "v")))
-
-    def product(x: Tensor, y: Tensor, names: str) -> Tensor:
-        return _product(x, y, config, f"{layer}: {PRODUCTS[names]}", names, module)
-
-    return attend(q, k, v, product, mask=mask, causal=causal, scale=scale, dropout=dropout, layer=layer)
+    product = partial(_product, config=config, module=module)
+    options: dict[str, Any] = {"mask": mask, "causal": causal, "scale": scale, "dropout": dropout}
+    return attend(q, k, v, product, **options, layer=layer, emulation=EMULATION)
 
 
-def _product(x: Tensor, y: Tensor, config: LBA, layer: str, names: str, module: "LBAAttention | None") -> Tensor:
+def _product(x: Tensor, y: Tensor, names: str, layer: str, config: LBA, module: "LBAAttention | None") -> Tensor:
     scale = None
     if config.operands is not None:
         x, x_scale = quantize_operand(x, config.operands)
@@ -127,7 +125,7 @@ class LBAAttention(AttentionUnit):
         return attention(q, k, v, config, **options, layer=self.title, module=self)
 
 
-class LBAAttentionProducts(LBAAttention, AttentionProducts):
+class LBAAttentionProducts(ProductsUnit, LBAAttention, AttentionProducts):
     """`recoup.models.attention.AttentionProducts` on a narrow accumulator; ``config`` is an `LBA`."""
 
     float_class = AttentionProducts
@@ -135,10 +133,6 @@ class LBAAttentionProducts(LBAAttention, AttentionProducts):
     def __init__(self, config: LBA | None = None) -> None:
         super().__init__()
         self.convert(checked_config(config, type(self).__name__), type(self).__name__)
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
-        """The attention's output [..., tokens, d]."""
-        return super().forward(q, k, v, causal) if self.floats else self.run_on_unit(q, k, v, causal=causal)
 
 
 ATTENTION: dict[type[nn.Module], type[nn.Module]] = {AttentionProducts: LBAAttentionProducts}

@@ -97,8 +97,10 @@ def _import(spec: str, name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(error.name + ".")):
+            file = name.endswith(".py") and f"; a module is named without .py: {spec.replace('.py:', ':')}"
             raise RecoupError(
-                f"model {spec!r}: there is no module {error.name} on Python's path; install it or set PYTHONPATH"
+                f"model {spec!r}: there is no module {error.name} on Python's path"
+                f"{file or '; install it or set PYTHONPATH'}"
             ) from error
         raise RecoupError(f"model {spec!r}: importing {name} failed: {error}") from error
     except Exception as error:  # a module runs its own code when imported, and that may raise anything

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from recoup.errors import RecoupError
 from recoup.fields import boolean, finite, number
-from recoup.network.checks import one_device, strided
+from recoup.network.checks import as_float32, one_device, strided
 from recoup.network.emulated import Emulated
 
-__all__ = ["PRODUCTS", "AttentionUnit", "Product", "attend"]
+__all__ = ["PRODUCTS", "AttentionUnit", "Product", "ProductsUnit", "attend"]
 
-Product = Callable[[Tensor, Tensor, str], Tensor]
-"""x [..., M, K] y [..., K, N] on the hardware, under the name of one of the two products."""
+Product = Callable[[Tensor, Tensor, str, str], Tensor]
+"""x [..., M, K] y [..., K, N] on the hardware: one of the two products, by its name and as errors call it."""
 
 PRODUCTS = {"q k": "q k^T", "p v": "p v"}
 """The products by the words for their operands, and as messages and tables write them."""
@@ -32,26 +32,30 @@ def attend(
     scale: float | None = None,
     dropout: float = 0.0,
     layer: str,
+    emulation: str,
 ) -> Tensor:
     """softmax(scale q k^T + mask) v with both products by ``product``.
 
     The scale multiplies q before the product, as most kernels do; the choice matters to narrow hardware [ours].
 
     Args:
-        q: float32 [..., H, T, d]; k, v: [..., G, S, d] with H a multiple of G (grouped queries).
-        product: called with the operands and ``q k`` or ``p v``.
+        q: float32 [..., H, T, d]; k, v: [..., G, S, d] with H a multiple of G (grouped queries). Half precision is
+            cast under autocast.
+        product: called with the operands, ``q k`` or ``p v``, and what errors call it.
         mask: boolean (True: may look), or floating and added to the scores; broadcasts to [..., H, T, S].
         causal: token t sees the S - T + t + 1 first ones.
         scale: None is 1 / sqrt(d).
         dropout: probability with which a weight is dropped; the caller passes 0 outside training.
         layer: what errors call it.
+        emulation: and what it is that takes float32 alone.
 
     Returns:
         float32 [..., H, T, d]. A token that sees nothing, or has no keys, gets zeros.
 
     Raises:
-        RecoupError: shapes or a mask that do not fit.
+        RecoupError: dtypes, shapes or a mask that do not fit.
     """
+    q, k, v = (as_float32(t, layer, emulation, name) for t, name in ((q, "q"), (k, "k"), (v, "v")))
     scale = None if scale is None else finite(layer, "scale", scale, " or None")
     number(layer, "dropout", dropout, (0.0, 1.0))
     boolean(layer, "causal", causal)
@@ -59,7 +63,7 @@ def attend(
     if q.dim() > 2 and q.shape[-3] != k.shape[-3]:
         k, v = (t.repeat_interleave(q.shape[-3] // k.shape[-3], -3) for t in (k, v))
     q = q * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
-    scores = product(q, k.transpose(-2, -1), "q k")
+    scores = product(q, k.transpose(-2, -1), "q k", f"{layer}: {PRODUCTS['q k']}")
     if mask is not None:
         _check_mask(mask, scores, layer)
     hidden = _hidden(scores, mask, causal)
@@ -71,7 +75,7 @@ def attend(
     weights = torch.softmax(scores.masked_fill(blind, 0.0), -1).masked_fill(blind, 0.0)
     if dropout:
         weights = torch.dropout(weights, dropout, train=True)
-    return product(weights, v, "p v")
+    return product(weights, v, "p v", f"{layer}: {PRODUCTS['p v']}")
 
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor, layer: str) -> None:
@@ -147,3 +151,11 @@ class AttentionUnit(Emulated):
     ) -> Tensor:
         """`attend` on the unit, in the present mode, which is not one of float products."""
         raise NotImplementedError
+
+
+class ProductsUnit(AttentionUnit):
+    """What stands in for a module that is the two products and nothing else; it comes before that one as a base."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
+        """The attention's output [..., tokens, d]."""
+        return super().forward(q, k, v, causal) if self.floats else self.run_on_unit(q, k, v, causal=causal)

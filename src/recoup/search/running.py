@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from recoup.data import load as load_data
+from recoup.errors import RecoupError
 from recoup.network.systolic import Array
 from recoup.search.bench import kept
 from recoup.search.fronts import Front, Point, front

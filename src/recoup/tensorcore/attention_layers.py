@@ -1,13 +1,14 @@
 """Attention on a tensor core: both products, q k^T and p v, run on the unit; the softmax is float32."""
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from recoup.errors import RecoupError
 from recoup.models.attention import AttentionProducts
-from recoup.network.attention import PRODUCTS, AttentionUnit, attend
-from recoup.network.checks import as_float32, float32_products
+from recoup.network.attention import AttentionUnit, ProductsUnit, attend
+from recoup.network.checks import float32_products
 from recoup.tensorcore.config import TensorCore
 from recoup.tensorcore.ops import EMULATION, batched, checked_config
 from recoup.tensorcore.quantizers import quantize_operand
@@ -51,16 +52,13 @@ def attention(
         RecoupError: a config, shapes or dtypes that do not fit, operands that are not finite.
     """
     config = checked_config(config, layer)
-    q, k, v = (as_float32(t, layer, EMULATION, name) for t, name in ((q, "q"), (k, "k"), (v, "v")))
-
-    def product(x: Tensor, y: Tensor, names: str) -> Tensor:
-        return _product(x, y, config, f"{layer}: {PRODUCTS[names]}", names, module)
-
-    return attend(q, k, v, product, mask=mask, causal=causal, scale=scale, dropout=dropout, layer=layer)
+    product = partial(_product, config=config, module=module)
+    options: dict[str, Any] = {"mask": mask, "causal": causal, "scale": scale, "dropout": dropout}
+    return attend(q, k, v, product, **options, layer=layer, emulation=EMULATION)
 
 
 def _product(
-    x: Tensor, y: Tensor, config: TensorCore, layer: str, names: str, module: "TensorCoreAttention | None"
+    x: Tensor, y: Tensor, names: str, layer: str, config: TensorCore, module: "TensorCoreAttention | None"
 ) -> Tensor:
     first, second = config.pair
     x, x_scale = quantize_operand(x, first, config.amax_of(first), None)
@@ -97,7 +95,7 @@ class TensorCoreAttention(AttentionUnit):
         return attention(q, k, v, self.config, **options, layer=self.title, module=self)
 
 
-class TensorCoreAttentionProducts(TensorCoreAttention, AttentionProducts):
+class TensorCoreAttentionProducts(ProductsUnit, TensorCoreAttention, AttentionProducts):
     """`recoup.models.attention.AttentionProducts` on a tensor core; ``config`` is a `TensorCore`."""
 
     float_class = AttentionProducts
@@ -105,10 +103,6 @@ class TensorCoreAttentionProducts(TensorCoreAttention, AttentionProducts):
     def __init__(self, config: TensorCore | None = None) -> None:
         super().__init__()
         self.convert(checked_config(config, type(self).__name__), type(self).__name__)
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
-        """The attention's output [..., tokens, d]."""
-        return super().forward(q, k, v, causal) if self.floats else self.run_on_unit(q, k, v, causal=causal)
 
 
 ATTENTION: dict[type[nn.Module], type[nn.Module]] = {AttentionProducts: TensorCoreAttentionProducts}
