@@ -1,18 +1,18 @@
 """The tensor core's product as a torch operator."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from recoup.errors import RecoupError
-from recoup.kernels.operators import named, on_device, register
+from recoup.kernels.operators import named, needs_triton, on_device, register
 from recoup.network.checks import instance, one_device
 from recoup.network.matrices import check_pair, one_batch
 from recoup.tensorcore import cpu, reference
 from recoup.tensorcore.config import TensorCore
-from recoup.tensorcore.emit import NOT_FINITE, NOT_IN_FORMAT
 from recoup.tensorcore.quantizers import for_gradient
 
 __all__ = ["EMULATION", "batched", "checked_config", "matmul", "product"]
@@ -41,7 +41,7 @@ def matmul(
 
     Raises:
         RecoupError: other dtypes, shapes that do not fit, values that the operand formats do not have, NaN or infinity
-            (unless ``config.nonfinite`` is ``propagate``), a device other than the CPU.
+            (unless ``config.nonfinite`` is ``propagate``), a device other than the CPU and CUDA.
 
     >>> a, b = torch.ones(1, 65536), torch.full((65536, 1), 2.0**-9)  # 128 in all
     >>> matmul(a, b, TensorCore.hopper_fp8()).item()  # from 32 on every product is below the last bit
@@ -80,15 +80,33 @@ def _product(a: Tensor, b: Tensor, config: str, layer: str, names: str) -> Tenso
         for x, name in zip((a, b), names.split(), strict=True):
             if x.dtype != torch.float32 or x.layout != torch.strided:
                 raise RecoupError(f"{name} must be a dense float32 tensor; got {x.dtype} {list(x.shape)}")
-        on_device(a.device, EMULATION, lambda: None, _no_gpu)
-        y = a.new_empty(a.shape[0], a.shape[1], b.shape[2])
-        for index in range(a.shape[0]):
-            y[index] = _one(a[index], b[index], unit, names)
+        products = on_device(a.device, EMULATION, lambda: _on_cpu, _on_gpu)
+        if 0 in (*a.shape, *b.shape):
+            return a.new_zeros(a.shape[0], a.shape[1], b.shape[2])
+        a, b = a.detach(), b.detach()
+        y, faults = products(a, b, unit)
+        if faults:
+            for index in range(len(y)):
+                y[index] = _looked_into(y[index], a[index], b[index], unit, names, products)
         return y
 
 
-def _no_gpu() -> None:
-    raise RecoupError("tensor core emulation has no CUDA kernels yet: move model and data to the CPU")
+Products = Callable[[Tensor, Tensor, TensorCore], tuple[Tensor, int]]
+"""float32 [B, M, K] x [B, K, N] -> float32 [B, M, N] and the operands' faults."""
+
+
+def _on_cpu(a: Tensor, b: Tensor, unit: TensorCore) -> tuple[Tensor, int]:
+    y, faults = a.new_empty(a.shape[0], a.shape[1], b.shape[2]), 0
+    for index in range(len(y)):
+        y[index], found = cpu.products(a[index], b[index], unit)
+        faults |= found
+    return y, faults
+
+
+def _on_gpu() -> Products:
+    with needs_triton("tensor core emulation needs"):
+        from recoup.tensorcore import gpu
+    return gpu.products
 
 
 def _product_fake(a, b, config, layer, names):
@@ -96,15 +114,10 @@ def _product_fake(a, b, config, layer, names):
     return a.new_empty(a.shape[0], a.shape[1], b.shape[2])
 
 
-def _one(a: Tensor, b: Tensor, unit: TensorCore, names: str) -> Tensor:
-    """One matrix of a batch."""
-    if 0 in (*a.shape, *b.shape):
-        return a.new_zeros(a.shape[0], b.shape[1])
-    a, b = a.detach(), b.detach()
-    y, faults = cpu.products(a, b, unit)
-    if faults & NOT_IN_FORMAT:
-        _refuse_foreign(a, b, unit, names)
-    if not faults & NOT_FINITE:
+def _looked_into(y: Tensor, a: Tensor, b: Tensor, unit: TensorCore, names: str, products: Products) -> Tensor:
+    """One matrix of a batch that has faults: what y becomes, or an error."""
+    _refuse_foreign(a, b, unit, names)
+    if bool(a.isfinite().all() & b.isfinite().all()):
         return y
     for x, name, form in zip((a, b), names.split(), unit.pair, strict=True):
         count = int((~x.isfinite()).sum())
@@ -113,7 +126,7 @@ def _one(a: Tensor, b: Tensor, unit: TensorCore, names: str) -> Tensor:
                 f"{name} has {count} elements that are NaN or infinite; TensorCore(nonfinite='propagate') lets them "
                 f"through, infinities where the format {form} has them"
             )
-    return _propagated(a, b, unit)
+    return _propagated(a, b, unit, products)
 
 
 def _refuse_foreign(a: Tensor, b: Tensor, unit: TensorCore, names: str) -> None:
@@ -125,9 +138,10 @@ def _refuse_foreign(a: Tensor, b: Tensor, unit: TensorCore, names: str) -> None:
             )
 
 
-def _propagated(a: Tensor, b: Tensor, unit: TensorCore) -> Tensor:
+def _propagated(a: Tensor, b: Tensor, unit: TensorCore, products: Products) -> Tensor:
     """Products of operands with NaN or infinities: NaN operands, 0 x inf and inf - inf give NaN, else the infinity."""
-    y, _ = cpu.products(torch.where(a.isfinite(), a, 0.0), torch.where(b.isfinite(), b, 0.0), unit)
+    left, right = (torch.where(x.isfinite(), x, 0.0)[None] for x in (a, b))
+    y = products(left, right, unit)[0][0]
     overflowed = ~y.isfinite()
 
     def counted(left: Tensor, right: Tensor) -> Tensor:
