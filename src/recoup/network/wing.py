@@ -122,7 +122,7 @@ class Phase:
     prepare: Callable[[nn.Module], object]
 
 
-def _never(_: nn.Module) -> bool:
+def _never(_: Any) -> bool:
     return False
 
 
@@ -155,6 +155,7 @@ class Card:
         plan_without_norms: what it applies instead to a network without batch norm statistics.
         seedless: whether the bare hardware knows nothing of calibration images. False: it works on activation scales
             that `calibrate_` measures.
+        scaled: of a seedless wing, whether one of its configs works on such scales all the same.
         adapt: the `Emulated` class for a float class that ``layers`` does not list (a subclass, a class of another
             package), or None; it holds that class as its ``float_class``.
         take_back: what else a wing put under a model by hand, taken away again when it is restored.
@@ -193,6 +194,7 @@ class Card:
     plan: tuple[str, ...] = ()
     plan_without_norms: tuple[str, ...] = ()
     seedless: bool = True
+    scaled: Callable[[Any], bool] = _never
     adapt: Callable[[type[nn.Module]], type[nn.Module] | None] = _none
     take_back: Callable[[nn.Module], object] = _none
     ready: Callable[[nn.Module], bool] = _always
@@ -256,6 +258,10 @@ class Card:
         if isinstance(module, Emulated):
             return None
         return self.layers.get(type(module)) or self.adapt(type(module))
+
+    def works_on_scales(self, config: Any) -> bool:
+        """Whether a config of the wing works on activation scales that `calibrate_` measures."""
+        return not self.seedless or self.scaled(config)
 
     def repair(self, name: str) -> Repair | None:
         """The repair of a name, if the wing has it."""

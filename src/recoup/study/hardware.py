@@ -20,7 +20,7 @@ def baseline_of(config: Config) -> Config | None:
 
 def needs_scales(config: Config | None) -> bool:
     """Whether hardware works on activation scales, which calibration images decide."""
-    return config is not None and not wing_of(config, "calibration").seedless
+    return config is not None and wing_of(config, "calibration").works_on_scales(config)
 
 
 def name_of(config: Config | Policy) -> str:

@@ -88,6 +88,10 @@ class TensorCoreAttention(AttentionUnit):
 
     config: TensorCore
 
+    def caveat(self) -> str | None:
+        calibrated = self.config.scale == "calibrated"
+        return "are attention products, whose operands are scaled call by call" if calibrated else None
+
     @property
     def floats(self) -> bool:
         return self.mode == "float"

@@ -12,6 +12,7 @@ __all__ = ["OPERANDS", "OUTPUTS", "TensorCore"]
 
 Output = Literal["e8m13", "float32", "float16"]
 Order = Literal["ckk", "kkc"]
+Scale = Literal["call", "calibrated"]
 Nonfinite = Literal["error", "propagate"]
 OUTPUTS: tuple[str, ...] = get_args(Output)
 
@@ -51,13 +52,17 @@ class TensorCore(Config):
             (``propagate``).
         amax: what layers scale the largest magnitude of an operand, or gradient, to; None: the largest value of an 8 or
             4-bit format, and no scale for the others.
+        scale: where an activation's largest magnitude comes from. ``call``: the tensor's own, at every call;
+            ``calibrated``: the mean over the calibration images of the image's largest, which `recoup.calibrate_`
+            measures, so that results do not depend on what else is in the batch; larger values saturate. The operands
+            of an attention are scaled call by call in any case, weights by their own largest.
         order: in which k of a convolution follow each other: ``ckk`` (channel, row, column) as everywhere in recoup,
             ``kkc`` (row, column, channel) as in kernels for channels_last images.
         backward: the two products of the backward pass run in ``float32`` or on the ``unit``.
 
     Raises:
         RecoupError: a field outside these values, or a fraction and group that sums in 51 bits do not hold:
-            ``fraction + log2(4 group + 2) <= 51``.
+            ``fraction + log2(4 group + 2) <= 51``; calibrated scales for activations that have none.
 
     Source: the units' rule as published with MMA-Sim (Microsoft, arXiv 2511.10909), whose authors claim equality with
     the silicon; promotion as in CUTLASS. That c starts at +0 and that a bias is added afterwards are our definitions.
@@ -75,6 +80,7 @@ class TensorCore(Config):
     promotion: int | None = None
     nonfinite: Nonfinite = "error"
     amax: float | None = None
+    scale: Scale = "call"
     order: Order = "ckk"
     backward: Literal["float32", "unit"] = "float32"
 
@@ -104,6 +110,12 @@ class TensorCore(Config):
                     f"TensorCore(amax={self.amax!r}): amax must lie above 0 and at most at {top}, or None"
                 )
             self._set("amax", float(self.amax))
+        choice("TensorCore", "scale", self.scale, get_args(Scale))
+        if self.scale == "calibrated" and self.amax_of(self.pair[0]) is None:
+            raise RecoupError(
+                f"TensorCore(operands={self.operands!r}, scale='calibrated'): activations in {self.pair[0]} have no "
+                "scale: set amax, or leave scale out"
+            )
         choice("TensorCore", "order", self.order, get_args(Order))
         choice("TensorCore", "backward", self.backward, ("float32", "unit"))
 

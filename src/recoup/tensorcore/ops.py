@@ -172,7 +172,7 @@ def _gradient(ctx: Any, grad: Tensor) -> tuple:
         return *grads, None, None, None
     g, scale, name = for_gradient(grad, unit)
     layer, (first, second) = f"{ctx.layer}, backward", unit.pair
-    left, right = (unit.replace(operands=pair, amax=None) for pair in ((name, second), (first, name)))
+    left, right = (unit.replace(operands=pair, amax=None, scale="call") for pair in ((name, second), (first, name)))
     grad_a = product(g, b.mT, left.code, layer, "grad b") * scale if needs[0] else None
     grad_b = product(a.mT, g, right.code, layer, "a grad") * scale if needs[1] else None
     return grad_a, grad_b, None, None, None

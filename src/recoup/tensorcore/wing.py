@@ -48,8 +48,14 @@ def title(config: TensorCore) -> str:
     parts.append(f"to {config.output}")
     parts += [f"promoted every {config.promotion}"] if config.promotion else []
     parts += [f"amax {config.amax:g}"] if config.amax else []
+    parts += ["calibrated scales"] if config.scale == "calibrated" else []
     parts += [f"order {config.order}"] if config.order != "ckk" else []
     return ", ".join(parts)
+
+
+def calibrated(config: TensorCore) -> bool:
+    """Whether a unit's layers work on activation scales that `recoup.calibrate_` measures."""
+    return config.scale == "calibrated"
 
 
 def cost(site: Site, config: TensorCore, array: Array) -> Spent:
@@ -98,4 +104,5 @@ CARD = Card(
     float_only=(nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear, nn.MultiheadAttention),
     float_only_note="MultiheadAttention: its inner products",
     trains=True,
+    scaled=calibrated,
 )
