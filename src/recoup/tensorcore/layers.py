@@ -55,7 +55,7 @@ class TensorCoreLayer(Scaled, Gained):
         return (*Gained.travelling, *Scaled.travelling) if scaled else Gained.travelling
 
     def convert(self, config: TensorCore, layer: str) -> None:
-        super().convert(config, layer)
+        super().convert(checked_config(config, f"layer {layer!r}"), layer)
         if self.weight.dtype != torch.float32:
             raise RecoupError(f"{self.title}: {EMULATION} takes float32 weights; got {self.weight.dtype}")
         self.begin_without_gain()

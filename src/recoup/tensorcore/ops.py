@@ -11,7 +11,7 @@ from recoup.errors import RecoupError
 from recoup.kernels.operators import named, needs_triton, on_device, register
 from recoup.network.checks import instance, one_device
 from recoup.network.matrices import check_pair, one_batch
-from recoup.tensorcore import cpu, reference
+from recoup.tensorcore import block_ops, cpu, reference
 from recoup.tensorcore.config import TensorCore
 from recoup.tensorcore.quantizers import for_gradient
 
@@ -33,15 +33,17 @@ def matmul(
         b: float32 [..., K, N], values of the format of b; batch dimensions broadcast as in torch.matmul.
         config: the unit.
         scale_a, scale_b: float32 [..., M, 1] and [..., 1, N], or numbers: the result is multiplied by their product,
-            one rounding for that and one for the result. They do not enter the sum.
+            one rounding for that and one for the result. They do not enter the sum. Of a unit with block scales
+            float32 [..., M, S] and [..., S, N], S = ceil(K / config.block), values of ``config.scale_format``, both
+            required: they are part of the sum (`recoup.tensorcore.quantize_blocks` makes them).
 
     Returns:
         float32 [..., M, N], the accumulator's values: the same bits for every number of threads. Zeros are +0. K = 0
         gives zeros.
 
     Raises:
-        RecoupError: other dtypes, shapes that do not fit, values that the operand formats do not have, NaN or infinity
-            (unless ``config.nonfinite`` is ``propagate``), a device other than the CPU and CUDA.
+        RecoupError: other dtypes, shapes that do not fit, values that the operand and scale formats do not have, NaN or
+            infinity (unless ``config.nonfinite`` is ``propagate``), a device other than the CPU and CUDA.
 
     >>> a, b = torch.ones(1, 65536), torch.full((65536, 1), 2.0**-9)  # 128 in all
     >>> matmul(a, b, TensorCore.hopper_fp8()).item()  # from 32 on every product is below the last bit
@@ -50,6 +52,8 @@ def matmul(
     128.0
     """
     _check(a, b, config)
+    if config.block is not None:
+        return block_ops.matmul(a, b, scale_a, scale_b, config)
     y = batched(a, b, config.code, "tensorcore.matmul", "a b")
     if scale_a is None and scale_b is None:
         return y
@@ -63,8 +67,11 @@ def _check(a: Any, b: Any, config: Any) -> None:
 
 
 def checked_config(config: Any, owner: str) -> TensorCore:
-    """A unit, Hopper's FP8 for None; an error for anything else."""
-    return TensorCore() if config is None else instance(config, TensorCore, owner, "config", EXAMPLE)
+    """A unit for a layer, Hopper's FP8 for None; an error for anything else."""
+    found = TensorCore() if config is None else instance(config, TensorCore, owner, "config", EXAMPLE)
+    if found.block is not None:
+        raise RecoupError(f"{owner}: {found!r} has block scales, which only recoup.tensorcore.matmul takes, no layer")
+    return found
 
 
 def batched(a: Tensor, b: Tensor, code: str, layer: str, names: str) -> Tensor:

@@ -46,6 +46,7 @@ def title(config: TensorCore) -> str:
     """
     parts = [" x ".join(dict.fromkeys(config.pair)), f"{config.group} at once in {config.fraction} bits"]
     parts.append(f"to {config.output}")
+    parts += [f"{config.scale_format} per {config.block}"] if config.block else []
     parts += [f"promoted every {config.promotion}"] if config.promotion else []
     parts += [f"amax {config.amax:g}"] if config.amax else []
     parts += ["calibrated scales"] if config.scale == "calibrated" else []
