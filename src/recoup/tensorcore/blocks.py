@@ -159,7 +159,9 @@ def quantize_blocks(x: Tensor, config: TensorCore, side: str = "a") -> tuple[Ten
         scale = power((bits.long() - form.max_exponent).clamp(-127, 127)).float()
     else:
         own = SCALES["ue4m3"]
-        scale = quantize(top / AMAX[config.pair["ab".index(side)]], own).clamp_min(own.smallest_subnormal)
+        scale = quantize(top / top.new_full((), AMAX[config.pair["ab".index(side)]]), own).clamp_min(
+            own.smallest_subnormal
+        )
     every = scale.repeat_interleave(config.block, -1)[..., :K]
     y = quantize((along / every).clamp(-3e38, 3e38), form)
     return (y, scale) if side == "a" else (y.mT, scale.mT)

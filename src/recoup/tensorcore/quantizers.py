@@ -59,7 +59,8 @@ def quantize_operand(
         magnitude = x.detach().abs().nan_to_num(0.0, 0.0)
         every = tuple(range(x.dim())) if dims is None else dims
         top = magnitude.amax(every, keepdim=True) if x.numel() else x.new_zeros([1] * x.dim())
-        every_scale = torch.where(top > 0, top / amax, 1.0).clamp_min(torch.finfo(torch.float32).tiny)
+        # By a plain number CUDA would multiply with the reciprocal: the divisor is a tensor.
+        every_scale = torch.where(top > 0, top / top.new_full((), amax), 1.0).clamp_min(torch.finfo(torch.float32).tiny)
         x = x / every_scale
     return torch.where(x.isfinite(), quantize(x, form), x), every_scale
 
@@ -68,9 +69,9 @@ def _scaled(x: Tensor, form: Float, scale: float) -> tuple[Tensor, Tensor]:
     """By a scale that is known; what the division leaves beyond float32 saturates too."""
     if not (is_number(scale) and 0 < scale < math.inf):
         raise RecoupError(f"quantize_operand(scale={scale!r}): scale must be a number above 0, or None")
-    top = torch.finfo(torch.float32).max
-    y = quantize((x / scale).clamp(-top, top), form)
-    return torch.where(x.isfinite(), y, x), x.new_full([1] * x.dim(), scale)
+    top, divisor = torch.finfo(torch.float32).max, x.new_full([1] * x.dim(), scale)
+    y = quantize((x / divisor).clamp(-top, top), form)
+    return torch.where(x.isfinite(), y, x), divisor
 
 
 def for_gradient(grad: Tensor, unit: TensorCore) -> tuple[Tensor, Tensor, str]:
