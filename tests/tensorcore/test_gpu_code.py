@@ -62,3 +62,15 @@ class TestCompiler:
         made = self.code(prepare_kernel, capability, **format_of(TensorCore.hopper_bf16().formats[0]), BLOCK=1024)
         assert made["cubin"]
         assert not re.search(r"\.f32|\.f64", made["ptx"])
+
+    @pytest.mark.parametrize("ones", [("M", "BLOCK_M"), ("N",), ("K", "part"), ("M", "N", "K", "part", "BLOCK_M")])
+    def test_sizes_of_one_compile(self, ones):
+        """Triton makes constants of arguments that are 1."""
+        from recoup.tensorcore.gpu import constants_of, format_of
+        from recoup.tensorcore.gpu_kernels import prepare_kernel, product_kernel
+
+        unit, blocks = TensorCore.hopper_f16(output="float16", promotion=32), {"BLOCK_M": 32, "BLOCK_N": 16}
+        assert self.code(product_kernel, 90, **constants_of(unit), **{**blocks, **dict.fromkeys(ones, 1)})["cubin"]
+        sizes = ("C", "size", "batch_stride", "k_stride", "stride")[: 2 * len(ones)]
+        constants = {**format_of(unit.formats[0]), "BLOCK": 1, **dict.fromkeys(sizes, 1)}
+        assert self.code(prepare_kernel, 90, **constants)["cubin"]

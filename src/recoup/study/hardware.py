@@ -23,6 +23,12 @@ def needs_scales(config: Config | None) -> bool:
     return config is not None and wing_of(config, "calibration").works_on_scales(config)
 
 
+def scaled_once_emulated(config: Config | None) -> bool:
+    """Whether a config works on activation scales, of a wing that is seedless otherwise: all its layers do, the first
+    and the last too, so they are calibrated once they are emulated."""
+    return needs_scales(config) and wing_of(config, "calibration").seedless
+
+
 def name_of(config: Config | Policy) -> str:
     """Of the rows in results: a config's text, a policy's name."""
     return config.name if isinstance(config, Policy) else repr(config)
