@@ -21,6 +21,7 @@ from torch import nn
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.fields import choice, integer
 from recoup.network import ledger
+from recoup.network.attention import AttentionUnit
 from recoup.network.batches import call, count, prepared
 from recoup.network.checks import is_module
 from recoup.network.emulated import Emulated, running
@@ -28,15 +29,13 @@ from recoup.network.images import first_images, keep_images
 from recoup.network.modes import evaluating
 from recoup.network.multipliers import multipliers
 from recoup.network.saturation import watching_sums
+from recoup.network.scales import SIGNED
 from recoup.network.selection import UNMATCHED, Selection
 from recoup.wings import cards, wing_of
 
 M = TypeVar("M", bound=nn.Module)
 Negative = Literal["error", "float"]
 Activations = Literal["auto", "unsigned", "signed"]
-
-SIGNED = 128
-"""The zero of signed codes."""
 
 
 def calibrate_(
@@ -54,8 +53,8 @@ def calibrate_(
     One pass in eval mode without gradients, in float also where the model is emulated already. By default every
     Conv1d, Conv2d and Linear is calibrated but the first and the last layer that run and multiply (the first
     convolution and the classifier, of whatever class: also a subclass, a transposed convolution, an LSTM), which stay
-    in float [our definition for networks that do not start with a convolution]. Layers that
-    are NB-SMT layers already are always calibrated; a bias correction of theirs belonged to the old scale and goes.
+    in float [our definition for networks that do not start with a convolution]. Layers on
+    hardware with calibrated scales are always calibrated; a bias correction or gain of theirs goes with the old scale.
 
     Args:
         model: any module.
@@ -149,8 +148,10 @@ def _candidates(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _scaled(module: nn.Module) -> bool:
-    """Whether a layer is emulated on hardware that works on activation scales."""
-    return isinstance(module, Emulated) and not wing_of(module.config, "calibrate_").seedless
+    """Whether a layer is emulated on hardware that works on activation scales; attentions scale their operands."""
+    if not isinstance(module, Emulated) or isinstance(module, AttentionUnit):
+        return False
+    return wing_of(module.config, "calibrate_").works_on_scales(module.config)
 
 
 @dataclass

@@ -12,7 +12,7 @@ pytest.importorskip("amaranth")
 import recoup as rc
 from recoup.errors import RecoupError
 from recoup.gates.module import signed
-from recoup.nbsmt import product_unit, systolic
+from recoup.nbsmt import product_unit, reference, systolic
 from recoup.nbsmt.config import POLICIES
 from recoup.nbsmt.element import Options, element_feed, sum_bits
 from recoup.nbsmt.weights import quantize_weight
@@ -296,3 +296,22 @@ def test_signed_activations_of_a_layer():
     assert fed.max() > 127
     with pytest.raises(RecoupError, match="must be 'unsigned' or 'signed'"):
         build(rc.NBSMT(2), activations="both")
+
+
+@pytest.mark.parametrize("config", [rc.NBSMT(2), rc.NBSMT(4, pairing="halves"), rc.NBSMT(1)], ids=repr)
+def test_what_is_captured_has_the_layers_own_order_of_channels(config):
+    torch.manual_seed(1)
+    layer: Any = torch.nn.Conv2d(6, 4, 3, padding=1, bias=False)
+    x = torch.randn(2, 6, 4, 4).relu()
+    rc.calibrate_(layer, [x], {"": True})
+    rc.emulate_(layer, config)
+    plain = rc.silicon.capture(layer, x)[""]
+    layer.order = torch.tensor([5, 0, 3, 1, 4, 2])
+    codes, weight = rc.silicon.capture(layer, x)[""]
+    assert np.array_equal(codes, plain[0]) == (config.threads == 1)  # which channels share decides nothing there
+    one_slot = config.replace(pairing="halves")  # then threads lie one after the other
+    x_MK, w_KN = (torch.from_numpy(v).flatten(first, first + 1) for v, first in ((codes, 1), (weight, 0)))
+    sums = reference.matmul(x_MK, w_KN, one_slot)
+    _, scale_O = quantize_weight(layer.weight)
+    expected = sums.float().view(2, 4, 4, 4).permute(0, 3, 1, 2) * (scale_O * layer.activation_scale).view(1, -1, 1, 1)
+    assert torch.equal(layer(x), expected)

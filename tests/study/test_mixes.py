@@ -215,3 +215,18 @@ def test_references_of_plain_configs_are_their_cards():
         map(repr, (FOUR, TWO)), NBSMT_CARD.baseline
     )
     assert references([Hardware.plain(LBA.m7e4())]) == {repr(LBA.m7e4()): FLOAT}
+
+
+def test_calibrated_tensor_cores_leave_other_hardware_its_scales(tmp_path):
+    """All of their layers are calibrated, the first and the last too, which other hardware leaves in float."""
+    scaled = "TensorCore(scale='calibrated')"
+    both = run(
+        small_recipe(tmp_path / "both", configs=[scaled, "nbsmt-4t"], states=["float statistics"]), progress=False
+    )
+    alone = run(small_recipe(tmp_path / "alone", configs=["nbsmt-4t"], states=["float statistics"]), progress=False)
+
+    def rows(results, config):
+        return [(row.seed, row.top1) for row in results.accuracy if row.config == config]
+
+    assert rows(both, repr(FOUR)) == rows(alone, repr(FOUR))
+    assert [seed for seed, _ in rows(both, scaled)] == [3, 5]

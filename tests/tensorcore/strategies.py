@@ -9,7 +9,7 @@ from recoup.tensorcore import TensorCore
 from recoup.tensorcore.config import OPERANDS, OUTPUTS
 from recoup.tensorcore.wing import CARD
 
-KINDS = ("normal", "spread", "zeros", "subnormal", "large", "cancelling", "one large")
+KINDS = ("normal", "spread", "codes", "zeros", "subnormal", "large", "cancelling", "one large", "last bit")
 
 
 @st.composite
@@ -34,6 +34,10 @@ def operands(unit, shape, kind, seed):
         low, high = max(form.min_exponent, -60), min(form.max_exponent, 60)
         if kind == "spread":
             x *= 2.0 ** torch.randint(low, high, size, generator=generator)
+        elif kind == "codes":
+            significands = torch.randint(2 << form.mantissa, size, generator=generator) * 2.0**-form.mantissa
+            exponents = torch.randint(form.min_exponent, form.max_exponent + 1, size, generator=generator)
+            x = significands.copysign(x).ldexp(exponents)
         elif kind == "zeros":
             x *= torch.rand(size, generator=generator) < 0.4
         elif kind == "subnormal":
@@ -50,6 +54,12 @@ def operands(unit, shape, kind, seed):
         place = seed % max(1, K)
         a[:, place : place + 1] *= 64
         b[place : place + 1] *= 64
+    elif kind == "last bit":  # of what the largest product leaves, or next to it
+        ends = [form.max_exponent - 1 for form in unit.formats]
+        lower = [end - unit.fraction // 2 for end in ends]
+        place = seed % max(1, K)
+        a, b = (torch.where(x.abs() < 0.7, 0.5, x.sign()) * 2.0**e for x, e in zip(made, lower, strict=True))
+        a[:, place : place + 1], b[place : place + 1] = 2.0 ** ends[0], 2.0 ** ends[1]
     return quantize(a, unit.formats[0]), quantize(b, unit.formats[1])
 
 

@@ -10,7 +10,9 @@ from recoup.tensorcore import TensorCore
 from recoup.tensorcore.wing import CARD
 
 
-@pytest.mark.parametrize("unit", [*CARD.presets.values(), TensorCore(("e5m2", "e4m3fn"), promotion=64, amax=16)])
+@pytest.mark.parametrize(
+    "unit", [*CARD.presets.values(), TensorCore(("e5m2", "e4m3fn"), promotion=64, amax=16, scale="calibrated")]
+)
 def test_round_trips(unit):
     assert parse_config(repr(unit)) == unit
     assert TensorCore.from_dict(unit.to_dict()) == unit

@@ -47,6 +47,22 @@ def test_convolutions_are_products_of_columns(order, options):
         assert torch.equal(layer(x), got)
 
 
+def test_groups_have_the_order_of_their_own_channels():
+    config = TensorCore.hopper_bf16(order="kkc")
+    whole = TensorCoreConv2d(6, 8, 3, groups=2, bias=False, config=config)
+    x, parts = torch.randn(2, 6, 5, 5), []
+    for group in range(2):
+        part = TensorCoreConv2d(3, 4, 3, bias=False, config=config)
+        part.load_state_dict({"weight": whole.weight[4 * group : 4 * group + 4]})
+        parts.append(part(x[:, 3 * group : 3 * group + 3]))
+    assert torch.equal(whole(x), torch.cat(parts, 1))
+    with torch.no_grad():
+        line = TensorCoreConv1d(6, 8, 3, groups=2, bias=False, config=config)
+        flat = TensorCoreConv2d(6, 8, (1, 3), groups=2, bias=False, config=config)
+        flat.weight.copy_(line.weight[:, :, None])
+        assert torch.equal(line(x[:, :, 0]), flat(x[:, :, :1])[:, :, 0])
+
+
 @pytest.mark.parametrize("pair", [("e5m2", "e4m3fn"), ("float16", "bfloat16")])
 def test_activations_and_weights_keep_their_formats(pair):
     """Subnormals of one format beside the other's show which is whose; a gradient on the unit has them too."""

@@ -128,3 +128,13 @@ def test_a_mix_of_wings_trains_from_a_policy(tmp_path):
         layers[-1]: LBA(),
     }
     assert chip.get_submodule(layers[1]).activation_scale > 0
+
+
+def test_all_layers_of_calibrated_tensor_cores_get_scales(tmp_path):
+    """The first and the last too, which NB-SMT would leave in float."""
+    wanted = recipe(config="TensorCore(scale='calibrated')", epochs=1, calibration_images=32)
+    run_training(wanted, tmp_path / "run", progress=False, chip=tmp_path / "chip.st")
+    chip = rc.load(tmp_path / "chip.st", load(BASE["model"], None))
+    layers = emulated_layers(chip)
+    assert len(layers) == sum(isinstance(module, nn.Conv2d | nn.Linear) for module in chip.modules())
+    assert all(layer.activation_scale > 0 for layer in layers.values())

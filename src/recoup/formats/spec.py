@@ -189,6 +189,7 @@ largest=448.0)
     @classmethod
     def parse(cls, name: str) -> "Float":
         """A format by its name in ml_dtypes, with or without its ``float8_`` prefix; or LightNorm's, ``fp10_*``.
+        ``e2m1`` is ``e2m1fn``.
 
         All saturate; ml_dtypes' names round to nearest. Formats without a negative zero (``*fnuz``) are given by
         their values: a zero result keeps x's sign.
@@ -201,9 +202,14 @@ largest=448.0)
         """
         named = _named_floats()
         short = str(name).removeprefix("float8_").removeprefix("float6_").removeprefix("float4_")
+        short = ALIASES.get(short, short)
         if short not in named:
             raise RecoupError(f"Float.parse({name!r}): unknown format; the names are {', '.join(named)}")
         return named[short]
+
+
+ALIASES = {"e2m1": "e2m1fn"}
+"""Names that the units' makers use for a format of ml_dtypes."""
 
 
 @cache

@@ -4,31 +4,26 @@ Each is its torch counterpart with the same constructor, parameters and state_di
 calibrated, an activation scale. `recoup.emulate_` turns the layers of a model into these, in place.
 """
 
-import math
-from collections.abc import Mapping
-from numbers import Real
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from recoup.errors import RecoupError
-from recoup.fields import is_number
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.ops import convolution
-from recoup.nbsmt.ports import SIGNED, UNSIGNED
+from recoup.nbsmt.ports import UNSIGNED
 from recoup.nbsmt.prepare import forget
 from recoup.network.checks import instance, strided
 from recoup.network.convolution import POINTWISE, Geometry, Padded
-from recoup.network.emulated import Emulated
+from recoup.network.scales import Scaled, is_scale, is_zero
 
 
-class NBSMTLayer(Emulated):
+class NBSMTLayer(Scaled):
     """What the three layers share.
 
     Attributes:
-        activation_scale: the step of the activation codes, a float32 value; `recoup.calibrate_` sets it.
-        activation_zero: the byte of value 0: 0 or None, unsigned codes; 128, signed ones. `recoup.calibrate_` sets it.
+        activation_scale, activation_zero: what `recoup.calibrate_` measured; see `recoup.network.scales.Scaled`.
         bias_correction: float32 [O] added to the output by `recoup.correct_bias_`, or None.
         order: int64 [C], the permutation of the input channels among the threads by `reorder_`, or None.
     """
@@ -38,25 +33,22 @@ class NBSMTLayer(Emulated):
     weight: Tensor
     bias: Tensor | None
     config: NBSMT
-    activation_scale: float | None
-    activation_zero: int | None = None
     bias_correction: Tensor | None
     order: Tensor | None
 
-    extras: ClassVar[tuple[str, ...]] = (*Emulated.extras, "bias_correction", "order")
-    travelling: ClassVar[tuple[str, ...]] = ("activation_scale", "activation_zero", "order", "bias_correction")
+    extras: ClassVar[tuple[str, ...]] = (*Scaled.extras, "bias_correction", "order")
+    travelling: ClassVar[tuple[str, ...]] = (*Scaled.travelling, "order", "bias_correction")
     fitted: ClassVar[tuple[str, ...]] = ("bias_correction",)
-    measured: ClassVar[tuple[str, ...]] = ("activation_scale", "activation_zero")
 
     def convert(self, config: NBSMT, layer: str) -> None:
         super().convert(config, layer)
         scale = getattr(self, "activation_scale", None)
         if scale is None:
             raise RecoupError(f"{self.title} has no activation scale: run calibrate_(model, batches) first")
-        if not _is_scale(scale):
+        if not is_scale(scale):
             raise RecoupError(f"{self.title} has the activation scale {scale!r}; it must be a number above 0")
         if self.activation_zero is not None:
-            if not _is_zero(self.activation_zero):
+            if not is_zero(self.activation_zero):
                 raise RecoupError(f"{self.title} has the activation zero {self.activation_zero!r}; it must be 0 or 128")
             self.activation_zero = int(self.activation_zero)  # 128.0 and tensors of one element are legal
         if self.weight.dtype != torch.float32:
@@ -122,21 +114,10 @@ class NBSMTLayer(Emulated):
         told += [", one thread because grouped"] if self.caveat() else []
         return f"{text}, {config!r}" + "".join(told)
 
-    def take_extras(self, values: Mapping[str, Any]) -> None:
-        """A scale that comes without a zero is of unsigned codes: state dicts of before knew no others."""
-        zero = values.get("activation_zero")
-        if zero is None and values.get("activation_scale") is not None:
-            zero = UNSIGNED
-        super().take_extras(values if zero is None else {**values, "activation_zero": int(zero)})
-
     def rescaled(self) -> None:
         self.bias_correction = None  # it belonged to the old scale
 
     def fault(self, name: str, value: Any) -> str | None:
-        if name == "activation_scale":
-            return None if _is_scale(value) else f"is {value!r}; a scale is a number above 0"
-        if name == "activation_zero":
-            return None if _is_zero(value) else f"is {value!r}; it is 0 (unsigned codes) or 128 (signed)"
         channels = self.matrix.shape[1] * getattr(self, "groups", 1)
         if name == "order" and value.sort().values.tolist() != list(range(channels)):
             return f"is no permutation of {channels} channels"
@@ -144,7 +125,7 @@ class NBSMTLayer(Emulated):
             return f"has shape {list(value.shape)}"
         if name == "bias_correction" and not bool(value.isfinite().all()):
             return "holds NaN or infinity"
-        return None
+        return super().fault(name, value)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Refuse to replace the weight under a bias correction, as folding a batch norm does: it would stay behind."""
@@ -157,18 +138,6 @@ class NBSMTLayer(Emulated):
 
     def release(self) -> None:
         forget(self.weight)
-
-
-def _is_scale(value: Any) -> bool:
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()
-    return isinstance(value, Real) and 0.0 < float(value) < math.inf
-
-
-def _is_zero(value: Any) -> bool:
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()
-    return is_number(value) and value in (UNSIGNED, SIGNED)
 
 
 class _Convolution(NBSMTLayer, Padded):

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from recoup.nbsmt.config import NBSMT
+from recoup.network.scales import SIGNED, UNSIGNED
 
-UNSIGNED, SIGNED = 0, 128
-"""The byte that stands for the value 0."""
+__all__ = ["SIGNED", "UNSIGNED", "WEIGHT", "Port", "activation_port", "code_type", "reach", "zero_of"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ def build(
 def capture(layer: Any, inputs: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """A layer's codes as a product of slots: x uint8 (signed values: int8) [M, T, S], w int8 [T, S, N].
 
-    Slots by channel, then by tap.
+    Slots by channel, in the layer's own order of channels where it has one that decides, then by tap.
 
     Raises:
         RecoupError: a grouped convolution, which runs one thread on other arrays.
@@ -78,6 +78,8 @@ def capture(layer: Any, inputs: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
             f"silicon.capture: {layer.title}: {seen.geometry.groups} groups; only ungrouped layers are taken"
         )
     config = layer.active_config
+    if layer.order is not None and layer.order_decides(config):
+        codes, weight = codes.index_select(1, layer.order), weight.index_select(1, layer.order)
     x = reference.split_threads(codes.to(torch.int16), config, 1)  # [N, T, C, H, W]
     w = reference.split_threads(weight.to(torch.int16), config, 1)  # [O, T, C, kh, kw]
     images, T = x.shape[:2]

@@ -134,7 +134,7 @@ class Phase:
     prepare: Callable[[nn.Module], object]
 
 
-def _never(_: nn.Module) -> bool:
+def _never(_: Any) -> bool:
     return False
 
 
@@ -167,6 +167,7 @@ class Card:
         plan_without_norms: what it applies instead to a network without batch norm statistics.
         seedless: whether the bare hardware knows nothing of calibration images. False: it works on activation scales
             that `calibrate_` measures.
+        scaled: of a seedless wing, whether one of its configs works on such scales all the same.
         adapt: the `Emulated` class for a float class that ``layers`` does not list (a subclass, a class of another
             package), or None; it holds that class as its ``float_class``.
         take_back: what else a wing put under a model by hand, taken away again when it is restored.
@@ -210,6 +211,7 @@ class Card:
     plan: tuple[str, ...] = ()
     plan_without_norms: tuple[str, ...] = ()
     seedless: bool = True
+    scaled: Callable[[Any], bool] = _never
     adapt: Callable[[type[nn.Module]], type[nn.Module] | None] = _none
     take_back: Callable[[nn.Module], object] = _none
     ready: Callable[[nn.Module], bool] = _always
@@ -280,6 +282,10 @@ class Card:
         if self.placed is not None:
             return self.placed(config, array)
         return array.rows * array.cols if self.multiplies else 1
+
+    def works_on_scales(self, config: Any) -> bool:
+        """Whether a config of the wing works on activation scales that `calibrate_` measures."""
+        return not self.seedless or self.scaled(config)
 
     def repair(self, name: str) -> Repair | None:
         """The repair of a name, if the wing has it."""

@@ -168,7 +168,7 @@ def needing_scales(layers: Mapping[str, Iterable[Any]]) -> list[str]:
     return [
         name
         for name, options in layers.items()
-        if any(option is not None and not wing_of(option, "search").seedless for option in options)
+        if any(option is not None and wing_of(option, "search").works_on_scales(option) for option in options)
     ]
 
 

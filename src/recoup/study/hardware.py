@@ -22,7 +22,13 @@ def baseline_of(config: Config) -> Config | None:
 
 def needs_scales(config: Config | None) -> bool:
     """Whether hardware works on activation scales, which calibration images decide."""
-    return config is not None and not wing_of(config, "calibration").seedless
+    return config is not None and wing_of(config, "calibration").works_on_scales(config)
+
+
+def scaled_once_emulated(config: Config | None) -> bool:
+    """Whether a config works on activation scales, of a wing that is seedless otherwise: all its layers do, the first
+    and the last too, so they are calibrated once they are emulated."""
+    return needs_scales(config) and wing_of(config, "calibration").seedless
 
 
 def has_work(config: Config, model: nn.Module) -> bool:

@@ -27,7 +27,7 @@ from recoup.recalibrate import PAIRED
 from recoup.storage.digest import of_state
 from recoup.study.configs import Config
 from recoup.study.doubts import doubts
-from recoup.study.hardware import Hardware, baseline_of, has_work, name_of, needs_scales
+from recoup.study.hardware import Hardware, baseline_of, has_work, name_of, needs_scales, scaled_once_emulated
 from recoup.study.machine import check_device
 from recoup.study.progress import Display
 from recoup.study.recipe import Recipe
@@ -272,6 +272,9 @@ class Lab:
         if repaired is not None and repaired.on_baseline:
             elsewhere = self._measured_on_baseline(config, repaired, seed, batches)
         self._emulate(config)
+        if not isinstance(config, Policy) and scaled_once_emulated(config):
+            calibrate_(self.model, batches, activations=self.recipe.calibration.activations)
+            self._calibrated = None  # other hardware leaves the first and the last layer in float
         if elsewhere is not None:
             elsewhere.put(self.model)
         elif repaired is not None:
@@ -326,7 +329,8 @@ class Lab:
         """Whether a config, or a layer's own, works on activation scales."""
         if isinstance(config, Policy):
             return any(map(needs_scales, config.values()))
-        return any(needs_scales(hardware) for hardware in (config, *self.recipe.layers.values()))
+        own = () if scaled_once_emulated(config) else (config,)
+        return any(needs_scales(hardware) for hardware in (*own, *self.recipe.layers.values()))
 
     def _calibrate(self, seed: int, batches: Any, for_policies: bool) -> None:
         """Once a seed for all configs, and once for all policies, which choose other layers than the default."""

@@ -1,6 +1,7 @@
 """Tensor cores: the adders that ship in GPUs, bit for bit."""
 
 from recoup.tensorcore.attention_layers import attention
+from recoup.tensorcore.blocks import quantize_blocks
 from recoup.tensorcore.config import TensorCore
 from recoup.tensorcore.layers import TensorCoreConv1d, TensorCoreConv2d, TensorCoreLinear
 from recoup.tensorcore.ops import matmul
@@ -18,5 +19,6 @@ __all__ = [
     "correct_gain_",
     "matmul",
     "profile",
+    "quantize_blocks",
     "quantize_operand",
 ]

@@ -86,6 +86,13 @@ class TensorCoreAttention(AttentionUnit):
 
     config: TensorCore
 
+    def convert(self, config: TensorCore, layer: str) -> None:
+        super().convert(checked_config(config, f"layer {layer!r}"), layer)
+
+    def caveat(self) -> str | None:
+        calibrated = self.config.scale == "calibrated"
+        return "are attention products, whose operands are scaled call by call" if calibrated else None
+
     @property
     def floats(self) -> bool:
         return self.mode == "float"

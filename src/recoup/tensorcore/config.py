@@ -12,8 +12,15 @@ __all__ = ["OPERANDS", "OUTPUTS", "TensorCore"]
 
 Output = Literal["e8m13", "float32", "float16"]
 Order = Literal["ckk", "kkc"]
+Scale = Literal["call", "calibrated"]
 Nonfinite = Literal["error", "propagate"]
 OUTPUTS: tuple[str, ...] = get_args(Output)
+
+ScaleFormat = Literal["ue8m0", "ue4m3"]
+SCALES: dict[str, Float] = {"ue8m0": Float(0, -127, 127, subnormals=False), "ue4m3": Float.parse("e4m3fn")}
+"""Formats of block scales, which have no sign: powers of two, and e4m3's values without zero in the former."""
+SUMMED = 16
+"""Products of 4-bit operands that are summed exactly before they are scaled and aligned."""
 
 OPERANDS = ("e4m3fn", "e5m2", "e2m1fn", "float16", "bfloat16", "tf32")
 """Operand formats of the units."""
@@ -38,6 +45,11 @@ class TensorCore(Config):
     with e(x) the exponent of x, that of the smallest normal number for a subnormal one and -126 for zero: a product's
     exponent is the sum of its operands', not normalised. c starts at +0.
 
+    With ``block`` the scales' exponents join the products' in the same way. 4-bit products (both operands e2m1fn) are
+    first summed exactly by sixteens, and a sum has the exponents of its two scales alone:
+
+        t_j = s_A s_B (sum of a_i b_i over 16 k),   e_j = e(scale_A) + e(scale_B),   E = max(e(c), e_1, ..., e_G/16)
+
     Attributes:
         operands: format of a and b, or of each: ``e4m3fn``, ``e5m2``, ``e2m1fn``, ``float16``, ``bfloat16``, ``tf32``.
             Unlike an `LBA`'s they are part of the unit: `recoup.tensorcore.matmul` refuses other values.
@@ -51,13 +63,20 @@ class TensorCore(Config):
             (``propagate``).
         amax: what layers scale the largest magnitude of an operand, or gradient, to; None: the largest value of an 8 or
             4-bit format, and no scale for the others.
+        block: consecutive k that share a scale in each operand, 16 or 32 (`recoup.tensorcore.matmul`). None: none do.
+        scale_format: of those scales: ``ue8m0``, powers of two, or ``ue4m3``, for 4-bit operands in blocks of 16.
+        scale: where an activation's largest magnitude comes from. ``call``: the tensor's own, at every call;
+            ``calibrated``: the mean over the calibration images of the image's largest, which `recoup.calibrate_`
+            measures, so that results do not depend on what else is in the batch; larger values saturate. The operands
+            of an attention are scaled call by call in any case, weights by their own largest.
         order: in which k of a convolution follow each other: ``ckk`` (channel, row, column) as everywhere in recoup,
             ``kkc`` (row, column, channel) as in kernels for channels_last images.
         backward: the two products of the backward pass run in ``float32`` or on the ``unit``.
 
     Raises:
         RecoupError: a field outside these values, or a fraction and group that sums in 51 bits do not hold:
-            ``fraction + log2(4 group + 2) <= 51``.
+            ``fraction + log2(4 group + 2) <= 51``; calibrated scales for activations that have none; block
+            scales that a unit does not have, or beside outputs, scales and backward passes other than the usual ones.
 
     Source: the units' rule as published with MMA-Sim (Microsoft, arXiv 2511.10909), whose authors claim equality with
     the silicon; promotion as in CUTLASS. That c starts at +0 and that a bias is added afterwards are our definitions.
@@ -74,7 +93,10 @@ class TensorCore(Config):
     output: Output = "e8m13"
     promotion: int | None = None
     nonfinite: Nonfinite = "error"
+    block: Literal[16, 32] | None = None
+    scale_format: ScaleFormat | None = None
     amax: float | None = None
+    scale: Scale = "call"
     order: Order = "ckk"
     backward: Literal["float32", "unit"] = "float32"
 
@@ -104,8 +126,34 @@ class TensorCore(Config):
                     f"TensorCore(amax={self.amax!r}): amax must lie above 0 and at most at {top}, or None"
                 )
             self._set("amax", float(self.amax))
+        choice("TensorCore", "scale", self.scale, get_args(Scale))
+        if self.scale == "calibrated" and self.amax_of(self.pair[0]) is None:
+            raise RecoupError(
+                f"TensorCore(operands={self.operands!r}, scale='calibrated'): activations in {self.pair[0]} have no "
+                "scale: set amax, or leave scale out"
+            )
         choice("TensorCore", "order", self.order, get_args(Order))
         choice("TensorCore", "backward", self.backward, ("float32", "unit"))
+        self._check_blocks()
+
+    def _check_blocks(self) -> None:
+        if self.block is None and self.scale_format is None:
+            return
+        said = f"TensorCore(block={self.block!r}, scale_format={self.scale_format!r})"
+        fours = self.sums_sixteen
+        legal = {("ue8m0", 32)} | ({("ue8m0", 16), ("ue4m3", 16)} if fours else set())
+        if (self.scale_format, self.block) not in legal:
+            shown = " or ".join(f"{name} per {block}" for name, block in sorted(legal))
+            raise RecoupError(f"{said}: scales of operands {self.operands!r} are {shown}")
+        if any(name not in AMAX for name in self.pair):
+            raise RecoupError(f"{said}: operands of 16 bits have no block scales; got {self.operands!r}")
+        if fours and self.group % SUMMED:
+            raise RecoupError(f"{said}: group must be a multiple of {SUMMED} with 4-bit operands; got {self.group}")
+        plain = (self.output, self.amax, self.scale, self.backward) == ("float32", None, "call", "float32")
+        if not plain:
+            raise RecoupError(
+                f"{said}: block-scaled units have output='float32', amax=None, scale='call' and backward='float32'"
+            )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TensorCore":
@@ -119,6 +167,11 @@ class TensorCore(Config):
     def sum_bits(self) -> int:
         """Bits by which a group's sum may exceed a term's, and its sign."""
         return math.ceil(math.log2(4 * self.group + 2))
+
+    @property
+    def sums_sixteen(self) -> bool:
+        """Whether products are summed by sixteens before they are aligned: 4-bit operands with block scales."""
+        return self.block is not None and self.pair == ("e2m1fn", "e2m1fn")
 
     @property
     def pair(self) -> tuple[str, str]:
@@ -214,13 +267,31 @@ class TensorCore(Config):
         """Blackwell, FP8: sums to float32's own width."""
         return cls._preset(options, group=32, fraction=25, output="float32")
 
+    @classmethod
+    def blackwell_mxfp8(cls, **options: Any) -> "TensorCore":
+        """Blackwell, MXFP8: a power of two for every 32 of each operand."""
+        return cls._preset(options, group=32, fraction=25, output="float32", block=32, scale_format="ue8m0")
+
+    @classmethod
+    def blackwell_mxfp4(cls, **options: Any) -> "TensorCore":
+        """Blackwell, MXFP4: a power of two for every 32 of each operand."""
+        values = {"operands": "e2m1fn", "group": 64, "fraction": 35, "output": "float32"}
+        return cls._preset(options, **values, block=32, scale_format="ue8m0")
+
+    @classmethod
+    def blackwell_nvfp4(cls, **options: Any) -> "TensorCore":
+        """Blackwell, NVFP4: an e4m3 scale for every 16 of each operand."""
+        values = {"operands": "e2m1fn", "group": 64, "fraction": 35, "output": "float32"}
+        return cls._preset(options, **values, block=16, scale_format="ue4m3")
+
     def __repr__(self) -> str:
         """What differs from the defaults; it can be pasted back."""
         return self._changed()
 
 
 def _checked_operands(operands: Any) -> str | tuple[str, str]:
-    names = tuple(operands) if isinstance(operands, tuple | list) else (operands,)
+    given = tuple(operands) if isinstance(operands, tuple | list) else (operands,)
+    names = tuple("e2m1fn" if name == "e2m1" else name for name in given)
     if len(names) > 2 or not names or any(name not in OPERANDS for name in names):
         raise RecoupError(
             f"TensorCore(operands={operands!r}): operands must be one of {', '.join(map(repr, OPERANDS))}, or two of "

@@ -6,11 +6,16 @@ Each is its torch counterpart with the same constructor, parameters and state_di
     y = gain * s_x s_w unit(Q(x / s_x), Q(w / s_w)) + bias
 
 8-bit operands are scaled, activations per tensor and weights per output channel; float16, bfloat16 and TF32 are not.
-Scales, gain and bias are float32, outside the unit.
+Scales, gain and bias are float32, outside the unit. An activation's scale is that of the call, or calibrated:
+
+    s_x = max|x| / amax    or    s_x = fl32(activation_scale steps / amax),  steps = 255 for unsigned codes, else 127
+
+where activation_scale steps is what `recoup.calibrate_` measured: the mean over its images of the largest magnitude.
 """
 
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,6 +24,7 @@ from recoup.errors import RecoupError
 from recoup.gains import Gained
 from recoup.network.checks import as_float32, float32_products, one_device, strided
 from recoup.network.convolution import Geometry, Padded, as_2d
+from recoup.network.scales import Scaled
 from recoup.tensorcore.config import TensorCore
 from recoup.tensorcore.ops import EMULATION, checked_config, product
 from recoup.tensorcore.quantizers import quantize_operand
@@ -27,20 +33,29 @@ FLOAT16_ENDS = 65504.0
 COLUMNS_BYTES = 1 << 27  # of im2col, where no gradient asks for the whole
 
 
-class TensorCoreLayer(Gained):
+class TensorCoreLayer(Scaled, Gained):
     """What the layers share.
 
     Attributes:
         gain: float32 [O], what the unit's output is multiplied by (`recoup.tensorcore.correct_gain_`), or None.
+        activation_scale, activation_zero: what `recoup.calibrate_` measured, for ``scale="calibrated"``.
     """
+
+    extras: ClassVar[tuple[str, ...]] = Gained.extras
 
     tells_baseline = True
     range_remedy = "; TensorCore(amax=16) keeps sums of scaled operands within float16"
 
     config: TensorCore
 
+    @property
+    def travelling(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Scales travel with the units that have them."""
+        scaled = self.config.scale == "calibrated"
+        return (*Gained.travelling, *Scaled.travelling) if scaled else Gained.travelling
+
     def convert(self, config: TensorCore, layer: str) -> None:
-        super().convert(config, layer)
+        super().convert(checked_config(config, f"layer {layer!r}"), layer)
         if self.weight.dtype != torch.float32:
             raise RecoupError(f"{self.title}: {EMULATION} takes float32 weights; got {self.weight.dtype}")
         self.begin_without_gain()
@@ -56,9 +71,28 @@ class TensorCoreLayer(Gained):
         one_device(self.title, x, self.weight)
         first, second = self.config.pair
         every = tuple(range(1, self.weight.dim()))
-        x, x_scale = quantize_operand(x, first, self.config.amax_of(first), None)
+        x, x_scale = quantize_operand(x, first, self.config.amax_of(first), None, scale=self._calibrated())
         w, w_scale = quantize_operand(self.matrix, second, self.config.amax_of(second), every)
         return x, w, x_scale.flatten() * w_scale.flatten()
+
+    def _calibrated(self) -> float | None:
+        """The activations' calibrated scale; None: the call's own."""
+        if self.config.scale == "call":
+            return None
+        if self.activation_scale is None:
+            raise RecoupError(
+                f"{self.title} has no activation scale, which TensorCore(scale='calibrated') needs: run "
+                "calibrate_(model, batches) once the model is emulated, or before it with "
+                f"layers={{{self.layer!r}: True}}"
+            )
+        amax = self.config.amax_of(self.config.pair[0])
+        assert amax is not None  # the config sees to it
+        steps = 127 if self.activation_zero else 255
+        return float(np.float32(float(self.activation_scale) * steps / amax))
+
+    def rescaled(self) -> None:
+        if self.config.scale == "calibrated":
+            self.gain = None  # it belonged to the old scale
 
     @property
     def emulates(self) -> bool:
@@ -156,7 +190,7 @@ class _Convolution(TensorCoreLayer, Padded):
         if self.config.order == "kkc":
             columns, rows = (self._kkc(columns, w, 1), self._kkc(rows.mT, w, 1).mT)
         first, second = self.config.pair  # of activations and weights, which here come first
-        code = self.config.code if first == second else self.config.replace(operands=(second, first)).code
+        code = self.config.code if first == second else self.config.replace(operands=(second, first), scale="call").code
         y = product(rows, columns, code, self.title, "weight input")
         return y.reshape(w.shape[0], N, h, width).transpose(0, 1).contiguous()
 

@@ -1,18 +1,18 @@
 """The tensor core's product as a torch operator."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from recoup.errors import RecoupError
-from recoup.kernels.operators import named, on_device, register
+from recoup.kernels.operators import named, needs_triton, on_device, register
 from recoup.network.checks import instance, one_device
 from recoup.network.matrices import check_pair, one_batch
-from recoup.tensorcore import cpu, reference
+from recoup.tensorcore import block_ops, cpu, reference
 from recoup.tensorcore.config import TensorCore
-from recoup.tensorcore.emit import NOT_FINITE, NOT_IN_FORMAT
 from recoup.tensorcore.quantizers import for_gradient
 
 __all__ = ["EMULATION", "batched", "checked_config", "matmul", "product"]
@@ -33,15 +33,17 @@ def matmul(
         b: float32 [..., K, N], values of the format of b; batch dimensions broadcast as in torch.matmul.
         config: the unit.
         scale_a, scale_b: float32 [..., M, 1] and [..., 1, N], or numbers: the result is multiplied by their product,
-            one rounding for that and one for the result. They do not enter the sum.
+            one rounding for that and one for the result. They do not enter the sum. Of a unit with block scales
+            float32 [..., M, S] and [..., S, N], S = ceil(K / config.block), values of ``config.scale_format``, both
+            required: they are part of the sum (`recoup.tensorcore.quantize_blocks` makes them).
 
     Returns:
         float32 [..., M, N], the accumulator's values: the same bits for every number of threads. Zeros are +0. K = 0
         gives zeros.
 
     Raises:
-        RecoupError: other dtypes, shapes that do not fit, values that the operand formats do not have, NaN or infinity
-            (unless ``config.nonfinite`` is ``propagate``), a device other than the CPU.
+        RecoupError: other dtypes, shapes that do not fit, values that the operand and scale formats do not have, NaN or
+            infinity (unless ``config.nonfinite`` is ``propagate``), a device other than the CPU and CUDA.
 
     >>> a, b = torch.ones(1, 65536), torch.full((65536, 1), 2.0**-9)  # 128 in all
     >>> matmul(a, b, TensorCore.hopper_fp8()).item()  # from 32 on every product is below the last bit
@@ -50,6 +52,8 @@ def matmul(
     128.0
     """
     _check(a, b, config)
+    if config.block is not None:
+        return block_ops.matmul(a, b, scale_a, scale_b, config)
     y = batched(a, b, config.code, "tensorcore.matmul", "a b")
     if scale_a is None and scale_b is None:
         return y
@@ -63,8 +67,11 @@ def _check(a: Any, b: Any, config: Any) -> None:
 
 
 def checked_config(config: Any, owner: str) -> TensorCore:
-    """A unit, Hopper's FP8 for None; an error for anything else."""
-    return TensorCore() if config is None else instance(config, TensorCore, owner, "config", EXAMPLE)
+    """A unit for a layer, Hopper's FP8 for None; an error for anything else."""
+    found = TensorCore() if config is None else instance(config, TensorCore, owner, "config", EXAMPLE)
+    if found.block is not None:
+        raise RecoupError(f"{owner}: {found!r} has block scales, which only recoup.tensorcore.matmul takes, no layer")
+    return found
 
 
 def batched(a: Tensor, b: Tensor, code: str, layer: str, names: str) -> Tensor:
@@ -80,15 +87,33 @@ def _product(a: Tensor, b: Tensor, config: str, layer: str, names: str) -> Tenso
         for x, name in zip((a, b), names.split(), strict=True):
             if x.dtype != torch.float32 or x.layout != torch.strided:
                 raise RecoupError(f"{name} must be a dense float32 tensor; got {x.dtype} {list(x.shape)}")
-        on_device(a.device, EMULATION, lambda: None, _no_gpu)
-        y = a.new_empty(a.shape[0], a.shape[1], b.shape[2])
-        for index in range(a.shape[0]):
-            y[index] = _one(a[index], b[index], unit, names)
+        products = on_device(a.device, EMULATION, lambda: _on_cpu, _on_gpu)
+        if 0 in (*a.shape, *b.shape):
+            return a.new_zeros(a.shape[0], a.shape[1], b.shape[2])
+        a, b = a.detach(), b.detach()
+        y, faults = products(a, b, unit)
+        if faults:
+            for index in range(len(y)):
+                y[index] = _looked_into(y[index], a[index], b[index], unit, names, products)
         return y
 
 
-def _no_gpu() -> None:
-    raise RecoupError("tensor core emulation has no CUDA kernels yet: move model and data to the CPU")
+Products = Callable[[Tensor, Tensor, TensorCore], tuple[Tensor, int]]
+"""float32 [B, M, K] x [B, K, N] -> float32 [B, M, N] and the operands' faults."""
+
+
+def _on_cpu(a: Tensor, b: Tensor, unit: TensorCore) -> tuple[Tensor, int]:
+    y, faults = a.new_empty(a.shape[0], a.shape[1], b.shape[2]), 0
+    for index in range(len(y)):
+        y[index], found = cpu.products(a[index], b[index], unit)
+        faults |= found
+    return y, faults
+
+
+def _on_gpu() -> Products:
+    with needs_triton("tensor core emulation needs"):
+        from recoup.tensorcore import gpu
+    return gpu.products
 
 
 def _product_fake(a, b, config, layer, names):
@@ -96,15 +121,10 @@ def _product_fake(a, b, config, layer, names):
     return a.new_empty(a.shape[0], a.shape[1], b.shape[2])
 
 
-def _one(a: Tensor, b: Tensor, unit: TensorCore, names: str) -> Tensor:
-    """One matrix of a batch."""
-    if 0 in (*a.shape, *b.shape):
-        return a.new_zeros(a.shape[0], b.shape[1])
-    a, b = a.detach(), b.detach()
-    y, faults = cpu.products(a, b, unit)
-    if faults & NOT_IN_FORMAT:
-        _refuse_foreign(a, b, unit, names)
-    if not faults & NOT_FINITE:
+def _looked_into(y: Tensor, a: Tensor, b: Tensor, unit: TensorCore, names: str, products: Products) -> Tensor:
+    """One matrix of a batch that has faults: what y becomes, or an error."""
+    _refuse_foreign(a, b, unit, names)
+    if bool(a.isfinite().all() & b.isfinite().all()):
         return y
     for x, name, form in zip((a, b), names.split(), unit.pair, strict=True):
         count = int((~x.isfinite()).sum())
@@ -113,7 +133,7 @@ def _one(a: Tensor, b: Tensor, unit: TensorCore, names: str) -> Tensor:
                 f"{name} has {count} elements that are NaN or infinite; TensorCore(nonfinite='propagate') lets them "
                 f"through, infinities where the format {form} has them"
             )
-    return _propagated(a, b, unit)
+    return _propagated(a, b, unit, products)
 
 
 def _refuse_foreign(a: Tensor, b: Tensor, unit: TensorCore, names: str) -> None:
@@ -125,9 +145,10 @@ def _refuse_foreign(a: Tensor, b: Tensor, unit: TensorCore, names: str) -> None:
             )
 
 
-def _propagated(a: Tensor, b: Tensor, unit: TensorCore) -> Tensor:
+def _propagated(a: Tensor, b: Tensor, unit: TensorCore, products: Products) -> Tensor:
     """Products of operands with NaN or infinities: NaN operands, 0 x inf and inf - inf give NaN, else the infinity."""
-    y, _ = cpu.products(torch.where(a.isfinite(), a, 0.0), torch.where(b.isfinite(), b, 0.0), unit)
+    left, right = (torch.where(x.isfinite(), x, 0.0)[None] for x in (a, b))
+    y = products(left, right, unit)[0][0]
     overflowed = ~y.isfinite()
 
     def counted(left: Tensor, right: Tensor) -> Tensor:
@@ -158,7 +179,7 @@ def _gradient(ctx: Any, grad: Tensor) -> tuple:
         return *grads, None, None, None
     g, scale, name = for_gradient(grad, unit)
     layer, (first, second) = f"{ctx.layer}, backward", unit.pair
-    left, right = (unit.replace(operands=pair, amax=None) for pair in ((name, second), (first, name)))
+    left, right = (unit.replace(operands=pair, amax=None, scale="call") for pair in ((name, second), (first, name)))
     grad_a = product(g, b.mT, left.code, layer, "grad b") * scale if needs[0] else None
     grad_b = product(a.mT, g, right.code, layer, "a grad") * scale if needs[1] else None
     return grad_a, grad_b, None, None, None

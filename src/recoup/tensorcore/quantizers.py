@@ -1,5 +1,7 @@
 """What software does to weights, activations and gradients before the unit: a scale, and the operand's format."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,9 @@ __all__ = ["for_gradient", "quantize_operand"]
 GRADIENT = "e5m2"  # gradients of 8-bit units: range before precision
 
 
-def quantize_operand(x: Tensor, name: str, amax: float | None, dims: tuple[int, ...] | None) -> tuple[Tensor, Tensor]:
+def quantize_operand(
+    x: Tensor, name: str, amax: float | None, dims: tuple[int, ...] | None, *, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
     """A weight or activation as an operand:
 
         s = max|x| / amax,   y = Q(x / s)
@@ -27,13 +31,15 @@ def quantize_operand(x: Tensor, name: str, amax: float | None, dims: tuple[int, 
         name: the operand format.
         amax: what the largest magnitude becomes; None: no scale.
         dims: dimensions that share a scale; None: all, one scale for the tensor.
+        scale: s, a float32 value above 0, where it is known already; x's own magnitudes then have no say.
 
     Returns:
         y, and s with those dimensions kept at size 1. The gradient passes straight through Q; s is a constant. NaN and
         infinities stay what they are, for the unit to refuse or to propagate; max|x| is of the finite elements.
 
     Raises:
-        RecoupError: no float32 tensor, a name that is no format, an amax that is not above 0 or beyond the format.
+        RecoupError: no float32 tensor, a name that is no format, an amax that is not above 0 or beyond the format, a
+            scale that is not above 0.
     """
     strided(x, "quantize_operand", "x")
     if x.dtype != torch.float32:
@@ -45,15 +51,27 @@ def quantize_operand(x: Tensor, name: str, amax: float | None, dims: tuple[int, 
         raise RecoupError(f"quantize_operand(amax={amax!r}): amax must lie above 0 and at most at {top}, or None")
     if dims is not None and not (isinstance(dims, tuple) and all(d in range(-x.dim(), x.dim()) for d in dims)):
         raise RecoupError(f"quantize_operand(dims={dims!r}): dims must be a tuple of dimensions of {list(x.shape)}")
+    if scale is not None:
+        return _scaled(x, form, scale)
     if amax is None:
-        scale = x.new_ones([1] * x.dim())
+        every_scale = x.new_ones([1] * x.dim())
     else:
         magnitude = x.detach().abs().nan_to_num(0.0, 0.0)
         every = tuple(range(x.dim())) if dims is None else dims
         top = magnitude.amax(every, keepdim=True) if x.numel() else x.new_zeros([1] * x.dim())
-        scale = torch.where(top > 0, top / amax, 1.0).clamp_min(torch.finfo(torch.float32).tiny)
-        x = x / scale
-    return torch.where(x.isfinite(), quantize(x, form), x), scale
+        # By a plain number CUDA would multiply with the reciprocal: the divisor is a tensor.
+        every_scale = torch.where(top > 0, top / top.new_full((), amax), 1.0).clamp_min(torch.finfo(torch.float32).tiny)
+        x = x / every_scale
+    return torch.where(x.isfinite(), quantize(x, form), x), every_scale
+
+
+def _scaled(x: Tensor, form: Float, scale: float) -> tuple[Tensor, Tensor]:
+    """By a scale that is known; what the division leaves beyond float32 saturates too."""
+    if not (is_number(scale) and 0 < scale < math.inf):
+        raise RecoupError(f"quantize_operand(scale={scale!r}): scale must be a number above 0, or None")
+    top, divisor = torch.finfo(torch.float32).max, x.new_full([1] * x.dim(), scale)
+    y = quantize((x / divisor).clamp(-top, top), form)
+    return torch.where(x.isfinite(), y, x), divisor
 
 
 def for_gradient(grad: Tensor, unit: TensorCore) -> tuple[Tensor, Tensor, str]:

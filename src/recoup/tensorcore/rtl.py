@@ -45,8 +45,10 @@ def build(config: TensorCore) -> Module:
     Raises:
         RecoupError: operands of which sums may overflow or become subnormal (bfloat16, tf32), or ``output="float16"``,
             whose infinities are not built; ``promotion``, a float32 adder beside the unit that works every
-            ``promotion / group`` steps; ``nonfinite="propagate"``.
+            ``promotion / group`` steps; ``nonfinite="propagate"``; block scales.
     """
+    if config.block is not None:
+        raise RecoupError(f"silicon: {config!r}: block scales are not built into the adder")
     for name in config.pair:
         if name not in BUILT:
             raise RecoupError(

@@ -46,10 +46,17 @@ def title(config: TensorCore) -> str:
     """
     parts = [" x ".join(dict.fromkeys(config.pair)), f"{config.group} at once in {config.fraction} bits"]
     parts.append(f"to {config.output}")
+    parts += [f"{config.scale_format} per {config.block}"] if config.block else []
     parts += [f"promoted every {config.promotion}"] if config.promotion else []
     parts += [f"amax {config.amax:g}"] if config.amax else []
+    parts += ["calibrated scales"] if config.scale == "calibrated" else []
     parts += [f"order {config.order}"] if config.order != "ckk" else []
     return ", ".join(parts)
+
+
+def calibrated(config: TensorCore) -> bool:
+    """Whether a unit's layers work on activation scales that `recoup.calibrate_` measures."""
+    return config.scale == "calibrated"
 
 
 def cost(site: Site, config: TensorCore, array: Array) -> Spent:
@@ -105,4 +112,5 @@ CARD = Card(
     float_only=(nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear, nn.MultiheadAttention),
     float_only_note="MultiheadAttention: its inner products",
     trains=True,
+    scaled=calibrated,
 )

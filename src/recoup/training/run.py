@@ -32,7 +32,7 @@ from recoup.storage.folder import make, reserve
 from recoup.storage.lock import Lock
 from recoup.storage.statefile import kind_and_text, readable
 from recoup.study.configs import as_config
-from recoup.study.hardware import needs_scales
+from recoup.study.hardware import needs_scales, scaled_once_emulated
 from recoup.training.checkpoint import FILE as CHECKPOINT
 from recoup.training.loop import LOG, Settings, Stage, train
 from recoup.training.pipelined import FILE as PIPELINE
@@ -243,15 +243,19 @@ def _images(recipe: TrainingRecipe) -> tuple[Dataset, Dataset]:
 
 def _calibrate(model: nn.Module, recipe: TrainingRecipe, data: Dataset) -> None:
     """Activation scales from training images, where the hardware works on them; they outlast `restore_`."""
-    if not any(map(needs_scales, recipe.configs)):
+    late = scaled_once_emulated(recipe.config)
+    if not any(map(needs_scales, recipe.layers.values() if late else recipe.configs)):
         return
     own = assigned(model, recipe.layers, "recoup train")
     chosen: dict[str, bool | None] = {name: True for name, config in own.items() if needs_scales(config)}
     chosen |= {key: None for key, config in recipe.layers.items() if config is None}
-    if not needs_scales(recipe.config):
+    if late or not needs_scales(recipe.config):
         chosen["re:.*"] = None
-    images = data.subset(min(recipe.calibration_images, len(data)), recipe.seed)
-    calibrate_(model, images.batches(recipe.batch_size), chosen)
+    calibrate_(model, _calibration(recipe, data), chosen)
+
+
+def _calibration(recipe: TrainingRecipe, data: Dataset) -> Any:
+    return data.subset(min(recipe.calibration_images, len(data)), recipe.seed).batches(recipe.batch_size)
 
 
 def _accuracy_before(model: nn.Module, recipe: TrainingRecipe, test: Dataset) -> dict[str, float]:
@@ -302,6 +306,8 @@ def _check_fits(recipe: TrainingRecipe, model: nn.Module, data: Dataset, test: D
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RecoupWarning)  # said when it is emulated to stay
             emulate_(model, recipe.config, recipe.layers)
+            if scaled_once_emulated(recipe.config):
+                calibrate_(model, _calibration(recipe, data))
             restore_(model)
 
 
