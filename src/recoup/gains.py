@@ -3,20 +3,24 @@
     gain_o = <z_o, y_o> / <y_o, y_o>
 
 with y the unit's output and z that of the same operands summed in float32, both before the bias: the factor that leaves
-the least squared error.
+the least squared error. Under ``weigh="rows"`` both products weigh a row (a token or a place, with all its channels) by
+one over its mean z^2, so that all rows count alike: in a transformer a few tokens are several times as large as the
+others, and the norm behind the layer takes the size away.
 
-Source: our own; truncation's systematic shrink is measured in docs/lba.md.
+Source: our own; truncation's systematic shrink is measured in docs/lba.md, what weighing is for in
+docs/sentence-encoder.md.
 """
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 from recoup.errors import RecoupError, RecoupWarning
+from recoup.fields import choice
 from recoup.network import ledger
 from recoup.network.batches import call, prepared
 from recoup.network.batches import count as images_in
@@ -26,9 +30,11 @@ from recoup.network.reached import watching
 from recoup.network.wing import Repair
 from recoup.recalibrate import PAIRED
 
-__all__ = ["Gained", "fit_gains_", "gain_repairs"]
+__all__ = ["Gained", "Per", "Weigh", "fit_gains_", "gain_repairs"]
 
 M = TypeVar("M", bound=nn.Module)
+Per = Literal["channel", "layer"]
+Weigh = Literal["outputs", "rows"]
 
 
 class Gained(Emulated):
@@ -73,7 +79,7 @@ class Gained(Emulated):
 
 
 def fit_gains_(
-    model: M, layers: Mapping[str, Gained], batches: Iterable[Any], per: Literal["channel", "layer"], progress: bool
+    model: M, layers: Mapping[str, Gained], batches: Iterable[Any], per: Per, weigh: Weigh, progress: bool
 ) -> M:
     """Fit the gains of some layers, in closed form, in one pass over the batches: a layer's gain is in force as soon as
     it is known, so the layers behind it see repaired inputs, and it is refined with every batch.
@@ -83,6 +89,7 @@ def fit_gains_(
         layers: of the model.
         batches: inputs as the network will see them.
         per: ``channel`` or ``layer``.
+        weigh: ``outputs``, every output's square counts; ``rows``, every row counts alike.
         progress: whether to show a progress bar.
 
     Raises:
@@ -93,6 +100,7 @@ def fit_gains_(
         RecoupWarning: channels whose output was zero throughout; they keep gain 1. Outputs that were NaN or infinite,
             which are left out. Layers that never ran.
     """
+    choice("correct_gain_", "weigh", weigh, get_args(Weigh))
     if per not in ("channel", "layer"):
         raise RecoupError(f"correct_gain_(per={per!r}): per must be 'channel' or 'layer'")
     ledger.refuse_after_statistics(model, "correct_gain_")
@@ -103,7 +111,7 @@ def fit_gains_(
             "truncated: set mode = 'emulate' first"
         )
     before = {name: {"gain": layer.gain} for name, layer in layers.items()}
-    fits = {name: _Fit(layer, per) for name, layer in layers.items()}
+    fits = {name: _Fit(layer, per, weigh) for name, layer in layers.items()}
     images = 0
     with ledger.whole(model), _observing(layers, {name: fit.observe for name, fit in fits.items()}):
         for layer in layers.values():
@@ -156,8 +164,8 @@ def _observing(layers: Mapping[str, nn.Module], watch: Mapping[str, Callable[...
 class _Fit:
     """Running sums of one layer, in float64."""
 
-    def __init__(self, layer: Gained, per: str) -> None:
-        self.layer, self.per, self.infinite, self.seen = layer, per, 0, False
+    def __init__(self, layer: Gained, per: Per, weigh: Weigh = "outputs") -> None:
+        self.layer, self.per, self.weigh, self.infinite, self.seen = layer, per, weigh, 0, False
         self.cross = self.square = torch.zeros(layer.matrix.shape[0], dtype=torch.float64, device=layer.weight.device)
 
     def observe(self, layer: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
@@ -177,8 +185,9 @@ class _Fit:
         if not bool(good.all()):
             self.infinite += int((~good).sum())
             y, z = y.where(good, 0.0), z.where(good, 0.0)
-        self.cross = self.cross + (y * z).sum(others)
-        self.square = self.square + (y * y).sum(others)
+        weight = _of_rows(z, dim) if self.weigh == "rows" else 1.0
+        self.cross = self.cross + (weight * y * z).sum(others)
+        self.square = self.square + (weight * y * y).sum(others)
         self.seen = True
         return raw * self.gain.view(shape) + offset
 
@@ -195,8 +204,14 @@ class _Fit:
         return int((self.square == 0).sum())
 
 
+def _of_rows(z: Tensor, dim: int) -> Tensor:
+    """One over the mean square of each row, with its channels in ``dim``; 0 for a row of zeros."""
+    square = z.square().mean(dim, keepdim=True)
+    return torch.where(square > 0, 1 / square, 0.0)
+
+
 def gain_repairs(
-    correct: Callable[[nn.Module, Iterable[Any], Literal["channel", "layer"]], object],
+    correct: Callable[[nn.Module, Iterable[Any], Per], object],
 ) -> tuple[Repair, Repair, Repair]:
     """A wing's repairs by ``correct(model, batches, per)``: a gain per layer, one per channel, and that one paired."""
     per_layer = Repair(
