@@ -5,19 +5,24 @@
 with y the unit's output without a gain, p the part of it that the gain multiplies and z what the output should be: the
 factor that leaves the least squared error. Of sums p is the output before the bias, y - bias, so that z - (y - p) is
 z - bias, z being that of the same operands summed in float32; of norms over features p is gamma xhat.
+Under ``weigh="rows"`` both products weigh a row (a token or a place, with all its channels) by one over its mean z^2, so
+that all rows count alike: in a transformer a few tokens are several times as large as the others, and the norm behind
+the layer takes the size away.
 
-Source: our own; truncation's systematic shrink is measured in docs/lba.md.
+Source: our own; truncation's systematic shrink is measured in docs/lba.md, what weighing is for in
+docs/sentence-encoder.md.
 """
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 from recoup.errors import RecoupError, RecoupWarning
+from recoup.fields import choice
 from recoup.network import ledger
 from recoup.network.batches import call, prepared
 from recoup.network.batches import count as images_in
@@ -27,9 +32,11 @@ from recoup.network.reached import watching
 from recoup.network.wing import Repair
 from recoup.recalibrate import PAIRED
 
-__all__ = ["Gained", "Seen", "fit_gains_", "gain_repair", "gain_repairs", "tell"]
+__all__ = ["Gained", "Per", "Seen", "Weigh", "fit_gains_", "gain_repair", "gain_repairs", "tell"]
 
 M = TypeVar("M", bound=nn.Module)
+Per = Literal["channel", "layer"]
+Weigh = Literal["outputs", "rows"]
 
 
 class Seen(NamedTuple):
@@ -126,7 +133,8 @@ def fit_gains_(
     model: M,
     layers: Mapping[str, Gained],
     batches: Iterable[Any],
-    per: Literal["channel", "layer"],
+    per: Per,
+    weigh: Weigh,
     progress: bool,
     verb: str = "correct_gain_",
 ) -> M:
@@ -138,6 +146,7 @@ def fit_gains_(
         layers: of the model.
         batches: inputs as the network will see them.
         per: ``channel`` or ``layer``.
+        weigh: ``outputs``, every output's square counts; ``rows``, every row counts alike.
         progress: whether to show a progress bar.
         verb: what messages and the ledger call it.
 
@@ -149,6 +158,7 @@ def fit_gains_(
         RecoupWarning: channels whose output was zero throughout; they keep gain 1. Outputs that were NaN or infinite,
             which are left out. Layers that never ran.
     """
+    choice("correct_gain_", "weigh", weigh, get_args(Weigh))
     if per not in ("channel", "layer"):
         raise RecoupError(f"{verb}(per={per!r}): per must be 'channel' or 'layer'")
     ledger.refuse_after_statistics(model, verb)
@@ -159,7 +169,7 @@ def fit_gains_(
             "truncated: set mode = 'emulate' first"
         )
     before = {name: {"gain": layer.gain} for name, layer in layers.items()}
-    fits = {name: _Fit(layer, per) for name, layer in layers.items()}
+    fits = {name: _Fit(layer, per, weigh) for name, layer in layers.items()}
     images = 0
     with ledger.whole(model), _observing(layers, {name: fit.observe for name, fit in fits.items()}):
         for layer in layers.values():
@@ -209,8 +219,8 @@ def _observing(layers: Mapping[str, nn.Module], watch: Mapping[str, Callable[...
 class _Fit:
     """Running sums of one layer, in float64."""
 
-    def __init__(self, layer: Gained, per: str) -> None:
-        self.layer, self.per, self.infinite, self.seen = layer, per, 0, False
+    def __init__(self, layer: Gained, per: Per, weigh: Weigh = "outputs") -> None:
+        self.layer, self.per, self.weigh, self.infinite, self.seen = layer, per, weigh, 0, False
         place = next((parameter.device for parameter in layer.parameters()), None)  # a norm may have none
         zeros = torch.zeros(layer.channels, dtype=torch.float64, device=place)
         self.cross = self.square = self.bare = self.repaired = zeros
@@ -224,8 +234,9 @@ class _Fit:
             self.infinite += int((~good).sum())
             p, z = p.where(good, 0.0), z.where(good, 0.0)
         others = [i for i in range(p.dim()) if i != seen.dim % p.dim()]
-        self.cross = self.cross.to(p.device) + (p * z).sum(others)
-        self.square = self.square.to(p.device) + (p * p).sum(others)
+        weight = _of_rows(z, seen.dim) if self.weigh == "rows" else 1.0
+        self.cross = self.cross.to(p.device) + (weight * p * z).sum(others)
+        self.square = self.square.to(p.device) + (weight * p * p).sum(others)
         self.seen = True
         y = layer.gained(self._factor.float(), seen, output, args, kwargs)
         if layer.rounds_gained:
@@ -256,6 +267,12 @@ class _Fit:
         return int((self.square == 0).sum())
 
 
+def _of_rows(z: Tensor, dim: int) -> Tensor:
+    """One over the mean square of each row, with its channels in ``dim``; 0 for a row of zeros."""
+    square = z.square().mean(dim, keepdim=True)
+    return torch.where(square > 0, 1 / square, 0.0)
+
+
 def gain_repair(
     unit: str,
     meaning: str,
@@ -270,7 +287,7 @@ def gain_repair(
 
 
 def gain_repairs(
-    correct: Callable[[nn.Module, Iterable[Any], Literal["channel", "layer"]], object],
+    correct: Callable[[nn.Module, Iterable[Any], Per], object],
 ) -> tuple[Repair, Repair, Repair]:
     """A wing's repairs by ``correct(model, batches, per)``: a gain per layer, one per channel, and that one paired."""
     per_layer = gain_repair(

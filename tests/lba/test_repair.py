@@ -29,11 +29,12 @@ def one_layer(layer) -> Any:
     return model
 
 
+@pytest.mark.parametrize("weigh", ["outputs", "rows"])
 @pytest.mark.parametrize("per", ["channel", "layer"])
 @pytest.mark.parametrize(
     ("layer", "shape"), [(nn.Linear(40, 5), (30, 40)), (nn.Conv2d(4, 6, 3, groups=2, bias=False), (3, 4, 8, 8))]
 )
-def test_gain_is_the_least_squares_factor(layer, shape, per):
+def test_gain_is_the_least_squares_factor(layer, shape, per, weigh):
     torch.manual_seed(0)
     model, batches = one_layer(layer), [torch.randn(shape).relu() for _ in range(2)]
     inner = model[0]
@@ -45,10 +46,29 @@ def test_gain_is_the_least_squares_factor(layer, shape, per):
                 kept.append(model(x).movedim(1, -1).reshape(-1, inner.weight.shape[0]).double().numpy() - bias)
     y, z = (np.concatenate(kept) for kept in sums)
     axis = 0 if per == "channel" else None
-    expected = np.broadcast_to((y * z).sum(axis) / (y * y).sum(axis), inner.weight.shape[:1])
-    lba.correct_gain_(model, batches, per)
+    weight = 1 / np.square(z).mean(1, keepdims=True) if weigh == "rows" else 1
+    expected = np.broadcast_to((weight * y * z).sum(axis) / (weight * y * y).sum(axis), inner.weight.shape[:1])
+    lba.correct_gain_(model, batches, per, weigh=weigh)
     np.testing.assert_allclose(inner.gain.numpy(), expected, rtol=1e-5)  # the hook subtracts the bias in float32
-    assert inner.gain.mean() > 1.02  # truncation shrinks
+    assert weigh == "rows" or inner.gain.mean() > 1.02  # truncation shrinks
+
+
+def test_one_token_of_a_thousand_whose_products_saturate_decides_a_gain_unless_rows_count_alike():
+    """As in trained transformers: the first token of a line is far larger than the others."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(32, 4, bias=False), torch.randn(1000, 32)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(4, 32))
+        x[0] = 200 * layer.weight[0]
+        model = rc.emulate_(nn.Sequential(layer).eval(), LBA.m7e4())
+        lba.correct_gain_(model, [x])
+        assert layer.gain[0] > 10
+        lba.correct_gain_(model, [x], weigh="rows")
+        assert 1 < layer.gain[0] < 1.3
+        lba.correct_gain_(model, [x[1:], torch.zeros(3, 32)], weigh="rows")  # a row of zeros has no say
+        assert bool(((layer.gain > 1) & (layer.gain < 1.1)).all())
+    with pytest.raises(RecoupError, match=r"weigh='row'\): weigh must be one of 'outputs', 'rows'"):
+        lba.correct_gain_(model, [x], weigh="row")  # type: ignore[arg-type]
 
 
 def test_gain_reduces_the_error_and_can_be_taken_back():

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
 from recoup.errors import RecoupError
 from recoup.fields import boolean
 from recoup.formats import Float
-from recoup.gains import fit_gains_, gain_repairs
+from recoup.gains import Per, Weigh, fit_gains_, gain_repairs
 from recoup.lba.attention_layers import LBAAttention
 from recoup.lba.config import LBA
 from recoup.lba.layers import LBALayer
@@ -41,7 +41,7 @@ def _check_any(found: Mapping[str, nn.Module], purpose: str) -> None:
 
 
 def correct_gain_(
-    model: M, batches: Iterable[Any], per: Literal["channel", "layer"] = "channel", *, progress: bool = False
+    model: M, batches: Iterable[Any], per: Per = "channel", *, weigh: Weigh = "outputs", progress: bool = False
 ) -> M:
     """Undo the shrink of truncated sums by one factor per output channel, or per layer, in closed form.
 
@@ -55,6 +55,8 @@ def correct_gain_(
         model: with LBA layers; it runs in eval mode. Gains of an earlier call are replaced.
         batches: inputs as the network will see them.
         per: ``channel`` or ``layer``.
+        weigh: ``outputs``, every output's square counts; ``rows``, every row counts alike (a token, a place, with all
+            its channels): for transformers, a few of whose tokens are far larger than the others (`recoup.gains`).
         progress: whether to show a progress bar.
 
     Returns:
@@ -69,7 +71,7 @@ def correct_gain_(
 
     Source: our own; truncation's systematic shrink is measured in docs/lba.md.
     """
-    return fit_gains_(model, lba_layers(model, "correct_gain_"), batches, per, progress)
+    return fit_gains_(model, lba_layers(model, "correct_gain_"), batches, per, weigh, progress)
 
 
 def fitted_chunk(terms: int) -> int:

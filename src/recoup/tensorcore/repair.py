@@ -1,12 +1,12 @@
 """What wins accuracy back on tensor cores: gains."""
 
 from collections.abc import Iterable
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
 from recoup.errors import RecoupError
-from recoup.gains import fit_gains_, gain_repairs
+from recoup.gains import Per, Weigh, fit_gains_, gain_repairs
 from recoup.network.emulated import emulated_layers
 from recoup.tensorcore.attention_layers import TensorCoreAttention
 from recoup.tensorcore.layers import TensorCoreLayer
@@ -28,7 +28,7 @@ def tensorcore_modules(model: nn.Module, purpose: str) -> dict[str, TensorCoreLa
 
 
 def correct_gain_(
-    model: M, batches: Iterable[Any], per: Literal["channel", "layer"] = "channel", *, progress: bool = False
+    model: M, batches: Iterable[Any], per: Per = "channel", *, weigh: Weigh = "outputs", progress: bool = False
 ) -> M:
     """Undo the shrink of cut sums by one factor per output channel, or per layer; `recoup.gains` has the equation.
 
@@ -39,6 +39,8 @@ def correct_gain_(
         model: with layers on tensor cores; it runs in eval mode. Gains of an earlier call are replaced.
         batches: inputs as the network will see them.
         per: ``channel`` or ``layer``.
+        weigh: ``outputs``, every output's square counts; ``rows``, every row counts alike (a token, a place, with all
+            its channels): for transformers, a few of whose tokens are far larger than the others (`recoup.gains`).
         progress: whether to show a progress bar.
 
     Returns:
@@ -53,7 +55,7 @@ def correct_gain_(
     """
     modules = tensorcore_modules(model, "correct_gain_")
     layers = {name: module for name, module in modules.items() if isinstance(module, TensorCoreLayer)}
-    return fit_gains_(model, layers, batches, per, progress)
+    return fit_gains_(model, layers, batches, per, weigh, progress)
 
 
 LAYER_GAIN, GAIN, GAIN_PAIRED = gain_repairs(correct_gain_)

@@ -52,7 +52,7 @@ def correct_gain_(model: M, batches: Iterable[Any], *, progress: bool = False) -
             "lightnorm.correct_gain_: the model has no layer or RMS norm on a LightNorm unit: emulate_(model, "
             "LightNorm()) first; batch norms are repaired by recalibrate_"
         )
-    return fit_gains_(model, layers, batches, "channel", progress, "lightnorm.correct_gain_")
+    return fit_gains_(model, layers, batches, "channel", "outputs", progress, "lightnorm.correct_gain_")
 
 
 def row_layers(model: nn.Module, purpose: str) -> dict[str, LightRows]:
