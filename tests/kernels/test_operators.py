@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from recoup.errors import RecoupError
 from recoup.kernels import operators
@@ -126,3 +127,38 @@ def test_old_gpus_are_refused(monkeypatch):
     check_capability(torch.ones(1), "LBA's")  # the interpreter's
     monkeypatch.setattr(operators, "capability", lambda _: (8, 0))
     check_capability(x, "LBA's")
+
+
+def test_operators_may_be_left_out_where_nobody_listens():
+    x, kept = torch.ones(2, 2), torch.ones(2, 2, requires_grad=True)
+    assert operators.eager(x, x)
+    assert not operators.eager(x, kept)
+    with torch.no_grad():
+        assert operators.eager(x, kept)
+        assert operators.eager(x, torch.nn.Parameter(x))
+    with torch.inference_mode():
+        assert operators.eager(x, torch.ones(2, 2))
+    for other in (x.to("meta"), torch._neg_view(x), x.to_sparse(), "x", torch.nn.Buffer(x).as_subclass(Other)):
+        assert not operators.eager(x, other)  # type: ignore[arg-type]
+    for listening in (
+        torch.autocast("cpu"),
+        FakeTensorMode(),
+        torch.device("meta"),
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]),
+        torch.autograd.forward_ad.dual_level(),
+    ):
+        with listening:
+            assert not operators.eager(x, x)
+    seen = []
+    torch.vmap(lambda v: seen.append(operators.eager(v, x)) or v)(x)
+    assert seen == [False]
+    if torch.set_flush_denormal(True):
+        try:
+            assert not operators.eager(x, x)
+        finally:
+            torch.set_flush_denormal(False)
+    assert operators.eager(x, x)
+
+
+class Other(Tensor):
+    """A subclass, which may do anything."""

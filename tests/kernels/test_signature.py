@@ -174,3 +174,28 @@ def test_a_named_target_is_built_for():
         f.b.ret_void()
         Kernel(module, "f", f.signature, Target.named(level))(n=3, out=out.ctypes.data)
         assert out[0] == 3
+
+
+def mixed() -> Kernel:
+    """out = x + n, of arguments of every size."""
+    module = ir.Module()
+    f = Signature.of(x=D, unused=F, n=I32, out=P).define(module, "f")
+    f.b.store(f.b.fadd(f["x"], f.b.sitofp(f["n"], D)), f["out"])
+    f.b.ret_void()
+    return Kernel(module, "f", f.signature, varying=("out", "x"))
+
+
+def test_prepared_kernels_take_what_varies_in_its_order():
+    kernel, out = mixed(), np.zeros(1)
+    add = kernel.prepare(n=-3, unused=1.0)
+    other = kernel.prepare(n=4, unused=1.0)
+    for run, expected in ((add, -2.5), (other, 4.5), (add, -2.5)):
+        run(out.ctypes.data, 0.5)
+        assert out[0] == expected
+
+
+def test_prepared_kernels_refuse_other_names():
+    with pytest.raises(RecoupError, match=r"^f\.prepare: lacks unused; its arguments are unused, n$"):
+        mixed().prepare(n=1)
+    with pytest.raises(RecoupError, match=r"^f\.prepare: does not take x; its arguments are unused, n$"):
+        mixed().prepare(n=1, unused=1.0, x=2.0)

@@ -46,3 +46,23 @@ def test_an_interrupt_waits_for_the_workers():
         over_rows(kernel, 2, 1 << 20)
     assert done == [1]
     timer.join()
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_rows_within_rows_stay_on_their_thread(threads):
+    torch.set_num_threads(threads)
+    seen = []
+
+    def inner(first, last):
+        seen.append((threading.get_ident(), first, last))
+
+    def outer(first, last):
+        for _ in range(first, last):
+            over_rows(inner, 5, 1 << 20)
+
+    over_rows(outer, 4, 1 << 20)
+    assert [rows for _, *rows in seen] == [[0, 5]] * 4
+    assert len({thread for thread, *_ in seen}) > 1
+    seen.clear()
+    over_rows(inner, 5, 1 << 20)  # and afterwards they are shared out again
+    assert len(seen) > 1

@@ -199,3 +199,16 @@ def test_types():
     assert (narrow.vector, narrow.integers) == (narrow.of(F), narrow.of(I32))
     assert (wide.vector, wide.integers) == (wide.of(D), wide.of(I64))
     assert [c.constant for c in wide.numbers(I64, 4).constant] == [4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("lanes", [2, 4, 8, 16])
+@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.cpu)
+def test_squares_are_transposed(lanes, target):
+    def write(code: Vector, v: dict[str, Any]) -> None:
+        rows = [code.load(v["x"], I64(i * lanes)) for i in range(lanes)]
+        for i, row in enumerate(code.transposed(rows)):
+            code.store(row, v["y"], I64(i * lanes))
+
+    x = np.arange(lanes * lanes, dtype=np.float32)
+    found = run(kernel(write, lanes, target), x, np.empty_like(x))
+    assert np.array_equal(found.reshape(lanes, lanes), x.reshape(lanes, lanes).T)

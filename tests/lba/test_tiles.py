@@ -10,6 +10,7 @@ from recoup.errors import RecoupError
 from recoup.kernels.llvm import Target, host
 from recoup.lba import cpu
 from recoup.lba.driver import Columns
+from recoup.lba.emit import IN_COLUMNS, SIDE_BY_SIDE
 from recoup.lba.emit_code import Shape
 from recoup.lba.emit_integer import Whole
 from recoup.lba.emit_wide import Quantiser, Wide
@@ -40,17 +41,22 @@ def test_fitted_tiles_are_as_many_and_waste_the_fewest_rows(M, N, whole):
     assert tile.vectors == (1 if whole.lanes >= N else whole.vectors)
 
 
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=70), st.sampled_from([Shape(16, 1, 2), Shape(4, 2, 1)]))
-def test_padded_columns_repeat_the_last_and_say_which_lie_side_by_side(steps, tile):
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=70),
+    st.integers(1, 2),
+    st.sampled_from([Shape(16, 1, 2), Shape(4, 2, 1)]),
+)
+def test_padded_columns_repeat_the_last_and_say_how_they_lie(steps, down, tile):
     columns = np.cumsum(steps)
-    held = torch.from_numpy(columns.copy())
-    places, straight = padded(Columns(torch.zeros(1), held, held, 0), tile)
+    terms = torch.arange(5) * down
+    places, straight = padded(Columns(torch.zeros(1), terms, torch.from_numpy(columns.copy()), 0), tile)
     assert len(places) % tile.columns == 0
     assert len(places) - len(columns) < tile.columns
     assert places[: len(columns)].tolist() == columns.tolist()
     assert set(places[len(columns) :]) <= {columns[-1]}
     vectors = places.reshape(-1, tile.lanes)
-    expected = [vector.tolist() == list(range(vector[0], vector[0] + tile.lanes)) for vector in vectors]
+    beside = [vector.tolist() == list(range(vector[0], vector[0] + tile.lanes)) for vector in vectors]
+    expected = [SIDE_BY_SIDE if here else IN_COLUMNS if down == 1 else 0 for here in beside]
     assert straight.dtype == np.uint8
     assert straight.tolist() == expected
 

@@ -104,6 +104,10 @@ class Native:
     def __call__(self, *arguments: Any) -> Any:
         return self.call(*arguments)
 
+    def also(self, name: str, result: Any, arguments: Sequence[Any]) -> Any:
+        """Another function of the module, as ctypes calls it; valid as long as this object lives."""
+        return ctypes.CFUNCTYPE(result, *arguments)(self._engine.get_function_address(name))
+
 
 def assembly(module: ir.Module, target: Target) -> str:
     """The optimised machine code of a module, as text, for any target that llvmlite's LLVM knows."""

@@ -1,19 +1,19 @@
 """The largest and the smallest magnitude of a float32 array, in one pass over its bits."""
 
+import ctypes
 from functools import cache
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from torch import Tensor
 
 from recoup.kernels.llvm import I32, I64, P, loop
-from recoup.kernels.memory import address
 from recoup.kernels.signature import Kernel, Signature
 from recoup.kernels.vector import Vector
 
 LANES = 32  # two registers of AVX-512, so that two chains of comparisons overlap
 MAGNITUDE = 0x7FFFFFFF
+Ends = ctypes.c_int32 * 2
 ENDS = Signature.of(x=P, n=I64, ends=P)
 
 
@@ -22,12 +22,19 @@ def magnitudes(x: Tensor) -> tuple[int, int]:
 
     Magnitudes compare as their bits do; NaN and infinities are above every other number.
     """
-    plain = x.detach()
-    if not plain.is_contiguous():
-        plain = plain.mT if plain.dim() > 1 and plain.mT.is_contiguous() else plain.contiguous()
-    ends = np.empty(2, dtype=np.int32)
-    _kernel()(x=plain.data_ptr(), n=plain.numel(), ends=address(ends))
-    return int(ends[0]), int(ends[1])
+    if not x.is_contiguous():
+        x = x.mT if x.dim() > 1 and x.mT.is_contiguous() else x.contiguous()
+    ends = Ends()
+    _kernel().native.call(x.data_ptr(), x.numel(), ends)
+    return ends[0], ends[1]
+
+
+def both(x: Tensor, y: Tensor) -> tuple[int, int, int, int]:
+    """`magnitudes` of two contiguous arrays, or of their transposes."""
+    ends, call = (ctypes.c_int32 * 4)(), _kernel().native.call
+    call(x.data_ptr(), x.numel(), ends)
+    call(y.data_ptr(), y.numel(), ctypes.byref(ends, 8))
+    return tuple(ends)  # type: ignore[return-value]
 
 
 @cache

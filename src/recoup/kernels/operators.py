@@ -12,13 +12,16 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 from recoup.errors import RecoupError
-from recoup.kernels.subnormals import exactly
+from recoup.kernels.subnormals import exactly, flushes
 
-__all__ = ["CAPABILITY", "check_capability", "has_triton", "named", "needs_triton", "on_device", "register"]
+__all__ = ["CAPABILITY", "check_capability", "eager", "has_triton", "named", "needs_triton", "on_device", "register"]
 
+KINDS = (Tensor, Parameter)
 CAPABILITY = (8, 0)
 """The least compute capability: Triton supports no older GPUs."""
 
@@ -104,6 +107,40 @@ def register(
         for device in ("cpu", "cuda"):
             torch.library.register_autocast(full, device, torch.float32, lib=_library)
     return getattr(torch.ops.recoup, name).default
+
+
+def eager(x: Tensor, y: Tensor) -> bool:
+    """Whether calling an operator comes to calling its kernel on the CPU, because nobody else listens: no gradient is
+    kept, and no mode, transform, tracer or autocast is on. A small kernel takes less time than to ask them all.
+    """
+    if torch.compiler.is_compiling():  # first: compilers know it, and trace none of the rest
+        return False
+    plain = _plain_keys()
+    return (
+        type(x) in KINDS
+        and type(y) in KINDS
+        and torch._C._dispatch_keys(x).raw_repr() in plain
+        and torch._C._dispatch_keys(y).raw_repr() in plain
+        and not (torch.is_grad_enabled() and (x.requires_grad or y.requires_grad))
+        and not torch.is_autocast_enabled("cpu")
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
+        and peek_interpreter_stack() is None
+        and torch._C._get_tracing_state() is None
+        and not torch.autograd.profiler._is_profiler_enabled
+        and forward_ad._current_level < 0
+        and not flushes()
+    )
+
+
+@cache
+def _plain_keys() -> tuple[int, ...]:
+    """The dispatch keys of tensors in memory that are no views of a special kind (conjugate, negative)."""
+    found = []
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            found.append(torch._C._dispatch_keys(torch.empty(0, device="cpu")).raw_repr())
+    return tuple(found)
 
 
 class named:  # noqa: N801 -- used as a function

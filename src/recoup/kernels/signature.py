@@ -21,7 +21,7 @@ to a `Kernel`, which is called by name or bound to what stays the same between c
 """
 
 import ctypes
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -29,7 +29,9 @@ from typing import Any
 from llvmlite import ir
 
 from recoup.errors import RecoupError
-from recoup.kernels.llvm import VOID, Native, Target
+from recoup.kernels.llvm import I64, VOID, Native, P, Target
+
+SLOT = 8  # bytes
 
 _CTYPES: dict[str, Any] = {
     "i32": ctypes.c_int32,
@@ -125,15 +127,26 @@ class Kernel:
         name: the function.
         signature: its parameters.
         target: the processor; None: this one.
+        varying: what differs between calls of `prepare`'s; none: it is not used.
 
     Raises:
         RecoupError: the function has other parameters than the signature; at a call, names that lack or are unknown.
     """
 
-    def __init__(self, module: ir.Module, name: str, signature: Signature, target: Target | None = None) -> None:
+    def __init__(
+        self,
+        module: ir.Module,
+        name: str,
+        signature: Signature,
+        target: Target | None = None,
+        varying: tuple[str, ...] = (),
+    ) -> None:
         signature.check(module, name)
-        self.name, self.names = name, signature.names
-        self.native = Native(module, name, None, signature.ctypes, target)
+        self.name, self.names, self.varying = name, signature.names, varying
+        brief = _brief(module, name, signature, varying) if varying else None
+        self.native, self.native_types = Native(module, name, None, signature.ctypes, target), signature.ctypes
+        types = dict(zip(self.names, self.native_types, strict=True))
+        self.brief = self.native.also(brief, None, [ctypes.c_void_p, *(types[n] for n in varying)]) if brief else None
         # Small products take microseconds: this is the fastest way from names to an order.
         self.ordered = (
             itemgetter(*self.names) if len(self.names) > 1 else lambda given: tuple(given[n] for n in self.names)
@@ -153,6 +166,45 @@ class Kernel:
         if not constants.keys() <= set(self.names):
             raise RecoupError(_mismatch(f"{self.name}.bind", self.names, constants, partly=True))
         return Bound(self, constants)
+
+    def prepare(self, **constants: float) -> Callable[..., None]:
+        """The same, to be called with the values of ``varying`` in their order, for the smallest products: thirty
+        arguments take longer to convert than those to compute.
+
+        Raises:
+            RecoupError: the kernel has no ``varying``; constants that are not all others.
+        """
+        fixed = [name for name in self.names if name not in self.varying]
+        if self.brief is None or constants.keys() != set(fixed):
+            raise RecoupError(_mismatch(f"{self.name}.prepare", fixed, constants))
+        types = dict(zip(self.names, self.native_types, strict=True))
+        table = (ctypes.c_int64 * len(fixed))()
+        for i, name in enumerate(fixed):
+            value = types[name](constants[name])
+            ctypes.memmove(ctypes.addressof(table) + SLOT * i, ctypes.addressof(value), ctypes.sizeof(value))
+        call, at = self.brief, ctypes.addressof(table)
+
+        def run(*values: float) -> None:
+            call(at, *values)
+
+        run.table = table  # type: ignore[attr-defined] -- which ``at`` points to
+        return run
+
+
+def _brief(module: ir.Module, name: str, signature: Signature, varying: tuple[str, ...]) -> str:
+    """Define a function of a table, with a slot for every argument that does not vary, and of those that do."""
+    types = dict(zip(signature.names, signature.types, strict=True))
+    function = ir.Function(module, ir.FunctionType(VOID, [P, *(types[n] for n in varying)]), f"{name}_brief")
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    passed: dict[str, Any] = dict(zip(varying, function.args[1:], strict=True))
+    slot = 0
+    for argument, kind in types.items():
+        if argument not in passed:
+            passed[argument] = b.load(b.gep(function.args[0], [I64(slot)], source_etype=I64), typ=kind)
+            slot += 1
+    b.call(module.globals[name], [passed[n] for n in signature.names])
+    b.ret_void()
+    return function.name
 
 
 class Bound:

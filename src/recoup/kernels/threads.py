@@ -6,6 +6,7 @@ against torch's and kill forked DataLoader workers; a forked child makes its own
 """
 
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import pairwise
@@ -14,6 +15,7 @@ import torch
 
 from recoup.kernels.subnormals import keep
 
+_inside = threading.local()  # .rows: whether this thread is computing rows already
 _pools: dict[int, ThreadPoolExecutor] = {}
 
 
@@ -36,19 +38,32 @@ def over_rows(kernel: Callable[[int, int], None], rows: int, cost_per_row: int, 
         rows: how many rows there are.
         cost_per_row: elements touched per row; work below ``minimum_cost`` elements in all stays on the caller.
         minimum_cost: the least number of elements that pays for waking one more thread.
+
+    A kernel that calls it again gets all rows on its own thread: the others are busy with the rows around it.
     """
+    if getattr(_inside, "rows", False):
+        kernel(0, rows)
+        return
     threads = max(1, min(torch.get_num_threads(), rows, rows * cost_per_row // minimum_cost))
     if threads == 1:
         kernel(0, rows)
         return
     bounds = [rows * i // threads for i in range(threads + 1)]
-    futures = [_pool(threads - 1).submit(kernel, first, last) for first, last in pairwise(bounds[1:])]
+    futures = [_pool(threads - 1).submit(_marked, kernel, first, last) for first, last in pairwise(bounds[1:])]
     try:
-        kernel(bounds[0], bounds[1])
+        _marked(kernel, bounds[0], bounds[1])
     finally:
         _settle(futures)
     for future in futures:
         future.result()
+
+
+def _marked(kernel: Callable[[int, int], None], first: int, last: int) -> None:
+    _inside.rows = True
+    try:
+        kernel(first, last)
+    finally:
+        _inside.rows = False
 
 
 def _settle(futures: list[Future]) -> None:

@@ -170,6 +170,19 @@ class Vector:
         half = x.type.count // 2
         return shuffle(self.b, x, range(half)), shuffle(self.b, x, range(half, 2 * half))
 
+    def transposed(self, rows: Sequence[Any]) -> list[Any]:
+        """As many vectors as they have lanes, so that lane i of vector j is lane j of vector i; in log2 steps."""
+        turned, lanes, apart = list(rows), range(self.lanes), 1
+        while apart < self.lanes:
+            for i in (i for i in lanes if not i & apart):
+                low, high = turned[i], turned[i + apart]
+                first = [self.lanes + lane - apart if lane & apart else lane for lane in lanes]
+                second = [self.lanes + lane if lane & apart else lane + apart for lane in lanes]
+                turned[i] = shuffle(self.b, low, first, high)
+                turned[i + apart] = shuffle(self.b, low, second, high)
+            apart *= 2
+        return turned
+
     def two_sum(self, s: Any, v: Any) -> Pair:
         """s + v and what rounding took from it, exactly (Knuth)."""
         b = self.b

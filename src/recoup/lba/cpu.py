@@ -5,7 +5,6 @@ Legend: B matrices of a batch, M rows, N columns, K terms.
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from recoup.kernels.magnitudes import magnitudes
@@ -13,20 +12,18 @@ from recoup.kernels.memory import address
 from recoup.kernels.threads import over_rows
 from recoup.lba.config import LBA
 from recoup.lba.cpu_gradient import gradients
-from recoup.lba.driver import Columns, Index
-from recoup.lba.emit import build
+from recoup.lba.driver import MINIMUM_WORK, Columns, Index, finished
+from recoup.lba.emit import build, row_scratch
 from recoup.lba.plan import Extent, Plan
 from recoup.lba.tiles import FLOAT32, current_target, fitted, padded, shape, shared_arguments, target
 
 __all__ = ["Cpu", "target"]
 
-MINIMUM_WORK = 1 << 18  # multiply-adds that pay for one more thread
-
 
 class Cpu:
     """The processor, as `driver` speaks to it."""
 
-    lanes = 16
+    resident = 1 << 21  # a part of the cache that cores share; half as much is slower, for every block costs a call
 
     @property
     def fma(self) -> bool:
@@ -49,52 +46,55 @@ class Cpu:
 
 
 def _product(x: Tensor, columns: Columns, chosen: Plan, config: LBA, index: Index) -> Tensor:
-    """The kernel over all matrices: x [B, M, K] scaled -> [B, M, N] in the kernel's element type and scale."""
+    """The kernel over all matrices: x [B, M, K] -> float32 [B, M, N]."""
+    x = x.contiguous()
     B, M, K = x.shape
-    processor = current_target()
-    tile = fitted(shape(chosen.form, processor), M, len(columns.columns))
+    N, processor = len(columns.columns), current_target()
+    tile = fitted(shape(chosen.form, processor), M, N)
     tiles = -(-M // tile.rows)
-    rows = F.pad(x, [0, 0, 0, tiles * tile.rows - M]) if M % tile.rows else x
     places, straight = padded(columns, tile)
     width, panels = len(places), len(places) // tile.columns
     y = torch.empty(B, tiles * tile.rows, width, dtype=torch.float64 if chosen.form.wide else torch.float32)
-    scratch_type = np.float64 if chosen.form.wide else np.float32
     kernel = build(chosen.form, tile, processor).bind(
         K=K,
         chunk=min(config.chunk or K, K),
         a_stride=K,
+        a_scale=2.0**chosen.a_scale,
         c_stride=width,
+        unscale=2.0**chosen.unscale if chosen.finished else 1.0,
         **shared_arguments(columns, places, straight, chosen, index),
     )
+    first_x, first_y, first_b, element = x.data_ptr(), y.data_ptr(), columns.source.data_ptr(), y.element_size()
 
-    def call(batch: int, panel: tuple[int, int], row_tile: tuple[int, int], scratch: np.ndarray) -> None:
+    def run(batches: range, panel: tuple[int, int], row_tile: tuple[int, int]) -> None:
+        """Some tiles of some panels of matrices: ``panel`` counts through all of them."""
+        scratch = np.empty(K * tile.columns, np.float64 if chosen.form.wide else np.float32)
+        a_tile = np.empty(row_scratch(tile, K), np.float32)
         row = row_tile[0] * tile.rows
-        place = batch * tiles * tile.rows + row
-        kernel(
-            first=panel[0],
-            last=panel[1],
-            tiles=row_tile[1] - row_tile[0],
-            a=rows.data_ptr() + FLOAT32 * K * place,
-            b=columns.source.data_ptr() + FLOAT32 * columns.matrix * batch,
-            c=y.data_ptr() + y.element_size() * width * place,
-            panel=address(scratch),
-            index=index.first + batch * index.matrix + row * index.row,
-        )
+        for batch in batches:
+            kernel(
+                first=max(panel[0] - batch * panels, 0),
+                last=min(panel[1] - batch * panels, panels),
+                tiles=row_tile[1] - row_tile[0],
+                a=first_x + FLOAT32 * K * (batch * M + row),
+                a_rows=M - row,
+                a_tile=address(a_tile),
+                b=first_b + FLOAT32 * columns.matrix * batch,
+                c=first_y + element * width * (batch * tiles * tile.rows + row),
+                panel=address(scratch),
+                index=index.first + batch * index.matrix + row * index.row,
+            )
 
     def over_panels(first: int, last: int) -> None:
-        scratch = np.empty(K * tile.columns, scratch_type)
-        for batch in range(first // panels, (last - 1) // panels + 1):
-            begin, end = max(first - batch * panels, 0), min(last - batch * panels, panels)
-            call(batch, (begin, end), (0, tiles), scratch)
+        run(range(first // panels, (last - 1) // panels + 1), (first, last), (0, tiles))
 
     def over_tiles(first: int, last: int) -> None:
-        scratch = np.empty(K * tile.columns, scratch_type)
-        for batch in range(B):
-            call(batch, (0, panels), (first, last), scratch)
+        run(range(B), (0, B * panels), (first, last))
 
     work = tile.rows * tile.columns * K
     if B * panels < 2 * torch.get_num_threads() and tiles > B * panels:
         over_rows(over_tiles, tiles, work * B * panels, MINIMUM_WORK)
     else:
         over_rows(over_panels, B * panels, work * tiles, MINIMUM_WORK)
-    return y[:, :M, : len(columns.columns)]
+    y = y if y.shape == (B, M, N) else y[:, :M, :N]
+    return y.contiguous() if chosen.finished else finished(y, chosen)

@@ -6,6 +6,7 @@ column per output pixel, read straight from the padded image.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recoup.formats import Int, quantize
+from recoup.kernels.threads import over_rows
 from recoup.lba.checks import (
     Faults,
     check_finite,
@@ -29,17 +31,26 @@ from recoup.lba.reference import mix
 from recoup.network.convolution import Geometry
 
 IMAGE_BYTES = 1 << 26  # of a padded block of images
+LANES = 16  # columns computed together, roughly, on any machine
+FLOAT32 = 4  # bytes of an operand's element
+MINIMUM_WORK = 1 << 18  # multiply-adds that pay for one more thread
 GRADIENT_BYTES = 1 << 26  # of the columns' gradients
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Where the elements of B [K, N] lie in a buffer: at ``terms[k] + columns[n]``; int64 on the buffer's device."""
+    """Where the elements of B [K, N] lie in a buffer: at ``terms[k] + columns[n]``; int64 on the buffer's device.
+
+    Attributes:
+        matrix: elements from one matrix of the batch to the next.
+        regular: shape and strides [K, N] of which terms and columns are the multiples; None: they are none.
+    """
 
     source: Tensor
     terms: Tensor
     columns: Tensor
-    matrix: int  # elements from one matrix of the batch to the next
+    matrix: int
+    regular: tuple[int, int, int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +77,8 @@ class Machine(Protocol):
         ...
 
     @property
-    def lanes(self) -> int:
-        """Columns computed together: fewer of them leave lanes idle."""
+    def resident(self) -> int | None:
+        """Bytes of a large operand to look at and to multiply before the next ones; None: all at once."""
         ...
 
     def extent(self, x: Tensor) -> Extent:
@@ -75,7 +86,7 @@ class Machine(Protocol):
         ...
 
     def product(self, x: Tensor, columns: Columns, chosen: Plan, config: LBA, index: Index) -> Tensor:
-        """x [B, M, K], scaled, times the columns: [B, M, N] in the kernel's element type and scale."""
+        """x [B, M, K] times the columns: float32 [B, M, N], `finished`."""
         ...
 
     def gradients(
@@ -93,6 +104,9 @@ def matmul(
     N = b.shape[2]
     if 0 in (B, M, N, K):
         return a.new_zeros(B, M, N)
+    y = in_blocks(machine, a, b, config, seed)
+    if y is not None:
+        return y
     reach = machine.extent(a), machine.extent(b)
     a, b, faults = check_finite(a, b, (reach[0].finite, reach[1].finite), config, names)
     if faults:
@@ -101,10 +115,64 @@ def matmul(
     whole = isinstance(config.accumulator, Int) and is_whole(a) and is_whole(b)
     if whole and wraps(config, K * reach[0].largest * reach[1].largest):
         return wrapped(a.double() @ b.double(), config)
-    # Few columns would leave lanes idle. Random bits go by rows, so stochastic rounding stays as it is.
-    if not config.stochastic and _padded(N, M, machine.lanes) < _padded(M, N, machine.lanes):
+    if not config.stochastic and turned((a.shape[1], b.shape[2]), b.stride(1) == 1):
         return _product(machine, b.mT, a.mT, (reach[1], reach[0]), config, seed, whole).mT.contiguous()
     return _product(machine, a, b, reach, config, seed, whole)
+
+
+def turned(size: tuple[int, int], in_columns: bool) -> bool:
+    """Whether the columns of a product [M, N] become its rows: few columns would leave lanes idle.
+
+    As many rows as columns' vectors either way: where b lies ``in_columns`` and is the larger one, because rows are
+    read where they lie. Random bits go by rows, so stochastic rounding stays as it is.
+    """
+    M, N = size
+    as_is, other = M * -(-N // LANES), N * -(-M // LANES)  # outputs computed, roughly: whole vectors
+    return other < as_is or (other == as_is and N > M and in_columns)
+
+
+def in_blocks(machine: Machine, a: Tensor, b: Tensor, config: LBA, seed: int) -> Tensor | None:
+    """`matmul` of one large and one small operand, block by block of the large one, each planned for its own numbers.
+
+    A block is still in the caches when it is multiplied, so memory is read once, where the look at all numbers and the
+    product would each take a pass. None: the operands are not such, or not finite.
+    """
+    if machine.resident is None or a.shape[0] != 1 or isinstance(config.accumulator, Int):
+        return None
+    if not config.stochastic and turned((a.shape[1], b.shape[2]), b.stride(1) == 1):
+        y = _in_blocks(machine, b.mT, a.mT, config, seed)
+        return None if y is None else y.mT.contiguous()
+    return _in_blocks(machine, a, b, config, seed)
+
+
+def _in_blocks(machine: Machine, a: Tensor, b: Tensor, config: LBA, seed: int) -> Tensor | None:
+    assert machine.resident is not None
+    K, limit = a.shape[2], machine.resident // FLOAT32
+    by_rows = a.numel() >= b.numel()
+    small, large = (b, a[0]) if by_rows else (a, b[0].mT)
+    if small.numel() > limit or large.numel() < 2 * limit or large.stride() != (K, 1):
+        return None
+    partner, N, step = machine.extent(small), b.shape[2], max(1, limit // K)
+    parts: list[Tensor | None] = [None] * -(-len(large) // step)
+
+    def work(first: int, last: int) -> None:
+        for i in range(first, last):
+            start = i * step
+            some = large[start : start + step]
+            extent = machine.extent(some)
+            if not extent.finite:
+                return
+            reach, uses = (extent, partner), small.numel() // K
+            x, w, index = some[None], small, Index(seed, start * N, 0, N)
+            if not by_rows:
+                reach, x, w, index = (partner, extent), small, some.mT[None], Index(seed, start, 0, N)
+            chosen = _plan(machine, x, reach, uses if by_rows else len(some), config, False)
+            parts[i] = machine.product(x, matrix_columns(w), chosen, config, index)
+
+    if partner.finite:
+        over_rows(work, len(parts), step * small.numel(), MINIMUM_WORK)
+    done = [part for part in parts if part is not None]
+    return torch.cat(done, 1 if by_rows else 2) if len(done) == len(parts) else None
 
 
 def is_whole(x: Tensor) -> bool:
@@ -124,23 +192,16 @@ def wrapped(sums: Tensor, config: LBA) -> Tensor:
     return quantize(sums, config.accumulator).float()
 
 
-def _padded(M: int, N: int, lanes: int) -> int:
-    """Outputs computed for M x N, roughly: whole vectors."""
-    return M * -(-N // lanes)
-
-
 def _product(
     machine: Machine, x: Tensor, w: Tensor, reach: tuple[Extent, Extent], config: LBA, seed: int, whole: bool
 ) -> Tensor:
     M, N = x.shape[1], w.shape[2]
     chosen = _plan(machine, x, reach, N, config, whole)
-    columns = matrix_columns(w)
-    y = machine.product(scaled(x, chosen), columns, chosen, config, Index(seed, 0, M * N, N))
-    return finished(y, chosen)
+    return machine.product(x, matrix_columns(w), chosen, config, Index(seed, 0, M * N, N))
 
 
 def _plan(machine: Machine, x: Tensor, reach: tuple[Extent, Extent], uses: int, config: LBA, whole: bool) -> Plan:
-    bound = chunk_bound(x, reach[0].largest, uses, config) * reach[1].largest
+    bound = chunk_bound(x, reach[0].largest, reach[1].largest, uses, config)
     return plan(*reach, bound, config, machine.fma, whole)
 
 
@@ -149,8 +210,13 @@ def matrix_columns(w: Tensor) -> Columns:
     w = w.detach()
     if min(w.stride()[1:]) < 0 or (w.stride(2) != 1 and w.stride(1) != 1):
         w = w.contiguous()
-    terms, columns = (torch.arange(n, device=w.device) * w.stride(1 + i) for i, n in enumerate(w.shape[1:]))
-    return Columns(w, terms, columns, w.stride(0))
+    (matrix, down, across), (K, N) = w.stride(), w.shape[1:]
+    return Columns(w, _multiples(K, down, w.device), _multiples(N, across, w.device), matrix, (K, N, down, across))
+
+
+@lru_cache(maxsize=64)
+def _multiples(count: int, step: int, device: torch.device) -> Tensor:
+    return torch.arange(count, device=device) * step
 
 
 def scaled(x: Tensor, chosen: Plan) -> Tensor:
@@ -189,13 +255,12 @@ def convolution(machine: Machine, x: Tensor, weight: Tensor, geometry: Geometry,
         )
         return wrapped(sums, config)
     chosen = _plan(machine, rows, reach, N * size[0] * size[1], config, whole)
-    rows = scaled(rows, chosen)
     y = x.new_empty(N, outputs, *size)
     P = size[0] * size[1]
     for start, block in _blocks(x):
         columns = pixels(pad_image(block, geometry), geometry, size)
         index = Index(seed, start * P, outputs // G * N * P, N * P)
-        sums = finished(machine.product(rows, columns, chosen, config, index), chosen)
+        sums = machine.product(rows, columns, chosen, config, index)
         y[start : start + len(block)] = sums.reshape(outputs, len(block), *size).transpose(0, 1)
     return y
 

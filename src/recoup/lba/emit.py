@@ -24,25 +24,37 @@ SOURCE = {"b": P, "b_terms": P, "b_columns": P, "b_straight": P, "b_scale": F, "
 # What random bits depend on: the seed, mixed, and an output's index, which grows by so much per row and column.
 RANDOM = {"seed_base": I64, "index": I64, "index_row": I64, "index_column": I64}
 SIZES, CONSTANTS = {"K": I64, "chunk": I64}, {"floats": P, "integers": P}
-ROWS, SUMS = {"a": P, "a_stride": I64}, {"c": P, "c_stride": I64}
+ROWS, SUMS = {"a": P, "a_stride": I64}, {"c": P, "c_stride": I64, "unscale": F}
+# Rows that are there, what they are taken times, and scratch for those of a tile.
+SCALED = {"a_rows": I64, "a_scale": F, "a_tile": P}
 
-PANELS = Signature.of(first=I64, last=I64, tiles=I64, **SIZES, **ROWS, **SOURCE, **SUMS, **CONSTANTS, panel=P, **RANDOM)
+PANELS = Signature.of(
+    first=I64, last=I64, tiles=I64, **SIZES, **ROWS, **SCALED, **SOURCE, **SUMS, **CONSTANTS, panel=P, **RANDOM
+)
+VARYING = ("a", "b", "c", "a_tile", "panel")  # between products of one shape
 PACK = Signature.of(K=I64, **SOURCE, panel=P)
+ROW_PACK = Signature.of(K=I64, **ROWS, **SCALED)
 TILE = Signature.of(**SIZES, **ROWS, **SUMS, **CONSTANTS, panel=P, **RANDOM)
+
+
+APART = 16  # elements between packed rows, so that those of a power of two do not share the cache's few places
+
+SIDE_BY_SIDE, IN_COLUMNS = 1, 2  # how the columns of a vector lie: see `packing`
 
 
 @cache
 def build(form: Form, shape: Shape, target: Target) -> Kernel:
     """Compile a form's kernel: columns panels ``first .. last`` of C = A B, all row tiles.
 
-    ``a`` float32 [tiles * rows, K], row stride ``a_stride``; element (k, n) of B is ``b[b_terms[k] + b_columns[n]]``,
-    where ``b_straight`` says, per vector of columns, that these lie side by side, and is taken times ``b_scale``, or as
-    zero where its magnitude's bits are below ``b_least``; ``c`` [tiles * rows, panels * columns]. ``panel`` is scratch
-    for K * columns elements.
+    ``a`` float32 [a_rows, K], row stride ``a_stride``, is taken times ``a_scale``; ``a_tile`` is scratch for
+    `row_scratch` elements. Element (k, n) of B is ``b[b_terms[k] + b_columns[n]]``, where ``b_straight`` says, per
+    vector of columns, how they lie (see `packing`), and is taken times ``b_scale``, or as zero where its magnitude's
+    bits are below ``b_least``. ``c`` [tiles * rows, panels * columns] is, in float32 lanes, times ``unscale``, with
+    zeros positive. ``panel`` is scratch for K * columns elements.
     """
     module = ir.Module("lba")
     tile = _tile(module, form, shape, target)
-    pack = packing(module, form, shape)
+    pack, rows = packing(module, form, shape), _row_packing(module, shape)
     panels = PANELS.define(module, "panels")
     b, code = panels.b, Code(panels, shape, form.wide, target)
     with rounding(b, form.control, target), loop(b, panels["first"], panels["last"]) as turn:
@@ -51,11 +63,45 @@ def build(form: Form, shape: Shape, target: Target) -> Kernel:
         pack.call(panels, **panel_columns(code, column))
         with loop(b, I64(0), panels["tiles"]) as tiles:
             row = b.mul(tiles.index, I64(shape.rows))
-            a = code.at(panels["a"], b.mul(row, panels["a_stride"]), F)
+            a, left = code.at(panels["a"], b.mul(row, panels["a_stride"]), F), b.sub(panels["a_rows"], row)
+            short = b.icmp_signed("<", left, I64(shape.rows))
+            packed = b.or_(short, b.fcmp_ordered("!=", panels["a_scale"], F(1.0)))
+            with b.if_then(packed):
+                rows.call(panels, a=a, a_rows=left)
+            a = b.select(packed, panels["a_tile"], a)
+            stride = b.select(packed, b.add(panels["K"], I64(APART)), panels["a_stride"])
             c = code.at(panels["c"], b.add(b.mul(row, panels["c_stride"]), column), code.scalar)
-            tile.call(panels, a=a, c=c, index=output_index(code, row, column))
+            tile.call(panels, a=a, a_stride=stride, c=c, index=output_index(code, row, column))
     b.ret_void()
-    return Kernel(module, "panels", PANELS, target)
+    return Kernel(module, "panels", PANELS, target, VARYING)
+
+
+def row_scratch(shape: Shape, K: int) -> int:
+    """Elements that ``a_tile`` has."""
+    return shape.rows * (K + APART)
+
+
+def _row_packing(module: ir.Module, shape: Shape) -> Definition:
+    """A tile's rows times their scale; beyond the last row, that one again.
+
+    Once a panel: a row's element is scaled by one operation of sixteen lanes and serves for a dozen of them, so no pass
+    over all of A comes before, which would take longer than the product where columns are few.
+    """
+    pack = internal(module, "pack_rows", ROW_PACK)
+    b, code = pack.b, Vector(pack.b, shape.lanes)
+    scale, last = code.everywhere(pack["a_scale"]), b.sub(pack["a_rows"], I64(1))
+    for row in range(shape.rows):
+        there = b.select(b.icmp_signed("<", I64(row), last), I64(row), last)
+        source = code.at(pack["a"], b.mul(there, pack["a_stride"]))
+        target = code.at(pack["a_tile"], b.mul(I64(row), b.add(pack["K"], I64(APART))))
+
+        def scaled(k: Any, inside: Any, source: Any = source, target: Any = target) -> tuple:
+            code.store(b.fmul(code.load(source, k, inside), scale), target, k, inside)
+            return ()
+
+        code.along(pack["K"], scaled)
+    b.ret_void()
+    return pack
 
 
 def panel_columns(code: Code, column: Any) -> dict[str, Any]:
@@ -77,7 +123,8 @@ def packing(module: ir.Module, form: Any, shape: Shape, name: str = "pack") -> D
     """Columns of B side by side: panel[k][column], in the kernel's element type.
 
     The tiles then read whole vectors from successive addresses, whatever B's layout, and each column is scaled once
-    instead of once a row.
+    instead of once a row. A vector's columns lie side by side; or each column's terms do (a weight's, transposed), and
+    squares of as many terms as lanes are turned in registers; or (0) every element is fetched alone.
     """
     pack = internal(module, name, PACK)
     b, code = pack.b, Vector(pack.b, shape.lanes)
@@ -90,18 +137,28 @@ def packing(module: ir.Module, form: Any, shape: Shape, name: str = "pack") -> D
         place = I64(vector * shape.lanes)
         offsets = code.load(pack["b_columns"], place, None, code.of(I64))
         first = code.get(pack["b_columns"], place, I64)
-        straight = b.icmp_unsigned("!=", code.get(pack["b_straight"], I64(vector), I8), I8(0))
-        with b.if_else(straight) as (then, otherwise):
-            for block, gathered in ((then, False), (otherwise, True)):
-                with block, loop(b, I64(0), pack["K"]) as terms:
-                    term = code.get(pack["b_terms"], terms.index, I64)
-                    value = (
-                        _gathered(code, pack["b"], term, offsets)
-                        if gathered
-                        else code.load(pack["b"], b.add(term, first))
-                    )
-                    value = code.wide(value) if form.wide else scaled(value)
-                    code.store(value, pack["panel"], b.add(b.mul(terms.index, I64(shape.columns)), place))
+        lie = code.get(pack["b_straight"], I64(vector), I8)
+
+        def put(value: Any, k: Any, place: Any = place) -> None:
+            value = code.wide(value) if form.wide else scaled(value)
+            code.store(value, pack["panel"], b.add(b.mul(k, I64(shape.columns)), place))
+
+        def term(k: Any) -> Any:
+            return code.get(pack["b_terms"], k, I64)
+
+        with b.if_else(b.icmp_unsigned("==", lie, I8(SIDE_BY_SIDE))) as (then, otherwise):
+            with then, loop(b, I64(0), pack["K"]) as terms:
+                put(code.load(pack["b"], b.add(term(terms.index), first)), terms.index)
+            with otherwise:
+                whole = b.and_(pack["K"], I64(-code.lanes))
+                whole = b.select(b.icmp_unsigned("==", lie, I8(IN_COLUMNS)), whole, I64(0))
+                with loop(b, I64(0), whole, code.lanes) as blocks:
+                    start = term(blocks.index)
+                    columns = [b.add(start, b.extract_element(offsets, I32(lane))) for lane in range(code.lanes)]
+                    for i, value in enumerate(code.transposed([code.load(pack["b"], at) for at in columns])):
+                        put(value, b.add(blocks.index, I64(i)))
+                with loop(b, whole, pack["K"]) as terms:
+                    put(_gathered(code, pack["b"], term(terms.index), offsets), terms.index)
     b.ret_void()
     return pack
 
@@ -145,7 +202,10 @@ def _tile(module: ir.Module, form: Form, shape: Shape, target: Target) -> Defini
             for i, (s, y) in enumerate(zip(terms.values, outer, strict=True))
         ]
         chunks.carry(*added, b.add(number, I64(1)))
-    for (row, vector), y in zip(shape.places, chunks.values[:-1], strict=True):
+    sums = chunks.values[:-1]
+    if not form.wide:  # adding zero makes zeros positive
+        sums = [b.fadd(b.fmul(y, code.everywhere(tile["unscale"])), code.zero) for y in sums]
+    for (row, vector), y in zip(shape.places, sums, strict=True):
         code.store(y, tile["c"], b.add(b.mul(I64(row), tile["c_stride"]), I64(vector * shape.lanes)))
     b.ret_void()
     return tile

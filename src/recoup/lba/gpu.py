@@ -16,7 +16,7 @@ from torch import Tensor
 from recoup.errors import RecoupError
 from recoup.kernels.operators import check_capability
 from recoup.lba.config import LBA
-from recoup.lba.driver import Columns, Index, scaled
+from recoup.lba.driver import Columns, Index, finished, scaled
 from recoup.lba.emit_integer import Whole
 from recoup.lba.emit_narrow import Narrow
 from recoup.lba.emit_wide import Quantiser, Wide
@@ -38,7 +38,7 @@ class Gpu:
         block: rows and columns of a tile; powers of two.
     """
 
-    lanes, fma = 16, True
+    fma, resident = True, None
 
     def __init__(self, assembly: bool | None = None, block: tuple[int, int] = (32, 64)) -> None:
         self.assembly, self.block = assembly, block
@@ -55,7 +55,7 @@ class Gpu:
         B, M, K = x.shape
         N = len(columns.columns)
         y = x.new_empty(B, M, N, dtype=torch.float64 if chosen.form.wide else torch.float32)
-        x, (block_m, block_n) = x.contiguous(), self._block(M, N)
+        x, (block_m, block_n) = scaled(x, chosen), self._block(M, N)
         grid = (triton.cdiv(M, block_m) * triton.cdiv(N, block_n), B)
         self._check(x, grid)
         with _device_of(x):
@@ -77,7 +77,7 @@ class Gpu:
                 BLOCK_N=block_n,
                 **OPTIONS,
             )
-        return y
+        return finished(y, chosen)
 
     def gradients(
         self, x: Tensor, columns: Columns, grad: Tensor, chosen: Plan, config: LBA, index: Index

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from recoup.errors import RecoupError
-from recoup.kernels.operators import named, needs_triton, on_device, register
-from recoup.lba import driver
+from recoup.kernels.operators import eager, named, needs_triton, on_device, register
+from recoup.lba import driver, small
 from recoup.lba.config import LBA
 from recoup.lba.cpu import Cpu
 from recoup.lba.reference import mix
@@ -51,6 +51,10 @@ def matmul(a: Tensor, b: Tensor, config: LBA, *, seed: int | None = None) -> Ten
     >>> round((a @ b).item(), 2), matmul(a, b, LBA()).item()  # M7E4 truncates
     (15.68, 15.25)
     """
+    if isinstance(config, LBA) and seed is None and _direct(a, b):
+        y = small.matmul(a, b, config.code)
+        if y is not None:
+            return y
     check_shapes(a, b)
     config = checked_config(config, "lba.matmul")
     return batched(a, b, config.code, draw_seed(config, seed), "lba.matmul")
@@ -61,8 +65,17 @@ def batched(a: Tensor, b: Tensor, code: str, seed: int, layer: str, names: str =
 
     ``code``: the config's; ``names``: two words, what errors call a and b.
     """
+    if _direct(a, b):
+        y = small.matmul(a, b, code)
+        if y is not None:
+            return y
     a, b, shape = one_batch(a, b)
     return product(a, b, code, seed, layer, names).view(shape)
+
+
+def _direct(a: Any, b: Any) -> bool:
+    """Whether this is one product of float32 matrices that needs neither checks nor torch's dispatcher."""
+    return eager(a, b) and a.dtype is b.dtype is torch.float32 and a.dim() == b.dim() == 2 and a.shape[1] == b.shape[0]
 
 
 def checked_config(config: Any, owner: str) -> LBA:

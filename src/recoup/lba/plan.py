@@ -7,6 +7,7 @@ can hold every intermediate value at some power-of-two scale. Where they cannot,
 import math
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from torch import Tensor
@@ -25,6 +26,7 @@ LOW, HIGH = -126, 127  # exponents of float32's normal numbers
 UNBOUNDED = 2.0**-900  # below everything that products and sums of float32 numbers can reach
 HEADROOM = 1 - 1e-4  # a bound summed up in float32 is trusted this far
 WORTH_SUMMING = 64  # products of every element, beside which one more pass over the elements is cheap
+WORTH_CALLING = 1 << 22  # multiply-adds, beside which torch's own calls are
 FRACTION, DOUBLE_FRACTION = 23, 52  # stored bits of float32's and float64's significands
 
 
@@ -44,7 +46,7 @@ class Extent:
         """
         if high == 0:
             return cls(0.0, 0, 0)
-        return cls(_number(high), _exponent(high), _exponent(low))
+        return cls(struct.unpack("<f", struct.pack("<i", high))[0], _exponent(high), _exponent(low))
 
     @property
     def finite(self) -> bool:
@@ -52,23 +54,21 @@ class Extent:
         return math.isfinite(self.largest)
 
 
-def _number(bits: int) -> float:
-    return struct.unpack("<f", struct.pack("<i", bits))[0]
-
-
 def _exponent(bits: int) -> int:
-    return math.frexp(_number(bits))[1] - 1
+    """Of a magnitude's bits; without a leading one, of the first bit that is one."""
+    return (bits >> FRACTION) - HIGH if bits >> FRACTION else bits.bit_length() + LOW - FRACTION - 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """A kernel and what to call it with.
+    """A kernel and what to call it with; it equals itself alone, so that it can be a key.
 
     Attributes:
         form: of the steps.
         a_scale, b_scale: exponents of the powers of two that the operands are multiplied by.
         a_least, b_least: magnitudes below these are zero to the unit and must become zero (0: none).
         unscale: exponent of the result's factor.
+        finished: whether float32 lanes that flush may multiply by it: no result leaves the normal numbers.
         floats, integers: the form's constants.
     """
 
@@ -78,6 +78,7 @@ class Plan:
     a_least: float
     b_least: float
     unscale: int
+    finished: bool
     floats: np.ndarray
     integers: np.ndarray
 
@@ -99,12 +100,18 @@ def plan(a: Extent, b: Extent, chunk_sum: float, config: LBA, fma: bool, whole: 
     """
     if whole and _counts(config):
         return _whole_plan(config)
-    if _truncates(config):
-        limits = (_may_reach(a.largest * b.largest, config.product), _may_reach(chunk_sum, config.accumulator))
-        scales = _scales(a, b, config, fma)
-        if scales is not None:
-            return _narrow_plan(scales, limits, config, fma)
-    return _wide_plan(config)
+    if not _truncates(config):
+        return _wide_plan(config.code)
+    limits = (_may_reach(a.largest * b.largest, config.product), _may_reach(chunk_sum, config.accumulator))
+    return _float_plan((a.high, a.low), (b.high, b.low), limits, config.code, fma)
+
+
+@lru_cache(maxsize=1024)
+def _float_plan(a: tuple[int, int], b: tuple[int, int], limits: tuple[bool, bool], code: str, fma: bool) -> Plan:
+    """Of a unit that truncates, from exponents alone: calls with operands of the same size share it."""
+    config = LBA.from_code(code)
+    scales = _scales(Extent(0.0, *a), Extent(0.0, *b), config, fma)
+    return _wide_plan(code) if scales is None else _narrow_plan(scales, limits, config, fma)
 
 
 def _counts(config: LBA) -> bool:
@@ -118,7 +125,7 @@ def _whole_plan(config: LBA) -> Plan:
     assert isinstance(config.accumulator, Int)
     floats, integers = np.zeros(CONSTANTS, np.float32), np.zeros(CONSTANTS, np.int32)
     floats[integer.TOP], floats[integer.BOTTOM] = config.accumulator.largest_value, config.accumulator.smallest_value
-    return Plan(Whole(), 0, 0, 0.0, 0.0, 0, floats, integers)
+    return Plan(Whole(), 0, 0, 0.0, 0.0, 0, True, floats, integers)
 
 
 def _truncates(config: LBA) -> bool:
@@ -177,6 +184,8 @@ def _scales(a: Extent, b: Extent, config: LBA, fma: bool) -> _Scales | None:
     factors = max(abs(scale_a), abs(scale_b)) < HIGH and LOW <= at_sum - at_product <= HIGH
     if not inside or not factors or product.max_exponent + at_product > HIGH:
         return None
+    if a.high < 0 and abs(at_product) < HIGH and b.high + at_product < 0:
+        scale_a, scale_b = 0, at_product  # rows below one, as weights are, are read as they lie
     least = (_power(least_a) if a.low < least_a else 0.0, _power(least_b) if b.low < least_b else 0.0)
     return _Scales(scale_a, scale_b, *least, at_product, at_sum)
 
@@ -218,7 +227,9 @@ def _narrow_plan(scales: _Scales, limits: tuple[bool, bool], config: LBA, fma: b
         floats[narrow.PRODUCT_TOP] = math.ldexp(product.largest_value, scales.product)
         integers[narrow.PRODUCT_MASK] = -1 << (FRACTION - product.mantissa)
         integers[narrow.PRODUCT_LOW] = _bits(product.min_exponent)
-    return Plan(form, scales.a, scales.b, scales.a_least, scales.b_least, -scales.sum, floats, integers)
+    normal = config.underflow and accumulator.min_exponent >= LOW and accumulator.max_exponent <= HIGH
+    finished = normal or scales.sum == 0
+    return Plan(form, scales.a, scales.b, scales.a_least, scales.b_least, -scales.sum, finished, floats, integers)
 
 
 def _bits(exponent: int) -> int:
@@ -226,7 +237,9 @@ def _bits(exponent: int) -> int:
     return max(exponent + HIGH, 1) << FRACTION
 
 
-def _wide_plan(config: LBA) -> Plan:
+@lru_cache(maxsize=256)
+def _wide_plan(code: str) -> Plan:
+    config = LBA.from_code(code)
     floats, integers = np.zeros(CONSTANTS, np.float64), np.zeros(CONSTANTS, np.int64)
     formats = {PRODUCT: config.product, SUM: config.accumulator, OUTER: config.outer}
     plain = all(
@@ -247,7 +260,7 @@ def _wide_plan(config: LBA) -> Plan:
     )
     units = isinstance(config.outer, Int)
     unscale = math.frexp(config.scale)[1] - 1 if units else 0
-    return Plan(form, 0, 0, 0.0, 0.0, unscale, floats, integers)
+    return Plan(form, 0, 0, 0.0, 0.0, unscale, False, floats, integers)
 
 
 def _rounds_once(term: Float | Int | None, total: Float | Int, config: LBA) -> bool:
@@ -283,13 +296,16 @@ def _constants(format: Float | Int, config: LBA, slot: int, floats: np.ndarray, 
     integers[at + wide.DEPTH] = format.mantissa << DOUBLE_FRACTION
 
 
-def chunk_bound(x: Tensor, largest: float, uses: int, config: LBA) -> float:
-    """A bound of the sum of |x| over any chunk of any row of x [..., K], whose largest magnitude is given.
+def chunk_bound(x: Tensor, largest: float, partner: float, uses: int, config: LBA) -> float:
+    """A bound of the sum of |x w| over any chunk of any row of x [..., K]; the largest |x| and |w| are given.
 
-    It is summed up only where that is cheap beside the ``uses`` products of every element.
+    It is summed up only where it might show that no limit is needed, and is cheap beside the ``uses`` products of every
+    element and the call itself.
     """
     K = x.shape[-1]
     chunk = min(config.chunk or K, K)
-    if uses < WORTH_SUMMING or K % chunk:
-        return chunk * largest
-    return float(x.detach().abs().unflatten(-1, (-1, chunk)).sum(-1).amax())
+    bound = chunk * largest * partner
+    few = uses < WORTH_SUMMING or x.numel() * uses < WORTH_CALLING or K % chunk
+    if few or not _truncates(config) or not _may_reach(bound, config.accumulator):
+        return bound
+    return partner * float(x.detach().abs().unflatten(-1, (-1, chunk)).sum(-1).amax())

@@ -6,6 +6,7 @@ Legend: M rows, N columns.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from recoup.errors import RecoupError
 from recoup.kernels.llvm import Target, host
 from recoup.kernels.memory import address
 from recoup.lba.driver import Columns, Index
+from recoup.lba.emit import IN_COLUMNS, SIDE_BY_SIDE
 from recoup.lba.emit_code import Form, Shape
 from recoup.lba.plan import Plan
 
@@ -44,12 +46,27 @@ def current_target() -> Target:
 
 
 def padded(columns: Columns, tile: Shape) -> tuple[np.ndarray, np.ndarray]:
-    """Columns up to a multiple of the tile's (the last repeated); which vectors of them lie side by side."""
-    places = columns.columns.numpy()
+    """Columns up to a multiple of the tile's (the last repeated); how each vector of them lies (`emit.packing`)."""
+    if columns.regular is not None:
+        return _regular(*columns.regular, tile)
+    return laid(columns.terms.numpy(), columns.columns.numpy(), tile)
+
+
+@lru_cache(maxsize=64)
+def _regular(K: int, N: int, down: int, across: int, tile: Shape) -> tuple[np.ndarray, np.ndarray]:
+    """`padded`, of a matrix with these strides: calls with operands of the same shape share it."""
+    return laid(np.arange(K) * down, np.arange(N) * across, tile)
+
+
+def laid(terms: np.ndarray, places: np.ndarray, tile: Shape) -> tuple[np.ndarray, np.ndarray]:
+    """`padded`, of offsets of terms and columns."""
     short = -len(places) % tile.columns
     places = np.concatenate([places, np.repeat(places[-1:], short)]) if short else places
     vectors = places.reshape(-1, tile.lanes)
-    return places, (vectors[:, 1:] - vectors[:, :-1] == 1).all(1).view(np.uint8)
+    straight = (vectors[:, 1:] - vectors[:, :-1] == 1).all(1).view(np.uint8)
+    if not straight.all() and (terms[1:] - terms[:-1] == 1).all():
+        straight = np.where(straight, np.uint8(SIDE_BY_SIDE), np.uint8(IN_COLUMNS))
+    return places, straight
 
 
 def shared_arguments(
