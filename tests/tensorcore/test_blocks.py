@@ -203,6 +203,7 @@ def test_quantised_blocks_are_the_units_operands(name, side):
     x[:, 3] = 0
     y, scale = quantize_blocks(x, unit, side)
     form, own = unit.formats["ab".index(side)], SCALES[unit.scale_format]
+    assert unit.block is not None
     blocks_K = -(-70 // unit.block)
     assert scale.shape == ((70, blocks_K) if side == "a" else (blocks_K, 70))
     assert block_reference.foreign_scale(scale, unit.scale_format) is None
