@@ -5,9 +5,9 @@
 with y the unit's output without a gain, p the part of it that the gain multiplies and z what the output should be: the
 factor that leaves the least squared error. Of sums p is the output before the bias, y - bias, so that z - (y - p) is
 z - bias, z being that of the same operands summed in float32; of norms over features p is gamma xhat.
-Under ``weigh="rows"`` both products weigh a row (a token or a place, with all its channels) by one over its mean z^2, so
-that all rows count alike: in a transformer a few tokens are several times as large as the others, and the norm behind
-the layer takes the size away.
+Under ``weigh="rows"`` both products weigh a row (a token or a place, with all its channels) by one over its mean z^2,
+so that all rows count alike: in a transformer a few tokens are several times as large as the others, and the norm
+behind the layer takes the size away.
 
 Source: our own; truncation's systematic shrink is measured in docs/lba.md, what weighing is for in
 docs/sentence-encoder.md.
