@@ -109,7 +109,7 @@ def perplexity(nats: float) -> float:
 def perplexity_text(value: float) -> str:
     """In tables: four figures.
 
-    >>> perplexity_text(5.0435), perplexity_text(50257.3)
+    >>> perplexity_text(5.0437), perplexity_text(50257.3)
     ('5.044', '50,257')
     """
     return f"{value:,.0f}" if 1000 <= value < 1e9 else f"{value:#.4g}".rstrip(".")
