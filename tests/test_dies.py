@@ -60,6 +60,9 @@ def test_sums_by_hand(liberty):
     assert found.energy == pytest.approx(sum(expected.values()), rel=1e-12)
     missing = "2, 5: in float, for which no hardware is generated"
     assert found.absent == {"energy": missing, "area": missing}
+    assert f"{found.energy:,.0f} pJ, {found.area:,.0f} um2\nnot in energy: {missing}\nnot in area: {missing}" in str(
+        found
+    )
     told = found.to_dict()
     assert (told["energy"], told["area"], told["absent"]) == (found.energy, found.area, found.absent)
 

@@ -138,11 +138,11 @@ class Cost:
         lines = [f"{self.cycles:,} cycles, {self.traffic:,.0f} bytes, {self.bits:.2f} bits an accumulator"]
         if self.uncounted:
             lines.append("not counted: " + ", ".join(f"{part.name} ({part.kind})" for part in self.uncounted))
-        if self.energy is not None:
-            lines.append(f"{self.energy:,.0f} pJ")
-        if self.unmeasured:
-            lines.append(f"energy: {told(self.unmeasured)}")
-        return "\n".join(lines)
+        if self.die is None or not self.die.tables.liberty:  # an area would take a synthesis
+            return "\n".join([*lines, *([f"energy: {told(self.unmeasured)}"] if self.unmeasured else [])])
+        found = {"pJ": self.energy, "um2": self.area}
+        lines += [", ".join(f"{value:,.0f} {unit}" for unit, value in found.items() if value is not None)]
+        return "\n".join(filter(None, [*lines, *(f"not in {name}: {why}" for name, why in self.absent.items())]))
 
 
 def cost(
