@@ -1,7 +1,6 @@
 """`recoup search`: the cheapest hardware, layer by layer, from a recipe."""
 
 import json
-import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -56,7 +55,7 @@ def search(
         raise RecoupError(f"search {stage!r}: the first argument must be one of {', '.join(STAGES)}")
     changes = [*(change or []), *([f"budget={budget}"] if budget is not None else [])]
     made = SearchRecipe.load(recipe, [*changes, *(f"limits.{text}" for text in limit or [])])
-    with importable(os.getcwd()):  # noqa: PTH109 -- a string for sys.path
+    with importable():
         if stage == "plan":
             _say_plan(planned(made), as_json)
             return
