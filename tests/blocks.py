@@ -116,7 +116,12 @@ def command(line: str) -> str:
     assert words[0] == "recoup", f"who runs {line!r}?"
     real = str(_data()) in line
     short = SHORTER.get(words[1], "").split() if real else []
-    done = CliRunner().invoke(app, [*words[1:], *short])
+    before = sys.path[:]
+    sys.path[:] = [place for place in before if place != os.getcwd()]  # noqa: PTH109 -- as where the command is a program
+    try:
+        done = CliRunner().invoke(app, [*words[1:], *short])
+    finally:
+        sys.path[:] = before
     assert done.exit_code == 0, f"{line}\n{done.output}\n{done.exception!r}"
     return done.stdout
 

@@ -154,6 +154,15 @@ def test_negative_inputs_on_the_command_line():
     recoup("train", *NET, "--config", "nbsmt-2t", "--layers", "2=float", *TRAINING, "--overwrite")
 
 
+def test_a_model_beside_the_user_is_found_by_every_command_that_takes_one():
+    """The first command that names a module imports it, so each has one of its own."""
+    for name in ("trained", "drawn"):
+        Path(f"beside_{name}.py").write_text("from recoup.models import digits_net as net\n")
+    recoup("train", "--model", "beside_trained:net", "--data", "digits", *TRAINING[:-1])
+    pytest.importorskip("amaranth")
+    assert "classifier" in recoup("silicon", "topology", "--model", "beside_drawn:net", "--shape", "1x8x8").stdout
+
+
 def test_a_map_that_leaves_nothing_to_a_config_is_told_before_anything_is_measured():
     told = CliRunner().invoke(app, ("evaluate", *SMALL, "--layers", "re:.*=float"))
     assert told.exit_code == 2

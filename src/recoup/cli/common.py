@@ -64,7 +64,7 @@ def load_wings(modules: Sequence[str] | None) -> "list[Card]":
     before = set(cards())
     for name in modules or []:
         known, fresh = set(cards()), name not in sys.modules
-        with importable(os.getcwd()):  # noqa: PTH109 -- a string for sys.path
+        with importable():
             try:
                 importlib.import_module(name)
             except RecoupError:
@@ -122,7 +122,7 @@ def run_recipe(recipe: "Recipe", overwrite: bool, as_json: bool, awaited: Callab
 
     folder = Path(recipe.out)
     others = beside(folder)  # what of it cannot be read is told before anything is measured
-    with importable(os.getcwd()):  # noqa: PTH109 -- a string for sys.path
+    with importable():
         results: Results = run_study(recipe, overwrite=overwrite)
     if awaited is not None:
         awaited()
@@ -139,8 +139,9 @@ def run_recipe(recipe: "Recipe", overwrite: bool, as_json: bool, awaited: Callab
 
 
 @contextmanager
-def importable(folder: str) -> Iterator[None]:
+def importable() -> Iterator[None]:
     """Models beside the user may be named as module:factory, as with ``python -m``."""
+    folder = os.getcwd()  # noqa: PTH109 -- a string for sys.path
     sys.path.insert(0, folder)
     try:
         yield

@@ -1,6 +1,5 @@
 """`recoup evaluate`: a study from options."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -147,7 +146,7 @@ def evaluate(
     check_target(save_recipe, "--save-recipe")
     check_target(save_chip, "--save-chip", Path(out))
     if chip is not None:
-        with importable(os.getcwd()):  # noqa: PTH109 -- a string for sys.path
+        with importable():
             drawn = {"split": test_split, "seed": test_seed, "context": window}
             evaluate_chip(chip, model, data, limit, batch_size, factory, as_json, **drawn)
         return
@@ -158,7 +157,7 @@ def evaluate(
         write_atomically(save_recipe, recipe.to_yaml())
     run_recipe(recipe, overwrite, as_json)
     if save_chip is not None:
-        with importable(os.getcwd()):  # noqa: PTH109
+        with importable():
             write_chip(recipe, save_chip)
 
 

@@ -1,7 +1,6 @@
 """`recoup search`: the cheapest hardware, layer by layer, from a recipe."""
 
 import json
-import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -61,7 +60,7 @@ def search(
     changes = [*(change or []), *([f"budget={budget}"] if budget is not None else [])]
     changes += [f"liberty={json.dumps(liberty)}"] if liberty else []
     made = SearchRecipe.load(recipe, [*changes, *(f"limits.{text}" for text in limit or [])])
-    with importable(os.getcwd()):  # noqa: PTH109 -- a string for sys.path
+    with importable():
         if stage == "plan":
             _say_plan(planned(made), as_json)
             return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from recoup.cli.common import Json, Wing, load_wings
+from recoup.cli.common import Json, Wing, importable, load_wings
 from recoup.cli.silicon_options import chosen_of, values_of
 from recoup.cli.silicon_study import ACTIONS as OF_STUDY
 from recoup.cli.silicon_study import of_study
@@ -236,4 +236,6 @@ def _topology(model: str | None, shape: str, gemm: bool) -> str:
     sizes = shape.lower().split("x")
     if not all(size.isdecimal() and int(size) for size in sizes):
         raise RecoupError(f"--shape {shape!r}: must be sizes such as 3x32x32")
-    return topology(load(model), torch.zeros(1, *map(int, sizes)), "gemm" if gemm else "conv")
+    with importable():
+        network = load(model)
+    return topology(network, torch.zeros(1, *map(int, sizes)), "gemm" if gemm else "conv")

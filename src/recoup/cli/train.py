@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from recoup.cli.chip import Chip, SaveChip, refuse_beside_chip
-from recoup.cli.common import Wing, check_target, distinct, load_wings
+from recoup.cli.common import Wing, check_target, distinct, importable, load_wings
 from recoup.errors import RecoupError
 from recoup.policy import Policy
 from recoup.study.configs import examples, layer_option
@@ -97,7 +97,9 @@ def train(
     named = (layer_option(text) for text in layers or []) if policy is None else Policy.load(policy).items()
     values["layers"] = distinct(named, "--layers")
     check_target(save_chip, "--save-chip", out)
-    result = run_training(TrainingRecipe.build(values), out, overwrite=overwrite, progress=not as_json, chip=save_chip)
+    recipe = TrainingRecipe.build(values)
+    with importable():
+        result = run_training(recipe, out, overwrite=overwrite, progress=not as_json, chip=save_chip)
     if as_json:
         typer.echo(json.dumps(result, indent=1))
         return
