@@ -11,7 +11,7 @@ attention's products in float; LBA and tensor cores take these as well; LightNor
 benchmarks/results/minilm.jsonl.
 
     python benchmarks/minilm.py             # measure what is missing, then print the table
-    python benchmarks/minilm.py --table     # only print
+    python benchmarks/minilm.py --tables    # only print
 """
 
 import hashlib
@@ -21,7 +21,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,11 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 import recoup as rc
-from benchmarks.log import Log
+from benchmarks.log import Log, arguments
 from benchmarks.measure import RESULTS, interleaved, medians, save
-from benchmarks.paired import table_only
 from recoup.data import root
 from recoup.formats import Int
-from recoup.lba import LBA, choose_exponents_
+from recoup.lba import LBA, choose_exponents_, correct_gain_
 from recoup.lightnorm import LightNorm
 from recoup.nbsmt import NBSMT
 from recoup.network.emulated import running
@@ -59,13 +58,20 @@ Score = dict[str, float]
 
 @dataclass(frozen=True)
 class System:
-    """A chip: its config, what is done to it first, and whether its sums are exact (operands alone in its formats)."""
+    """A chip: its config, what is done to it first, its repair, whether its sums are exact (operands alone rounded)."""
 
     config: Any
     prepare: Callable[[nn.Module, list[Batch]], object] | None = None
+    repair: Callable[[nn.Module, list[Batch]], object] = rc.repair_
     exact: bool = False
 
+    @property
+    def states(self) -> tuple[str, ...]:
+        """What is measured of it; before a repair of its own it is as its namesake."""
+        return STATES[:1] if self.exact else STATES if self.repair is rc.repair_ else STATES[1:]
 
+
+STATES = ("converted", "repaired")
 SYSTEMS = {
     "NB-SMT, one thread (8 bit)": System(NBSMT(1)),
     "NB-SMT, 2 threads, S+A": System(NBSMT(2)),
@@ -74,6 +80,7 @@ SYSTEMS = {
     "NB-SMT, 4 threads, A": System(NBSMT(4, "A")),
     "LBA M10E5": System(LBA.m10e5()),
     "LBA M7E4": System(LBA.m7e4()),
+    "LBA M7E4, gain that counts rows alike": System(LBA.m7e4(), repair=partial(correct_gain_, weigh="rows")),
     "LBA M7E4, own exponents": System(LBA.m7e4(), choose_exponents_),
     "LBA int16, operands int8": System(LBA.int16(operands=Int(8))),
     "LightNorm, range": System(LightNorm.range()),
@@ -83,7 +90,6 @@ SYSTEMS = {
     "hopper-fp8": System(TensorCore.hopper_fp8()),
     "hopper-fp8, promoted every 128": System(TensorCore.hopper_fp8(promotion=128)),
 }
-STATES = ("converted", "repaired")
 METRICS = ("mean cosine", "least cosine", "rank correlation", "neighbours kept")
 AGAIN = ("NB-SMT, 2 threads, S+A", "LBA M7E4")
 """Measured on `FEW` lines as well."""
@@ -108,6 +114,7 @@ def folder() -> Path | None:
     return Path(found.origin).parent / "model" if found is not None and found.origin else None
 
 
+@cache
 def checked_folder() -> Path:
     """The same, with the weights that the figures are of."""
     found = folder()
@@ -192,7 +199,7 @@ def measured(name: str, state: str, count: int) -> Score:
     reference = embed(encoder(), tokens)
     model = converted(system)
     if state == "repaired":
-        rc.repair_(model, calibration)
+        system.repair(model, calibration)
     with running(model, "baseline" if system.exact else "emulate"):
         return scores(embed(model, tokens), reference)
 
@@ -216,12 +223,12 @@ def measure(log: Log) -> None:
     """What is missing of the log."""
     digest = of()
     for name, system in SYSTEMS.items():
-        for state in STATES[: 1 if system.exact else 2]:
+        for state in system.states:
             for count in (TEST, FEW) if name in AGAIN and state == "converted" else (TEST,):
                 for metric in METRICS:
                     key = (name, state, metric, count)
                     log.measure(key, lambda key=key: measured(*key[:2], key[3])[key[2]], digest)
-        if not system.exact:
+        if "converted" in system.states and not system.exact:
             log.measure((name, "seconds"), lambda name=name: timed(name)[name], digest)
             log.measure((name, "seconds of float"), lambda name=name: timed(name)["float"], digest)
     save("minilm", {"rows": log.rows()})
@@ -234,7 +241,7 @@ def table(log: Log) -> str:
         cells = []
         for metric in METRICS:
             values = [log.values.get((name, state, metric, TEST)) for state in STATES]
-            cells.append(" -> ".join(f"{value:.3f}" for value in values if value is not None))
+            cells.append(" → ".join("" if value is None else f"{value:.3f}" for value in values).removesuffix(" → "))
         seconds = [log.values.get((name, key)) for key in ("seconds", "seconds of float")]
         time = "" if seconds[0] is None or seconds[1] is None else f"{seconds[0] / seconds[1]:.1f}"
         lines.append(f"| {name} | {' | '.join(cells)} | {time} |")
@@ -242,7 +249,7 @@ def table(log: Log) -> str:
 
 
 def main() -> None:
-    only = table_only(str(__doc__))
+    only = arguments(__doc__).parse_args().tables
     torch.set_num_threads(1)
     log = Log(RESULTS / "minilm.jsonl")
     if not only:

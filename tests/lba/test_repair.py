@@ -56,7 +56,8 @@ def test_gain_is_the_least_squares_factor(layer, shape, per, weigh):
 def test_one_token_of_a_thousand_whose_products_saturate_decides_a_gain_unless_rows_count_alike():
     """As in trained transformers: the first token of a line is far larger than the others."""
     torch.manual_seed(0)
-    layer, x = nn.Linear(32, 4, bias=False), torch.randn(1000, 32)
+    layer: Any = nn.Linear(32, 4, bias=False)
+    x = torch.randn(1000, 32)
     with torch.no_grad():
         layer.weight.copy_(torch.randn(4, 32))
         x[0] = 200 * layer.weight[0]
