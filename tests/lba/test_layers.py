@@ -230,3 +230,45 @@ def test_results_may_be_changed_in_place(layer, x, training):
         y.square().sum().backward()
         found.append([y, leaf.grad, *(p.grad for p in layer.parameters())])
     assert all(map(torch.equal, *found))
+
+
+CHANNELS = [
+    (nn.Linear(20, 5), (3, 20)),
+    (nn.Conv1d(4, 6, 3, padding=1, groups=2), (3, 4, 11)),
+    (nn.Conv2d(4, 6, (3, 2), stride=(1, 2), groups=2), (2, 4, 8, 9)),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape"), CHANNELS, ids=["Linear", "Conv1d", "Conv2d"])
+@pytest.mark.parametrize("config", [LBA.int16(operands=Int(4)), LBA.fp32(operands=lba.FP8)], ids=["int", "fp8"])
+@pytest.mark.parametrize("mode", ["emulate", "baseline"])
+def test_weights_have_a_scale_per_output_channel(layer, shape, config, mode):
+    """Channel by channel, as a layer of one channel with a scale of its own is."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(1)))
+        layer.weight *= 2.0 ** torch.arange(len(layer.weight)).view(-1, *[1] * (layer.weight.dim() - 1))
+    model = rc.emulate_(nn.Sequential(copy.deepcopy(layer)), config.replace(weight_scale="channel"))
+    model[0].mode = mode
+    plain = rc.emulate_(nn.Sequential(copy.deepcopy(layer)), config)
+    plain[0].mode = mode
+    with torch.no_grad():
+        found, together = model(x), plain(x)
+        dim = 1 if layer.weight.dim() > 2 else -1
+        for o in range(len(layer.weight)):
+            alone = copy.deepcopy(plain)
+            # All channels hold this one, so that the tensor's scale is this channel's.
+            alone[0].weight.copy_(layer.weight[o : o + 1].expand_as(layer.weight))
+            assert torch.allclose(found.select(dim, o) - layer.bias[o], alone(x).select(dim, o) - layer.bias[o])
+    assert not torch.allclose(found, together)
+
+
+def test_weight_scale_in_the_config():
+    assert "weight_scale" not in LBA().to_dict()
+    config = LBA.int12(operands=Int(4), weight_scale="channel")
+    assert LBA.from_dict(config.to_dict()) == config
+    assert repr(config).endswith("weight_scale='channel')")
+    with pytest.raises(
+        RecoupError, match=r"LBA\(weight_scale='row'\): weight_scale must be one of 'tensor', 'channel'"
+    ):
+        LBA(weight_scale="row")  # type: ignore[arg-type]

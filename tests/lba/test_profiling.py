@@ -57,6 +57,16 @@ def test_shares_of_a_layer_that_can_be_counted_by_hand():
     assert row.residual == pytest.approx(0, abs=1e-12)
 
 
+def test_layers_that_no_input_of_the_batchs_range_saturates():
+    model = rc.emulate_(nn.Sequential(nn.Linear(30, 4), nn.ReLU(), nn.Linear(4, 2)), LBA())
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([2.0, -2.0]).repeat(15))  # their sums stay small, half of them would not
+        model[2].weight.fill_(0.01)
+    wide, narrow = (lba.profile(model, [torch.full((3, 30), value)], outputs=8) for value in (3.0, 1.0))
+    assert [row.cannot_saturate for row in wide] == [False, True]
+    assert [row.cannot_saturate for row in narrow] == [True, True]
+
+
 def test_every_layer_in_the_order_of_its_run():
     model = rc.emulate_(small_net(), LBA.m7e4())
     rows = lba.profile(model, batches_of(1, 4), outputs=64)

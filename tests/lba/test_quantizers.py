@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -76,3 +77,39 @@ def test_other_formats_are_refused():
 def test_unsigned_is_refused():
     with pytest.raises(RecoupError, match="signed"):
         quantize_operand(torch.ones(3), Int(8, signed=False))
+
+
+@pytest.mark.parametrize("format", [FP8, Int(4), Int(8)])
+@pytest.mark.parametrize("dims", [(1, 2, 3), (-1, -2, 1), (0,), (0, 1, 2, 3)])
+def test_slices_have_scales_of_their_own(format, dims):  # noqa: A002
+    x = torch.randn(5, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    x *= 2.0 ** torch.arange(-6, 4, 2)[:, None, None, None]
+    x[1] = 0
+    y, scale = quantize_operand(x, format, dims)
+    inside = {d % 4 for d in dims}
+    for index in itertools.product(*(range(1 if d in inside else n) for d, n in enumerate(x.shape))):
+        part = tuple(slice(None) if d in inside else slice(i, i + 1) for d, i in enumerate(index))
+        alone, own = quantize_operand(x[part], format)
+        assert torch.equal(y[part], alone)
+        assert scale is None or torch.equal(scale[index], own)
+    assert scale is None or scale.shape == tuple(1 if d in inside else n for d, n in enumerate(x.shape))
+
+
+def test_slices_of_nothing():
+    y, scale = quantize_operand(torch.zeros(3, 0), Int(4), (1,))
+    assert (y.shape, scale.shape) == ((3, 0), (3, 1))
+
+
+@pytest.mark.parametrize("dims", [(2,), 1, (0, 0), (0, -2), ("x",), ()])
+def test_dims_that_are_not_there(dims):
+    with pytest.raises(
+        RecoupError, match=r"quantize_operand\(dims=.*\): dims must be a tuple of dimensions of \[3, 4\]"
+    ):
+        quantize_operand(torch.ones(3, 4), FP8, dims)
+
+
+def test_a_slice_too_small_for_its_scale():
+    x = torch.ones(2, 4)
+    x[1] = 1e-38
+    with pytest.raises(RecoupError, match=r"the largest magnitude 9\.99"):
+        quantize_operand(x, Int(8), (1,))

@@ -1,6 +1,7 @@
 """LBA: networks on accumulators of 12 bits and less."""
 
 from recoup.lba.attention_layers import attention
+from recoup.lba.bounds import Bound, bound
 from recoup.lba.config import LBA
 from recoup.lba.exponents import choose_exponents_
 from recoup.lba.hugging_face import register_transformers
@@ -13,11 +14,13 @@ from recoup.lba.repair import choose_chunks_, correct_gain_, set_underflow_
 __all__ = [
     "FP8",
     "LBA",
+    "Bound",
     "LBAConv1d",
     "LBAConv2d",
     "LBALinear",
     "LayerProfile",
     "attention",
+    "bound",
     "choose_chunks_",
     "choose_exponents_",
     "correct_gain_",

@@ -11,6 +11,7 @@ from recoup.formats import Float, Int
 
 Gradient = Literal["identity", "recursive_of", "immediate_of", "immediate_diff", "recursive_diff"]
 Nonfinite = Literal["error", "propagate"]
+WeightScale = Literal["tensor", "channel"]
 GRADIENTS: tuple[str, ...] = get_args(Gradient)
 
 MAX_MANTISSA, MAX_EXPONENT, INT_BITS, SCALE_EXPONENT = 23, 256, (2, 32), 100
@@ -43,6 +44,9 @@ class LBA(Config):
         promotion: format that chunk sums are added up in; None: the accumulator's own.
         operands: what layers quantise weights and activations to before the product (`recoup.lba.quantize_operand`),
             None: nothing. It is no part of the unit, and `recoup.lba.matmul` does not apply it.
+        weight_scale: whether a layer's weight is quantised to ``operands`` with one scale (or flexible bias) per
+            ``tensor``, or per output ``channel``: that costs the unit nothing, since the scale is of a sum's output. It
+            is written in the repr and in `to_dict` where it is not the default.
         backward: the unit that the two products of the backward pass run on; None: float32.
         nonfinite: a NaN or infinity in an operand is an ``error``, or makes every output it belongs to NaN
             (``propagate``).
@@ -71,6 +75,7 @@ class LBA(Config):
     scale: float = 1.0
     promotion: Float | None = None
     operands: Float | Int | None = None
+    weight_scale: WeightScale = field(default="tensor", kw_only=True)
     backward: "LBA | None" = None
     nonfinite: Nonfinite = "error"
     # Whether any step, of the backward pass too, draws random bits: a plain value that compilers trace.
@@ -93,6 +98,7 @@ class LBA(Config):
             self._set("chunk", integer("LBA", "chunk", self.chunk, (1, MAX_CHUNK), note))
         boolean("LBA", "underflow", self.underflow)
         choice("LBA", "gradient", self.gradient, GRADIENTS)
+        choice("LBA", "weight_scale", self.weight_scale, get_args(WeightScale))
         choice("LBA", "nonfinite", self.nonfinite, get_args(Nonfinite))
         self._set("scale", self._checked_scale())
         if not isinstance(self.operands, Float | Int | None):
@@ -116,6 +122,13 @@ class LBA(Config):
         random = any(isinstance(f, Float) and f.rounding == "stochastic" for f in formats)
         random = random or (self.backward is not None and self.backward.stochastic)
         self._set("stochastic", random)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values; what came later only where it is not the default: older digests lack it."""
+        values = super(LBA, self).to_dict()
+        if self.weight_scale == "tensor":
+            del values["weight_scale"]
+        return values
 
     def _checked_scale(self) -> float:
         scale, limit = self.scale, 2.0**SCALE_EXPONENT

@@ -82,15 +82,24 @@ class LBALayer(Gained):
         if self.config.operands is None:
             return x, self.matrix, None
         x, x_scale = quantize_operand(x, self.config.operands)
-        w, w_scale = quantize_operand(self.matrix, self.config.operands)
+        w, w_scale = self.quantized_weight()
         return x, w, None if x_scale is None or w_scale is None else x_scale * w_scale
+
+    def quantized_weight(self) -> tuple[Tensor, Tensor | None]:
+        """The weight as the unit multiplies it, and its scale, [O] or a number, where it has one."""
+        if self.config.operands is None:
+            return self.matrix, None
+        each = self.config.weight_scale == "channel"
+        dims = tuple(range(1, self.matrix.dim())) if each else None
+        w, scale = quantize_operand(self.matrix, self.config.operands, dims)
+        return w, scale.flatten() if each and scale is not None else scale
 
     def _finished(self, y: Tensor, scale: Tensor | None, shape: tuple[int, ...]) -> Tensor:
         """Scale, gain and bias, each [O] or a number, on an output whose channels ``shape`` says."""
         if self.sums is not None and self.emulates and not self.sums.in_float:
             self.sums.add(y, *self.unit.ends)
         if scale is not None:
-            y = y * scale
+            y = y * (scale.view(shape) if scale.dim() else scale)
         if self.gain is not None and self.emulates:
             y = y * self.gain.view(shape)
         return y if self.bias is None else y + self.bias.view(shape)

@@ -1,7 +1,7 @@
 """What a narrow accumulator does inside each layer: how often it loses what, and how far the output is off."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from recoup.fields import integer
 from recoup.lba import reference
 from recoup.lba.attention_layers import LBAAttention
+from recoup.lba.bounds import bound
 from recoup.lba.config import LBA
 from recoup.lba.layers import LBALayer
 from recoup.lba.repair import lba_modules
@@ -41,6 +42,8 @@ class LayerProfile:
         slope: least-squares factor from the exact output to the emulated one; truncation makes it less than 1.
         residual: root mean square of what the slope leaves, relative to the exact output's.
         error: root mean square of the whole error, relative to the exact output's.
+        cannot_saturate: whether no input within the range of the batch's can make a sum or product leave its format,
+            by the weights alone (`recoup.lba.bound`); None for an attention, which has no weights.
     """
 
     name: str
@@ -56,6 +59,7 @@ class LayerProfile:
     slope: float
     residual: float
     error: float
+    cannot_saturate: bool | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -112,8 +116,10 @@ class _Drawn:
 
         def observe(layer: LBALayer, args: tuple, kwargs: dict) -> None:
             if name not in self.rows:
-                x, w, _ = sample(layer, args[0] if args else kwargs["input"], self.outputs, self.seed)
+                given = args[0] if args else kwargs["input"]
+                x, w, _ = sample(layer, given, self.outputs, self.seed)
                 self._measure(name, layer, layer.unit, x, w)
+                self.rows[name] = replace(self.rows[name], cannot_saturate=_bounded(layer, given))
 
         return observe
 
@@ -142,6 +148,14 @@ def sample(layer: LBALayer, x: Tensor, outputs: int, seed: int) -> tuple[Tensor,
     """
     x, w, _ = layer._operands(x.detach())
     return drawn_sums(layer, x, w, outputs, seed)
+
+
+def _bounded(layer: LBALayer, x: Tensor) -> bool | None:
+    """Whether inputs within the range of x cannot saturate the unit; None where there is no such range."""
+    if not x.numel() or not bool(x.isfinite().all()):
+        return None
+    low, high = (float(end) for end in x.detach().float().aminmax())
+    return bound(layer, (low, high)).cannot_saturate
 
 
 def _measured(name: str, kind: str, config: LBA, x_SK: Tensor, w_SK: Tensor) -> tuple[LayerProfile, float]:

@@ -1,6 +1,6 @@
 """What software does to weights and activations before the unit: FP8 with a flexible bias, integers.
 
-The paper quantises them outside the unit, per tensor and per call.
+The paper quantises them outside the unit, per tensor and per call; weights may have a scale per output channel.
 """
 
 import torch
@@ -15,33 +15,41 @@ FP8 = Float.lba(3, 4, bias=3, rounding="nearest")
 """The paper's FP8, M4E3; bias 3 and rounding to nearest even are our definition."""
 
 
-def quantize_operand(x: Tensor, format: Float | Int) -> tuple[Tensor, Tensor | None]:  # noqa: A002
+def quantize_operand(
+    x: Tensor,
+    format: Float | Int,  # noqa: A002
+    dims: tuple[int, ...] | None = None,
+) -> tuple[Tensor, Tensor | None]:
     """A weight or activation in few bits.
 
-    A `Float` gets a flexible bias, a power of two per tensor:
+    A `Float` gets a flexible bias, a power of two per tensor, or per slice along the dimensions that are not in
+    ``dims``:
 
         factor = 2^ceil(2^(E-1) - log2 max|x|),   y = quantise(factor x) / factor
 
     with E the bits of the format's exponent field. For `FP8` (largest value 31) this puts the largest magnitude
     at 16 up to 32, so that at most what lies above 31/32 of the maximum's binade saturates.
 
-    An `Int` gets a symmetric scale per tensor:
+    An `Int` gets a symmetric scale, per tensor or per slice:
 
         scale = max|x| / largest,   code = round(x / scale),   -largest <= code <= largest
 
     Args:
         x: float32.
         format: what to quantise to.
+        dims: dimensions that share a scale: of a weight [O, ...], all but the first give one per output channel. None:
+            all.
 
     Returns:
-        y and None for a `Float`; whole numbers and the scale (float32, no dimensions) for an `Int`. Gradients pass
+        y and None for a `Float`; whole numbers and the scale (float32, no dimensions; with ``dims`` those are 1, and
+        the others x's) for an `Int`. Gradients pass
         straight through. NaN and infinities stay what they are, for the unit to refuse or to propagate; the largest
         magnitude is that of the finite elements.
 
     Raises:
-        RecoupError: a format that is no Float and no signed Int of at least 2 bits; x of a magnitude so small that
-            the scale is no normal number (scale and outputs are NaN where values cannot be looked at, as under
-            torch.compile).
+        RecoupError: a format that is no Float and no signed Int of at least 2 bits; dims that x lacks; x of a magnitude
+            so small that the scale is no normal number (scale and outputs are NaN where values cannot be looked at, as
+            under torch.compile).
 
     Source: the factor is that of the paper's authors' later code [pub]; symmetric integers are our definition.
     """
@@ -54,24 +62,47 @@ def quantize_operand(x: Tensor, format: Float | Int) -> tuple[Tensor, Tensor | N
     strided(x, "quantize_operand", "x")
     if not x.is_floating_point():
         raise RecoupError(f"quantize_operand: x must be float32; got {x.dtype} {list(x.shape)}")
-    largest = x.detach().abs().nan_to_num(0.0, 0.0).amax() if x.numel() else x.new_zeros(())
-    if isinstance(format, Int):
-        scale = torch.where(largest > 0, largest / format.largest_value, 1.0).to(x.dtype)
-        # 0 < scale < 2^-126 has lost digits, or all: its codes would saturate unsaid.
-        lost = scale < torch.finfo(x.dtype).tiny
-        if not _symbolic(x) and bool(lost):
-            raise RecoupError(
-                f"quantize_operand: the largest magnitude {float(largest)!r} is too small for {format!r}: its scale "
-                f"is no normal number of {str(x.dtype).removeprefix('torch.')}"
-            )
-        scale = torch.where(lost, float("nan"), scale)
-        codes = quantize(x / scale, format.replace(overflow="saturate"))
-        return torch.where(x.isfinite(), codes, x), scale
+    largest = _largest(x, dims)
+    return _symmetric(x, largest, format) if isinstance(format, Int) else (_flexible(x, largest, format), None)
+
+
+def _symmetric(x: Tensor, largest: Tensor, format: Int) -> tuple[Tensor, Tensor]:  # noqa: A002
+    """Codes and their scale."""
+    scale = torch.where(largest > 0, largest / format.largest_value, 1.0).to(x.dtype)
+    # 0 < scale < 2^-126 has lost digits, or all: its codes would saturate unsaid.
+    lost = scale < torch.finfo(x.dtype).tiny
+    if not _symbolic(x) and bool(lost.any()):
+        small = float(largest[lost].max())
+        raise RecoupError(
+            f"quantize_operand: the largest magnitude {small!r} is too small for {format!r}: its scale "
+            f"is no normal number of {str(x.dtype).removeprefix('torch.')}"
+        )
+    scale = torch.where(lost, float("nan"), scale)
+    codes = quantize(x / scale, format.replace(overflow="saturate"))
+    return torch.where(x.isfinite(), codes, x), scale
+
+
+def _flexible(x: Tensor, largest: Tensor, format: Float) -> Tensor:  # noqa: A002
+    """Values, of a format whose exponents a power of two moves."""
     binades = format.max_exponent - format.min_exponent + 1
     half = 1 << (max(binades - 1, 1).bit_length() - 1)
     factor = torch.exp2(torch.ceil(half - torch.log2(largest.double())))
     factor = torch.where(largest > 0, factor, 1.0).clamp(2.0**-126, 2.0**126).to(x.dtype)
-    return torch.where(x.isfinite(), quantize(x * factor, format) / factor, x), None
+    return torch.where(x.isfinite(), quantize(x * factor, format) / factor, x)
+
+
+def _largest(x: Tensor, dims: tuple[int, ...] | None) -> Tensor:
+    """The largest finite magnitude, with the dimensions that a scale per slice has."""
+    sizes = x.detach().abs().nan_to_num(0.0, 0.0)
+    if dims is None:
+        return sizes.amax() if x.numel() else x.new_zeros(())
+    known = isinstance(dims, tuple) and all(isinstance(d, int) and -x.dim() <= d < x.dim() for d in dims)
+    if not known or len({d % x.dim() for d in dims}) < max(1, len(dims)):
+        raise RecoupError(f"quantize_operand(dims={dims!r}): dims must be a tuple of dimensions of {list(x.shape)}")
+    if x.numel() == 0:
+        inside = {d % x.dim() for d in dims}
+        return x.new_zeros([1 if d in inside else n for d, n in enumerate(x.shape)])
+    return sizes.amax(dims, keepdim=True)
 
 
 def _symbolic(x: Tensor) -> bool:

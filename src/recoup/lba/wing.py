@@ -39,7 +39,8 @@ def title(config: LBA) -> str:
     parts += ["promoted"] if config.promotion is not None else []
     if config.operands is not None:
         kind = config.operands
-        parts.append(f"W/A {'int' + str(kind.bits) if isinstance(kind, Int) else f'FP{kind.bits}'}")
+        each = ", W per channel" if config.weight_scale == "channel" else ""
+        parts.append(f"W/A {'int' + str(kind.bits) if isinstance(kind, Int) else f'FP{kind.bits}'}{each}")
     return ", ".join(parts)
 
 

@@ -31,6 +31,7 @@ class UnitRow(Row):
     slope: float
     residual: Annotated[float, Field(ge=0)]
     error: Annotated[float, Field(ge=0)]
+    cannot_saturate: bool | None = None
 
 
 ROWS = {"units": UnitRow}
