@@ -10,10 +10,12 @@ import yaml
 from typer.testing import CliRunner
 
 from recoup.cli.main import app
+from recoup.data import load as load_data
 from recoup.errors import RecoupError
 from recoup.models import chargpt
 from recoup.search.recipe import SearchRecipe
 from recoup.search.results import SearchResults
+from recoup.search.running import source
 
 RECIPE = {
     "model": "recoup.models:digits_net",
@@ -207,3 +209,26 @@ def test_a_language_model_is_searched_on_windows_of_a_text(tmp_path, monkeypatch
     assert "Costs are of one window" in words
     assert "chargpt on text.txt: within 9 nats of float" in words
     assert not re.search(r"top-?1|image|\d %(?! interval)", words.replace("95 %", ""))
+
+
+def test_options_are_scored_on_what_the_test_leaves_of_its_split(recipe):
+    made = SearchRecipe.load(recipe, [])
+    loaded = source(made)
+    scored, tested = (torch.cat([x for x, _ in batches]) for batches in (loaded.scoring(), loaded.test()))
+    ((whole, _),) = load_data("digits", "test").batches(596)
+    assert (len(scored), len(tested)) == (32, 40)
+    assert all(any(torch.equal(x, y) for y in whole) for x in scored)
+    assert not any(torch.equal(x, y) for x in scored for y in tested)
+    assert not loaded.notes
+
+
+def test_where_the_test_leaves_too_few_training_images_score_and_the_results_say_so(recipe, tmp_path):
+    loaded = source(SearchRecipe.load(recipe, ["scoring.images=600"]))
+    assert "scored on images of the training part" in loaded.notes[0]
+    with pytest.raises(RecoupError, match="40 of its images leave 556, where 600 are asked for"):
+        source(SearchRecipe.load(recipe, ["scoring.images=600", "scoring.split=test"])).scoring()
+    code, _, err = run("front", recipe, "--set", "scoring.split=train", "--set", "out=trained")
+    assert code == 0, err
+    found = SearchResults.load(tmp_path / "trained")
+    assert found is not None
+    assert any("trained on" in note for note in found.notes)

@@ -52,11 +52,23 @@ def load(spec: str, split: str = "test", *, limit: int | None = None, seed: int 
     return read(split, lambda labels: _pick(f"{spec}, {split}", labels, limit, seed))
 
 
-def rest(spec: str, split: str, *, limit: int, seed: int | None = None) -> Dataset:
+class TooFewError(RecoupError):
+    """A split has fewer images than are asked for."""
+
+
+def rest(
+    spec: str, split: str, *, limit: int, seed: int | None = None, take: int | None = None, drawn: int = 0
+) -> Dataset:
     """The images of a split that ``load(spec, split, limit=limit, seed=seed)`` leaves, in their order.
+
+    Args:
+        spec, split, limit, seed: as in `load`.
+        take: as many of them, drawn with the seed ``drawn``; only these are decoded.
+        drawn: see ``take``.
 
     Raises:
         RecoupError: as `load`; or none is left.
+        TooFewError: fewer than ``take`` are left.
 
     >>> len(rest("digits", "test", limit=500)) + 500 == len(load("digits", "test"))
     True
@@ -68,8 +80,13 @@ def rest(spec: str, split: str, *, limit: int, seed: int | None = None) -> Datas
         left = torch.ones(len(labels), dtype=torch.bool)
         left[_pick(what, labels, limit, seed)] = False
         if not bool(left.any()):
-            raise RecoupError(f"{what}: its first or drawn {limit:,} images are all there are, so none is left")
-        return left.nonzero().flatten()
+            raise TooFewError(f"{what}: its first or drawn {limit:,} images are all there are, so none is left")
+        places = left.nonzero().flatten()
+        if take is None:
+            return places
+        if take > len(places):
+            raise TooFewError(f"{what}: {limit:,} of its images leave {len(places):,}, where {take:,} are asked for")
+        return places[torch.randperm(len(places), generator=torch.Generator().manual_seed(drawn))[:take]]
 
     return _reader(spec, source, location, options)(split, others)
 

@@ -24,12 +24,14 @@ from recoup.study.recipe import AnyRecipe, Array, Calibration, Count, Scalar, Se
 
 
 class Scoring(Strict):
-    """The images that options are scored on: drawn from ``split`` with ``seed``; other images than the test's."""
+    """The images that options are scored on: drawn with ``seed`` from ``split``, none of them a test image; null: from
+    what ``test.limit`` leaves of the test's split, where that is enough, else from ``train``. A network loses less on
+    images that it was trained on, so what is predicted from them is too little for others."""
 
     images: Count = 1000
     seed: Seed = 0
     batch_size: Count = 250
-    split: Text = "train"
+    split: Text | None = None
 
 
 class SearchRecipe(AnyRecipe):

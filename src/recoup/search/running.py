@@ -2,15 +2,18 @@
 
 from collections.abc import Iterable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
 
+from recoup.data import Dataset
 from recoup.data import load as load_data
+from recoup.data.loading import TooFewError, rest
 from recoup.errors import RecoupError
 from recoup.network.systolic import Array
 from recoup.search.bench import kept
@@ -28,6 +31,10 @@ from recoup.study.quality import NATS, TOP1
 from recoup.study.sources import Texts
 
 Stage = Literal["plan", "score", "front", "verify", "run"]
+TRAINED_ON = (
+    "Options were scored on {samples} of the {part} part of the data. A network loses less on what it was trained on, "
+    "so predictions may be too small for others; measured points are not concerned."
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,11 @@ class Source(Protocol):
         """What it is measured on is counted in."""
         ...
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the results must know of the scored samples."""
+        ...
+
     def scoring(self) -> Iterable[Any]:
         """Batches that options are scored on."""
         ...
@@ -80,10 +92,34 @@ class Images:
     sample = TOP1.sample
 
     def scoring(self) -> Iterable[Any]:
-        """Drawn from the split for scoring."""
-        wanted = self.recipe.scoring
-        images = load_data(self.recipe.data, wanted.split, limit=wanted.images, seed=wanted.seed)
-        return images.batches(wanted.batch_size)
+        """Drawn from the split for scoring, never from what is tested on."""
+        return self._scored.batches(self.recipe.scoring.batch_size)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the scoring images may be too kind to."""
+        return (
+            () if self._scored.split == self._tested.split else (TRAINED_ON.format(samples="images", part="training"),)
+        )
+
+    @cached_property
+    def _scored(self) -> Dataset:
+        """As `recoup.search.recipe.Scoring` says."""
+        wanted, test, data = self.recipe.scoring, self.recipe.test, self.recipe.data
+        if wanted.split not in (None, test.split):
+            return load_data(data, wanted.split, limit=wanted.images, seed=wanted.seed)
+        try:
+            most = test.limit or len(self._tested)
+            return rest(data, test.split, limit=most, seed=test.seed, take=wanted.images, drawn=wanted.seed)
+        except TooFewError as error:
+            if wanted.split == test.split:
+                raise RecoupError(f"scoring.split, scoring.images: images that are not tested on: {error}") from None
+            return load_data(data, "train", limit=wanted.images, seed=wanted.seed)
+
+    @cached_property
+    def _tested(self) -> Dataset:
+        wanted = self.recipe.test
+        return load_data(self.recipe.data, wanted.split, limit=wanted.limit, seed=wanted.seed)
 
     def calibration(self, seed: int) -> Iterable[Any]:
         """Drawn with ``seed``, augmented where the recipe says so or the data set knows how."""
@@ -94,9 +130,7 @@ class Images:
 
     def test(self) -> Iterable[Any]:
         """Of the test split."""
-        wanted = self.recipe.test
-        images = load_data(self.recipe.data, wanted.split, limit=wanted.limit, seed=wanted.seed)
-        return images.batches(wanted.batch_size)
+        return self._tested.batches(self.recipe.test.batch_size)
 
 
 @dataclass(frozen=True)
@@ -108,11 +142,12 @@ class Text:
     model: nn.Module
     text: Texts
     sample = NATS.sample
+    notes = (TRAINED_ON.format(samples="windows", part="first"),)
 
     def scoring(self) -> Iterable[Any]:
         """Windows drawn from the first part."""
         wanted = self.recipe.scoring
-        return self._windows(wanted.split, wanted.images, wanted.seed, wanted.batch_size)
+        return self._windows(wanted.split or "train", wanted.images, wanted.seed, wanted.batch_size)
 
     def calibration(self, seed: int) -> Iterable[Any]:
         """Windows drawn from the first part with ``seed``."""
@@ -194,6 +229,7 @@ def run(recipe: SearchRecipe, stage: Stage, how: How) -> SearchResults | Scores:
         return scores
     how_priced: dict[str, Any] = {"array": _array(recipe), "liberty": recipe.liberty or None}
     found = front(scores, recipe.cost, limits=recipe.limits, points=recipe.points, **how_priced)
+    found = replace(found, notes=(*loaded.notes, *found.notes))
     if stage != "front":
         found = _verified(recipe, loaded, found, batches, how)
     return _written(recipe, found, folder, loaded.sample)
