@@ -1,13 +1,17 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from recoup import lba
 from recoup.errors import RecoupError
-from recoup.formats import Int
+from recoup.formats import Float, Int
 from recoup.lba import LBA, reference
 from recoup.lba.config import GRADIENTS
 from recoup.lba.ops import convolution
+from tests.lba import exact
+from tests.lba.strategies import as_floats, float32
 
 
 def pair(*shapes, dtype=torch.float32):
@@ -121,16 +125,41 @@ def test_not_finite_in_a_convolution():
     assert not y[:, [0, 1, 3]].isnan().any()
 
 
-@pytest.mark.parametrize("overflow", ["saturate", "wrap"])
-def test_products_must_fit_an_integer(overflow):
-    config = LBA(None, Int(8, overflow=overflow), None)
+def test_products_must_fit_an_integer_that_saturates():
+    config = LBA(None, Int(8), None)
     a, b = torch.tensor([[12.0, 1.0]]), torch.tensor([[10.0], [127.0]])
-    assert lba.matmul(a, b, config).item() == (127.0 if overflow == "saturate" else -9.0)
+    assert lba.matmul(a, b, config).item() == 127
     with pytest.raises(RecoupError, match=r"products from .* to 132 do not fit the accumulator Int"):
         lba.matmul(a, b + 1, config)
     x, w = torch.full((1, 1, 3, 3), 12.0), torch.full((1, 1, 2, 2), 11.0)
     with pytest.raises(RecoupError, match=r"c: products .* do not fit"):
         convolution(x, w, config.code, [1, 1], [0, 0], [1, 1], 1, 0, "c")
+
+
+def test_integers_that_wrap_take_any_product():
+    config = LBA(None, Int(8, overflow="wrap"), None)
+    a, b = torch.tensor([[12.0, 1.0]]), torch.tensor([[11.0], [128.0]])
+    assert lba.matmul(a, b, config).item() == 260 - 256
+    x, w = torch.full((1, 1, 3, 3), 12.0), torch.full((1, 1, 2, 2), 11.0)
+    y = convolution(x, w, config.code, [1, 1], [0, 0], [1, 1], 1, 0, "c")
+    assert torch.equal(y, torch.full((1, 1, 2, 2), 4 * 132.0 - 512))
+    with pytest.raises(RecoupError, match=r"products from .* to 1e\+20 units of 1 are beyond 2\^50"):
+        lba.matmul(a * 0 + 1e10, b * 0 + 1e10, config)
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(4, 32), st.sampled_from([2.0**-4, 1.0, 4.0]), st.sampled_from([None, 3]), st.booleans(),
+    st.integers(0, 2**31), st.integers(0, 20),
+)  # fmt: skip
+def test_wrapped_products_beyond_the_range_equal_the_fractions(bits, scale, chunk, rounded, seed, large):
+    product = Float(6, -40, 60, rounding="nearest") if rounded else None
+    config = LBA(product, Int(bits, overflow="wrap"), chunk, scale=scale)
+    generator = torch.Generator().manual_seed(seed)
+    a, b = torch.randn(3, 9, generator=generator) * 2.0**large, torch.randn(9, 4, generator=generator) * 2.0**large
+    expected = [[float32(value) for value in row] for row in exact.matmul(as_floats(a), as_floats(b), config)]
+    assert torch.equal(lba.matmul(a, b, config), torch.tensor(expected))
+    assert torch.equal(reference.matmul(a, b, config), torch.tensor(expected))
 
 
 def test_products_that_never_occur_are_not_counted():

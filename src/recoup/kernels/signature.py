@@ -187,7 +187,7 @@ class Kernel:
         def run(*values: float) -> None:
             call(at, *values)
 
-        run.table = table  # type: ignore[attr-defined] -- which ``at`` points to
+        run.kept = self, table  # type: ignore[attr-defined] -- the machine code, and what ``at`` points to
         return run
 
 

@@ -25,6 +25,9 @@ __all__ = [
 ]
 
 
+WRAPPED = 2.0**50  # units: a sum of these and of a register's is exact to half a unit and a bit (`emit_wide`)
+
+
 @dataclass(frozen=True, slots=True)
 class Faults:
     """Where the operands were not finite; None: nowhere."""
@@ -97,8 +100,9 @@ def mark_convolution_gradients(
 
 
 def check_products_fit(a: Tensor, b: Tensor, config: LBA) -> None:
-    """Refuse products beyond an integer accumulator: a [B, M, K] b [B, K, N].
+    """Refuse products beyond an integer accumulator that saturates: a [B, M, K] b [B, K, N].
 
+    One that wraps takes all that float64 lanes reduce exactly.
     For every k the largest product is that of the largest magnitudes, so this looks at all M N K of them.
     """
     if isinstance(config.accumulator, Int) and a.numel() and b.numel():
@@ -122,6 +126,13 @@ def _check_extremes(low_a: Tensor, high_a: Tensor, low_b: Tensor, high_b: Tensor
     ends = [x.double() * y.double() / config.scale for x in (low_a, high_a) for y in (low_b, high_b)]
     high = max(float(end.max()) for end in ends)
     low = min(float(end.min()) for end in ends)
+    if accumulator.overflow == "wrap":
+        if max(high, -low) >= WRAPPED:
+            raise RecoupError(
+                f"products from {low:g} to {high:g} units of {config.scale:g} are beyond 2^50, up to which integers "
+                "that wrap take them: use a larger scale or smaller operands"
+            )
+        return
     if high > accumulator.largest_value or low < accumulator.smallest_value:
         raise RecoupError(
             f"products from {low:g} to {high:g} do not fit the accumulator {accumulator!r}, which holds "

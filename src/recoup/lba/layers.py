@@ -10,6 +10,7 @@ moves the unit's exponents instead of the weight (`recoup.lba.config.LBA.shifted
 overflows.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -142,7 +143,7 @@ class LBARows(LBALayer):
         if not self.emulates:
             with float32_products(x):
                 return self._finished(F.linear(x, w), scale, (-1,))
-        rows = x if x.dim() > 1 else x.unsqueeze(0)
+        rows = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), inputs)  # matrices go the shorter way
         y = batched(rows, w.t(), self.code, draw_seed(self.config), self.title, "input weight")
         return self._finished(y.reshape(*input.shape[:-1], outputs), scale, (-1,))
 
