@@ -174,11 +174,13 @@ def test_multiply_adds(target):
     exact = run(mapped(lambda c, v: c.multiply_add(v, c.constant(2.0), v), 16, target), x, np.empty_like(x))
     assert same(exact, x * 3)
     if "avx512f" in target.features:
-        thirds = np.full(16, 2 / 3, np.float32)
-        cut = run(mapped(lambda c, v: c.fma_toward_zero(v, v, c.constant(1.0)), 16, target), thirds, np.empty_like(x))
-        total = np.float64(thirds[0]) ** 2 + 1
-        assert same(cut, np.full(16, np.nextafter(np.float32(total), np.float32(0)), np.float32))
-        assert np.float64(np.float32(total)) > total
+        sevenths = np.arange(1, 17, dtype=np.float32) / np.float32(7)
+        cut = run(mapped(lambda c, v: c.fma_toward_zero(v, v, c.constant(1.0)), 16, target), sevenths, np.empty_like(x))
+        total = sevenths.astype(np.float64) ** 2 + 1  # exact: 48 bits and a few
+        nearest = total.astype(np.float32)
+        up = nearest > total
+        assert 0 < up.sum() < 16
+        assert same(cut, np.where(up, np.nextafter(nearest, np.float32(0)), nearest))
 
 
 def test_streamed_stores_arrive():
