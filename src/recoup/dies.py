@@ -86,12 +86,13 @@ class Die:
     def absent(self) -> str:
         """What has no area, and why; "" where everything has."""
         built = {repr(config): one.value is not None for config, one in self._areas.items()}
-        refused = {
-            one.why: (repr(config),)
-            for config, one in self._areas.items()
-            if one.why and not any(built[repr(unit)] for unit in self.configs if able(unit, config))
-        }
-        return told({**refused, **self.unbuilt})
+        reasons: dict[str, list[str]] = {}
+        for config, one in self._areas.items():
+            if one.why and not any(built[repr(unit)] for unit in self.configs if able(unit, config)):
+                reasons.setdefault(one.why, []).append(repr(config))
+        for why, names in self.unbuilt.items():
+            reasons.setdefault(why, []).extend(names)
+        return told(reasons)
 
 
 def told(reasons: Mapping[str, Iterable[str]]) -> str:

@@ -16,6 +16,7 @@ docs/sentence-encoder.md.
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
 
 import torch
@@ -28,6 +29,7 @@ from recoup.network.batches import call, prepared
 from recoup.network.batches import count as images_in
 from recoup.network.emulated import Emulated, Mode
 from recoup.network.modes import evaluating
+from recoup.network.norms import has_norms
 from recoup.network.reached import watching
 from recoup.network.wing import Repair
 from recoup.recalibrate import PAIRED
@@ -286,10 +288,13 @@ def gain_repair(
     )
 
 
-def gain_repairs(
-    correct: Callable[[nn.Module, Iterable[Any], Per], object],
-) -> tuple[Repair, Repair, Repair]:
-    """A wing's repairs by ``correct(model, batches, per)``: a gain per layer, one per channel, and that one paired."""
+def _without_norms(model: nn.Module) -> bool:
+    return not has_norms(model)
+
+
+def gain_repairs(correct: Callable[..., object]) -> tuple[Repair, Repair, Repair, Repair]:
+    """A wing's repairs by ``correct(model, batches, per, weigh=...)``: a gain per layer; one per channel; that one with
+    rows counted alike, for networks without batch norm statistics; one per channel, then paired."""
     per_layer = gain_repair(
         "layer",
         "Every layer's accumulator output times one factor, fitted in closed form: truncation shrinks sums.",
@@ -302,10 +307,20 @@ def gain_repairs(
         lambda model, batches: correct(model, batches, "channel"),
         short="gain",
     )
+    rows = replace(
+        per_channel,
+        name="gain per channel, rows alike",
+        meaning="The same with every row (a token, a place) counted alike: a few tokens of a transformer are far "
+        "larger than the others, saturate, and would decide the factors alone.",
+        sentence="a gain per channel that counts rows alike",
+        apply=lambda model, batches: correct(model, batches, "channel", weigh="rows"),
+        short="gain rows",
+        applies=_without_norms,
+    )
     paired = Repair.combined(
         "gain + paired",
         "A gain per channel first, then paired recalibration of what remains.",
         "a gain per channel with paired recalibration",
         (per_channel, PAIRED),
     )
-    return per_layer, per_channel, paired
+    return per_layer, per_channel, rows, paired

@@ -8,6 +8,7 @@ from torch import nn
 from recoup.emulate import emulate_
 from recoup.errors import RecoupError
 from recoup.lba import LBA
+from recoup.lba.repair import ROWS_GAIN
 from recoup.lightnorm import LightNorm
 from recoup.network.emulated import emulated_layers
 from recoup.network.norms import Statistics
@@ -272,7 +273,7 @@ def test_narrow_accumulators_beside_shared_multipliers(tmp_path):
     assert set(rows) == {
         (state, 3 if state == State.NONE else seed)  # nothing is calibrated before the first repair
         for state in results.recipe.states
-        if state.applies(unit)
+        if state.applies(unit) and state != ROWS_GAIN.name  # of networks without batch norms
         for seed in (3, 5)
     }
     assert {row.name for row in results.rows("units")} == {

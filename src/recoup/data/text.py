@@ -17,6 +17,7 @@ from recoup.models.language import Vocabulary
 
 TRAINING = 0.9  # of a text's characters; the rest is the test
 SPLITS = ("train", "test")
+NEAR = 200  # characters within which a text for tokens is cut at white space
 MOST_LOGITS = 2**26  # a batch: half a gigabyte in float64, in which losses are added up
 
 
@@ -153,7 +154,7 @@ def _end_of_training(text: str, vocabulary: Vocabulary) -> int:
     end = int(len(text) * TRAINING)
     if vocabulary.unit == "character":
         return end
-    found = re.compile(r"\s").search(text, end)
+    found = re.compile(r"\s").search(text, end, end + NEAR)  # scripts without spaces are cut where it falls
     return found.start() if found else end
 
 

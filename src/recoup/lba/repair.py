@@ -147,7 +147,7 @@ def set_underflow_(model: M, on: bool) -> M:
     return model
 
 
-LAYER_GAIN, GAIN, GAIN_PAIRED = gain_repairs(correct_gain_)
+LAYER_GAIN, GAIN, ROWS_GAIN, GAIN_PAIRED = gain_repairs(correct_gain_)
 CHUNKS = Repair(
     "chunk near sqrt(K)",
     "structure",

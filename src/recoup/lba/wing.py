@@ -11,7 +11,7 @@ from recoup.lba.exponents import EXPONENTS
 from recoup.lba.hugging_face import adapted, take_back
 from recoup.lba.layers import LAYERS
 from recoup.lba.ops import matmul
-from recoup.lba.repair import CHUNKS, GAIN, GAIN_PAIRED, LAYER_GAIN, set_underflow_
+from recoup.lba.repair import CHUNKS, GAIN, GAIN_PAIRED, LAYER_GAIN, ROWS_GAIN, set_underflow_
 from recoup.network.sites import FLOAT_BITS, Site, Spent, array_cycles, unit_steps
 from recoup.network.systolic import Array
 from recoup.network.wing import Card, Phase
@@ -96,11 +96,11 @@ CARD = Card(
         },
     },
     example="LBA.biased(7, 4)",
-    repairs=(CHUNKS, EXPONENTS, LAYER_GAIN, GAIN, AVERAGE, PAIRED, GAIN_PAIRED),
-    default=(AVERAGE.name, PAIRED.name, GAIN.name, GAIN_PAIRED.name),
-    quoted=(GAIN_PAIRED.name, PAIRED.name, GAIN.name, LAYER_GAIN.name, AVERAGE.name, CHUNKS.name),
+    repairs=(CHUNKS, EXPONENTS, LAYER_GAIN, GAIN, ROWS_GAIN, AVERAGE, PAIRED, GAIN_PAIRED),
+    default=(AVERAGE.name, PAIRED.name, GAIN.name, ROWS_GAIN.name, GAIN_PAIRED.name),
+    quoted=(GAIN_PAIRED.name, PAIRED.name, ROWS_GAIN.name, GAIN.name, LAYER_GAIN.name, AVERAGE.name, CHUNKS.name),
     plan=(GAIN.name, PAIRED.name),
-    plan_without_norms=(GAIN.name,),
+    plan_without_norms=(ROWS_GAIN.name,),
     multiplies=True,
     float_only=(nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear, nn.MultiheadAttention),
     float_only_note="MultiheadAttention: its inner products",

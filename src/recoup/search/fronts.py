@@ -92,6 +92,7 @@ class Front:
         floating: what the float network reached on the test batches; None before they were measured.
         seeds: draws of calibration images.
         made, total: measurements that `recoup.search.verify` made, and how many there are.
+        refined: networks of the walk of `recoup.search.refine`.
         notes: what is in no energy and no area, and warnings of recoup's during the measurements.
         program: costs and limits, for `recoup.search.refine`.
     """
@@ -105,6 +106,7 @@ class Front:
     seeds: int = 0
     made: int = 0
     total: int = 0
+    refined: int = 0
     notes: tuple[str, ...] = ()
     program: Program | None = field(default=None, repr=False)
 
@@ -161,13 +163,14 @@ class Front:
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         measured = ["damage", "low", "high", "quality", "reached", "quality_low", "quality_high"]
-        writer.writerow(["point", "kind", "on_front", *self.costs, "predicted", *measured])
+        writer.writerow(["point", "kind", "on_front", *self.costs, "predicted", "scored", *measured])
         paths = []
         on_front = {point.options for point in self.front}
         for number, point in enumerate(self.points):
             found = [] if point.measured is None else [getattr(point.measured, name) for name in measured]
             costs = [point.costs[name] for name in self.costs]
-            writer.writerow([number, point.kind, point.options in on_front, *costs, point.predicted, *found])
+            row = [number, point.kind, point.options in on_front, *costs, point.predicted, point.scored, *found]
+            writer.writerow(row)
             paths.append(folder / f"policy-{number:02}.yaml")
             point.policy.save(paths[-1])
         write_atomically(folder / TABLE, out.getvalue())

@@ -51,10 +51,11 @@ class SearchRecipe(AnyRecipe):
         probes: whole networks measured for the error bar.
         cost: what is to be small; one, or several of which each is swept.
         limits: cost -> the most it may be, relative to the first option everywhere, or with a unit.
-        budget: points of top-1 (or nats) that may be lost; decides which point the verdict names.
+        budget: points of top-1 (or nats) that may be lost; decides which point the verdict names. Null: half a point,
+            or 0.01 nats of a text.
         points: of the front, a cost.
-        refine: networks measured by `recoup.search.refine`; null: 40 where the probes say that predictions rank
-            poorly, else none.
+        refine: networks that may be measured by `recoup.search.refine`, which walks from the point within the budget,
+            or from the least harmful, to cheaper ones: for where predictions rank poorly.
         array: rows and columns for cycles and areas.
         liberty: a cell library's file, or several that are read together: for energies, and areas in um2.
         out: the folder for records, tables and the report.
@@ -79,9 +80,9 @@ class SearchRecipe(AnyRecipe):
     probes: Annotated[int, Field(ge=0, strict=True)] = 8
     cost: Annotated[tuple[Text, ...], BeforeValidator(listed), Field(min_length=1)] = ("cycles",)
     limits: dict[Text, float | str] = Field(default_factory=dict)
-    budget: Annotated[float, Field(ge=0)] = 0.5
+    budget: Annotated[float, Field(ge=0)] | None = None
     points: Annotated[int, Field(ge=2, strict=True)] = 12
-    refine: Annotated[int, Field(ge=0, strict=True)] | None = None
+    refine: Annotated[int, Field(ge=0, strict=True)] = 0
     array: Array = Array()
     liberty: Annotated[tuple[Text, ...], BeforeValidator(listed)] = ()
     out: Text = "recoup-search"
@@ -90,6 +91,13 @@ class SearchRecipe(AnyRecipe):
     def _sensible(self) -> "SearchRecipe":
         self.space_of()
         return self
+
+    @property
+    def may_lose(self) -> float:
+        """The budget, said or not."""
+        if self.budget is not None:
+            return self.budget
+        return 0.01 if self.data.startswith("text:") else 0.5
 
     def space_of(self) -> Space:
         """The space."""

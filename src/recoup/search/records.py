@@ -49,6 +49,10 @@ class Records:
                 self._known[key] = found
         return self._known.get(key)
 
+    def __len__(self) -> int:
+        """How many measurements were asked for or made."""
+        return len(self._known)
+
     def put(self, policy: Mapping[str, str], value: Value) -> None:
         """Keep a measurement; it is on disk when this returns."""
         key = self.key(policy)

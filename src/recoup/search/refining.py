@@ -1,5 +1,6 @@
 """Coordinate moves where damages do not add up: from one policy to cheaper ones, every step measured."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -7,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from recoup.errors import RecoupError
+from recoup.errors import RecoupError, RecoupWarning
 from recoup.evaluation import Function
 from recoup.network.checks import instance, is_module
 from recoup.search.bench import Bench, kept, needing_scales
@@ -21,6 +22,10 @@ BESIDE = 4
 """Moves that a step measures: those that the damages of single groups say are best."""
 ENOUGH = 40
 """Networks that are measured where nobody says how many."""
+STUCK = (
+    "search: refine: no change of one group lowers the {cost} of {start} within the limits, so nothing was measured; "
+    "an area falls only when the last layer leaves a unit: refine by another cost"
+)
 
 Options = tuple[int, ...]
 
@@ -73,8 +78,13 @@ def refine(
     )
     walk = _Walk(front, _bench(front.scores, model, batches, metric), moves)
     how = {"executor": executor, "workers": workers, "progress": progress}
+    if not walk.near(begin.options):
+        told = STUCK.format(cost=walk.cost, start=begin.policy.name)
+        warnings.warn(told, RecoupWarning, stacklevel=2)
+        return replace(front, notes=(*front.notes, told))
     steps = [step for step in walk.path(begin.options, how) if step not in {point.options for point in front.points}]
-    return replace(front, points=(*front.points, *(walk.point(o, n) for n, o in enumerate(steps, 1))))
+    points = (*front.points, *(walk.point(options, number) for number, options in enumerate(steps, 1)))
+    return replace(front, points=points, refined=len(walk.records) - front.scores.total)
 
 
 def _least_harmful(front: Front) -> Point:
@@ -109,7 +119,7 @@ class _Walk:
         """Where the walk comes by, the beginning first."""
         self._measure([options], how)
         found = [options]
-        while near := self._near(found[-1])[: self.left]:
+        while near := self.near(found[-1])[: self.left]:
             self._measure(near, how)
             here = found[-1]
             found.append(min(near, key=lambda step: self._rise(here, step)))
@@ -121,7 +131,7 @@ class _Walk:
         priced = self.program.priced.of(options)
         return Point(policy, options, priced, self.scores.predict(options), "refined", scored=self.measured[options])
 
-    def _near(self, here: Options) -> list[Options]:
+    def near(self, here: Options) -> list[Options]:
         """The most promising changes of one group."""
         every = (
             (group, option, (*here[:group], option, *here[group + 1 :]))

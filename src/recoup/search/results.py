@@ -159,7 +159,7 @@ def results_of(
         budget=budget if quality else None,
         chosen=_chosen(found, budget) if quality and budget is not None else None,
         uncounted=tuple(f"{part.name} ({part.kind})" for part in scores.sizes.uncounted),
-        measurements=scores.total + found.total,
+        measurements=scores.total + found.refined + found.total,
         seconds=round(sum(map(sum, scores.seconds)), 3),
         notes=tuple(dict.fromkeys((*scores.notes, *found.notes))),
         liberty=liberty,

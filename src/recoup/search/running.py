@@ -6,35 +6,35 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from recoup.data import Dataset
-from recoup.data import load as load_data
-from recoup.data.loading import TooFewError, rest
+from recoup.data.loading import TooFewError
+from recoup.data.places import HELD_OUT
 from recoup.errors import RecoupError
 from recoup.network.systolic import Array
 from recoup.search.bench import kept
-from recoup.search.fronts import Front, Point, front
+from recoup.search.fronts import Front, front
 from recoup.search.prices import affordable
 from recoup.search.recipe import SearchRecipe
-from recoup.search.refining import ENOUGH, refine
+from recoup.search.refining import refine
 from recoup.search.results import SearchResults, results_of
 from recoup.search.scoring import Plan, Scores, plan, score, sizes_of
 from recoup.search.tasks import Progress, Shard
 from recoup.search.verifying import verify
 from recoup.storage.folder import make
 from recoup.study import sources
-from recoup.study.quality import NATS, TOP1
-from recoup.study.sources import Texts
+from recoup.study.quality import NATS
+from recoup.study.sources import Samples, Texts
 
 Stage = Literal["plan", "score", "front", "verify", "run"]
 TRAINED_ON = (
-    "Options were scored on {samples} of the {part} part of the data. A network loses less on what it was trained on, "
-    "so predictions may be too small for others; measured points are not concerned."
+    "Options were scored on {samples} of {split!r}. A network loses less on what it was trained on, so predictions may "
+    "be too small for others; measured points are not concerned."
 )
+UNDIVIDED = "refine: a shard does not walk, for each step depends on the one before: run the search without --shard."
 
 
 @dataclass(frozen=True)
@@ -52,116 +52,78 @@ class How:
         return {name: getattr(self, name) for name in ("workers", "executor", "shard", "any_cpu", "progress")}
 
 
-class Source(Protocol):
-    """A recipe's network and the batches it is scored, calibrated and tested on."""
+@dataclass(frozen=True)
+class Source:
+    """A recipe's network and what it is scored, calibrated and tested on; of a text an image is a window.
 
-    @property
-    def model(self) -> nn.Module:
-        """In float."""
-        ...
+    Nothing is scored or calibrated on that is tested on.
+    """
+
+    recipe: SearchRecipe
+    model: nn.Module
+    data: sources.Source
 
     @property
     def sample(self) -> str:
         """What it is measured on is counted in."""
-        ...
+        return self.data.quality.sample
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the results must know of the scored samples."""
-        ...
+        held_out = self._is_tested(self._scored.split)
+        return () if held_out else (TRAINED_ON.format(samples=f"{self.sample}s", split=self._scored.split),)
 
     def scoring(self) -> Iterable[Any]:
-        """Batches that options are scored on."""
-        ...
+        """Batches that options are scored on, as `recoup.search.recipe.Scoring` says."""
+        return self._scored.batches(self.recipe.scoring.batch_size)
 
     def calibration(self, seed: int) -> Iterable[Any]:
-        """Batches for scales and repairs, of a draw."""
-        ...
+        """Batches for scales and repairs, of a draw; augmented where the recipe says so or the data know how."""
+        wanted = self.recipe.calibration
+        samples = self._other(wanted.split, wanted.images, seed, "calibration")
+        augment = samples.augmentation is not None if wanted.augment is None else wanted.augment
+        return samples.batches(wanted.batch_size, augment=augment, seed=seed)
 
     def test(self) -> Iterable[Any]:
         """Batches that the front is measured on."""
-        ...
+        wanted = self.recipe.test
+        return self.data.load(wanted.split, wanted.limit, self._seed).batches(wanted.batch_size)
 
+    @cached_property
+    def _scored(self) -> Samples:
+        wanted, test = self.recipe.scoring, self.recipe.test
+        if wanted.split is None and test.limit is not None:
+            try:
+                return self.data.rest(test.split, test.limit, self._seed, wanted.images, wanted.seed)
+            except TooFewError:  # the results' notes say where they are from
+                pass
+        return self._other(wanted.split or "train", wanted.images, wanted.seed, "scoring")
 
-@dataclass(frozen=True)
-class Images:
-    """A network and labelled images."""
+    def _other(self, split: str, count: int, seed: int, what: str) -> Samples:
+        """Samples of a split, none of which is tested on."""
+        if not self._is_tested(split):
+            return self.data.load(split, count, seed)
+        test = self.recipe.test
+        asked = f"{what}.split: {split!r} is tested on"
+        if test.limit is None:
+            raise RecoupError(f"{asked}, all of it; with test.limit {what} {self.sample}s are drawn from the rest")
+        try:
+            return self.data.rest(test.split, test.limit, self._seed, count, seed)
+        except TooFewError as error:
+            raise RecoupError(f"{asked}: {error}") from None
 
-    recipe: SearchRecipe
-    model: nn.Module
-    sample = TOP1.sample
-
-    def scoring(self) -> Iterable[Any]:
-        """Drawn from the split for scoring, never from what is tested on."""
-        return self._scored.batches(self.recipe.scoring.batch_size)
+    def _is_tested(self, split: str) -> bool:
+        """Whether a split is the test's, which data may call otherwise."""
+        test = self.recipe.test.split
+        alike = split == test or {split, test} <= set(HELD_OUT)
+        return alike and self.data.load(split, 1, 0).split == self.data.load(test, 1, 0).split
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """What the scoring images may be too kind to."""
-        return (
-            () if self._scored.split == self._tested.split else (TRAINED_ON.format(samples="images", part="training"),)
-        )
-
-    @cached_property
-    def _scored(self) -> Dataset:
-        """As `recoup.search.recipe.Scoring` says."""
-        wanted, test, data = self.recipe.scoring, self.recipe.test, self.recipe.data
-        if wanted.split not in (None, test.split):
-            return load_data(data, wanted.split, limit=wanted.images, seed=wanted.seed)
-        try:
-            most = test.limit or len(self._tested)
-            return rest(data, test.split, limit=most, seed=test.seed, take=wanted.images, drawn=wanted.seed)
-        except TooFewError as error:
-            if wanted.split == test.split:
-                raise RecoupError(f"scoring.split, scoring.images: images that are not tested on: {error}") from None
-            return load_data(data, "train", limit=wanted.images, seed=wanted.seed)
-
-    @cached_property
-    def _tested(self) -> Dataset:
-        wanted = self.recipe.test
-        return load_data(self.recipe.data, wanted.split, limit=wanted.limit, seed=wanted.seed)
-
-    def calibration(self, seed: int) -> Iterable[Any]:
-        """Drawn with ``seed``, augmented where the recipe says so or the data set knows how."""
-        wanted = self.recipe.calibration
-        images = load_data(self.recipe.data, wanted.split, limit=wanted.images, seed=seed)
-        augment = images.augmentation is not None if wanted.augment is None else wanted.augment
-        return images.batches(wanted.batch_size, augment=augment, seed=seed)
-
-    def test(self) -> Iterable[Any]:
-        """Of the test split."""
-        return self._tested.batches(self.recipe.test.batch_size)
-
-
-@dataclass(frozen=True)
-class Text:
-    """A language model and windows of a text: the first nine tenths are for training, the rest is the test; an image
-    of the recipe is a window."""
-
-    recipe: SearchRecipe
-    model: nn.Module
-    text: Texts
-    sample = NATS.sample
-    notes = (TRAINED_ON.format(samples="windows", part="first"),)
-
-    def scoring(self) -> Iterable[Any]:
-        """Windows drawn from the first part."""
-        wanted = self.recipe.scoring
-        return self._windows(wanted.split or "train", wanted.images, wanted.seed, wanted.batch_size)
-
-    def calibration(self, seed: int) -> Iterable[Any]:
-        """Windows drawn from the first part with ``seed``."""
-        wanted = self.recipe.calibration
-        return self._windows(wanted.split, wanted.images, seed, wanted.batch_size)
-
-    def test(self) -> Iterable[Any]:
-        """Windows of the last part: all, or ``limit`` drawn with the recipe's seed, 0 if it has none."""
-        wanted = self.recipe.test
-        return self._windows(wanted.split, wanted.limit, wanted.seed or 0, wanted.batch_size)
-
-    def _windows(self, split: str, limit: int | None, seed: int, size: int) -> list[Any]:
-        whole = self.text.load(split)
-        return whole.subset(limit or len(whole), seed).batches(size)
+    def _seed(self) -> int | None:
+        """Windows follow each other, so a part of them is always drawn."""
+        seed = self.recipe.test.seed
+        return (seed or 0) if isinstance(self.data, Texts) else seed
 
 
 def source(recipe: SearchRecipe) -> Source:
@@ -175,8 +137,7 @@ def source(recipe: SearchRecipe) -> Source:
         model, found = sources.loaded(recipe)
     if isinstance(found, Texts):
         found.check(model.eval(), recipe.model)
-        return Text(recipe, model, found)
-    return Images(recipe, model.eval())
+    return Source(recipe, model.eval(), found)
 
 
 def planned(recipe: SearchRecipe) -> list[str]:
@@ -231,32 +192,39 @@ def run(recipe: SearchRecipe, stage: Stage, how: How) -> SearchResults | Scores:
     found = front(scores, recipe.cost, limits=recipe.limits, points=recipe.points, **how_priced)
     found = replace(found, notes=(*loaded.notes, *found.notes))
     if stage != "front":
-        found = _verified(recipe, loaded, found, batches, how)
-    return _written(recipe, found, folder, loaded.sample)
+        found = _measured(recipe, loaded, found, batches, how)
+    return _written(recipe, found, loaded.sample)
 
 
-def _verified(recipe: SearchRecipe, loaded: Source, found: Front, batches: Iterable[Any], how: How) -> Front:
-    """Measured, with cheaper points around the chosen one where the recipe wants them or predictions rank poorly."""
-    about: dict[str, Any] = {"seeds": recipe.calibration.seeds, "calibration": loaded.calibration, "out": recipe.out}
-    found = verify(found, loaded.model, loaded.test(), **about, **how.options())
-    poorly = found.scores.surrogate.error is not None and not found.scores.surrogate.trusted
-    moves = (ENOUGH if poorly else 0) if recipe.refine is None else recipe.refine
-    if not moves or how.shard is not None:
+def _measured(recipe: SearchRecipe, loaded: Source, found: Front, batches: Iterable[Any], how: How) -> Front:
+    """Verified, and with the walk that the recipe asks for."""
+
+    def verified(front: Front) -> Front:
+        drawn: dict[str, Any] = {"seeds": recipe.calibration.seeds, "calibration": loaded.calibration}
+        return verify(front, loaded.model, loaded.test(), **drawn, out=recipe.out, **how.options())
+
+    found = verified(found)
+    if not recipe.refine:
         return found
+    if how.shard is not None:
+        return replace(found, notes=(*found.notes, UNDIVIDED))
+    _written(recipe, found, loaded.sample)  # what there is if the walk is interrupted
+    return verified(_refined(recipe, loaded, found, batches, how))
+
+
+def _refined(recipe: SearchRecipe, loaded: Source, found: Front, batches: Iterable[Any], how: How) -> Front:
+    """A verified front with cheaper points behind the chosen one, or behind the least harmful where none is within the
+    budget, measured too."""
     divided = {name: getattr(how, name) for name in ("workers", "executor", "progress")}
-    found = refine(found, loaded.model, batches, start=_best(found, recipe.budget), moves=moves, **divided)
-    return verify(found, loaded.model, loaded.test(), **about, **how.options())
-
-
-def _best(found: Front, budget: float) -> Point | None:
-    """The cheapest point within the budget, if there is one."""
     try:
-        return found.within(budget)
+        start = found.within(recipe.may_lose)
     except RecoupError:
-        return None
+        start = min((point for point in found.points if point.allowed), key=lambda point: point.damage)
+    return refine(found, loaded.model, batches, start=start, moves=recipe.refine, **divided)
 
 
-def _written(recipe: SearchRecipe, found: Front, folder: Path, sample: str) -> SearchResults:
+def _written(recipe: SearchRecipe, found: Front, sample: str) -> SearchResults:
+    folder = Path(recipe.out)
     found.save(folder)
     kind, _, place = recipe.data.partition(":")
     results = results_of(
@@ -265,7 +233,7 @@ def _written(recipe: SearchRecipe, found: Front, folder: Path, sample: str) -> S
         data=Path(place).name if sample == NATS.sample else kind,
         sample=sample,
         repair=recipe.repair,
-        budget=recipe.budget,
+        budget=recipe.may_lose,
         liberty=tuple(Path(path).name for path in recipe.liberty),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )

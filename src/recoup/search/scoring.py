@@ -306,7 +306,10 @@ def _scores(made: Plan, records: Records, metric: str, rises: bool) -> dict[str,
 
 
 def _half(records: Records, task: Task, metric: str) -> float:
-    """Half of what the samples leave open; 0 of a metric without an interval."""
+    """Half of what the samples leave open; 0 of a metric without an interval, and of one that is not relative to float:
+    its interval is not that of the damage, which is a difference on the same samples."""
+    if metric not in METERS or not METERS[metric].relative:
+        return 0.0
     interval = (records.get(task.policy) or {})[metric]["interval"]
     return (interval[1] - interval[0]) / 2 if interval else 0.0
 

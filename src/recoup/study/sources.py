@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from recoup.data import load as load_data
+from recoup.data.loading import TooFewError
 from recoup.data.loading import rest as rest_of_data
 from recoup.data.text import SPLITS, Windows, windows
 from recoup.errors import RecoupError
@@ -63,8 +64,8 @@ class Source(Protocol):
         """A split, its first ``limit`` samples, or as many drawn with a seed."""
         ...
 
-    def rest(self, split: str, limit: int, seed: int | None = None) -> Samples:
-        """What `load` leaves."""
+    def rest(self, split: str, limit: int, seed: int | None = None, take: int | None = None, drawn: int = 0) -> Samples:
+        """What `load` leaves, or ``take`` of it, drawn with another seed."""
         ...
 
     def outputs(self, model: nn.Module, inputs: Tensor, output: Any, named: str) -> int | None:
@@ -103,9 +104,9 @@ class Images:
         self._classes = len(found.classes)
         return found
 
-    def rest(self, split: str, limit: int, seed: int | None = None) -> Samples:
+    def rest(self, split: str, limit: int, seed: int | None = None, take: int | None = None, drawn: int = 0) -> Samples:
         """As `recoup.data.loading.rest`."""
-        return rest_of_data(self.spec, split, limit=limit, seed=seed)
+        return rest_of_data(self.spec, split, limit=limit, seed=seed, take=take, drawn=drawn)
 
     def outputs(self, model: nn.Module, inputs: Tensor, output: Any, named: str) -> int | None:  # noqa: ARG002
         """The width of logits.
@@ -179,19 +180,24 @@ class Texts:
             return found
         return found.first(limit) if seed is None else found.subset(limit, seed)
 
-    def rest(self, split: str, limit: int, seed: int | None = None) -> Windows:
-        """The windows of a split that `load` leaves, in their order.
+    def rest(self, split: str, limit: int, seed: int | None = None, take: int | None = None, drawn: int = 0) -> Windows:
+        """The windows of a split that `load` leaves, in their order; or ``take`` of them, drawn with another seed.
 
         Raises:
-            RecoupError: none is left.
+            TooFewError: none is left, or fewer than ``take``.
         """
         whole = self._part(split)
         order = torch.arange(len(whole))
         if seed is not None:
             order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))
-        if limit >= len(whole):
-            raise RecoupError(f"text:{self.path}, {split}: its first or drawn {limit:,} windows are all there are")
-        return whole.take(order[limit:].sort().values)
+        left = max(len(whole) - limit, 0)
+        if left < (take or 1):
+            raise TooFewError(
+                f"text:{self.path}, {split}: {limit:,} of its windows leave {left:,}"
+                + ("" if take is None else f", where {take:,} are asked for")
+            )
+        found = whole.take(order[limit:].sort().values)
+        return found if take is None else found.subset(take, drawn)
 
     def outputs(self, model: nn.Module, inputs: Tensor, output: Any, named: str) -> int | None:
         """The width of logits, which are there for every token and know nothing of later ones.

@@ -58,4 +58,4 @@ def correct_gain_(
     return fit_gains_(model, layers, batches, per, weigh, progress)
 
 
-LAYER_GAIN, GAIN, GAIN_PAIRED = gain_repairs(correct_gain_)
+LAYER_GAIN, GAIN, ROWS_GAIN, GAIN_PAIRED = gain_repairs(correct_gain_)

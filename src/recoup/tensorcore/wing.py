@@ -13,7 +13,7 @@ from recoup.tensorcore.config import TensorCore
 from recoup.tensorcore.hugging_face import adapted
 from recoup.tensorcore.layers import LAYERS
 from recoup.tensorcore.ops import matmul
-from recoup.tensorcore.repair import GAIN, GAIN_PAIRED, LAYER_GAIN
+from recoup.tensorcore.repair import GAIN, GAIN_PAIRED, LAYER_GAIN, ROWS_GAIN
 
 PRESETS = {
     "volta-f16": "volta_f16",
@@ -97,11 +97,11 @@ CARD = Card(
         **{f"TensorCore.{method}": getattr(TensorCore, method) for method in PRESETS.values()},
     },
     example="TensorCore.hopper_fp8(promotion=128)",
-    repairs=(LAYER_GAIN, GAIN, AVERAGE, PAIRED, GAIN_PAIRED),
-    default=(AVERAGE.name, PAIRED.name, GAIN.name, GAIN_PAIRED.name),
-    quoted=(GAIN_PAIRED.name, PAIRED.name, GAIN.name, LAYER_GAIN.name, AVERAGE.name),
+    repairs=(LAYER_GAIN, GAIN, ROWS_GAIN, AVERAGE, PAIRED, GAIN_PAIRED),
+    default=(AVERAGE.name, PAIRED.name, GAIN.name, ROWS_GAIN.name, GAIN_PAIRED.name),
+    quoted=(GAIN_PAIRED.name, PAIRED.name, ROWS_GAIN.name, GAIN.name, LAYER_GAIN.name, AVERAGE.name),
     plan=(GAIN.name, PAIRED.name),
-    plan_without_norms=(GAIN.name,),
+    plan_without_norms=(ROWS_GAIN.name,),
     cost=cost,
     placed=placed,
     measure="recoup.study.measures.tensorcore",

@@ -97,13 +97,20 @@ def context(study: SearchResults) -> Mapping[str, Any]:
         "strip": strip_figure(study),
         "surrogate": surrogate_text(study),
         "metric": metric_title(study.metric),
-        "costs": study.costs,
+        "costs": [_headed(study, cost) for cost in study.costs],
         "quality": study.quality,
         "sample": study.sample,
         "rows": [_cells(study, number, distinct) for number in range(len(study.points))],
         "uncounted": study.uncounted,
         "notes": study.notes,
     }
+
+
+def _headed(study: SearchResults, cost: str) -> str:
+    """A cost with the unit its numbers are in, where its name does not say it."""
+    area = "um2" if study.liberty else "NAND2"
+    unit = {"energy": "pJ", "area": area, "traffic": "bytes"}.get(cost)
+    return cost if unit is None else f"{cost}, {unit}"
 
 
 def setting_text(study: SearchResults) -> str:
@@ -128,15 +135,15 @@ def surrogate_text(study: SearchResults) -> str:
         return _without_error(study)
     rank = "" if study.rank is None else f", rank correlation {study.rank:.2f}"
     text = (
-        f"On {len(study.probes)} whole networks measured / predicted lies within [{1 / study.error:.2f}, "
-        f"{study.error:.2f}]{rank} (exponent {study.power:g})."
+        f"On {len(study.probes)} whole networks measured / predicted, with what their samples leave open, lies within "
+        f"[{1 / study.error:.2f}, {study.error:.2f}]{rank} (exponent {study.power:g})."
     )
     seen = [(p.damage, p.predicted) for p in study.front if p.damage is not None and p.predicted > 0]
     inside = sum(1 / study.error <= damage / predicted <= study.error for damage, predicted in seen)
     if seen:
         text += f" So it does for {inside} of {len(seen)} policies of the front on the test samples."
     if not study.trusted:
-        return f"{text} The damages do not add up well: trust the measured points alone."
+        return f"{text} The damages do not add up well: trust the measured points alone, or refine."
     return f"{text} Trust the measured points alone." if 2 * inside < len(seen) else text
 
 
