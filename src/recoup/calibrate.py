@@ -90,7 +90,10 @@ def calibrate_(
     ranges, ran, kept = _passed(model, batches, weighty, candidates, keep, progress)
     ends = _ends(ran)
     selected = _heard(_selected(chosen, candidates, ranges, ends), candidates, activations, negative)
-    codes = {name: seen.codes(name, activations) for name, seen in selected.items()}
+    codes = {
+        name: seen.codes(name, "auto" if _by_magnitude(candidates[name]) else activations)
+        for name, seen in selected.items()
+    }
     ledger.begin_structure(model, "calibrate_")
     for name, module in (candidates | {end: weighty[end] for end in ends}).items():
         module.activation_scale, module.activation_zero = codes.get(name, (None, None))  # type: ignore[assignment]
@@ -154,6 +157,11 @@ def _scaled(module: nn.Module) -> bool:
     return wing_of(module.config, "calibrate_").works_on_scales(module.config)
 
 
+def _by_magnitude(module: nn.Module) -> bool:
+    """Whether a scaled layer's operands are signed by themselves, so that a scale is all that it needs."""
+    return isinstance(module, Emulated) and _scaled(module) and wing_of(module.config, "calibrate_").seedless
+
+
 @dataclass
 class _Range:
     """What a layer's inputs were: the sums over images of their largest activation and magnitude; the least of all."""
@@ -182,7 +190,7 @@ class _Range:
         if total <= 0:
             raise RecoupError(
                 f"calibrate_: layer {name!r} {self.shape} saw only zeros, so its scale is unknown: calibrate on other "
-                'data or leave it in float with layers={"name": None}'
+                'data or leave it in float with layers={"name": None} (of emulate_, where it is emulated already)'
             )
         return float(np.float32(total / self.images / steps)), SIGNED if signed else 0
 
@@ -240,7 +248,7 @@ def _without_negative(
     ranges: dict[str, _Range], candidates: Mapping[str, nn.Module], negative: Negative
 ) -> dict[str, _Range]:
     """What can be calibrated. Layers with negative inputs stay in float if asked, unless they are emulated already."""
-    below = {name: seen for name, seen in ranges.items() if seen.least < 0}
+    below = {name: seen for name, seen in ranges.items() if seen.least < 0 and not _by_magnitude(candidates[name])}
     fixed = [name for name in below if _scaled(candidates[name])]
     if below and (negative == "error" or fixed or len(below) == len(ranges)):
         named = "; ".join(f"{name!r} {seen.shape} down to {seen.least:.4g}" for name, seen in below.items())

@@ -261,3 +261,16 @@ def test_wide_sums_that_wrap_equal_the_fractions(bits, scale, chunk, terms):
     columns = [[v] for v in b[0]]
     found = reference.matmul(torch.tensor(a), torch.tensor(columns), config)
     assert found.item() == float(exact.matmul(a, columns, config)[0][0])
+
+
+@pytest.mark.parametrize("rows", [4, 5, 33])
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("level", ["haswell", "x86-64"])
+def test_subnormal_operands_count_beside_huge_ones(rows, swapped, level):
+    """1e-39 times 1e38 is 0.1, also where a tile's or a panel's elements are copied while results are flushed."""
+    small, huge = (1e38, 1e-39) if swapped else (1e-39, 1e38)
+    a, b = torch.full((rows, 4), small), torch.full((4, 64), huge)
+    with cpu.target(level):
+        got = lba.matmul(a, b, LBA())
+    assert torch.equal(got, reference.matmul(a, b, LBA()))
+    assert bool((got > 0.39).all())

@@ -272,3 +272,21 @@ def test_weight_scale_in_the_config():
         RecoupError, match=r"LBA\(weight_scale='row'\): weight_scale must be one of 'tensor', 'channel'"
     ):
         LBA(weight_scale="row")  # type: ignore[arg-type]
+
+
+def test_a_dead_channel_is_zeros_where_every_channel_has_its_scale():
+    layer = nn.Linear(4, 2, bias=False)
+    layer.weight.data = torch.tensor([[1.0, -2.0, 3.0, 0.5], [1e-41, -1e-42, 0.0, 1e-41]])
+    model = rc.emulate_(nn.Sequential(layer), LBA.int12(operands=Int(4), weight_scale="channel"))
+    y = model(torch.ones(1, 4))
+    assert y[0, 1] == 0
+    assert y[0, 0] != 0
+    with pytest.raises(RecoupError, match=r"weight_scale='channel'\): there are scales where weights are quantised"):
+        LBA(weight_scale="channel")
+
+
+def test_one_unit_serves_configs_that_differ_in_software_alone():
+    card = rc.wings.cards()[LBA]
+    config = LBA.int12(operands=Int(4))
+    assert card.runs(config, config.replace(weight_scale="channel"))
+    assert not card.runs(config, LBA.int16(operands=Int(4)))

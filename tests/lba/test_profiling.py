@@ -93,3 +93,11 @@ def test_bad_input():
         lba.profile(rc.emulate_(small_net(), LBA()), batches_of(1, 2), outputs="x")  # type: ignore[arg-type]
     with pytest.raises(RecoupError, match="no layer on a narrow accumulator"):
         lba.profile(small_net(), batches_of(1, 2))
+
+
+def test_a_weight_that_is_no_number_has_no_bound_and_is_measured_all_the_same():
+    layer = nn.Linear(4, 2, bias=False)
+    layer.weight.data[0, 0] = float("nan")
+    model = rc.emulate_(nn.Sequential(layer), LBA(nonfinite="propagate"))
+    (row,) = lba.profile(model, [torch.ones(3, 4)])
+    assert row.cannot_saturate is None

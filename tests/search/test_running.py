@@ -270,7 +270,9 @@ def test_a_walk_of_the_recipe_is_measured_written_and_taken_up(recipe, tmp_path)
     code, _, err = run("run", recipe, "--set", "refine=3", "--budget", "0", "--limit", "bits=0.995")
     assert code == 0, err
     assert len(list((tmp_path / "found" / "records").iterdir())) == records
-    code, _, err = run("verify", recipe, "--set", "refine=3", "--budget", "0", "--limit", "bits=0.995", "--shard", "0/1")
+    code, _, err = run(
+        "verify", recipe, "--set", "refine=3", "--budget", "0", "--limit", "bits=0.995", "--shard", "0/1"
+    )
     assert code == 0, err
     again = SearchResults.load(tmp_path / "found")
     assert again is not None

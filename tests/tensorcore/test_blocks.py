@@ -285,3 +285,21 @@ def test_operands_of_blocks_that_are_refused():
         quantize_blocks(torch.full((2, 2), math.inf), MX)
     with pytest.raises(RecoupError, match=r"scale_a holds -1\.0, which is no value of ue4m3"):
         matmul(torch.ones(1, 16), torch.ones(16, 1), NV, scale_a=-torch.ones(1, 1), scale_b=torch.ones(1, 1))
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_blocks_of_zeros_and_of_subnormals_have_scales_in_threads_that_flush_too(name):
+    config = UNITS[name]
+    x = torch.randn(2, 128, generator=torch.Generator().manual_seed(0))
+    x[:, 32:64], x[:, 64:96] = 0, 1e-41
+    expected = quantize_blocks(x, config)
+    torch.set_flush_denormal(True)
+    try:
+        found = quantize_blocks(x, config)
+        with pytest.raises(RecoupError, match="without gradients"):
+            quantize_blocks(x.clone().requires_grad_(), config)
+    finally:
+        torch.set_flush_denormal(False)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.view(torch.int32), other.view(torch.int32))
+        assert bool(one.isfinite().all())

@@ -205,3 +205,14 @@ def test_a_known_scale():
 def test_bad_input(options, told):
     with pytest.raises(RecoupError, match=told):
         TensorCore(**options)
+
+
+@pytest.mark.parametrize("options", [{"activations": "unsigned"}, {"activations": "unsigned", "negative": "float"}])
+def test_operands_are_signed_by_themselves(options):
+    """Nothing of a float operand clips: words about integer codes change no scale."""
+    scales = []
+    for given in ({}, options):
+        model = rc.calibrate_(rc.emulate_(mlp(), UNIT), row_batches(2, 5), **given)
+        scales.append([layer._calibrated() for layer in model if hasattr(layer, "activation_scale")])
+    assert scales[0] == scales[1]
+    assert len(scales[0]) == 2

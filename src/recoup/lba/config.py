@@ -103,6 +103,10 @@ class LBA(Config):
         self._set("scale", self._checked_scale())
         if not isinstance(self.operands, Float | Int | None):
             raise RecoupError(f"LBA(operands={self.operands!r}): operands must be a Float, an Int or None")
+        if self.operands is None and self.weight_scale != "tensor":
+            raise RecoupError(
+                f"LBA(weight_scale={self.weight_scale!r}): there are scales where weights are quantised: give operands"
+            )
         if isinstance(self.operands, Int) and (not self.operands.signed or self.operands.bits < INT_BITS[0]):
             raise RecoupError(
                 f"LBA(operands={self.operands!r}): Int operands must be signed and have at least {INT_BITS[0]} bits: "

@@ -54,7 +54,7 @@ def build(form: Form, shape: Shape, target: Target) -> Kernel:
     """
     module = ir.Module("lba")
     tile = _tile(module, form, shape, target)
-    pack, rows = packing(module, form, shape), _row_packing(module, shape)
+    pack, rows = packing(module, form, shape), _row_packing(module, form, shape)
     panels = PANELS.define(module, "panels")
     b, code = panels.b, Code(panels, shape, form.wide, target)
     with rounding(b, form.control, target), loop(b, panels["first"], panels["last"]) as turn:
@@ -81,7 +81,16 @@ def row_scratch(shape: Shape, K: int) -> int:
     return shape.rows * (K + APART)
 
 
-def _row_packing(module: ir.Module, shape: Shape) -> Definition:
+def times(code: Vector, form: Any, value: Any, scale: Any) -> Any:
+    """A value times its operand's scale. Without a multiply-add subnormal operands count, and the control word flushes
+    results: there a scale of one leaves the value as it is."""
+    product = code.b.fmul(value, scale)
+    if not getattr(form, "compare", False):
+        return product
+    return code.b.select(code.b.fcmp_ordered("==", scale, code.everywhere(F(1.0))), value, product)
+
+
+def _row_packing(module: ir.Module, form: Any, shape: Shape) -> Definition:
     """A tile's rows times their scale; beyond the last row, that one again.
 
     Once a panel: a row's element is scaled by one operation of sixteen lanes and serves for a dozen of them, so no pass
@@ -96,7 +105,7 @@ def _row_packing(module: ir.Module, shape: Shape) -> Definition:
         target = code.at(pack["a_tile"], b.mul(I64(row), b.add(pack["K"], I64(APART))))
 
         def scaled(k: Any, inside: Any, source: Any = source, target: Any = target) -> tuple:
-            code.store(b.fmul(code.load(source, k, inside), scale), target, k, inside)
+            code.store(times(code, form, code.load(source, k, inside), scale), target, k, inside)
             return ()
 
         code.along(pack["K"], scaled)
@@ -131,7 +140,7 @@ def packing(module: ir.Module, form: Any, shape: Shape, name: str = "pack") -> D
     scale, least = code.everywhere(pack["b_scale"]), code.everywhere(pack["b_least"])
 
     def scaled(x: Any) -> Any:
-        return b.fmul(b.select(b.icmp_signed(">=", code.magnitude(x), least), x, code.zero), scale)
+        return times(code, form, b.select(b.icmp_signed(">=", code.magnitude(x), least), x, code.zero), scale)
 
     for vector in range(shape.vectors):
         place = I64(vector * shape.lanes)

@@ -152,7 +152,7 @@ def sample(layer: LBALayer, x: Tensor, outputs: int, seed: int) -> tuple[Tensor,
 
 def _bounded(layer: LBALayer, x: Tensor) -> bool | None:
     """Whether inputs within the range of x cannot saturate the unit; None where there is no such range."""
-    if not x.numel() or not bool(x.isfinite().all()):
+    if not x.numel() or not bool(x.isfinite().all()) or not bool(layer.matrix.isfinite().all()):
         return None
     low, high = (float(end) for end in x.detach().float().aminmax())
     return bound(layer, (low, high)).cannot_saturate

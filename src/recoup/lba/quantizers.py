@@ -42,8 +42,8 @@ def quantize_operand(
 
     Returns:
         y and None for a `Float`; whole numbers and the scale (float32, no dimensions; with ``dims`` those are 1, and
-        the others x's) for an `Int`. Gradients pass
-        straight through. NaN and infinities stay what they are, for the unit to refuse or to propagate; the largest
+        the others x's) for an `Int`; 1 and zeros for a slice so small that its scale were no normal number, as of a
+        dead channel. Gradients pass straight through. NaN and infinities stay what they are, for the unit to refuse or to propagate; the largest
         magnitude is that of the finite elements.
 
     Raises:
@@ -71,6 +71,8 @@ def _symmetric(x: Tensor, largest: Tensor, format: Int) -> tuple[Tensor, Tensor]
     scale = torch.where(largest > 0, largest / format.largest_value, 1.0).to(x.dtype)
     # 0 < scale < 2^-126 has lost digits, or all: its codes would saturate unsaid.
     lost = scale < torch.finfo(x.dtype).tiny
+    if largest.dim():  # a slice that small, as of a dead channel, is zeros
+        scale, lost = torch.where(lost, 1.0, scale), torch.zeros_like(lost)
     if not _symbolic(x) and bool(lost.any()):
         small = float(largest[lost].max())
         raise RecoupError(

@@ -56,7 +56,7 @@ def cost(site: Site, config: LBA, array: Array) -> Spent:
 def runs(unit: LBA, config: LBA) -> bool:
     """A unit does not count the terms of a chunk, and knows nothing of training and of what operands may hold; one
     without chunks has no outer addition."""
-    same = {name: getattr(config, name) for name in ("gradient", "backward", "nonfinite")}
+    same = {name: getattr(config, name) for name in ("gradient", "backward", "nonfinite", "weight_scale")}
     if unit.chunk is not None and config.chunk is not None:
         same["chunk"] = config.chunk
     return unit.replace(**same) == config

@@ -14,6 +14,7 @@ from torch import Tensor
 from recoup.errors import RecoupError
 from recoup.fields import choice
 from recoup.formats import Float, quantize
+from recoup.kernels.subnormals import exactly, flushes
 from recoup.network.checks import strided
 from recoup.tensorcore.config import AMAX, SCALES, SUMMED, TensorCore
 from recoup.tensorcore.reference import ACCUMULATORS, ZERO_EXPONENT
@@ -121,6 +122,26 @@ def _next(c: Tensor, terms: list[tuple[Tensor, Tensor, Tensor]], config: TensorC
     return torch.where(c.isinf(), c, found)
 
 
+@exactly
+def _quantized_blocks(along: Tensor, config: TensorCore, side: str) -> tuple[Tensor, Tensor]:
+    """Of rows along k."""
+    assert config.block is not None
+    K, form = along.shape[-1], config.formats["ab".index(side)]
+    blocks = -(-K // config.block)
+    padded = torch.nn.functional.pad(along.detach().abs(), [0, blocks * config.block - K])
+    top = padded.unflatten(-1, (blocks, config.block)).amax(-1) if K else padded
+    if config.scale_format == "ue8m0":
+        bits = (top.clamp_min(2.0**-126).view(torch.int32) >> 23) - 127  # floor of log2
+        scale = power((bits.long() - form.max_exponent).clamp(-127, 127)).float()
+    else:
+        own = SCALES["ue4m3"]
+        scale = quantize(top / top.new_full((), AMAX[config.pair["ab".index(side)]]), own).clamp_min(
+            own.smallest_subnormal
+        )
+    every = scale.repeat_interleave(config.block, -1)[..., :K]
+    return quantize((along / every).clamp(-3e38, 3e38), form), scale
+
+
 def quantize_blocks(x: Tensor, config: TensorCore, side: str = "a") -> tuple[Tensor, Tensor]:
     """An operand of `matmul` with its block scales:
 
@@ -150,18 +171,10 @@ def quantize_blocks(x: Tensor, config: TensorCore, side: str = "a") -> tuple[Ten
     if x.dtype != torch.float32 or x.dim() < 2 or not bool(x.isfinite().all()):
         raise RecoupError(f"quantize_blocks: x must be a finite float32 matrix; got {x.dtype} {list(x.shape)}")
     along = x if side == "a" else x.mT
-    K, form = along.shape[-1], config.formats["ab".index(side)]
-    blocks = -(-K // config.block)
-    padded = torch.nn.functional.pad(along.detach().abs(), [0, blocks * config.block - K])
-    top = padded.unflatten(-1, (blocks, config.block)).amax(-1) if K else padded
-    if config.scale_format == "ue8m0":
-        bits = (top.clamp_min(2.0**-126).view(torch.int32) >> 23) - 127  # floor of log2
-        scale = power((bits.long() - form.max_exponent).clamp(-127, 127)).float()
-    else:
-        own = SCALES["ue4m3"]
-        scale = quantize(top / top.new_full((), AMAX[config.pair["ab".index(side)]]), own).clamp_min(
-            own.smallest_subnormal
+    if flushes() and x.requires_grad and torch.is_grad_enabled():
+        raise RecoupError(
+            "quantize_blocks: scales may be subnormal, and under torch.set_flush_denormal(True) they are computed in "
+            "threads without gradients: switch it off to train"
         )
-    every = scale.repeat_interleave(config.block, -1)[..., :K]
-    y = quantize((along / every).clamp(-3e38, 3e38), form)
+    y, scale = _quantized_blocks(along, config, side)
     return (y, scale) if side == "a" else (y.mT, scale.mT)

@@ -88,7 +88,7 @@ class TensorCoreLayer(Scaled, Gained):
         amax = self.config.amax_of(self.config.pair[0])
         assert amax is not None  # the config sees to it
         steps = 127 if self.activation_zero else 255
-        return float(np.float32(float(self.activation_scale) * steps / amax))
+        return max(float(np.float32(float(self.activation_scale) * steps / amax)), float(np.finfo(np.float32).tiny))
 
     def rescaled(self) -> None:
         if self.config.scale == "calibrated":

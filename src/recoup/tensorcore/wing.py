@@ -86,6 +86,12 @@ def self_test() -> str:
     return "tensor cores align, cut and add as specified"
 
 
+def runs(unit: TensorCore, config: TensorCore) -> bool:
+    """A unit knows nothing of how operands were scaled, in which order a layer's come, and of training."""
+    outside = ("scale", "amax", "order", "backward", "nonfinite")
+    return unit.replace(**{name: getattr(config, name) for name in outside}) == config
+
+
 CARD = Card(
     config=TensorCore,
     layers=LAYERS | ATTENTION,
@@ -104,6 +110,7 @@ CARD = Card(
     plan_without_norms=(ROWS_GAIN.name,),
     cost=cost,
     placed=placed,
+    runs=runs,
     measure="recoup.study.measures.tensorcore",
     chapter="recoup.report.chapters.tensorcore",
     self_test=self_test,

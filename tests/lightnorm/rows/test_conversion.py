@@ -265,6 +265,9 @@ def test_norms_of_other_kinds_are_named():
     class TextAdaRmsNorm(nn.Module):
         pass
 
+    class NoRMSNormal(nn.Module):
+        pass
+
     block = PreLayerNormBlock(nn.LayerNorm(16))
     odd = {
         "gated": RMSNormGated(16),
@@ -272,7 +275,7 @@ def test_norms_of_other_kinds_are_named():
         "frozen": FrozenBatchNorm2d(),
         "text": TextAdaRmsNorm(),
     }
-    model = nn.ModuleDict({**odd, "block": block})
+    model = nn.ModuleDict({**odd, "block": block, "none": NoRMSNormal()})
     with pytest.warns(RecoupWarning) as told:
         rc.emulate_(model, LightNorm())
     (said,) = [str(one.message) for one in told]
