@@ -155,8 +155,10 @@ def test_a_card_is_all_it_takes(trunc, monkeypatch, tmp_path, liberty):
     found = rc.cost(net(), {"4": config}, SHAPE, ARRAY, liberty=liberty)
     row = next(layer for layer in found.layers if layer.name == "4")
     assert row.steps == 24 * 5 / 2  # two products a step
+    pJ = Tables(liberty).energy(config).value
     assert row.energy is not None
-    assert row.energy == pytest.approx(row.steps * Tables(liberty).energy(config).value)
+    assert pJ is not None
+    assert row.energy == pytest.approx(24 * 5 / 2 * pJ)
     assert found.area == pytest.approx(32 * build(config).area(liberty).area)
     codes = ordinary(config, build(config))
     assert 0.4 < (codes["x"] == 0).mean() < 0.6

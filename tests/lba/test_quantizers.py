@@ -113,4 +113,5 @@ def test_a_slice_too_small_for_its_scale():
     x[1] = 1e-38
     codes, scale = quantize_operand(x, Int(8), (1,))
     assert codes.tolist() == [[127.0] * 4, [0.0] * 4]
+    assert scale is not None
     assert scale[1] == 1
