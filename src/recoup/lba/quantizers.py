@@ -43,8 +43,8 @@ def quantize_operand(
     Returns:
         y and None for a `Float`; whole numbers and the scale (float32, no dimensions; with ``dims`` those are 1, and
         the others x's) for an `Int`; 1 and zeros for a slice so small that its scale were no normal number, as of a
-        dead channel. Gradients pass straight through. NaN and infinities stay what they are, for the unit to refuse or to propagate; the largest
-        magnitude is that of the finite elements.
+        dead channel. Gradients pass straight through. NaN and infinities stay what they are, for the unit to refuse or
+        to propagate; the largest magnitude is that of the finite elements.
 
     Raises:
         RecoupError: a format that is no Float and no signed Int of at least 2 bits; dims that x lacks; x of a magnitude
