@@ -53,8 +53,8 @@ def calibrate_(
     One pass in eval mode without gradients, in float also where the model is emulated already. By default every
     Conv1d, Conv2d and Linear is calibrated but the first and the last layer that run and multiply (the first
     convolution and the classifier, of whatever class: also a subclass, a transposed convolution, an LSTM), which stay
-    in float [our definition for networks that do not start with a convolution]. Layers on
-    hardware with calibrated scales are always calibrated; a bias correction or gain of theirs goes with the old scale.
+    in float [our definition for networks that do not start with a convolution]. Layers on hardware with calibrated
+    scales are always calibrated; a bias correction or gain of theirs goes with the old scale.
 
     Args:
         model: any module.
@@ -90,10 +90,7 @@ def calibrate_(
     ranges, ran, kept = _passed(model, batches, weighty, candidates, keep, progress)
     ends = _ends(ran)
     selected = _heard(_selected(chosen, candidates, ranges, ends), candidates, activations, negative)
-    codes = {
-        name: seen.codes(name, "auto" if _by_magnitude(candidates[name]) else activations)
-        for name, seen in selected.items()
-    }
+    codes = {name: seen.codes(name, _words(activations, candidates[name])) for name, seen in selected.items()}
     ledger.begin_structure(model, "calibrate_")
     for name, module in (candidates | {end: weighty[end] for end in ends}).items():
         module.activation_scale, module.activation_zero = codes.get(name, (None, None))  # type: ignore[assignment]
@@ -155,6 +152,10 @@ def _scaled(module: nn.Module) -> bool:
     if not isinstance(module, Emulated) or isinstance(module, AttentionUnit):
         return False
     return wing_of(module.config, "calibrate_").works_on_scales(module.config)
+
+
+def _words(activations: Activations, module: nn.Module) -> Activations:
+    return "auto" if _by_magnitude(module) else activations
 
 
 def _by_magnitude(module: nn.Module) -> bool:
