@@ -34,6 +34,7 @@ CONFIGS = [
     *("nbsmt-2t", "nbsmt-4t", "NBSMT(threads=4, policy='A', rounding='zero')"),
     *("lba-m7e4", "LBA.biased(4, 4)", "LBA.biased(3, 4)"),
     "lightnorm",  # FP10 in blocks of four
+    "hopper-fp8",  # 13 bits behind the point in a tensor core
 ]
 IMAGES, SEEDS = 1024, [0, 1, 2]
 # At the highest learning rate at which SGDM still does about its best (benchmarks/pipeline_digits.py).
@@ -56,9 +57,9 @@ CPU_THREADS = 1
 
 
 def demo_recipe(folder: Path) -> Recipe:
-    """The demo as a recipe: digits_net on scikit-learn's digits on seven pieces of hardware, with repairs, three seeds.
+    """The demo as a recipe: digits_net on scikit-learn's digits on eight pieces of hardware, with repairs, three seeds.
 
-    Three multipliers, three accumulators and a batch norm unit.
+    Three multipliers, three accumulators, a batch norm unit and a tensor core.
     """
     values = {
         "model": "recoup.models:digits_net",
