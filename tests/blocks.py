@@ -42,6 +42,8 @@ BROUGHT = {  # what stands for a reader's own data -> where it lies in RECOUP_DA
     "cifar10:../shared/data/cifar10": "cifar10:{}/cifar10",
     "resnet20.th": "{}/cifar10_models/resnet20-12fca82f.th",
     "resnet20-12fca82f.th": "{}/cifar10_models/resnet20-12fca82f.th",
+    "chargpt_tinyshakespeare.pt": "{}/text/chargpt_tinyshakespeare.pt",
+    "text:tinyshakespeare.txt": "text:{}/text/tinyshakespeare.txt",
     "sg13g2_stdcell_typ_1p20V_25C.lib": "{}/liberty/sg13g2_stdcell_typ_1p20V_25C.lib",
 }
 SHORTER = {  # a command on real data -> what makes it short
