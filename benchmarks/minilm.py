@@ -39,7 +39,7 @@ from recoup.data import root
 from recoup.formats import Int
 from recoup.lba import LBA, choose_exponents_, correct_gain_
 from recoup.lightnorm import LightNorm
-from recoup.nbsmt import NBSMT
+from recoup.nbsmt import NBSMT, correct_bias_
 from recoup.network.emulated import running
 from recoup.tensorcore import TensorCore
 
@@ -78,6 +78,7 @@ SYSTEMS = {
     "NB-SMT, 2 threads, A": System(NBSMT(2, "A")),
     "NB-SMT, 4 threads, S+A": System(NBSMT(4)),
     "NB-SMT, 4 threads, A": System(NBSMT(4, "A")),
+    "NB-SMT, 4 threads, A, bias that counts outputs alike": System(NBSMT(4, "A"), repair=correct_bias_),
     "LBA M10E5": System(LBA.m10e5()),
     "LBA M7E4": System(LBA.m7e4()),
     "LBA M7E4, gain that counts outputs alike": System(LBA.m7e4(), repair=correct_gain_),

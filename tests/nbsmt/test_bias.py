@@ -190,3 +190,29 @@ def test_bad_requests_are_refused():
     del model.__dict__["_recoup_images"]
     with pytest.raises(RecoupError, match="holds no calibration images"):
         correct_bias_(model)
+
+
+def test_rows_count_alike_by_an_independent_sum():
+    """Two batches: sum of loss over a position's mean square, over the sum of one over it; positions of zeros have no
+    say, and one huge token, whose loss is as huge, hardly any."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 6))
+    x = torch.randn(20, 16).relu()
+    x[0] *= 50
+    x[1] = 0
+    rc.calibrate_(model, [x], {"0": True})
+    rc.emulate_(model, NBSMT(4, "A", "zero"))
+    correct_bias_(model, [x[:7], x[7:]], weigh="rows")
+    (layer,) = nbsmt_layers(model, "test").values()
+    found = layer.bias_correction
+    layer.bias_correction = None
+    with torch.no_grad():
+        lossy = layer(x).double() - layer.bias.double()
+        with running(model, "baseline"):
+            exact = layer(x).double() - layer.bias.double()
+    weight = torch.where(exact.square().mean(1) > 0, 1 / exact.square().mean(1), 0.0)[:, None]
+    assert torch.allclose(found.double(), (weight * (exact - lossy)).sum(0) / weight.sum(), rtol=1e-3, atol=1e-5)
+    correct_bias_(model, [x])
+    assert layer.bias_correction.norm() > 1.5 * found.norm()
+    with pytest.raises(RecoupError, match=r"weigh='row'\): weigh must be one of 'outputs', 'rows'"):
+        correct_bias_(model, [x], weigh="row")

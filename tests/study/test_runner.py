@@ -213,7 +213,7 @@ def test_a_network_without_norms_and_with_groups(tmp_path):
 
 
 def test_states_that_do_not_exist_without_norms(tmp_path):
-    with pytest.raises(RecoupError, match="no BatchNorm, so only 'float statistics' and 'bias correction'"):
+    with pytest.raises(RecoupError, match="no BatchNorm, so only 'float statistics', 'bias correction' and"):
         plan(small_recipe(tmp_path, states=["paired"]), has_norms=False)
 
 

@@ -5,11 +5,12 @@ Legend: see `recoup.nbsmt.tally`; A activation operands (of `recoup.nbsmt.groups
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
+from recoup.fields import choice
 from recoup.nbsmt import reference
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.groups import Activation
@@ -23,10 +24,13 @@ from recoup.network.modes import evaluating
 from recoup.network.reached import watching
 
 M = TypeVar("M", bound=nn.Module)
+Weigh = Literal["outputs", "rows"]
 
 
 @torch.no_grad()
-def correct_bias_(model: M, batches: Iterable[Any] | None = None, *, progress: bool = False) -> M:
+def correct_bias_(
+    model: M, batches: Iterable[Any] | None = None, *, weigh: Weigh = "outputs", progress: bool = False
+) -> M:
     """Cancel the mean shift of NB-SMT: every layer gets back what it loses on average, per output channel.
 
     With one weight per channel and tap, the expected loss is a product of expectations, E[y8 - y] = E[P] Q: only the
@@ -39,9 +43,14 @@ def correct_bias_(model: M, batches: Iterable[Any] | None = None, *, progress: b
     by its own mean; the stored correction is the mean over all batches, each weighted by its output positions. With a
     single batch it is exact: the mean output of a layer over that batch equals the 8-bit result for the same input.
 
+    Under ``weigh="rows"`` the mean weighs a row (a token or a place, with all its channels) by one over its mean y8^2,
+    before the bias: a few tokens of a transformer are several times as large as the others, lose as much more, and
+    would decide the correction alone. It is then measured, from both outputs.
+
     Args:
         model: a model after `emulate_`.
         batches: calibration data, 10^2 images or more; None: the images that `calibrate_` kept.
+        weigh: ``outputs``, every position's loss counts; ``rows``, relative to the position's size.
         progress: whether to show a progress bar.
 
     Returns:
@@ -49,13 +58,14 @@ def correct_bias_(model: M, batches: Iterable[Any] | None = None, *, progress: b
         exact sums, or never ran. An earlier correction is replaced. After an error or an interrupt it is as before.
 
     Raises:
-        RecoupError: no NB-SMT layer, none that ran, no or bad batches, no kept images.
+        RecoupError: no NB-SMT layer, none that ran, no or bad batches, no kept images, another ``weigh``.
 
     Warns:
         RecoupWarning: layers that never ran.
 
     Source: ours; it rests on the linearity of the loss in the activations.
     """
+    choice("correct_bias_", "weigh", weigh, get_args(Weigh))
     layers = nbsmt_layers(model, "correct_bias_")
     ledger.refuse_after_statistics(model, "correct_bias_")
     batches = kept_images(model) if batches is None else batches
@@ -65,8 +75,10 @@ def correct_bias_(model: M, batches: Iterable[Any] | None = None, *, progress: b
     def correct(name: str, seen: Seen, output: Tensor) -> Tensor | None:
         if (config := seen.layer.active_config) == config.eight_bit:
             return None
-        mean_O = mean_loss(seen)
-        lost.setdefault(name, _Mean(mean_O, 0)).add(mean_O, output.numel() // len(mean_O))
+        mean_O, weight = mean_loss(seen), float(output.numel())
+        if weigh == "rows":
+            mean_O, weight = mean_relative_loss(seen)
+        lost.setdefault(name, _Mean(mean_O, 0.0)).add(mean_O, weight)
         return output + mean_O.float().view(-1, *[1] * len(getattr(seen.layer, "kernel_size", ())))
 
     try:
@@ -121,6 +133,17 @@ def mean_loss(seen: Seen) -> Tensor:
     return (exact_O - nbsmt_O) / positions * (scale_O * seen.scale).double()
 
 
+def mean_relative_loss(seen: Seen) -> tuple[Tensor, float]:
+    """The mean of (8-bit output - NB-SMT output), each position weighed by one over the mean square of its 8-bit
+    output, float64 [O]; and the sum of the weights. Positions without any output have no say."""
+    layer, config = seen.layer, seen.layer.active_config
+    exact = seen.product(config.eight_bit, None).double()
+    lost, square = exact - seen.product(config, layer.order).double(), exact.square().mean(1, keepdim=True)
+    weight = torch.where(square > 0, 1 / square, 0.0)
+    total = float(weight.sum())
+    return (weight * lost).sum((0, 2, 3)) / (total or 1.0), total
+
+
 def operand_tables(activations: tuple[Activation, ...], config: NBSMT, zero: int) -> Tensor:
     """What the code itself and each activation operand are worth: float64 [1 + A, 2^(T-1) masks, 256 codes]."""
     x = torch.arange(-zero, 256 - zero)
@@ -138,8 +161,9 @@ class _Mean:
     """A weighted mean of vectors."""
 
     value: Tensor
-    weight: int
+    weight: float
 
-    def add(self, value: Tensor, weight: int) -> None:
+    def add(self, value: Tensor, weight: float) -> None:
         self.weight += weight
-        self.value = self.value + (value - self.value) * (weight / self.weight)
+        if weight:
+            self.value = self.value + (value - self.value) * (weight / self.weight)

@@ -18,6 +18,7 @@ __all__ = [
     "BIAS",
     "EIGHT_BIT",
     "PAIRED_BIAS",
+    "ROWS_BIAS",
     "Throttling",
     "correct_bias_",
     "plan_throttling",
@@ -34,6 +35,15 @@ BIAS = Repair(
     correct_bias_,
     short="bias",
     records=True,
+)
+ROWS_BIAS = replace(
+    BIAS,
+    name="bias correction, rows alike",
+    meaning="The same with every position's error relative to its size (a token's, a place's): a few tokens of a "
+    "transformer are far larger than the others and would decide the correction alone.",
+    sentence="bias correction that counts rows alike",
+    apply=lambda model, batches: correct_bias_(model, batches, weigh="rows"),
+    short="bias rows",
 )
 EIGHT_BIT = Repair(
     "recalibrated at 8 bit",

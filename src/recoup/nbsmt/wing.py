@@ -11,7 +11,7 @@ from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.hugging_face import adapted
 from recoup.nbsmt.layers import LAYERS
 from recoup.nbsmt.ops import matmul
-from recoup.nbsmt.repair import AVERAGE, BIAS, EIGHT_BIT, PAIRED_BIAS
+from recoup.nbsmt.repair import AVERAGE, BIAS, EIGHT_BIT, PAIRED_BIAS, ROWS_BIAS
 from recoup.network.sites import Site, Spent, array_cycles, unit_steps
 from recoup.network.systolic import Array
 from recoup.network.wing import Baseline, Card
@@ -100,11 +100,11 @@ CARD = Card(
     presets={"nbsmt-2t": NBSMT(threads=2), "nbsmt-4t": NBSMT(threads=4)},
     example="NBSMT(threads=4, policy='S+A')",
     baseline=Baseline("8-bit", "8 bit", "at 8 bit", eight_bit, hardware="one thread"),
-    repairs=(BIAS, EIGHT_BIT, AVERAGE, PAIRED, PAIRED_BIAS),
+    repairs=(BIAS, ROWS_BIAS, EIGHT_BIT, AVERAGE, PAIRED, PAIRED_BIAS),
     default=(EIGHT_BIT.name, AVERAGE.name, PAIRED.name, BIAS.name),
-    quoted=(PAIRED.name, AVERAGE.name, PAIRED_BIAS.name, BIAS.name),
+    quoted=(PAIRED.name, AVERAGE.name, PAIRED_BIAS.name, ROWS_BIAS.name, BIAS.name),
     plan=(PAIRED.name,),
-    plan_without_norms=(BIAS.name,),
+    plan_without_norms=(ROWS_BIAS.name,),
     seedless=False,
     ready=calibrated,
     declined=judged,
