@@ -14,7 +14,7 @@ from recoup.fields import choice
 from recoup.nbsmt import reference
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.groups import Activation
-from recoup.nbsmt.observe import Seen, hooked, in_mode, nbsmt_layers
+from recoup.nbsmt.observe import Layer, Seen, hooked, in_mode, nbsmt_layers
 from recoup.nbsmt.tally import Taps, activation_counts
 from recoup.nbsmt.weights import weight_operand
 from recoup.network import ledger
@@ -34,8 +34,8 @@ def correct_bias_(
     """Cancel the mean shift of NB-SMT: every layer gets back what it loses on average, per output channel.
 
     With one weight per channel and tap, the expected loss is a product of expectations, E[y8 - y] = E[P] Q: only the
-    mean activation operands are measured (borders and zero padding included), no second convolution is run (but under
-    an accumulator, which has no such form). The correction is added to the layer's output in ``emulate`` mode. It works
+    mean activation operands are measured (borders and padding included), and no second convolution is run (but under an
+    accumulator, which has no such form). The correction is added to the layer's output in ``emulate`` mode. It works
     for networks without batch norm; in one with batch norm it is the alternative to `recalibrate_`, or comes before it:
     after it, the stored means already hold the shift and would be corrected twice.
 
@@ -43,9 +43,8 @@ def correct_bias_(
     by its own mean; the stored correction is the mean over all batches, each weighted by its output positions. With a
     single batch it is exact: the mean output of a layer over that batch equals the 8-bit result for the same input.
 
-    Under ``weigh="rows"`` the mean weighs a row (a token or a place, with all its channels) by one over its mean y8^2,
-    before the bias: a few tokens of a transformer are several times as large as the others, lose as much more, and
-    would decide the correction alone. It is then measured, from both outputs.
+    Under ``weigh="rows"`` the mean, then measured, weighs a row (a token or a place, with all its channels) by one over
+    its mean y8^2: a few tokens of a transformer are far larger than the others, and would decide it alone.
 
     Args:
         model: a model after `emulate_`.
@@ -70,26 +69,10 @@ def correct_bias_(
     ledger.refuse_after_statistics(model, "correct_bias_")
     batches = kept_images(model) if batches is None else batches
     before = {name: layer.bias_correction for name, layer in layers.items()}
-    lost, images = dict[str, _Mean](), 0
-
-    def correct(name: str, seen: Seen, output: Tensor) -> Tensor | None:
-        if (config := seen.layer.active_config) == config.eight_bit:
-            return None
-        mean_O, weight = mean_loss(seen), float(output.numel())
-        if weigh == "rows":
-            mean_O, weight = mean_relative_loss(seen)
-        lost.setdefault(name, _Mean(mean_O, 0.0)).add(mean_O, weight)
-        return output + mean_O.float().view(-1, *[1] * len(getattr(seen.layer, "kernel_size", ())))
-
     try:
         for layer in layers.values():
             layer.bias_correction = None
-        watch = watching(layers, "correct_bias_")
-        with watch, evaluating(model), in_mode(layers, "emulate"), hooked(layers, correct):
-            for inputs, _ in prepared(model, batches, "correct_bias_", progress):
-                call(model, inputs)
-                images += count(inputs)
-        corrections = {name: mean.value.float() for name, mean in lost.items()}
+        corrections, images = _measured(model, layers, batches, weigh, progress)
     except BaseException:
         for name, layer in layers.items():
             layer.bias_correction = before[name]
@@ -98,6 +81,27 @@ def correct_bias_(
         layer.bias_correction = corrections.get(name)
     _record(model, {name: layers[name] for name in corrections}, before, images)
     return model
+
+
+def _measured(
+    model: nn.Module, layers: dict[str, Layer], batches: Iterable[Any], weigh: Weigh, progress: bool
+) -> tuple[dict[str, Tensor], int]:
+    """The corrections of the layers that lose something, float32 [O], and of how many images."""
+    lost, images = dict[str, _Mean](), 0
+
+    def correct(name: str, seen: Seen, output: Tensor) -> Tensor | None:
+        if (config := seen.layer.active_config) == config.eight_bit:
+            return None
+        mean_O, weight = mean_relative_loss(seen) if weigh == "rows" else (mean_loss(seen), float(output.numel()))
+        lost.setdefault(name, _Mean(mean_O, 0.0)).add(mean_O, weight)
+        return output + mean_O.float().view(-1, *[1] * len(getattr(seen.layer, "kernel_size", ())))
+
+    watch = watching(layers, "correct_bias_")
+    with watch, evaluating(model), in_mode(layers, "emulate"), hooked(layers, correct):
+        for inputs, _ in prepared(model, batches, "correct_bias_", progress):
+            call(model, inputs)
+            images += count(inputs)
+    return {name: mean.value.float() for name, mean in lost.items()}, images
 
 
 def _record(model: nn.Module, corrected: Mapping[str, Any], before: Mapping[str, Any], images: int) -> None:
