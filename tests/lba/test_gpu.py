@@ -5,7 +5,6 @@ own, and so does test_gpu_code.py (machine code for GPUs that are not here).
 """
 
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +16,6 @@ from recoup.lba import FP8, LBA, cpu, driver, quantize_operand, reference
 from recoup.lba.config import GRADIENTS
 from recoup.network.convolution import Geometry
 from recoup.network.emulated import emulated_layers
-from tests import fresh
-from tests.fresh import Fresh
 from tests.networks import batches_of, small_net
 
 INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
@@ -195,16 +192,3 @@ class TestCuda(Kernels):
             rows.append(rc.lba.profile(model.stem, [batches[0]], outputs=64))
         torch.testing.assert_close(*gains, rtol=2e-3, atol=0)  # cuDNN's convolutions may be TF32: 10 bits
         assert rows[0] == rows[1]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(INTERPRETER, reason="this is that process")
-@pytest.mark.parametrize(
-    ("tests", "variable"),
-    [("test_gpu.py::TestInterpreter", "TRITON_INTERPRET"), ("test_gpu_code.py", "RECOUP_TEST_COMPILER")],
-)
-def test_in_a_process_of_its_own(tests, variable, tmp_path):
-    pytest.importorskip("triton", minversion="3.9", reason="Triton 3.6 interprets no loop with NumPy 2.4")
-    env = {variable: "1", "TRITON_CACHE_DIR": str(tmp_path)}
-    done = Fresh(fresh.tested, f"tests/lba/{tests}", cwd=Path(__file__).parents[2], env=env).wait()
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

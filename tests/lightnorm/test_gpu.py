@@ -6,7 +6,6 @@ own, and so does test_gpu_code.py (machine code for GPUs that are not here).
 
 import math
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +14,6 @@ from recoup.errors import RecoupError
 from recoup.formats import Float
 from recoup.lightnorm import LightNorm, cpu, passes
 from recoup.lightnorm.separate import SeparatePasses
-from tests import fresh
-from tests.fresh import Fresh
 
 INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
 FORMATS = {
@@ -179,16 +176,3 @@ class TestInterpreter(Kernels):
 class TestCuda(Kernels):
     __test__ = not INTERPRETER
     device = "cuda"
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(INTERPRETER, reason="this is that process")
-@pytest.mark.parametrize(
-    ("tests", "variable"),
-    [("test_gpu.py::TestInterpreter", "TRITON_INTERPRET"), ("test_gpu_code.py", "RECOUP_TEST_COMPILER")],
-)
-def test_in_a_process_of_its_own(tests, variable, tmp_path):
-    pytest.importorskip("triton", minversion="3.9", reason="Triton 3.6 interprets no loop with NumPy 2.4")
-    env = {variable: "1", "TRITON_CACHE_DIR": str(tmp_path)}
-    done = Fresh(fresh.tested, f"tests/lightnorm/{tests}", cwd=Path(__file__).parents[2], env=env).wait()
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

@@ -10,7 +10,6 @@ Shape suffixes: N images, O output channels, C input channels, L taps, K columns
 import os
 import re
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
@@ -28,8 +27,6 @@ from recoup.nbsmt.ops import convolution
 from recoup.nbsmt.weights import quantize_weight
 from recoup.network.convolution import POINTWISE, Geometry, as_2d
 from recoup.network.emulated import emulated_layers
-from tests import fresh
-from tests.fresh import Fresh
 from tests.nbsmt.strategies import operands
 
 INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
@@ -324,16 +321,3 @@ class TestCuda(Kernels):
         self.accumulate(x, weight)
         with pytest.raises(RecoupError, match="CUDA graph"), torch.cuda.graph(torch.cuda.CUDAGraph()):
             gpu.accumulate(x, weight, None, 0.5, NBSMT(), plain(weight), "layer")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(INTERPRETER, reason="this is that process")
-@pytest.mark.parametrize(
-    ("tests", "variable"),
-    [("test_gpu.py::TestInterpreter", "TRITON_INTERPRET"), ("test_gpu_code.py", "RECOUP_TEST_COMPILER")],
-)
-def test_in_a_process_of_its_own(tests, variable, tmp_path):
-    pytest.importorskip("triton", minversion="3.9", reason="Triton 3.6 interprets no loop with NumPy 2.4")
-    env = {variable: "1", "TRITON_CACHE_DIR": str(tmp_path)}
-    done = Fresh(fresh.tested, f"tests/nbsmt/{tests}", cwd=Path(__file__).parents[2], env=env).wait()
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

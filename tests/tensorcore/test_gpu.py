@@ -7,7 +7,6 @@ own, and so does test_gpu_code.py (machine code for GPUs that are not here).
 import math
 import os
 import random
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,8 +17,6 @@ from recoup.errors import RecoupError
 from recoup.tensorcore import TensorCore, TensorCoreConv2d, TensorCoreLinear, cpu, matmul, ops, reference
 from recoup.tensorcore.config import LANE_BITS, OPERANDS, OUTPUTS
 from recoup.tensorcore.wing import CARD
-from tests import fresh
-from tests.fresh import Fresh
 from tests.tensorcore.strategies import KINDS, operands, same
 
 INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
@@ -186,16 +183,3 @@ class TestCuda(Kernels):
     def test_faults_are_told(self):
         with pytest.raises(RecoupError, match=r"a holds 1\.10"):
             matmul(torch.full((2, 3), 1.1, device="cuda"), torch.ones(3, 2, device="cuda"), HOPPER)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(INTERPRETER, reason="this is that process")
-@pytest.mark.parametrize(
-    ("tests", "variable"),
-    [("test_gpu.py::TestInterpreter", "TRITON_INTERPRET"), ("test_gpu_code.py", "RECOUP_TEST_COMPILER")],
-)
-def test_in_a_process_of_its_own(tests, variable, tmp_path):
-    pytest.importorskip("triton", minversion="3.9", reason="Triton 3.6 interprets no loop with NumPy 2.4")
-    env = {variable: "1", "TRITON_CACHE_DIR": str(tmp_path)}
-    done = Fresh(fresh.tested, f"tests/tensorcore/{tests}", cwd=Path(__file__).parents[2], env=env).wait()
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
