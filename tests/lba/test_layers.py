@@ -290,3 +290,7 @@ def test_one_unit_serves_configs_that_differ_in_software_alone():
     config = LBA.int12(operands=Int(4))
     assert card.runs(config, config.replace(weight_scale="channel"))
     assert not card.runs(config, LBA.int16(operands=Int(4)))
+    assert not card.runs(LBA.biased(4, 4), LBA.biased(4, 4, operands=Int(8), weight_scale="channel"))
+    tensorcore = rc.wings.cards()[rc.TensorCore]
+    assert not tensorcore.runs(rc.TensorCore.hopper_f16(), rc.TensorCore.hopper_fp8(scale="calibrated"))
+    assert tensorcore.runs(rc.TensorCore.hopper_fp8(), rc.TensorCore.hopper_fp8(scale="calibrated"))

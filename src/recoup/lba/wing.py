@@ -56,6 +56,8 @@ def cost(site: Site, config: LBA, array: Array) -> Spent:
 def runs(unit: LBA, config: LBA) -> bool:
     """A unit does not count the terms of a chunk, and knows nothing of training and of what operands may hold; one
     without chunks has no outer addition."""
+    if unit.operands != config.operands:
+        return False
     same = {name: getattr(config, name) for name in ("gradient", "backward", "nonfinite", "weight_scale")}
     if unit.chunk is not None and config.chunk is not None:
         same["chunk"] = config.chunk

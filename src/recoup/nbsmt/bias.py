@@ -25,6 +25,7 @@ from recoup.network.reached import watching
 
 M = TypeVar("M", bound=nn.Module)
 Weigh = Literal["outputs", "rows"]
+LEAST = 0.1  # of the median row's mean square: rows below count as that [ours]
 
 
 @torch.no_grad()
@@ -138,12 +139,15 @@ def mean_loss(seen: Seen) -> Tensor:
 
 
 def mean_relative_loss(seen: Seen) -> tuple[Tensor, float]:
-    """The mean of (8-bit output - NB-SMT output), each position weighed by one over the mean square of its 8-bit
-    output, float64 [O]; and the sum of the weights. Positions without any output have no say."""
+    """The mean of (8-bit output - NB-SMT output), each position weighed by one over the mean square of its 8-bit output
+    before the bias, or over a tenth of the median of these squares where it is smaller, so that a nearly blank place
+    does not decide alone, float64 [O]; and the sum of the weights. Positions without any output have no say."""
     layer, config = seen.layer, seen.layer.active_config
     exact = seen.product(config.eight_bit, None).double()
     lost, square = exact - seen.product(config, layer.order).double(), exact.square().mean(1, keepdim=True)
-    weight = torch.where(square > 0, 1 / square, 0.0)
+    some = square[square > 0]
+    floor = LEAST * float(some.median()) if len(some) else 1.0
+    weight = torch.where(square > 0, 1 / square.clamp_min(floor), 0.0)
     total = float(weight.sum())
     return (weight * lost).sum((0, 2, 3)) / (total or 1.0), total
 

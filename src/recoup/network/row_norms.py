@@ -19,7 +19,7 @@ from recoup.network.emulated import Emulated
 
 __all__ = ["OutputDtype", "features_of", "is_row_norm", "like_rms_norm", "looks_like_norm", "output_dtype_of"]
 
-NAMED = re.compile(r"([Ll]ayer|[Rr][Mm][Ss]|[Bb]atch)_?[Nn]orm(?![a-z])")
+NAMED = re.compile(r"([Ll]ayer|[Rr][Mm][Ss]|[Bb]atch)_?[Nn]orm(?:ali[sz]ation)?(?![a-z])")
 """What the class of a norm is called; convolutions and whole networks are too, but have modules of their own."""
 STEERED = re.compile(r"(?<![A-Z])Ada(?![a-z])|Adapt|Gated|Zero|Single|Continuous|Modulat|Condition")
 """And that of a norm which does more than the modules it has: it scales what they give by a second input."""

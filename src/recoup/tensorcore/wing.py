@@ -88,6 +88,8 @@ def self_test() -> str:
 
 def runs(unit: TensorCore, config: TensorCore) -> bool:
     """A unit knows nothing of how operands were scaled, in which order a layer's come, and of training."""
+    if unit.pair != config.pair:
+        return False
     outside = ("scale", "amax", "order", "backward", "nonfinite")
     return unit.replace(**{name: getattr(config, name) for name in outside}) == config
 
