@@ -9,11 +9,11 @@ import typer
 
 from recoup.cli.common import Json, Wing, importable, load_wings
 from recoup.errors import RecoupError
-from recoup.search.cluster import cluster
 from recoup.search.recipe import SearchRecipe
 from recoup.search.running import How, planned, run
-from recoup.search.scoring import IncompleteError, Scores
-from recoup.search.tasks import Shard
+from recoup.search.scoring import Scores
+from recoup.tasks.cluster import cluster
+from recoup.tasks.shards import IncompleteError, Shard
 
 STAGES = {
     "plan": "say what would be measured",
