@@ -25,6 +25,7 @@ from recoup.study.machine import cpu_threads
 from recoup.study.runner import plan
 from recoup.study.store import LOCK, Store
 from recoup.tasks.shards import IncompleteError, Shard
+from tests.fresh import Fresh, recoup
 from tests.study.examples import small_recipe
 from tests.ten_lines import MODULE
 
@@ -36,7 +37,9 @@ MIXED = {
     "layers": {"features.7": "LBA.biased(5, 4)"},
     "policy": [A, B],
 }
-KINDS = {"plain": {}, "mixed": MIXED}
+LAYERED = {"layers": {"features.7": "nbsmt-2t"}, "states": ["float statistics", "recalibrated at 8 bit"]}
+KINDS = {"plain": {}, "mixed": MIXED, "layered": LAYERED}
+SLOW_SHARDS = pytest.param("mixed", (1, 0), marks=pytest.mark.slow)
 dask = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of dask's own libraries
@@ -70,13 +73,21 @@ def kept(folder):
     return timeless(found)
 
 
+class Whole(dict):
+    """Of every kind the folder of a study that ran in this process, made when it is asked for."""
+
+    def __init__(self, factory):
+        self.factory = factory
+
+    def __missing__(self, kind):
+        self[kind] = self.factory.mktemp(kind)
+        run(asked(self[kind], kind), workers=1, progress=False)
+        return self[kind]
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Of every kind a study that ran in this process."""
-    folders = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
-    for kind, folder in folders.items():
-        run(asked(folder, kind), workers=1, progress=False)
-    return folders
+    return Whole(tmp_path_factory)
 
 
 @pytest.fixture
@@ -92,7 +103,7 @@ def made(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["plain", pytest.param("mixed", marks=pytest.mark.slow), "layered"])
 def test_a_measurement_depends_on_no_other(whole, tmp_path, kind):
     """Notes included: each in a lab of its own that was not even checked, the last first."""
     lab = Lab(asked(tmp_path, kind))
@@ -124,10 +135,12 @@ def test_threads_of_an_executor_take_turns(whole, tmp_path):
     assert told(tmp_path) == told(whole["plain"])
 
 
-@pytest.mark.parametrize(("kind", "order"), [("plain", (2, 0, 1)), ("mixed", (1, 0))])
+@pytest.mark.parametrize(
+    ("kind", "order"), [("plain", (2, 0, 1)), pytest.param("mixed", (1, 0), marks=pytest.mark.slow)]
+)
 def test_shards_in_any_order(whole, tmp_path, made, kind, order):
     for index in order[:-1]:
-        with pytest.raises(IncompleteError, match=r"are not made yet, the first of them '.*without a shard"):
+        with pytest.raises(IncompleteError, match=r"are not made yet, the first of them .*without a shard"):
             run(asked(tmp_path, kind), shard=Shard(index, len(order)), progress=False)
         assert not (tmp_path / "results.json").exists()
     run(asked(tmp_path, kind), shard=Shard(order[-1], len(order)), progress=False)
@@ -159,27 +172,34 @@ def test_a_killed_shard_goes_on(whole, tmp_path, made, monkeypatch):
         if len(made) == 2:
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as interrupt:
-        patch.setattr(Store, "put", killed)
+    monkeypatch.setattr(Store, "put", killed)
+    with pytest.raises(KeyboardInterrupt) as interrupt:
         run(asked(tmp_path), shard=Shard(0, 2), progress=False)
     assert interrupt.value.__notes__ == [
-        f"2 of 5 measurements are kept in {tmp_path / 'measurements-0-of-2.json'}; the same command goes on from there"
+        f"2 of 8 measurements are kept in {tmp_path / 'measurements-0-of-2.json'}; the same command goes on from there"
     ]
+    monkeypatch.setattr(Store, "put", put)
     run(asked(tmp_path), workers=1, progress=False)
     assert sorted(made) == sorted(kept(tmp_path))
     assert told(tmp_path) == told(whole["plain"])
 
 
-def test_a_baseline_that_is_taken_up_has_its_own_seeds_scales(whole, tmp_path):
+def test_a_baseline_that_is_taken_up_has_its_own_seeds_scales(tmp_path):
     """With a layer map what the baseline is must be tried, with the first seed's scales: before the second seed's."""
-    folder = whole["mixed"]
-    store = json.loads((folder / "measurements.json").read_text())
-    again = [key for key in store["measurements"] if "8-bit" in key and "recalibrated" in key and "seed 5" in key]
-    store["measurements"] = {key: value for key, value in store["measurements"].items() if key not in again}
-    (tmp_path / "measurements.json").write_text(json.dumps(store))
-    run(asked(tmp_path, "mixed"), workers=1, progress=False)
-    assert again
-    assert told(tmp_path) == told(folder)
+    lab = Lab(asked(tmp_path, "layered"))
+    lab.check()
+    tasks, _ = plan(lab.recipe, lab.has_norms, lab.hardware, lab.has_work)
+    task = next(
+        one for one in tasks if one.config == "8-bit" and one.state == "recalibrated at 8 bit" and one.seed == 5
+    )
+
+    def scales(lab, seed, state):
+        network = lab.repaired(task.hardware.config, state, seed)
+        return [module.activation_scale for module in network.modules() if hasattr(module, "activation_scale")]
+
+    found = scales(lab, 5, task.state)
+    assert found == scales(Lab(lab.recipe), 5, "float statistics")
+    assert found != scales(Lab(lab.recipe), 3, "float statistics")
 
 
 @pytest.mark.slow
@@ -192,9 +212,10 @@ def test_a_worker_killed_in_the_middle(whole, tmp_path, monkeypatch):
             victims.append(multiprocessing.active_children()[0].pid)
             os.kill(victims[0], signal.SIGKILL)
 
-    with monkeypatch.context() as patch, pytest.raises(RecoupError, match="study: a worker was lost"):
-        patch.setattr(Store, "put", stricken)
+    monkeypatch.setattr(Store, "put", stricken)
+    with pytest.raises(RecoupError, match="study: a worker was lost"):
         run(asked(tmp_path), workers=2, progress=False)
+    monkeypatch.setattr(Store, "put", put)
     assert victims
     before = (tmp_path / "measurements.json").read_text()
     assert len(json.loads(before)["measurements"]) >= 3
@@ -251,24 +272,14 @@ def test_texts_and_a_strangers_wing_in_workers(tmp_path, monkeypatch):
     torch.save({"state_dict": model.state_dict(), "config": config}, "gpt.pt")
     Path("text.txt").write_text("abcacb" * 60)
     Path("stranger.py").write_text(MODULE)
-    Path("narrow.yaml").write_text(yaml.safe_dump({"re:blocks.*fc.": "LBA.biased(3, 3)"}))
+    Path("narrow.yaml").write_text(yaml.safe_dump({"layers": {"re:blocks.*fc.": "LBA.biased(3, 3)"}}))
     given = ["--model", "chargpt", "--weights", "gpt.pt", "--data", "text:text.txt", "--wing", "stranger"]
     given += ["--config", "Trunc(bits=3)", "--config", "nbsmt-2t", "--policy", "narrow.yaml", "--seeds", "0,1"]
     given += ["--calibration-images", "8", "--profile-images", "4"]
-    from tests.fresh import Fresh
-
     for workers in ("1", "2"):
-        command = ["recoup", "evaluate", *given, "--workers", workers, "--out", workers]
-        done = Fresh(_command, command, cwd=tmp_path).done()
+        done = Fresh(recoup, "evaluate", *given, "--workers", workers, "--out", workers, cwd=tmp_path).wait()
         assert done.returncode == 0, done.stderr
     assert told(Path("1")) == told(Path("2"))
-
-
-def _command(argv):
-    import sys
-
-    sys.argv = argv
-    app()
 
 
 def test_a_worker_with_other_data_or_network_refuses(tmp_path):
@@ -282,11 +293,12 @@ def test_a_worker_with_other_data_or_network_refuses(tmp_path):
     sent.expected = bench.expected
     assert sent.make(task)["count"] == 40
     sent.folder = str(tmp_path / "nowhere")
-    with pytest.raises(RecoupError, match="a worker cannot enter .*nowhere"):
+    with pytest.raises(RecoupError, match=r"a worker cannot enter .*nowhere"):
         sent.make(task)
 
 
-def test_two_studies_in_one_folder(whole, tmp_path):
+def test_two_studies_in_one_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("recoup.study.store.WAIT", 0.1)
     run(asked(tmp_path), workers=1, progress=False)
     before = (tmp_path / "results.json").read_text()
     with (
@@ -322,9 +334,11 @@ def test_a_shard_of_another_version_or_study(tmp_path):
 
 
 def test_measurements_of_another_processor(whole, tmp_path, monkeypatch, made, capsys):
-    with monkeypatch.context() as patch, pytest.raises(IncompleteError):
-        patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "RVV")
+    capability = torch.backends.cpu.get_cpu_capability
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "RVV")
+    with pytest.raises(IncompleteError):
         run(asked(tmp_path), shard=Shard(0, 3), progress=False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", capability)
     elsewhere = list(made)
     made.clear()
     run(asked(tmp_path), workers=1, any_cpu=True, progress=False)
@@ -348,7 +362,7 @@ def test_shards_on_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, err = evaluate("--shard", "1/2")
     assert (code, out) == (0, "")
-    assert "recoup: this shard's part is done; study: 2 of 3 measurements are not made yet" in err
+    assert "recoup: this shard's part is done; study: 2 of 4 measurements are not made yet" in err
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
     done = CliRunner().invoke(app, ["run", "recoup-results/recipe.yaml", "--shard", "auto", "--json"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from recoup.storage.folder import make
-from recoup.storage.lock import Lock
+from recoup.storage.lock import WAIT, Lock
 from recoup.storage.statefile import Difference, StateFile, kind_and_text
 from recoup.tasks.bench import Value, capability
 from recoup.tasks.shards import Shard
@@ -42,10 +42,10 @@ class Locks:
 
     def __init__(self, folder: Path, shard: Shard | None) -> None:
         make(folder)
-        self._held = [Lock(folder / LOCK, "study", shared=shard is not None)]
+        self._held = [Lock(folder / LOCK, "study", WAIT, shared=shard is not None)]
         if shard is not None:
             try:
-                self._held.append(Lock((folder / file_of(shard)).with_suffix(".lock"), "study"))
+                self._held.append(Lock((folder / file_of(shard)).with_suffix(".lock"), "study", WAIT))
             except BaseException:
                 self._held[0].release()
                 raise
