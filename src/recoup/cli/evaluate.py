@@ -137,7 +137,7 @@ def evaluate(
     out: Out = "recoup-results",
     save_recipe: SaveRecipe = None,
     workers: Workers = None,
-    on_cluster: Cluster = None,
+    cluster: Cluster = None,
     shard: ShardOf = None,
     any_cpu: AnyCpu = False,
     chip: Chip = None,
@@ -163,7 +163,7 @@ def evaluate(
         check_saved(recipe, shard)
     if save_recipe is not None:
         write_atomically(save_recipe, recipe.to_yaml())
-    run_recipe(recipe, overwrite, as_json, divided=Divided(workers, on_cluster, shard, any_cpu))
+    run_recipe(recipe, overwrite, as_json, divided=Divided(workers, cluster, shard, any_cpu))
     if save_chip is not None:
         with importable():
             write_chip(recipe, save_chip)

@@ -15,7 +15,7 @@ def run(
         list[str] | None, typer.Option("--set", help="KEY=VALUE, such as calibration.images=512.")
     ] = None,
     workers: Workers = None,
-    on_cluster: Cluster = None,
+    cluster: Cluster = None,
     shard: ShardOf = None,
     any_cpu: AnyCpu = False,
     wing: Wing = None,
@@ -24,4 +24,4 @@ def run(
 ) -> None:
     """Measure what a recipe asks for; interrupted, the same command goes on where it stopped."""
     load_wings(wing)
-    run_recipe(Recipe.load(recipe, change), overwrite, as_json, divided=Divided(workers, on_cluster, shard, any_cpu))
+    run_recipe(Recipe.load(recipe, change), overwrite, as_json, divided=Divided(workers, cluster, shard, any_cpu))

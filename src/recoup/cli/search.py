@@ -39,7 +39,7 @@ def search(
     limit: Limits = None,
     liberty: Liberty = None,
     workers: Workers = None,
-    on_cluster: Cluster = None,
+    cluster: Cluster = None,
     shard: ShardOf = None,
     any_cpu: AnyCpu = False,
     wing: Wing = None,
@@ -56,7 +56,7 @@ def search(
         if stage == "plan":
             _say_plan(planned(made), as_json)
             return
-        with Divided(workers, on_cluster, shard, any_cpu).options() as options:
+        with Divided(workers, cluster, shard, any_cpu).options() as options:
             options["workers"] = workers or 1  # a search is on one thread in this process too
             how = How(**options, progress=lambda line: typer.echo(line, err=True))
             try:
