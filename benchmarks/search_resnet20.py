@@ -21,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.measure import save
 from recoup.data import root
-from recoup.search.bench import capability
 from recoup.search.recipe import SearchRecipe
 from recoup.search.results import PointRow, SearchResults
 from recoup.search.running import How, Stage, run
+from recoup.tasks.bench import capability
 
 BUDGETS = (0.5, 1.0)  # points of top-1
 STAGES: tuple[Stage, ...] = ("score", "front", "run")

@@ -64,7 +64,7 @@ def test_evaluate_does_the_main_job(tmp_path):
     assert "recalibrated on hardware" in done.stdout
     assert "r/report.html" in done.stdout
     made = {path.name for path in Path("r").iterdir()}
-    assert made == {"measurements.json", "recipe.yaml", "report.html", "results.json", *TABLES}
+    assert made == {"measurements.json", "recipe.yaml", "report.html", "results.json", "study.lock", *TABLES}
     assert Recipe.load("saved.yaml") == Recipe.load("r/recipe.yaml") == Results.load("r").recipe
 
 
@@ -253,8 +253,8 @@ def test_debug_shows_the_traceback():
 def test_interrupt_says_what_is_kept(monkeypatch):
     put = Store.put
 
-    def interrupted(self, key, value):
-        put(self, key, value)
+    def interrupted(self, key, value, cpu):
+        put(self, key, value, cpu)
         if len(self) == 2:
             raise KeyboardInterrupt
 

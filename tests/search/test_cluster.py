@@ -6,9 +6,8 @@ import warnings
 
 import pytest
 
-from recoup.errors import RecoupError
 from recoup.search import score
-from recoup.search.cluster import OnCluster, cluster
+from recoup.tasks.cluster import OnCluster, cluster
 from tests.search.cases import labelled, space
 from tests.search.test_scoring import numbers
 
@@ -54,17 +53,3 @@ def test_a_killed_worker_takes_nothing_with_it(client, tmp_path):
     assert killed
     with cluster(client.scheduler.address) as executor:
         assert score(model, batches, space(), probes=4, out=tmp_path, executor=executor).made == 1
-
-
-@pytest.mark.parametrize(
-    ("where", "told"),
-    [
-        ("nowhere", "must be tcp://HOST:PORT"),
-        ("slurm:partition=cpu", "slurm.*n=WORKERS"),
-        ("slurm:n=2,colour=red", "slurm.*n=WORKERS"),
-        ("tcp://127.0.0.1:9", "no scheduler answers within 0.2 s"),
-    ],
-)
-def test_clusters_that_are_none(where, told):
-    with pytest.raises(RecoupError, match=told), cluster(where, 0.2):
-        pass

@@ -19,10 +19,10 @@ from recoup.search import Shard, Space, front, score, verify
 from recoup.search.bench import Bench
 from recoup.search.prices import Program
 from recoup.search.results import results_of
-from recoup.search.scoring import IncompleteError
 from recoup.search.spaces import Group
 from recoup.search.surrogate import Surrogate, _ranks
 from recoup.search.verifying import resampled
+from recoup.tasks.shards import IncompleteError
 from tests.networks import images, small_net
 from tests.search.cases import labelled
 

@@ -12,7 +12,8 @@ import recoup as rc
 from recoup.errors import RecoupError
 from recoup.search import Shard, Space, front, score, verify
 from recoup.search import bench as bench_module
-from recoup.search.scoring import IncompleteError, plan
+from recoup.search.scoring import plan
+from recoup.tasks.shards import IncompleteError
 from tests.networks import batches_of, small_net
 from tests.search.cases import OPTIONS, labelled, space
 
@@ -119,7 +120,7 @@ def test_records_of_another_processor_are_made_again(scored, monkeypatch):
     _, folder, _ = scored
     model, batches = labelled()
     some = Space({"classifier": [None, rc.LBA.biased(4, 4)]})
-    monkeypatch.setattr("recoup.search.records.capability", lambda: "riscv64 RVV")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "RVV")
     kept = {path: path.read_text() for path in (folder / "records").iterdir()}
     asked = {"probes": 0, "calibration": batches, "out": folder}
     try:
@@ -209,44 +210,6 @@ def test_probes_are_uniform_policies_then_mixes_the_same_every_time():
     assert len({options for _, options, _ in probes}) == 6
     small = plan(model, Space({"classifier": [None, rc.LBA.biased(4, 4)]}), probes=6)
     assert [options for _, options, _ in small.probes] == [(1,)]
-
-
-def slurm(own, count, first, last, step=1):
-    names = ("ID", "COUNT", "MIN", "MAX", "STEP")
-    return {f"SLURM_ARRAY_TASK_{n}": str(v) for n, v in zip(names, (own, count, first, last, step), strict=True)}
-
-
-@pytest.mark.parametrize(
-    ("text", "environment", "found"),
-    [
-        ("2/3", {}, Shard(2, 3)),
-        ("auto", {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_MIN": "3"}, Shard(2, 3)),
-        ("auto", {"JOB_COMPLETION_INDEX": "0", "JOB_COMPLETIONS": "4"}, Shard(0, 4)),
-        ("3/3", {}, None),
-        ("-1/3", {}, None),
-        ("half", {}, None),
-        ("auto", {"JOB_COMPLETION_INDEX": "0"}, None),
-        ("auto", {"JOB_COMPLETION_INDEX": "x", "JOB_COMPLETIONS": "4"}, None),
-        ("auto", slurm(2, 3, 0, 2), Shard(2, 3)),
-        ("auto", slurm(9, 3, 1, 9, 4), Shard(2, 3)),
-        ("auto", {"SLURM_ARRAY_TASK_ID": "0"}, None),
-        ("auto", {"SLURM_ARRAY_TASK_ID": "x", "SLURM_ARRAY_TASK_COUNT": "3"}, None),
-        *(("auto", slurm(own, 3, 1, 7), None) for own in (1, 3, 7)),  # --array=1,3,7
-        ("auto", slurm(2, 3, 1, 9, 4), None),
-        ("auto", slurm(0, 0, 0, 0, 0), None),
-    ],
-)
-def test_shards(text, environment, found, monkeypatch):
-    slurms = (f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "COUNT", "MIN", "MAX", "STEP"))
-    for name in (*slurms, "JOB_COMPLETION_INDEX", "JOB_COMPLETIONS"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    if found is not None:
-        assert Shard.parse(text) == found
-        return
-    with pytest.raises(RecoupError, match="i/n"):
-        Shard.parse(text)
 
 
 class ViewNet(nn.Module):

@@ -181,7 +181,7 @@ def test_progress_shows_a_policys_name_and_the_store_its_digest(tmp_path):
     (tasks, _), lab = planned(tmp_path)
     own = [task for task in tasks if task.config == A.name]
     assert own
-    assert all(task.told.startswith("chip A | ") for task in own)
+    assert all(task.label.startswith("chip A | ") for task in own)
     assert all(task.key.startswith(f"policy {lab.hardware(A).digest} | ") for task in own)
 
 

@@ -75,9 +75,9 @@ def test_finished_work_is_not_done_again(finished, monkeypatch):
 def test_interrupted_and_taken_up_again(tmp_path, monkeypatch, finished, after, stored):
     put = Store.put
 
-    def interrupted(self, key, value):
+    def interrupted(self, key, value, cpu):
         if stored or len(self) < after:
-            put(self, key, value)
+            put(self, key, value, cpu)
         if len(self) >= after:
             raise KeyboardInterrupt
 

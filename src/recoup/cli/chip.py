@@ -71,12 +71,14 @@ def evaluate_chip(
         typer.echo(f"{name:6} {_told(found[name])}")
 
 
-def check_saved(recipe: Recipe) -> None:
-    """A file holds one network.
+def check_saved(recipe: Recipe, shard: str | None = None) -> None:
+    """A file holds one network, and is written once.
 
     Raises:
-        RecoupError: several configs or policies.
+        RecoupError: several configs or policies; a shard of a study.
     """
+    if shard is not None:
+        raise RecoupError("--save-chip: a shard makes a part of the measurements; give it to the run without --shard")
     if len(recipe.chips) > 1:
         named = ", ".join(map(name_of, recipe.chips))
         raise RecoupError(f"--save-chip: a file holds one network, and there are {len(recipe.chips)} configs: {named}")

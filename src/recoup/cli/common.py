@@ -6,8 +6,9 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -28,6 +29,39 @@ Wing = Annotated[
     list[str] | None,
     typer.Option("--wing", help="A module with hardware of your own, package.module: it registers it. Repeatable."),
 ]
+
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes on this machine, one thread each.")]
+Cluster = Annotated[
+    str | None, typer.Option("--cluster", help="tcp://HOST:PORT of a Dask scheduler, or slurm:n=8,partition=NAME.")
+]
+ShardOf = Annotated[str | None, typer.Option(help="i/n: make only this part of the measurements; auto: array jobs'.")]
+AnyCpu = Annotated[bool, typer.Option("--any-cpu", help="Take measurements of processors with another vector width.")]
+
+
+@dataclass(frozen=True)
+class Divided:
+    """Where measurements are made, and which part of them; options of `recoup.study.run` and searches."""
+
+    workers: int | None = None
+    cluster: str | None = None
+    shard: str | None = None
+    any_cpu: bool = False
+
+    @contextmanager
+    def options(self) -> "Iterator[dict[str, Any]]":
+        """As keyword arguments, while the cluster is held.
+
+        Raises:
+            RecoupError: no such shard, a cluster that is none or cannot be reached, processes here and a cluster.
+        """
+        from recoup.tasks.cluster import cluster
+        from recoup.tasks.shards import Shard
+
+        if self.workers is not None and self.cluster is not None:
+            raise RecoupError("--workers and --cluster: the cluster has workers of its own; give one of the two")
+        shard = None if self.shard is None else Shard.parse(self.shard)
+        with nullcontext() if self.cluster is None else cluster(self.cluster) as executor:
+            yield {"workers": self.workers, "executor": executor, "shard": shard, "any_cpu": self.any_cpu}
 
 
 def reported(command: Callable[..., None]) -> Callable[..., None]:
@@ -107,8 +141,14 @@ def check_target(path: Path | None, option: str, made: Path | None = None) -> No
         raise RecoupError(f"{option} {str(path)!r}: {why}")
 
 
-def run_recipe(recipe: "Recipe", overwrite: bool, as_json: bool, awaited: Callable[[], object] | None = None) -> None:
-    """Measure, write results, tables and report, and print them.
+def run_recipe(
+    recipe: "Recipe",
+    overwrite: bool,
+    as_json: bool,
+    awaited: Callable[[], object] | None = None,
+    divided: Divided = Divided(),
+) -> None:
+    """Measure, write results, tables and report, and print them; of a shard that is not the last, say so.
 
     ``awaited`` is called when all is measured: what is made beside it for the same report is there when it returns.
     """
@@ -119,11 +159,18 @@ def run_recipe(recipe: "Recipe", overwrite: bool, as_json: bool, awaited: Callab
     from recoup.storage.files import keeping
     from recoup.study import run as run_study
     from recoup.study.measures import beside
+    from recoup.tasks.shards import IncompleteError
 
     folder = Path(recipe.out)
     others = beside(folder)  # what of it cannot be read is told before anything is measured
-    with importable():
-        results: Results = run_study(recipe, overwrite=overwrite)
+    try:
+        with importable(), divided.options() as options:
+            results: Results = run_study(recipe, overwrite=overwrite, **options)
+    except IncompleteError as left:
+        if divided.shard is None:
+            raise
+        typer.echo(f"recoup: this shard's part is done; {left}", err=True)
+        return
     if awaited is not None:
         awaited()
         others = beside(folder)

@@ -8,9 +8,14 @@ import typer
 from recoup.cli.chip import Chip, SaveChip, check_saved, evaluate_chip, refuse_beside_chip
 from recoup.cli.chip import save_chip as write_chip
 from recoup.cli.common import (
+    AnyCpu,
+    Cluster,
+    Divided,
     Json,
     Overwrite,
+    ShardOf,
     Wing,
+    Workers,
     asked,
     check_target,
     distinct,
@@ -131,6 +136,10 @@ def evaluate(
     cpu_threads: CpuThreads = None,
     out: Out = "recoup-results",
     save_recipe: SaveRecipe = None,
+    workers: Workers = None,
+    cluster: Cluster = None,
+    shard: ShardOf = None,
+    any_cpu: AnyCpu = False,
     chip: Chip = None,
     save_chip: SaveChip = None,
     wing: Wing = None,
@@ -139,8 +148,7 @@ def evaluate(
 ) -> None:
     """The main job: float accuracy, the hardware's before and after repair, layers, cycles and traffic."""
     own = load_wings(wing)
-    given = dict(locals())
-    given["context"] = window
+    given = dict(locals(), context=window)
     factory = distinct((pair(text, "--model-option") for text in model_option or []), "--model-option")
     refuse_beside_chip(chip, {name: True for name in asked(context) if name not in WITH_CHIP})
     check_target(save_recipe, "--save-recipe")
@@ -152,10 +160,10 @@ def evaluate(
         return
     recipe = _recipe(given, factory)
     if save_chip is not None:
-        check_saved(recipe)
+        check_saved(recipe, shard)
     if save_recipe is not None:
         write_atomically(save_recipe, recipe.to_yaml())
-    run_recipe(recipe, overwrite, as_json)
+    run_recipe(recipe, overwrite, as_json, divided=Divided(workers, cluster, shard, any_cpu))
     if save_chip is not None:
         with importable():
             write_chip(recipe, save_chip)

@@ -1,19 +1,17 @@
 """`recoup search`: the cheapest hardware, layer by layer, from a recipe."""
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from recoup.cli.common import Json, Wing, importable, load_wings
+from recoup.cli.common import AnyCpu, Cluster, Divided, Json, ShardOf, Wing, Workers, importable, load_wings
 from recoup.errors import RecoupError
-from recoup.search.cluster import cluster
 from recoup.search.recipe import SearchRecipe
 from recoup.search.running import How, planned, run
-from recoup.search.scoring import IncompleteError, Scores
-from recoup.search.tasks import Shard
+from recoup.search.scoring import Scores
+from recoup.tasks.shards import IncompleteError
 
 STAGES = {
     "plan": "say what would be measured",
@@ -31,12 +29,6 @@ Limits = Annotated[list[str] | None, typer.Option("--limit", help="COST=SHARE of
 Liberty = Annotated[
     list[str] | None, typer.Option(help="A cell library for energy and area. Repeatable: read together.")
 ]
-Workers = Annotated[int, typer.Option(min=1, help="Processes on this machine, one thread each.")]
-ShardOf = Annotated[str | None, typer.Option(help="i/n: make only this part of the measurements; auto: array jobs'.")]
-Cluster = Annotated[
-    str | None, typer.Option("--cluster", help="tcp://HOST:PORT of a Dask scheduler, or slurm:n=8,partition=NAME.")
-]
-AnyCpu = Annotated[bool, typer.Option("--any-cpu", help="Take measurements of processors with another vector width.")]
 
 
 def search(
@@ -46,8 +38,8 @@ def search(
     budget: Budget = None,
     limit: Limits = None,
     liberty: Liberty = None,
-    workers: Workers = 1,
-    on_cluster: Cluster = None,
+    workers: Workers = None,
+    cluster: Cluster = None,
     shard: ShardOf = None,
     any_cpu: AnyCpu = False,
     wing: Wing = None,
@@ -64,14 +56,9 @@ def search(
         if stage == "plan":
             _say_plan(planned(made), as_json)
             return
-        with nullcontext() if on_cluster is None else cluster(on_cluster) as executor:
-            how = How(
-                workers=workers,
-                executor=executor,
-                shard=None if shard is None else Shard.parse(shard),
-                any_cpu=any_cpu,
-                progress=lambda line: typer.echo(line, err=True),
-            )
+        with Divided(workers, cluster, shard, any_cpu).options() as options:
+            options["workers"] = workers or 1  # a search is on one thread in this process too
+            how = How(**options, progress=lambda line: typer.echo(line, err=True))
             try:
                 found = run(made, stage, how)  # type: ignore[arg-type]
             except IncompleteError as others:

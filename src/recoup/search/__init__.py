@@ -11,8 +11,8 @@ from recoup.search.narrow import CANDIDATES, Found, narrowest
 from recoup.search.refining import refine
 from recoup.search.scoring import Scores, score
 from recoup.search.spaces import Space
-from recoup.search.tasks import Shard
 from recoup.search.verifying import verify
+from recoup.tasks.shards import Shard
 
 __all__ = [
     "CANDIDATES",

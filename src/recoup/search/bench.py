@@ -3,14 +3,12 @@
 import copy
 import inspect
 import math
-import platform
 import re
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,15 +23,13 @@ from recoup.network.modes import evaluating
 from recoup.repair import repair_
 from recoup.storage.digest import of_batches, of_state, of_text
 from recoup.study.machine import cpu_threads
+from recoup.tasks.bench import ALONE, Value, Workbench
 from recoup.version import __version__
 from recoup.wings import wing_of
 
 Assignment = Mapping[str, Any]
 """Layer -> config; others are in float."""
-Value = dict[str, Any]
-"""What a measurement gives: metric -> value, count, interval; seconds; notes."""
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function, in its repr
-_alone = threading.Lock()  # torch's thread count is the process's, and a network is in one state at a time
 
 
 def _codes(layer: nn.Module) -> Any:
@@ -42,13 +38,8 @@ def _codes(layer: nn.Module) -> Any:
     return (scale, zero) if zero else scale
 
 
-def capability() -> str:
-    """What of a processor decides which float kernels torch takes, and so the last bits of a result."""
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-
-
 @dataclass
-class Bench:
+class Bench(Workbench):
     """A network with what it is measured on, which a worker holds and measures many policies with.
 
     Args:
@@ -59,6 +50,8 @@ class Bench:
         repair: a plan of `recoup.repair_`.
         scaled: layers that need an activation scale; where one has none, all are calibrated.
     """
+
+    purpose: ClassVar[str] = "search"
 
     model: nn.Module
     batches: Iterable[Any]
@@ -75,7 +68,7 @@ class Bench:
         self.calibration = self.batches if same else laid_out(self.model, kept(self.calibration))
         modules = dict(self.model.named_modules())
         if any(getattr(modules[name], "activation_scale", None) is None for name in self.scaled):
-            with _alone, cpu_threads(1):
+            with ALONE, cpu_threads(1):
                 calibrate_(self.model, self.calibration, {**dict.fromkeys(self.scaled, True), "re:.*": None})
         self._weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
 
@@ -98,15 +91,20 @@ class Bench:
             "torch": torch.__version__,
         }
 
+    def make(self, task: Any) -> Value:
+        """The numbers of a `recoup.search.records.Task`."""
+        return self.measured(task.hardware, task.label)
+
     def measured(self, assignment: Assignment, label: str) -> Value:
-        """A policy's numbers: hardware on, repaired, measured, hardware off.
+        """A policy's numbers (metric -> value, count, interval; seconds; notes): hardware on, repaired, measured,
+        hardware off.
 
         Raises:
             RecoupError: whatever a step refuses, headed by the policy's ``label``.
         """
         hardware = {name: config for name, config in assignment.items() if config is not None}
         started = time.process_time()
-        with _alone, cpu_threads(1), warnings.catch_warnings(record=True) as caught:
+        with ALONE, cpu_threads(1), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
                 if hardware:
@@ -212,7 +210,7 @@ def _takes(model: nn.Module, inputs: Any) -> bool:
 
     device = device_of(model)
     try:
-        with _alone, cpu_threads(1), evaluating(model), torch.no_grad():
+        with ALONE, cpu_threads(1), evaluating(model), torch.no_grad():
             call(model, {k: few(v) for k, v in inputs.items()} if isinstance(inputs, Mapping) else few(inputs))
     except Exception:  # one of another reason comes again when the network is measured
         return False

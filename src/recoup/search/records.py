@@ -1,17 +1,38 @@
-"""Finished measurements, each a file of its own, named by what decides its number."""
+"""The measurements of a search: what they are, and the finished ones, each a file named by what decides its number."""
 
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recoup.search.bench import Value, capability
 from recoup.storage.files import write_atomically
 from recoup.storage.folder import make
+from recoup.tasks.bench import Value, capability
 
 SCHEMA = 1
 FOLDER = "records"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One measurement: a policy by explicit names, float layers left out."""
+
+    label: str
+    hardware: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, label: str, assignment: Mapping[str, Any]) -> "Task":
+        """Of an assignment that names float layers too."""
+        return cls(label, {name: config for name, config in assignment.items() if config is not None})
+
+    @property
+    def policy(self) -> dict[str, str]:
+        """As text, for records."""
+        return {name: repr(config) for name, config in self.hardware.items()}
+
+    record = policy
 
 
 class Records:
@@ -49,18 +70,24 @@ class Records:
                 self._known[key] = found
         return self._known.get(key)
 
+    @property
+    def place(self) -> str:
+        """Where they are kept."""
+        return "in memory" if self.folder is None else f"in {self.folder}"
+
     def __len__(self) -> int:
         """How many measurements were asked for or made."""
         return len(self._known)
 
-    def put(self, policy: Mapping[str, str], value: Value) -> None:
-        """Keep a measurement; it is on disk when this returns."""
+    def put(self, policy: Mapping[str, str], value: Value, cpu: str) -> None:
+        """Keep a measurement that a processor of capability ``cpu`` made; it is on disk when this returns."""
         key = self.key(policy)
         if self.folder is not None:
-            content = {"schema": SCHEMA, "cpu": capability(), "identity": self.identity, "policy": dict(policy)}
+            content = {"schema": SCHEMA, "cpu": cpu, "identity": self.identity, "policy": dict(policy)}
             text = json.dumps({**content, "value": value}, indent=1, allow_nan=False)
             write_atomically(self.folder / f"{key}.json", text + "\n")
-        self._known[key] = json.loads(json.dumps(value))
+        if self.any_cpu or cpu == capability():
+            self._known[key] = json.loads(json.dumps(value))
 
     def _read(self, path: Path, policy: Mapping[str, str]) -> Value | None:
         try:

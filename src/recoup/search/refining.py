@@ -13,10 +13,11 @@ from recoup.evaluation import Function
 from recoup.network.checks import instance, is_module
 from recoup.search.bench import Bench, kept, needing_scales
 from recoup.search.fronts import Front, Point
+from recoup.search.records import Task
 from recoup.search.scoring import Scores
 from recoup.search.spaces import policy_of
-from recoup.search.tasks import Progress, Task, perform
 from recoup.search.verifying import named_metric
+from recoup.tasks.performing import Progress, perform
 
 BESIDE = 4
 """Moves that a step measures: those that the damages of single groups say are best."""

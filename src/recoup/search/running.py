@@ -22,12 +22,13 @@ from recoup.search.recipe import SearchRecipe
 from recoup.search.refining import refine
 from recoup.search.results import SearchResults, results_of
 from recoup.search.scoring import Plan, Scores, plan, score, sizes_of
-from recoup.search.tasks import Progress, Shard
 from recoup.search.verifying import verify
 from recoup.storage.folder import make
 from recoup.study import sources
 from recoup.study.quality import NATS
 from recoup.study.sources import Samples, Texts
+from recoup.tasks.performing import Progress
+from recoup.tasks.shards import Shard
 
 Stage = Literal["plan", "score", "front", "verify", "run"]
 TRAINED_ON = (

@@ -20,13 +20,14 @@ from recoup.network.checks import instance, is_module
 from recoup.network.meters import METERS
 from recoup.network.sites import Map, survey
 from recoup.search.bench import Bench, kept, metric_name, needing_scales
-from recoup.search.records import Records
+from recoup.search.records import Records, Task
 from recoup.search.spaces import FLOAT, Group, Space, policy_of, title, titles, uniform
 from recoup.search.surrogate import Probe, Surrogate, fit
-from recoup.search.tasks import Progress, Shard, Task, perform
 from recoup.storage.files import write_atomically
 from recoup.storage.folder import make
 from recoup.storage.statefile import differences
+from recoup.tasks.performing import Progress, perform
+from recoup.tasks.shards import IncompleteError, Shard
 
 FILE = "scores.json"
 TABLE = "scores.csv"
@@ -223,7 +224,7 @@ def score(
         reference: whether everything else runs its first option instead of float.
         probes: how many whole networks to measure for the error bar; 0: none.
         out: a folder for records and scores; None: in memory.
-        executor, workers, shard, progress: where to measure, and which part; see `recoup.search.tasks.perform`.
+        executor, workers, shard, progress: where to measure, and which part; see `recoup.tasks.performing.perform`.
         any_cpu: take records of processors with another vector width, whose last bits may differ.
 
     Raises:
@@ -312,10 +313,6 @@ def _half(records: Records, task: Task, metric: str) -> float:
         return 0.0
     interval = (records.get(task.policy) or {})[metric]["interval"]
     return (interval[1] - interval[0]) / 2 if interval else 0.0
-
-
-class IncompleteError(RecoupError):
-    """Measurements of other shards are missing."""
 
 
 def _check_metric(metric: str | Function, rises: bool | None) -> None:

@@ -18,13 +18,14 @@ from recoup.network.batches import call, count, device_of, split
 from recoup.network.checks import instance, is_module
 from recoup.network.meters import METERS
 from recoup.network.modes import evaluating
-from recoup.search.bench import Bench, Value, kept, laid_out, metric_name, needing_scales
+from recoup.search.bench import Bench, kept, laid_out, metric_name, needing_scales
 from recoup.search.fronts import Front, Measured
-from recoup.search.records import Records
-from recoup.search.scoring import IncompleteError
-from recoup.search.tasks import Progress, Shard, Task, perform
+from recoup.search.records import Records, Task
 from recoup.storage.digest import of_batches, of_state
 from recoup.study.intervals import accuracy, over_seeds
+from recoup.tasks.bench import Value
+from recoup.tasks.performing import Progress, perform
+from recoup.tasks.shards import IncompleteError, Shard
 
 Draw = Callable[[int], Iterable[Any]]
 """A seed -> calibration batches."""

@@ -15,21 +15,22 @@ WAIT = 5.0  # seconds: what a process that was just killed may need to be gone
 
 
 class Lock:
-    """A file that this process alone holds, until `release` or its end.
+    """A file that this process holds, alone or shared, until `release` or its end.
 
     Args:
         path: the file; its folder must be there. It stays when the lock is released.
         who: what asks for it, for the error.
         wait: seconds to wait for another.
+        shared: together with others that share it, and with nobody who holds it alone.
 
     Raises:
         RecoupError: another process holds it.
     """
 
-    def __init__(self, path: Path, who: str, wait: float = WAIT) -> None:
+    def __init__(self, path: Path, who: str, wait: float = WAIT, *, shared: bool = False) -> None:
         self._file: int | None = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         begun = time.monotonic()
-        while not _taken(self._file):
+        while not _taken(self._file, shared):
             if time.monotonic() - begun >= wait:
                 self.release()
                 raise RecoupError(
@@ -61,11 +62,11 @@ def _holder(path: Path) -> str:
     return path.read_text("ascii", "replace").strip() or "unknown"
 
 
-def _taken(file: int) -> bool:
+def _taken(file: int, shared: bool) -> bool:
     if fcntl is None:
         return True
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError:
         return False
     return True

@@ -10,5 +10,6 @@ from recoup.study.recipe import Recipe
 from recoup.study.repairs import State
 from recoup.study.results import Results
 from recoup.study.runner import run
+from recoup.tasks.shards import Shard
 
-__all__ = ["Recipe", "Results", "State", "parse_config", "run"]
+__all__ = ["Recipe", "Results", "Shard", "State", "parse_config", "run"]

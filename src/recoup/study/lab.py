@@ -33,7 +33,9 @@ from recoup.study.progress import Display
 from recoup.study.recipe import Recipe
 from recoup.study.repairs import FLOAT, NONE
 from recoup.study.rows import CostRow, PricedRow
+from recoup.study.said import Said
 from recoup.study.sources import Samples, Source, loaded
+from recoup.version import __version__
 from recoup.wings import cards
 
 Shifts = dict[str, tuple[float, float]]
@@ -78,10 +80,11 @@ class Lab:
         self.has_norms = has_norms(model)
         self._working = {type(config): has_work(config, model) for config in recipe.configs}
         self._float = Statistics.of(model)
-        self._on_baseline: dict[tuple[str, int, str], Statistics] = {}
+        self._on_baseline: dict[tuple[str, int, str], tuple[Statistics, Said]] = {}
         self._weights = {name: value.detach().clone() for name, value in self.model.named_parameters()}
         self._calibrated: tuple[int, bool] | None = None  # the seed, and whether for policies
-        self._hardware: dict[str, Hardware] = {}
+        self._said = Said()  # by that calibration
+        self.known: dict[str, Hardware] = {}  # by name, once it was tried
         self._costs: dict[str, Cost] = {}
         self.outputs: int | None = None  # known after `check`, if the model gives a row of them an image
 
@@ -130,6 +133,11 @@ class Lab:
         """Whether the network is known to have its initial weights: one of recoup's own, without a checkpoint."""
         return self.recipe.weights is None and factory_of(self.recipe.model) in FACTORIES.values()
 
+    def identity(self) -> dict[str, Any]:
+        """What decides every number of a study."""
+        made: dict[str, Any] = {"parameters": self.digest, "recoup": __version__, "torch": torch.__version__}
+        return {**self.recipe.identity(), **self.source.identity(), **made}
+
     def doubts(self) -> list[str]:
         """What makes accuracies say nothing, as far as it shows before they are measured."""
         return doubts(self.untrained, self.outputs, self.source.classes())
@@ -149,12 +157,12 @@ class Lab:
             RecoupError: a config of the map or the policy, or this one, that takes no layer.
         """
         name = name_of(config)
-        if name not in self._hardware:
+        if name not in self.known:
             plain = Hardware.plain(config)
             # A map of floats alone may leave nothing to a config.
             looked = bool(self.recipe.policy or self.recipe.layers) or plain.conditional
-            self._hardware[name] = self._found(config, plain) if looked else plain
-        return self._hardware[name]
+            self.known[name] = self._found(config, plain) if looked else plain
+        return self.known[name]
 
     def _found(self, config: Config | Policy, plain: Hardware) -> Hardware:
         """What becomes of the network under a config or a policy, which is tried."""
@@ -264,10 +272,11 @@ class Lab:
         self._reset()
         if config is None:
             return
+        # First, for what hardware is, is tried with another seed's scales where it is not known yet.
+        repaired = None if state == NONE else self._repair(config, state)
         batches = self._batches(self._drawn(seed), seed, "calibrate")
         if self._calibrates(config):
             self._calibrate(seed, batches, isinstance(config, Policy))
-        repaired = None if state == NONE else self._repair(config, state)
         elsewhere = None
         if repaired is not None and repaired.on_baseline:
             elsewhere = self._measured_on_baseline(config, repaired, seed, batches)
@@ -292,11 +301,15 @@ class Lab:
         compared = self.hardware(config).compared
         key = (repaired.name, seed, repr(compared))
         if key not in self._on_baseline:
-            self._emulate(compared)
-            applied(self.model, repaired, batches)
-            self._on_baseline[key] = Statistics.of(self.model)
+            said = Said()
+            with said.heard():
+                self._emulate(compared)
+                applied(self.model, repaired, batches)
+            self._on_baseline[key] = Statistics.of(self.model), said
             self._reset()
-        return self._on_baseline[key]
+        found, said = self._on_baseline[key]
+        said.again()
+        return found
 
     def _reset(self) -> None:
         restore_(self.model)
@@ -338,7 +351,8 @@ class Lab:
             chosen = self._scaled_by_policies() if for_policies else self._scaled_by_configs()
             try:
                 wanted = self.recipe.calibration
-                calibrate_(self.model, batches, chosen, activations=wanted.activations, negative=wanted.negative)
+                with self._said.heard():
+                    calibrate_(self.model, batches, chosen, activations=wanted.activations, negative=wanted.negative)
             except RecoupError as error:
                 if not for_policies or str(error) == error.on_command_line:
                     raise
@@ -348,6 +362,7 @@ class Lab:
                     f"{error.layers[0]!r} leaves one"
                 ) from None
             self._calibrated = (seed, for_policies)
+        self._said.again()
 
     def _scaled_by_policies(self) -> dict[str, bool | None]:
         """Every layer that some policy puts on hardware of activation scales, and no other."""

@@ -36,9 +36,10 @@ class Display:
         if self._bar is not None and self._step is not None:
             self._bar.reset(self._step, description=what, total=None)
 
-    def finish(self) -> None:
-        """A measurement is done and stored; one that was there before needs no line."""
+    def finish(self, what: str = "") -> None:
+        """A measurement is done and stored, of another process too; one that was there before needs no line."""
         self._done += 1
+        self._what = what or self._what
         if self._lines is not None and self._what:
             text = f"{self._done} of {self._total} measured: {self._what}"
             self._lines.print(text, soft_wrap=True, markup=False, highlight=False)

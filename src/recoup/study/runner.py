@@ -1,34 +1,35 @@
 """From a recipe to results: every measurement once, stored as soon as it is made."""
 
-import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from recoup.errors import RecoupError, RecoupWarning
+from recoup.errors import RecoupError
+from recoup.fields import integer
 from recoup.network.checks import instance
 from recoup.policy import Policy
 from recoup.storage.digest import of_file
 from recoup.storage.files import keeping
 from recoup.storage.folder import reserve
+from recoup.study.bench import Bench, Task
 from recoup.study.configs import Config
 from recoup.study.hardware import Hardware, name_of, references
 from recoup.study.lab import Lab
 from recoup.study.machine import cpu_threads, describe
 from recoup.study.measured import measured_rows
-from recoup.study.measures import measure_of, tables
+from recoup.study.measures import tables
 from recoup.study.progress import displayed
 from recoup.study.recipe import Recipe
 from recoup.study.repairs import FLOAT, NONE, State, default, states
 from recoup.study.results import FILE as RESULTS
 from recoup.study.results import Results, ShiftRow
-from recoup.study.store import Store
-from recoup.version import __version__
+from recoup.study.store import Locks, Store
+from recoup.tasks.performing import perform
+from recoup.tasks.shards import IncompleteError, Shard
 
 RECIPE = "recipe.yaml"
 MEASURED = ("accuracy", "nats", "differences")
@@ -40,86 +41,91 @@ def made_from_results() -> list[str]:
     return ["report.html", *(f"{name}.csv" for name in (*MEASURED, "shifts", "costs", *tables()))]
 
 
-@dataclass(frozen=True)
-class Task:
-    """One measurement: the accuracy of ``config`` in ``state``, or (state None) its per-layer profile.
-
-    ``hardware`` None is the float network.
-    """
-
-    config: str
-    state: str | None
-    seed: int | None
-    hardware: Hardware | None
-
-    @property
-    def key(self) -> str:
-        """In the store: a policy by its digest, so that another name measures nothing again."""
-        if self.hardware is not None and self.hardware.name == self.config:
-            return self._text(self.hardware.key)
-        return self._text(self._shown)
-
-    @property
-    def told(self) -> str:
-        """On the progress display: as the key, but a policy by its name."""
-        return self._text(self._shown)
-
-    @property
-    def _shown(self) -> str:
-        """A baseline is named with what it is, since its rows' name says that only where it must."""
-        if self.hardware is None or self.hardware.name in self.config:
-            return self.config
-        return f"{self.config} ({self.hardware.name})"
-
-    def _text(self, name: str) -> str:
-        return " | ".join([name, self.state or "profile", "no seed" if self.seed is None else f"seed {self.seed}"])
-
-
-def run(recipe: Recipe, *, overwrite: bool = False, progress: bool = True) -> Results:
+def run(
+    recipe: Recipe,
+    *,
+    overwrite: bool = False,
+    progress: bool = True,
+    workers: int | None = None,
+    executor: Executor | None = None,
+    shard: Shard | None = None,
+    any_cpu: bool = False,
+) -> Results:
     """Measure what a recipe asks for.
 
     The folder ``recipe.out`` receives recipe.yaml and measurements.json at once, and results.json when all is measured.
     Interrupted at any point, the same call goes on after the last finished measurement; so does one with further
     seeds, configs or states. Whether or not it was interrupted, the numbers are the same.
 
+    With any of ``workers``, ``executor`` and ``shard`` every measurement runs on one thread of torch, or as many as
+    ``recipe.cpu_threads`` says, so that its number is the same to the bit however the work is divided.
+
     Args:
         recipe: what to measure.
         overwrite: discard what another study left in the folder.
         progress: whether to show a progress bar on standard error, if that is a terminal.
+        workers: processes on this machine; 1 is this process, and so is None, on torch's threads.
+        executor: anything with the ``submit`` of `concurrent.futures.Executor`, instead of ``workers``: every worker
+            loads the recipe's model and data itself, from the same folder.
+        shard: only this part of the measurements, kept in a file of its own; the others may be made at the same time,
+            in the same folder or in one whose files are put there later.
+        any_cpu: take measurements of processors with another vector width, whose last bits may differ.
 
     Raises:
         RecoupError: a model, data or layers that do not fit; a folder with another study's measurements, or with a
-            fuller report of this one; files that do not fit: what is measured is kept.
+            fuller report of this one, or in which another run is at work; files that do not fit: what is measured is
+            kept; a worker that was lost or has other data.
+        IncompleteError: a shard has made its part, and measurements of others are missing.
         KeyboardInterrupt: with a note that says what is kept.
     """
     instance(recipe, Recipe, "study.run", "recipe", "Recipe(model='resnet20', data='digits')")
-    with cpu_threads(recipe.cpu_threads):
+    integer("study.run", "workers", 1 if workers is None else workers, (1, 2**16))
+    if shard is not None and overwrite:
+        raise RecoupError("study: a shard shares its folder with others, so it does not overwrite it: empty it first")
+    divided = workers is not None or executor is not None or shard is not None
+    how: dict[str, Any] = {"workers": workers or 1, "executor": executor, "shard": shard}
+    with cpu_threads(1 if divided and recipe.cpu_threads is None else recipe.cpu_threads):
         lab = Lab(recipe)
         lab.check()
         tasks, notes = plan(recipe, lab.has_norms, lab.hardware, lab.has_work)
-        identity = {
-            **recipe.identity(),
-            **lab.source.identity(),
-            "parameters": lab.digest,
-            "recoup": __version__,
-            "torch": torch.__version__,
-        }
-        store = Store(Path(recipe.out), identity, overwrite=overwrite)
-        _claim(store, recipe, overwrite)
+        with Locks(Path(recipe.out), shard):
+            store = Store(Path(recipe.out), lab.identity(), overwrite=overwrite, shard=shard, any_cpu=any_cpu)
+            _claim(store, recipe, overwrite)
+            return _finished(lab, tasks, store, notes, how, progress)
 
-        def kept() -> str:
-            done = sum(task.key in store for task in tasks)
-            return f"{done} of {len(tasks)} measurements are kept in {store.path}; the same command goes on from there"
 
-        try:
-            with keeping(kept):
-                _measure(lab, tasks, store, progress)
-                results = _results(lab, tasks, store, notes)
-                results.save(store.folder)
-        except KeyboardInterrupt as interrupt:
+def _finished(
+    lab: Lab, tasks: list[Task], store: Store, notes: list[str], how: Mapping[str, Any], progress: bool
+) -> Results:
+    """All measured, where and as far as ``how`` says, and written."""
+
+    def kept() -> str:
+        done = sum(task.key in store for task in tasks)
+        return f"{done} of {len(tasks)} measurements are kept in {store.path}; the same command goes on from there"
+
+    try:
+        with keeping(kept):
+            sent = how["executor"] is not None or how["workers"] > 1
+            _measure(Bench(lab, torch.get_num_threads(), sent), tasks, store, progress, how)
+            _check_complete(tasks, store)
+            results = _results(lab, tasks, store, notes)
+            results.save(store.folder)
+    except KeyboardInterrupt as interrupt:
+        if not getattr(interrupt, "__notes__", None):
             interrupt.add_note(kept())
-            raise
-        return results
+        raise
+    return results
+
+
+def _check_complete(tasks: Sequence[Task], store: Store) -> None:
+    """What other shards have made by now is read."""
+    store.read_others()
+    missing = [task.label for task in tasks if task.key not in store]
+    if missing:
+        raise IncompleteError(
+            f"study: {len(missing)} of {len(tasks)} measurements are not made yet, the first of them {missing[0]!r}: "
+            "run the other shards, or put their files here, then this again without a shard"
+        )
 
 
 def _claim(store: Store, recipe: Recipe, overwrite: bool) -> None:
@@ -243,41 +249,22 @@ def _drawn(hardware: Hardware, state: str, seed: int, first: int) -> bool:
     return images or hardware.scaled or seed == first
 
 
-def _measure(lab: Lab, tasks: list[Task], store: Store, progress: bool) -> None:
-    with displayed(tasks, progress) as lab.display:
+def _measure(bench: Bench, tasks: list[Task], store: Store, progress: bool, how: Mapping[str, Any]) -> None:
+    lab, shard = bench.lab, how["shard"]
+    assert lab is not None
+    mine = tasks if shard is None else tasks[shard.index :: shard.count]
+    with displayed(mine, progress) as lab.display:
         for doubt in lab.doubts():
             lab.display.say(doubt)
-        for task in tasks:
-            if task.key not in store:
-                lab.display.begin(task.told)
-                with warnings.catch_warnings(record=True) as caught:
-                    warnings.simplefilter("always", RecoupWarning)
-                    started = time.perf_counter()
-                    value = _value(lab, task)
-                    value["seconds"] = round(time.perf_counter() - started, 3)
-                value["notes"] = _notes(caught)
-                store.put(task.key, value)
-            lab.display.finish()
-
-
-def _notes(caught: list[warnings.WarningMessage]) -> list[str]:
-    """recoup's own warnings, for the report; others are passed on."""
-    for warning in caught:
-        if not issubclass(warning.category, RecoupWarning):
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    own = [str(warning.message) for warning in caught if issubclass(warning.category, RecoupWarning)]
-    return list(dict.fromkeys(own))
-
-
-def _value(lab: Lab, task: Task) -> dict[str, Any]:
-    config = None if task.hardware is None else task.hardware.config
-    if task.state is None:
-        assert task.hardware is not None
-        measures = [found for card in task.hardware.cards if (found := measure_of(card)) is not None]
-        made = [measure.measure(lab, config, task.seed or 0) for measure in measures]
-        return {table: rows for tables in made for table, rows in tables.items()}
-    found, moved = lab.accuracy(config, task.state, task.seed or 0)
-    return {**found, "shift": moved}
+        elsewhere = sum(task.key in store.foreign for task in mine)
+        if elsewhere:
+            lab.display.say(
+                f"{elsewhere} measurements of a processor with other float kernels are made again; --any-cpu takes them"
+            )
+        for task in mine:
+            if task.key in store:
+                lab.display.finish()
+        perform(bench, tasks, store, **how, begin=lab.display.begin, finish=lab.display.finish)
 
 
 def _results(lab: Lab, tasks: list[Task], store: Store, notes: list[str]) -> Results:

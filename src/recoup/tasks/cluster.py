@@ -1,13 +1,18 @@
 """Measurements on a cluster, by Dask distributed: the extra ``recoup[cluster]``."""
 
+import os
 import pickle
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 from recoup.errors import RecoupError
-from recoup.search.bench import Bench
+from recoup.tasks.bench import Workbench
 
 PIP = "pip install 'recoup[cluster]'"
 QUEUES = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster", "lsf": "LSFCluster", "oar": "OARCluster"}
@@ -21,30 +26,54 @@ class OnCluster(Executor):
     """An executor of a Dask client that sends a bench to the workers once, not with every measurement.
 
     A worker that is lost takes nothing with it: its measurements, and the bench if no other worker has it, are made
-    again elsewhere.
+    again elsewhere. What is sent is unpacked beside the modules of the folder that the command was started in, as here.
     """
 
     def __init__(self, client: Any) -> None:
         self._client = client
         self._inner = client.get_executor(pure=False)
-        self._sent: dict[int, tuple[Bench, Any]] = {}
+        self._sent: dict[int, tuple[Workbench, str, Any]] = {}
+        self._folder = os.getcwd()  # noqa: PTH109 -- a string for sys.path
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """As `concurrent.futures.Executor.submit`."""
-        return self._inner.submit(fn, *map(self._there, args), **kwargs)
+        """As `concurrent.futures.Executor.submit`, for a function of a bench and what follows it."""
+        bench, *others = args
+        if id(bench) not in self._sent:  # kept beside its number, which would otherwise be another's one day
+            # Made by a task, not scattered: what is computed comes again if its worker is lost. Dask carries this
+            # process's objects to its workers as pickles anyway; no file that a user brings is loaded so.
+            content = self._client.submit(bytes, pickle.dumps(bench), pure=False)
+            self._sent[id(bench)] = bench, uuid4().hex, content
+        _, name, content = self._sent[id(bench)]
+        return self._inner.submit(_called, self._folder, fn, name, content, pickle.dumps((others, kwargs)))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Let go of the benches; the client is its owner's to close."""
         self._sent.clear()
         self._inner.shutdown(wait=wait and not cancel_futures)
 
-    def _there(self, value: Any) -> Any:
-        if not isinstance(value, Bench):
-            return value
-        # Dask carries this process's objects to its workers as pickles anyway; no file that a user brings is loaded so.
-        if id(value) not in self._sent:  # kept beside its number, which would otherwise be another's one day
-            self._sent[id(value)] = value, self._client.submit(pickle.loads, pickle.dumps(value), pure=False)
-        return self._sent[id(value)][1]
+
+@dataclass
+class Unpacked:
+    """The bench that a worker used last."""
+
+    name: str = ""
+    bench: Any = None
+    lock: Any = field(default_factory=threading.Lock)
+
+
+_here = Unpacked()
+
+
+def _called(folder: str, fn: Callable[..., Any], name: str, content: bytes, others: bytes) -> Any:
+    """In a worker: a function of a bench, which is unpacked once."""
+    with _here.lock:
+        if folder not in sys.path:
+            sys.path.append(folder)
+        if _here.name != name:
+            _here.bench, _here.name = pickle.loads(content), name  # noqa: S301 -- sent by our own client
+        bench = _here.bench
+        args, kwargs = pickle.loads(others)  # noqa: S301 -- the same
+    return fn(bench, *args, **kwargs)
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""Independent measurements divided over processes and machines, for searches and studies alike."""

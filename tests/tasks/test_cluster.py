@@ -1,0 +1,26 @@
+"""Clusters that cannot be reached or are none: a sentence, and how long was waited."""
+
+import pytest
+
+from recoup.errors import RecoupError
+from recoup.tasks.cluster import cluster
+
+
+@pytest.fixture(scope="module", autouse=True)
+def distributed():
+    """Imported where these tests run: it takes every other process of the suite seconds."""
+    return pytest.importorskip("dask.distributed", reason="the extra recoup[cluster] is not installed")
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        ("nowhere", "must be tcp://HOST:PORT"),
+        ("slurm:partition=cpu", "slurm.*n=WORKERS"),
+        ("slurm:n=2,colour=red", "slurm.*n=WORKERS"),
+        ("tcp://127.0.0.1:9", "no scheduler answers within 0.2 s"),
+    ],
+)
+def test_clusters_that_are_none(where, told):
+    with pytest.raises(RecoupError, match=told), cluster(where, 0.2):
+        pass
