@@ -115,8 +115,8 @@ def distrusted() -> int:
 def _is_right(
     weight_shape: torch.Size, stride: Pair, padding: Pair, dilation: Pair, groups: int, shape: tuple[int, ...]
 ) -> bool:
-    """Whether the first and the last image of a batch come out exact; both are random, and no code is 0, so that every tap
-    counts. The images between them repeat the first: nobody looks at them."""
+    """Whether the first and the last image of a batch come out exact. Both are random, and no code is 0, so that every
+    tap counts; the images between them repeat the first: nobody looks at them."""
     random = torch.Generator().manual_seed(0)
     ends = [0, shape[0] - 1]
     operand = torch.empty(shape, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)

@@ -38,8 +38,8 @@ class Outputs:
     """Outputs by what decides them, in bounded memory; the numbers of who uses them never depend on the bound.
 
     A round is one measurement. What the last round did not ask for goes when a new one begins; what no longer fits is
-    not kept, so that the first layers stay, which more of the following rounds will ask for. Lasting ones stay for good, up
-    to three quarters of the memory.
+    not kept, so that the first layers stay, which more of the following rounds will ask for. Lasting ones stay for
+    good, up to three quarters of the memory.
 
     Args:
         most: bytes.
