@@ -67,7 +67,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "pyarrow": ("data.cifar",),
     "PIL": ("data",),
     "sklearn": ("data.digits",),
-    "xxhash": ("nbsmt.prepare", "storage.digest"),
+    "xxhash": ("nbsmt.prepare", "network.replay", "storage.digest"),
     "yaml": ("policy", "study", "cli"),
     "pydantic": ("policy", "search", "study", "training", "report"),
     "matplotlib": ("plots", "report"),

@@ -29,6 +29,7 @@ class NBSMTLayer(Scaled):
     """
 
     tells_baseline = True
+    pure = True
 
     weight: Tensor
     bias: Tensor | None

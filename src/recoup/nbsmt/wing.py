@@ -117,6 +117,7 @@ CARD = Card(
     cost=cost,
     runs=runs,
     trains=True,
+    channels_last=True,
     self_test=self_test,
     measure="recoup.study.measures.nbsmt",
     chapter="recoup.report.chapters.nbsmt",

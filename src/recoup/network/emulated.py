@@ -39,6 +39,8 @@ class Emulated(nn.Module):
         sums: where a layer counts sums that end at the ends of its range, for who asks (`network.saturation`), or None.
         witness: what it was when statistics were repaired, and who is told when training ends (`network.stale.Sight`).
         range_remedy: what to do about those, for the end of a warning.
+        pure: whether ``forward`` depends on the input, config, mode, weight, bias and travelling extras alone, and does
+            nothing but give its output, which may then be kept (`network.replay`).
     """
 
     float_class: type[nn.Module]
@@ -59,6 +61,7 @@ class Emulated(nn.Module):
     witness: Any = None
     range_remedy: ClassVar[str] = ""
     tells_baseline: ClassVar[bool] = False
+    pure: ClassVar[bool] = False
 
     def convert(self, config: Any, layer: str) -> None:
         """Called once after the class was changed; a wing checks here what the layer needs."""

@@ -182,6 +182,8 @@ class Card:
         needs_norms: whether it is hardware for norms alone, so that studies leave it out, with a note, where a network
             has none that it stands in for.
         trains: whether networks can be trained on the emulated layers.
+        channels_last: whether the emulation is faster on images channels last, so that studies give it their test
+            images so; where several wings are present, if all are.
         phases: of fine-tuning, where it has more than one; the last runs the hardware as it is.
         path: which of several equal paths the hardware's emulation takes on this processor: its name, the instruction
             set, and why; None where there is nothing to say.
@@ -223,6 +225,7 @@ class Card:
     float_only_note: str = ""
     needs_norms: bool = False
     trains: bool = False
+    channels_last: bool = False
     phases: tuple[Phase, ...] = ()
     path: Callable[[], tuple[str, str, str]] | None = None
     self_test: Callable[[], str] | None = None

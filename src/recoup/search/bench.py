@@ -20,6 +20,7 @@ from recoup.evaluation import Function, evaluate, measure
 from recoup.network.batches import call, check_batches, device_of, prepared, split
 from recoup.network.meters import METERS
 from recoup.network.modes import evaluating
+from recoup.network.replay import Outputs, replaying
 from recoup.repair import repair_
 from recoup.storage.digest import of_batches, of_state, of_text
 from recoup.study.machine import cpu_threads
@@ -49,6 +50,7 @@ class Bench(Workbench):
         calibration: what scales and repairs are computed from.
         repair: a plan of `recoup.repair_`.
         scaled: layers that need an activation scale; where one has none, all are calibrated.
+        outputs: of layers, kept from one measurement to the next; several benches of one network may share them.
     """
 
     purpose: ClassVar[str] = "search"
@@ -59,7 +61,8 @@ class Bench(Workbench):
     calibration: Iterable[Any]
     repair: str | Sequence[str] = "default"
     scaled: Sequence[str] = ()
-    _outputs: list[Tensor] | None = field(default=None, init=False, repr=False)
+    outputs: Outputs = field(default_factory=Outputs, repr=False)
+    _floating: list[Tensor] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.model = copy.deepcopy(self.model).eval()
@@ -73,7 +76,7 @@ class Bench(Workbench):
         self._weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_outputs": None}
+        return {**self.__dict__, "outputs": Outputs(self.outputs.most), "_floating": None}
 
     def identity(self) -> dict[str, Any]:
         """What decides every number but the policy."""
@@ -109,7 +112,9 @@ class Bench(Workbench):
             try:
                 if hardware:
                     emulate_(self.model, None, hardware)
-                    repair_(self.model, self.calibration, self.repair)
+                    self.outputs.begin()
+                    with replaying(self.model, self.outputs):
+                        repair_(self.model, self.calibration, self.repair)
                 value: Value = self._measured()
             except RecoupError as error:
                 raise RecoupError(f"policy {label}: {error}") from error
@@ -124,7 +129,9 @@ class Bench(Workbench):
         meters = [METERS[name]("search") for name in named]
         if meters:
             relative = any(meter.relative for meter in meters)
-            measure(self.model, self.batches, meters, refer=self._refer() if relative else None)
+            refer = self._refer() if relative else None
+            with replaying(self.model, self.outputs, keep=False):
+                measure(self.model, self.batches, meters, refer=refer)
         found = {name: meter.result() for name, meter in zip(named, meters, strict=True)}
         for metric in self.metrics:
             if not isinstance(metric, str):
@@ -139,9 +146,9 @@ class Bench(Workbench):
 
     def _refer(self) -> Callable[[Any], Tensor]:
         """The float network's outputs, batch after batch; kept from the first pass on."""
-        if self._outputs is None:
-            self._outputs = self._in_float()
-        outputs = iter(self._outputs)
+        if self._floating is None:
+            self._floating = self._in_float()
+        outputs = iter(self._floating)
         return lambda _: next(outputs)
 
     def _in_float(self) -> list[Tensor]:
@@ -150,7 +157,7 @@ class Bench(Workbench):
             warnings.simplefilter("ignore", RecoupWarning)
             restore_(bare)
         bare.load_state_dict(self._weights)
-        with evaluating(bare), torch.no_grad():
+        with evaluating(bare), torch.no_grad(), replaying(bare, self.outputs, lasting=True):
             return [call(bare, inputs) for inputs, _ in prepared(bare, self.batches, "search")]
 
     def _reset(self) -> None:

@@ -28,6 +28,7 @@ from recoup.storage.digest import of_state
 from recoup.study.configs import Config
 from recoup.study.doubts import doubts
 from recoup.study.hardware import Hardware, baseline_of, has_work, name_of, needs_scales, scaled_once_emulated
+from recoup.study.layouts import laid_out, takes_channels_last
 from recoup.study.machine import check_device
 from recoup.study.progress import Display
 from recoup.study.recipe import Recipe
@@ -86,6 +87,7 @@ class Lab:
         self._said = Said()  # by that calibration
         self.known: dict[str, Hardware] = {}  # by name, once it was tried
         self._costs: dict[str, Cost] = {}
+        self._takes_channels_last = False  # until `check` has tried
         self.outputs: int | None = None  # known after `check`, if the model gives a row of them an image
 
     def _loaded(self) -> tuple[nn.Module, Source]:
@@ -119,6 +121,7 @@ class Lab:
                     f"{list(inputs.shape[1:])} each: {_told(error)}"
                 ) from error
             self.outputs = self.source.outputs(self.model, inputs, output, named)
+        self._takes_channels_last = takes_channels_last(self.model, inputs)
         for config in self.recipe.configs:
             if self.has_work(config):
                 self.hardware(config)
@@ -256,6 +259,8 @@ class Lab:
         self._prepare(config, state, seed)
         moved = shift(self._float, Statistics.of(self.model)) if state == PAIRED.name else {}
         batches = self.test.batches(self.recipe.test.batch_size)
+        if config is not None and self._takes_channels_last:
+            batches = laid_out(batches, self.hardware(config))
         return self.source.judged(self.model, self.display.watch(batches, "test")), moved
 
     def repaired(self, config: Config | Policy, state: str, seed: int) -> nn.Module:

@@ -1,0 +1,36 @@
+"""Test images channels last where the hardware's emulation is faster in that layout and the network takes it."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recoup.data.dataset import Batches
+from recoup.network.batches import call
+from recoup.network.modes import evaluating
+from recoup.study.hardware import Hardware
+
+
+def takes_channels_last(model: nn.Module, inputs: Tensor) -> bool:
+    """Whether a network runs on such images; one with a ``view`` behind a convolution does not.
+
+    Args:
+        model: in float.
+        inputs: a few, [N, ...].
+    """
+    if inputs.dim() != 4:
+        return False
+    try:
+        with evaluating(model), torch.no_grad():
+            call(model, inputs.contiguous(memory_format=torch.channels_last))
+    except Exception:  # a network of the user's may fail in any way; then it gets its images as they were
+        return False
+    return True
+
+
+def laid_out(batches: Any, hardware: Hardware) -> Any:
+    """Batches of images channels last, if every wing that is present is faster so (`network.wing.Card.channels_last`);
+    else as they are. Emulated layers give the same bits; a float layer's last ones may differ."""
+    faster = bool(hardware.cards) and all(card.channels_last for card in hardware.cards)
+    return replace(batches, channels_last=True) if faster and isinstance(batches, Batches) else batches
