@@ -129,11 +129,13 @@ class LBA(Config):
         choice("LBA", "weight_scale", self.weight_scale, get_args(WeightScale))
         choice("LBA", "activation_scale", self.activation_scale, get_args(ActivationScale))
         if self.operands is None:
-            for name, value in (("weight_scale", "tensor"), ("activation_scale", "call")):
+            for name, value, what in (
+                ("weight_scale", "tensor", "weights"),
+                ("activation_scale", "call", "activations"),
+            ):
                 if getattr(self, name) != value:
                     raise RecoupError(
-                        f"LBA({name}={getattr(self, name)!r}): there are scales where operands are quantised: give "
-                        "operands"
+                        f"LBA({name}={getattr(self, name)!r}): there are scales where {what} are quantised: give operands"
                     )
             return
         pair = self.operands if isinstance(self.operands, tuple | list) else (self.operands, self.operands)

@@ -66,13 +66,7 @@ def quantize_operand(
 
     Source: the factor is that of the paper's authors' later code [pub]; symmetric integers are our definition.
     """
-    if not isinstance(format, Float | Int):
-        raise RecoupError(f"{layer}: format must be a Float or an Int; got {format!r}")
-    if isinstance(format, Int) and format.largest_value < 1:
-        raise RecoupError(f"{layer}: {format!r} has no code but 0 and -1; it must have 2 bits or more")
-    strided(x, layer, "x")
-    if not x.is_floating_point():
-        raise RecoupError(f"{layer}: x must be float32; got {x.dtype} {list(x.shape)}")
+    _check(x, format, layer)
     if largest is None:
         top = _largest(x, dims, layer)
         unsigned = isinstance(format, Int) and not format.signed
@@ -83,7 +77,19 @@ def quantize_operand(
             "tensor (dims=None), or None"
         )
     y, scale = _quantized(x, x.new_full((), largest, dtype=torch.float64), format, layer)
-    return y + (y < -format.largest_value) if isinstance(format, Int) else y, scale  # two's complement has one code more
+    return y + (y < -format.largest_value) if isinstance(
+        format, Int
+    ) else y, scale  # two's complement has one code more
+
+
+def _check(x: Tensor, format: Float | Int, layer: str) -> None:  # noqa: A002
+    if not isinstance(format, Float | Int):
+        raise RecoupError(f"{layer}: format must be a Float or an Int; got {format!r}")
+    if isinstance(format, Int) and format.largest_value < 1:
+        raise RecoupError(f"{layer}: {format!r} has no code but 0 and -1; it must have 2 bits or more")
+    strided(x, layer, "x")
+    if not x.is_floating_point():
+        raise RecoupError(f"{layer}: x must be float32; got {x.dtype} {list(x.shape)}")
 
 
 def product_scale(x: Tensor | None, w: Tensor | None) -> Tensor | None:
@@ -130,7 +136,9 @@ def _symmetric(x: Tensor, largest: Tensor, format: Int, layer: str) -> tuple[Ten
             f"is no normal number of {str(x.dtype).removeprefix('torch.')}"
         )
     scale = torch.where(lost, float("nan"), scale)
-    codes = quantize(x / scale, format.replace(overflow="saturate"))
+    # Copied where it must be alone: compilers do not trace what makes formats.
+    limited = format if format.overflow == "saturate" else format.replace(overflow="saturate")
+    codes = quantize(x / scale, limited)
     return torch.where(x.isfinite(), codes, x), scale
 
 
