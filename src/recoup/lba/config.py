@@ -135,7 +135,8 @@ class LBA(Config):
             ):
                 if getattr(self, name) != value:
                     raise RecoupError(
-                        f"LBA({name}={getattr(self, name)!r}): there are scales where {what} are quantised: give operands"
+                        f"LBA({name}={getattr(self, name)!r}): there are scales where {what} are quantised: give "
+                        "operands"
                     )
             return
         pair = self.operands if isinstance(self.operands, tuple | list) else (self.operands, self.operands)

@@ -69,8 +69,7 @@ def quantize_operand(
     _check(x, format, layer)
     if largest is None:
         top = _largest(x, dims, layer)
-        unsigned = isinstance(format, Int) and not format.signed
-        return _quantized(_without_sign(x, format, layer) if unsigned else x, top, format, layer)
+        return _quantized(_without_sign(x, format, layer), top, format, layer)
     if not is_number(largest) or not 0 < largest < math.inf or dims is not None:
         raise RecoupError(
             f"{layer}(largest={largest!r}, dims={dims!r}): largest must be a number above 0, of the whole "
@@ -108,8 +107,10 @@ def _quantized(
     return _symmetric(x, largest, format, layer) if isinstance(format, Int) else (_flexible(x, largest, format), None)
 
 
-def _without_sign(x: Tensor, format: Int, layer: str) -> Tensor:  # noqa: A002
-    """x, which negative numbers are refused in: without a sign they would all become 0 unsaid."""
+def _without_sign(x: Tensor, format: Float | Int, layer: str) -> Tensor:  # noqa: A002
+    """x, which negative numbers are refused in where codes have no sign: they would all become 0 unsaid."""
+    if not isinstance(format, Int) or format.signed:
+        return x
     if _symbolic(x):
         return torch.where(x < 0, float("nan"), x)
     if x.numel() and float(least := x.detach().nan_to_num(0.0, 0.0, 0.0).amin()) < 0:
