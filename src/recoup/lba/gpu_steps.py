@@ -140,7 +140,8 @@ def term(x, w, s, base, k, floats, integers, FORM: tl.constexpr):
             p = quantise(exact, base, 2 * k, floats, integers, AT_PRODUCT, FORM[1], FORM[2])
         if FORM[3] == "saturate" or FORM[3] == "wrap":
             p = p * tl.load(floats + AT_SUM * SLOT + INVERSE)
-        total = near = wide_sum(p, s, FORM[7])
+        total = wide_sum(p, s, FORM[7])
+        near = total
         if FORM[8]:
             near = wide_sum(reduced(p, floats), s, FORM[7])
         after = quantise(near, base, 2 * k + 1, floats, integers, AT_SUM, FORM[3], FORM[4])
