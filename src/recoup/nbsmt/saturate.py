@@ -75,12 +75,12 @@ class Saturating:
         """
         N, H, W = operand.shape[:3]
         x_NHWGTS = reference.split_threads(operand.unflatten(3, (self.groups, -1)), self.config, 4)
-        x_NHWSV = _even(x_NHWGTS.movedim(5, 3).flatten(4))
+        x_NHWSV = x_NHWGTS.movedim(5, 3).flatten(4)
         own = geometry.groups > 1 and self.outputs // geometry.groups <= FEW
-        if own:
-            x_NHWSV = self._own(x_NHWSV, geometry.groups)
-        (top, left), pixel = geometry.padding, x_NHWSV[0, 0, 0].numel()
-        x = F.pad(x_NHWSV.flatten(3), (0, 0, left, left, top, top)).contiguous()
+        top, left = geometry.padding
+        x = self._own(x_NHWSV, geometry) if own else F.pad(_even(x_NHWSV).flatten(3), (0, 0, left, left, top, top))
+        x = x.contiguous()
+        pixel = x.shape[3:].numel()
         width = W + 2 * left
         down, across = geometry.outputs((H, W))
         image = torch.arange(N)[:, None, None] * ((H + 2 * top) * width)
@@ -93,10 +93,15 @@ class Saturating:
         out_MO = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         return out_MO.view(N, down, across, self.outputs).permute(0, 3, 1, 2)
 
-    def _own(self, x_NHWSV: Tensor, groups: int) -> Tensor:
-        """Every lane's own values: [N, H, W, blocks, S, V / 2, 16, 2]."""
-        x_NHWOSV = x_NHWSV.unflatten(3, (groups, -1)).repeat_interleave(self.outputs // groups, 3)
-        x = F.pad(x_NHWOSV, (0, 0, 0, 0, 0, -self.outputs % LANES))
+    def _own(self, x_NHWSV: Tensor, geometry: Geometry) -> Tensor:
+        """Every lane's own values, in padded images: [N, H, W, blocks, S, V / 2, 16, 2]."""
+        N, H, W, _, V = x_NHWSV.shape
+        (top, left), lanes = geometry.padding, self.outputs + -self.outputs % LANES
+        # One copy for lanes, pairs and borders: beside the little that depthwise convolutions compute it is much.
+        x = x_NHWSV.new_zeros(N, H + 2 * top, W + 2 * left, lanes, self.slots, self.products)
+        each = self.outputs // geometry.groups
+        inside = x[:, top : top + H, left : left + W, : self.outputs, :, :V].unflatten(3, (-1, each))
+        inside.copy_(x_NHWSV.unflatten(3, (geometry.groups, 1, -1)))
         return x.unflatten(5, (-1, 2)).unflatten(3, (-1, LANES)).permute(0, 1, 2, 3, 5, 6, 4, 7)
 
     def _part(
