@@ -29,7 +29,7 @@ from recoup.network.images import first_images, keep_images
 from recoup.network.modes import evaluating
 from recoup.network.multipliers import multipliers
 from recoup.network.saturation import watching_sums
-from recoup.network.scales import SIGNED
+from recoup.network.scales import SIGNED, Scaled
 from recoup.network.selection import UNMATCHED, Selection
 from recoup.wings import cards, wing_of
 
@@ -72,9 +72,9 @@ def calibrate_(
         The same model; its calibrated layers have ``activation_scale`` (a float32 value) and ``activation_zero``.
 
     Raises:
-        RecoupError: no or bad batches; layers whose inputs are negative under ``unsigned`` (all of them in the error's
-            ``layers``), NaN, infinite or all zero; a key that matches nothing; nothing left to calibrate. No scale is
-            changed then.
+        RecoupError: no or bad batches; layers whose inputs are negative under ``unsigned``, or on hardware whose codes
+            have no sign (all of them in the error's ``layers``), NaN, infinite or all zero; a key that matches nothing;
+            nothing left to calibrate. No scale is changed then.
 
     Warns:
         RecoupWarning: the layers that ``negative="float"`` leaves in float, or those it does not, under other
@@ -104,6 +104,7 @@ def _heard(
     selected: dict[str, "_Range"], candidates: Mapping[str, nn.Module], activations: Activations, negative: Negative
 ) -> dict[str, "_Range"]:
     """What is left of the layers by ``negative``, which has a say under unsigned codes only."""
+    _refuse_signs(selected, candidates)
     if activations == "unsigned":
         return _without_negative(selected, candidates, negative)
     if negative == "float":
@@ -155,12 +156,20 @@ def _scaled(module: nn.Module) -> bool:
 
 
 def _words(activations: Activations, module: nn.Module) -> Activations:
+    if _without_sign(module):
+        return "unsigned"
     return "auto" if _by_magnitude(module) else activations
+
+
+def _without_sign(module: nn.Module) -> bool:
+    """Whether a layer's hardware takes no negative activations at all."""
+    return _scaled(module) and isinstance(module, Scaled) and module.without_sign
 
 
 def _by_magnitude(module: nn.Module) -> bool:
     """Whether a scaled layer's operands are signed by themselves, so that a scale is all that it needs."""
-    return isinstance(module, Emulated) and _scaled(module) and wing_of(module.config, "calibrate_").seedless
+    signed = isinstance(module, Emulated) and _scaled(module) and not _without_sign(module)
+    return signed and wing_of(module.config, "calibrate_").seedless
 
 
 @dataclass
@@ -269,6 +278,20 @@ def _without_negative(
             stacklevel=3,
         )
     return {name: seen for name, seen in ranges.items() if name not in below}
+
+
+def _refuse_signs(ranges: Mapping[str, _Range], candidates: Mapping[str, nn.Module]) -> None:
+    """Refuse negative inputs of hardware whose activations have no sign, whatever the word about codes is."""
+    below = {name: seen for name, seen in ranges.items() if seen.least < 0 and _without_sign(candidates[name])}
+    if below:
+        named = "; ".join(f"{name!r} {seen.shape} down to {seen.least:.4g}" for name, seen in below.items())
+        raise RecoupError(
+            f"calibrate_: {len(below)} layers have negative inputs, and their hardware's activations have no sign: "
+            f"{named}. ",
+            layers=tuple(below),
+            remedy="restore_ the model and emulate_ it with signed operands in these layers (layers={name: config})",
+            options="--layers NAME=CONFIG gives these layers hardware with signed operands",
+        )
 
 
 def _tell_unheard(ranges: dict[str, _Range], activations: Activations) -> None:

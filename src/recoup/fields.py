@@ -91,13 +91,18 @@ class Value:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values; a value among them is its own fields, under its class's name if `inner` has
-        several."""
+        several; of a tuple that holds such values each is, in a list."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}  # type: ignore[arg-type]
-        inner = self.inner()
-        for name, value in values.items() if inner else ():
-            if isinstance(value, inner):
-                values[name] = value.to_dict() if len(inner) == 1 else {type(value).__name__: value.to_dict()}
-        return values
+        return {name: self._written(value) for name, value in values.items()}
+
+    @classmethod
+    def _written(cls, value: Any) -> Any:
+        inner = cls.inner()
+        if isinstance(value, tuple) and any(isinstance(each, inner) for each in value):
+            return [cls._written(each) for each in value]
+        if not isinstance(value, inner):
+            return value
+        return value.to_dict() if len(inner) == 1 else {type(value).__name__: value.to_dict()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -113,6 +118,8 @@ class Value:
 
     @classmethod
     def _read(cls, value: Any, kinds: dict[str, type["Value"]]) -> Any:
+        if kinds and isinstance(value, list):
+            return tuple(cls._read(each, kinds) for each in value)
         if not kinds or not isinstance(value, dict):
             return value
         if len(kinds) == 1:

@@ -131,7 +131,9 @@ def _tree(text: str) -> ast.expr:
 
 
 def _built(node: ast.expr, text: str, depth: int) -> Any:
-    """The value of an expression of constructors and plain values."""
+    """The value of an expression of constructors and plain values, or of a tuple of them."""
+    if isinstance(node, ast.Tuple) and depth > 0:
+        return tuple(_built(each, text, depth - 1) for each in node.elts)
     if not isinstance(node, ast.Call):
         try:
             return ast.literal_eval(node)

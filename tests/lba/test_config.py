@@ -44,7 +44,7 @@ def test_the_papers_unit():
         ({"backward": 3}, "backward must be an LBA"),
         ({"backward": LBA(), "gradient": "recursive_of"}, "gradient must be 'identity'"),
         ({"nonfinite": "ignore"}, "nonfinite must be one of"),
-        ({"operands": "fp8"}, "operands must be a Float, an Int or None"),
+        ({"operands": "fp8"}, "operands must be a Float, an Int, a pair of them"),
     ],
 )
 def test_refused(arguments, told):

@@ -77,6 +77,14 @@ class Kernels:
         a, b = quantize_operand(a.clamp(-9, 9), FP8)[0], quantize_operand(b.clamp(-9, 9), FP8)[0]
         assert torch.equal(self.product(a, b, config), reference.matmul(a[0], b[0], config, 3)[None])
 
+    @pytest.mark.parametrize("bits", [8, 32])
+    def test_products_far_beyond_an_integer_that_wraps(self, bits):
+        config = LBA(None, Int(bits, overflow="wrap"), 16, scale=2.0**-4)
+        a, b = gaussian(8, (1, 3, 21), (1, 21, 17))
+        for scale in (2.0**20, 2.0**30, 2.0**60):
+            expected = reference.matmul(a[0] * scale, b[0] * 2.0**20, config)[None]
+            assert torch.equal(self.product(a * scale, b * 2.0**20, config), expected)
+
     def test_every_tile_and_shape_gives_the_same_bits(self):
         for M, K, N in ((1, 1, 1), (1, 37, 33), (33, 3, 2), (17, 5, 65)):
             a, b = gaussian(M + N, (1, M, K), (1, K, N))

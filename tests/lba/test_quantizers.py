@@ -74,9 +74,20 @@ def test_other_formats_are_refused():
         quantize_operand(torch.ones(3), "fp8")  # type: ignore[arg-type]
 
 
-def test_unsigned_is_refused():
-    with pytest.raises(RecoupError, match="signed"):
-        quantize_operand(torch.ones(3), Int(8, signed=False))
+def test_negative_numbers_have_no_unsigned_codes():
+    with pytest.raises(RecoupError, match=r"x \[3\] is negative, down to -2, and .* has no sign"):
+        quantize_operand(torch.tensor([1.0, -2.0, 0.0]), Int(8, signed=False))
+    codes, scale = quantize_operand(torch.tensor([255.0, -0.0, 25.5]), Int(8, signed=False))
+    assert codes.tolist() == [255, 0, 26]  # 25.5 to even
+    assert scale == 1
+
+
+@pytest.mark.parametrize("largest", [0, -1.0, math.inf, math.nan, "1", True])
+def test_what_is_no_largest_magnitude(largest):
+    with pytest.raises(RecoupError, match="largest must be a number above 0"):
+        quantize_operand(torch.ones(3), Int(8), largest=largest)
+    with pytest.raises(RecoupError, match="of the whole tensor"):
+        quantize_operand(torch.ones(3, 2), Int(8), (1,), largest=1.0)
 
 
 @pytest.mark.parametrize("format", [FP8, Int(4), Int(8)])

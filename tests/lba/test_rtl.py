@@ -40,6 +40,7 @@ CASES = {
     "integers into M7E4": (LBA(chunk=None), Int(6), None),
     "int12, saturates": (LBA.int12(operands=Int(6)), None, None),
     "int12, wraps": (LBA.int12("wrap", operands=Int(6)), None, None),
+    "unsigned activations": (LBA.int12(operands=(Int(5, signed=False), Int(4))), None, None),
     "int16, wraps, wide products": (LBA(None, Int(16, overflow="wrap"), 4), Float.lba(5, 2, bias=1), None),
     "fixed point": (LBA(None, Int(10), None, scale=2.0**-3), M4E3, None),
     "fixed point, chunks": (LBA(Float.lba(4, 3, 8), Int(8, overflow="wrap"), 4, scale=0.5), M4E3, "shared"),
@@ -60,6 +61,7 @@ QUICK = [
     "chunks, one adder",
     "mixed operands",
     "int12, wraps",
+    "unsigned activations",
     "fixed point, chunks",
     "one exponent bit",
 ]

@@ -81,26 +81,29 @@ def convolved(code, weight, config, geometry, signed):
     stride=st.tuples(st.integers(1, 2), st.integers(1, 2)),
     padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
     dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
-    groups=st.sampled_from([1, 1, 2]),
+    groups=st.sampled_from([1, 1, 2, 9]),
+    each=st.sampled_from([1, 2, 5]),
     signed=st.booleans(),
     ordered=st.booleans(),
 )
 def test_convolutions_equal_the_port_model(
-    config, seed, channels, kernel, stride, padding, dilation, groups, signed, ordered
+    config, seed, channels, kernel, stride, padding, dilation, groups, each, signed, ordered
 ):
     """The operator, which quantises, orders and scales: every geometry; with an order slots are those of the order."""
     geometry = Geometry(kernel, stride, padding, dilation, groups)
     assume(min(geometry.outputs((3, 4))) >= 1)
     config = config if groups == 1 else config.replace(threads=1)
-    code, weight = operands(seed, channels * groups * 12, 1, 2 * groups * channels * kernel[0] * kernel[1], 0.2, signed)
-    code, weight = code.view(1, -1, 3, 4), weight.view(2 * groups, channels, *kernel)
+    code, weight = operands(
+        seed, channels * groups * 12, 1, each * groups * channels * kernel[0] * kernel[1], 0.2, signed
+    )
+    code, weight = code.view(1, -1, 3, 4), weight.view(each * groups, channels, *kernel)
     weight.flatten(1)[:, 0] = -128  # the largest: the float weights quantise to just these codes, with scale 1
     real = weight.float().where(weight > -128, torch.tensor(-127.5))
     order = torch.randperm(channels, generator=torch.Generator().manual_seed(seed)) if ordered and groups == 1 else None
     single = Geometry(kernel, stride, padding, dilation, 1)
     sums = []
     for g in range(groups):
-        part, own = code[:, g * channels : (g + 1) * channels], weight[2 * g : 2 * g + 2]
+        part, own = code[:, g * channels : (g + 1) * channels], weight[each * g : each * g + each]
         if order is not None:
             part, own = part[:, order], own[:, order]
         sums.append(convolved(part, own, config, single, signed))
@@ -135,9 +138,27 @@ def test_other_instruction_sets(level):
     assert torch.equal(found[:, :, 0, 0], reference.matmul(x, w, config))
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_lanes_of_several_groups_on_other_instruction_sets(level):
+    if not runs_here(level):
+        pytest.skip(f"this processor does not run {level}")
+    config, geometry = NBSMT(1, accumulator=rc.Int(16)), Geometry((3, 2), (2, 1), (1, 1), (1, 2), 9)
+    code, weight = operands(6, 9 * 4 * 30, 1, 18 * 4 * 6, 0.2, signed=True)
+    code, weight = code.view(1, 36, 5, 6), weight.view(18, 4, 3, 2)
+    operand = weight_operand(weight, config, 128)
+    a_NHWC = reference.activation_operand(code.movedim(1, 3).reshape(30, 36), operand.activations, config)
+    kernel = Saturating(operand.weight_OGJkk, config, len(operand.activations))
+    found = kernel(a_NHWC.view(1, 5, 6, -1).to(torch.int16), geometry, target=llvm.Target.named(level))
+    single = Geometry((3, 2), (2, 1), (1, 1), (1, 2), 1)
+    parts = [convolved(code[:, 4 * g : 4 * g + 4], weight[2 * g : 2 * g + 2], config, single, True) for g in range(9)]
+    expected = torch.cat(parts, 1).view(*geometry.outputs((5, 6)), 18).permute(2, 0, 1)
+    assert torch.equal(found[0], expected.int())
+
+
 def test_code_for_other_processors():
     """One instruction multiplies and adds pairs where there is one; it cannot be run here."""
-    assert "mla" in llvm.assembly(saturating_module(2, ARM), ARM)
+    for own in (False, True):
+        assert "mla" in llvm.assembly(saturating_module(2, ARM, own), ARM)
     for level, register in (("haswell", "ymm"), ("skylake-avx512", "zmm")):
         target = llvm.Target.named(level)
         lines = llvm.assembly(saturating_module(2, target), target).splitlines()

@@ -6,10 +6,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from recoup.errors import RecoupError
 from recoup.lba.config import LBA
 from recoup.lba.layers import RANGE_REMEDY
 from recoup.lba.ops import EMULATION, batched, checked_config, draw_seed, shifted_code
-from recoup.lba.quantizers import quantize_operand
+from recoup.lba.quantizers import product_scale, quantize_operand
 from recoup.models.attention import AttentionProducts
 from recoup.network.attention import AttentionUnit, ProductsUnit, attend
 from recoup.network.checks import float32_products
@@ -35,7 +36,8 @@ def attention(
     Args:
         q: float32 [..., H, T, d]; k, v: [..., G, S, d] with H a multiple of G (grouped queries). Half precision is
             cast under autocast.
-        config: the unit; its ``operands`` quantise q, k, v and the probabilities.
+        config: the unit; its ``operands`` quantise q and the probabilities as activations, k and v as weights are,
+            each by its own largest magnitude.
         mask: boolean (True: may look), or floating and added to the scores; broadcasts to [..., H, T, S].
         causal: token t sees the S - T + t + 1 first ones.
         scale: None is 1 / sqrt(d).
@@ -47,20 +49,32 @@ def attention(
         float32 [..., H, T, d]. A token that sees nothing, or has no keys, gets zeros.
 
     Raises:
-        RecoupError: a config, shapes or dtypes that do not fit, operands that are not finite.
+        RecoupError: a config, shapes or dtypes that do not fit, activations without a sign, operands that are not
+            finite.
     """
-    config = checked_config(config, layer)
+    config = _signed(checked_config(config, layer), layer)
     product = partial(_product, config=config, module=module)
     options: dict[str, Any] = {"mask": mask, "causal": causal, "scale": scale, "dropout": dropout}
     return attend(q, k, v, product, **options, layer=layer, emulation=EMULATION)
 
 
+def _signed(config: LBA, owner: str) -> LBA:
+    """A unit whose operands have signs, as queries do."""
+    if config.unsigned:
+        raise RecoupError(
+            f"{owner}: queries have signs, and the unit's activations {config.pair[0]!r} have none: give attention "
+            f"operands={config.pair[1]!r}, or leave it in float, with layers={{name: ...}} of emulate_"
+        )
+    return config
+
+
 def _product(x: Tensor, y: Tensor, names: str, layer: str, config: LBA, module: "LBAAttention | None") -> Tensor:
     scale = None
-    if config.operands is not None:
-        x, x_scale = quantize_operand(x, config.operands)
-        y, y_scale = quantize_operand(y, config.operands)
-        scale = None if x_scale is None or y_scale is None else x_scale * y_scale
+    first, second = config.pair  # of q and p, which come as activations do, and of k and v
+    if first is not None and second is not None:
+        x, x_scale = quantize_operand(x, first)
+        y, y_scale = quantize_operand(y, second)
+        scale = product_scale(x_scale, y_scale)
     if module is not None and module.watch is not None:
         module.watch(names, x, y)
         if module.mode != "emulate":
@@ -93,6 +107,9 @@ class LBAAttention(AttentionUnit):
     range_remedy = RANGE_REMEDY
     hardware = "narrow accumulators"
 
+    def convert(self, config: LBA, layer: str) -> None:
+        super().convert(_signed(config, f"layer {layer!r}"), layer)
+
     @property
     def shifts(self) -> dict[str, int | None]:
         """Product -> its shift."""
@@ -112,7 +129,7 @@ class LBAAttention(AttentionUnit):
         if self.mode == "emulate":
             return self.config
         quantised = self.mode == "baseline" and (self.config.operands is not None or self.watch is not None)
-        return LBA.fp32(operands=self.config.operands) if quantised else None
+        return LBA.fp32(operands=self.config.operands) if quantised else None  # scaled call by call
 
     @property
     def floats(self) -> bool:

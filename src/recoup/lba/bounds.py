@@ -16,6 +16,7 @@ from recoup.fields import is_number
 from recoup.formats import Float, Int
 from recoup.lba.config import LBA
 from recoup.lba.layers import LBALayer
+from recoup.lba.quantizers import quantize_operand
 
 SLACK = 1 + 2.0**-40  # over float64's own rounding, where a bound is multiplied up
 
@@ -82,13 +83,15 @@ def bound(layer: Any, input_range: tuple[float, float]) -> Bound:
             weights as they are, quantised where the config asks for it, and its shift.
         input_range: (low, high) of what reaches the layer, before any quantiser; two ints say that all inputs are whole
             numbers. Float operands then may round up by half a step; `Int` operands make any scale of it, so that their
-            codes lie from -largest (from 0 where low >= 0) to largest (to 0 where high <= 0), and sums count codes.
+            codes lie from -largest (from 0 where low >= 0 or codes have no sign) to largest (to 0 where high <= 0), and
+            sums count codes. A calibrated scale says which codes the ends become.
 
     Returns:
         A `Bound`.
 
     Raises:
-        RecoupError: no LBA layer; NaN or infinite weights; a range that is no pair of numbers with low <= high.
+        RecoupError: no LBA layer; NaN or infinite weights; a range that is no pair of numbers with low <= high; one
+            below zero for unsigned codes whose scale is each call's own, which refuse it.
 
     Source: the l1 bound is that of A2Q (Colbert et al., 2023); zeros, chunks and rounding are our addition.
 
@@ -109,9 +112,9 @@ def bound(layer: Any, input_range: tuple[float, float]) -> Bound:
         count = int((~weight.isfinite()).sum())
         raise RecoupError(f"{layer.title}: lba.bound: the weight holds {count} NaN or infinite values")
     unit, whole = layer.unit, isinstance(low, int) and isinstance(high, int)
-    ends = _operand_range(float(low), float(high), unit)
+    ends = _operand_range(float(low), float(high), layer)
     weight = layer.quantized_weight()[0].detach().cpu().flatten(1)
-    whole = (whole or isinstance(unit.operands, Int)) and bool((weight == weight.trunc()).all())
+    whole = (whole or isinstance(unit.pair[0], Int)) and bool((weight == weight.trunc()).all())
     return _against(layer.layer, weight, ends, unit, whole)
 
 
@@ -122,12 +125,21 @@ def _range(value: Any) -> tuple[float, float]:
     return pair
 
 
-def _operand_range(low: float, high: float, unit: LBA) -> tuple[float, float]:
+def _operand_range(low: float, high: float, layer: LBALayer) -> tuple[float, float]:
     """What the unit multiplies of inputs within a range: float32 numbers, zero included."""
     low, high = -_below(max(-low, 0.0)), _below(max(high, 0.0))
-    if isinstance(unit.operands, Int):
-        return -unit.operands.largest_value * (low < 0), unit.operands.largest_value * (high > 0)
-    more = 1 + _relative(unit.operands)
+    form, largest = layer.config.pair[0], layer.largest_input()
+    if isinstance(form, Int) and largest is not None:  # codes grow with what they are of
+        ends, _ = quantize_operand(torch.tensor([low, high]), form, largest=largest, layer=layer.title)
+        return float(ends[0]) + 0.0, float(ends[1])
+    if isinstance(form, Int):
+        if low < 0 and not form.signed:
+            raise RecoupError(
+                f"{layer.title}: lba.bound(input_range={(low, high)}): operands {form!r} have no sign, and negative "
+                "inputs are refused: the range must begin at 0"
+            )
+        return -form.largest_value * (low < 0), form.largest_value * (high > 0)
+    more = 1 + _relative(form)
     return low * more, high * more
 
 
@@ -162,7 +174,7 @@ def _against(name: str, weight_OK: Tensor, ends: tuple[float, float], unit: LBA,
     steps = (unit.product, 1, K), (unit.accumulator, chunk, K), (unit.outer, chunks, chunks)
     growth = math.exp(math.fsum(times * math.log1p(_relative(f)) for f, times, _ in steps))
     added = growth * math.fsum(_absolute(f, unit, whole) * count for f, _, count in steps)
-    rounded = growth > 1 or added > 0 or _relative(unit.operands) > 0
+    rounded = growth > 1 or added > 0 or any(_relative(form) > 0 for form in unit.pair)
 
     def more(x: float) -> float:
         """A magnitude with what rounding adds."""

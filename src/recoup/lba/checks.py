@@ -25,9 +25,6 @@ __all__ = [
 ]
 
 
-WRAPPED = 2.0**50  # units: a sum of these and of a register's is exact to half a unit and a bit (`emit_wide`)
-
-
 @dataclass(frozen=True, slots=True)
 class Faults:
     """Where the operands were not finite; None: nowhere."""
@@ -102,10 +99,10 @@ def mark_convolution_gradients(
 def check_products_fit(a: Tensor, b: Tensor, config: LBA) -> None:
     """Refuse products beyond an integer accumulator that saturates: a [B, M, K] b [B, K, N].
 
-    One that wraps takes all that float64 lanes reduce exactly.
+    One that wraps takes all of them: modulo arithmetic is defined for every product.
     For every k the largest product is that of the largest magnitudes, so this looks at all M N K of them.
     """
-    if isinstance(config.accumulator, Int) and a.numel() and b.numel():
+    if _saturates(config) and a.numel() and b.numel():
         _check_extremes(a.amin(1), a.amax(1), b.amin(2), b.amax(2), config)
 
 
@@ -114,10 +111,14 @@ def check_range(weight: Tensor, images: Tensor, groups: int, config: LBA) -> Non
 
     Within a channel every weight of its group counts with every pixel, also with those that a stride leaves out.
     """
-    if isinstance(config.accumulator, Int) and weight.numel() and images.numel():
+    if _saturates(config) and weight.numel() and images.numel():
         w_GOCP = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
         low_GC, high_GC = (end.view(groups, -1) for end in (images.amin((0, 2, 3)), images.amax((0, 2, 3))))
         _check_extremes(w_GOCP.amin((1, 3)), w_GOCP.amax((1, 3)), low_GC, high_GC, config)
+
+
+def _saturates(config: LBA) -> bool:
+    return isinstance(config.accumulator, Int) and config.accumulator.overflow == "saturate"
 
 
 def _check_extremes(low_a: Tensor, high_a: Tensor, low_b: Tensor, high_b: Tensor, config: LBA) -> None:
@@ -126,13 +127,6 @@ def _check_extremes(low_a: Tensor, high_a: Tensor, low_b: Tensor, high_b: Tensor
     ends = [x.double() * y.double() / config.scale for x in (low_a, high_a) for y in (low_b, high_b)]
     high = max(float(end.max()) for end in ends)
     low = min(float(end.min()) for end in ends)
-    if accumulator.overflow == "wrap":
-        if max(high, -low) >= WRAPPED:
-            raise RecoupError(
-                f"products from {low:g} to {high:g} units of {config.scale:g} are beyond 2^50, up to which integers "
-                "that wrap take them: use a larger scale or smaller operands"
-            )
-        return
     if high > accumulator.largest_value or low < accumulator.smallest_value:
         raise RecoupError(
             f"products from {low:g} to {high:g} do not fit the accumulator {accumulator!r}, which holds "

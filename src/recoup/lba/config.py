@@ -12,6 +12,8 @@ from recoup.formats import Float, Int
 Gradient = Literal["identity", "recursive_of", "immediate_of", "immediate_diff", "recursive_diff"]
 Nonfinite = Literal["error", "propagate"]
 WeightScale = Literal["tensor", "channel"]
+ActivationScale = Literal["call", "calibrated"]
+Operand = Float | Int
 GRADIENTS: tuple[str, ...] = get_args(Gradient)
 
 MAX_MANTISSA, MAX_EXPONENT, INT_BITS, SCALE_EXPONENT = 23, 256, (2, 32), 100
@@ -42,18 +44,24 @@ class LBA(Config):
             do terms that did not change the sum. See `recoup.lba.reference.gradients`.
         scale: value of the least significant bit of an `Int` accumulator, a power of two.
         promotion: format that chunk sums are added up in; None: the accumulator's own.
-        operands: what layers quantise weights and activations to before the product (`recoup.lba.quantize_operand`),
-            None: nothing. It is no part of the unit, and `recoup.lba.matmul` does not apply it.
+        operands: what layers quantise activations and weights to before the product (`recoup.lba.quantize_operand`),
+            or a pair, activations' and weights': ``(Int(8, signed=False), Int(8))`` for what comes out of a ReLU. None:
+            nothing. It is no part of the unit, and `recoup.lba.matmul` does not apply it.
         weight_scale: whether a layer's weight is quantised to ``operands`` with one scale (or flexible bias) per
             ``tensor``, or per output ``channel``: that costs the unit nothing, since the scale is of a sum's output. It
             is written in the repr and in `to_dict` where it is not the default.
+        activation_scale: where the scale (or flexible bias) of a layer's activations comes from. ``call``: the largest
+            magnitude of the whole tensor, at every call, as in the paper; ``calibrated``: the mean over the calibration
+            images of the image's largest, which `recoup.calibrate_` measures, so that results do not depend on what
+            else is in the batch; larger values saturate. The operands of an attention are scaled call by call in any
+            case. Written as ``weight_scale`` is.
         backward: the unit that the two products of the backward pass run on; None: float32.
         nonfinite: a NaN or infinity in an operand is an ``error``, or makes every output it belongs to NaN
             (``propagate``).
 
     Raises:
         RecoupError: a field outside these values, or a format beyond the kernels: mantissa up to 23 bits, exponents
-            -256 to 256, saturating; integers of 2 to 32 bits, signed.
+            -256 to 256, saturating; integers of 2 to 32 bits, signed, but for activations of a pair.
 
     Source: Blumenfeld, Hubara and Soudry, "Towards Cheaper Inference in Deep Networks with Lower Bit-Width
     Accumulators", ICLR 2024. Exact-then-truncate, the order of the chunk sums, promotion, integer and nearest
@@ -74,8 +82,9 @@ class LBA(Config):
     gradient: Gradient = "identity"
     scale: float = 1.0
     promotion: Float | None = None
-    operands: Float | Int | None = None
+    operands: Operand | tuple[Operand, Operand] | None = None
     weight_scale: WeightScale = field(default="tensor", kw_only=True)
+    activation_scale: ActivationScale = field(default="call", kw_only=True)
     backward: "LBA | None" = None
     nonfinite: Nonfinite = "error"
     # Whether any step, of the backward pass too, draws random bits: a plain value that compilers trace.
@@ -98,20 +107,9 @@ class LBA(Config):
             self._set("chunk", integer("LBA", "chunk", self.chunk, (1, MAX_CHUNK), note))
         boolean("LBA", "underflow", self.underflow)
         choice("LBA", "gradient", self.gradient, GRADIENTS)
-        choice("LBA", "weight_scale", self.weight_scale, get_args(WeightScale))
         choice("LBA", "nonfinite", self.nonfinite, get_args(Nonfinite))
         self._set("scale", self._checked_scale())
-        if not isinstance(self.operands, Float | Int | None):
-            raise RecoupError(f"LBA(operands={self.operands!r}): operands must be a Float, an Int or None")
-        if self.operands is None and self.weight_scale != "tensor":
-            raise RecoupError(
-                f"LBA(weight_scale={self.weight_scale!r}): there are scales where weights are quantised: give operands"
-            )
-        if isinstance(self.operands, Int) and (not self.operands.signed or self.operands.bits < INT_BITS[0]):
-            raise RecoupError(
-                f"LBA(operands={self.operands!r}): Int operands must be signed and have at least {INT_BITS[0]} bits: "
-                "their codes lie from -largest to largest"
-            )
+        self._check_operands()
         if self.backward is not None and (not isinstance(self.backward, LBA) or self.backward.backward is not None):
             raise RecoupError(
                 f"LBA(backward={self.backward!r}): backward must be an LBA without a backward of its own, or None"
@@ -127,12 +125,61 @@ class LBA(Config):
         random = random or (self.backward is not None and self.backward.stochastic)
         self._set("stochastic", random)
 
+    def _check_operands(self) -> None:
+        choice("LBA", "weight_scale", self.weight_scale, get_args(WeightScale))
+        choice("LBA", "activation_scale", self.activation_scale, get_args(ActivationScale))
+        if self.operands is None:
+            for name, value, what in (
+                ("weight_scale", "tensor", "weights"),
+                ("activation_scale", "call", "activations"),
+            ):
+                if getattr(self, name) != value:
+                    raise RecoupError(
+                        f"LBA({name}={getattr(self, name)!r}): there are scales where {what} are quantised: give "
+                        "operands"
+                    )
+            return
+        pair = self.operands if isinstance(self.operands, tuple | list) else (self.operands, self.operands)
+        if len(pair) != 2 or not all(isinstance(form, Float | Int) for form in pair):
+            raise RecoupError(
+                f"LBA(operands={self.operands!r}): operands must be a Float, an Int, a pair of them (activations' and "
+                "weights') or None"
+            )
+        activations, weights = pair
+        for form in (weights,) if isinstance(activations, Int) and not activations.signed else pair:
+            if isinstance(form, Int) and (not form.signed or form.bits < INT_BITS[0]):
+                raise RecoupError(
+                    f"LBA(operands={self.operands!r}): Int operands must be signed and have at least {INT_BITS[0]} "
+                    "bits: their codes lie from -largest to largest; activations alone may be unsigned, as in "
+                    f"operands=(Int({form.bits}, signed=False), Int({max(form.bits, INT_BITS[0])}))"
+                )
+        self._set("operands", activations if activations == weights else (activations, weights))
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values; what came later only where it is not the default: older digests lack it."""
         values = super(LBA, self).to_dict()
-        if self.weight_scale == "tensor":
-            del values["weight_scale"]
+        for name, value in (("weight_scale", "tensor"), ("activation_scale", "call")):
+            if values[name] == value:
+                del values[name]
         return values
+
+    @property
+    def pair(self) -> tuple[Operand, Operand] | tuple[None, None]:
+        """The formats of activations and of weights."""
+        if isinstance(self.operands, tuple):
+            return self.operands
+        return (None, None) if self.operands is None else (self.operands, self.operands)
+
+    @property
+    def unsigned(self) -> bool:
+        """Whether activations are integers without a sign."""
+        form = self.pair[0]
+        return isinstance(form, Int) and not form.signed
+
+    @property
+    def integers(self) -> bool:
+        """Whether activations and weights both become whole numbers."""
+        return all(isinstance(form, Int) for form in self.pair)
 
     def _checked_scale(self) -> float:
         scale, limit = self.scale, 2.0**SCALE_EXPONENT
@@ -275,6 +322,8 @@ def _moved(format: Float | Int | None, shift: int) -> Float | Int | None:  # noq
 
 def _short(value: Any) -> str:
     """A field's repr; a format's by `Float.lba` or `Float.parse` where it is one of theirs."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_short, value))})"
     if not isinstance(value, Float):
         return repr(value)
     if value == Float.parse("float32"):

@@ -13,6 +13,10 @@ if the addends are quantised, have no more bits than the sum's format, and the f
   leading bit away, further than the sum and its float64 rounding, so both round to that value.
 
 A term of more bits may itself be a tie, and a smaller addend that float64 loses would have broken it.
+
+An integer sum that wraps takes products of any size. Those that may be ``FAR`` are reduced first, exactly: p has 48
+bits, so p - R round(p / R), with R the power of two of the range, is a multiple of p's last bit that is no larger than
+p; and from 2^48 R on p is a multiple of R.
 """
 
 from collections.abc import Callable
@@ -31,6 +35,8 @@ MASK, SPREAD, DEPTH = range(3)
 EXPONENT, SIGN = 0x7FF << 52, -(1 << 63)
 INTEGER = 1.5 * 2.0**52  # adding and subtracting it rounds to an integer; 1.5, so that negative sums stay in its binade
 RANDOM_BITS = 24
+FAR = 2.0**49  # units, half of those that sums of are exact to half a unit and a bit: a product may round up
+MULTIPLES = 2.0**48  # ranges
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +57,16 @@ class Quantiser:
 
 @dataclass(frozen=True, slots=True)
 class Wide:
-    """The quantisers of product (None: fused), sum and outer sum, and how sums are rounded before them."""
+    """The quantisers of product (None: fused), sum and outer sum, and how sums are rounded before them.
+
+    ``far``: products may be so many units that a sum which wraps must not take them as they are.
+    """
 
     product: Quantiser | None
     sum: Quantiser
     outer: Quantiser
     rounding: Literal["zero", "nearest", "odd"]
+    far: bool = False
 
     wide = True
 
@@ -79,7 +89,8 @@ class Wide:
             p = code.b.fmul(p, code.float_constants[SUM * SLOT + INVERSE])
         total = self._total(code, p, s)
         product = exact if self.product is not None else None
-        return Step(quantise(code, total, self.sum, SUM, draw and _bound(draw, 1)), product, total)
+        near = self._total(code, _reduced(code, p, SUM * SLOT), s) if self.far else total
+        return Step(quantise(code, near, self.sum, SUM, draw and _bound(draw, 1)), product, total)
 
     def add(self, code: Code, s: Any, y: Any, draw: Any) -> Step:
         """y = Q_acc(s + y), in units only if both are."""
@@ -164,6 +175,15 @@ def _fixed(code: Code, x: Any, quantiser: Quantiser, at: int) -> Any:
     whole = _whole(code, turns)
     whole = b.fsub(whole, b.select(b.fcmp_ordered(">", whole, turns), code.constant(1.0), code.zero))
     return b.fsub(units, b.fmul(whole, floats[at + RANGE]))
+
+
+def _reduced(code: Code, p: Any, at: int) -> Any:
+    """A product without whole ranges."""
+    b, floats = code.b, code.float_constants
+    turns = b.fmul(p, floats[at + INVERSE_RANGE])
+    rest = b.fsub(p, b.fmul(_whole(code, turns), floats[at + RANGE]))
+    near = b.fcmp_ordered("<", code.floats(code.magnitude(turns)), code.constant(MULTIPLES))
+    return b.select(near, rest, code.zero)
 
 
 def _whole(code: Code, x: Any) -> Any:

@@ -75,7 +75,7 @@ class Reach:
         found = [below(seen, bound) for seen, bound in pairs if seen > 0]
         if not found:
             return None
-        if isinstance(config.operands, Int):
+        if config.integers:
             found.append(0)  # whole numbers have no products to save from underflow
         low, high = config.shift_range
         return max(low, min(high, *found))

@@ -160,7 +160,7 @@ def form_of(chosen: Plan, assembly: bool) -> tuple:
     """What the kernels are compiled for, as plain values.
 
     ("narrow", fused, limit product, limit sum, assembly), ("whole",), or ("wide", kind and flush of the quantisers of
-    product, sum and outer sum, whether sums are rounded to odd).
+    product, sum and outer sum, whether sums are rounded to odd, whether products are reduced).
     """
     form = chosen.form
     if isinstance(form, Narrow):
@@ -169,7 +169,7 @@ def form_of(chosen: Plan, assembly: bool) -> tuple:
         return ("whole",)
     assert isinstance(form, Wide)
     quantisers = [value for q in (form.product, form.sum, form.outer) for value in _quantiser(q)]
-    return "wide", *quantisers, form.rounding != "nearest"
+    return "wide", *quantisers, form.rounding != "nearest", form.far
 
 
 def _quantiser(quantiser: Quantiser | None) -> tuple[str, bool]:

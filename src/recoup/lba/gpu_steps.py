@@ -28,7 +28,7 @@ SLOT = tl.constexpr(emit_wide.SLOT)
 AT_PRODUCT, AT_SUM, AT_OUTER = (tl.constexpr(place) for place in (PRODUCT, SUM, OUTER))
 LOW, LARGEST, SCALE, INVERSE, SMALLEST, RANGE, INVERSE_RANGE = (tl.constexpr(place) for place in range(7))
 MASK, SPREAD, DEPTH = (tl.constexpr(place) for place in range(3))
-INTEGER = tl.constexpr(emit_wide.INTEGER)
+INTEGER, MULTIPLES = tl.constexpr(emit_wide.INTEGER), tl.constexpr(emit_wide.MULTIPLES)
 EXPONENT = tl.constexpr(emit_wide.EXPONENT)
 MAGNITUDE32, MAGNITUDE64 = tl.constexpr(0x7FFFFFFF), tl.constexpr(0x7FFFFFFFFFFFFFFF)
 SIGN64 = tl.constexpr(-(1 << 63))
@@ -141,7 +141,10 @@ def term(x, w, s, base, k, floats, integers, FORM: tl.constexpr):
         if FORM[3] == "saturate" or FORM[3] == "wrap":
             p = p * tl.load(floats + AT_SUM * SLOT + INVERSE)
         total = wide_sum(p, s, FORM[7])
-        after = quantise(total, base, 2 * k + 1, floats, integers, AT_SUM, FORM[3], FORM[4])
+        near = total
+        if FORM[8]:
+            near = wide_sum(reduced(p, floats), s, FORM[7])
+        after = quantise(near, base, 2 * k + 1, floats, integers, AT_SUM, FORM[3], FORM[4])
         return after, total, exact
 
 
@@ -175,6 +178,14 @@ def wide_sum(x, y, ODD: tl.constexpr):
 def whole_number(x):
     """The nearest integer, ties to even, below 2^51."""
     return (x + INTEGER) - INTEGER
+
+
+@triton.jit
+def reduced(p, floats):
+    """A product without whole ranges of a sum that wraps: `emit_wide._reduced`."""
+    turns = p * tl.load(floats + AT_SUM * SLOT + INVERSE_RANGE)
+    rest = p - whole_number(turns) * tl.load(floats + AT_SUM * SLOT + RANGE)
+    return tl.where(tl.abs(turns) < MULTIPLES, rest, 0.0)
 
 
 @triton.jit

@@ -5,7 +5,12 @@ repaired, a gain and a shift. `recoup.emulate_` turns the layers of a model into
 
     y = gain * unit(Q_x(x), Q_w(weight) 2^shift) 2^-shift + bias
 
-with the operands' quantisers outside the unit, where the config asks for any; bias and gain are float32. The shift
+with the operands' quantisers outside the unit, where the config asks for any; bias and gain are float32. With
+``activation_scale="calibrated"`` the largest magnitude that Q_x goes by is that of calibration,
+
+    max|x| = activation_scale steps,   steps = 255 for unsigned codes, else 127
+
+where activation_scale is the step of 8-bit codes that `recoup.calibrate_` measured. The shift
 moves the unit's exponents instead of the weight (`recoup.lba.config.LBA.shifted`): the same bits, and no operand
 overflows.
 """
@@ -22,19 +27,21 @@ from recoup.errors import RecoupError
 from recoup.gains import Gained
 from recoup.lba.config import LBA
 from recoup.lba.ops import EMULATION, batched, checked_config, convolution, draw_seed, shifted_code
-from recoup.lba.quantizers import quantize_operand
+from recoup.lba.quantizers import product_scale, quantize_operand
 from recoup.network.checks import as_float32, float32_products, strided
 from recoup.network.convolution import Padded, as_2d
+from recoup.network.scales import Scaled, is_zero
 
 RANGE_REMEDY = "; rc.lba.choose_exponents_(model, batches) moves each layer's range to where its sums are"
 
 
-class LBALayer(Gained):
+class LBALayer(Scaled, Gained):
     """What the three layers share.
 
     Attributes:
         gain: float32 [O], what the accumulator's output is multiplied by (`recoup.lba.correct_gain_`), or None.
         shift: by how many binades the weight is larger to the unit (`recoup.lba.choose_exponents_`), or None.
+        activation_scale, activation_zero: what `recoup.calibrate_` measured, for ``activation_scale="calibrated"``.
     """
 
     tells_baseline = True
@@ -43,8 +50,18 @@ class LBALayer(Gained):
     shift: int | None = None
 
     extras: ClassVar[tuple[str, ...]] = (*Gained.extras, "shift")
-    travelling: ClassVar[tuple[str, ...]] = (*Gained.travelling, "shift")
     range_remedy = RANGE_REMEDY
+
+    @property
+    def travelling(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Scales travel with the units that have them."""
+        scaled = self.config.activation_scale == "calibrated"
+        return (*Gained.travelling, "shift", *(Scaled.travelling if scaled else ()))
+
+    @property
+    def without_sign(self) -> bool:
+        """As `Scaled`."""
+        return self.config.unsigned
 
     def convert(self, config: LBA, layer: str) -> None:
         super().convert(config, layer)
@@ -80,19 +97,42 @@ class LBALayer(Gained):
     def _operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Input and weight as the unit multiplies them, and what its output is to be multiplied by."""
         x = as_float32(x, self.title, EMULATION)
-        if self.config.operands is None:
+        form = self.config.pair[0]
+        if form is None:
             return x, self.matrix, None
-        x, x_scale = quantize_operand(x, self.config.operands)
+        x, x_scale = quantize_operand(x, form, largest=self.largest_input(), layer=self.title)
         w, w_scale = self.quantized_weight()
-        return x, w, None if x_scale is None or w_scale is None else x_scale * w_scale
+        return x, w, product_scale(x_scale, w_scale)
+
+    def largest_input(self) -> float | None:
+        """The largest magnitude of calibration, which the activations' scale goes by; None: each call's own."""
+        if self.config.activation_scale == "call":
+            return None
+        if self.activation_scale is None:
+            raise RecoupError(
+                f"{self.title} has no activation scale, which LBA(activation_scale='calibrated') needs: run "
+                "calibrate_(model, batches) once the model is emulated, or before it with "
+                f"layers={{{self.layer!r}: True}}"
+            )
+        if self.config.unsigned and self.activation_zero:
+            raise RecoupError(
+                f"{self.title} was calibrated with negative inputs, and its operands {self.config.pair[0]!r} have no "
+                "sign: calibrate_ it anew once it is emulated, or give it signed operands"
+            )
+        return float(self.activation_scale) * (127 if self.activation_zero else 255)
+
+    def rescaled(self) -> None:
+        if self.config.activation_scale == "calibrated":
+            self.gain = self.shift = None  # they belonged to the old scale
 
     def quantized_weight(self) -> tuple[Tensor, Tensor | None]:
         """The weight as the unit multiplies it, and its scale, [O] or a number, where it has one."""
-        if self.config.operands is None:
+        form = self.config.pair[1]
+        if form is None:
             return self.matrix, None
         each = self.config.weight_scale == "channel"
         dims = tuple(range(1, self.matrix.dim())) if each else None
-        w, scale = quantize_operand(self.matrix, self.config.operands, dims)
+        w, scale = quantize_operand(self.matrix, form, dims, layer=self.title)
         return w, scale.flatten() if each and scale is not None else scale
 
     def _finished(self, y: Tensor, scale: Tensor | None, shape: tuple[int, ...]) -> Tensor:
@@ -124,6 +164,8 @@ class LBALayer(Gained):
         if name == "shift":
             low, high = self.config.shift_range
             return None if low <= int(value) <= high else f"is {int(value)}, not from {low} to {high}"
+        if name == "activation_zero" and self.config.unsigned and is_zero(value) and value:
+            return f"is {int(value)}, of signed codes, and operands {self.config.pair[0]!r} have no sign"
         return super().fault(name, value)
 
 

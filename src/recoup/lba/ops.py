@@ -44,8 +44,8 @@ def matmul(a: Tensor, b: Tensor, config: LBA, *, seed: int | None = None) -> Ten
 
     Raises:
         RecoupError: other dtypes (half precision is not converted silently), shapes that do not fit, NaN or infinity
-            in an operand (unless ``config.nonfinite`` is ``propagate``), an integer accumulator that saturates
-            whose products do not fit its range, or one that wraps whose products reach 2^50 units.
+            in an operand (unless ``config.nonfinite`` is ``propagate``), or an integer accumulator that saturates
+            whose products do not fit its range.
 
     >>> a, b = torch.full((1, 32), 0.7), torch.full((32, 1), 0.7)
     >>> round((a @ b).item(), 2), matmul(a, b, LBA()).item()  # M7E4 truncates

@@ -101,7 +101,7 @@ def plan(a: Extent, b: Extent, chunk_sum: float, config: LBA, fma: bool, whole: 
     if whole and _counts(config):
         return _whole_plan(config)
     if not _truncates(config):
-        return _wide_plan(config.code)
+        return _wide_plan(config.code, _far(a.largest * b.largest, config))
     limits = (_may_reach(a.largest * b.largest, config.product), _may_reach(chunk_sum, config.accumulator))
     return _float_plan((a.high, a.low), (b.high, b.low), limits, config.code, fma)
 
@@ -238,7 +238,7 @@ def _bits(exponent: int) -> int:
 
 
 @lru_cache(maxsize=256)
-def _wide_plan(code: str) -> Plan:
+def _wide_plan(code: str, far: bool = False) -> Plan:
     config = LBA.from_code(code)
     floats, integers = np.zeros(CONSTANTS, np.float64), np.zeros(CONSTANTS, np.int64)
     formats = {PRODUCT: config.product, SUM: config.accumulator, OUTER: config.outer}
@@ -255,12 +255,17 @@ def _wide_plan(code: str) -> Plan:
     total, outer = made[SUM], made[OUTER]
     assert total is not None
     assert outer is not None
-    form = Wide(
-        made[PRODUCT], total, outer, "zero" if plain else "nearest" if near and config.gradient == "identity" else "odd"
-    )
+    rounding = "zero" if plain else "nearest" if near and config.gradient == "identity" else "odd"
+    form = Wide(made[PRODUCT], total, outer, rounding, far)
     units = isinstance(config.outer, Int)
     unscale = math.frexp(config.scale)[1] - 1 if units else 0
     return Plan(form, 0, 0, 0.0, 0.0, unscale, False, floats, integers)
+
+
+def _far(product: float, config: LBA) -> bool:
+    """Whether products up to this one may be beyond what a sum that wraps takes as it is."""
+    wraps = isinstance(config.accumulator, Int) and config.accumulator.overflow == "wrap"
+    return wraps and product / config.scale >= wide.FAR
 
 
 def _rounds_once(term: Float | Int | None, total: Float | Int, config: LBA) -> bool:

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from recoup.errors import RecoupError
-from recoup.formats import Int
+from recoup.formats import Float, Int
 from recoup.lba.attention_layers import ATTENTION
 from recoup.lba.config import LBA
 from recoup.lba.exponents import EXPONENTS
@@ -38,17 +38,32 @@ def title(config: LBA) -> str:
     parts += ["without underflow"] if not config.underflow else []
     parts += ["promoted"] if config.promotion is not None else []
     if config.operands is not None:
-        kind = config.operands
+        activations, weights = (_short(form) for form in config.pair if form is not None)
+        both = f"W/A {weights}" if activations == weights else f"W {weights}, A {activations}"
         each = ", W per channel" if config.weight_scale == "channel" else ""
-        parts.append(f"W/A {'int' + str(kind.bits) if isinstance(kind, Int) else f'FP{kind.bits}'}{each}")
+        parts.append(both + each + (", A calibrated" if config.activation_scale == "calibrated" else ""))
     return ", ".join(parts)
+
+
+def _short(form: Float | Int) -> str:
+    """A format in tables: int8, uint8, FP8."""
+    if isinstance(form, Int):
+        return f"{'int' if form.signed else 'uint'}{form.bits}"
+    return f"FP{form.bits}"
+
+
+def calibrated(config: LBA) -> bool:
+    """Whether a unit's layers work on activation scales that `recoup.calibrate_` measures."""
+    return config.activation_scale == "calibrated"
 
 
 def cost(site: Site, config: LBA, array: Array) -> Spent:
     """One multiply-accumulate a cycle and element, and one cycle for each chunk's sum (one adder, used for both);
-    numbers in and out as wide as the operands, float32 where they are not quantised."""
-    width = FLOAT_BITS if config.operands is None else config.operands.bits
-    traffic = (site.inputs + site.weights + site.outputs) * width / 8
+    numbers as wide as the operands, outputs as the activations that they become, float32 where they are not quantised.
+    """
+    a, w = (FLOAT_BITS if form is None else form.bits for form in config.pair)
+    a = a if site.weights else max(a, w)  # of an attention either product has both
+    traffic = ((site.inputs + site.outputs) * a + site.weights * w) / 8
     cycles, steps = array_cycles(site, array, chunk=config.chunk), unit_steps(site, chunk=config.chunk)
     return Spent(cycles, traffic, config.accumulator.bits, steps)
 
@@ -58,7 +73,8 @@ def runs(unit: LBA, config: LBA) -> bool:
     without chunks has no outer addition."""
     if unit.operands != config.operands:
         return False
-    same = {name: getattr(config, name) for name in ("gradient", "backward", "nonfinite", "weight_scale")}
+    outside = ("gradient", "backward", "nonfinite", "weight_scale", "activation_scale")
+    same = {name: getattr(config, name) for name in outside}
     if unit.chunk is not None and config.chunk is not None:
         same["chunk"] = config.chunk
     return unit.replace(**same) == config
@@ -107,6 +123,7 @@ CARD = Card(
     float_only=(nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear, nn.MultiheadAttention),
     float_only_note="MultiheadAttention: its inner products",
     trains=True,
+    scaled=calibrated,
     cost=cost,
     runs=runs,
     phases=(

@@ -30,6 +30,11 @@ class Scaled(Emulated):
     travelling: ClassVar[tuple[str, ...]] = ("activation_scale", "activation_zero")
     measured: ClassVar[tuple[str, ...]] = ("activation_scale", "activation_zero")
 
+    @property
+    def without_sign(self) -> bool:
+        """Whether the hardware takes unsigned codes alone, so that negative inputs cannot be calibrated."""
+        return False
+
     def take_extras(self, values: Mapping[str, Any]) -> None:
         """A scale that comes without a zero is of unsigned codes: state dicts of before knew no others."""
         zero = values.get("activation_zero")
