@@ -98,3 +98,79 @@ def _checked(scales: Any, layer: str) -> AttentionScales:
     if not isinstance(scales, tuple) or len(scales) != 4 or not all(map(is_scale, scales)):
         raise RecoupError(f"{layer}: scales must be an AttentionScales of four numbers above 0; got {scales!r}")
     return AttentionScales(*map(float, scales))
+
+
+class NBSMTAttention(AttentionUnit):
+    """What has both products of an attention run on the shared multiplier; ``config`` is an `NBSMT`.
+
+    No bias correction, order or statistic of weights belongs to it: both operands are activations.
+
+    Attributes:
+        operand_scales: an `AttentionScales` that `recoup.calibrate_` measured; None: it has no scales yet.
+    """
+
+    tells_baseline = True
+    hardware = "shared multipliers"
+
+    config: NBSMT
+    operand_scales: AttentionScales | None = None
+
+    travelling: ClassVar[tuple[str, ...]] = ("operand_scales",)
+    measured: ClassVar[tuple[str, ...]] = ("operand_scales",)
+
+    def convert(self, config: NBSMT, layer: str) -> None:
+        where, scales = f"layer '{layer}' ({self.float_class.__name__})", getattr(self, "operand_scales", None)
+        instance(config, NBSMT, where, "config", "NBSMT(threads=2)")
+        if scales is None:
+            raise RecoupError(f"{where} has no operand scales: run calibrate_(model, batches) first")
+        _checked(scales, where)
+        super().convert(config, layer)
+
+    @property
+    def active_config(self) -> NBSMT:
+        """The configuration the products really run: in ``baseline`` mode one thread and exact sums."""
+        return self.config.eight_bit if self.mode == "baseline" else self.config
+
+    @property
+    def floats(self) -> bool:
+        return self.mode == "float"
+
+    def take_extras(self, values: Mapping[str, Any]) -> None:
+        """As `AttentionUnit`; scales are plain numbers."""
+        scales = values.get("operand_scales")
+        super().take_extras({} if scales is None else {"operand_scales": _numbers(scales)})
+
+    def fault(self, name: str, value: Any) -> str | None:
+        found = _numbers(value)
+        legal = found is not None and all(map(is_scale, found))
+        return None if legal else f"is {value!r}; it is four numbers above 0, of q, k, p and v"
+
+    def run_on_unit(self, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+        """As `attention`; in ``baseline`` mode in plain 8-bit arithmetic."""
+        if self.operand_scales is None:
+            raise RecoupError(f"{self.title} has no operand scales: run calibrate_(model, batches) first")
+        scales = AttentionScales(*self.operand_scales)
+        return attention(q, k, v, self.active_config, scales, **options, layer=self.title, module=self)
+
+
+def _numbers(value: Any) -> AttentionScales | None:
+    """Four numbers, also of a tensor; None where they are not four."""
+    values = value.tolist() if isinstance(value, Tensor) else value
+    return AttentionScales(*values) if isinstance(values, list | tuple) and len(values) == 4 else None
+
+
+class NBSMTAttentionProducts(ProductsUnit, NBSMTAttention, AttentionProducts):
+    """`recoup.models.attention.AttentionProducts` on the shared multiplier; ``config`` is an `NBSMT`."""
+
+    float_class = AttentionProducts
+
+    def __init__(self, config: NBSMT | None = None, scales: AttentionScales | None = None) -> None:
+        super().__init__()
+        name = type(self).__name__
+        config = NBSMT() if config is None else config
+        self.operand_scales = scales if scales is None else _checked(scales, name)
+        AttentionUnit.convert(self, instance(config, NBSMT, name, "config", "NBSMT(threads=2)"), name)
+
+
+ATTENTION: dict[type[nn.Module], type[nn.Module]] = {AttentionProducts: NBSMTAttentionProducts}
+"""The attention modules NB-SMT stands in for."""
