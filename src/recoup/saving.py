@@ -185,7 +185,9 @@ def _fill(model: nn.Module, header: Mapping[str, Any], tensors: Mapping[str, Ten
         module(name).activation_zero = int(zero)  # type: ignore[assignment]
     for name, scales in header.get("operands", {}).items():
         if not isinstance(scales, list) or len(scales) != 4 or not all(map(is_scale, scales)):
-            raise RecoupError(f"load: attention {name!r} has the operand scales {scales!r}; four numbers above 0 expected")
+            raise RecoupError(
+                f"load: attention {name!r} has the operand scales {scales!r}; four numbers above 0 expected"
+            )
         module(name).operand_scales = tuple(scales)  # type: ignore[assignment]
     if header["layers"]:
         emulate_(model, Policy({rename.module(name): text for name, text in header["layers"].items()}))

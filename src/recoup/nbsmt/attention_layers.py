@@ -1,7 +1,6 @@
 """Attention on the shared multiplier: both products, q k^T and p v, run on the unit; the softmax is float32."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -10,7 +9,7 @@ from recoup.errors import RecoupError
 from recoup.models.attention import AttentionProducts
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.ports import SIGNED, UNSIGNED
-from recoup.nbsmt.products import EMULATION, batched
+from recoup.nbsmt.product_ops import EMULATION, batched
 from recoup.network.attention import AttentionUnit, ProductsUnit, attend
 from recoup.network.checks import instance
 from recoup.network.scales import is_scale
@@ -56,8 +55,8 @@ def attention(
 ) -> Tensor:
     """softmax(scale q k^T + mask) v with both products on the shared multiplier.
 
-    Of each product the first operand plays the activation and the second the weight [def]: q (times ``scale``) meets the
-    signed activation port, the probabilities the unsigned one, k and v the weight port, with a scale a tensor. The
+    Of each product the first operand plays the activation and the second the weight [def]: q (times ``scale``) meets
+    the signed activation port, the probabilities the unsigned one, k and v the weight port, with a scale a tensor. The
     threads split the head's width in q k^T and the keys of the call in p v. What a mask hides has probability 0, which
     leaves the multiplier to its partner where the policy has an ``S``.
 
@@ -140,7 +139,7 @@ class NBSMTAttention(AttentionUnit):
         scales = values.get("operand_scales")
         super().take_extras({} if scales is None else {"operand_scales": _numbers(scales)})
 
-    def fault(self, name: str, value: Any) -> str | None:
+    def fault(self, name: str, value: Any) -> str | None:  # noqa: ARG002 -- there is one
         found = _numbers(value)
         legal = found is not None and all(map(is_scale, found))
         return None if legal else f"is {value!r}; it is four numbers above 0, of q, k, p and v"

@@ -1,5 +1,6 @@
-"""Hugging Face transformers on NB-SMT: attention as a layer, and Conv1D, the linear layer of GPT-2 whose weight lies the
-other way round. Nothing of transformers is imported."""
+"""Hugging Face transformers on NB-SMT: attention as a layer, and Conv1D, GPT-2's linear layer whose weight lies the
+other way round. Nothing of transformers is imported.
+"""
 
 from typing import ClassVar
 

@@ -15,7 +15,7 @@ from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.layers import NBSMTConv1d, NBSMTConv2d, NBSMTRows
 from recoup.nbsmt.ops import convolution
 from recoup.nbsmt.ports import SIGNED, UNSIGNED
-from recoup.nbsmt.products import batched
+from recoup.nbsmt.product_ops import batched
 from recoup.nbsmt.reference import quantize_activation
 from recoup.nbsmt.weights import quantize_weight
 from recoup.network.attention import PRODUCTS
@@ -127,7 +127,7 @@ class SeenProduct:
         code = quantize_activation(self.w_BKN, self.scales[1], SIGNED).transpose(1, 2).flatten(0, 1)
         return code[..., None, None], torch.full((len(code),), self.scales[1])
 
-    def ordered(self, config: NBSMT) -> None:  # noqa: ARG002 -- as `Seen`
+    def ordered(self, config: NBSMT) -> None:
         """No order: what meets in a slot is new in every call."""
 
     def product(self, config: NBSMT, order: None) -> Tensor:  # noqa: ARG002 -- as `Seen`
@@ -157,8 +157,8 @@ def nbsmt_layers(model: nn.Module, purpose: str) -> dict[str, Layer]:
     layers = {name: layer for name, layer in units.items() if isinstance(layer, Layer)}
     if not layers:
         raise RecoupError(
-            f"{purpose}: the model has attention's products alone on NB-SMT ({', '.join(units)}), which have no weights: "
-            "it is for layers"
+            f"{purpose}: the model has attention's products alone on NB-SMT ({', '.join(units)}), which have no "
+            "weights: it is for layers"
         )
     return layers
 

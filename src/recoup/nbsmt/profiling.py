@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.attention_layers import NBSMTAttention
+from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.observe import (
     Layer,
     Seen,

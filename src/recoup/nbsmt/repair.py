@@ -6,11 +6,8 @@ threads where it hurts), then `correct_bias_` or, for networks with batch norm, 
 
 from dataclasses import replace
 
-from torch import nn
-
 from recoup import recalibrate
 from recoup.nbsmt.bias import correct_bias_
-from recoup.nbsmt.layers import NBSMTLayer
 from recoup.nbsmt.reorder import reorder_
 from recoup.nbsmt.throttle import Throttling, plan_throttling, throttle_
 from recoup.network.wing import Repair
@@ -29,12 +26,6 @@ __all__ = [
     "throttle_",
 ]
 
-
-def has_layers(model: nn.Module) -> bool:
-    """Whether layers run on NB-SMT: attention's products alone have no bias to correct."""
-    return any(isinstance(module, NBSMTLayer) for module in model.modules())
-
-
 BIAS = Repair(
     "bias correction",
     "bias",
@@ -44,7 +35,6 @@ BIAS = Repair(
     correct_bias_,
     short="bias",
     records=True,
-    applies=has_layers,
 )
 ROWS_BIAS = replace(
     BIAS,

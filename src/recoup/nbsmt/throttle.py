@@ -79,8 +79,8 @@ def plan_throttling(model: nn.Module, batches: Iterable[Any], budget: float, *, 
        least harm are a knapsack (`recoup.knapsack`). Where those found miss it, all steps there are are tried.
     3. From the least useful one on, steps are taken back where the budget allows it.
 
-    What is minimised is the number of steps: each halves the speed of one layer, or of both products of one attention. Accuracy need not be monotonic in
-    them, so a smaller set may exist; the one returned is measured to meet the budget.
+    What is minimised is the number of steps: each halves the speed of one layer, or of both products of one attention.
+    Accuracy need not be monotonic in them, so a smaller set may exist; the one returned is measured to meet the budget.
 
     Args:
         model: a classifier after `emulate_`; run after `reorder_` and before repairs, or on a repaired model.

@@ -50,8 +50,8 @@ class OperandRanges:
                 raise RecoupError(f"calibrate_: {operand} of attention {name!r} holds NaN or infinity")
             if total <= 0:
                 raise RecoupError(
-                    f"calibrate_: {operand} of attention {name!r} was only zeros, so its scale is unknown: calibrate on "
-                    'other data or leave it in float with layers={"name": None} (of emulate_, where it is emulated '
+                    f"calibrate_: {operand} of attention {name!r} was only zeros, so its scale is unknown: calibrate "
+                    'on other data or leave it in float with layers={"name": None} (of emulate_, where it is emulated '
                     "already)"
                 )
         return tuple(float(np.float32(self.largest[n] / self.images[n] / steps)) for n, steps in STEPS.items())

@@ -18,7 +18,7 @@ from recoup.kernels.operators import named, on_device, register
 from recoup.nbsmt import cpu, reference
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.faults import NEGATIVE, NOT_FINITE
-from recoup.nbsmt.ports import SIGNED, reach
+from recoup.nbsmt.ports import SIGNED
 from recoup.nbsmt.reference import activation_operand, quantize_activation
 from recoup.nbsmt.saturate import Saturating
 from recoup.nbsmt.weights import WeightOperand, weight_operand
@@ -78,9 +78,9 @@ def _product(
         x_PK = x[part].detach().reshape(-1, K).contiguous()
         a_PJ, found = operands(x_PK, x_scale, zero, unit, operand)
         faults |= found
-        y[part] = _accumulated(a_PJ.view(B, x.shape[1], -1), operand, unit, zero, layer)
+        y[part] = _accumulated(a_PJ.view(B, x.shape[1], -1), operand, unit, layer)
     if faults:
-        _refuse(layer, names.split()[0], x, faults)
+        _refuse(layer, names.split(maxsplit=1)[0], x, faults)
     return y.mul_(float(np.float32(x_scale) * np.float32(w_scale)))
 
 
@@ -104,7 +104,7 @@ def _plain(x_PK: Tensor, scale: float, zero: int, unit: NBSMT, operand: WeightOp
     return activation_operand(code, operand.activations, unit).to(torch.float32), faults
 
 
-def _accumulated(a_BMJ: Tensor, operand: WeightOperand, unit: NBSMT, zero: int, layer: str) -> Tensor:
+def _accumulated(a_BMJ: Tensor, operand: WeightOperand, unit: NBSMT, layer: str) -> Tensor:
     """What the accumulators hold, whole numbers rounded once to float32, [B, M, N]."""
     register, b_BNJ = unit.accumulator, operand.weight_OGJkk.view(len(a_BMJ), -1, a_BMJ.shape[2])
     bound = operand.bound
@@ -190,9 +190,7 @@ def _no_gradient(ctx, *grads: Tensor) -> tuple:
     )
 
 
-product = register(
-    "nbsmt_product", _product, _product_fake, backward=_backward, context=_setup_context, autocast=True
-)
+product = register("nbsmt_product", _product, _product_fake, backward=_backward, context=_setup_context, autocast=True)
 product_backward = register(
     "nbsmt_product_backward", _product_backward, _backward_fake, backward=_no_gradient, context=_last_context
 )
