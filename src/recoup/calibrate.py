@@ -22,7 +22,7 @@ from recoup.errors import RecoupError, RecoupWarning
 from recoup.fields import choice, integer
 from recoup.network import ledger
 from recoup.network.attention import AttentionUnit
-from recoup.network.attention_scales import is_heard, measuring_operands
+from recoup.network.attention_scales import OperandRanges, is_heard, measuring_operands
 from recoup.network.batches import call, count, prepared
 from recoup.network.checks import is_module
 from recoup.network.emulated import Emulated, running
@@ -91,27 +91,65 @@ def calibrate_(
     choice("calibrate_", "activations", activations, get_args(Activations))
     choice("calibrate_", "negative", negative, get_args(Negative))
     integer("calibrate_", "keep", keep, (0, 1 << 62))
-    candidates, attentions = _candidates(model)
-    chosen = Selection(layers, candidates | attentions, "calibrate_")
-    weighty = {name: found.module for name, found in multipliers(model).items()} | candidates
-    with measuring_operands({name: module for name, module in attentions.items() if is_heard(module)}) as operands:
-        ranges, ran, kept = _passed(model, batches, weighty, candidates, keep, progress)
-    ends = _ends(ran)
-    products = {name: seen for name, seen in operands.items() if chosen.of(name) is UNMATCHED or chosen.of(name)}
-    selected = _selected(chosen, candidates, ranges, ends, alone=not products)
-    selected = _heard(selected, candidates, activations, negative)
-    codes = {name: seen.codes(name, _words(activations, candidates[name])) for name, seen in selected.items()}
-    scales = {name: seen.scales(name) for name, seen in products.items()}
+    measured = _Measured.of(model, batches, layers, keep, progress)
+    codes = measured.codes(activations, negative)
+    scales = {name: seen.scales(name) for name, seen in measured.products.items()}
     ledger.begin_structure(model, "calibrate_")
-    for name, module in (candidates | {end: weighty[end] for end in ends}).items():
-        module.activation_scale, module.activation_zero = codes.get(name, (None, None))  # type: ignore[assignment]
-        if isinstance(module, Emulated):
-            module.rescaled()
-    for name, module in attentions.items():
-        if is_heard(module) and (name in operands or not isinstance(module, Emulated)):
-            module.operand_scales = scales.get(name)  # type: ignore[assignment]
-    keep_images(model, kept)
+    measured.write(codes, scales)
+    keep_images(model, measured.kept)
     return model
+
+
+@dataclass
+class _Measured:
+    """What a pass in float found.
+
+    Attributes:
+        candidates: the layers that hardware of scales is for; ``layers``: they, and the first and the last that run.
+        attentions: those whose scales are to be set anew.
+        selected, products: what is to be calibrated of both.
+        kept: the first images.
+    """
+
+    candidates: dict[str, nn.Module]
+    layers: dict[str, nn.Module]
+    attentions: dict[str, nn.Module]
+    selected: dict[str, "_Range"]
+    products: dict[str, OperandRanges]
+    kept: list[Any]
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, batches: Iterable[Any], layers: Mapping[str, Any] | None, keep: int, progress: bool
+    ) -> "_Measured":
+        """One pass."""
+        candidates, attentions = _candidates(model)
+        chosen = Selection(layers, candidates | attentions, "calibrate_")
+        weighty = {name: found.module for name, found in multipliers(model).items()} | candidates
+        heard = {name: module for name, module in attentions.items() if is_heard(module)}
+        with measuring_operands(heard) as operands:
+            ranges, ran, kept = _passed(model, batches, weighty, candidates, keep, progress)
+        ends = _ends(ran)
+        products = {name: seen for name, seen in operands.items() if chosen.of(name) is UNMATCHED or chosen.of(name)}
+        selected = _selected(chosen, candidates, ranges, ends, alone=not products)
+        # An emulated attention that did not run keeps its scales.
+        anew = {n: module for n, module in heard.items() if n in operands or not isinstance(module, Emulated)}
+        return cls(candidates, candidates | {end: weighty[end] for end in ends}, anew, selected, products, kept)
+
+    def codes(self, activations: Activations, negative: Negative) -> dict[str, tuple[float, int]]:
+        """Scale and zero of every layer that is calibrated."""
+        selected = _heard(self.selected, self.candidates, activations, negative)
+        words = {name: _words(activations, self.candidates[name]) for name in selected}
+        return {name: seen.codes(name, words[name]) for name, seen in selected.items()}
+
+    def write(self, codes: Mapping[str, tuple[float, int]], scales: Mapping[str, tuple[float, ...]]) -> None:
+        """Leave them on the modules; what is not calibrated has none."""
+        for name, module in self.layers.items():
+            module.activation_scale, module.activation_zero = codes.get(name, (None, None))  # type: ignore[assignment]
+            if isinstance(module, Emulated):
+                module.rescaled()
+        for name, module in self.attentions.items():
+            module.operand_scales = scales.get(name)  # type: ignore[assignment]
 
 
 def _heard(
@@ -295,7 +333,7 @@ def _without_negative(
             f"calibrate_: {len(below)} of {len(ranges)} layers have negative inputs, which unsigned 8-bit activations "
             f"would clip, and stay in float: {', '.join(below)}",
             RecoupWarning,
-            stacklevel=3,
+            stacklevel=5,
         )
     return {name: seen for name, seen in ranges.items() if name not in below}
 
@@ -308,7 +346,7 @@ def _tell_unheard(ranges: dict[str, _Range], activations: Activations) -> None:
             f'calibrate_: negative="float" has a say under activations="unsigned" only; under {activations!r} layers '
             f"with negative inputs get signed codes: {', '.join(below)}",
             RecoupWarning,
-            stacklevel=3,
+            stacklevel=5,
         )
 
 
