@@ -1,9 +1,10 @@
 """Claim: with signed activation codes a transformer runs on NB-SMT, two threads within 0.02 nats of 8 bit.
 
 The character GPT found through RECOUP_DATA (4 layers, width 96, context 64): nats per character on 12,288 characters of
-the last tenth of tinyshakespeare, its 16 linear layers on NB-SMT, attention's products and the head in float. Scales
-from 256 contexts of the training text. Then what signed codes cost where unsigned ones would do: the pretrained
-ResNet-20, relative error of its logits against 8 bit on 500 images. Kept in benchmarks/results/nbsmt_text.jsonl.
+the last tenth of tinyshakespeare, its 16 linear layers on NB-SMT, attention's products and the head in float; then with
+the products of its 4 attentions on NB-SMT too. Scales from 256 contexts of the training text. Then what signed codes
+cost where unsigned ones would do: the pretrained ResNet-20, relative error of its logits against 8 bit on 500 images.
+Kept in benchmarks/results/nbsmt_text.jsonl.
 
     python benchmarks/nbsmt_text.py [--tables]
 """
@@ -27,6 +28,7 @@ from recoup.network.emulated import running
 BLOCKS = r"re:blocks\..*"
 POLICIES = ("S+A", "A", "S+aW", "aW")
 CONFIGS = [rc.NBSMT(threads, policy, port=port) for threads in (2, 4) for policy in POLICIES for port in (5, 4)]
+WHOLE = ("S+A", "A", "S+aW", "S+W")
 CODES = ("unsigned", "signed")
 
 
@@ -45,10 +47,14 @@ def emulated(model: nn.Module, config: rc.NBSMT) -> nn.Module:
     return rc.emulate_(model, None, {r"re:blocks\..*\.(qkv|proj|fc1|fc2)": config})
 
 
-def nats(config: rc.NBSMT | None) -> float:
-    """Nats per character."""
+def nats(config: rc.NBSMT | None, products: rc.NBSMT | None = None) -> float:
+    """Nats per character; ``products``: what attention's products run on, None: in float."""
     model, test, _ = char_gpt()
-    return nats_per_token(model if config is None else emulated(model, config), test)
+    if products is not None:
+        rc.emulate_(model, config, {r"re:blocks\..*\.attention": products, "head": None})
+    elif config is not None:
+        emulated(model, config)
+    return nats_per_token(model, test)
 
 
 def zeros() -> float:
@@ -85,6 +91,11 @@ def tables(log: Log) -> str:
         for port in (5, 4):
             cells = [log.cell([(repr(rc.NBSMT(threads, policy, port=port)),)], 3) for policy in POLICIES]
             lines.append(f"| {threads} threads, {port}-bit port | " + " | ".join(cells) + " |")
+    lines += ["", "| attention's products too | " + " | ".join(f"`{policy}`" for policy in WHOLE) + " |"]
+    lines.append("|---|" + "---|" * len(WHOLE))
+    for threads in (1, 2, 4):
+        cells = [log.cell([("attention too", repr(rc.NBSMT(threads, policy)))], 3) for policy in WHOLE]
+        lines.append(f"| {threads} thread{'s' * (threads > 1)} | " + " | ".join(cells) + " |")
     lines += ["", "| ResNet-20's logits | 2 threads | 4 threads |", "|---|---|---|"]
     for codes in CODES:
         lines.append(f"| {codes} | " + " | ".join(log.cell([(codes, threads)], 3) for threads in (2, 4)) + " |")
@@ -101,6 +112,8 @@ def main() -> None:
         log.measure(("zeros",), zeros)
         for config in CONFIGS:
             log.measure((repr(config),), lambda config=config: nats(config))
+        for config in [rc.NBSMT(threads, policy) for threads in (1, 2, 4) for policy in WHOLE]:
+            log.measure(("attention too", repr(config)), lambda config=config: nats(config, config))
         for codes in CODES:
             for threads in (2, 4):
                 log.measure((codes, threads), lambda codes=codes, threads=threads: logit_error(codes, threads))

@@ -22,6 +22,7 @@ from recoup.errors import RecoupError, RecoupWarning
 from recoup.fields import choice, integer
 from recoup.network import ledger
 from recoup.network.attention import AttentionUnit
+from recoup.network.attention_scales import OperandRanges, is_heard, measuring_operands
 from recoup.network.batches import call, count, prepared
 from recoup.network.checks import is_module
 from recoup.network.emulated import Emulated, running
@@ -56,6 +57,11 @@ def calibrate_(
     in float [our definition for networks that do not start with a convolution]. Layers on hardware with calibrated
     scales are always calibrated; a bias correction or gain of theirs goes with the old scale.
 
+    So is every attention whose products hardware takes (`models.attention.AttentionProducts`, attention modules of
+    transformers that ask its interface for sdpa or eager), with a scale for each operand: q times the attention's own
+    scale, k and v by their largest magnitude / 127, the probabilities by their largest / 255, whatever
+    ``activations`` says.
+
     Args:
         model: any module.
         batches: the calibration data; about 2,000 images are customary. Labels are not needed.
@@ -69,7 +75,8 @@ def calibrate_(
         progress: whether to show a progress bar.
 
     Returns:
-        The same model; its calibrated layers have ``activation_scale`` (a float32 value) and ``activation_zero``.
+        The same model; its calibrated layers have ``activation_scale`` (a float32 value) and ``activation_zero``, its
+        attentions ``operand_scales`` (those of q, k, the probabilities and v).
 
     Raises:
         RecoupError: no or bad batches; layers whose inputs are negative under ``unsigned``, or on hardware whose codes
@@ -84,20 +91,65 @@ def calibrate_(
     choice("calibrate_", "activations", activations, get_args(Activations))
     choice("calibrate_", "negative", negative, get_args(Negative))
     integer("calibrate_", "keep", keep, (0, 1 << 62))
-    candidates = _candidates(model)
-    chosen = Selection(layers, candidates, "calibrate_")
-    weighty = {name: found.module for name, found in multipliers(model).items()} | candidates
-    ranges, ran, kept = _passed(model, batches, weighty, candidates, keep, progress)
-    ends = _ends(ran)
-    selected = _heard(_selected(chosen, candidates, ranges, ends), candidates, activations, negative)
-    codes = {name: seen.codes(name, _words(activations, candidates[name])) for name, seen in selected.items()}
+    measured = _Measured.of(model, batches, layers, keep, progress)
+    codes = measured.codes(activations, negative)
+    scales = {name: seen.scales(name) for name, seen in measured.products.items()}
     ledger.begin_structure(model, "calibrate_")
-    for name, module in (candidates | {end: weighty[end] for end in ends}).items():
-        module.activation_scale, module.activation_zero = codes.get(name, (None, None))  # type: ignore[assignment]
-        if isinstance(module, Emulated):
-            module.rescaled()
-    keep_images(model, kept)
+    measured.write(codes, scales)
+    keep_images(model, measured.kept)
     return model
+
+
+@dataclass
+class _Measured:
+    """What a pass in float found.
+
+    Attributes:
+        candidates: the layers that hardware of scales is for; ``layers``: they, and the first and the last that run.
+        attentions: those whose scales are to be set anew.
+        selected, products: what is to be calibrated of both.
+        kept: the first images.
+    """
+
+    candidates: dict[str, nn.Module]
+    layers: dict[str, nn.Module]
+    attentions: dict[str, nn.Module]
+    selected: dict[str, "_Range"]
+    products: dict[str, OperandRanges]
+    kept: list[Any]
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, batches: Iterable[Any], layers: Mapping[str, Any] | None, keep: int, progress: bool
+    ) -> "_Measured":
+        """One pass."""
+        candidates, attentions = _candidates(model)
+        chosen = Selection(layers, candidates | attentions, "calibrate_")
+        weighty = {name: found.module for name, found in multipliers(model).items()} | candidates
+        heard = {name: module for name, module in attentions.items() if is_heard(module)}
+        with measuring_operands(heard) as operands:
+            ranges, ran, kept = _passed(model, batches, weighty, candidates, keep, progress)
+        ends = _ends(ran)
+        products = {name: seen for name, seen in operands.items() if chosen.of(name) is UNMATCHED or chosen.of(name)}
+        selected = _selected(chosen, candidates, ranges, ends, alone=not products)
+        # An emulated attention that did not run keeps its scales.
+        anew = {n: module for n, module in heard.items() if n in operands or not isinstance(module, Emulated)}
+        return cls(candidates, candidates | {end: weighty[end] for end in ends}, anew, selected, products, kept)
+
+    def codes(self, activations: Activations, negative: Negative) -> dict[str, tuple[float, int]]:
+        """Scale and zero of every layer that is calibrated."""
+        selected = _heard(self.selected, self.candidates, activations, negative)
+        words = {name: _words(activations, self.candidates[name]) for name in selected}
+        return {name: seen.codes(name, words[name]) for name, seen in selected.items()}
+
+    def write(self, codes: Mapping[str, tuple[float, int]], scales: Mapping[str, tuple[float, ...]]) -> None:
+        """Leave them on the modules; what is not calibrated has none."""
+        for name, module in self.layers.items():
+            module.activation_scale, module.activation_zero = codes.get(name, (None, None))  # type: ignore[assignment]
+            if isinstance(module, Emulated):
+                module.rescaled()
+        for name, module in self.attentions.items():
+            module.operand_scales = scales.get(name)  # type: ignore[assignment]
 
 
 def _heard(
@@ -141,11 +193,20 @@ def _passed(
     return ranges, ran, kept
 
 
-def _candidates(model: nn.Module) -> dict[str, nn.Module]:
-    """What hardware that works on activation scales stands in for, or has taken."""
+def _candidates(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+    """The layers, and the attentions, that hardware of calibrated scales stands in for, or has taken."""
     found = [card for card in cards().values() if not card.seedless]
-    modules = dict(model.named_modules()).items()
-    return {name: m for name, m in modules if _scaled(m) or any(card.stand_in(m) is not None for card in found)}
+    layers: dict[str, nn.Module] = {}
+    attentions: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if _scaled(module):
+            layers[name] = module
+        elif isinstance(module, AttentionUnit) and not wing_of(module.config, "calibrate_").seedless:
+            attentions[name] = module
+        elif kinds := [kind for card in found if (kind := card.stand_in(module)) is not None]:
+            kept = attentions if all(issubclass(kind, AttentionUnit) for kind in kinds) else layers
+            kept[name] = module
+    return layers, attentions
 
 
 def _scaled(module: nn.Module) -> bool:
@@ -234,8 +295,14 @@ def _observe(name: str, ranges: dict[str, _Range]) -> Any:
 
 
 def _selected(
-    chosen: Selection, candidates: Mapping[str, nn.Module], ranges: dict[str, _Range], ends: tuple[str, ...]
+    chosen: Selection,
+    candidates: Mapping[str, nn.Module],
+    ranges: dict[str, _Range],
+    ends: tuple[str, ...],
+    *,
+    alone: bool,
 ) -> dict[str, _Range]:
+    """The layers to calibrate; ``alone``: there is nothing else."""
     out = {}
     for name in candidates:
         wanted = chosen.of(name)
@@ -246,7 +313,7 @@ def _selected(
             raise RecoupError(f"calibrate_: layer {name!r} is to be calibrated, but the model never ran it")
         if wanted:
             out[name] = ranges[name]
-    if not out:
+    if not out and alone:
         raise RecoupError(
             f"calibrate_: nothing to calibrate: of {len(ranges)} layers that ran, the first and the last stay in float "
             'by default; name layers to calibrate with layers={"name": True}'
@@ -275,7 +342,7 @@ def _without_negative(
             f"calibrate_: {len(below)} of {len(ranges)} layers have negative inputs, which unsigned 8-bit activations "
             f"would clip, and stay in float: {', '.join(below)}",
             RecoupWarning,
-            stacklevel=3,
+            stacklevel=5,
         )
     return {name: seen for name, seen in ranges.items() if name not in below}
 
@@ -302,7 +369,7 @@ def _tell_unheard(ranges: dict[str, _Range], activations: Activations) -> None:
             f'calibrate_: negative="float" has a say under activations="unsigned" only; under {activations!r} layers '
             f"with negative inputs get signed codes: {', '.join(below)}",
             RecoupWarning,
-            stacklevel=3,
+            stacklevel=5,
         )
 
 

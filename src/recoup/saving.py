@@ -24,13 +24,13 @@ from recoup.models import load as load_model
 from recoup.network import ledger
 from recoup.network.checks import is_module
 from recoup.network.emulated import Emulated, emulated_layers
+from recoup.network.scales import MEASURED, is_scale
 from recoup.policy import Policy
 from recoup.storage.files import write_atomically
 from recoup.storage.names import renamed
 from recoup.version import __version__
 
 FOLDER, NAME = "hf:", "recoup.safetensors"
-MEASURED = ("activation_scale", "activation_zero")
 EXTRA = "_extra_state"  # how torch calls what get_extra_state gives
 HEADER, PREFIX, BEFORE = "recoup", "recoup.", "recoup/before/"  # no module has a slash in its name
 FORMAT, UNSIGNED_FORMAT = 2, 1  # a file without signed activation codes is of the first, which older versions read
@@ -64,12 +64,14 @@ def save(model: nn.Module, path: str | Path) -> None:
         tensors |= {f"{PREFIX}{name}.{n}": value for n, value in extras.items() if n not in layer.measured}
     scales = {n: float(s) for n, m in model.named_modules() if (s := getattr(m, "activation_scale", None)) is not None}
     zeros = {n: int(z) for n, m in model.named_modules() if n in scales and (z := getattr(m, "activation_zero", None))}
+    operands = {n: list(s) for n, m in model.named_modules() if (s := getattr(m, "operand_scales", None)) is not None}
     kept, before = _ledger(model)
     header = {
         "format": FORMAT if zeros else UNSIGNED_FORMAT,
         "layers": {name: written(config, f"save: layer {name!r}") for name, config in Policy.of(model).items()},
         "scales": scales,
         **({"zeros": zeros} if zeros else {}),
+        **({"operands": operands} if operands else {}),
         "trained": [name for name, layer in emulated_layers(model).items() if layer.trained],
         "sights": {name: sight[1:] for name, layer in emulated_layers(model).items() if (sight := layer.witness)},
         "extra_state": _extra_state(model),
@@ -181,6 +183,12 @@ def _fill(model: nn.Module, header: Mapping[str, Any], tensors: Mapping[str, Ten
             raise RecoupError(f"load: layer {name!r} has the activation zero {zero!r}; it must be 0 or 128")
         module(name).activation_scale = scale  # type: ignore[assignment]
         module(name).activation_zero = int(zero)  # type: ignore[assignment]
+    for name, scales in header.get("operands", {}).items():
+        if not isinstance(scales, list) or len(scales) != 4 or not all(map(is_scale, scales)):
+            raise RecoupError(
+                f"load: attention {name!r} has the operand scales {scales!r}; four numbers above 0 expected"
+            )
+        module(name).operand_scales = tuple(scales)  # type: ignore[assignment]
     if header["layers"]:
         emulate_(model, Policy({rename.module(name): text for name, text in header["layers"].items()}))
     extras: dict[str, dict[str, Tensor]] = {}

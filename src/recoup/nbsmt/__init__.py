@@ -1,5 +1,6 @@
 """NB-SMT: two or four threads on one 8-bit multiply-accumulate unit."""
 
+from recoup.nbsmt.attention_layers import AttentionScales, attention
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.cost import Array, cycles
 from recoup.nbsmt.layers import NBSMTConv1d, NBSMTConv2d, NBSMTLinear
@@ -11,10 +12,12 @@ from recoup.nbsmt.slots import statistics
 __all__ = [
     "NBSMT",
     "Array",
+    "AttentionScales",
     "LayerProfile",
     "NBSMTConv1d",
     "NBSMTConv2d",
     "NBSMTLinear",
+    "attention",
     "backend",
     "correct_bias_",
     "current_backend",

@@ -1,12 +1,17 @@
-"""Hugging Face transformers on NB-SMT: Conv1D, the linear layer of GPT-2 whose weight lies the other way round.
-
-Nothing of transformers is imported; its attention products stay in float, and `emulate_` says so.
+"""Hugging Face transformers on NB-SMT: attention as a layer, and Conv1D, GPT-2's linear layer whose weight lies the
+other way round. Nothing of transformers is imported.
 """
+
+from typing import ClassVar
 
 from torch import Tensor, nn
 
+from recoup.nbsmt.attention_layers import NBSMTAttention
 from recoup.nbsmt.layers import NBSMTRows
 from recoup.network.derived import derived, is_conv1d
+from recoup.network.hugging_face import InterfaceAttention, asks_interface
+
+__all__ = ["NBSMTConv1D", "NBSMTInterfaceAttention", "adapted"]
 
 
 class NBSMTConv1D(NBSMTRows):
@@ -18,6 +23,14 @@ class NBSMTConv1D(NBSMTRows):
         return self.weight.t()
 
 
+class NBSMTInterfaceAttention(InterfaceAttention, NBSMTAttention):
+    """An attention module of transformers whose products run on the shared multiplier; ``config`` is an `NBSMT`."""
+
+    extras: ClassVar[tuple[str, ...]] = InterfaceAttention.extras
+
+
 def adapted(kind: type[nn.Module]) -> type[nn.Module] | None:
-    """The class for transformers' Conv1D; None for any other."""
-    return derived(NBSMTConv1D, kind) if is_conv1d(kind) else None
+    """The class for an attention module that asks transformers' interface, or for its Conv1D; None for any other."""
+    if is_conv1d(kind):
+        return derived(NBSMTConv1D, kind)
+    return derived(NBSMTInterfaceAttention, kind) if asks_interface(kind) else None

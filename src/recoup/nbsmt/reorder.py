@@ -4,17 +4,18 @@ Legend: C input channels, P input positions, p positions in the channel order, S
 output channels.
 """
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from recoup.errors import RecoupError
+from recoup.errors import RecoupError, RecoupWarning
 from recoup.nbsmt import reference
 from recoup.nbsmt.config import NBSMT
-from recoup.nbsmt.observe import Layer, Seen, hooked, in_mode, nbsmt_layers
+from recoup.nbsmt.observe import Layer, Seen, attentions, hooked, in_mode, nbsmt_layers, nbsmt_units
 from recoup.nbsmt.ports import UNSIGNED, WEIGHT, activation_port
 from recoup.nbsmt.tally import CELLS
 from recoup.network import ledger
@@ -55,11 +56,15 @@ def reorder_(model: M, batches: Iterable[Any], *, progress: bool = False) -> M:
         The same model, with ``order`` (int64 [C]) on the layers that gain. After an error or an interrupt all orders
         are as before.
 
+    Warns:
+        RecoupWarning: attentions, which keep their order: no weights of theirs are known ahead.
+
     Raises:
         RecoupError: no NB-SMT layer; none in which the order matters (one thread, or a policy without ``S``, under
             which every pair collides whatever it meets); a layer that is bias-corrected; no or bad batches.
     """
     layers = _orderable(model)
+    _say_skipped(attentions(nbsmt_units(model, "reorder_")))
     batches = reread(batches, "reorder_")
     with ledger.whole(model):
         ledger.begin_structure(model, "reorder_")
@@ -115,6 +120,17 @@ def _orderable(model: nn.Module) -> dict[str, Layer]:
             "reorder_: the order matters in no layer: it needs 2 or 4 threads and a policy with S (zero operands)"
         )
     return layers
+
+
+def _say_skipped(unordered: Mapping[str, Any]) -> None:
+    """Warn of attentions, whose operands are both new in every call."""
+    if unordered:
+        warnings.warn(
+            f"reorder_: {len(unordered)} attentions keep their order, as both operands of their products are "
+            f"activations and no weights are known ahead: {', '.join(unordered)}",
+            RecoupWarning,
+            stacklevel=3,
+        )
 
 
 def slot_of_position(channels: int, config: NBSMT, device: torch.device) -> Tensor:

@@ -13,7 +13,7 @@ from recoup.errors import RecoupError
 from recoup.evaluation import Accuracy
 from recoup.evaluation import accuracy as measured
 from recoup.knapsack import Quantity, choose
-from recoup.nbsmt.observe import Layer, in_mode, nbsmt_layers
+from recoup.nbsmt.observe import Layer, Unit, in_mode, nbsmt_units
 from recoup.network import ledger
 from recoup.network.batches import call, prepared, reread
 from recoup.network.modes import evaluating
@@ -53,7 +53,7 @@ def throttle_(model: M, batches: Iterable[Any], budget: float, *, progress: bool
     Returns:
         The same model. After an error or an interrupt it is as before.
     """
-    layers = nbsmt_layers(model, "throttle_")
+    layers = nbsmt_units(model, "throttle_")
     with ledger.whole(model):
         threads = {name: layer.config.threads for name, layer in layers.items()}
         for layer in layers.values():
@@ -79,8 +79,8 @@ def plan_throttling(model: nn.Module, batches: Iterable[Any], budget: float, *, 
        least harm are a knapsack (`recoup.knapsack`). Where those found miss it, all steps there are are tried.
     3. From the least useful one on, steps are taken back where the budget allows it.
 
-    What is minimised is the number of steps: each halves the speed of one layer. Accuracy need not be monotonic in
-    them, so a smaller set may exist; the one returned is measured to meet the budget.
+    What is minimised is the number of steps: each halves the speed of one layer, or of both products of one attention.
+    Accuracy need not be monotonic in them, so a smaller set may exist; the one returned is measured to meet the budget.
 
     Args:
         model: a classifier after `emulate_`; run after `reorder_` and before repairs, or on a repaired model.
@@ -99,7 +99,7 @@ def plan_throttling(model: nn.Module, batches: Iterable[Any], budget: float, *, 
     """
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 <= budget < float("inf"):
         raise RecoupError(f"throttle_(budget={budget!r}): budget must be a number of percentage points, 0 or more")
-    layers = nbsmt_layers(model, "throttle_")
+    layers = nbsmt_units(model, "throttle_")
     batches = reread(batches, "throttle_")
     with in_mode(layers, "baseline"):
         baseline = measured(model, batches, progress=progress)
@@ -129,7 +129,7 @@ def plan_throttling(model: nn.Module, batches: Iterable[Any], budget: float, *, 
     return Throttling(slowed, baseline, before, after)
 
 
-def _why(layers: dict[str, Layer]) -> str:
+def _why(layers: dict[str, Unit]) -> str:
     """Why one thread everywhere is not 8-bit arithmetic."""
     if any(layer.config.accumulator is not None for layer in layers.values()):
         return "the accumulators cost more than the budget, and fewer threads do not widen them"
@@ -172,22 +172,27 @@ def _taken_back(
 
 
 @contextmanager
-def _slowed(layers: dict[str, Layer], steps: Sequence[Step]) -> Iterator[None]:
+def _slowed(layers: dict[str, Unit], steps: Sequence[Step]) -> Iterator[None]:
     """The layers with those steps taken; then as before."""
-    before = {name: (layers[name].config, layers[name].bias_correction) for name, _ in steps}
+    before = {name: layers[name].config for name, _ in steps}
+    corrected = {name: layer for name, _ in steps if isinstance(layer := layers[name], Layer)}
+    corrections = {name: layer.bias_correction for name, layer in corrected.items()}
     try:
         for name, threads in steps:
             layers[name].config = layers[name].config.replace(threads=threads)
-            layers[name].bias_correction = None
+        for layer in corrected.values():
+            layer.bias_correction = None
         yield
     finally:
-        for name, (config, correction) in before.items():
-            layers[name].config, layers[name].bias_correction = config, correction
+        for name, config in before.items():
+            layers[name].config = config
+        for name, layer in corrected.items():
+            layer.bias_correction = corrections[name]
 
 
 @torch.no_grad()
 def _harm(
-    model: nn.Module, layers: dict[str, Layer], batches: Iterable[Any], progress: bool
+    model: nn.Module, layers: dict[str, Unit], batches: Iterable[Any], progress: bool
 ) -> dict[str, dict[int, float]]:
     """Squared change of the model's output by each layer alone, by its number of threads, summed over the batches."""
     harm = {name: dict.fromkeys(_measured(layer), 0.0) for name, layer in layers.items()}
@@ -203,23 +208,23 @@ def _harm(
     return harm
 
 
-def _ladder(layer: Layer) -> list[int]:
+def _ladder(layer: Unit) -> list[int]:
     """The thread counts above one that a layer may run: its own and, for four, two."""
     return [] if layer.caveat() is not None else [t for t in (4, 2) if t <= layer.config.threads]
 
 
-def _measured(layer: Layer) -> list[int]:
+def _measured(layer: Unit) -> list[int]:
     """The thread counts that may do harm: one thread does where its accumulator is too narrow."""
     ladder = _ladder(layer)
     return [*ladder, 1] if ladder and layer.config.accumulator is not None else ladder
 
 
-def _every_step(layers: dict[str, Layer]) -> list[Step]:
+def _every_step(layers: dict[str, Unit]) -> list[Step]:
     """All steps there are, a layer's in order."""
     return [(name, threads) for name, layer in layers.items() for _, threads in pairwise([*_ladder(layer), 1])]
 
 
-def _of_least_harm(harm: dict[str, dict[int, float]], layers: dict[str, Layer], count: int) -> list[Step]:
+def _of_least_harm(harm: dict[str, dict[int, float]], layers: dict[str, Unit], count: int) -> list[Step]:
     """The steps, ``count`` at most, that leave the least harm; those that remove the most first, a layer's in order."""
     able = {name: [*_ladder(layers[name]), 1] for name in harm if _ladder(layers[name])}
     left = [[harm[name].get(threads, 0.0) for threads in ladder] for name, ladder in able.items()]

@@ -7,11 +7,13 @@ from torch import nn
 
 from recoup.errors import RecoupError
 from recoup.nbsmt import cpu, trust
+from recoup.nbsmt.attention_layers import ATTENTION
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.hugging_face import adapted
 from recoup.nbsmt.layers import LAYERS
 from recoup.nbsmt.ops import matmul
 from recoup.nbsmt.repair import AVERAGE, BIAS, EIGHT_BIT, PAIRED_BIAS, ROWS_BIAS
+from recoup.network.scales import is_calibrated, was_seen
 from recoup.network.sites import Site, Spent, array_cycles, unit_steps
 from recoup.network.systolic import Array
 from recoup.network.wing import Baseline, Card
@@ -35,24 +37,17 @@ def title(config: NBSMT) -> str:
     return ", ".join([threads, config.policy, *extra])
 
 
-def calibrated(module: nn.Module) -> bool:
-    """Whether a layer has its activation scale."""
-    return getattr(module, "activation_scale", None) is not None
-
-
-def judged(module: nn.Module) -> bool:
-    """Whether `calibrate_` saw the layer and left it in float: the first and the last, and what its map said."""
-    return "activation_scale" in module.__dict__
-
-
 def eight_bit(config: Any) -> NBSMT:
     """The same arithmetic without sharing: one thread and exact sums; nothing else about a config decides a number."""
     return config if config == config.eight_bit else NBSMT(threads=1)
 
 
 def cost(site: Site, config: NBSMT, array: Array) -> Spent:
-    """Cycles on ``threads`` threads, one where the layer is grouped; 8-bit codes in and out; the sums' bits."""
-    grouped = any(product.groups > 1 for product in site.products)
+    """Cycles on ``threads`` threads, one where the layer is grouped; 8-bit codes in and out; the sums' bits.
+
+    An attention's groups are its heads, each a pair of products on all threads.
+    """
+    grouped = site.weights > 0 and any(product.groups > 1 for product in site.products)
     threads = 1 if grouped else config.threads
     bits = SUM_BITS if config.accumulator is None else config.accumulator.bits
     traffic = site.inputs + site.weights + site.outputs
@@ -95,7 +90,7 @@ def _trust() -> str:
 
 CARD = Card(
     config=NBSMT,
-    layers=LAYERS,
+    layers=LAYERS | ATTENTION,
     title=title,
     presets={"nbsmt-2t": NBSMT(threads=2), "nbsmt-4t": NBSMT(threads=4)},
     example="NBSMT(threads=4, policy='S+A')",
@@ -106,8 +101,8 @@ CARD = Card(
     plan=(PAIRED.name,),
     plan_without_norms=(ROWS_BIAS.name,),
     seedless=False,
-    ready=calibrated,
-    declined=judged,
+    ready=is_calibrated,
+    declined=was_seen,
     unready="no layer has an activation scale: run calibrate_(model, batches) first",
     multiplies=True,
     adapt=adapted,

@@ -7,7 +7,8 @@ import copy
 import inspect
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -16,10 +17,10 @@ from torch import Tensor, nn
 from recoup.errors import RecoupError
 from recoup.network.attention import AttentionUnit
 
-__all__ = ["UNDERSTOOD", "InterfaceAttention", "asks_interface", "in_words_of_the_interface"]
+__all__ = ["UNDERSTOOD", "InterfaceAttention", "asks_interface", "in_words_of_the_interface", "overheard", "tells"]
 
-UNIT = "recoup_unit"
-"""What an emulated attention module asks transformers' interface for."""
+UNIT, OVERHEARD = "recoup_unit", "recoup_overheard"
+"""What an emulated attention module asks transformers' interface for, and one whose operands are listened to."""
 UNDERSTOOD = ("sdpa", "eager")
 """Attention implementations of transformers whose masks `recoup.network.attention.attend` reads."""
 CHANGING = ("softcap", "s_aux", "head_mask")
@@ -89,18 +90,66 @@ class InterfaceAttention(AttentionUnit):
         return self.float_class.forward(view, *args, **kwargs)
 
 
-def _register_unit() -> None:
-    """Make `UNIT` known, also in a process that unpickled its model."""
+def _register_unit(name: str = UNIT) -> None:
+    """Make `UNIT`, or `OVERHEARD`, known, also in a process that unpickled its model."""
     from transformers import AttentionInterface
 
-    if UNIT not in AttentionInterface._global_mapping:
-        AttentionInterface.register(UNIT, _unit)
+    if name not in AttentionInterface._global_mapping:
+        AttentionInterface.register(name, _unit if name == UNIT else _overheard)
 
 
 def _unit(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any) -> Any:
     """The interface's function for a view of `InterfaceAttention`."""
     owner: Any = module.unit_of
     return in_words_of_the_interface(module, query, key, value, mask, owner.run_on_unit, owner.title, **options)
+
+
+def tells(module: nn.Module) -> bool:
+    """Whether an attention module of transformers, in float or emulated, can be listened to by `overheard`."""
+    kind = module.float_class if isinstance(module, InterfaceAttention) else type(module)
+    own = getattr(module, _config_of(module), None)
+    return asks_interface(kind) and getattr(own, "_attn_implementation", None) in UNDERSTOOD
+
+
+@contextmanager
+def overheard(module: nn.Module, tell: Callable[..., Tensor]) -> Iterator[None]:
+    """Call ``tell`` with what an attention module that runs in float multiplies, which computes what it computed.
+
+    Args:
+        module: one that `tells`; only its own view of the config changes, so that masks stay as they are.
+        tell: is given q, k, v and the options of `AttentionUnit.run_on_unit`, and its result is not used.
+    """
+    _register_unit(OVERHEARD)
+    name = _config_of(module)
+    own = getattr(module, name)
+    view = copy.copy(own)
+    view._attn_implementation_internal = OVERHEARD
+    setattr(module, name, view)
+    module.__dict__["overheard_by"] = (own._attn_implementation, tell)
+    try:
+        yield
+    finally:
+        setattr(module, name, own)
+        del module.__dict__["overheard_by"]
+
+
+def _config_of(module: nn.Module) -> str:
+    return "float_config" if isinstance(module, InterfaceAttention) else "config"
+
+
+def _overheard(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+) -> Any:
+    """The interface's function for a module within `overheard`: tell, then the function that it asked for."""
+    from transformers import AttentionInterface
+
+    implementation, tell = module.overheard_by  # type: ignore[misc]
+    if all(options.get(name) is None for name in CHANGING):  # what is not emulated needs no scales
+        in_words_of_the_interface(module, query, key, value, mask, tell, type(module).__name__, **options)
+    function = AttentionInterface._global_mapping.get(implementation)
+    if function is None:  # eager, which every file of models has its own of
+        function = inspect.unwrap(type(module).forward).__globals__["eager_attention_forward"]
+    return function(module, query, key, value, mask, **options)
 
 
 def in_words_of_the_interface(

@@ -5,12 +5,16 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from recoup.fields import is_number
 from recoup.network.emulated import Emulated
 
-__all__ = ["SIGNED", "UNSIGNED", "Scaled", "is_scale", "is_zero"]
+__all__ = ["MEASURED", "SIGNED", "UNSIGNED", "Scaled", "is_calibrated", "is_scale", "is_zero", "was_seen"]
+
+MEASURED = ("activation_scale", "activation_zero", "operand_scales")
+"""What `recoup.calibrate_` leaves on a module: a layer's scale and zero; of an attention the scales of q, k, the
+probabilities p and v."""
 
 UNSIGNED, SIGNED = 0, 128
 """Zeros of unsigned and of signed codes."""
@@ -63,3 +67,13 @@ def is_zero(value: Any) -> bool:
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
     return is_number(value) and value in (UNSIGNED, SIGNED)
+
+
+def is_calibrated(module: nn.Module) -> bool:
+    """Whether a layer has its activation scale, or an attention those of its operands."""
+    return any(getattr(module, name, None) is not None for name in ("activation_scale", "operand_scales"))
+
+
+def was_seen(module: nn.Module) -> bool:
+    """Whether `recoup.calibrate_` decided about a module, also if it left it in float."""
+    return any(name in module.__dict__ for name in MEASURED)

@@ -21,6 +21,7 @@ from recoup.network.batches import call, check_batches, device_of, prepared, spl
 from recoup.network.meters import METERS
 from recoup.network.modes import evaluating
 from recoup.network.replay import Outputs, replaying
+from recoup.network.scales import is_calibrated
 from recoup.repair import repair_
 from recoup.storage.digest import of_batches, of_state, of_text
 from recoup.study.machine import cpu_threads
@@ -34,7 +35,10 @@ ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function, in its repr
 
 
 def _codes(layer: nn.Module) -> Any:
-    """A layer's activation scale, with the zero of its codes where it has one; None where it is not calibrated."""
+    """A layer's activation scale, with the zero of its codes where it has one; an attention's scales; None where it is
+    not calibrated."""
+    if (scales := getattr(layer, "operand_scales", None)) is not None:
+        return tuple(scales)
     scale, zero = getattr(layer, "activation_scale", None), getattr(layer, "activation_zero", None)
     return (scale, zero) if zero else scale
 
@@ -70,7 +74,7 @@ class Bench(Workbench):
         self.batches = laid_out(self.model, kept(self.batches))
         self.calibration = self.batches if same else laid_out(self.model, kept(self.calibration))
         modules = dict(self.model.named_modules())
-        if any(getattr(modules[name], "activation_scale", None) is None for name in self.scaled):
+        if not all(is_calibrated(modules[name]) for name in self.scaled):
             with ALONE, cpu_threads(1):
                 calibrate_(self.model, self.calibration, {**dict.fromkeys(self.scaled, True), "re:.*": None})
         self._weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}

@@ -19,6 +19,7 @@ from recoup.network.applied import applied
 from recoup.network.batches import call
 from recoup.network.emulated import emulated_layers
 from recoup.network.norms import Statistics, has_norms, shift
+from recoup.network.scales import is_calibrated
 from recoup.network.selection import UNMATCHED, Selection
 from recoup.network.systolic import Array
 from recoup.network.wing import Repair
@@ -340,7 +341,7 @@ class Lab:
         calibration = self.recipe.calibration
         if calibration.negative == "error" or calibration.activations != "unsigned":
             return found
-        scaled = {name for name in found if getattr(modules[name], "activation_scale", None) is not None}
+        scaled = {name for name in found if is_calibrated(modules[name])}
         return {name: config for name, config in found.items() if name in scaled or not needs_scales(config)}
 
     def _calibrates(self, config: Config | Policy) -> bool:
