@@ -34,7 +34,8 @@ def attention(
     """softmax(scale q k^T + mask) v with both products on the unit.
 
     The operands of both are brought to the unit's formats, 8-bit ones with a scale a tensor: q (times ``scale``), k, v
-    and the probabilities; on a unit with block scales in blocks along d and along the tokens of v. The scores leave the unit in float32 for the softmax, as fused kernels have it.
+    and the probabilities; on a unit with block scales in blocks along d and along the tokens of v. The
+    scores leave the unit in float32 for the softmax, as fused kernels have it.
 
     Args:
         q: float32 [..., H, T, d]; k, v: [..., G, S, d] with H a multiple of G (grouped queries). Half precision is

@@ -25,9 +25,7 @@ def products(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, config: Ten
     return y.masked_fill(wrong, torch.nan)
 
 
-def _prepared(
-    x: Tensor, scale: Tensor, block: int, exponents: tuple[int, int], width: int
-) -> tuple[Tensor, Tensor]:
+def _prepared(x: Tensor, scale: Tensor, block: int, exponents: tuple[int, int], width: int) -> tuple[Tensor, Tensor]:
     """x [K, N] and its scales as tiles [T, K, width]: values with their scales, and exponents.
 
     ``exponents``: of the smallest normal numbers of x's format and of the scales'.
@@ -70,9 +68,7 @@ def _scale_exponent(config: TensorCore) -> int:
     return SCALES[config.scale_format or "ue8m0"].min_exponent
 
 
-def _run(
-    kernel: object, operands: tuple[Tensor, ...], config: TensorCore, M: int, shape: tuple[int, ...]
-) -> Tensor:
+def _run(kernel: object, operands: tuple[Tensor, ...], config: TensorCore, M: int, shape: tuple[int, ...]) -> Tensor:
     """Rows of tiles over the pool -> [M, N]."""
     (K, N), tiles = shape, -(-shape[1] // TILE)
     y, arrays = torch.empty(tiles, M, TILE), [array(t) for t in operands]

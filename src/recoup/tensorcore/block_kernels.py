@@ -1,7 +1,7 @@
 """The numba kernels of block-scaled products; block_cpu.py calls them.
 
-All of it is exact in float64: a term is a product of eight bits, or a sum of sixteen with its scales, of twenty; times a
-power of two it is cut by a truncation to an integer below 2^49.
+All of it is exact in float64: a term is a product of eight bits, or a sum of sixteen with its scales, of twenty; times
+a power of two it is cut by a truncation to an integer below 2^49.
 
 Legend: M rows, L columns of a tile, T tiles; K terms, S of them that are aligned (K products, or sums of sixteen).
 """
@@ -19,7 +19,11 @@ TILE = 64  # columns
 SUMMED = 16  # as config.SUMMED; numba keeps it as a constant
 FRACTION, BIAS, ZERO_EXPONENT = 52, 1023, -126
 LOW_BITS = (1 << 29) - 1  # what float64 has and float32 has not
-HUGE, TINY, GRID = 2.0**128, 2.0**-126, 2.0**149  # float32's infinity, its smallest normal, and its finest place's inverse
+HUGE, TINY, GRID = (
+    2.0**128,
+    2.0**-126,
+    2.0**149,
+)  # float32's infinity, its smallest normal, and its finest place's inverse
 
 _njit: Any = njit(nogil=True, cache=True)
 _inner: Any = njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
@@ -47,7 +51,7 @@ def prepare_kernel(x, scale, block, smallest, scale_smallest, values, exponents,
                     values[t, k, n], exponents[t, k, n] = 0.0, ZERO_EXPONENT
                     continue
                 v, s = np.float64(x[k, column]), np.float64(scale[k // block, column])
-                s = 1.0 if s != s else s
+                s = 1.0 if np.isnan(s) else s
                 values[t, k, n] = v * s
                 exponents[t, k, n] = _exponent(v, smallest) + _exponent(s, scale_smallest)
 

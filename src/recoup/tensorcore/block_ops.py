@@ -34,8 +34,8 @@ def matmul(a: Tensor, b: Tensor, scale_a: Any, scale_b: Any, config: TensorCore)
 
 
 def multiplied(left: Blocks, right: Blocks, config: TensorCore, layer: str, names: str) -> Tensor:
-    """[..., M, K] x [..., K, N] and their scales, whose batches broadcast -> float32 [..., M, N]; ``names``: what errors
-    call the operands."""
+    """[..., M, K] x [..., K, N] and their scales, whose batches broadcast -> float32 [..., M, N]; ``names``: what
+    errors call the operands."""
     a, scale_a, b, scale_b = *left, *right
     if b.dim() == scale_b.dim() == 2 < a.dim() and scale_a.shape[:-1] == a.shape[:-1]:  # a's batch joins its rows
         a, scale_a = (t.flatten(0, -2) for t in left)
@@ -59,9 +59,7 @@ def exact(left: Blocks, right: Blocks, config: TensorCore) -> Tensor:
     return (a * each_scale(scale_a, config.block, K, -1)) @ (b * each_scale(scale_b, config.block, K, -2))
 
 
-def _product(
-    a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, config: str, layer: str, names: str
-) -> Tensor:
+def _product(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, config: str, layer: str, names: str) -> Tensor:
     """float32 [B, M, K], [B, K, N], [B, M, S], [B, S, N] -> float32 [B, M, N]."""
     unit = TensorCore.from_code(config)
     with named(layer):

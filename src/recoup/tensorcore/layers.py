@@ -13,8 +13,8 @@ Scales, gain and bias are float32, outside the unit. An activation's scale is th
 where activation_scale steps is what `recoup.calibrate_` measured: the mean over its images of the largest magnitude.
 
 On a unit with block scales Q is `recoup.tensorcore.quantize_blocks`: every row of activations and of weights in blocks
-along its reduction, of a convolution along the columns of im2col in the unit's order, and the blocks' scales are part of
-the unit. s_x and s_w are then 1 (MX), or of the whole tensor, weights' too (NVFP4).
+along its reduction, of a convolution along the columns of im2col in the unit's order, and the blocks' scales are part
+of the unit. s_x and s_w are then 1 (MX), or of the whole tensor, weights' too (NVFP4).
 """
 
 from typing import Any, ClassVar
@@ -72,8 +72,8 @@ class TensorCoreLayer(Scaled, Gained):
         self.begin_without_gain()
 
     def _operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Input and weight as the unit multiplies them, before block scales where it has them, and what its output is to
-        be multiplied by, [O] or [1]."""
+        """Input and weight as the unit multiplies them, before block scales where it has them, and what its output is
+        to be multiplied by, [O] or [1]."""
         x = as_float32(x, self.title, EMULATION)
         one_device(self.title, x, self.weight)
         first, second = self.config.pair

@@ -121,8 +121,7 @@ def profile(
 
 
 def _sampled(layer: TensorCoreLayer, x: Tensor, outputs: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Activations and weights [S, K] of sampled outputs, k in the order that the layer adds them; before block scales.
-    """
+    """Activations and weights [S, K] of sampled outputs, k in the order of the layer, before block scales."""
     x, w, _ = layer._operands(x.detach())
     x_SK, w_SK, _ = drawn_sums(layer, x, w, outputs, seed)
     if isinstance(layer, TensorCoreConv1d | TensorCoreConv2d) and layer.config.order == "kkc":
