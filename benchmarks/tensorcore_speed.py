@@ -9,6 +9,7 @@ Giga multiply-adds a second on the wall clock, candidates interleaved, medians a
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -34,8 +35,13 @@ def candidates() -> dict[str, Callable[[], Tensor]]:
     }
     units = {**CARD.presets, "hopper-fp8, promoted": rc.TensorCore.hopper_fp8(promotion=128)}
     for name, unit in units.items():
-        first, second = (rc.quantize(x, form) for x, form in zip((a, b), unit.formats, strict=True))
-        found[name] = lambda x=first, y=second, unit=unit: rc.tensorcore.matmul(x, y, unit)
+        if unit.block is not None:
+            (x, s), (y, t) = (rc.tensorcore.quantize_blocks(v, unit, side) for v, side in ((a, "a"), (b, "b")))
+            scales = {"scale_a": s, "scale_b": t}
+        else:
+            x, y = (rc.quantize(v, form) for v, form in zip((a, b), unit.formats, strict=True))
+            scales = {}
+        found[name] = partial(rc.tensorcore.matmul, x, y, unit, **scales)
     return found
 
 

@@ -54,6 +54,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
         "lightnorm.fused",
         "lightnorm.rows.cpu*",
         "silicon.*kernels",
+        "tensorcore.block_kernels",
     ),
     "triton": ("kernels.operators", "formats.gpu*", "nbsmt.gpu*", "lba.gpu*", "lightnorm.gpu*", "tensorcore.gpu*"),
     "pysat": ("silicon.cycle",),

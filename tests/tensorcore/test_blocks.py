@@ -9,13 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 from torch.library import opcheck
 
 import recoup as rc
 from recoup.errors import RecoupError
 from recoup.grammar import parse_config
-from recoup.tensorcore import TensorCore, block_ops, block_reference, blocks, matmul, quantize_blocks
+from recoup.tensorcore import TensorCore, block_cpu, block_ops, block_reference, blocks, matmul, quantize_blocks
 from recoup.tensorcore.config import SCALES
 from tests.tensorcore import letter
 from tests.tensorcore.strategies import same
@@ -140,8 +139,23 @@ def test_products_equal_the_reference(name, shape, kind, promotion, seed):
     given = drawn(unit, shape, kind, seed)
     expected = block_reference.matmul(*given, unit)
     assert same(blocks.products(*(x[None] for x in given), unit)[0], expected)
+    assert same(block_cpu.products(*(x[None] for x in given), unit)[0], expected)
     a, b, s, t = given
     assert same(matmul(a, b, unit, scale_a=s, scale_b=t), expected)
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_more_columns_than_a_tile_and_threads(name):
+    """The kernels' edges: a last tile that is not full, and rows that threads share."""
+    unit, threads = UNITS[name], torch.get_num_threads()
+    given = drawn(unit, (37, 131, 150), "codes", 7)
+    expected = blocks.products(*(x[None] for x in given), unit)
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            assert same(block_cpu.products(*(x[None] for x in given), unit), expected)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_batches_broadcast_and_rows_may_be_split(monkeypatch):
@@ -151,7 +165,7 @@ def test_batches_broadcast_and_rows_may_be_split(monkeypatch):
     assert same(both[:, 0].reshape(6, 3), whole)
     assert same(both[:, 1].reshape(6, 3), -whole + 0.0)
     monkeypatch.setattr(blocks, "TERM_BYTES", 1)
-    assert same(matmul(a, b, MX, scale_a=s, scale_b=t), whole)
+    assert same(blocks.products(*(x[None] for x in (a, b, s, t)), MX)[0], whole)
     assert matmul(a[:, :0], b[:0], MX, scale_a=s[:, :0], scale_b=t[:0]).eq(0).all()
 
 
@@ -173,7 +187,7 @@ def test_gradients_opcheck_and_flushing():
     assert torch.allclose(a.grad, (grad @ (b.detach() * right[:40]).mT) * left[:, :40])
     assert torch.allclose(b.grad, ((a.detach() * left[:, :40]).mT @ grad) * right[:40])
     leaves = (v.detach()[None].requires_grad_() for v in (a, b))
-    opcheck(block_ops.product, (*leaves, s[None], t[None], NV.code))
+    opcheck(block_ops.product, (*leaves, s[None], t[None], NV.code, "layer", "a b"))
     low = torch.full((1, 1), 2.0**-127)  # a subnormal number of float32
     one, high = torch.ones(1, 1), torch.full((1, 1), 2.0**127)
     assert torch.set_flush_denormal(True)
@@ -231,11 +245,11 @@ def test_what_blocks_are_for():
     assert (matmul(a, b, MX, scale_a=s, scale_b=t) - exact).norm() < 0.1 * exact.norm()
 
 
-def test_configs_round_trip_and_have_no_layers():
-    for unit in UNITS.values():
+def test_configs_round_trip():
+    for unit in (*UNITS.values(), TensorCore.blackwell_nvfp4(scale="calibrated")):
         assert parse_config(repr(unit)) == unit == TensorCore.from_code(unit.code)
-        with pytest.raises(RecoupError, match=r"layer '0'.* has block scales, which only recoup.tensorcore.matmul"):
-            rc.emulate_(nn.Sequential(nn.Linear(4, 4)), unit)
+    for name in ("mxfp8", "mxfp4", "nvfp4"):
+        assert parse_config(f"blackwell-{name}") == UNITS[name]
     assert TensorCore("e2m1") == TensorCore("e2m1fn")
     assert rc.Float.parse("e2m1") == rc.Float.parse("e2m1fn")
 
@@ -249,6 +263,10 @@ def test_configs_round_trip_and_have_no_layers():
         ({"block": 32, "scale_format": "ue8m0", "operands": "bfloat16"}, "operands of 16 bits have no block scales"),
         ({"block": 32, "scale_format": "ue8m0", "operands": "e2m1", "group": 24}, "group must be a multiple of 16"),
         ({"block": 32, "scale_format": "ue8m0"}, "block-scaled units have output='float32'"),
+        (
+            {"block": 32, "scale_format": "ue8m0", "output": "float32", "scale": "calibrated"},
+            "block scales of ue8m0 are the call's own",
+        ),
     ],
 )
 def test_configs_that_are_refused(options, told):

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from recoup.kernels.llvm import Target, assembly, host
 from recoup.tensorcore import TensorCore, cpu, emit, reference
-from recoup.tensorcore.wing import CARD
-from tests.tensorcore.strategies import KINDS, operands, same, units
+from tests.tensorcore.strategies import KINDS, PLAIN, operands, same, units
 
 LEVELS = [t for t in ("skylake-avx512", "haswell", "x86-64") if Target.named(t).features <= host().features]
 
@@ -24,9 +23,9 @@ def test_any_unit_equals_the_reference(unit, shape, kind, data):
     assert same(got, reference.matmul(a, b, unit))
 
 
-@pytest.mark.parametrize("preset", CARD.presets)
+@pytest.mark.parametrize("preset", PLAIN)
 def test_presets_equal_the_reference(preset):
-    unit = CARD.presets[preset]
+    unit = PLAIN[preset]
     for seed, kind in enumerate(KINDS):
         a, b = operands(unit, (3, 2 * unit.group + 1, 5), kind, seed)
         assert same(cpu.products(a, b, unit)[0], reference.matmul(a, b, unit))

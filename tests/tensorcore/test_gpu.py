@@ -16,8 +16,7 @@ import recoup as rc
 from recoup.errors import RecoupError
 from recoup.tensorcore import TensorCore, TensorCoreConv2d, TensorCoreLinear, cpu, matmul, ops, reference
 from recoup.tensorcore.config import LANE_BITS, OPERANDS, OUTPUTS
-from recoup.tensorcore.wing import CARD
-from tests.tensorcore.strategies import KINDS, operands, same
+from tests.tensorcore.strategies import KINDS, PLAIN, operands, same
 
 INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1"
 HOPPER = TensorCore.hopper_fp8()
@@ -47,16 +46,16 @@ class Kernels:
         a, b = operands(unit, shape, kind, seed)
         assert same(self.products(a[None], b[None], unit)[0], reference.matmul(a, b, unit)), (unit, kind, seed)
 
-    @pytest.mark.parametrize("preset", CARD.presets)
+    @pytest.mark.parametrize("preset", PLAIN)
     def test_presets_equal_the_reference(self, preset):
-        unit = CARD.presets[preset]
+        unit = PLAIN[preset]
         for seed, kind in enumerate(KINDS):
             self.check(unit, (3, 2 * unit.group + 1, 5), kind, seed)
 
     @pytest.mark.parametrize("output", OUTPUTS)
     @pytest.mark.parametrize("preset", ["hopper-fp8", "hopper-f16", "ampere-bf16", "ampere-tf32"])
     def test_outputs_and_promotion_equal_the_reference(self, preset, output):
-        unit = CARD.presets[preset]
+        unit = PLAIN[preset]
         for seed, kind in enumerate(KINDS):
             promotion = (unit.group, 2 * unit.group)[seed % 2]
             self.check(unit.replace(output=output, promotion=promotion), (2, 3 * unit.group - 1, 4), kind, seed)

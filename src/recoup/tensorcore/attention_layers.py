@@ -9,9 +9,11 @@ from recoup.errors import RecoupError
 from recoup.models.attention import AttentionProducts
 from recoup.network.attention import AttentionUnit, ProductsUnit, attend
 from recoup.network.checks import float32_products
+from recoup.tensorcore import block_ops
+from recoup.tensorcore.blocks import in_blocks
 from recoup.tensorcore.config import TensorCore
 from recoup.tensorcore.ops import EMULATION, batched, checked_config
-from recoup.tensorcore.quantizers import quantize_operand
+from recoup.tensorcore.quantizers import quantize_operand, scaled_operand
 
 __all__ = ["ATTENTION", "TensorCoreAttention", "TensorCoreAttentionProducts", "attention"]
 
@@ -32,7 +34,8 @@ def attention(
     """softmax(scale q k^T + mask) v with both products on the unit.
 
     The operands of both are brought to the unit's formats, 8-bit ones with a scale a tensor: q (times ``scale``), k, v
-    and the probabilities. The scores leave the unit in float32 for the softmax, as fused kernels have it.
+    and the probabilities; on a unit with block scales in blocks along d and along the tokens of v. The
+    scores leave the unit in float32 for the softmax, as fused kernels have it.
 
     Args:
         q: float32 [..., H, T, d]; k, v: [..., G, S, d] with H a multiple of G (grouped queries). Half precision is
@@ -60,6 +63,8 @@ def attention(
 def _product(
     x: Tensor, y: Tensor, names: str, layer: str, config: TensorCore, module: "TensorCoreAttention | None"
 ) -> Tensor:
+    if config.block is not None:
+        return _blocked(x, y, names, layer, config, module)
     first, second = config.pair
     x, x_scale = quantize_operand(x, first, config.amax_of(first), None)
     y, y_scale = quantize_operand(y, second, config.amax_of(second), None)
@@ -76,6 +81,24 @@ def _product(
             "TensorCore(amax=16)"
         )
     return product
+
+
+def _blocked(
+    x: Tensor, y: Tensor, names: str, layer: str, config: TensorCore, module: "TensorCoreAttention | None"
+) -> Tensor:
+    """The same of operands in blocks along the reduction."""
+    (x, x_scale), (y, y_scale) = (
+        scaled_operand(t, config.amax_of(name)) for t, name in zip((x, y), config.pair, strict=True)
+    )
+    if module is not None and module.watch is not None:
+        module.watch(names, x, y)
+    left, right = in_blocks(x, config, "a", layer), in_blocks(y, config, "b", layer)
+    if module is not None and module.mode != "emulate":
+        with float32_products(x):
+            product = block_ops.exact(left, right, config)
+    else:
+        product = block_ops.multiplied(left, right, config, layer, names)
+    return product * (x_scale.flatten() * y_scale.flatten())
 
 
 class TensorCoreAttention(AttentionUnit):

@@ -8,10 +8,11 @@ from torch import Tensor
 from recoup.errors import RecoupError
 from recoup.kernels.operators import named, on_device, register
 from recoup.network.checks import one_device, strided
-from recoup.tensorcore import block_reference, blocks, reference
+from recoup.tensorcore import block_cpu, block_reference, blocks, reference
+from recoup.tensorcore.blocks import Blocks, each_scale
 from recoup.tensorcore.config import TensorCore
 
-__all__ = ["matmul", "product"]
+__all__ = ["exact", "matmul", "multiplied", "product"]
 
 WHO = "tensorcore.matmul"
 
@@ -29,31 +30,50 @@ def matmul(a: Tensor, b: Tensor, scale_a: Any, scale_b: Any, config: TensorCore)
                 f"{K}; got {got}"
             )
         strided(scale, WHO, name)
+    return multiplied((a, scale_a), (b, scale_b), config, WHO, "a b")
+
+
+def multiplied(left: Blocks, right: Blocks, config: TensorCore, layer: str, names: str) -> Tensor:
+    """[..., M, K] x [..., K, N] and their scales, whose batches broadcast -> float32 [..., M, N]; ``names``: what
+    errors call the operands."""
+    a, scale_a, b, scale_b = *left, *right
+    if b.dim() == scale_b.dim() == 2 < a.dim() and scale_a.shape[:-1] == a.shape[:-1]:  # a's batch joins its rows
+        a, scale_a = (t.flatten(0, -2) for t in left)
+        return multiplied((a, scale_a), right, config, layer, names).view(*left[0].shape[:-1], b.shape[-1])
     every = a, b, scale_a, scale_b
     try:
         batch = torch.broadcast_shapes(*(t.shape[:-2] for t in every))
     except RuntimeError:
         shapes = ", ".join(str(list(t.shape)) for t in every)
-        raise RecoupError(f"{WHO}: the batch dimensions of {shapes} do not broadcast") from None
-    one_device(WHO, *every)
+        raise RecoupError(f"{layer}: the batch dimensions of {shapes} do not broadcast") from None
+    one_device(layer, *every)
     x, y, s, t = (v.expand(*batch, *v.shape[-2:]).reshape(batch.numel(), *v.shape[-2:]) for v in every)
-    return product(x, y, s, t, config.code).view(*batch, M, N)
+    return product(x, y, s, t, config.code, layer, names).view(*batch, a.shape[-2], b.shape[-1])
 
 
-def _product(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, config: str) -> Tensor:
+def exact(left: Blocks, right: Blocks, config: TensorCore) -> Tensor:
+    """The same in float32: of the operands times their scales."""
+    assert config.block is not None
+    (a, scale_a), (b, scale_b) = left, right
+    K = a.shape[-1]
+    return (a * each_scale(scale_a, config.block, K, -1)) @ (b * each_scale(scale_b, config.block, K, -2))
+
+
+def _product(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, config: str, layer: str, names: str) -> Tensor:
     """float32 [B, M, K], [B, K, N], [B, M, S], [B, S, N] -> float32 [B, M, N]."""
     unit = TensorCore.from_code(config)
-    with named(WHO):
-        on_device(a.device, "tensor core emulation", lambda: None, lambda: None)
+    with named(layer):
+        products = on_device(a.device, "tensor core emulation", lambda: block_cpu.products, lambda: blocks.products)
         a, b, scale_a, scale_b = (t.detach() for t in (a, b, scale_a, scale_b))
-        for x, name in ((a, "a"), (b, "b"), (scale_a, "scale_a"), (scale_b, "scale_b")):
+        own = _called(names)
+        for x, name in zip((a, b, scale_a, scale_b), own, strict=True):
             if x.dtype != torch.float32:
                 raise RecoupError(f"{name} must be a dense float32 tensor; got {x.dtype} {list(x.shape)}")
         if 0 in (*a.shape, *b.shape):
             return a.new_zeros(a.shape[0], a.shape[1], b.shape[2])
-        _refuse(a, b, scale_a, scale_b, unit)
+        _refuse(a, b, scale_a, scale_b, unit, own)
         left, right = (torch.where(x.isfinite(), x, 0.0) for x in (a, b))
-        y = blocks.products(left, right, scale_a, scale_b, unit)
+        y = products(left, right, scale_a, scale_b, unit)
         rows, columns = (~a.isfinite()).any(2), (~b.isfinite()).any(1)
         for i, m, n in (rows[:, :, None] | columns[:, None]).nonzero().tolist():  # the unit's own way
             row, column, s, t = (v.tolist() for v in (a[i, m], b[i, :, n], scale_a[i, m], scale_b[i, :, n]))
@@ -61,9 +81,17 @@ def _product(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, config: str
         return y
 
 
-def _refuse(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, unit: TensorCore) -> None:
+def _called(names: str) -> tuple[str, str, str, str]:
+    """What errors call the operands and their scales."""
+    first, second = names.split()
+    return first, second, f"scale_{first}", f"scale_{second}"
+
+
+def _refuse(
+    a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, unit: TensorCore, names: tuple[str, str, str, str]
+) -> None:
     """Values that formats do not have, and what is not finite where that is an error."""
-    for x, name, form, own in zip((a, b), "ab", unit.formats, unit.pair, strict=True):
+    for x, name, form, own in zip((a, b), names[:2], unit.formats, unit.pair, strict=True):
         if (value := reference.foreign(x, form)) is not None:
             raise RecoupError(
                 f"{name} holds {value!r}, which is no value of {own}: see recoup.tensorcore.quantize_blocks"
@@ -71,20 +99,20 @@ def _refuse(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, unit: Tensor
         count = int((~x.isfinite()).sum())
         if count and (unit.nonfinite == "error" or own == "e2m1fn" or (own == "e4m3fn" and bool(x.isinf().any()))):
             raise RecoupError(f"{name} has {count} elements that are NaN or infinite; see TensorCore's nonfinite")
-    for scale, name in ((scale_a, "scale_a"), (scale_b, "scale_b")):
+    for scale, name in zip((scale_a, scale_b), names[2:], strict=True):
         if (value := block_reference.foreign_scale(scale, unit.scale_format or "ue8m0")) is not None:
             raise RecoupError(f"{name} holds {value!r}, which is no value of {unit.scale_format}")
         if unit.nonfinite == "error" and bool(scale.isnan().any()):
             raise RecoupError(f"{name} has {int(scale.isnan().sum())} NaN; see TensorCore's nonfinite")
 
 
-def _product_fake(a, b, scale_a, scale_b, config):
-    one_device(WHO, a, b, scale_a, scale_b)
+def _product_fake(a, b, scale_a, scale_b, config, layer, names):
+    one_device(layer, a, b, scale_a, scale_b)
     return a.new_empty(a.shape[0], a.shape[1], b.shape[2])
 
 
 def _context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    *tensors, ctx.config = inputs
+    *tensors, ctx.config, _, _ = inputs
     ctx.save_for_backward(*tensors)
 
 
@@ -92,11 +120,11 @@ def _gradient(ctx: Any, grad: Tensor) -> tuple:
     """Of the exact product of the scaled operands, in float32; scales are constants."""
     a, b, scale_a, scale_b = ctx.saved_tensors
     block, K = TensorCore.from_code(ctx.config).block, a.shape[2]
-    left = scale_a.repeat_interleave(block, 2)[:, :, :K]
-    right = scale_b.repeat_interleave(block, 1)[:, :K]
+    assert block is not None
+    left, right = each_scale(scale_a, block, K, 2), each_scale(scale_b, block, K, 1)
     grad_a = torch.bmm(grad, (b * right).mT) * left if ctx.needs_input_grad[0] else None
     grad_b = torch.bmm((a * left).mT, grad) * right if ctx.needs_input_grad[1] else None
-    return grad_a, grad_b, None, None, None
+    return grad_a, grad_b, None, None, None, None, None
 
 
 product = register("tensorcore_blocks", _product, _product_fake, backward=_gradient, context=_context, autocast=True)

@@ -1,7 +1,8 @@
 """Products of block-scaled operands, in float64 on any device, bit for bit `block_reference`; and such operands.
 
 A product of FP8 numbers has 8 bits, a sum of sixteen FP4 products with its scales 20, and what is kept of a term less
-than 50: float64 holds all of them, powers of two included. It is correct, not fast: torch's operations, k by k.
+than 50: float64 holds all of them, powers of two included. It is correct, not fast: torch's operations, k by k. On the
+CPU block_cpu.py gives the same bits.
 
 Legend: B matrices of a batch, M rows, N columns, K terms; S = ceil(K / block) scales.
 """
@@ -19,7 +20,10 @@ from recoup.network.checks import strided
 from recoup.tensorcore.config import AMAX, SCALES, SUMMED, TensorCore
 from recoup.tensorcore.reference import ACCUMULATORS, ZERO_EXPONENT
 
-__all__ = ["products", "quantize_blocks"]
+__all__ = ["Blocks", "each_scale", "in_blocks", "products", "quantize_blocks"]
+
+Blocks = tuple[Tensor, Tensor]
+"""Values of an operand's format, and their scales."""
 
 FRACTION_BITS, BIAS = 52, 1023  # float64's
 TERM_BYTES = 1 << 26  # of a group's terms for some rows
@@ -122,13 +126,18 @@ def _next(c: Tensor, terms: list[tuple[Tensor, Tensor, Tensor]], config: TensorC
     return torch.where(c.isinf(), c, found)
 
 
+def each_scale(scale: Tensor, block: int, K: int, dim: int) -> Tensor:
+    """Scales of blocks as scales of all k, which lie along ``dim``."""
+    return scale.repeat_interleave(block, dim).narrow(dim, 0, K)
+
+
 @exactly
-def _quantized_blocks(along: Tensor, config: TensorCore, side: str) -> tuple[Tensor, Tensor]:
-    """Of rows along k."""
+def _quantized_blocks(along: Tensor, config: TensorCore, side: str) -> Blocks:
+    """Of rows along k. What is not finite has no say in a scale and stays what it is."""
     assert config.block is not None
     K, form = along.shape[-1], config.formats["ab".index(side)]
     blocks = -(-K // config.block)
-    padded = torch.nn.functional.pad(along.detach().abs(), [0, blocks * config.block - K])
+    padded = torch.nn.functional.pad(along.detach().abs().nan_to_num(0.0, 0.0), [0, blocks * config.block - K])
     top = padded.unflatten(-1, (blocks, config.block)).amax(-1) if K else padded
     if config.scale_format == "ue8m0":
         bits = (top.clamp_min(2.0**-126).view(torch.int32) >> 23) - 127  # floor of log2
@@ -138,8 +147,19 @@ def _quantized_blocks(along: Tensor, config: TensorCore, side: str) -> tuple[Ten
         scale = quantize(top / top.new_full((), AMAX[config.pair["ab".index(side)]]), own).clamp_min(
             own.smallest_subnormal
         )
-    every = scale.repeat_interleave(config.block, -1)[..., :K]
-    return quantize((along / every).clamp(-3e38, 3e38), form), scale
+    y = quantize((along / each_scale(scale, config.block, K, -1)).clamp(-3e38, 3e38), form)
+    return torch.where(along.isfinite(), y, along), scale
+
+
+def in_blocks(x: Tensor, config: TensorCore, side: str, owner: str) -> Blocks:
+    """See `quantize_blocks`; what is not finite is left for the unit to refuse or to propagate."""
+    if flushes() and x.requires_grad and torch.is_grad_enabled():
+        raise RecoupError(
+            f"{owner}: scales may be subnormal, and under torch.set_flush_denormal(True) they are computed in "
+            "threads without gradients: switch it off to train"
+        )
+    y, scale = _quantized_blocks(x if side == "a" else x.mT, config, side)
+    return (y, scale) if side == "a" else (y.mT, scale.mT)
 
 
 def quantize_blocks(x: Tensor, config: TensorCore, side: str = "a") -> tuple[Tensor, Tensor]:
@@ -162,7 +182,8 @@ def quantize_blocks(x: Tensor, config: TensorCore, side: str = "a") -> tuple[Ten
     Raises:
         RecoupError: a config without block scales, another side, no float32 matrix, NaN or infinities.
 
-    Source: OCP Microscaling Formats 1.0, section 6.3; NVFP4 has one more scale a tensor, which is the caller's.
+    Source: OCP Microscaling Formats 1.0, section 6.3; NVFP4 has one more scale a tensor, which is the caller's: layers
+    divide an operand by max|x| / 2,688 first.
     """
     if not isinstance(config, TensorCore) or config.block is None:
         raise RecoupError(f"quantize_blocks: {config!r} has no block scales: TensorCore.blackwell_mxfp8() has")
@@ -170,11 +191,4 @@ def quantize_blocks(x: Tensor, config: TensorCore, side: str = "a") -> tuple[Ten
     strided(x, "quantize_blocks", "x")
     if x.dtype != torch.float32 or x.dim() < 2 or not bool(x.isfinite().all()):
         raise RecoupError(f"quantize_blocks: x must be a finite float32 matrix; got {x.dtype} {list(x.shape)}")
-    along = x if side == "a" else x.mT
-    if flushes() and x.requires_grad and torch.is_grad_enabled():
-        raise RecoupError(
-            "quantize_blocks: scales may be subnormal, and under torch.set_flush_denormal(True) they are computed in "
-            "threads without gradients: switch it off to train"
-        )
-    y, scale = _quantized_blocks(along, config, side)
-    return (y, scale) if side == "a" else (y.mT, scale.mT)
+    return in_blocks(x, config, side, "quantize_blocks")

@@ -62,8 +62,11 @@ class TensorCore(Config):
         nonfinite: a NaN or infinity in an operand is an ``error``, or goes the way it goes in the unit
             (``propagate``).
         amax: what layers scale the largest magnitude of an operand, or gradient, to; None: the largest value of an 8 or
-            4-bit format, and no scale for the others.
-        block: consecutive k that share a scale in each operand, 16 or 32 (`recoup.tensorcore.matmul`). None: none do.
+            4-bit format, and no scale for the others. With ``ue4m3`` scales the operand's own scale brings it to 2,688,
+            the largest e2m1 value times the largest block scale; with ``ue8m0`` it has none.
+        block: consecutive k that share a scale in each operand, 16 or 32; the last block is as short as K leaves it.
+            Layers take the blocks along the reduction, in its ``order`` (`recoup.tensorcore.quantize_blocks`). None:
+            none do.
         scale_format: of those scales: ``ue8m0``, powers of two, or ``ue4m3``, for 4-bit operands in blocks of 16.
         scale: where an activation's largest magnitude comes from. ``call``: the tensor's own, at every call;
             ``calibrated``: the mean over the calibration images of the image's largest, which `recoup.calibrate_`
@@ -127,6 +130,7 @@ class TensorCore(Config):
                 )
             self._set("amax", float(self.amax))
         choice("TensorCore", "scale", self.scale, get_args(Scale))
+        self._check_blocks()
         if self.scale == "calibrated" and self.amax_of(self.pair[0]) is None:
             raise RecoupError(
                 f"TensorCore(operands={self.operands!r}, scale='calibrated'): activations in {self.pair[0]} have no "
@@ -134,7 +138,6 @@ class TensorCore(Config):
             )
         choice("TensorCore", "order", self.order, get_args(Order))
         choice("TensorCore", "backward", self.backward, ("float32", "unit"))
-        self._check_blocks()
 
     def _check_blocks(self) -> None:
         if self.block is None and self.scale_format is None:
@@ -149,10 +152,11 @@ class TensorCore(Config):
             raise RecoupError(f"{said}: operands of 16 bits have no block scales; got {self.operands!r}")
         if fours and self.group % SUMMED:
             raise RecoupError(f"{said}: group must be a multiple of {SUMMED} with 4-bit operands; got {self.group}")
-        plain = (self.output, self.amax, self.scale, self.backward) == ("float32", None, "call", "float32")
-        if not plain:
+        if (self.output, self.amax, self.backward) != ("float32", None, "float32"):
+            raise RecoupError(f"{said}: block-scaled units have output='float32', amax=None and backward='float32'")
+        if self.scale == "calibrated" and self.scale_format == "ue8m0":
             raise RecoupError(
-                f"{said}: block-scaled units have output='float32', amax=None, scale='call' and backward='float32'"
+                f"{said}: block scales of ue8m0 are the call's own, and there is no other to calibrate: leave scale out"
             )
 
     @classmethod
@@ -191,6 +195,8 @@ class TensorCore(Config):
 
     def amax_of(self, name: str) -> float | None:
         """What layers scale the largest magnitude of an operand in a format to; None: they do not scale it."""
+        if self.block is not None:
+            return AMAX[name] * AMAX["e4m3fn"] if self.scale_format == "ue4m3" else None
         return AMAX.get(name) if self.amax is None else self.amax
 
     @classmethod

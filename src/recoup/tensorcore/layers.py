@@ -11,6 +11,10 @@ Scales, gain and bias are float32, outside the unit. An activation's scale is th
     s_x = max|x| / amax    or    s_x = fl32(activation_scale steps / amax),  steps = 255 for unsigned codes, else 127
 
 where activation_scale steps is what `recoup.calibrate_` measured: the mean over its images of the largest magnitude.
+
+On a unit with block scales Q is `recoup.tensorcore.quantize_blocks`: every row of activations and of weights in blocks
+along its reduction, of a convolution along the columns of im2col in the unit's order, and the blocks' scales are part
+of the unit. s_x and s_w are then 1 (MX), or of the whole tensor, weights' too (NVFP4).
 """
 
 from typing import Any, ClassVar
@@ -25,9 +29,11 @@ from recoup.gains import Gained
 from recoup.network.checks import as_float32, float32_products, one_device, strided
 from recoup.network.convolution import Geometry, Padded, as_2d
 from recoup.network.scales import Scaled
+from recoup.tensorcore import block_ops
+from recoup.tensorcore.blocks import Blocks, in_blocks
 from recoup.tensorcore.config import TensorCore
 from recoup.tensorcore.ops import EMULATION, checked_config, product
-from recoup.tensorcore.quantizers import quantize_operand
+from recoup.tensorcore.quantizers import quantize_operand, scaled_operand
 
 FLOAT16_ENDS = 65504.0
 COLUMNS_BYTES = 1 << 27  # of im2col, where no gradient asks for the whole
@@ -66,10 +72,15 @@ class TensorCoreLayer(Scaled, Gained):
         self.begin_without_gain()
 
     def _operands(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Input and weight as the unit multiplies them, and what its output is to be multiplied by, [O]."""
+        """Input and weight as the unit multiplies them, before block scales where it has them, and what its output is
+        to be multiplied by, [O] or [1]."""
         x = as_float32(x, self.title, EMULATION)
         one_device(self.title, x, self.weight)
         first, second = self.config.pair
+        if self.config.block is not None:
+            x, x_scale = scaled_operand(x, self.config.amax_of(first), self._calibrated())
+            w, w_scale = scaled_operand(self.matrix, self.config.amax_of(second))
+            return x, w, x_scale.flatten() * w_scale.flatten()
         every = tuple(range(1, self.weight.dim()))
         x, x_scale = quantize_operand(x, first, self.config.amax_of(first), None, scale=self._calibrated())
         w, w_scale = quantize_operand(self.matrix, second, self.config.amax_of(second), every)
@@ -99,6 +110,13 @@ class TensorCoreLayer(Scaled, Gained):
         """Whether products run on the unit, and not in float32."""
         return self.mode == "emulate"
 
+    def _in_blocks(self, left: Blocks, right: Blocks, unit: TensorCore, names: str) -> Tensor:
+        """A product of operands with block scales, in the present mode."""
+        if self.emulates:
+            return block_ops.multiplied(left, right, unit, self.title, names)
+        with float32_products(left[0]):
+            return block_ops.exact(left, right, unit)
+
     def _finished(self, y: Tensor, scale: Tensor, shape: tuple[int, ...]) -> Tensor:
         if self.sums is not None and self.emulates and not self.sums.in_float and self.config.overflows:
             self.sums.add(y, -FLOAT16_ENDS, FLOAT16_ENDS)
@@ -126,6 +144,11 @@ class TensorCoreRows(TensorCoreLayer):
         if input.shape[-1:] != (inputs,):
             raise RecoupError(f"{self.title}: the input {list(input.shape)} must have {inputs} features")
         x, w, scale = self._operands(input)
+        if self.config.block is not None:
+            left = in_blocks(x.reshape(-1, inputs), self.config, "a", self.title)
+            right = in_blocks(w.t(), self.config, "b", self.title)
+            y = self._in_blocks(left, right, self.config, "input weight")
+            return self._finished(y.view(*input.shape[:-1], outputs), scale, (-1,))
         if not self.emulates:
             with float32_products(x):
                 return self._finished(F.linear(x, w), scale, (-1,))
@@ -165,33 +188,43 @@ class _Convolution(TensorCoreLayer, Padded):
                 f"{self.title}: the input {list(input.shape)} must have {w_OCHW.shape[1] * geometry.groups} channels"
             )
         geometry.check(x_NCHW, self.title)
-        if self.emulates:
-            y = self._emulated(x_NCHW, w_OCHW, geometry)
+        if self.emulates or self.config.block is not None:
+            y = self._by_columns(x_NCHW, w_OCHW, geometry)
         else:
             with float32_products(x):
                 y = F.conv2d(x_NCHW, w_OCHW, None, *geometry.arguments)
         return self.from_2d(self._finished(y, scale, (1, -1, 1, 1)), input)
 
-    def _emulated(self, x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
+    def _by_columns(self, x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
         """In blocks of images where nothing is differentiated, so that im2col stays small."""
         if x.shape[0] == 0:
             return F.conv2d(x, w, None, *geometry.arguments)  # of no images: nothing to add
+        rows = w.reshape(geometry.groups, w.shape[0] // geometry.groups, -1)
+        rows = self._kkc(rows.mT, w, 1).mT if self.config.order == "kkc" else rows
+        left = rows if self.config.block is None else in_blocks(rows, self._weights_first, "a", self.title)
         if torch.is_grad_enabled() and (x.requires_grad or w.requires_grad):
-            return self._block(x, w, geometry)
+            return self._columns(x, w, left, geometry)
         h_w = geometry.size(x)
         bytes_an_image = 4 * geometry.groups * w[0].numel() * h_w[0] * h_w[1]
         images = max(1, COLUMNS_BYTES // max(1, bytes_an_image))
-        blocks = [self._block(block, w, geometry) for block in x.split(images)]
-        return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+        parts = [self._columns(part, w, left, geometry) for part in x.split(images)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _block(self, x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
-        N, G, (h, width) = x.shape[0], geometry.groups, geometry.size(x)
-        columns, rows = geometry.columns(x), w.reshape(G, w.shape[0] // G, -1)
-        if self.config.order == "kkc":
-            columns, rows = (self._kkc(columns, w, 1), self._kkc(rows.mT, w, 1).mT)
-        first, second = self.config.pair  # of activations and weights, which here come first
-        code = self.config.code if first == second else self.config.replace(operands=(second, first), scale="call").code
-        y = product(rows, columns, code, self.title, "weight input")
+    @property
+    def _weights_first(self) -> TensorCore:
+        """The unit with its pair, of activations and weights, as a convolution's product has them."""
+        first, second = self.config.pair
+        return self.config if first == second else self.config.replace(operands=(second, first), scale="call")
+
+    def _columns(self, x: Tensor, w: Tensor, left: Tensor | Blocks, geometry: Geometry) -> Tensor:
+        """The product of the weights' rows [G, O / G, K], ``left``, with the columns of some images."""
+        N, (h, width), unit = x.shape[0], geometry.size(x), self._weights_first
+        columns = geometry.columns(x)
+        columns = self._kkc(columns, w, 1) if self.config.order == "kkc" else columns
+        if isinstance(left, Tensor):
+            y = product(left, columns, unit.code, self.title, "weight input")
+        else:
+            y = self._in_blocks(left, in_blocks(columns, unit, "b", self.title), unit, "weight input")
         return y.reshape(w.shape[0], N, h, width).transpose(0, 1).contiguous()
 
     @staticmethod

@@ -20,7 +20,8 @@ from recoup.network.modes import evaluating
 from recoup.network.operands import drawn_products, drawn_sums, observing_operands
 from recoup.network.reached import watching
 from recoup.tensorcore.attention_layers import TensorCoreAttention
-from recoup.tensorcore.config import TensorCore
+from recoup.tensorcore.blocks import each_scale, in_blocks
+from recoup.tensorcore.config import SCALES, SUMMED, TensorCore
 from recoup.tensorcore.layers import TensorCoreConv1d, TensorCoreConv2d, TensorCoreLayer
 from recoup.tensorcore.reference import ACCUMULATORS, ZERO_EXPONENT
 from recoup.tensorcore.repair import tensorcore_modules
@@ -39,8 +40,9 @@ class LayerProfile:
         terms: K, products a sum has.
         group, fraction: of its config.
         outputs: how many were sampled, of those whose operands are finite.
-        cut: products that were not zero and lost bits to the alignment, of all that were not.
-        lost: products that were not zero and of which nothing was left, of all that were not.
+        cut: products that were not zero and lost bits to the alignment, of all that were not; with 4-bit operands and
+            block scales it is the sums of sixteen that are aligned and counted.
+        lost: products (or such sums) that were not zero and of which nothing was left, of all that were not.
         overflowed: outputs that ended infinite, of all.
         slope: least-squares factor from the exact output to the unit's; truncation makes it less than 1. Of the outputs
             that are finite, as what follows; None where none is.
@@ -119,7 +121,7 @@ def profile(
 
 
 def _sampled(layer: TensorCoreLayer, x: Tensor, outputs: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Activations and weights [S, K] of sampled outputs, k in the order that the layer adds them."""
+    """Activations and weights [S, K] of sampled outputs, k in the order of the layer, before block scales."""
     x, w, _ = layer._operands(x.detach())
     x_SK, w_SK, _ = drawn_sums(layer, x, w, outputs, seed)
     if isinstance(layer, TensorCoreConv1d | TensorCoreConv2d) and layer.config.order == "kkc":
@@ -137,12 +139,15 @@ class Tally:
     lost: int
 
 
-def summed(x_SK: np.ndarray, w_SK: np.ndarray, config: TensorCore) -> Tally:
+def summed(
+    x_SK: np.ndarray, w_SK: np.ndarray, config: TensorCore, scales: tuple[np.ndarray, np.ndarray] | None = None
+) -> Tally:
     """S sums of K products step by step, in float64, which holds every product, term and group's sum.
 
     Args:
         x_SK, w_SK: float64, finite values of the operand formats.
         config: the unit.
+        scales: [S, K], the scale of every k, of a unit with block scales.
     """
     S, K = x_SK.shape
     whole, total = np.zeros(S, np.float32), np.zeros(S)
@@ -150,7 +155,12 @@ def summed(x_SK: np.ndarray, w_SK: np.ndarray, config: TensorCore) -> Tally:
     for k in range(0, K, config.group):
         if config.promotion is not None and k and k % config.promotion == 0:
             whole, total = _promoted(whole, total), np.zeros(S)
-        total, exact, terms = advanced(total, x_SK[:, k : k + config.group], w_SK[:, k : k + config.group], config)
+        own = slice(k, k + config.group)
+        group = x_SK[:, own], w_SK[:, own]
+        if scales is None:
+            total, exact, terms = advanced(total, *group, config)
+        else:
+            total, exact, terms = _advanced_blocks(total, *group, scales[0][:, own], scales[1][:, own], config)
         nonzero += int((exact != 0).sum())
         cut += int((terms != exact).sum())
         lost += int(((terms == 0) & (exact != 0)).sum())
@@ -170,12 +180,33 @@ def advanced(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One step of S sums: the accumulators after it; the products in units of the last bit kept, exact and cut."""
     first, second = config.formats
+    exponents_SG = _exponents(a_SG, first.min_exponent) + _exponents(b_SG, second.min_exponent)
+    return _step(c_S, a_SG * b_SG, exponents_SG, config)
+
+
+def _advanced_blocks(
+    c_S: np.ndarray, a_SG: np.ndarray, b_SG: np.ndarray, s_SG: np.ndarray, t_SG: np.ndarray, config: TensorCore
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same with a scale for every k of either operand; 4-bit products by sixteens."""
+    smallest = SCALES[config.scale_format or "ue8m0"].min_exponent
+    products_SG, powers_SG = a_SG * b_SG * (s_SG * t_SG), _exponents(s_SG, smallest) + _exponents(t_SG, smallest)
+    if config.sums_sixteen:
+        starts = np.arange(0, a_SG.shape[1], SUMMED)
+        return _step(c_S, np.add.reduceat(products_SG, starts, 1), powers_SG[:, starts], config)
+    first, second = config.formats
+    own_SG = _exponents(a_SG, first.min_exponent) + _exponents(b_SG, second.min_exponent)
+    return _step(c_S, products_SG, own_SG + powers_SG, config)
+
+
+def _step(
+    c_S: np.ndarray, terms_ST: np.ndarray, exponents_ST: np.ndarray, config: TensorCore
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The accumulators and some terms with their exponents, aligned, cut and added."""
     _, smallest, _ = ACCUMULATORS["float32" if config.output == "e8m13" else config.output]
-    top = (_exponents(a_SG, first.min_exponent) + _exponents(b_SG, second.min_exponent)).max(1)
     infinite = np.isinf(c_S)
     held = np.where(infinite, 0.0, c_S)
-    unit = np.maximum(top, _exponents(held, smallest)) - config.fraction
-    exact = np.ldexp(a_SG * b_SG, -unit[:, None])
+    unit = np.maximum(exponents_ST.max(1), _exponents(held, smallest)) - config.fraction
+    exact = np.ldexp(terms_ST, -unit[:, None])
     terms = np.trunc(exact)
     sums = np.trunc(np.ldexp(held, -unit)) + terms.sum(1)
     return np.where(infinite, c_S, _output(sums, unit, config.output)), exact, terms
@@ -195,12 +226,24 @@ def _output(total: np.ndarray, exponent: np.ndarray, name: str) -> np.ndarray:
     return np.where(np.abs(value) >= 2.0**infinite, np.copysign(np.inf, value), value)
 
 
+def _in_numpy(
+    x_SK: Tensor, w_SK: Tensor, config: TensorCore, name: str
+) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
+    """Sums' operands whose numbers are finite, in float64, and where the unit has block scales those of every k."""
+    finite = x_SK.isfinite().all(1) & w_SK.isfinite().all(1)
+    x_SK, w_SK, scales = x_SK[finite], w_SK[finite], None
+    if config.block is not None:
+        x_SK, x_scale = in_blocks(x_SK, config, "a", name)
+        w_SK, w_scale = (t.mT for t in in_blocks(w_SK.mT, config, "b", name))
+        every = [each_scale(s, config.block, x_SK.shape[1], 1).double().cpu().numpy() for s in (x_scale, w_scale)]
+        scales = every[0], every[1]
+    return x_SK.double().cpu().numpy(), w_SK.double().cpu().numpy(), scales
+
+
 def _row(name: str, module: Any, x_SK: Tensor, w_SK: Tensor) -> LayerProfile:
     config: TensorCore = module.config
-    x, w = (t.double().cpu().numpy() for t in (x_SK, w_SK))
-    finite = np.isfinite(x).all(1) & np.isfinite(w).all(1)
-    x, w = x[finite], w[finite]
-    tally, truth = summed(x, w, config), (x * w).sum(1)
+    x, w, scales = _in_numpy(x_SK, w_SK, config, name)
+    tally, truth = summed(x, w, config, scales), (x * w if scales is None else x * w * (scales[0] * scales[1])).sum(1)
     good = np.isfinite(tally.sums)
     y, z = tally.sums[good], truth[good]
     slope, residual, error = _fitted(y, z) if good.any() else (None, None, None)

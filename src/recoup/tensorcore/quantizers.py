@@ -11,7 +11,7 @@ from recoup.formats import Float, quantize
 from recoup.network.checks import strided
 from recoup.tensorcore.config import AMAX, TensorCore
 
-__all__ = ["for_gradient", "quantize_operand"]
+__all__ = ["for_gradient", "quantize_operand", "scaled_operand"]
 
 GRADIENT = "e5m2"  # gradients of 8-bit units: range before precision
 
@@ -52,26 +52,35 @@ def quantize_operand(
     if dims is not None and not (isinstance(dims, tuple) and all(d in range(-x.dim(), x.dim()) for d in dims)):
         raise RecoupError(f"quantize_operand(dims={dims!r}): dims must be a tuple of dimensions of {list(x.shape)}")
     if scale is not None:
-        return _scaled(x, form, scale)
-    if amax is None:
-        every_scale = x.new_ones([1] * x.dim())
-    else:
-        magnitude = x.detach().abs().nan_to_num(0.0, 0.0)
-        every = tuple(range(x.dim())) if dims is None else dims
-        top = magnitude.amax(every, keepdim=True) if x.numel() else x.new_zeros([1] * x.dim())
-        # By a plain number CUDA would multiply with the reciprocal: the divisor is a tensor.
-        every_scale = torch.where(top > 0, top / top.new_full((), amax), 1.0).clamp_min(torch.finfo(torch.float32).tiny)
-        x = x / every_scale
+        x, divisor = _by_known(x, scale)
+        return torch.where(x.isfinite(), quantize(x, form), x), divisor
+    x, every_scale = _by_own(x, amax, dims)
     return torch.where(x.isfinite(), quantize(x, form), x), every_scale
 
 
-def _scaled(x: Tensor, form: Float, scale: float) -> tuple[Tensor, Tensor]:
+def _by_own(x: Tensor, amax: float | None, dims: tuple[int, ...] | None) -> tuple[Tensor, Tensor]:
+    """x / s and s, of x's own magnitudes."""
+    if amax is None:
+        return x, x.new_ones([1] * x.dim())
+    magnitude = x.detach().abs().nan_to_num(0.0, 0.0)
+    every = tuple(range(x.dim())) if dims is None else dims
+    top = magnitude.amax(every, keepdim=True) if x.numel() else x.new_zeros([1] * x.dim())
+    # By a plain number CUDA would multiply with the reciprocal: the divisor is a tensor.
+    scale = torch.where(top > 0, top / top.new_full((), amax), 1.0).clamp_min(torch.finfo(torch.float32).tiny)
+    return x / scale, scale
+
+
+def _by_known(x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """By a scale that is known; what the division leaves beyond float32 saturates too."""
     if not (is_number(scale) and 0 < scale < math.inf):
         raise RecoupError(f"quantize_operand(scale={scale!r}): scale must be a number above 0, or None")
     top, divisor = torch.finfo(torch.float32).max, x.new_full([1] * x.dim(), scale)
-    y = quantize((x / divisor).clamp(-top, top), form)
-    return torch.where(x.isfinite(), y, x), divisor
+    return torch.where(x.isfinite(), (x / divisor).clamp(-top, top), x), divisor
+
+
+def scaled_operand(x: Tensor, amax: float | None, scale: float | None = None) -> tuple[Tensor, Tensor]:
+    """An operand before its block scales: x / s and s as in `quantize_operand`, one for the tensor."""
+    return _by_own(x, amax, None) if scale is None else _by_known(x, scale)
 
 
 def for_gradient(grad: Tensor, unit: TensorCore) -> tuple[Tensor, Tensor, str]:

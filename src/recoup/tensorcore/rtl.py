@@ -8,7 +8,7 @@ largest exponent; M fraction bits of an operand; f of the accumulator.
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ def build(config: TensorCore) -> Module:
             ``promotion / group`` steps; ``nonfinite="propagate"``; block scales.
     """
     if config.block is not None:
-        raise RecoupError(f"silicon: {config!r}: block scales are not built into the adder")
+        _refuse_blocks(config)
     for name in config.pair:
         if name not in BUILT:
             raise RecoupError(
@@ -65,6 +65,18 @@ def build(config: TensorCore) -> Module:
             "and infinities; use promotion=None and nonfinite='error'"
         )
     return Adder(config).module()
+
+
+def _refuse_blocks(config: TensorCore) -> NoReturn:
+    """Say why there is no adder with block scales, and which there is for as many products."""
+    if config.sums_sixteen:
+        why = "sums of sixteen products are scaled before they are aligned, which the adder does not do"
+    else:
+        why = "the scales' exponents make sums subnormal and infinite, which the adder does not build"
+    raise RecoupError(
+        f"silicon: {config!r}: block scales are not built into the adder: {why}; without them it is "
+        f"{config.replace(block=None, scale_format=None, fraction=min(config.fraction, 25))!r}"
+    )
 
 
 def typical(config: TensorCore, lanes: int, steps: int, generator: np.random.Generator) -> Inputs:

@@ -30,11 +30,15 @@ PRESETS = {
     "blackwell-bf16": "blackwell_bf16",
     "blackwell-tf32": "blackwell_tf32",
     "blackwell-fp8": "blackwell_fp8",
+    "blackwell-mxfp8": "blackwell_mxfp8",
+    "blackwell-mxfp4": "blackwell_mxfp4",
+    "blackwell-nvfp4": "blackwell_nvfp4",
 }
-
 
 WIDTHS = {"e4m3fn": 8, "e5m2": 8, "e2m1fn": 4, "float16": 16, "bfloat16": 16, "tf32": 32}
 """Bits of an operand in memory: TF32 lies there as float32."""
+SCALE_BITS = 8
+"""Of a block's scale, in either format."""
 ACCUMULATOR_BITS = {"e8m13": 22, "float32": 32, "float16": 16}
 
 
@@ -61,9 +65,10 @@ def calibrated(config: TensorCore) -> bool:
 
 def cost(site: Site, config: TensorCore, array: Array) -> Spent:
     """One multiplication a cycle and element, as in float: the adder behind it takes what its multipliers give. Numbers
-    in as wide as the operands, of an attention the wider, as either product has both; outputs as the accumulator leaves
-    the unit: float16, else float32."""
-    first, second = (WIDTHS[name] for name in config.pair)
+    in as wide as the operands, of an attention the wider, as either product has both, and with block scales a byte more
+    for every block of them; outputs as the accumulator leaves the unit: float16, else float32."""
+    scales = SCALE_BITS / config.block if config.block else 0
+    first, second = (WIDTHS[name] + scales for name in config.pair)
     inputs = first if site.weights else max(first, second)
     out = 16 if config.output == "float16" and config.promotion is None else FLOAT_BITS
     traffic = (site.inputs * inputs + site.weights * second + site.outputs * out) / 8
