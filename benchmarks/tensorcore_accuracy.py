@@ -13,6 +13,7 @@ on 1,000 training images, augmented as in training. Kept in benchmarks/results/t
 
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -134,9 +135,11 @@ def main() -> None:
         for kind in KINDS:
             for name, unit in UNITS.items():
                 log.measure(("error", kind, name), lambda kind=kind, unit=unit: error(kind, unit))
-        ways = {"float32": (None, False)} | {name: (unit, True) for name, unit in EXACT.items()}
+        ways: dict[str, tuple[Any, ...]] = {"float32": (None, False)} | {
+            name: (unit, True) for name, unit in EXACT.items()
+        }
         ways |= {name: (unit, False) for name, unit in (UNITS | OVERFLOWING).items()}
-        repaired = {name: (unit, False, how) for name, (unit, how) in REPAIRED.items()}
+        repaired: dict[str, tuple[Any, ...]] = {name: (unit, False, how) for name, (unit, how) in REPAIRED.items()}
         for name, way in ways.items():
             log.measure(("chargpt", name), lambda way=way: nats(*way))
         for network in NETWORKS:

@@ -139,7 +139,7 @@ class _Measured:
     def codes(self, activations: Activations, negative: Negative) -> dict[str, tuple[float, int]]:
         """Scale and zero of every layer that is calibrated."""
         selected = _heard(self.selected, self.candidates, activations, negative)
-        words = {name: _words(activations, self.candidates[name]) for name in selected}
+        words: dict[str, Activations] = {name: _words(activations, self.candidates[name]) for name in selected}
         return {name: seen.codes(name, words[name]) for name, seen in selected.items()}
 
     def write(self, codes: Mapping[str, tuple[float, int]], scales: Mapping[str, tuple[float, ...]]) -> None:

@@ -1,6 +1,7 @@
 """Attention on the shared multiplier: both products against the integers of `port`, calibration, networks whole."""
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,11 +101,13 @@ def test_gradients_pass_straight_through_where_no_code_is_clipped():
     q, k, v = (heads(2, 5, 8, seed=i).requires_grad_() for i in range(3))
     fine = AttentionScales(0.02, 0.03, 1 / 255, 0.03)
     attention(q, k, v, NBSMT(2), fine).square().sum().backward()
-    given = [t.grad.clone() for t in (q, k, v)]
+    given = [t.grad for t in (q, k, v)]
     for t in (q, k, v):
         t.grad = None
     torch.nn.functional.scaled_dot_product_attention(q, k, v).square().sum().backward()
     for t, grad in zip((q, k, v), given, strict=True):
+        assert grad is not None
+        assert t.grad is not None
         assert float((grad - t.grad).norm() / t.grad.norm()) < 0.25
     x, w = torch.tensor([[[3.0, 0.5]]], requires_grad=True), torch.tensor([[[1.0], [9.0]]], requires_grad=True)
     batched(x, w, (0.01, 0.05), NBSMT(1), 128, "test", "q k").sum().backward()
@@ -159,9 +162,11 @@ def test_calibration_measures_what_the_products_multiply_and_leaves_the_scales_o
     rc.calibrate_(model, [x])
     assert model.blocks[1].attention.operand_scales == again
     broken = gpt()[0]
-    broken.blocks[0].qkv.weight.data.zero_()
-    broken.blocks[0].qkv.bias.data[:16] = 0
-    broken.blocks[0].qkv.bias.data[16:] = 1
+    qkv = broken.get_submodule("blocks.0.qkv")
+    assert isinstance(qkv, torch.nn.Linear)
+    qkv.weight.data.zero_()
+    qkv.bias.data[:16] = 0
+    qkv.bias.data[16:] = 1
     with pytest.raises(rc.RecoupError, match=r"q of attention 'blocks.0.attention' was only zeros"):
         rc.calibrate_(broken, [x])
 
@@ -210,7 +215,7 @@ def test_counts_are_those_of_every_slot():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.products = layer[0]
+            self.products: Any = layer[0]
 
         def forward(self, x):
             return self.products(x, x.flip(1), 2 * x)
@@ -233,7 +238,11 @@ def test_heads_run_all_threads_on_the_array():
     model, x = gpt()
     site = next(s for s in survey(model, x, "test").sites if s.kind == "AttentionProducts")
     card = rc.wings.wing_of(NBSMT(2), "test")
+    assert card is not None
+    assert card.cost is not None
     one, two = (card.cost(site, NBSMT(t), Array(4, 4)) for t in (1, 2))
+    assert one.steps is not None
+    assert two.steps is not None
     assert one.steps == 2 * two.steps == 4 * 2 * (12 * 12 * 8 + 12 * 8 * 12)
     assert two.cycles < one.cycles
 

@@ -91,11 +91,12 @@ def test_whatever_was_changed_the_bits_are_those_without(changes, most):
         names = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
         name = names[1 + number % (len(names) - 1)]
         layer = dict(model.named_modules())[name]
+        assert isinstance(layer, nn.Conv2d)
         with torch.no_grad():
             if change == "weight":
                 layer.weight.mul_(1.25)
             elif change == "data":
-                layer.weight.data[0].neg_()
+                layer.weight.data[:1].neg_()
             elif change == "bias" and layer.bias is not None:
                 layer.bias.add_(0.125)
             elif change == "dilation":
@@ -150,9 +151,9 @@ def test_lasting_outputs_stay_and_leave_a_quarter():
 
 def test_gradients_hooks_and_derived_classes_are_as_without():
     class Doubled(nn.Conv2d):
-        def forward(self, x):
+        def forward(self, input):  # noqa: A002
             self.runs = getattr(self, "runs", 0) + 1
-            return 2 * super().forward(x)
+            return 2 * super().forward(input)
 
     torch.manual_seed(0)
     model = nn.Sequential(Doubled(3, 4, 1), nn.Conv2d(4, 4, 1)).eval()

@@ -58,6 +58,7 @@ def test_linear_by_hand_with_a_short_last_block(name):
     torch.manual_seed(0)
     layer, x = tensorcore.TensorCoreLinear(75, 6, config=unit), torch.randn(2, 3, 75)
     with torch.no_grad():
+        assert layer.bias is not None
         expected = by_hand(x.view(6, 75), layer.weight, unit) + layer.bias
         assert torch.equal(layer(x).view(6, 6), expected)
         layer.mode = "baseline"

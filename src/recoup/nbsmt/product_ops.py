@@ -111,13 +111,13 @@ def _accumulated(a_BMJ: Tensor, operand: WeightOperand, unit: NBSMT, layer: str)
     limit = 2**24 if register is None else min(2**24, register.largest_value + 1)
     if bound >= limit:  # a row's own sum says more: probabilities add up to 1
         bound = min(bound, 128 * int(a_BMJ.abs().sum(2, dtype=torch.float64).amax()))
-    narrow = register is not None and bound > register.largest_value
-    if narrow and register.overflow == "saturate":
+    narrow = register if register is not None and bound > register.largest_value else None
+    if narrow is not None and narrow.overflow == "saturate":
         return _saturated(a_BMJ, b_BNJ, operand, unit, layer)
     # CUDA's float32 products may be of fewer bits.
     exact = torch.float32 if bound < 2**24 and a_BMJ.is_cpu else torch.float64
     sums = a_BMJ.to(exact) @ b_BNJ.to(exact).transpose(1, 2)
-    return (reference.register(sums.long(), register) if narrow else sums).to(torch.float32)
+    return (sums if narrow is None else reference.register(sums.long(), narrow)).to(torch.float32)
 
 
 def _saturated(a_BMJ: Tensor, b_BNJ: Tensor, operand: WeightOperand, unit: NBSMT, layer: str) -> Tensor:

@@ -215,7 +215,8 @@ def _multiplied(b: ir.IRBuilder, target: llvm.Target, both: Any, w: Any) -> Any:
         return llvm.shuffle(b, parts[0], range(LANES), parts[1])
     wide = ir.VectorType(I32, LANES)
     ends = [[b.sext(llvm.shuffle(b, v, range(i, 2 * LANES, 2)), wide) for v in (both, w)] for i in range(2)]
-    return b.add(*(b.mul(value, weight) for value, weight in ends))
+    even, odd = (b.mul(value, weight) for value, weight in ends)
+    return b.add(even, odd)
 
 
 def _madd(b: ir.IRBuilder, name: str, both: Any, w: Any) -> Any:

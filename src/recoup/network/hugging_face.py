@@ -143,7 +143,8 @@ def _overheard(
     """The interface's function for a module within `overheard`: tell, then the function that it asked for."""
     from transformers import AttentionInterface
 
-    implementation, tell = module.overheard_by  # type: ignore[misc]
+    told_by: Any = module.overheard_by
+    implementation, tell = told_by
     if all(options.get(name) is None for name in CHANGING):  # what is not emulated needs no scales
         in_words_of_the_interface(module, query, key, value, mask, tell, type(module).__name__, **options)
     function = AttentionInterface._global_mapping.get(implementation)

@@ -53,14 +53,14 @@ class Keeper(Protocol):
         """Where, for a sentence."""
         ...
 
-    def key(self, record: Any) -> str:
+    def key(self, record: Any, /) -> str:
         """One for all that is the same measurement."""
         ...
 
-    def get(self, record: Any) -> Value | None:
+    def get(self, record: Any, /) -> Value | None:
         """A finished measurement, or None."""
         ...
 
-    def put(self, record: Any, value: Value, cpu: str) -> None:
+    def put(self, record: Any, /, value: Value, cpu: str) -> None:
         """Keep a measurement that a processor of capability ``cpu`` made; it is safe when this returns."""
         ...

@@ -19,14 +19,12 @@ TILE = 64  # columns
 SUMMED = 16  # as config.SUMMED; numba keeps it as a constant
 FRACTION, BIAS, ZERO_EXPONENT = 52, 1023, -126
 LOW_BITS = (1 << 29) - 1  # what float64 has and float32 has not
-HUGE, TINY, GRID = (
-    2.0**128,
-    2.0**-126,
-    2.0**149,
-)  # float32's infinity, its smallest normal, and its finest place's inverse
+# float32's infinity, its smallest normal, and its finest place's inverse
+HUGE, TINY, GRID = 2.0**128, 2.0**-126, 2.0**149
 
 _njit: Any = njit(nogil=True, cache=True)
-_inner: Any = njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+_BARE: dict[str, Any] = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_inner: Any = njit(**_BARE)
 
 
 @_inner
