@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 from llvmlite import ir
 from torch import Tensor
 
@@ -24,6 +25,9 @@ from recoup.pipeline.optimizers import SGDM
 from recoup.pipeline.update import Update
 
 CHUNK = 1 << 15  # elements of an entry of the table: what threads share out
+# Trained elements from which results pass the caches by: what the next step reads of them it would not find there, and
+# a line that is stored to without having been read is fetched first, a third of an update's traffic.
+STREAMED = 1 << 17
 # A table's entry: addresses of its first element in slot 0 of the ring, in both of two buffers of whatever is kept
 # twice (0: is not), of the live weights (0: they are in place) and of the gradient (0: none), the row and its stage.
 ENTRY = ("ring", "row", "depth", "w0", "w1", "v0", "v1", "back0", "back1", "live", "count", "stage")
@@ -43,6 +47,7 @@ class Form:
     annealed: bool
     prediction: str  # none, velocity or weight
     back: bool
+    streamed: bool
 
 
 class Native:
@@ -158,8 +163,7 @@ def _places(form: Form, b: ir.IRBuilder, entry: dict[str, Any], version: Any) ->
     found["row+"] = rows[1]
     if form.back:
         found["back+"] = pair("back0", "back1")[1]
-    here = b.inttoptr(entry["live"], P)
-    found["live"] = b.select(b.icmp_unsigned("==", entry["live"], I64(0)), found["w+"], here)
+    found["live"], found["copied"] = b.inttoptr(entry["live"], P), b.icmp_unsigned("!=", entry["live"], I64(0))
     return found
 
 
@@ -188,17 +192,25 @@ class _Step:
         change = b.fadd(b.fmul(v, c["a"]), b.fmul(g, c["b"])) if form.compensated else v
         change = b.fdiv(change, c["late"]) if form.annealed else change
         following = self._fma(change, c["rate"], w)
-        code.store(v, places["v+"], index, inside)
-        code.store(following, places["w+"], index, inside)
-        code.store(following, places["live"], index, inside)
+        self._put(v, places["v+"], index, inside)
+        self._put(following, places["w+"], index, inside)
+        with b.if_then(places["copied"]):
+            code.store(following, places["live"], index, inside)
         if form.prediction == "velocity":
-            code.store(self._ahead(v, "ahead", following), places["row+"], index, inside)
+            self._put(self._ahead(v, "ahead", following), places["row+"], index, inside)
         elif form.prediction == "weight":
             ahead = b.fadd(b.fmul(b.fsub(following, w), c["ahead"]), following)
-            code.store(ahead, places["row+"], index, inside)
+            self._put(ahead, places["row+"], index, inside)
         if form.back:
-            code.store(self._ahead(v, "back", following), places["back+"], index, inside)
+            self._put(self._ahead(v, "back", following), places["back+"], index, inside)
         return bad
+
+    def _put(self, value: Any, address: Any, index: Any, inside: Any) -> None:
+        """Store a result. Whoever waits for a thread sees what it streamed: waiting takes locked instructions."""
+        if self.form.streamed and inside is None:
+            self.code.stream(value, address, index)
+        else:
+            self.code.store(value, address, index, inside)
 
     def _ahead(self, v: Any, horizon: str, w: Any) -> Any:
         """w - eta T v."""
@@ -216,12 +228,12 @@ def _exponent(double: bool) -> int:
     return 0x7FF << 52 if double else 0xFF << 23
 
 
-def form_of(rule: SGDM, update: Update, double: bool, update_size: int, clipped: bool) -> Form:
+def form_of(rule: SGDM, update: Update, layout: Layout, update_size: int, clipped: bool) -> Form:
     """What an update has to do."""
     how = update.mitigation
     kind = {"velocity": "velocity", "spectrain": "velocity", "weight": "weight"}.get(how.prediction, "none")
     return Form(
-        double,
+        layout.dtype == torch.float64,
         update_size > 1,
         how.shrink != 1 or clipped,
         rule.weight_decay != 0,
@@ -229,4 +241,5 @@ def form_of(rule: SGDM, update: Update, double: bool, update_size: int, clipped:
         how.annealing != 0,
         kind if update.predicts else "none",
         update.turns,
+        sum(layout.sizes) >= STREAMED,
     )

@@ -148,7 +148,7 @@ class Rings:
         update, rule = self.update, self.update.rule
         if not isinstance(rule, SGDM):
             return None
-        form = form_of(rule, update, self.layout.dtype == torch.float64, self.update_size, self.clip is not None)
+        form = form_of(rule, update, self.layout, self.update_size, self.clip is not None)
         velocity = [slots["velocity"] for slots in self._slots]
         made = Native(self.layout, form, self._rows, self._newest, velocity, self._back)
         spikes = rule.spikes(update.late) or [(1.0, 0.0)] * len(update.delays)
