@@ -63,7 +63,12 @@ class Listener:
         end = time.monotonic() + timeout
         while len(found) < count:
             self._socket.settimeout(max(0.001, end - time.monotonic()))
-            line, _ = self._socket.accept()
+            try:
+                line, _ = self._socket.accept()
+            except OSError:
+                for line in found:
+                    line.close()
+                raise
             _, user, _ = struct.unpack("3i", line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             if user == os.getuid():
                 found.append(_patient(line, timeout))
@@ -79,7 +84,11 @@ class Listener:
 def connect(name: str, timeout: float) -> socket.socket:
     """A connection to a `Listener`."""
     line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    line.connect(f"\0{name}")
+    try:
+        line.connect(f"\0{name}")
+    except OSError:
+        line.close()
+        raise
     return _patient(line, timeout)
 
 

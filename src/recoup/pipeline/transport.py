@@ -125,7 +125,8 @@ class DistributedTransport:
 
     def _connected(self, listener: shared.Listener, near: dict[int, str]) -> "Lines":
         """One for activations and one for gradients with each; who comes first makes them, in this order."""
-        patience, found = self._timeout.total_seconds(), {}
+        patience = self._timeout.total_seconds()
+        found: Lines = {}
         peer = self.rank + 1
         try:
             if peer in near:
@@ -134,6 +135,8 @@ class DistributedTransport:
             if peer in near:
                 found["in", -1], found["out", -1] = listener.accept(2, patience)
         except OSError as error:
+            for line in found.values():
+                line.close()
             raise self.blamed(peer, "connect to", error) from None
         return found
 
