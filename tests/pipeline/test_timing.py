@@ -42,6 +42,8 @@ def test_a_slow_stage_is_found():
     assert found[1].backward >= 0.029
     assert found[1].forward >= 0.009
     assert found[1].total > max(found[0].total, found[2].total)
+    late = stage_times(model, [["0"], ["2"], ["3"]], torch.ones(1, 4), torch.tensor([1]), delays=[4, 2, 0], rounds=1)
+    assert late[1].backward >= 0.029
     assert balance([*found, found[0]], 2) in ([1, 3], [2, 2])  # beside the slow one as few as can be
 
 
@@ -77,5 +79,7 @@ def test_what_is_refused():
         stage_times(model, None, x, y, rounds=0)
     with pytest.raises(RecoupError, match="x must be a tensor"):
         stage_times(model, None, [x], y)
+    with pytest.raises(RecoupError, match="delays"):
+        stage_times(nn.Sequential(model), [["0"]], x, y, delays=[2, 0])
     with pytest.raises(RecoupError, match="stage 0 names 'nothing'"):
         stage_times(model, [["nothing"]], x, y)

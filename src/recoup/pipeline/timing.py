@@ -28,6 +28,7 @@ def stage_times(
     *,
     loss: Callable[[Any, Any], Tensor] = nn.functional.cross_entropy,
     mitigation: Mitigation | str = "none",
+    delays: Sequence[int] | None = None,
     rounds: int = 9,
 ) -> list[Times]:
     """Medians over some rounds of each stage's forward and backward of one sample, one stage after another.
@@ -42,6 +43,8 @@ def stage_times(
         stages: lists of module names; None: as `Chain` finds them.
         x, y: a sample with its batch dimension.
         loss, mitigation: see `Simulator`.
+        delays: of the step whose update is timed, with the memory that its rings take; None: none, which takes a little
+            less time than a step that predicts and finds older weights out of the caches.
         rounds: from 1.
 
     Returns:
@@ -56,9 +59,9 @@ def stage_times(
         raise RecoupError(f"pipeline.stage_times(x={type(x).__name__}): x must be a tensor, with its batch dimension")
     model = copy.deepcopy(model)
     chain = Chain(model, stages)  # type: ignore[arg-type]
-    walk, at_once = _Walk(chain, loss), [0] * len(chain.stages)  # without delays there are no rings to hold
+    walk, late = _Walk(chain, loss), [0] * len(chain.stages) if delays is None else delays
     with torch.random.fork_rng(), as_it_was(model):
-        simulator = Simulator(model, chain.stages, at_once, 0.0, 0.9, 0.0, mitigation, loss)
+        simulator = Simulator(model, chain.stages, late, 0.0, 0.9, 0.0, mitigation, loss)
         rows = [
             (*walk.times(x, y), *walk.whole(x, y), _timed(lambda: simulator.step(x, y))) for _ in range(rounds + 2)
         ][2:]  # the first ones allocate and compile
