@@ -166,7 +166,8 @@ def main() -> None:
     results: dict[str, dict] = {}
     for name in [given.only] if given.only else NETS:
         model, stages = network(name)
-        times = pipeline.stage_times(model, stages, *samples(1)[0], mitigation="lwpv+sc")
+        late = pipeline.delays(len(stages))
+        times = pipeline.stage_times(model, stages, *samples(1)[0], mitigation="lwpv+sc", delays=late, rounds=25)
         for ranks in (1, 2, 4):
             cut = pipeline.balance(times, ranks)
             with tempfile.TemporaryDirectory() as folder:

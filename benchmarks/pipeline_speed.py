@@ -1,10 +1,10 @@
 """Claim: simulating the pipeline costs hardly more than plain SGD, and many runs at once cost a fraction of one by one.
 
-Seconds a sample on the wall clock, candidates interleaved, medians, one thread, batch one. The peer is torch's SGD with
-momentum and weight decay in its three forms: the loop, foreach, and fused, which is the bound. Batched runs: R networks
-of one shape, each with its own seed, data order and stale weights, in one batched network.
+Seconds a sample on the wall clock, candidates interleaved, medians, batch one, on one thread or more. The peer is
+torch's SGD with momentum and weight decay in its three forms: the loop, foreach, and fused, which is the bound. Batched
+runs: R networks of one shape, each with its own seed, data order and stale weights, in one batched network.
 
-    python benchmarks/pipeline_speed.py [--rounds 15] [--only NET]
+    python benchmarks/pipeline_speed.py [--rounds 15] [--only NET] [--threads 1]
 """
 
 import argparse
@@ -148,8 +148,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", help="a network by the beginning of its name; nothing is saved")
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(arguments.threads)
     single = against_sgd(arguments.rounds, arguments.only)
     slow = {
         f"{name}, {method}": results[method] / results["SGD fused"]
@@ -164,9 +165,9 @@ def main() -> None:
     factor = {name: each / together["one"] for name, each in together.items()}
     print("batched:", {name: round(f, 2) for name, f in factor.items()})
     save(
-        "pipeline_speed",
+        f"pipeline_speed_{arguments.threads}t",
         {
-            "threads": 1,
+            "threads": arguments.threads,
             "milliseconds a sample": single,
             "milliseconds a step, batched": together,
             "bounds": {**BOUNDS, "batched": BATCHED_BOUND, "batched goal": BATCHED_GOAL},

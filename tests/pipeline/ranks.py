@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from recoup.errors import RecoupError
-from recoup.pipeline import delays
+from recoup.pipeline import delays, shared
 from recoup.pipeline.runtime import Plan, initialize, run
 
 STAGES = [["0"], ["1.0"], ["1.1"], ["2"], ["3"]]
@@ -49,6 +49,8 @@ def work(folder: str, mitigations: str, fault: str) -> None:
     """One rank: train with every mitigation and leave its results in the folder; or have the fault on the way."""
     torch.set_num_threads(1)
     initialize(timeout=60)
+    if fault == "machines":  # two ranks share one, so that neighbours have memory in common or have not
+        shared.machine = lambda: f"machine {dist.get_rank() // 2}"
     rank, attempt = dist.get_rank(), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
     def faulty(k):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from recoup.errors import RecoupError
-from recoup.pipeline import Mitigation, Simulator, delays, layout
+from recoup.pipeline import Mitigation, Simulator, delays, layout, native
 from recoup.pipeline.mitigation import NAMES
 from recoup.pipeline.native import CHUNK
 from recoup.pipeline.plan import Plan
@@ -56,7 +56,9 @@ def test_weights_in_place_equal_the_tick_pipeline_bit_for_bit(how):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("how", HOWS.values(), ids=HOWS)
-def test_machine_code_equals_the_definition_bit_for_bit(how, size, dtype, monkeypatch):
+@pytest.mark.parametrize("streamed", [False, True])
+def test_machine_code_equals_the_definition_bit_for_bit(how, size, dtype, streamed, monkeypatch):
+    monkeypatch.setattr(native, "STREAMED", 1 if streamed else 1 << 60)
     net, samples = convolutional(dtype), images(14, dtype)
     plain = copy.deepcopy(net)
     options = {"update_size": size, "clip": 0.5 if size == 3 else None}
@@ -74,7 +76,10 @@ def test_machine_code_equals_the_definition_bit_for_bit(how, size, dtype, monkey
     assert other.step(*samples[0]) == defined.step(*samples[0])
 
 
-def test_rows_of_several_chunks_and_threads(monkeypatch):
+@pytest.mark.parametrize("streamed", [False, True])
+def test_rows_of_several_chunks_and_threads(streamed, monkeypatch):
+    monkeypatch.setattr(native, "STREAMED", 1 if streamed else 1 << 60)
+
     def build():
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(300, 2 * CHUNK // 300 + 7), nn.Tanh(), nn.Linear(2 * CHUNK // 300 + 7, 3))

@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import torch
 from llvmlite import ir
 from torch import Tensor
 
@@ -24,10 +25,14 @@ from recoup.pipeline.optimizers import SGDM
 from recoup.pipeline.update import Update
 
 CHUNK = 1 << 15  # elements of an entry of the table: what threads share out
+# Trained elements from which results pass the caches by: what the next step reads of them it would not find there, and
+# a line that is stored to without having been read is fetched first, a third of an update's traffic.
+STREAMED = 1 << 17
 # A table's entry: addresses of its first element in slot 0 of the ring, in both of two buffers of whatever is kept
-# twice (0: is not), of the live weights (0: they are in place) and of the gradient (0: none), the row and its stage.
-ENTRY = ("ring", "row", "depth", "w0", "w1", "v0", "v1", "back0", "back1", "live", "count", "stage")
+# twice (0: is not) and of the live weights (0: they are in place); bytes of a row, elements, the stage and its delay.
+ENTRY = ("ring", "row", "depth", "w0", "w1", "v0", "v1", "back0", "back1", "live", "count", "stage", "delay")
 COEFFICIENTS = ("size", "shrink", "decay", "momentum", "a", "b", "late", "rate", "ahead", "back", "next")
+SHOW = Signature.of(table=P, entries=I64, version=I64)
 UPDATE = Signature.of(table=P, gradients=P, coefficients=P, flags=P, version=I64, first=I64, last=I64)
 
 
@@ -43,6 +48,7 @@ class Form:
     annealed: bool
     prediction: str  # none, velocity or weight
     back: bool
+    streamed: bool
 
 
 class Native:
@@ -51,17 +57,22 @@ class Native:
     Args:
         layout: of the parameters, float32 or float64 on the CPU.
         form: what there is to do.
+        delays: of every stage.
         rings: every stage's rows.
         newest: both buffers of the newest weights, where the rows hold predictions; else none.
         velocity: both buffers.
         back: both buffers of the backward pass's weights, or none.
-        live: every parameter's copy, or None where it lies in place.
+
+    Attributes:
+        show: version -> leave the weights of a forward pass begun at it where parameters are copies.
+        show_returning: updates -> leave there those of a backward pass after so many.
     """
 
     def __init__(
         self,
         layout: Layout,
         form: Form,
+        delays: Sequence[int],
         rings: Sequence[Tensor],
         newest: Sequence[Sequence[Tensor]],
         velocity: Sequence[Sequence[Tensor]],
@@ -81,7 +92,7 @@ class Native:
             entry[:3] = ring.data_ptr() + offset, ring.shape[1] * size, ring.shape[0]
             for column, pair in ((3, newest), (5, velocity), (7, back)):
                 entry[column : column + 2] = [buffer[s].data_ptr() + offset for buffer in pair] or [0, 0]
-            entry[10:] = count, s
+            entry[10:] = count, s, delays[s]
         self._table = table
         self._owner = np.array([index for index, *_ in pieces], np.int64)
         self._offsets = np.array([at * size for _, _, at, _ in pieces], np.int64)
@@ -94,6 +105,11 @@ class Native:
             gradients=address(self._gradients),
             coefficients=address(self._coefficients),
             flags=address(self._flags),
+        )
+
+        self.show, self.show_returning = (
+            show_kernel(form, returning).prepare(table=address(table), entries=len(pieces))
+            for returning in (False, True)
         )
 
     def copied(self, index: int, address: int) -> None:
@@ -121,8 +137,7 @@ def update_kernel(form: Form) -> Kernel:
     b = function.b
     code = Vector(b, 8 if form.double else 16, form.double)
     with loop(b, function["first"], function["last"]) as entries:
-        table = b.gep(function["table"], [b.mul(entries.index, I64(len(ENTRY)))], source_etype=I64)
-        entry = {name: code.get(table, I64(i), I64) for i, name in enumerate(ENTRY)}
+        entry = _entry(code, function["table"], entries.index)
         gradient = b.inttoptr(code.get(function["gradients"], entries.index, I64), P)
         coefficients = b.gep(
             function["coefficients"], [b.mul(entry["stage"], I64(len(COEFFICIENTS)))], source_etype=code.scalar
@@ -140,14 +155,48 @@ def update_kernel(form: Form) -> Kernel:
     return Kernel(module, "update", UPDATE)
 
 
+@cache
+def show_kernel(form: Form, returning: bool) -> Kernel:
+    """The machine code that copies a version's weights to where parameters are copies."""
+    module = ir.Module("pipeline_show")
+    function = SHOW.define(module, "show")
+    b, version = function.b, function["version"]
+    code = Vector(b, 8 if form.double else 16, form.double)
+    with loop(b, I64(0), function["entries"]) as entries:
+        entry = _entry(code, function["table"], entries.index)
+        live = b.inttoptr(entry["live"], P)
+        if returning:
+            source = _places(form, b, entry, version)["back" if form.back else "w"]
+        else:
+            late = b.sub(version, entry["delay"])
+            source = _row(b, entry, b.select(b.icmp_signed(">", late, I64(0)), late, I64(0)))
+        with b.if_then(b.icmp_unsigned("!=", entry["live"], I64(0))):
+            code.along(entry["count"], lambda i, inside: _copied(code, source, live, i, inside))
+    b.ret_void()
+    return Kernel(module, "show", SHOW, varying=("version",))
+
+
+def _copied(code: Vector, source: Any, live: Any, index: Any, inside: Any) -> list[Any]:
+    code.store(code.load(source, index, inside), live, index, inside)
+    return []
+
+
+def _entry(code: Vector, table: Any, index: Any) -> dict[str, Any]:
+    """An entry of the table."""
+    start = code.b.gep(table, [code.b.mul(index, I64(len(ENTRY)))], source_etype=I64)
+    return {name: code.get(start, I64(i), I64) for i, name in enumerate(ENTRY)}
+
+
+def _row(b: ir.IRBuilder, entry: dict[str, Any], number: Any) -> Any:
+    """Where a version lies in the ring."""
+    return b.inttoptr(b.add(entry["ring"], b.mul(b.urem(number, entry["depth"]), entry["row"])), P)
+
+
 def _places(form: Form, b: ir.IRBuilder, entry: dict[str, Any], version: Any) -> dict[str, Any]:
     """The addresses of a version's numbers, and of the next one's (`+`)."""
     following = b.add(version, I64(1))
     odd = b.trunc(version, I1)
-    rows = [
-        b.inttoptr(b.add(entry["ring"], b.mul(b.urem(number, entry["depth"]), entry["row"])), P)
-        for number in (version, following)
-    ]
+    rows = [_row(b, entry, number) for number in (version, following)]
 
     def pair(one: str, other: str) -> list[Any]:
         first, second = (b.inttoptr(entry[name], P) for name in (one, other))
@@ -157,9 +206,8 @@ def _places(form: Form, b: ir.IRBuilder, entry: dict[str, Any], version: Any) ->
     found |= dict(zip(("w", "w+"), rows if form.prediction == "none" else pair("w0", "w1"), strict=True))
     found["row+"] = rows[1]
     if form.back:
-        found["back+"] = pair("back0", "back1")[1]
-    here = b.inttoptr(entry["live"], P)
-    found["live"] = b.select(b.icmp_unsigned("==", entry["live"], I64(0)), found["w+"], here)
+        found |= dict(zip(("back", "back+"), pair("back0", "back1"), strict=True))
+    found["live"], found["copied"] = b.inttoptr(entry["live"], P), b.icmp_unsigned("!=", entry["live"], I64(0))
     return found
 
 
@@ -188,17 +236,25 @@ class _Step:
         change = b.fadd(b.fmul(v, c["a"]), b.fmul(g, c["b"])) if form.compensated else v
         change = b.fdiv(change, c["late"]) if form.annealed else change
         following = self._fma(change, c["rate"], w)
-        code.store(v, places["v+"], index, inside)
-        code.store(following, places["w+"], index, inside)
-        code.store(following, places["live"], index, inside)
+        self._put(v, places["v+"], index, inside)
+        self._put(following, places["w+"], index, inside)
+        with b.if_then(places["copied"]):
+            code.store(following, places["live"], index, inside)
         if form.prediction == "velocity":
-            code.store(self._ahead(v, "ahead", following), places["row+"], index, inside)
+            self._put(self._ahead(v, "ahead", following), places["row+"], index, inside)
         elif form.prediction == "weight":
             ahead = b.fadd(b.fmul(b.fsub(following, w), c["ahead"]), following)
-            code.store(ahead, places["row+"], index, inside)
+            self._put(ahead, places["row+"], index, inside)
         if form.back:
-            code.store(self._ahead(v, "back", following), places["back+"], index, inside)
+            self._put(self._ahead(v, "back", following), places["back+"], index, inside)
         return bad
+
+    def _put(self, value: Any, address: Any, index: Any, inside: Any) -> None:
+        """Store a result. Whoever waits for a thread sees what it streamed: waiting takes locked instructions."""
+        if self.form.streamed and inside is None:
+            self.code.stream(value, address, index)
+        else:
+            self.code.store(value, address, index, inside)
 
     def _ahead(self, v: Any, horizon: str, w: Any) -> Any:
         """w - eta T v."""
@@ -216,12 +272,12 @@ def _exponent(double: bool) -> int:
     return 0x7FF << 52 if double else 0xFF << 23
 
 
-def form_of(rule: SGDM, update: Update, double: bool, update_size: int, clipped: bool) -> Form:
+def form_of(rule: SGDM, update: Update, layout: Layout, update_size: int, clipped: bool) -> Form:
     """What an update has to do."""
     how = update.mitigation
     kind = {"velocity": "velocity", "spectrain": "velocity", "weight": "weight"}.get(how.prediction, "none")
     return Form(
-        double,
+        layout.dtype == torch.float64,
         update_size > 1,
         how.shrink != 1 or clipped,
         rule.weight_decay != 0,
@@ -229,4 +285,5 @@ def form_of(rule: SGDM, update: Update, double: bool, update_size: int, clipped:
         how.annealing != 0,
         kind if update.predicts else "none",
         update.turns,
+        sum(layout.sizes) >= STREAMED,
     )

@@ -148,9 +148,9 @@ class Rings:
         update, rule = self.update, self.update.rule
         if not isinstance(rule, SGDM):
             return None
-        form = form_of(rule, update, self.layout.dtype == torch.float64, self.update_size, self.clip is not None)
+        form = form_of(rule, update, self.layout, self.update_size, self.clip is not None)
         velocity = [slots["velocity"] for slots in self._slots]
-        made = Native(self.layout, form, self._rows, self._newest, velocity, self._back)
+        made = Native(self.layout, form, update.delays, self._rows, self._newest, velocity, self._back)
         spikes = rule.spikes(update.late) or [(1.0, 0.0)] * len(update.delays)
         for name, values in (("size", self.update_size), ("decay", rule.weight_decay), ("momentum", rule.momentum)):
             made.set(name, values)
@@ -193,7 +193,11 @@ class Rings:
         if self._along and not self.fixed and self._foreseen != rate:
             self._predict(k, rate)
         self.fixed = True
-        self._put([self._of(s.rows, s.stage, version) for s, _ in self._copies])
+        if self._native is None:
+            self._put([self._of(s.rows, s.stage, version) for s, _ in self._copies])
+        else:
+            self._native.show(version)
+        self._live_newest = False
         for index in self._in_place:
             source = self._sources[index]
             self.layout.put(index, self._of(source.rows, source.stage, version))
@@ -206,7 +210,11 @@ class Rings:
             return
         if self.update.turns and self._turned != rate:
             self._turn(k, rate)
-        self._put([self._returning(source, k) for source, _ in self._copies])
+        if self._native is None:
+            self._put([self._returning(source, k) for source, _ in self._copies])
+        else:
+            self._native.show_returning(k)
+        self._live_newest = False
         for index in self._in_place:
             self.layout.put(index, self._now(index))
         if self._watched:
@@ -226,7 +234,6 @@ class Rings:
         each._foreach_copy_([live for _, live in self._copies], self._staging or [])
 
     def _put(self, values: list[Tensor]) -> None:
-        self._live_newest = False
         if values:
             each._foreach_copy_([live for _, live in self._copies], values)
 

@@ -166,27 +166,27 @@ def run(
     rank, ranks, N = dist.get_rank(), dist.get_world_size(), _some(samples)
     plan.check(ranks)
     device = torch.device(device)
-    transport = DistributedTransport(timedelta(seconds=timeout), device)
-    worker = plan.worker(rank, ranks, transport, samples, device)
-    keeper = None if folder is None else Keeper(Path(folder), worker, plan.identity(samples), transport.barrier)
-    try:
-        if keeper is not None:
-            keeper.resume()
-            keeper.watch(every, N)
-        transport.barrier("begin")  # a rank that starts late is not a rank that is stuck
-        before, clock = worker.core.steps, _Clock([worker])
-        transport.expect(*worker.expected(N))
-        for t in range(ticks(N - worker.begun, ranks)):
-            worker.tick(t, N)
-            clock.ticked()
-        transport.settle()
-    finally:
-        worker.finish()
-        if keeper is not None:
-            keeper.close()
-    measured = clock.read()
-    _share(plan, worker, ranks, transport)
-    transport.close()
+    with DistributedTransport(timedelta(seconds=timeout), device) as transport:
+        worker = plan.worker(rank, ranks, transport, samples, device)
+        keeper = None if folder is None else Keeper(Path(folder), worker, plan.identity(samples), transport.barrier)
+        try:
+            if keeper is not None:
+                keeper.resume()
+                keeper.watch(every, N)
+            transport.barrier("begin")  # a rank that starts late is not a rank that is stuck
+            before, clock = worker.core.steps, _Clock([worker])
+            transport.expect(*worker.expected(N))
+            for t in range(ticks(N - worker.begun, ranks)):
+                worker.tick(t, N)
+                clock.ticked()
+            transport.settle()
+        finally:
+            worker.finish()
+            if keeper is not None:
+                keeper.close()
+        measured = clock.read()
+        _share(plan, worker, ranks, transport)
+        transport.close()
     left = N - worker.begun
     return Metrics(worker.losses, worker.core.steps - before, *measured, left / ticks(left, ranks))
 

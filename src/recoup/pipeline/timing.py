@@ -28,18 +28,23 @@ def stage_times(
     *,
     loss: Callable[[Any, Any], Tensor] = nn.functional.cross_entropy,
     mitigation: Mitigation | str = "none",
+    delays: Sequence[int] | None = None,
     rounds: int = 9,
 ) -> list[Times]:
     """Medians over some rounds of each stage's forward and backward of one sample, one stage after another.
 
-    What a step of a `Simulator` takes beyond all of them is the update, a share for every trained parameter. The loss
-    belongs to the last stage. The threads are those that torch has now; give processes as many.
+    Taken apart stages take longer than within one pass: what a pass of the whole takes less is taken off, an equal part
+    for every operation of a forward, and for every stage's backward. What a step of a `Simulator` takes beyond a whole
+    pass is the update, a share for every trained parameter. The loss belongs to the last stage. The threads are those
+    that torch has now; give processes as many.
 
     Args:
         model: any that `Chain` can follow; its weights, buffers and the random state stay as they are.
         stages: lists of module names; None: as `Chain` finds them.
         x, y: a sample with its batch dimension.
         loss, mitigation: see `Simulator`.
+        delays: of the step whose update is timed, with the memory that its rings take; None: none, which takes a little
+            less time than a step that predicts and finds older weights out of the caches.
         rounds: from 1.
 
     Returns:
@@ -54,17 +59,27 @@ def stage_times(
         raise RecoupError(f"pipeline.stage_times(x={type(x).__name__}): x must be a tensor, with its batch dimension")
     model = copy.deepcopy(model)
     chain = Chain(model, stages)  # type: ignore[arg-type]
-    walk, at_once = _Walk(chain, loss), [0] * len(chain.stages)  # without delays there are no rings to hold
+    walk, late = _Walk(chain, loss), [0] * len(chain.stages) if delays is None else delays
     with torch.random.fork_rng(), as_it_was(model):
-        found = [walk.times(x, y) for _ in range(rounds + 1)][1:]  # the first one allocates
+        simulator = Simulator(model, chain.stages, late, 0.0, 0.9, 0.0, mitigation, loss)
+        rows = [
+            (*walk.times(x, y), *walk.whole(x, y), _timed(lambda: simulator.step(x, y))) for _ in range(rounds + 2)
+        ][2:]  # the first ones allocate and compile
         model.zero_grad()
-        simulator = Simulator(model, chain.stages, at_once, 0.0, 0.9, 0.0, mitigation, loss)
-        whole = [_timed(lambda: simulator.step(x, y)) for _ in range(rounds + 2)][2:]
-    forward, backward = ([statistics.median(row[i][s] for row in found) for s in range(walk.count)] for i in (0, 1))
-    rest = max(0.0, statistics.median(whole) - sum(forward) - sum(backward))
+    firsts, seconds, *rest = zip(*rows, strict=True)
+    apart = [[statistics.median(stage) for stage in zip(*each, strict=True)] for each in (firsts, seconds)]
+    *whole, step = map(statistics.median, rest)
+    forward, backward = map(_within, apart, whole, (walk.operations, [1] * walk.count))
+    update = max(0.0, step - sum(whole))
     sizes = [sum(p.numel() for p in walk.parameters(s)) for s in range(walk.count)]
     share = [size / max(1, sum(sizes)) for size in sizes]
-    return [Times(f, b, rest * part) for f, b, part in zip(forward, backward, share, strict=True)]
+    return [Times(f, b, update * part) for f, b, part in zip(forward, backward, share, strict=True)]
+
+
+def _within(apart: Sequence[float], whole: float, weights: Sequence[int]) -> list[float]:
+    """Times of stages within a pass, from those of each alone; no stage takes less than nothing."""
+    excess = max(0.0, sum(apart) - whole) / max(1, sum(weights))
+    return [max(0.0, each - weight * excess) for each, weight in zip(apart, weights, strict=True)]
 
 
 def _timed(run: Callable[[], object]) -> float:
@@ -96,6 +111,19 @@ class _Walk:
         """The trained ones of a stage."""
         modules = [self.model.get_submodule(name) for name in self._names[stage]]
         return [p for module in modules for p in module.parameters() if p.requires_grad]
+
+    @property
+    def operations(self) -> list[int]:
+        """How many each stage has."""
+        return [len(nodes) for nodes in self._nodes]
+
+    def whole(self, x: Tensor, y: Any) -> tuple[float, float]:
+        """Seconds of the model's own forward, with the loss, and of its backward."""
+        made: list[Tensor] = []
+        forward = _timed(lambda: made.append(self.loss(self.model(x), y)))
+        backward = _timed(made[0].backward)
+        self.model.zero_grad()
+        return forward, backward
 
     def times(self, x: Tensor, y: Any) -> tuple[list[float], list[float]]:
         """Seconds of every stage's forward, and of its backward."""

@@ -1,4 +1,4 @@
-"""How packets pass between neighbouring ranks of a pipeline: four calls, over queues or torch.distributed.
+"""How packets pass between neighbouring ranks of a pipeline: four calls, over queues, shared memory or a network.
 
 A packet is a tuple of tensors and travels as one message. Those of one direction arrive in the order in which they were
 sent.
@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from socket import socket
 from typing import Any, Protocol
 
 import torch
@@ -15,15 +16,20 @@ import torch.distributed as dist
 from torch import Tensor
 
 from recoup.errors import RecoupError
-
-Packet = tuple[Tensor, ...]
-DTYPES = (
-    *(torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8),
-    *(torch.int16, torch.int8, torch.bool),
+from recoup.pipeline import shared
+from recoup.pipeline.packets import (
+    HEADER,
+    Kinds,
+    Packet,
+    announced,
+    header,
+    kinds_of,
+    length,
+    members,
+    refuse_others,
 )
-MEMBERS, SIZES = 16, 8  # the most tensors of a packet, and dimensions of one
-HEADER = 1 + MEMBERS * (2 + SIZES)  # how many; of each dtype, dimensions, and sizes
-ALIGNMENT = 64  # bytes: where members begin in a message, so that kernels find them as if they were allocated
+
+Lines = dict[tuple[str, int], socket]  # by ("in" | "out", the neighbour's rank less one's own)
 
 
 class Transport(Protocol):
@@ -76,10 +82,11 @@ class LocalTransport:
 
 
 class DistributedTransport:
-    """Point to point over torch.distributed, a process group for each direction.
+    """Between the processes of torch.distributed.
 
-    The first packet of a direction is preceded by a header with its dtypes and shapes; all others are alike. A receipt
-    is posted as soon as the one before is done, if `expect` says that there will be one.
+    Neighbours with CPUs of one machine have memory in common (`shared`); others send point to point, in a process group
+    for each direction. The first packet of a direction is preceded by a header with its dtypes and shapes; all others
+    are alike. A receipt is posted as soon as the one before is done, if `expect` says that there will be one.
 
     Args:
         timeout: how long a rank waits for its neighbour.
@@ -96,11 +103,62 @@ class DistributedTransport:
         with self._blamed("join all ranks"):
             self._groups: list[Any] = [dist.new_group(ranks, timeout=timeout) for _ in range(3)]
         forward, backward, self._all = self._groups
-        self._out = {"activation": _Sender(self, forward, 1), "gradient": _Sender(self, backward, -1)}
-        self._in = {
-            "activation": _Receiver(self, forward, -1, device),
-            "gradient": _Receiver(self, backward, 1, device),
-        }
+        lines = self._lines()
+        self._out = {"activation": self._sender(forward, 1, lines), "gradient": self._sender(backward, -1, lines)}
+        self._in = {"activation": self._receiver(forward, -1, lines), "gradient": self._receiver(backward, 1, lines)}
+
+    def _lines(self) -> "Lines":
+        """Connections to the neighbours on this machine."""
+        if self.size == 1 or dist.get_backend(self._all) != "gloo":
+            return {}
+        here = shared.machine() if self.device.type == "cpu" else None
+        listener = None if here is None else shared.Listener()
+        told: list[Any] = [None] * self.size
+        try:
+            with self._blamed("exchange addresses"):
+                dist.all_gather_object(told, (here, listener and listener.name), group=self._all)
+            near = [r for r in (self.rank - 1, self.rank + 1) if 0 <= r < self.size and told[r][0] == here]
+            return {} if listener is None else self._connected(listener, {rank: told[rank][1] for rank in near})
+        finally:
+            if listener is not None:
+                listener.close()
+
+    def _connected(self, listener: shared.Listener, near: dict[int, str]) -> "Lines":
+        """One for activations and one for gradients with each; who comes first makes them, in this order."""
+        patience = self._timeout.total_seconds()
+        found: Lines = {}
+        peer = self.rank + 1
+        try:
+            if peer in near:
+                found["out", 1], found["in", 1] = (shared.connect(near[peer], patience) for _ in range(2))
+            peer = self.rank - 1
+            if peer in near:
+                found["in", -1], found["out", -1] = listener.accept(2, patience)
+        except OSError as error:
+            for line in found.values():
+                line.close()
+            raise self.blamed(peer, "connect to", error) from None
+        return found
+
+    def _sender(self, group: Any, step: int, lines: "Lines") -> "shared.Sender | _Sender":
+        line = lines.get(("out", step))
+        if line is None:
+            return _Sender(self, group, step)
+        return shared.Sender(line, self.rank, lambda what, error: self.blamed(self.rank + step, what, error))
+
+    def _receiver(self, group: Any, step: int, lines: "Lines") -> "shared.Receiver | _Receiver":
+        line, patience = lines.get(("in", step)), self._timeout.total_seconds()
+        if line is None:
+            return _Receiver(self, group, step)
+        return shared.Receiver(line, patience, lambda what, error: self.blamed(self.rank + step, what, error))
+
+    def __enter__(self) -> "DistributedTransport":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the connections: neighbours that still wait see it at once."""
+        for end in (*self._out.values(), *self._in.values()):
+            end.close()
 
     def send_activation(self, x: Packet) -> None:
         """See `Transport`."""
@@ -120,8 +178,8 @@ class DistributedTransport:
 
     def expect(self, activations: int, gradients: int) -> None:
         """How many packets are still to come, so that no receipt is posted for one that will not."""
-        self._in["activation"].remaining = activations
-        self._in["gradient"].remaining = gradients
+        self._in["activation"].expect(activations)
+        self._in["gradient"].expect(gradients)
 
     def barrier(self, what: str) -> None:
         """Wait for all ranks; ``what`` they are doing, for the error."""
@@ -154,7 +212,7 @@ class DistributedTransport:
     def settle(self) -> None:
         """Wait until everything sent has left."""
         for sender in self._out.values():
-            sender.settle(0)
+            sender.settle()
 
     def wait(self, work: Any, peer: int, what: str) -> None:
         """Finish a transfer, or say whose fault it is that it cannot."""
@@ -182,26 +240,28 @@ class _Sender:
         self._under_way: deque[tuple[Any, Tensor]] = deque()
 
     def send(self, packet: Packet) -> None:
-        kinds = [(x.dtype, x.shape) for x in packet]
+        kinds = kinds_of(packet)
         if self._kinds is None:
-            header = _header(kinds)
+            told = header(kinds)
             self._kinds = kinds
-            self._post(header.to(self._owner.device))
-        elif kinds != self._kinds:
-            raise RecoupError(
-                f"pipeline: rank {self._owner.rank} would send {_shown(kinds)}, unlike the packets "
-                f"before, {_shown(self._kinds)}; all samples must have the same shape"
-            )
-        message, members = _message(kinds, self._owner.device)
-        for member, x in zip(members, packet, strict=True):
+            self._post(told.to(self._owner.device))
+        refuse_others(kinds, self._kinds, self._owner.rank)
+        message = torch.empty(length(kinds), dtype=torch.uint8, device=self._owner.device)
+        for member, x in zip(members(message, kinds), packet, strict=True):
             member.copy_(x.detach())
         self._post(message)
-        self.settle(self.MOST)
+        self._settle(self.MOST)
 
-    def settle(self, most: int) -> None:
+    def settle(self) -> None:
+        self._settle(0)
+
+    def _settle(self, most: int) -> None:
         while len(self._under_way) > most:
             work, _ = self._under_way.popleft()
             self._owner.wait(work, self._peer, "send to")
+
+    def close(self) -> None:
+        """The group is the owner's."""
 
     def _post(self, x: Tensor) -> None:
         try:
@@ -214,73 +274,40 @@ class _Sender:
 class _Receiver:
     """One direction in: a receipt is begun early, so that it proceeds while the rank computes."""
 
-    def __init__(self, owner: DistributedTransport, group: Any, step: int, device: torch.device) -> None:
-        self._owner, self._group, self._peer, self._device = owner, group, owner.rank + step, device
+    def __init__(self, owner: DistributedTransport, group: Any, step: int) -> None:
+        self._owner, self._group, self._peer = owner, group, owner.rank + step
         self._kinds: Kinds | None = None
         self._posted: tuple[Any, Packet] | None = None
-        self.remaining = 0
+        self._remaining = 0
+
+    def expect(self, count: int) -> None:
+        self._remaining = count
 
     def receive(self) -> Packet:
         if self._kinds is None:
-            header = torch.empty(HEADER, dtype=torch.int64, device=self._device)
-            self._owner.wait(self._post(header), self._peer, "receive from")
-            self._kinds = _announced(header)
-        work, members = self._posted or self._begin(self._kinds)
+            told = torch.empty(HEADER, dtype=torch.int64, device=self._owner.device)
+            self._owner.wait(self._post(told), self._peer, "receive from")
+            self._kinds = announced(told)
+        work, packet = self._posted or self._begin(self._kinds)
         self._posted = None
         self._owner.wait(work, self._peer, "receive from")
-        self.remaining -= 1
-        if self.remaining > 0:
+        self._remaining -= 1
+        if self._remaining > 0:
             self._posted = self._begin(self._kinds)
-        return members
+        return packet
 
-    def _begin(self, kinds: "Kinds") -> tuple[Any, Packet]:
-        message, members = _message(kinds, self._device)
-        return self._post(message), members
+    def _begin(self, kinds: Kinds) -> tuple[Any, Packet]:
+        message = torch.empty(length(kinds), dtype=torch.uint8, device=self._owner.device)
+        return self._post(message), members(message, kinds)
+
+    def close(self) -> None:
+        """The group is the owner's."""
 
     def _post(self, buffer: Tensor) -> Any:
         try:
             return dist.irecv(buffer, self._peer, group=self._group)
         except (RuntimeError, ValueError) as error:
             raise self._owner.blamed(self._peer, "receive from", error) from None
-
-
-Kinds = list[tuple[torch.dtype, torch.Size]]
-
-
-def _header(kinds: Kinds) -> Tensor:
-    if len(kinds) > MEMBERS or any(dtype not in DTYPES or len(shape) > SIZES for dtype, shape in kinds):
-        raise RecoupError(
-            f"pipeline: a packet of {_shown(kinds)} cannot be sent: up to {MEMBERS} tensors of up to {SIZES} dimensions"
-        )
-    numbers = [len(kinds)]
-    for dtype, shape in kinds:
-        numbers += [DTYPES.index(dtype), len(shape), *shape, *[0] * (SIZES - len(shape))]
-    return torch.tensor(numbers + [0] * (HEADER - len(numbers)), dtype=torch.int64)
-
-
-def _announced(header: Tensor) -> Kinds:
-    count, *numbers = header.tolist()
-    found: Kinds = []
-    for at in range(0, count * (2 + SIZES), 2 + SIZES):
-        kind, dims, *sizes = numbers[at : at + 2 + SIZES]
-        found.append((DTYPES[kind], torch.Size(sizes[:dims])))
-    return found
-
-
-def _message(kinds: Kinds, device: torch.device) -> tuple[Tensor, Packet]:
-    """Memory for a packet, and its members as views."""
-    bounds, at = [], 0
-    for dtype, shape in kinds:
-        size = shape.numel() * dtype.itemsize
-        bounds.append((at, at + size))
-        at += -(-size // ALIGNMENT) * ALIGNMENT
-    message = torch.empty(max(at, 1), dtype=torch.uint8, device=device)
-    pairs = zip(kinds, bounds, strict=True)
-    return message, tuple(message[a:b].view(dtype).view(shape) for (dtype, shape), (a, b) in pairs)
-
-
-def _shown(kinds: Kinds) -> str:
-    return ", ".join(f"{dtype} {list(shape)}" for dtype, shape in kinds) or "nothing"
 
 
 def _first_line(error: Exception) -> str:

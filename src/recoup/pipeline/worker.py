@@ -17,10 +17,11 @@ from torch.fx import GraphModule
 
 from recoup.errors import RecoupError
 from recoup.pipeline.finite import scalar
+from recoup.pipeline.packets import Packet
 from recoup.pipeline.portable import Moved, buffers_of, needed, put_together, taken_apart
 from recoup.pipeline.simulator import Simulator
 from recoup.pipeline.state import random_state
-from recoup.pipeline.transport import Packet, Transport
+from recoup.pipeline.transport import Transport
 
 
 @dataclass(slots=True)
