@@ -76,9 +76,9 @@ def _exponent(bits: int) -> int:
 def bases(form: Form, reach: Pair) -> tuple[dict[str, int], dict[str, int], int]:
     """What exponents and lowest bits are measured from, of rows and of columns, and the offset of cuts."""
     if form.short:
-        (a, b), top = reach, reach[0].high
+        top = reach[0].high
         first = {"exponent_base": top, "lowest_base": top}
-        return first, {"exponent_base": BIAS + top, "lowest_base": b.high}, cut_offset(form.fraction, reach)
+        return first, {"exponent_base": BIAS + top, "lowest_base": reach[1].high}, cut_offset(form.fraction, reach)
     top = INFINITE
     first = {"exponent_base": top, "lowest_base": 0}
     return first, {"exponent_base": WORD_BIAS + top, "lowest_base": 0}, WORD_BIAS + form.fraction

@@ -159,7 +159,9 @@ class _Step:
         lanes = b.bitcast(top, v.of(form.packed))
         lanes = b.zext(lanes, v.integers) if form.packed.width < v.integer.width else lanes
         field = v.constant(_signed((1 << (8 if form.short else 12)) - 1 << fraction, v.integer.width), v.integers)
-        offset = v.constant(_signed(fraction - form.fraction + bias - form.bias << fraction, v.integer.width), v.integers)
+        offset = v.constant(
+            _signed(fraction - form.fraction + bias - form.bias << fraction, v.integer.width), v.integers
+        )
         found = []
         for i in range(VECTORS):
             apart = v.constant(abs(fraction - width * i), v.integers)

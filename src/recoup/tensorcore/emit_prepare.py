@@ -104,10 +104,10 @@ def _put_together(v: Vector, form: Form, vectors: list[Any], array: Any, place: 
     b, width, kind = v.b, form.integer.width, v.of(form.packed)
     found = None
     for i, x in enumerate(vectors):
-        x = b.and_(x, v.constant((1 << width) - 1, v.integers))
-        x = x if form.short else b.zext(x, kind)
-        x = b.shl(x, ir.Constant(kind, [width * i] * v.lanes))
-        found = x if found is None else b.or_(found, x)
+        kept = b.and_(x, v.constant((1 << width) - 1, v.integers))
+        kept = kept if form.short else b.zext(kept, kind)
+        kept = b.shl(kept, ir.Constant(kind, [width * i] * v.lanes))
+        found = kept if found is None else b.or_(found, kept)
     b.store(found, v.at(array, place, form.integer), align=1)
 
 
