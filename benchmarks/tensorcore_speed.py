@@ -3,7 +3,7 @@
 Giga multiply-adds a second on the wall clock, candidates interleaved, medians and best; torch's own product and LBA's
 12-bit accumulator beside every preset. On other processors the ratios are others: the results file names it.
 
-    python benchmarks/tensorcore_speed.py [--threads 1]
+    python benchmarks/tensorcore_speed.py [--threads 1 2]
 """
 
 import argparse
@@ -45,20 +45,27 @@ def candidates() -> dict[str, Callable[[], Tensor]]:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=9)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    seconds = interleaved(candidates(), arguments.rounds)
+def measured(threads: int, rounds: int) -> None:
+    """Every candidate on so many threads, printed and kept."""
+    torch.set_num_threads(threads)
+    seconds = interleaved(candidates(), rounds)
     terms = SHAPE[0] * SHAPE[1] * SHAPE[2] / 1e9
     rates = {name: terms / value for name, value in medians(seconds).items()}
     best = {name: terms / min(values) for name, values in seconds.items()}
     bound, top = rates["torch float32"], best["torch float32"]
+    print(f"threads {threads}")
     for name, rate in rates.items():
         print(f"{name:24} {rate:7.2f} GMAC/s {rate / bound:6.3f} of torch (best {best[name] / top:6.3f})")
-    save(f"tensorcore_speed_{arguments.threads}t", {"threads": arguments.threads, "gmacs": rates, "best": best})
+    save(f"tensorcore_speed_{threads}t", {"threads": threads, "gmacs": rates, "best": best})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="thread counts, a results file each")
+    parser.add_argument("--rounds", type=int, default=9)
+    arguments = parser.parse_args()
+    for threads in arguments.threads:
+        measured(threads, arguments.rounds)
 
 
 if __name__ == "__main__":

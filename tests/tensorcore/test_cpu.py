@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recoup.kernels.llvm import Target, assembly, host
-from recoup.tensorcore import TensorCore, cpu, emit, reference
+from recoup.tensorcore import TensorCore, cpu, emit, emit_form, reference
+from recoup.tensorcore.emit_form import Reach
 from tests.tensorcore.strategies import KINDS, PLAIN, operands, same, units
 
 LEVELS = [t for t in ("skylake-avx512", "haswell", "x86-64") if Target.named(t).features <= host().features]
@@ -47,8 +48,62 @@ def test_other_tiles_give_the_same_bits(register, rows, monkeypatch):
         a, b = operands(unit, (9, 70, 150), "zeros", 2)
         expected = cpu.products(a, b, unit)[0]
         with monkeypatch.context() as patched:
-            patched.setattr(cpu, "form_of", lambda *given: replace(plain(*given), register=register, rows=rows))
+            patched.setattr(
+                cpu, "form_of", lambda *given: replace(plain(*given), register=register, piece=register, rows=rows)
+            )
             assert same(cpu.products(a, b, unit)[0], expected)
+
+
+def at_the_edge(reach, form, shape, seed):
+    """Values of a format between two exponents, some with the lowest bit and some with the highest, and zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    exponents = torch.randint(reach.low + form.mantissa, reach.high + 1, shape, generator=generator)
+    ends = torch.rand(shape, generator=generator)
+    exponents[ends < 0.2], exponents[ends > 0.8] = reach.low + form.mantissa, reach.high
+    significands = torch.randint(1 << form.mantissa, 2 << form.mantissa, shape, generator=generator)
+    signs = torch.where(torch.rand(shape, generator=generator) < 0.5, -1.0, 1.0)
+    x = signs * (significands * 2.0**-form.mantissa).ldexp(exponents)
+    x[(ends > 0.45) & (ends < 0.5)] = 0.0
+    x[0, 0], x[-1, -1] = 2.0**reach.high, (1 + 2.0**-form.mantissa) * 2.0 ** (reach.low + form.mantissa)
+    return x
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("beyond", [False, True])
+@pytest.mark.parametrize(
+    "reach", [((-59, 3), (-59, 3)), ((-102, -40), (6, 30)), ((-2, 60), (-60, 0)), ((-64, -2), (-62, -2))]
+)
+def test_bytes_hold_exponents_up_to_the_limit(reach, beyond, level):
+    """And words do from there on."""
+    first, second = (Reach(*ends) for ends in reach)
+    first = replace(first, low=first.low - 2 * beyond)
+    unit = TensorCore.hopper_bf16()
+    form = unit.formats[0]
+    a, b = at_the_edge(first, form, (5, 70), 1), at_the_edge(second, form, (70, 37), 2)
+    found = cpu.reach_of(a, form), cpu.reach_of(b, form)
+    assert found == (first, second)
+    with cpu.target(level):
+        assert emit_form.form_of(unit, Target.named(level), found, 70).short is not beyond
+        assert same(cpu.products(a, b, unit)[0], reference.matmul(a, b, unit))
+
+
+def test_processors_that_run_halves_count_in_halves(monkeypatch):
+    """Every form that any AVX-512 core takes, on this one."""
+    if "skylake-avx512" not in LEVELS:
+        pytest.skip("this processor has no AVX-512")
+    plain = cpu.form_of
+    for unit in (TensorCore.hopper_fp8(), TensorCore.ampere_tf32(), TensorCore.hopper_f16(output="float16")):
+        a, b = operands(unit, (7, 70, 70), "spread", 5)
+        expected = reference.matmul(a, b, unit)
+        for piece, rows in ((32, 3), (32, 4), (64, 4)):
+            with monkeypatch.context() as patched:
+
+                def form(*given, piece=piece, rows=rows):
+                    found = plain(*given)
+                    return replace(found, piece=min(piece, found.columns * found.integer.width // 8), rows=rows)
+
+                patched.setattr(cpu, "form_of", form)
+                assert same(cpu.products(a, b, unit)[0], expected)
 
 
 def test_avx512_code_keeps_its_sums_in_registers(monkeypatch):

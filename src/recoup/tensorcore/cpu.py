@@ -16,16 +16,19 @@ from torch import Tensor
 
 from recoup.formats import Float
 from recoup.kernels.llvm import Target, host
+from recoup.kernels.magnitudes import magnitudes
+from recoup.kernels.signature import Bound
 from recoup.kernels.threads import over_rows
 from recoup.tensorcore.config import TensorCore
-from recoup.tensorcore.emit import Form, steps
+from recoup.tensorcore.emit import steps
+from recoup.tensorcore.emit_form import BIAS, INFINITE, WORD_BIAS, Form, Pair, Reach, cut_offset, form_of
 from recoup.tensorcore.emit_prepare import LANES, prepare_columns, prepare_rows
 
 __all__ = ["Prepared", "products", "target"]
 
 MINIMUM_WORK = 1 << 18  # multiply-adds that pay for one more thread
-NARROW_BITS = 22  # a sum's, in float32 lanes: 23, less one for the start at 1.5 M
-SHORT_EXPONENTS = (-24, 16)  # of a format's smallest number and of its largest, so that 8 bits hold sums of two
+LEAST = -24  # lowest bit of formats whose values always reach less than bytes hold
+INFINITY = 0x7F800000  # as bits
 
 _target: ContextVar[Target | None] = ContextVar("target", default=None)
 
@@ -40,24 +43,6 @@ def target(level: str) -> Iterator[None]:
         _target.reset(token)
 
 
-def form_of(config: TensorCore, processor: Target) -> Form:
-    """The kernel for a unit: as many rows as leave registers for a tile's columns."""
-    low, high = SHORT_EXPONENTS
-    short = all(f.min_exponent - f.mantissa >= low and f.max_exponent < high for f in config.formats)
-    wide = not short or config.output == "float16" or config.fraction + config.sum_bits > NARROW_BITS
-    register = 64 if "avx512bw" in processor.features else 32 if "avx2" in processor.features else 16
-    return Form(
-        config.group,
-        config.fraction,
-        config.output,
-        wide,
-        short,
-        register,
-        4 if register == 64 else 2,
-        short and config.output != "float16",
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """An operand as kernels take it.
@@ -65,7 +50,7 @@ class Prepared:
     Attributes:
         tensors: values, exponents, lowest bits and, of rows, signs.
         count: blocks of rows or tiles of columns.
-        faults: `emit.NOT_IN_FORMAT` and `emit.NOT_FINITE`.
+        faults: `emit_prepare.NOT_IN_FORMAT` and `emit_prepare.NOT_FINITE`.
     """
 
     tensors: tuple[Tensor, ...]
@@ -73,21 +58,46 @@ class Prepared:
     faults: int
 
 
+def reach_of(x: Tensor, number: Float) -> Reach:
+    """What an operand's values reach; of one that is no value of its format, something."""
+    if number.min_exponent - number.mantissa >= LEAST:
+        return Reach(number.min_exponent - number.mantissa, number.max_exponent)
+    largest, smallest = magnitudes(x)
+    if not 0 < smallest <= largest < INFINITY:
+        return Reach(0, 0)
+    return Reach(max(_exponent(smallest), number.min_exponent) - number.mantissa, _exponent(largest))
+
+
+def _exponent(bits: int) -> int:
+    """Of a float32's magnitude: in integers, which no processor flushes."""
+    return (bits >> 23) - BIAS if bits >> 23 else bits.bit_length() - 150
+
+
+def bases(form: Form, reach: Pair) -> tuple[dict[str, int], dict[str, int], int]:
+    """What exponents and lowest bits are measured from, of rows and of columns, and the offset of cuts."""
+    if form.short:
+        top = reach[0].high
+        first = {"exponent_base": top, "lowest_base": top}
+        return first, {"exponent_base": BIAS + top, "lowest_base": reach[1].high}, cut_offset(form.fraction, reach)
+    top = INFINITE
+    first = {"exponent_base": top, "lowest_base": 0}
+    return first, {"exponent_base": WORD_BIAS + top, "lowest_base": 0}, WORD_BIAS + form.fraction
+
+
 def _of_format(form: Float) -> dict[str, float]:
     return {"mantissa": form.mantissa, "min_exponent": form.min_exponent, "largest": form.largest_value}
 
 
-def rows(a: Tensor, number: Float, form: Form, processor: Target) -> Prepared:
+def rows(a: Tensor, number: Float, form: Form, processor: Target, base: dict[str, int]) -> Prepared:
     """a [M, K] -> [blocks][K][rows]."""
     M, K = a.shape
     blocks = -(-M // form.rows)
     size = blocks * form.rows * K
     x = a.new_zeros(-(-size // LANES) * LANES)
     x[:size].view(blocks, K, form.rows).copy_(F.pad(a, [0, 0, 0, blocks * form.rows - M]).view(blocks, form.rows, K).mT)
-    short = torch.int8 if form.short else torch.int16
     values = torch.empty(len(x), dtype=torch.float64 if form.wide else torch.float32)
-    exponents, lowest = (torch.empty(len(x), dtype=short) for _ in range(2))
-    signs, faults = torch.empty(len(x), dtype=torch.int8), torch.zeros((), dtype=torch.int32)
+    exponents, lowest, signs = (torch.empty(len(x), dtype=torch.int32) for _ in range(3))
+    faults = torch.zeros((), dtype=torch.int32)
     prepare_rows(form, processor)(
         n=len(x),
         x=x.data_ptr(),
@@ -97,11 +107,12 @@ def rows(a: Tensor, number: Float, form: Form, processor: Target) -> Prepared:
         signs=signs.data_ptr(),
         faults=faults.data_ptr(),
         **_of_format(number),
+        **base,
     )
     return Prepared((values, exponents, lowest, signs), blocks, int(faults))
 
 
-def columns(b: Tensor, number: Float, form: Form, processor: Target) -> Prepared:
+def columns(b: Tensor, number: Float, form: Form, processor: Target, base: dict[str, int]) -> Prepared:
     """b [K, N] -> [tiles][K][columns]."""
     K, N = b.shape
     tiles = -(-N // form.columns)
@@ -112,7 +123,7 @@ def columns(b: Tensor, number: Float, form: Form, processor: Target) -> Prepared
     values = torch.empty(size, dtype=torch.float64 if form.wide else torch.float32)
     exponents, lowest = torch.empty(size, dtype=short), torch.empty(2 * size, dtype=short)
     faults = torch.zeros((tiles,), dtype=torch.int32)
-    kernel = prepare_columns(form, processor).bind(K=K, stride=x.stride(0), **_of_format(number))
+    kernel = prepare_columns(form, processor).bind(K=K, stride=x.stride(0), **_of_format(number), **base)
 
     def run(first: int, last: int) -> None:
         place = first * K * form.columns
@@ -133,36 +144,38 @@ def products(a: Tensor, b: Tensor, config: TensorCore) -> tuple[Tensor, int]:
     """a [M, K] b [K, N], float32, finite where it matters -> float32 [M, N], and the faults of both operands."""
     (M, K), N = a.shape, b.shape[1]
     processor, (first, second) = _target.get() or host(), config.formats
-    form = form_of(config, processor)
-    left, right = rows(a, first, form, processor), columns(b, second, form, processor)
+    reach = reach_of(a, first), reach_of(b, second)
+    form = form_of(config, processor, reach, K)
+    row, column, offset = bases(form, reach)
+    left, right = rows(a, first, form, processor, row), columns(b, second, form, processor, column)
     c = torch.zeros(right.count, left.count * form.rows, form.columns)
     result = torch.zeros_like(c) if config.promotion else c
     part = config.promotion or K
+    bound = steps(form, processor).bind(cut_offset=offset, a_block=form.rows * K, b_tile=form.columns * K)
     for start in range(0, K, part):
         if start:
             c.zero_()
-        _steps(left, right, c, (start, min(start + part, K)), K, form, processor)
+        _steps(bound, left, right, c, (start, min(start + part, K)), form)
         if config.promotion:
             result += c  # float32, to nearest even
     y = result.permute(1, 0, 2).reshape(left.count * form.rows, right.count * form.columns)[:M, :N]
     return y.contiguous(), left.faults | right.faults
 
 
-def _steps(
-    left: Prepared, right: Prepared, c: Tensor, terms: tuple[int, int], K: int, form: Form, processor: Target
-) -> None:
+def _steps(kernel: Bound, left: Prepared, right: Prepared, c: Tensor, terms: tuple[int, int], form: Form) -> None:
     """All steps of some terms, over the pool: tiles of columns, or blocks of rows where there are few tiles."""
     first, last = terms
     a, a_exponents, a_lowest, a_signs = (t[form.rows * first :] for t in left.tensors)
     b, b_exponents = (t[form.columns * first :] for t in right.tensors[:2])
     b_lowest = right.tensors[2][2 * form.columns * first :]
-    kernel = steps(form, processor).bind(K=last - first, a_block=form.rows * K, b_tile=form.columns * K)
+    a_block, b_tile = kernel.constants["a_block"], kernel.constants["b_tile"]
 
     def run(tiles: tuple[int, int], blocks: tuple[int, int]) -> None:
-        row, tile = form.rows * K * blocks[0], form.columns * K * tiles[0]
+        row, tile = a_block * blocks[0], b_tile * tiles[0]
         kernel(
             tiles=tiles[1] - tiles[0],
             blocks=blocks[1] - blocks[0],
+            K=last - first,
             a=a[row:].data_ptr(),
             a_exponents=a_exponents[row:].data_ptr(),
             a_lowest=a_lowest[row:].data_ptr(),

@@ -11,93 +11,33 @@ exact.
 Legend: K terms; a tile is ``columns`` columns by all rows, ``rows`` of which form a block; G products are a group.
 
 Rows lie as [block][k][row], columns as [tile][k][columns]; of every operand its value, its exponent, and that of its
-lowest set bit, which for columns comes twice: for rows' positive values, with NEVER where the product is positive, and
-for negative ones. The accumulators are [tile][row][columns], float32.
+lowest set bit, which for columns comes twice: for rows' positive values, with ``never`` where the product is positive,
+and for negative ones; rows keep where, in bytes, as ``signs``. Exponents and lowest bits of a tile's columns lie in
+another order: of lane d of the vectors i side by side, [d][i], which lets shifts and masks take them apart. The
+accumulators are [tile][row][columns], float32.
 """
 
 import math
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import replace
+from functools import cache, reduce
 from typing import Any
 
 from llvmlite import ir
 
-from recoup.kernels.llvm import I8, I16, I32, I64, D, F, P, Target, loop, shuffle, splat
+from recoup.kernels.llvm import I8, I32, I64, D, F, P, Target, declared, loop, shuffle, splat
 from recoup.kernels.rounding import EXCEPTIONS_MASKED, TOWARD_ZERO, internal, rounding
 from recoup.kernels.signature import Definition, Kernel, Signature
 from recoup.kernels.vector import Vector
+from recoup.tensorcore.emit_form import BIAS, FLOAT16_MIN, INFINITE, VECTORS, Form
 
-VECTORS = 4  # of a row's sums in registers: as many as one register of 8-bit exponents serves
 PANEL = 64  # columns whose terms of a group stay in the first-level cache
-ZERO, FLOAT16_MIN = -126, -14  # exponents of a zero and of float16's subnormals, as the unit sees them
-INFINITE = 128  # the exponent from which float32 is infinite
-NOT_IN_FORMAT, NOT_FINITE = 1, 2  # what `prepare_rows` and `prepare_columns` find
 
 STEPS = Signature.of(
-    tiles=I64, blocks=I64, K=I64,
+    tiles=I64, blocks=I64, K=I64, cut_offset=I32,
     a=P, a_exponents=P, a_lowest=P, a_signs=P, a_block=I64,
     b=P, b_exponents=P, b_lowest=P, b_tile=I64,
     c=P,
 )  # fmt: skip
-FORMAT = {"mantissa": I32, "min_exponent": I32, "largest": F}
-ROWS = Signature.of(n=I64, x=P, values=P, exponents=P, lowest=P, signs=P, faults=P, **FORMAT)
-COLUMNS = Signature.of(
-    K=I64, tiles=I64, x=P, stride=I64, values=P, exponents=P, lowest=P, faults=P, **FORMAT
-)  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """A kernel.
-
-    Attributes:
-        group, fraction, output: the unit's.
-        wide: lanes of float64, else of float32.
-        short: exponents in 8 bits, else in 16.
-        register: bytes of the processor's vectors.
-        rows: of a block, whose sums stay in registers.
-        bounded: no sum reaches infinity.
-    """
-
-    group: int
-    fraction: int
-    output: str
-    wide: bool
-    short: bool
-    register: int
-    rows: int
-    bounded: bool
-
-    @property
-    def lanes(self) -> int:
-        """Of a vector of floats."""
-        return self.register // (8 if self.wide else 4)
-
-    @property
-    def columns(self) -> int:
-        """Of a tile."""
-        return VECTORS * self.lanes
-
-    @property
-    def integer(self) -> ir.IntType:
-        """What exponents are kept in."""
-        return I8 if self.short else I16
-
-    @property
-    def zero(self) -> int:
-        """A zero's exponent. In 8 bits -126 would leave none for the partner's: -64 loses to every product too, and q
-        is then below the last place of any sum there is."""
-        return -64 if self.short else ZERO
-
-    @property
-    def never(self) -> int:
-        """An exponent of a lowest bit that no cut reaches."""
-        return 63 if self.short else 2000
-
-    @property
-    def cut_range(self) -> tuple[int, int]:
-        """The exponent of q, as far as lowest bits reach: beyond, every product is cut, or none."""
-        return (-100, 38) if self.short else (-1500, 1500)
 
 
 @cache
@@ -155,99 +95,138 @@ class _Step:
 
     def __init__(self, d: Definition, form: Form, block: Any) -> None:
         self.d, self.form, self.b, self.block = d, form, d.b, block
-        self.v, self.w = Vector(d.b, form.lanes, form.wide), Vector(d.b, form.columns)  # sums; a row, float32
-        self.short = ir.VectorType(form.integer, form.columns)
+        self.v = Vector(d.b, form.lanes, form.wide)  # sums
+        self.short = ir.VectorType(form.integer, form.columns)  # a row's exponents
+        self.piece = ir.VectorType(form.integer, form.columns // form.pieces)
 
     def write(self, first: Any, end: Any) -> None:
         """From the accumulators to the next ones, for the terms ``first <= k < end``."""
         rows, tops = range(self.form.rows), self._exponents(first, end)
-        before = [self.w.load(self.d["c"], self._place(row)) for row in rows]
-        exponents = [self._top(top, c) for top, c in zip(tops, before, strict=True)]
-        begun = [[self._begin(exponents[row], before[row], i) for i in range(VECTORS)] for row in rows]
-        cuts = [self._cut(e) for e in exponents]
-        sums, counts = self._products(first, end, [[acc for acc, _ in row] for row in begun], cuts)
+        before, starts, middles, cuts = [], [], [], []
         for row in rows:
-            found = []
-            for i in range(VECTORS):
-                missing = self.b.sext(self._part(counts[row], i), self.v.integers)
+            c = [self.v.load(self.d["c"], self._place(row, i), kind=self.v.of(F)) for i in range(VECTORS)]
+            top = self._larger(tops[row], self._own(c))
+            begun = [self._begin(scale, c[i]) for i, scale in enumerate(self._scales(top))]
+            before.append(c)
+            starts.append([start for start, _ in begun])
+            middles.append([middle for _, middle in begun])
+            cuts.append(self._cut(top))
+        sums, counts = self._products(first, end, starts, cuts)
+        for row in rows:
+            for i, missing in enumerate(self._counted(counts[row])):
                 total = self.v.floats(self.b.add(self.v.bits(sums[row][i]), missing))
-                exact = self.b.fsub(total, begun[row][i][1])  # a multiple of q; +0 where it is zero
-                found.append(self._output(exact, self._part(before[row], i)))
-            for i, value in enumerate(found):
-                place = self.b.add(self._place(row), I64(i * self.form.lanes))
-                self.v.store(value, self.d["c"], place)
+                exact = self.b.fsub(total, middles[row][i])  # a multiple of q; +0 where it is zero
+                self.v.store(self._output(exact, before[row][i]), self.d["c"], self._place(row, i))
 
     def _exponents(self, first: Any, end: Any) -> list[Any]:
-        """The largest exponent of a group's products, per row, in short lanes."""
+        """The largest exponent of a group's products, per row."""
         b, form = self.b, self.form
-        least = ir.Constant(self.short, [-(1 << (form.integer.width - 1))] * form.columns)
-        with loop(b, first, end, 1, [least] * form.rows) as turn:
-            theirs = self._column(self.d["b_exponents"], turn.index)
+        with loop(b, first, end, 1, [ir.Constant(self.short, None)] * form.rows) as turn:
+            place = b.mul(turn.index, I64(form.columns))
+            theirs = b.load(self.v.at(self.d["b_exponents"], place, form.integer), typ=self.short, align=1)
             found = []
             for row, top in enumerate(turn.values):
-                sums = b.add(theirs, self._row(self.d["a_exponents"], turn.index, row, form.integer))
-                found.append(self.v.larger(sums, top))
+                missing = self._everywhere("a_exponents", turn.index, row, self.short)
+                found.append(self._larger(self._saturating("usub", theirs, missing), top))
             turn.carry(*found)
         return turn.values
 
-    def _top(self, top: Any, c: Any) -> Any:
-        """E: the largest of the products' exponents and the accumulators' own, int32."""
-        b, w = self.b, self.w
-        bits = w.magnitude(c)
-        own = b.sub(b.lshr(bits, w.constant(23, w.integers)), w.constant(127, w.integers))
-        if self.form.output == "float16":  # its subnormals have the smallest normal exponent
-            own = w.larger(own, w.constant(FLOAT16_MIN, w.integers))
-            own = b.select(b.icmp_signed("==", bits, w.constant(0, w.integers)), w.constant(ZERO, w.integers), own)
-        own = w.larger(own, w.constant(ZERO, w.integers))
-        return w.larger(own, b.sext(top, w.integers))
+    def _own(self, accumulators: list[Any]) -> Any:
+        """The exponents of a row's accumulators, as those of products are kept."""
+        b, form = self.b, self.form
+        bits = [self.b.bitcast(c, self.v.of(I32)) for c in accumulators]
+        width = form.integer.width
+        if form.short:  # byte i of a lane is that of vector i
+            placed = [b.lshr(bits[0], self._lane(23)), b.lshr(bits[1], self._lane(15))]
+            placed += [b.lshr(bits[2], self._lane(7)), b.shl(bits[3], self._lane(1))]
+        else:
+            fields = [b.zext(b.lshr(c, self._lane(23)), self.v.of(I64)) for c in bits]
+            placed = [b.shl(field, self._lane(width * i, I64)) for i, field in enumerate(fields)]
+        kept = [b.and_(x, self._lane(0xFF << (width * i), form.packed)) for i, x in enumerate(placed)]
+        own = b.bitcast(reduce(b.or_, kept), self.short)
+        smallest = BIAS + FLOAT16_MIN if form.output == "float16" else 1
+        if smallest == 1 and form.short:
+            return own  # there are no subnormal ones, and a zero loses with 0 as with 1
+        zero = b.icmp_unsigned("==", own, self._bytes(0))
+        own = b.select(zero, self._bytes(1), self._larger(own, self._bytes(smallest)))
+        return b.add(own, self._bytes(form.bias - BIAS))
 
-    def _cut(self, exponents: Any) -> Any:
-        """The exponents of q in short lanes."""
-        b, w = self.b, self.w
-        low, high = (w.constant(value, w.integers) for value in self.form.cut_range)
-        cut = b.sub(exponents, w.constant(self.form.fraction, w.integers))
-        return b.trunc(w.smaller(w.larger(cut, low), high), self.short)
-
-    def _begin(self, exponents: Any, accumulators: Any, i: int) -> tuple[Any, Any]:
-        """Where a vector's sums start, 1.5 M plus what the cut leaves of c; and 1.5 M."""
+    def _scales(self, top: Any) -> list[Any]:
+        """M of every vector, as bits: 2^(p - n + E)."""
         b, v, form = self.b, self.v, self.form
         fraction, bias = (52, 1023) if form.wide else (23, 127)
-        scale = b.add(
-            self._part(exponents, i),
-            ir.Constant(ir.VectorType(I32, form.lanes), [fraction - form.fraction + bias] * form.lanes),
+        width = form.integer.width
+        lanes = b.bitcast(top, v.of(form.packed))
+        lanes = b.zext(lanes, v.integers) if form.packed.width < v.integer.width else lanes
+        field = v.constant(_signed((1 << (8 if form.short else 12)) - 1 << fraction, v.integer.width), v.integers)
+        offset = v.constant(
+            _signed(fraction - form.fraction + bias - form.bias << fraction, v.integer.width), v.integers
         )
-        bottom = b.shl(b.zext(scale, v.integers) if form.wide else scale, v.constant(fraction, v.integers))
-        middle = v.floats(b.or_(bottom, v.constant(1 << (fraction - 1), v.integers)))
-        bottom = v.floats(bottom)
-        c = self._part(accumulators, i)
+        found = []
+        for i in range(VECTORS):
+            apart = v.constant(abs(fraction - width * i), v.integers)
+            moved = b.shl(lanes, apart) if fraction >= width * i else b.lshr(lanes, apart)
+            found.append(b.add(b.and_(moved, field), offset))
+        return found
+
+    def _begin(self, scale: Any, c: Any) -> tuple[Any, Any]:
+        """Where a vector's sums start, 1.5 M plus what the cut leaves of c; and 1.5 M."""
+        b, v, form = self.b, self.v, self.form
+        middle = v.floats(b.add(scale, v.constant(1 << (51 if form.wide else 22), v.integers)))
         c = b.fpext(c, v.vector) if form.wide else c
-        cut = v.bits(b.fsub(b.fadd(bottom, v.floats(v.magnitude(c))), bottom))
         sign = b.and_(v.bits(c), v.constant(-1 << (v.integer.width - 1), v.integers))
-        return b.fadd(middle, v.floats(b.or_(cut, sign))), middle
+        like = v.floats(b.or_(scale, sign))
+        return b.fadd(b.fsub(b.fadd(c, like), like), middle), middle
+
+    def _cut(self, top: Any) -> list[Any]:
+        """The exponents of q as sums of lowest bits have them."""
+        b, form = self.b, self.form
+        signed = b.xor(top, self._bytes(-128)) if form.short else top
+        offset = splat(b, b.trunc(self.d["cut_offset"], form.integer), form.columns)
+        return self._cut_up(self.v.smaller(self._saturating("ssub", signed, offset), self._bytes(form.clip)))
 
     def _products(
-        self, first: Any, end: Any, starts: list[list[Any]], cuts: list[Any]
-    ) -> tuple[list[list[Any]], list[Any]]:
+        self, first: Any, end: Any, starts: list[list[Any]], cuts: list[list[Any]]
+    ) -> tuple[list[list[Any]], list[list[Any]]]:
         """Sums, and by how many q they are too low."""
         b, v, form = self.b, self.v, self.form
-        carried = [acc for row in starts for acc in row] + [ir.Constant(self.short, None)] * form.rows
+        pieces, terms = range(form.pieces), form.rows * VECTORS
+        carried = [acc for row in starts for acc in row] + [ir.Constant(self.piece, None)] * (form.rows * form.pieces)
         with loop(b, first, end, 1, carried) as turn:
             k, values = turn.index, turn.values
             place = b.mul(k, I64(form.columns))
             theirs = [v.load(self.d["b"], b.add(place, I64(i * form.lanes))) for i in range(VECTORS)]
             sums, counts = [], []
             for row in range(form.rows):
-                mine = v.everywhere(self._scalar(self.d["a"], k, row, v.scalar))
+                mine = v.everywhere(self._scalar("a", k, row, v.scalar))
                 sums += [v.multiply_add(mine, theirs[i], values[row * VECTORS + i]) for i in range(VECTORS)]
-                negative = b.zext(self._scalar(self.d["a_signs"], k, row, I8), I64)
-                at = b.mul(b.add(b.mul(k, I64(2)), negative), I64(form.columns))
-                lowest = b.load(v.at(self.d["b_lowest"], at, form.integer), typ=self.short, align=1)
-                lowest = b.add(lowest, self._row(self.d["a_lowest"], k, row, form.integer))
-                cut = b.icmp_signed("<", lowest, cuts[row])
-                counts.append(b.add(values[form.rows * VECTORS + row], b.zext(cut, self.short)))
+                sign = b.zext(self._scalar("a_signs", k, row, I32), I64)
+                column = b.gep(v.at(self.d["b_lowest"], b.mul(place, I64(2)), form.integer), [sign], source_etype=I8)
+                mine = self._everywhere("a_lowest", k, row, self.piece)
+                for piece in pieces:
+                    address = v.at(column, I64(piece * self.piece.count), form.integer)
+                    lowest = b.add(b.load(address, typ=self.piece, align=1), mine)
+                    cut = b.icmp_signed(">", cuts[row][piece], lowest)
+                    counts.append(self._more(values[terms + row * form.pieces + piece], cut))
             turn.carry(*sums, *counts)
-        sums, counts = turn.values[: form.rows * VECTORS], turn.values[form.rows * VECTORS :]
-        return [sums[row * VECTORS : (row + 1) * VECTORS] for row in range(form.rows)], counts
+        sums, counts = turn.values[:terms], turn.values[terms:]
+        return _split(sums, VECTORS), _split(counts, form.pieces)
+
+    def _more(self, count: Any, cut: Any) -> Any:
+        b = self.b
+        if self.form.weight == 1:
+            return b.sub(count, b.sext(cut, self.piece))
+        one = ir.Constant(self.piece, [self.form.weight] * self.piece.count)
+        return b.add(count, b.select(cut, one, ir.Constant(self.piece, None)))
+
+    def _counted(self, pieces: list[Any]) -> list[Any]:
+        """A row's counts, per vector of sums."""
+        b, v, form = self.b, self.v, self.form
+        width, spare = form.integer.width, form.weight - 1
+        lanes = b.bitcast(self._joined(pieces), v.of(form.packed))
+        lanes = b.zext(lanes, v.integers) if form.packed.width < v.integer.width else lanes
+        mask = v.constant((1 << (width - spare)) - 1, v.integers)
+        return [b.and_(b.lshr(lanes, v.constant(width * i + spare, v.integers)), mask) for i in range(VECTORS)]
 
     def _output(self, exact: Any, c: Any) -> Any:
         """The next accumulators, float32: see `reference.output`."""
@@ -259,9 +238,9 @@ class _Step:
         found = v.narrow(self._nearest_float16(exact) if half else exact)
         if form.output == "e8m13":
             found = single.masked(found, single.constant(-1 << 10, single.integers))
-        found = b.fadd(found, single.zero)  # a zero is +0
         if form.bounded:
-            return found
+            return found  # and so large that nothing negative became a zero
+        found = b.fadd(found, single.zero)  # a zero is +0
         # Rounding toward zero stops at the largest number; an accumulator that was infinite stays so.
         least = v.constant(65520.0 if half else 2.0**INFINITE)
         infinite, bits = b.fcmp_ordered(">=", v.floats(v.magnitude(exact)), least), v.constant(0, v.integers)
@@ -292,23 +271,52 @@ class _Step:
         sign = b.and_(v.bits(exact), v.constant(-1 << 63, v.integers))
         return v.floats(b.or_(v.bits(b.fmul(whole, unit)), sign))
 
-    def _place(self, row: int) -> Any:
-        """Of a row's accumulators."""
+    def _place(self, row: int, i: int) -> Any:
+        """Of a vector of a row's accumulators."""
         rows = self.b.add(self.b.mul(self.block, I64(self.form.rows)), I64(row))
-        return self.b.mul(rows, I64(self.form.columns))
+        return self.b.add(self.b.mul(rows, I64(self.form.columns)), I64(i * self.form.lanes))
 
-    def _part(self, x: Any, i: int) -> Any:
-        """The vector i of a row's."""
-        return shuffle(self.b, x, range(i * self.form.lanes, (i + 1) * self.form.lanes))
+    def _cut_up(self, x: Any) -> list[Any]:
+        """A row's exponents as vectors of the size that counts."""
+        size = self.piece.count
+        return [shuffle(self.b, x, range(first, first + size)) for first in range(0, self.form.columns, size)]
 
-    def _scalar(self, rows: Any, k: Any, row: int, kind: ir.Type) -> Any:
+    def _joined(self, pieces: list[Any]) -> Any:
+        while len(pieces) > 1:
+            size = 2 * pieces[0].type.count
+            pieces = [shuffle(self.b, x, range(size), y) for x, y in zip(pieces[::2], pieces[1::2], strict=True)]
+        return pieces[0]
+
+    def _larger(self, x: Any, y: Any) -> Any:
+        """The larger of a row's exponents, which have no sign."""
+        return self.b.select(self.b.icmp_unsigned(">", x, y), x, y)
+
+    def _saturating(self, operation: str, x: Any, y: Any) -> Any:
+        name = f"llvm.{operation}.sat.v{x.type.count}i{x.type.element.width}"
+        return self.b.call(declared(self.b, name, x.type, [x.type, x.type]), [x, y])
+
+    def _bytes(self, value: int) -> Any:
+        return ir.Constant(self.short, [value] * self.form.columns)
+
+    def _lane(self, value: int, kind: ir.IntType = I32) -> Any:
+        return self.v.constant(_signed(value, kind.width), self.v.of(kind))
+
+    def _scalar(self, array: str, k: Any, row: int, kind: ir.Type) -> Any:
         b = self.b
         place = b.add(b.mul(self.block, self.d["a_block"]), b.add(b.mul(k, I64(self.form.rows)), I64(row)))
-        return self.v.get(rows, place, kind)
+        return self.v.get(self.d[array], place, kind)
 
-    def _row(self, rows: Any, k: Any, row: int, kind: ir.Type) -> Any:
-        return splat(self.b, self._scalar(rows, k, row, kind), self.form.columns)
+    def _everywhere(self, array: str, k: Any, row: int, kind: ir.VectorType) -> Any:
+        """A row's exponent in every lane: it is kept as often as 32 bits hold, which loads spread at no cost."""
+        count = kind.count * kind.element.width // 32
+        return self.b.bitcast(splat(self.b, self._scalar(array, k, row, I32), count), kind)
 
-    def _column(self, columns: Any, k: Any) -> Any:
-        address = self.v.at(columns, self.b.mul(k, I64(self.form.columns)), self.form.integer)
-        return self.b.load(address, typ=self.short, align=1)
+
+def _split(values: list[Any], size: int) -> list[list[Any]]:
+    return [values[i : i + size] for i in range(0, len(values), size)]
+
+
+def _signed(value: int, width: int) -> int:
+    """The same bits as a number that LLVM prints."""
+    value &= (1 << width) - 1
+    return value - (1 << width) if value >> (width - 1) else value

@@ -16,10 +16,10 @@ Legend: B matrices of a batch, M rows, N columns, K terms.
 import triton
 import triton.language as tl
 
-from recoup.tensorcore import emit
+from recoup.tensorcore import emit_form, emit_prepare
 
-NOT_IN_FORMAT, NOT_FINITE = tl.constexpr(emit.NOT_IN_FORMAT), tl.constexpr(emit.NOT_FINITE)
-ZERO = tl.constexpr(emit.ZERO)
+NOT_IN_FORMAT, NOT_FINITE = tl.constexpr(emit_prepare.NOT_IN_FORMAT), tl.constexpr(emit_prepare.NOT_FINITE)
+ZERO = tl.constexpr(emit_form.ZERO)
 MAGNITUDE, INFINITY = tl.constexpr(0x7FFFFFFF), tl.constexpr(0x7F800000)
 SIGN = tl.constexpr(-(1 << 31))
 HIDDEN, HALF_INFINITE = tl.constexpr(1 << 23), tl.constexpr(65536.0)
