@@ -1,4 +1,4 @@
-"""FSDP2 over two processes: an emulated network takes the steps of one process that averages the gradients of halves."""
+"""FSDP2 over two processes: an emulated network takes the steps of one process that averages two halves' gradients."""
 
 import copy
 
