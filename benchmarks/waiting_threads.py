@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ POLICIES = ("default", "PASSIVE")
 BATCH = 128
 
 
-def evaluation(config: object = None) -> Callable[[], object]:
+def evaluation(config: Any = None) -> Callable[[], object]:
     """ResNet-20 on 128 images."""
     model, x = rc.models.resnet20().eval(), torch.rand(BATCH, 3, 32, 32)
     if config is not None:
