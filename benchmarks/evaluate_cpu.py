@@ -1,7 +1,7 @@
 """CPU time of `recoup evaluate`: ResNet-20, CIFAR-10's test set, three configs, before and now, in one run.
 
     git worktree add --detach ../before 4693089         # recoup before it searched and divided studies
-    python benchmarks/evaluate_cpu.py ../before         # --limit 1000 --seeds 0 --rounds 3 for a part of it
+    python benchmarks/evaluate_cpu.py ../before         # --limit 1000 --calibration-images 128 --seeds 0: less of it
 
 Both run as a user's command would, in processes of their own, in turns; what a process and its children used is the
 system's account of them. Every accuracy is compared.
@@ -30,6 +30,7 @@ def command(arguments: argparse.Namespace, out: str) -> list[str]:
     given = ["evaluate", "--model", "resnet20", "--weights", str(weights), "--data", f"cifar10:{data}", "--out", out]
     given += [word for config in CONFIGS for word in ("--config", config)]
     given += ["--limit", str(arguments.limit)] if arguments.limit else []
+    given += ["--calibration-images", str(arguments.calibration_images)]
     return [sys.executable, "-m", "recoup", *given, "--seeds", arguments.seeds]
 
 
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("before", type=Path, help="a working tree of the older version")
     parser.add_argument("--limit", type=int, help="test images; default: all")
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--calibration-images", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=1)
     arguments = parser.parse_args()
     trees = {"before": arguments.before.resolve(), "now": HERE}
@@ -76,8 +78,8 @@ def main() -> None:
         for run in made:
             run.pop("top1", None)
     revisions = {name: revision(tree) for name, tree in trees.items()}
-    asked = {"configs": CONFIGS, "limit": arguments.limit, "seeds": arguments.seeds, "revisions": revisions}
-    save("evaluate_cpu", {**asked, "runs": runs, "ratio": cpu["before"] / cpu["now"], "different": different})
+    asked = {name: getattr(arguments, name) for name in ("limit", "seeds", "calibration_images")}
+    save("evaluate_cpu", {"configs": CONFIGS, **asked, "revisions": revisions, "runs": runs, "ratio": cpu["before"] / cpu["now"], "different": different})
 
 
 def revision(tree: Path) -> str:
