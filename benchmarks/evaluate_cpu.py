@@ -79,7 +79,17 @@ def main() -> None:
             run.pop("top1", None)
     revisions = {name: revision(tree) for name, tree in trees.items()}
     asked = {name: getattr(arguments, name) for name in ("limit", "seeds", "calibration_images")}
-    save("evaluate_cpu", {"configs": CONFIGS, **asked, "revisions": revisions, "runs": runs, "ratio": cpu["before"] / cpu["now"], "different": different})
+    save(
+        "evaluate_cpu",
+        {
+            "configs": CONFIGS,
+            **asked,
+            "revisions": revisions,
+            "runs": runs,
+            "ratio": cpu["before"] / cpu["now"],
+            "different": different,
+        },
+    )
 
 
 def revision(tree: Path) -> str:
