@@ -4,17 +4,18 @@ Commands and workers do this for themselves. Importing recoup changes neither: t
 
 torch's OpenMP threads spin for some milliseconds after every parallel region, in case another one follows at once. What
 follows in emulation is a kernel of recoup's on its own pool (`recoup.kernels.threads`), which wants that core, and
-spinning counts as CPU time. Results never depend on it.
+spinning counts as CPU time. Threads that sleep at once (OMP_WAIT_POLICY=PASSIVE) are woken too often where torch's
+regions are small: a fraction of a millisecond serves both (benchmarks/waiting_threads.py). Results never depend on it.
 """
 
 import ctypes
 import os
 import sys
 
-WAITING = "OMP_WAIT_POLICY"
-"""OpenMP's own variable, which GNU's, LLVM's and Intel's libraries read once, when they are loaded."""
-SPINNING = (WAITING, "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
-"""What says how threads wait; the last three are of one library alone, and go before the first."""
+WAITING, TURNS = "GOMP_SPINCOUNT", 10_000
+"""Of GNU's OpenMP, which torch's wheels for Linux have, and reads once, when it is loaded; 300,000 is its default."""
+SPINNING = ("OMP_WAIT_POLICY", WAITING, "KMP_BLOCKTIME", "KMP_LIBRARY")
+"""What says how threads wait; the first is OpenMP's own, the others are of one library alone, and go before it."""
 
 ALLOCATING = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # glibc's mallopt
@@ -26,7 +27,7 @@ def begin() -> None:
     if "torch" in sys.modules:
         return
     if not any(name in os.environ for name in SPINNING):
-        os.environ[WAITING] = "PASSIVE"
+        os.environ[WAITING] = str(TURNS)
     keep_pages()
 
 
@@ -47,4 +48,4 @@ def keep_pages() -> bool:
 def waiting() -> str:
     """How torch's threads wait, by what the environment says, in words."""
     said = [f"{name}={os.environ[name]}" for name in SPINNING if name in os.environ]
-    return ", ".join(said) or f"spinning ({WAITING} is not set)"
+    return ", ".join(said) or f"spinning ({WAITING} and OMP_WAIT_POLICY are not set)"
