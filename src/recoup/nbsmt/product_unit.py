@@ -78,51 +78,75 @@ class Gates:
     # two threads: multipliers (narrow, wide, shifts): narrow and wide are signed, a shift is 1 bit for its places
 
     def two(self, x: list[Any], w: list[Any]) -> list[tuple[Any, ...]]:
-        """Operands of the two multipliers.
+        """Operands of the two multipliers: an inactive thread's multiplier serves its partner.
 
-        A thread's own multiplier takes the same alone as in a collision, but for the rounding up: what fits the port,
-        or the high half of what does not. The low half is its inactive partner's. So little waits for the collision,
-        and a multiplier that nobody needs stands still, at a factor of zero.
+        Where neither is active both products are zero whatever is chosen, as each has a factor of zero.
         """
         hdl = self.hdl
+        if self.config.policy == "S+A":
+            return self.settled(x, w)
         if not self.config.zero_test:
-            return [self.own(x[t], w[t], hdl.Const(1, 1))[0] for t in range(2)]
-        # w's halves are read apart elsewhere too.
-        active = [self.signal(x[t].any() & (w[t][:4].any() | w[t][4:].any()), f"active{t}") for t in range(2)]
-        own, rest, cut = zip(*(self.own(x[t], w[t], active[1 - t]) for t in range(2)), strict=True)
+            return [self.colliding(x[t], w[t], x[t], w[t]) for t in range(2)]
+        active = [self.signal(x[t].any() & w[t].any(), f"active{t}") for t in range(2)]
+        collision = self.signal(active[0] & active[1], "collision")
         found = []
         for t in range(2):
-            narrow, wide, *shifts = own[t]
-            serves = self.signal(cut[1 - t] & ~active[t], f"serves{t}")
-            factor = hdl.Mux(active[t], narrow, rest[1 - t])
-            found.append((factor, hdl.Mux(serves, own[1 - t][1], wide), *(shift & active[t] for shift in shifts)))
+            own_x = self.signal(hdl.Mux(active[t], x[t], x[1 - t]), f"x_of{t}")
+            own_w = self.signal(hdl.Mux(active[t], w[t], w[1 - t]), f"w_of{t}")
+            narrow, wide, *shifts = self.colliding(x[t], w[t], own_x, own_w)
+            alone, whole, *uppers = self.alone(own_x, own_w, upper=t == 0)
+            same = self.base in ("S", "A", "W")  # the wide operand does not depend on the collision
+            chosen = whole if same else hdl.Mux(collision, wide, whole)
+            both = [hdl.Mux(collision, shift, upper) for shift, upper in zip(shifts, uppers, strict=True)]
+            found.append((hdl.Mux(collision, narrow, alone), chosen, *both))
         return found
 
-    def own(self, x: Any, w: Any, collision: Any) -> tuple[tuple[Any, ...], Any, Any]:
-        """A thread's operands on its own multiplier, the low half of the one that is cut, and whether one is; else 0.
+    def settled(self, x: list[Any], w: list[Any]) -> list[tuple[Any, ...]]:
+        """The same of S+A, where little waits for a collision; with weights that may be cut this takes more gates.
 
-        ``collision``: whether what is cut is rounded.
+        A thread's own multiplier takes the same alone as in a collision, but for the rounding up: what fits the port,
+        or the high half of what does not. The low half is its inactive partner's. A multiplier that nobody needs stands
+        still, at a factor of zero.
         """
         hdl = self.hdl
-        r, x_cut = self.reduced(x, self.port, collision)
-        q, w_cut = self.reduced(w, WEIGHT, collision)
-        x_low, w_low = self.half(x, self.port, upper=False), self.half(w, WEIGHT, upper=False)
-        if self.base in ("S", "A"):
-            narrow, wide, low, cut, shifts = self.small(r), w, x_low, x_cut, (x_cut,)
-        elif self.base == "W":
-            narrow, wide, low, cut, shifts = q.as_signed(), x, w_low, w_cut, (w_cut,)
-        else:
-            # The activation is cut, the weight whole.
-            by_x = self.wide(w, WEIGHT) if self.base == "Aw" else ~self.wide(x, self.port)
-            narrow, wide = hdl.Mux(by_x, self.small(r), q.as_signed()), hdl.Mux(by_x, w, x)
-            low, cut = hdl.Mux(by_x, x_low, w_low), hdl.Mux(by_x, x_cut, w_cut)
-            shifts = (by_x & x_cut, ~by_x & w_cut) if len(self.places) == 2 else (cut,)
-        low = self.signed(low)
-        return (self.signed(narrow), wide, *shifts), low & cut.replicate(len(low)), cut
+        # w in halves: mapped to gates so, the element needs 1 % less energy.
+        active = [self.signal(x[t].any() & (w[t][:4].any() | w[t][4:].any()), f"active{t}") for t in range(2)]
+        own = [self.reduced(x[t], self.port, active[1 - t]) for t in range(2)]
+        found = []
+        for t in range(2):
+            (narrow, shift), (_, cut) = own[t], own[1 - t]
+            low = self.signed(self.half(x[1 - t], self.port, upper=False))
+            serves = self.signal(cut & ~active[t], f"serves{t}")
+            factor = hdl.Mux(active[t], self.signed(self.small(narrow)), low & cut.replicate(len(low)))
+            found.append((factor, hdl.Mux(serves, w[1 - t], w[t]), shift & active[t]))
+        return found
 
     def signed(self, bits: Any) -> Any:
         """A number as a signed one."""
         return bits if bits.shape().signed else self.hdl.Cat(bits, self.hdl.Const(0, 1)).as_signed()
+
+    def alone(self, x: Any, w: Any, upper: bool) -> tuple[Any, ...]:
+        """One thread on both multipliers: the high and the low half of the operand that is reduced otherwise."""
+        shift, rest = self.hdl.Const(int(upper), 1), [self.hdl.Const(0, 1)] * (len(self.places) - 1)
+        if self.base == "W":
+            return self.half(w, WEIGHT, upper), x, shift
+        return self.half(x, self.port, upper), w, shift, *rest
+
+    def colliding(self, x: Any, w: Any, own_x: Any, own_w: Any) -> tuple[Any, ...]:
+        """A thread's operands on its own multiplier; ``own``: the same values where it is active."""
+        hdl = self.hdl
+        if self.base in ("S", "A"):
+            r, reduced = self.reduced(x, self.port)
+            return self.small(r), own_w, reduced
+        q, w_reduced = self.reduced(w, WEIGHT)
+        if self.base == "W":
+            return q.as_signed(), own_x, w_reduced
+        r, x_reduced = self.reduced(x, self.port)
+        by_x = self.wide(w, WEIGHT) if self.base == "Aw" else ~self.wide(x, self.port)  # the activation cut, w whole
+        wide, narrow = hdl.Mux(by_x, own_w, own_x), hdl.Mux(by_x, self.small(r), q.as_signed())
+        if len(self.places) == 2:
+            return narrow, wide, by_x & x_reduced, ~by_x & w_reduced
+        return narrow, wide, hdl.Mux(by_x, x_reduced, w_reduced)
 
     # four threads: multipliers (4 bits unsigned or 5 signed, 5 bits signed, shift of the first, of the second)
 
