@@ -88,7 +88,6 @@ class Lab:
         self._said = Said()  # by that calibration
         self.known: dict[str, Hardware] = {}  # by name, once it was tried
         self._costs: dict[str, Cost] = {}
-        self._takes_channels_last = False  # until `check` has tried
         self.outputs: int | None = None  # known after `check`, if the model gives a row of them an image
 
     def _loaded(self) -> tuple[nn.Module, Source]:
@@ -110,7 +109,7 @@ class Lab:
         Selection(self.recipe.layers, modules, "layers", modules)
         if self.source.quality.paired and len(self.test) < 2:
             raise RecoupError("test: one window leaves no interval: take two or more (test.limit, --limit; context)")
-        inputs = next(iter(self.test.batches(2)))[0].to(self.device)
+        inputs = self._two
         self._drawn(self.recipe.calibration.seeds[0])
         named = self.recipe.model
         with torch.no_grad():
@@ -122,7 +121,6 @@ class Lab:
                     f"{list(inputs.shape[1:])} each: {_told(error)}"
                 ) from error
             self.outputs = self.source.outputs(self.model, inputs, output, named)
-        self._takes_channels_last = takes_channels_last(self.model, inputs)
         for config in self.recipe.configs:
             if self.has_work(config):
                 self.hardware(config)
@@ -131,6 +129,17 @@ class Lab:
                 raise RecoupError(f"policy {policy.name!r}: takes no layer of model {self.recipe.model!r}")
         for policy in self.recipe.policy:
             self.hardware(policy)
+
+    @property
+    def _two(self) -> Any:
+        """The first samples that are tested on."""
+        return next(iter(self.test.batches(2)))[0].to(self.device)
+
+    @cached_property
+    def _takes_channels_last(self) -> bool:
+        """Tried in float, by a lab that `check` never saw too, as workers have: their numbers are the same."""
+        self._reset()
+        return takes_channels_last(self.model, self._two)
 
     @property
     def untrained(self) -> bool:
@@ -257,11 +266,11 @@ class Lab:
     def accuracy(self, config: Config | Policy | None, state: str, seed: int) -> tuple[dict[str, Any], Shifts]:
         """What the source judges a state by, accuracy or nats (``config`` None: the float network), and how far
         ``paired`` moved the statistics."""
+        batches = self.test.batches(self.recipe.test.batch_size)
+        if config is not None and self._takes_channels_last:  # both are tried, so before the network is prepared
+            batches = laid_out(batches, self.hardware(config))
         self._prepare(config, state, seed)
         moved = shift(self._float, Statistics.of(self.model)) if state == PAIRED.name else {}
-        batches = self.test.batches(self.recipe.test.batch_size)
-        if config is not None and self._takes_channels_last:
-            batches = laid_out(batches, self.hardware(config))
         return self.source.judged(self.model, self.display.watch(batches, "test")), moved
 
     def repaired(self, config: Config | Policy, state: str, seed: int) -> nn.Module:
