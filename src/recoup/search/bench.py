@@ -24,6 +24,7 @@ from recoup.network.replay import Outputs, replaying
 from recoup.network.scales import is_calibrated
 from recoup.repair import repair_
 from recoup.storage.digest import of_batches, of_state, of_text
+from recoup.study.layouts import alike
 from recoup.study.machine import cpu_threads
 from recoup.tasks.bench import ALONE, Value, Workbench
 from recoup.version import __version__
@@ -216,16 +217,23 @@ def laid_out(model: nn.Module, batches: "Kept") -> "Kept":
 
 
 def _takes(model: nn.Module, inputs: Any) -> bool:
-    def few(value: Any) -> Any:
-        return value[:2].to(device) if isinstance(value, Tensor) and value.dim() else value
+    def few(value: Any, layout: torch.memory_format) -> Any:
+        if not isinstance(value, Tensor) or not value.dim():
+            return value
+        value = value[:2].to(device)
+        return value.contiguous(memory_format=layout) if value.dim() == 4 else value
+
+    def run(layout: torch.memory_format) -> Any:
+        if isinstance(inputs, Mapping):
+            return call(model, {name: few(value, layout) for name, value in inputs.items()})
+        return call(model, few(inputs, layout))
 
     device = device_of(model)
     try:
         with ALONE, cpu_threads(1), evaluating(model), torch.no_grad():
-            call(model, {k: few(v) for k, v in inputs.items()} if isinstance(inputs, Mapping) else few(inputs))
+            return alike(run(torch.contiguous_format), run(torch.channels_last))
     except Exception:  # one of another reason comes again when the network is measured
         return False
-    return True
 
 
 def _laid_out(batch: Any) -> Any:
