@@ -3,6 +3,7 @@ import json
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -353,3 +354,19 @@ def test_the_demos_network_is_trained_again_where_it_was_cut_off(monkeypatch):
     (Path("d") / WEIGHTS).write_bytes(whole[:1000])
     assert train_weights(Path("d"))
     assert (Path("d") / WEIGHTS).read_bytes() == whole
+
+
+@pytest.mark.parametrize("own", [None, "ACTIVE"])
+def test_openmp_rests_between_calls_unless_its_user_says_otherwise(own):
+    """A process that loads the command line alone: torch comes with a command, and reads the variable once."""
+    told = "import os, sys; from recoup.cli.main import rest; rest()\n"
+    told += (
+        "print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules); import torch; del os.environ['OMP_WAIT_POLICY']"
+    )
+    told += "\nrest(); print('OMP_WAIT_POLICY' in os.environ)"
+    environ = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-c", told],
+        env=environ | ({"OMP_WAIT_POLICY": own} if own else {}), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == [own or "PASSIVE", "False", "False"]
