@@ -77,11 +77,13 @@ class Widths:
 
     Attributes:
         config, elements, eps: as in `recoup.lightnorm.rtl.build`.
+        centred: whether there is a mean: an RMS norm has none.
     """
 
     config: LightNorm
     elements: int
     eps: float
+    centred: bool = True
 
     @classmethod
     def of(cls, config: LightNorm, elements: int, eps: float) -> Self:
@@ -170,6 +172,16 @@ class Widths:
     def lanes(self) -> int:
         """G."""
         return self.config.block or 1
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The inputs that say what an element of pass 1 is, which are late by the cycle in which it is packed."""
+        return ("collect", "first", "chunk", "fold", "low")
+
+    @property
+    def channels(self) -> int:
+        """How many channels have their statistics in the unit at a time: one a lane."""
+        return self.lanes
 
     @property
     def unit(self) -> int:
