@@ -127,16 +127,13 @@ class Gates(Widths):
         quotient = Number(sign & now["keep"], divider.shifts, divider.quotient, low, most, leading=1, sticky=sticky)
         settled = arithmetic.quantise(m, quotient, S, "quotient")
         code = named(m, "settled", arithmetic.pack(settled, S))
-        pad, eps = self.pad, self.eps_units
-        factor = hdl.Cat(hdl.Const(0, pad), port.constant)
+        factor = hdl.Cat(hdl.Const(0, self.pad), port.constant)
         if self.distributed:
             factor = hdl.Mux(now["product"], mu.significand, factor)
         with m.If(now["scale"] | now["product"]):
             divider.multiply(m, factor)
         with m.If(now["eps"]):
-            # R C has no bits below pad, where s has those of eps.
-            s = hdl.Cat(hdl.Const(eps % (1 << pad), pad), divider.b[pad:] + (eps >> pad)) if pad else divider.b + eps
-            divider.load(m, hdl.Const(1, 1), s[:W], inverse_start)
+            self._add_eps(m, divider, inverse_start)
         with m.If(now["keep"]):
             m.d.sync += mean.eq(code)
         with m.If(now["end"]):
@@ -146,6 +143,12 @@ class Gates(Widths):
         return self._stored(
             m, port, now["store"], self._shift(m, divider, mu, r) if self.distributed else mean, inverse
         )
+
+    def _add_eps(self, m: Any, divider: Divider, start: int) -> None:
+        """One cycle: s of R C, and what is to be divided by it. R C has no bits below pad, where s has those of eps."""
+        pad, eps = self.pad, self.eps_units
+        s = hdl.Cat(hdl.Const(eps % (1 << pad), pad), divider.b[pad:] + (eps >> pad)) if pad else divider.b + eps
+        divider.load(m, hdl.Const(1, 1), s[: self.width], start)
 
     def _sequence(self, m: Any, port: Any) -> dict[str, Any]:
         """The divider's phases, each a bit that tells whether it is now."""
@@ -189,7 +192,7 @@ class Gates(Widths):
         at = slice(i * F.bits, (i + 1) * F.bits)
         y = hdl.Signal(F.bits, name=f"y_{i}")
         given = {"x": arithmetic.pack(value, F)} | {port.name: code for port, code in zip(lane.held, held, strict=True)}
-        given |= {"gamma": port.gamma[at], "beta": port.beta[at]}
+        given |= {name: getattr(port, name)[at] for name in self.parameters}
         wired = {f"i_{name}": value for name, value in given.items()}
         xhat = hdl.Signal(F.bits, name=f"xhat_{i}")
         setattr(m.submodules, f"lane_{i}", hdl.Instance("lightnorm_normalise", **wired, o_xhat=xhat, o_y=y))

@@ -44,16 +44,26 @@ class Letter(Codes, Gates):
         count = min(self.config.chunks, 2)
         return count, min(3, self.elements // count)
 
+    @property
+    def folds(self) -> list[dict[str, int]]:
+        """The cycles after a chunk."""
+        return [{"fold": 1}, {"fold": 1, "low": 1}]
+
+    @property
+    def extrema(self) -> dict[str, int]:
+        """What of a chunk is told: the sign with which it is the largest."""
+        return {"largest": 1, "smallest": -1}
+
     @cached_property
     def schedule(self) -> dict[str, list[int]]:
         """A run: what all have in common."""
         (count, m), rows = self.chunks, []
         for _ in range(count):
-            rows += [{"collect": 1, "chunk": int(i == 0)} for i in range(m)] + [{"fold": 1}, {"fold": 1, "low": 1}]
+            rows += [{"collect": 1, "chunk": int(i == 0)} for i in range(m)] + self.folds
         rows.append({})  # the pass is a cycle late
         rows.append({"settle": 1, "normalise": 1})
         rows += [{"normalise": int(i % 4 != 3)} for i in range(self.settling)] + [{"normalise": 1}] * AFTER
-        names = ("collect", "chunk", "fold", "low", "settle", "normalise")
+        names = (*(name for name in self.flags if name != "first"), "settle", "normalise")
         return {name: [row.get(name, 0) for row in rows] for name in names}
 
     @property
@@ -114,10 +124,10 @@ class Letter(Codes, Gates):
             "y": Expected(late, self.packed(shown[:-1])),
             "xhat": Expected(np.flatnonzero(normalise).tolist(), parts(ports.codes(xhat, self.form))),
         }
-        for name, sign in (("new_largest", 1), ("new_smallest", -1)):
+        for name, sign in self.extrema.items():
             flags = np.zeros((T, *given.shape[1:]), np.uint64)
             flags[collect] = self._new(given[collect], sign).numpy()
-            found[name] = Expected(late, parts(flags[:-1]))
+            found[f"new_{name}"] = Expected(late, parts(flags[:-1]))
         for i in range(self.channels):
             for name, values in sums.items():
                 found[f"{name}_{i}"] = Expected((self.starts_at,), patterns(values[None, :, i], self.totals[name]))
@@ -163,8 +173,8 @@ class Letter(Codes, Gates):
         for name, code in self.lane.kept(mean, r).items():
             found = [np.where(new & (settled.lane == i), code, inputs[f"{name}_{i}"]) for i in channels]
             held.append(np.stack(found * (self.lanes // self.channels), -1).reshape(-1))
-        gamma, beta = (self.values(inputs[name][normalise]).reshape(-1) for name in ("gamma", "beta"))
-        xhat, y = self.lane.computed(x.reshape(-1), held, gamma, beta)
+        affine = [self.values(inputs[name][normalise]).reshape(-1) for name in self.parameters]
+        xhat, y = self.lane.computed(x.reshape(-1), held, affine)
         return xhat.reshape(x.shape), self.blocked(y.reshape(x.shape))
 
     def _divider(self, inputs: Inputs, settled: "Settled", steps: int) -> dict[str, Expected]:

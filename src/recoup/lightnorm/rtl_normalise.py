@@ -44,7 +44,7 @@ class Normalise(Widths):
         """Ports around the gates."""
         F = self.form
         pins = [ports.port("x", "in", F, "an element, as memory has it"), *self.held]
-        pins += [ports.port(name, "in", F, f"F({name})") for name in ("gamma", "beta")]
+        pins += [ports.port(name, "in", F, f"F({name})") for name in self.parameters]
         pins += [ports.port("xhat", "out", F, "xhat"), ports.port("y", "out", F, "y, not yet in blocks")]
         return Module(
             name="lightnorm_normalise",
@@ -59,8 +59,8 @@ class Normalise(Widths):
     def elaborate(self, m: Any, port: Any) -> None:
         """Gates."""
         F = ports.layout(self.form)
-        value, gamma, beta = (
-            arithmetic.unpack(m, getattr(port, name), F, f"{name}_value") for name in ("x", "gamma", "beta")
+        value, gamma, *beta = (
+            arithmetic.unpack(m, getattr(port, name), F, f"{name}_value") for name in ("x", *self.parameters)
         )
         S, hdl = ports.layout(self.wide), amaranth("hdl")
         at = S.fraction + S.exponent
@@ -71,8 +71,9 @@ class Normalise(Widths):
         else:
             scaled = arithmetic.multiply(m, value, reciprocal, "scaled")
         xhat = arithmetic.quantise(m, scaled, F, "xhat_value")
-        product = arithmetic.normalised(m, arithmetic.multiply(m, xhat, gamma, "product"), "product_top")
-        total = self._affine(m, product, beta)
+        total = arithmetic.multiply(m, xhat, gamma, "product")
+        if beta:
+            total = self._affine(m, arithmetic.normalised(m, total, "product_top"), beta[0])
         m.d.comb += port.xhat.eq(arithmetic.pack(xhat, F))
         m.d.comb += port.y.eq(arithmetic.pack(arithmetic.quantise(m, total, F, "y_value"), F))
 
@@ -134,14 +135,15 @@ class Normalise(Widths):
     def expected(self, inputs: Inputs) -> Mapping[str, Expected]:
         """`reference.normalize` and `reference.affine`."""
         shape = inputs["x"].shape
-        x, gamma, beta = (ports.values(inputs[name], self.form).reshape(-1) for name in ("x", "gamma", "beta"))
+        x, *affine = (ports.values(inputs[name], self.form).reshape(-1) for name in ("x", *self.parameters))
         held = [inputs[port.name].reshape(-1) for port in self.held]
-        xhat, y = self.computed(x, held, gamma, beta)
+        xhat, y = self.computed(x, held, affine)
         found = {"xhat": xhat, "y": y}
         return {n: Expected((0,), ports.codes(v.reshape(shape), self.form)) for n, v in found.items()}
 
-    def computed(self, x: Any, held: Sequence[np.ndarray], gamma: Any, beta: Any) -> Any:
-        """xhat and y, not yet in blocks, of values, codes of what is held (mu or mu r, and r), and values."""
+    def computed(self, x: Any, held: Sequence[np.ndarray], affine: Sequence[Any]) -> Any:
+        """xhat and y, not yet in blocks, of values, codes of what is held (mu or mu r, and r), and values of
+        `parameters`."""
         reciprocal = ports.values(self.signed(held[-1]), self.wide)
         if self.centred and self.distributed:
             shift = torch.from_numpy(self.shift.values(held[0]))
@@ -152,6 +154,7 @@ class Normalise(Widths):
         else:
             mean = ports.values(held[0], self.wide)
             xhat = reference.normalize(x[None, :, None], mean, reciprocal, self.config, torch.float64).reshape(-1)
+        gamma, beta = affine if self.centred else (affine[0], torch.zeros_like(affine[0]))
         y = reference.affine(xhat[None, :, None], gamma, beta, self.config.replace(block=None), torch.float64)
         return xhat, y.reshape(-1)
 
