@@ -133,7 +133,7 @@ class Gates(Widths):
         with m.If(now["scale"] | now["product"]):
             divider.multiply(m, factor)
         with m.If(now["eps"]):
-            self._add_eps(m, divider, inverse_start)
+            divider.load(m, hdl.Const(1, 1), self._with_eps(divider), inverse_start)
         with m.If(now["keep"]):
             m.d.sync += mean.eq(code)
         with m.If(now["end"]):
@@ -144,11 +144,11 @@ class Gates(Widths):
             m, port, now["store"], self._shift(m, divider, mu, r) if self.distributed else mean, inverse
         )
 
-    def _add_eps(self, m: Any, divider: Divider, start: int) -> None:
-        """One cycle: s of R C, and what is to be divided by it. R C has no bits below pad, where s has those of eps."""
+    def _with_eps(self, divider: Divider) -> Any:
+        """s of R C, which has no bits below pad, where s has those of eps."""
         pad, eps = self.pad, self.eps_units
         s = hdl.Cat(hdl.Const(eps % (1 << pad), pad), divider.b[pad:] + (eps >> pad)) if pad else divider.b + eps
-        divider.load(m, hdl.Const(1, 1), s[: self.width], start)
+        return s[: self.width]
 
     def _sequence(self, m: Any, port: Any) -> dict[str, Any]:
         """The divider's phases, each a bit that tells whether it is now."""

@@ -153,6 +153,7 @@ def test_the_conventional_rms_lane_equals_its_letter_and_stands_beside_the_unit(
 def test_what_a_unit_is_says_its_norm():
     layer, rms = (build(LightNorm(axis="place"), unit=kind) for kind in KINDS)
     assert (layer.name, rms.name) == ("lightnorm_layer", "lightnorm_rms")
+    assert rms.title == "RMS norm, forward, M4E5, 10 bits, blocks of 4, outlier, 8 chunks"
     assert layer.title != rms.title != build(LightNorm()).title
     assert {"beta", "mean", "count", "low"} <= {port.name for port in layer.ports}
     assert not {"beta", "mean", "count", "low", "lane"} & {port.name for port in rms.ports}

@@ -54,6 +54,7 @@ class RowGates(Gates):
             "scale": self.range_bits,
             "eps": 1,
             "align s": self.width - self.eps_units.bit_length(),
+            "one": 1,
             "invert": self.digits,
             "end": 1,
             "store": 1,
@@ -166,9 +167,11 @@ class RowGates(Gates):
         with m.If(now["scale"]):
             divider.multiply(m, hdl.Cat(hdl.Const(0, self.pad), port.constant))
         with m.If(now["eps"]):
-            self._add_eps(m, divider, inverse_start)
+            divider.load_divisor(m, self._with_eps(divider), inverse_start)
         with m.If(now["align s"]):
-            divider.normalise(m)
+            divider.align_divisor(m)
+        with m.If(now["one"]):
+            divider.load_one(m)
         with m.If(now["invert"]):
             divider.divide(m)
         sticky = arithmetic.any_of(divider.a) if S.nearest else None

@@ -30,7 +30,9 @@ class Rows(RowLetter, Forward):
     @classmethod
     def of_kind(cls, kind: str, config: LightNorm, elements: int, eps: float) -> Self:
         """The unit of a layer norm ("layer") or an RMS norm ("rms"); errors as in `recoup.lightnorm.rtl.build`."""
-        unit = replace(cls.of(config.replace(axis="channel"), elements, eps), centred=kind == "layer")
+        centred = kind == "layer"
+        config = config.replace(axis="channel") if centred else config.replace(axis="channel", difference=None)
+        unit = replace(cls.of(config, elements, eps), centred=centred)
         least = max(unit.lanes, 2) * config.chunks
         if elements < least:
             raise RecoupError(f"silicon: elements={elements}: a row of {config!r} has {least} features or more")
@@ -46,7 +48,9 @@ class Rows(RowLetter, Forward):
     @property
     def title(self) -> str:
         """In tables."""
-        return f"{'layer' if self.centred else 'RMS'} norm, {super().title}"
+        if self.centred:
+            return f"layer norm, {super().title}"
+        return f"RMS norm, {super().title}".replace("x - mu exact, ", "")
 
     def module(self) -> Module:
         """Ports and schedule around the gates."""
