@@ -15,7 +15,7 @@ from recoup.errors import RecoupError
 from recoup.kernels import llvm
 from recoup.nbsmt import gpu, ops, reference
 from recoup.nbsmt.config import NBSMT
-from recoup.nbsmt.saturate import Saturating, saturating_module
+from recoup.nbsmt.saturate import Saturating
 from recoup.nbsmt.weights import quantize_weight, weight_operand
 from recoup.nbsmt.wing import eight_bit, runs, title
 from recoup.network.convolution import POINTWISE, Geometry
@@ -134,7 +134,9 @@ def test_other_instruction_sets(level):
     operand = weight_operand(w.t()[:, :, None, None], config, 128)
     a_MJ = reference.activation_operand(x, operand.activations, config)
     kernel = Saturating(operand.weight_OGJkk, config, len(operand.activations))
-    found = kernel(a_MJ.to(torch.int16)[:, None, None], POINTWISE, target=llvm.Target.named(level))
+    found = kernel(
+        (a_MJ.to(torch.int16) + 128).to(torch.uint8)[:, None, None], POINTWISE, 128, target=llvm.Target.named(level)
+    )
     assert torch.equal(found[:, :, 0, 0], reference.matmul(x, w, config))
 
 
@@ -148,7 +150,9 @@ def test_lanes_of_several_groups_on_other_instruction_sets(level):
     operand = weight_operand(weight, config, 128)
     a_NHWC = reference.activation_operand(code.movedim(1, 3).reshape(30, 36), operand.activations, config)
     kernel = Saturating(operand.weight_OGJkk, config, len(operand.activations))
-    found = kernel(a_NHWC.view(1, 5, 6, -1).to(torch.int16), geometry, target=llvm.Target.named(level))
+    found = kernel(
+        (a_NHWC.view(1, 5, 6, -1).to(torch.int16) + 128).to(torch.uint8), geometry, 128, target=llvm.Target.named(level)
+    )
     single = Geometry((3, 2), (2, 1), (1, 1), (1, 2), 1)
     parts = [convolved(code[:, 4 * g : 4 * g + 4], weight[2 * g : 2 * g + 2], config, single, True) for g in range(9)]
     expected = torch.cat(parts, 1).view(*geometry.outputs((5, 6)), 18).permute(2, 0, 1)

@@ -1,45 +1,83 @@
-"""Sums in a register that saturates, slot by slot: the emitted kernel, in vector code.
+"""Sums in a register that saturates, slot by slot.
 
 Where a sum saturates depends on the order of its parts, so no matrix product gives it. A slot's products are those of
-`recoup.nbsmt.groups`, of values: T threads times G groups, pairs of 16 bits that one instruction multiplies and adds.
+`recoup.nbsmt.groups`: T threads times G groups. `recoup.nbsmt.emit_saturating` adds them, in the layout that
+`recoup.nbsmt.emit_slots` makes of an operand.
 
-Lanes are output channels, which share a pixel's values. Where a group of the convolution has too few of them, as in
-depthwise ones, lanes are channels of several groups instead, each with ``own`` values, laid out beside each other.
+Lanes are output channels, which share a pixel's values. Where a group of the convolution has fewer than a vector of
+them, as in depthwise ones, lanes are of several groups, each with the values of its own.
 
-Legend: S slots, L the kernel's taps, V = G * T products of a slot in pairs (padded to even), M output pixels, O output
-channels in blocks of 16.
+Legend: S slots, L the kernel's taps, V = G * T products of a slot, M output pixels, O output channels.
 """
 
-import ctypes
-from functools import lru_cache
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from llvmlite import ir
 from torch import Tensor
 
 from recoup.kernels import llvm
-from recoup.kernels.llvm import I16, I32, I64
 from recoup.kernels.threads import over_rows
-from recoup.nbsmt import reference
+from recoup.nbsmt import emit_saturating, emit_slots, reference
 from recoup.nbsmt.config import NBSMT
+from recoup.nbsmt.emit_saturating import LANES, VECTOR
+from recoup.nbsmt.ports import UNSIGNED
 from recoup.network.convolution import Geometry
 
-LANES, PIXELS = 16, 4
-"""Output channels and output pixels at a time."""
+SLACK = 64
+"""Bytes behind the values that whole vectors may read."""
 
-FEW = 4
-"""Output channels of a group up to which lanes have values of their own: they are copied for each of them."""
+SEGMENT = 1 << 17
+"""Bytes of weights that stay in a second-level cache while all pixels pass."""
 
 WORK = 1 << 16
 """Products that pay for one more thread."""
 
-_TYPES = [ctypes.c_void_p] * 5 + [ctypes.c_int64] * 5 + [ctypes.c_int32] * 2
+COPIED = 1 << 18
+"""Bytes that do."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """The weights of a few vectors of output channels.
+
+    Attributes:
+        weight: [S, L, Q, vectors, 64] bytes.
+        correction: int32 [S, L, vectors, 16] where values are bytes of signed codes, else empty.
+        lanes: int32 [16], which of the values from ``near`` on every lane takes, where few share one.
+        near: bytes from a slot's first value to these.
+        place: the first lane's, among all.
+    """
+
+    weight: Tensor
+    correction: Tensor
+    lanes: Tensor
+    near: int
+    place: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How one kind of convolution is computed.
+
+    Attributes:
+        form: of the kernel, but for `blocks`.
+        shifts: powers of two that values and weights are taken times.
+        blocks: all weights.
+        lanes: of all, and of one of the convolution's groups.
+        order: how a pixel's values lie: ``group`` after group, or ``slot`` after slot.
+    """
+
+    form: emit_saturating.Form
+    shifts: tuple[int, int]
+    blocks: tuple[_Block, ...]
+    lanes: tuple[int, int]
+    by_slot: bool
 
 
 class Saturating:
-    """A weight operand laid out for `saturating`.
+    """A weight operand laid out for registers that saturate.
 
     Args:
         weight_OGJkk: int8 [O, G * J, kh, kw], see `recoup.nbsmt.weights.WeightOperand`.
@@ -51,179 +89,204 @@ class Saturating:
         self.config, self.groups = config, groups
         self.outputs = weight_OGJkk.shape[0]
         w_OGTSkk = reference.split_threads(weight_OGJkk.unflatten(1, (groups, -1)), config, 2)
-        w_OSLV = _even(w_OGTSkk.flatten(4).permute(0, 3, 4, 1, 2).flatten(3))
-        self.slots, self.taps, self.products = w_OSLV.shape[1:]
-        self._weight = w_OSLV
-        self._blocks: dict[tuple[int, int], Tensor] = {}
+        self._weight = w_OGTSkk.flatten(4).permute(0, 3, 4, 1, 2).flatten(3)  # [O, S, L, V]
+        self.slots, self.taps, self.products = self._weight.shape[1:]
+        self._plans: dict[tuple, _Plan] = {}
 
-    def blocks(self, first: int, last: int) -> Tensor:
-        """The weights of some output channels: int16 [blocks, S, L, V / 2, 16, 2]; laid out at the first call."""
-        if (first, last) not in self._blocks:
-            part = self._weight[first:last]
-            part = F.pad(part, (0, 0, 0, 0, 0, 0, 0, -len(part) % LANES)).to(torch.int16)
-            laid = part.unflatten(3, (-1, 2)).unflatten(0, (-1, LANES)).permute(0, 2, 3, 4, 1, 5)
-            self._blocks[first, last] = laid.contiguous()
-        return self._blocks[first, last]
-
-    def __call__(self, operand: Tensor, geometry: Geometry, *, target: llvm.Target | None = None) -> Tensor:
-        """The registers after all slots: int32 [N, O, h, w], channels_last.
+    def __call__(
+        self,
+        operand: Tensor,
+        geometry: Geometry,
+        zero: int = UNSIGNED,
+        *,
+        floats: bool = False,
+        target: llvm.Target | None = None,
+    ) -> Tensor:
+        """The registers after all slots: int32, or float32, [N, O, h, w] in channels_last strides.
 
         Args:
-            operand: int16 values [N, H, W, G * Cp], as `recoup.nbsmt.operand.operands` lays them out.
+            operand: uint8 [N, H, W, groups * G * Cp], as `recoup.nbsmt.operand.operands` lays it out.
             geometry: of the convolution.
-            target: another processor to generate code for, to test its form of the kernel.
+            zero: the byte of value 0.
+            floats: the results rounded to float32.
+            target: another processor to generate code for, to test its form of the kernels.
         """
-        N, H, W = operand.shape[:3]
-        x_NHWGTS = reference.split_threads(operand.unflatten(3, (self.groups, -1)), self.config, 4)
-        x_NHWSV = x_NHWGTS.movedim(5, 3).flatten(4)
-        own = geometry.groups > 1 and self.outputs // geometry.groups <= FEW
-        top, left = geometry.padding
-        x = self._own(x_NHWSV, geometry) if own else F.pad(_even(x_NHWSV).flatten(3), (0, 0, left, left, top, top))
-        x = x.contiguous()
-        pixel = x.shape[3:].numel()
-        width = W + 2 * left
-        down, across = geometry.outputs((H, W))
-        image = torch.arange(N)[:, None, None] * ((H + 2 * top) * width)
-        row = torch.arange(down)[:, None] * (geometry.stride[0] * width)
-        base_M = ((image + row + torch.arange(across) * geometry.stride[1]) * pixel).flatten()
-        kernel_row = torch.arange(geometry.kernel[0])[:, None] * (geometry.dilation[0] * width)
-        near_L = ((kernel_row + torch.arange(geometry.kernel[1]) * geometry.dilation[1]) * pixel).flatten()
-        groups = 1 if own else geometry.groups
-        parts = [self._part(x, base_M, near_L, (g, groups), own, target) for g in range(groups)]
-        out_MO = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        return out_MO.view(N, down, across, self.outputs).permute(0, 3, 1, 2)
+        key = (geometry.groups, zero, target or llvm.host())
+        if key not in self._plans:
+            self._plans[key] = self._plan(*key)
+        plan = self._plans[key]
+        x, pixel = self._dealt(operand.contiguous(), plan, geometry, zero, key[2])
+        out_MO = self._sums(x, pixel, operand.shape, plan, geometry, floats, key[2])
+        across, each = plan.lanes[0] // plan.lanes[1], self.outputs // (plan.lanes[0] // plan.lanes[1])
+        if each != plan.lanes[1]:
+            out_MO = out_MO.unflatten(1, (across, -1))[:, :, :each].flatten(1)
+        size = geometry.outputs(operand.shape[1:3])
+        return out_MO.view(operand.shape[0], *size, self.outputs).permute(0, 3, 1, 2)
 
-    def _own(self, x_NHWSV: Tensor, geometry: Geometry) -> Tensor:
-        """Every lane's own values, in padded images: [N, H, W, blocks, S, V / 2, 16, 2]."""
-        N, H, W, _, V = x_NHWSV.shape
-        (top, left), lanes = geometry.padding, self.outputs + -self.outputs % LANES
-        # One copy for lanes, pairs and borders: beside the little that depthwise convolutions compute it is much.
-        x = x_NHWSV.new_zeros(N, H + 2 * top, W + 2 * left, lanes, self.slots, self.products)
-        each = self.outputs // geometry.groups
-        inside = x[:, top : top + H, left : left + W, : self.outputs, :, :V].unflatten(3, (-1, each))
-        inside.copy_(x_NHWSV.unflatten(3, (geometry.groups, 1, -1)))
-        return x.unflatten(5, (-1, 2)).unflatten(3, (-1, LANES)).permute(0, 1, 2, 3, 5, 6, 4, 7)
+    # the weights
 
-    def _part(
-        self,
-        x: Tensor,
-        base_M: Tensor,
-        near_L: Tensor,
-        part: tuple[int, int],
-        own: bool,
-        target: llvm.Target | None,
-    ) -> Tensor:
-        """The output channels of one group of the convolution, of so many, int32 [M, O / groups]."""
-        g, groups = part
-        each = self.outputs // groups
-        weight = self.blocks(g * each, (g + 1) * each)
-        out = torch.empty(len(base_M), len(weight) * LANES, dtype=torch.int32)
+    def _plan(self, groups: int, zero: int, target: llvm.Target) -> _Plan:
+        """Lay the weights out for a number of groups of the convolution."""
         register = self.config.accumulator
         assert register is not None
-        ends = -(1 << (register.bits - 1)), (1 << (register.bits - 1)) - 1
-        kernel = saturating(self.products // 2, target, own)
-        addresses = (x.data_ptr() + 2 * g * self.slots * self.products, base_M.data_ptr(), near_L.data_ptr())
-        sizes = (len(weight), self.slots, self.taps)
+        words, each = self.products <= 2, self.outputs // groups
+        shifts = emit_saturating.scaled(register.bits, self.products, target)
+        sharing: emit_saturating.Sharing = "all" if groups == 1 or each >= LANES else "none" if each == 1 else "few"
+        wide = "avx512bw" in target.features
+        form = emit_saturating.Form(
+            words=words,
+            sharing=sharing,
+            pixels=8 if wide else 4,
+            blocks=1,
+            saturates=shifts is not None,
+            many=self.products > 4,
+            corrected=zero > 0 and not words,
+            floats=False,
+        )
+        parts = groups if sharing == "all" else 1
+        lanes = self.outputs // parts + -(self.outputs // parts) % LANES
+        vectors = 2 if wide and sharing == "all" else 1
+        blocks = tuple(
+            self._block(part * lanes + first, part, rows, each, zero if form.corrected else 0, shifts or (0, 0))
+            for part, w_OSLV in enumerate(self._weight.chunk(parts))
+            for first, rows in _cut(w_OSLV, vectors * LANES)
+        )
+        return _Plan(form, shifts or (0, 0), blocks, (parts * lanes, lanes), sharing != "all")
+
+    def _block(self, place: int, part: int, w_OSLV: Tensor, each: int, zero: int, shifts: tuple[int, int]) -> _Block:
+        """The weights of some output channels, the first of them at ``place``, in a group of the convolution."""
+        by_slot, words = each < LANES and self.outputs > each, self.products <= 2
+        w = F.pad(w_OSLV, (0, (2 if words else 4) - w_OSLV.shape[3] if w_OSLV.shape[3] < 4 else 0))
+        w = F.pad(w, (0, 0, 0, 0, 0, 0, 0, -len(w) % LANES)).unflatten(0, (-1, LANES))
+        w = w.unflatten(4, (-1, w.shape[4] if words else 4)).permute(2, 3, 4, 0, 1, 5)
+        weight = w.to(torch.int16) << shifts[1] if words else w
+        correction = -zero * w.sum((2, 5), dtype=torch.int32) if zero else torch.empty(0, dtype=torch.int32)
+        first = place // each if by_slot else 0
+        lanes = ((torch.arange(LANES) + place) // each - first).clamp_max(emit_saturating.NEAR - 1)
+        near = 2 * (first if by_slot else part * self.slots) if words else 0
+        return _Block(weight.contiguous(), correction.contiguous(), lanes.to(torch.int32), near, place)
+
+    # the values
+
+    def _dealt(
+        self, operand: Tensor, plan: _Plan, geometry: Geometry, zero: int, target: llvm.Target
+    ) -> tuple[Tensor, int]:
+        """The values of slots in padded images, as bytes [N, H', W', pixel] and slack, and the bytes of a pixel."""
+        N, H, W, J = operand.shape
+        (top, left), size = geometry.padding, 2 if plan.form.words else 1
+        pixel = J * size
+        form, sizes = self._dealing(J, geometry.groups, plan, zero)
+        if form == emit_slots.Form(1, 4) and not top and not left:
+            return operand, pixel
+        tall, wide = H + 2 * top, W + 2 * left
+        flat = torch.empty(N * tall * wide * pixel + SLACK, dtype=torch.uint8)
+        x = flat[: len(flat) - SLACK].view(N, tall, wide, pixel)
+        empty = 0 if plan.form.words else zero
+        for border in (x[:, :top], x[:, tall - top :], x[:, :, :left], x[:, :, wide - left :]):
+            border.fill_(empty)
+        kernel = emit_slots.deal(form, target).bind(
+            height=H, width=W, x=operand.data_ptr(), x_pixel=J, to=x[:, top:, left:].data_ptr() if x.numel() else 0,
+            to_image=tall * wide * pixel, to_row=wide * pixel, to_pixel=pixel, **sizes,
+        )  # fmt: skip
+        if operand.numel():
+            over_rows(lambda first, last: kernel(first=first, last=last), N * H, W * pixel, COPIED)
+        return flat, pixel
+
+    def _dealing(self, J: int, groups: int, plan: _Plan, zero: int) -> tuple[emit_slots.Form, dict[str, int]]:
+        """How values lie in an operand of J bytes a pixel: the kernel's form, and its sizes."""
+        T, G, S = self.config.threads, self.groups, self.slots
+        words = {"words": True, "zero": zero, "shift": plan.shifts[0]} if plan.form.words else {}
+        one = {"parts": 1, "x_part": 0, "to_part": 0, "stream": 0}
+        if plan.by_slot and S > 1:
+            return emit_slots.Form(0, 1, **words), {
+                "parts": groups, "x_part": S, "to_part": 2, "units": S, "stream": 2 * groups,
+            }  # fmt: skip
+        halves = self.config.pairing == "halves" and T > 1
+        if words and not (halves and T == 2):
+            return emit_slots.Form(1, 1, **words), one | {"units": J}
+        if words:
+            return emit_slots.Form(2, 1, **words), one | {"units": S, "stream": S}
+        if T == 2:  # two groups: a quad
+            streams, stream = (4, S) if halves else (2, 2 * S)
+            return emit_slots.Form(streams, 4 // streams), one | {"units": S, "stream": stream}
+        if halves:
+            return emit_slots.Form(4, 1), {"parts": G, "x_part": 4 * S, "to_part": 4 * S, "units": S, "stream": S}
+        return emit_slots.Form(1, 4), one | {"units": G * S}
+
+    # their sums
+
+    def _sums(
+        self,
+        x: Tensor,
+        pixel: int,
+        shape: torch.Size,
+        plan: _Plan,
+        geometry: Geometry,
+        floats: bool,
+        target: llvm.Target,
+    ) -> Tensor:
+        """The registers after all slots, [M, lanes]."""
+        base_M, near_L = _places(shape, geometry, pixel)
+        register = self.config.accumulator
+        assert register is not None
+        out = torch.empty(len(base_M), plan.lanes[0], dtype=torch.float32 if floats else torch.int32)
+        size = 2 if plan.form.words else 1
+        each = {
+            "taps": self.taps, "quads": max(1, self.products // 4), "base": base_M.data_ptr(),
+            "near": near_L.data_ptr(), "quad_step": 4 * self.slots, "row": 4 * plan.lanes[0],
+            "slot_step": size * (geometry.groups if plan.by_slot else min(self.products, 4)),
+            "low": -(1 << (register.bits - 1)), "high": (1 << (register.bits - 1)) - 1, "shift": sum(plan.shifts),
+        }  # fmt: skip
+        calls = [
+            emit_saturating.saturating(replace(plan.form, blocks=part["blocks"], floats=floats), target).bind(
+                **each, **{name: value for name, value in part.items() if name != "blocks"},
+                out=out.data_ptr() + 4 * place,
+            )
+            for place, part in self._segments(x, plan, each["slot_step"])
+        ]  # fmt: skip
 
         def rows(first: int, last: int) -> None:
-            kernel(*addresses, weight.data_ptr(), out.data_ptr(), first, last, *sizes, *ends)
+            for call in calls:
+                call(first=first, last=last)
 
         if out.numel():
-            over_rows(rows, len(base_M), weight.numel(), WORK)
-        return out[:, :each]
+            over_rows(rows, len(base_M), plan.lanes[0] * self.slots * self.taps * self.products, WORK)
+        return out
+
+    def _segments(self, x: Tensor, plan: _Plan, slot_step: int) -> Iterator[tuple[int, dict[str, int]]]:
+        """Block by block, as many slots at a time as the cache holds weights of: the kernel's arguments."""
+        for block in plan.blocks:
+            vectors = block.weight.shape[3]
+            slot = block.weight[0].nbytes if self.slots else 1
+            most = max(1, SEGMENT // max(slot, 1))
+            for first in range(0, max(self.slots, 1), most):
+                count = min(most, self.slots - first)
+                part = {
+                    "blocks": vectors, "x": x.data_ptr() + block.near + first * slot_step, "slots": count,
+                    "weight": block.weight.data_ptr() + first * slot, "lanes": block.lanes.data_ptr(),
+                    "correction": block.correction.data_ptr() + first * self.taps * vectors * VECTOR,
+                    "begin": int(first == 0), "end": int(first + count == self.slots),
+                }  # fmt: skip
+                yield block.place, part
 
 
-def _even(v: Tensor) -> Tensor:
-    """The last dimension zero-padded to whole pairs."""
-    return F.pad(v, (0, v.shape[-1] % 2))
+def _cut(rows: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
+    """Rows in pieces of a size, and the rest in vectors."""
+    first = 0
+    while first < len(rows):
+        step = size if len(rows) - first > size - LANES else LANES
+        yield first, rows[first : first + step]
+        first += step
 
 
-@lru_cache(64)
-def saturating(pairs: int, target: llvm.Target | None = None, own: bool = False) -> llvm.Native:
-    """``saturating(x, base, near, weight, out, first, last, blocks, S, L, low, high)``; see `saturating_module`."""
-    return llvm.Native(saturating_module(pairs, target or llvm.host(), own), "saturating", None, _TYPES, target)
-
-
-def saturating_module(pairs: int, target: llvm.Target, own: bool = False) -> ir.Module:
-    """Code for output pixels ``first .. last``: register = clip(register + a slot's products, low, high), per slot.
-
-    x int16 holds a slot's V values of a pixel side by side, ``base`` int64 [M] where the first tap of an output pixel
-    lies, ``near`` int64 [L] how far the others are; ``weight`` int16 [blocks, S, L, V / 2, 16, 2]; out int32.
-    ``own``: a pixel's values are int16 [blocks, S, V / 2, 16, 2], those of every lane.
-    """
-    names = ("x", "base", "near", "weight", "out")
-    types = (I16, I64, I64, I16, I32)
-    arguments: dict[str, Any] = {name: kind.as_pointer() for name, kind in zip(names, types, strict=True)}
-    arguments |= dict.fromkeys(("first", "last", "blocks", "S", "L"), I64) | dict.fromkeys(("low", "high"), I32)
-    module, b, arg = llvm.function("saturating", llvm.VOID, arguments)
-    low, high = (llvm.splat(b, arg[name], LANES) for name in ("low", "high"))
-    steps, final = b.mul(arg["S"], arg["L"]), b.sub(arg["last"], I64(1))
-    with llvm.loop(b, arg["first"], arg["last"], PIXELS) as turn:
-        # Beyond the last pixel it is done again, with the same result.
-        places = [b.add(turn.index, I64(i)) for i in range(PIXELS)]
-        places = [b.select(b.icmp_signed("<", place, arg["last"]), place, final) for place in places]
-        starts = [b.load(b.gep(arg["base"], [place])) for place in places]
-        with llvm.loop(b, I64(0), arg["blocks"]) as block:
-            weight = b.gep(arg["weight"], [b.mul(b.mul(block.index, steps), I64(pairs * 2 * LANES))])
-            empty = ir.Constant(ir.VectorType(I32, LANES), None)
-            with llvm.loop(b, I64(0), arg["S"], 1, [empty] * PIXELS) as slot:
-                with llvm.loop(b, I64(0), arg["L"], 1, slot.values) as tap:
-                    first = b.add(b.mul(block.index, arg["S"]), slot.index) if own else slot.index
-                    each = 2 * pairs * (LANES if own else 1)
-                    at = b.add(b.mul(first, I64(each)), b.load(b.gep(arg["near"], [tap.index])))
-                    here = b.gep(weight, [b.mul(_step(b, slot, tap, arg["L"]), I64(pairs * 2 * LANES))])
-                    sums = _products(b, target, arg["x"], [b.add(start, at) for start in starts], here, pairs, own)
-                    tap.carry(*(_clipped(b, b.add(a, s), low, high) for a, s in zip(tap.values, sums, strict=True)))
-                slot.carry(*tap.values)
-            for place, register in zip(places, slot.values, strict=True):
-                row = b.add(b.mul(place, arg["blocks"]), block.index)
-                to = b.gep(arg["out"], [b.mul(row, I64(LANES))])
-                b.store(register, b.bitcast(to, register.type.as_pointer()), align=4)
-    b.ret_void()
-    return module
-
-
-def _step(b: ir.IRBuilder, slot: llvm.Loop, tap: llvm.Loop, taps: Any) -> Any:
-    return b.add(b.mul(slot.index, taps), tap.index)
-
-
-def _products(
-    b: ir.IRBuilder, target: llvm.Target, x: Any, starts: list[Any], weight: Any, pairs: int, own: bool
-) -> list[Any]:
-    """The sum of a slot's products for every pixel: int32 [16] each."""
-    sums: list[Any] = [None] * len(starts)
-    kind = ir.VectorType(I16, 2 * LANES).as_pointer()
-    for pair in range(pairs):
-        w = b.load(b.bitcast(b.gep(weight, [I64(pair * 2 * LANES)]), kind), align=2)
-        for i, start in enumerate(starts):
-            at = b.add(start, I64(2 * pair * (LANES if own else 1)))
-            address = b.bitcast(b.gep(x, [at]), kind if own else I32.as_pointer())
-            product = _multiplied(b, target, b.load(address, align=2), w)
-            sums[i] = product if sums[i] is None else b.add(sums[i], product)
-    return sums
-
-
-def _multiplied(b: ir.IRBuilder, target: llvm.Target, both: Any, w: Any) -> Any:
-    """A pair of values (two int16 in an int32), or 16, times 16 pairs of weights, each pair's products added."""
-    if not isinstance(both.type, ir.VectorType):
-        both = b.bitcast(llvm.splat(b, both, LANES), w.type)
-    if "avx512bw" in target.features:
-        return _madd(b, "llvm.x86.avx512.pmaddw.d.512", both, w)
-    if "avx2" in target.features:
-        halves = [[llvm.shuffle(b, v, range(i * LANES, (i + 1) * LANES)) for v in (both, w)] for i in range(2)]
-        parts = [_madd(b, "llvm.x86.avx2.pmadd.wd", *half) for half in halves]
-        return llvm.shuffle(b, parts[0], range(LANES), parts[1])
-    wide = ir.VectorType(I32, LANES)
-    ends = [[b.sext(llvm.shuffle(b, v, range(i, 2 * LANES, 2)), wide) for v in (both, w)] for i in range(2)]
-    even, odd = (b.mul(value, weight) for value, weight in ends)
-    return b.add(even, odd)
-
-
-def _madd(b: ir.IRBuilder, name: str, both: Any, w: Any) -> Any:
-    result = ir.VectorType(I32, w.type.count // 2)
-    return b.call(llvm.declared(b, name, result, [w.type, w.type]), [both, w])
-
-
-def _clipped(b: ir.IRBuilder, v: Any, low: Any, high: Any) -> Any:
-    v = b.select(b.icmp_signed(">", v, low), v, low)
-    return b.select(b.icmp_signed("<", v, high), v, high)
+def _places(shape: torch.Size, geometry: Geometry, pixel: int) -> tuple[Tensor, Tensor]:
+    """Where, in padded images, the first taps of all output pixels lie, int64 [M], and how far the others, int64 [L]."""
+    N, H, W = shape[:3]
+    (top, left), (down, across) = geometry.padding, geometry.outputs((H, W))
+    width = W + 2 * left
+    image = torch.arange(N)[:, None, None] * ((H + 2 * top) * width)
+    row = torch.arange(down)[:, None] * (geometry.stride[0] * width)
+    base_M = ((image + row + torch.arange(across) * geometry.stride[1]) * pixel).flatten()
+    kernel_row = torch.arange(geometry.kernel[0])[:, None] * (geometry.dilation[0] * width)
+    near_L = ((kernel_row + torch.arange(geometry.kernel[1]) * geometry.dilation[1]) * pixel).flatten()
+    return base_M, near_L
