@@ -5,7 +5,7 @@ four bytes and adds all to the register (`vpdpbusd`), which is then clipped; or 
 values and weights are taken times powers of two, so that the register's ends are those of 32 bits, and the instruction
 that adds saturates by itself (`vpdpwssds`). What stays below the scale when it does is cut off at the end.
 
-Legend: S slots, L taps, Q quads of products of a slot, 16 lanes. A vector of weights is of 64 bytes: [16] lanes of four
+Legend: K steps, a slot's at one tap of the kernel each, Q quads of products of one, 16 lanes. A vector of weights is of 64 bytes: [16] lanes of four
 bytes, or of a pair of words. A tile is `Form.pixels` output pixels by `Form.blocks` vectors.
 """
 
@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
+import torch
 from llvmlite import ir
+from torch import Tensor
 
 from recoup.kernels import llvm
 from recoup.kernels.llvm import I8, I16, I32, I64, F, P, Target, loop
@@ -28,11 +30,11 @@ VECTOR = 64
 """Bytes of a vector of weights."""
 
 NEAR = 8
-"""Values that lanes of several groups choose theirs from: 16 lanes of at least two a group are of so many."""
+"""Values that lanes of several groups choose theirs from, 16 bytes: 16 lanes of at least two a group are of so many."""
 
 SUMS = Signature.of(
-    first=I64, last=I64, slots=I64, taps=I64, quads=I64,
-    x=P, base=P, near=P, slot_step=I64, quad_step=I64, lanes=P,
+    first=I64, last=I64, steps=I64, quads=I64,
+    x=P, base=P, near=P, quad_step=I64, lanes=P,
     weight=P, correction=P,
     out=P, row=I64, begin=I32, end=I32, low=I32, high=I32, shift=I32,
 )  # fmt: skip
@@ -65,6 +67,12 @@ class Form:
     floats: bool
 
 
+def choice(near_L: Tensor) -> Tensor:
+    """Which bytes every lane takes, uint8 [16, 4], of 16: a word, and what meets weights of zero."""
+    zero = torch.full_like(near_L, 128)
+    return torch.stack([2 * near_L, 2 * near_L + 1, zero, zero], 1).to(torch.uint8)
+
+
 def scaled(bits: int, products: int, target: Target) -> tuple[int, int] | None:
     """By which powers of two values and weights are multiplied, for a register of so many bits to saturate as one of 32.
 
@@ -79,14 +87,14 @@ def scaled(bits: int, products: int, target: Target) -> tuple[int, int] | None:
 
 @lru_cache(64)
 def saturating(form: Form, target: Target) -> Kernel:
-    """register = clip(register + a slot's products), for output pixels ``first .. last`` and ``slots`` slots.
+    """register = clip(register + a slot's products), for output pixels ``first .. last`` and ``steps`` steps.
 
-    Args (all steps are in bytes):
-        x: values. Those of output pixel m, tap l, slot s, quad q lie at ``base[m] + near[l] + s slot_step + q quad_step``.
-        base, near: int64 [M], int64 [L].
-        lanes: int32 [16], which value every lane takes, where few share one.
-        weight: [S, L, Q, blocks] vectors.
-        correction: int32 [S, L, blocks, 16].
+    Args (all distances are in bytes):
+        x: values. Those of output pixel m, step k, quad q lie at ``base[m] + near[k] + q quad_step``.
+        base, near: int64 [M], int64 [K].
+        lanes: uint8 [16, 4], see `choice`, where few lanes share a value.
+        weight: [K, Q, blocks] vectors.
+        correction: int32 [K, blocks, 16].
         out: int32 or float32; of pixel m at ``out + m row``. It keeps the registers between calls.
         begin, end: whether these are the first slots, and the last.
         low, high: the register's ends.
@@ -110,7 +118,7 @@ class _Sums:
         self.bytes, self.words = ir.VectorType(I8, 4 * LANES), ir.VectorType(I16, 2 * LANES)
         self.low, self.high = (self.v.everywhere(self.d[name]) for name in ("low", "high"))
         lanes = form.sharing == "few" and "avx2" in target.features
-        self.lanes = self.v.load(self.d["lanes"], I64(0), kind=self.v.integers) if lanes else None
+        self.lanes = self.v.load(self.d["lanes"], I64(0), kind=self.bytes) if lanes else None
 
     def write(self) -> None:
         b, d, form = self.b, self.d, self.form
@@ -146,31 +154,27 @@ class _Sums:
         return b.select(last, result, register)
 
     def _tile(self, starts: list[Any], registers: list[Any]) -> list[list[Any]]:
-        """All slots, tap by tap."""
+        """All steps."""
         b, d, form = self.b, self.d, self.form
-        step = b.mul(d["quads"], I64(VECTOR * form.blocks))
-        with loop(b, I64(0), d["slots"], 1, registers) as slot:
-            at, first = b.mul(slot.index, d["slot_step"]), b.mul(slot.index, d["taps"])
-            with loop(b, I64(0), d["taps"], 1, slot.values) as tap:
-                place = b.add(first, tap.index)
-                here = b.add(at, self.v.get(d["near"], tap.index, I64))
-                weight = self.v.at(d["weight"], b.mul(place, step), I8)
-                tap.carry(*self._slot(tap.values, starts, here, weight, place))
-            slot.carry(*tap.values)
-        found = slot.values
+        size = b.mul(d["quads"], I64(VECTOR * form.blocks))
+        with loop(b, I64(0), d["steps"], 1, registers, unroll=False) as step:
+            at = self.v.get(d["near"], step.index, I64)
+            weight = self.v.at(d["weight"], b.mul(step.index, size), I8)
+            step.carry(*self._slot(step.values, starts, at, weight, step.index))
+        found = step.values
         return [found[i : i + form.blocks] for i in range(0, len(found), form.blocks)]
 
-    def _slot(self, registers: Sequence[Any], starts: list[Any], at: Any, weight: Any, place: Any) -> list[Any]:
+    def _slot(self, registers: Sequence[Any], starts: list[Any], at: Any, weight: Any, step: Any) -> list[Any]:
         """The registers after a slot."""
         b, d, form, v = self.b, self.d, self.form, self.v
         if form.corrected:
-            all_lanes = b.mul(place, I64(LANES * form.blocks))
+            all_lanes = b.mul(step, I64(LANES * form.blocks))
             parts = [
                 v.load(d["correction"], b.add(all_lanes, I64(LANES * i)), kind=v.integers) for i in range(form.blocks)
             ]
             registers = [b.add(register, parts[i % form.blocks]) for i, register in enumerate(registers)]
         if form.many:
-            with loop(b, I64(0), d["quads"], 1, registers) as quad:
+            with loop(b, I64(0), d["quads"], 1, registers, unroll=False) as quad:
                 there = b.add(at, b.mul(quad.index, d["quad_step"]))
                 own = v.at(weight, b.mul(quad.index, I64(VECTOR * form.blocks)), I8)
                 quad.carry(*self._products(quad.values, starts, there, own))
@@ -199,19 +203,24 @@ class _Sums:
         if self.lanes is None:
             value = ir.Constant(self.v.integers, ir.Undefined)
             for lane in range(LANES):
-                index = b.zext(self.v.get(self.d["lanes"], I64(lane), I32), I64)
-                value = b.insert_element(value, b.zext(self.v.get(address, index, I16), I32), I32(lane))
+                offset = b.zext(self.v.get(self.d["lanes"], I64(4 * lane), I8), I64)
+                word = b.load(self.v.at(address, offset, I8), typ=I16, align=2)
+                value = b.insert_element(value, b.zext(word, I32), I32(lane))
             return value
-        near = b.load(address, typ=ir.VectorType(I16, NEAR), align=2)
+        size = VECTOR // 4
+        near = b.load(address, typ=ir.VectorType(I8, size), align=2)
+        if "avx512vbmi" in self.target.features:
+            near = llvm.shuffle(b, near, [*range(size)] + [size] * (VECTOR - size))
+            chosen = self._call("llvm.x86.avx512.permvar.qi.512", self.bytes, near, self.lanes)
+            return b.bitcast(chosen, self.v.integers)
+        # Older shuffles of bytes stay within 16 of them, which are repeated.
+        near = llvm.shuffle(b, near, [*range(size)] * 4)
         if "avx512bw" in self.target.features:
-            near = llvm.shuffle(b, near, [*range(NEAR)] * (2 * LANES // NEAR))
-            order = b.bitcast(self.lanes, self.words)
-            return b.bitcast(self._call("llvm.x86.avx512.permvar.hi.512", self.words, near, order), self.v.integers)
-        half = ir.VectorType(I32, NEAR)
-        near = b.zext(near, half)
-        orders = [llvm.shuffle(b, self.lanes, range(i, i + NEAR)) for i in range(0, LANES, NEAR)]
-        halves = [self._call("llvm.x86.avx2.permd", half, near, order) for order in orders]
-        return llvm.shuffle(b, halves[0], range(LANES), halves[1])
+            return b.bitcast(self._call("llvm.x86.avx512.pshuf.b.512", self.bytes, near, self.lanes), self.v.integers)
+        half = ir.VectorType(I8, VECTOR // 2)
+        pieces = [[llvm.shuffle(b, v, range(i, i + half.count)) for v in (near, self.lanes)] for i in (0, half.count)]
+        halves = [self._call("llvm.x86.avx2.pshuf.b", half, *piece) for piece in pieces]
+        return b.bitcast(llvm.shuffle(b, halves[0], range(VECTOR), halves[1]), self.v.integers)
 
     def _operand(self, value: Any, unsigned: bool = False) -> list[Any]:
         """int32 [16] as what `_added` takes: itself, or pairs of words."""

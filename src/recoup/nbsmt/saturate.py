@@ -21,7 +21,7 @@ from recoup.kernels import llvm
 from recoup.kernels.threads import over_rows
 from recoup.nbsmt import emit_saturating, emit_slots, reference
 from recoup.nbsmt.config import NBSMT
-from recoup.nbsmt.emit_saturating import LANES, VECTOR
+from recoup.nbsmt.emit_saturating import LANES, NEAR, VECTOR
 from recoup.nbsmt.ports import UNSIGNED
 from recoup.network.convolution import Geometry
 
@@ -45,7 +45,7 @@ class _Block:
     Attributes:
         weight: [S, L, Q, vectors, 64] bytes.
         correction: int32 [S, L, vectors, 16] where values are bytes of signed codes, else empty.
-        lanes: int32 [16], which of the values from ``near`` on every lane takes, where few share one.
+        lanes: which of the values from ``near`` on every lane takes, where few share one: `emit_saturating.choice`.
         near: bytes from a slot's first value to these.
         place: the first lane's, among all.
     """
@@ -162,9 +162,9 @@ class Saturating:
         weight = w.to(torch.int16) << shifts[1] if words else w
         correction = -zero * w.sum((2, 5), dtype=torch.int32) if zero else torch.empty(0, dtype=torch.int32)
         first = place // each if by_slot else 0
-        lanes = ((torch.arange(LANES) + place) // each - first).clamp_max(emit_saturating.NEAR - 1)
+        lanes = emit_saturating.choice(((torch.arange(LANES) + place) // each - first).clamp_max(NEAR - 1))
         near = 2 * (first if by_slot else part * self.slots) if words else 0
-        return _Block(weight.contiguous(), correction.contiguous(), lanes.to(torch.int32), near, place)
+        return _Block(weight.contiguous(), correction.contiguous(), lanes, near, place)
 
     # the values
 
@@ -227,14 +227,14 @@ class Saturating:
     ) -> Tensor:
         """The registers after all slots, [M, lanes]."""
         base_M, near_L = _places(shape, geometry, pixel)
+        size = 2 if plan.form.words else 1
+        slot_step = size * (geometry.groups if plan.by_slot else min(self.products, 4))
+        near_SL = torch.arange(self.slots)[:, None] * slot_step + near_L
         register = self.config.accumulator
         assert register is not None
         out = torch.empty(len(base_M), plan.lanes[0], dtype=torch.float32 if floats else torch.int32)
-        size = 2 if plan.form.words else 1
-        each = {
-            "taps": self.taps, "quads": max(1, self.products // 4), "base": base_M.data_ptr(),
-            "near": near_L.data_ptr(), "quad_step": 4 * self.slots, "row": 4 * plan.lanes[0],
-            "slot_step": size * (geometry.groups if plan.by_slot else min(self.products, 4)),
+        each = { "quads": max(1, self.products // 4), "base": base_M.data_ptr(),
+ "quad_step": 4 * self.slots, "row": 4 * plan.lanes[0],
             "low": -(1 << (register.bits - 1)), "high": (1 << (register.bits - 1)) - 1, "shift": sum(plan.shifts),
         }  # fmt: skip
         calls = [
@@ -242,7 +242,7 @@ class Saturating:
                 **each, **{name: value for name, value in part.items() if name != "blocks"},
                 out=out.data_ptr() + 4 * place,
             )
-            for place, part in self._segments(x, plan, each["slot_step"])
+            for place, part in self._segments(x, near_SL, plan)
         ]  # fmt: skip
 
         def rows(first: int, last: int) -> None:
@@ -253,7 +253,7 @@ class Saturating:
             over_rows(rows, len(base_M), plan.lanes[0] * self.slots * self.taps * self.products, WORK)
         return out
 
-    def _segments(self, x: Tensor, plan: _Plan, slot_step: int) -> Iterator[tuple[int, dict[str, int]]]:
+    def _segments(self, x: Tensor, near_SL: Tensor, plan: _Plan) -> Iterator[tuple[int, dict[str, int]]]:
         """Block by block, as many slots at a time as the cache holds weights of: the kernel's arguments."""
         for block in plan.blocks:
             vectors = block.weight.shape[3]
@@ -262,7 +262,7 @@ class Saturating:
             for first in range(0, max(self.slots, 1), most):
                 count = min(most, self.slots - first)
                 part = {
-                    "blocks": vectors, "x": x.data_ptr() + block.near + first * slot_step, "slots": count,
+                    "blocks": vectors, "x": x.data_ptr() + block.near, "near": near_SL.data_ptr() + 8 * first * self.taps, "steps": count * self.taps,
                     "weight": block.weight.data_ptr() + first * slot, "lanes": block.lanes.data_ptr(),
                     "correction": block.correction.data_ptr() + first * self.taps * vectors * VECTOR,
                     "begin": int(first == 0), "end": int(first + count == self.slots),
