@@ -135,14 +135,25 @@ class _Sums:
         b.ret_void()
 
     def _begun(self, rows: list[Any]) -> list[Any]:
-        """The registers, pixel by pixel."""
-        zero = ir.Constant(self.v.integers, None)
-        first = self.v.everywhere(self.b.icmp_signed("!=", self.d["begin"], I32(0)))
-        return [
-            self.b.select(first, zero, self.v.load(row, I64(LANES * i), kind=self.v.integers))
-            for row in rows
-            for i in range(self.form.blocks)
-        ]
+        """The registers, pixel by pixel. Where they begin at zero nothing is read: memory that is new is not there yet."""
+        b, zero = self.b, ir.Constant(self.v.integers, None)
+        with b.if_else(b.icmp_signed("!=", self.d["begin"], I32(0))) as (first, later):
+            with first:
+                begun = b.block
+            with later:
+                kept = [
+                    self.v.load(row, I64(LANES * i), kind=self.v.integers)
+                    for row in rows
+                    for i in range(self.form.blocks)
+                ]
+                going_on = b.block
+        registers = []
+        for value in kept:
+            register = b.phi(self.v.integers)
+            register.add_incoming(zero, begun)
+            register.add_incoming(value, going_on)
+            registers.append(register)
+        return registers
 
     def _ended(self, register: Any) -> Any:
         b, result = self.b, register

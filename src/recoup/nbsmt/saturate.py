@@ -10,14 +10,16 @@ them, as in depthwise ones, lanes are of several groups, each with the values of
 Legend: S slots, L the kernel's taps, V = G * T products of a slot, M output pixels, O output channels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from recoup.kernels import llvm
+from recoup.kernels.signature import Bound
 from recoup.kernels.threads import over_rows
 from recoup.nbsmt import emit_saturating, emit_slots, reference
 from recoup.nbsmt.config import NBSMT
@@ -28,8 +30,8 @@ from recoup.network.convolution import Geometry
 SLACK = 64
 """Bytes behind the values that whole vectors may read."""
 
-SEGMENT = 1 << 17
-"""Bytes of weights that stay in a second-level cache while all pixels pass."""
+SEGMENT, CHUNK = 1 << 17, 1 << 19
+"""Bytes of weights that stay in a second-level cache while pixels pass, and of values."""
 
 WORK = 1 << 16
 """Products that pay for one more thread."""
@@ -114,14 +116,16 @@ class Saturating:
         key = (geometry.groups, zero, target or llvm.host())
         if key not in self._plans:
             self._plans[key] = self._plan(*key)
-        plan = self._plans[key]
-        x, pixel = self._dealt(operand.contiguous(), plan, geometry, zero, key[2])
-        out_MO = self._sums(x, pixel, operand.shape, plan, geometry, floats, key[2])
-        across, each = plan.lanes[0] // plan.lanes[1], self.outputs // (plan.lanes[0] // plan.lanes[1])
+        plan, (N, H, W, _) = self._plans[key], operand.shape
+        down, across = geometry.outputs((H, W))
+        out = torch.empty(N, down * across, plan.lanes[0], dtype=torch.float32 if floats else torch.int32)
+        run = self._run(operand.contiguous(), out, plan, geometry, zero, key[2])
+        if out.numel():
+            over_rows(run, N, down * across * plan.lanes[0] * self.slots * self.taps * self.products, WORK)
+        parts, each = plan.lanes[0] // plan.lanes[1], self.outputs // (plan.lanes[0] // plan.lanes[1])
         if each != plan.lanes[1]:
-            out_MO = out_MO.unflatten(1, (across, -1))[:, :, :each].flatten(1)
-        size = geometry.outputs(operand.shape[1:3])
-        return out_MO.view(operand.shape[0], *size, self.outputs).permute(0, 3, 1, 2)
+            out = out.unflatten(2, (parts, -1))[..., :each].flatten(2)
+        return out.view(N, down, across, self.outputs).permute(0, 3, 1, 2)
 
     # the weights
 
@@ -166,36 +170,71 @@ class Saturating:
         near = 2 * (first if by_slot else part * self.slots) if words else 0
         return _Block(weight.contiguous(), correction.contiguous(), lanes, near, place)
 
-    # the values
+    # the values and their sums
 
-    def _dealt(
-        self, operand: Tensor, plan: _Plan, geometry: Geometry, zero: int, target: llvm.Target
-    ) -> tuple[Tensor, int]:
-        """The values of slots in padded images, as bytes [N, H', W', pixel] and slack, and the bytes of a pixel."""
-        N, H, W, J = operand.shape
-        (top, left), size = geometry.padding, 2 if plan.form.words else 1
-        pixel = J * size
-        form, sizes = self._dealing(J, geometry.groups, plan, zero)
-        if form == emit_slots.Form(1, 4) and not top and not left:
-            return operand, pixel
+    def _run(
+        self,
+        operand: Tensor,
+        out: Tensor,
+        plan: _Plan,
+        geometry: Geometry,
+        zero: int,
+        target: llvm.Target,
+    ) -> Callable[[int, int], None]:
+        """What computes images ``first .. last``: a few at a time are dealt into memory that stays in the cache."""
+        (_, H, W, J), floats = operand.shape, out.dtype == torch.float32
+        form, sizes = self._dealing(J, geometry.groups, plan)
+        kept = form == emit_slots.Form(1, 4) and not any(geometry.padding)
+        pixel = J * (2 if plan.form.words else 1)
+        (top, left), pixels = geometry.padding, out.shape[1]
         tall, wide = H + 2 * top, W + 2 * left
-        flat = torch.empty(N * tall * wide * pixel + SLACK, dtype=torch.uint8)
-        x = flat[: len(flat) - SLACK].view(N, tall, wide, pixel)
-        empty = 0 if plan.form.words else zero
-        for border in (x[:, :top], x[:, tall - top :], x[:, :, :left], x[:, :, wide - left :]):
-            border.fill_(empty)
-        kernel = emit_slots.deal(form, target).bind(
-            height=H, width=W, x=operand.data_ptr(), x_pixel=J, to=x[:, top:, left:].data_ptr() if x.numel() else 0,
-            to_image=tall * wide * pixel, to_row=wide * pixel, to_pixel=pixel, **sizes,
-        )  # fmt: skip
-        if operand.numel():
-            over_rows(lambda first, last: kernel(first=first, last=last), N * H, W * pixel, COPIED)
-        return flat, pixel
+        most = max(1, CHUNK // max(1, tall * wide * pixel))
+        base_M, near_SL = self._places(min(most, len(operand)), H, W, pixel, plan, geometry)
+        calls = self._calls(plan, floats, target)
+        deal = emit_slots.deal(form, target).bind(
+            height=H,
+            width=W,
+            x_pixel=J,
+            to_image=tall * wide * pixel,
+            to_row=wide * pixel,
+            to_pixel=pixel,
+            zero=zero,
+            shift=plan.shifts[0],
+            **sizes,
+        )
 
-    def _dealing(self, J: int, groups: int, plan: _Plan, zero: int) -> tuple[emit_slots.Form, dict[str, int]]:
+        def images(first: int, last: int) -> None:
+            x, address = None, operand.data_ptr()
+            if not kept:
+                x, address = _bordered((min(most, last - first), tall, wide, pixel), geometry, zero, plan)
+            for at in range(first, last, most):
+                count = min(most, last - at)
+                source = operand[at].data_ptr()
+                if kept:
+                    address = source
+                else:
+                    inside = address + (top * wide + left) * pixel
+                    over_rows(
+                        lambda a, z, source=source, to=inside: deal(first=a, last=z, x=source, to=to),
+                        count * H, W * pixel, COPIED,
+                    )  # fmt: skip
+                to = out[at].data_ptr()
+
+                def rows(a: int, z: int, address: int = address, to: int = to) -> None:
+                    base, near = base_M.data_ptr(), near_SL.data_ptr()
+                    for step, value, lane, call in calls:
+                        places = {"base": base, "near": near + 8 * step, "x": address + value, "out": to + 4 * lane}
+                        call(first=a, last=z, **places)
+
+                over_rows(rows, count * pixels, plan.lanes[0] * self.slots * self.taps * self.products, WORK)
+            del x  # which lies at the address
+
+        return images
+
+    def _dealing(self, J: int, groups: int, plan: _Plan) -> tuple[emit_slots.Form, dict[str, int]]:
         """How values lie in an operand of J bytes a pixel: the kernel's form, and its sizes."""
         T, G, S = self.config.threads, self.groups, self.slots
-        words = {"words": True, "zero": zero, "shift": plan.shifts[0]} if plan.form.words else {}
+        words = {"words": True} if plan.form.words else {}
         one = {"parts": 1, "x_part": 0, "to_part": 0, "stream": 0}
         if plan.by_slot and S > 1:
             return emit_slots.Form(0, 1, **words), {
@@ -213,61 +252,51 @@ class Saturating:
             return emit_slots.Form(4, 1), {"parts": G, "x_part": 4 * S, "to_part": 4 * S, "units": S, "stream": S}
         return emit_slots.Form(1, 4), one | {"units": G * S}
 
-    # their sums
-
-    def _sums(
-        self,
-        x: Tensor,
-        pixel: int,
-        shape: torch.Size,
-        plan: _Plan,
-        geometry: Geometry,
-        floats: bool,
-        target: llvm.Target,
-    ) -> Tensor:
-        """The registers after all slots, [M, lanes]."""
-        base_M, near_L = _places(shape, geometry, pixel)
-        size = 2 if plan.form.words else 1
-        slot_step = size * (geometry.groups if plan.by_slot else min(self.products, 4))
-        near_SL = torch.arange(self.slots)[:, None] * slot_step + near_L
+    def _calls(self, plan: _Plan, floats: bool, target: llvm.Target) -> list[tuple[int, int, int, Bound]]:
+        """Block by block, as many slots at a time as the cache holds weights of: the first step, where the block's
+        values begin, its lanes, and the kernel."""
         register = self.config.accumulator
         assert register is not None
-        out = torch.empty(len(base_M), plan.lanes[0], dtype=torch.float32 if floats else torch.int32)
-        each = { "quads": max(1, self.products // 4), "base": base_M.data_ptr(),
- "quad_step": 4 * self.slots, "row": 4 * plan.lanes[0],
-            "low": -(1 << (register.bits - 1)), "high": (1 << (register.bits - 1)) - 1, "shift": sum(plan.shifts),
-        }  # fmt: skip
-        calls = [
-            emit_saturating.saturating(replace(plan.form, blocks=part["blocks"], floats=floats), target).bind(
-                **each, **{name: value for name, value in part.items() if name != "blocks"},
-                out=out.data_ptr() + 4 * place,
-            )
-            for place, part in self._segments(x, near_SL, plan)
-        ]  # fmt: skip
-
-        def rows(first: int, last: int) -> None:
-            for call in calls:
-                call(first=first, last=last)
-
-        if out.numel():
-            over_rows(rows, len(base_M), plan.lanes[0] * self.slots * self.taps * self.products, WORK)
-        return out
-
-    def _segments(self, x: Tensor, near_SL: Tensor, plan: _Plan) -> Iterator[tuple[int, dict[str, int]]]:
-        """Block by block, as many slots at a time as the cache holds weights of: the kernel's arguments."""
+        low, high = -(1 << (register.bits - 1)), (1 << (register.bits - 1)) - 1
+        calls = []
         for block in plan.blocks:
             vectors = block.weight.shape[3]
-            slot = block.weight[0].nbytes if self.slots else 1
+            kernel = emit_saturating.saturating(replace(plan.form, blocks=vectors, floats=floats), target)
+            slot = self.taps * max(1, self.products // 4) * vectors * VECTOR
             most = max(1, SEGMENT // max(slot, 1))
             for first in range(0, max(self.slots, 1), most):
                 count = min(most, self.slots - first)
-                part = {
-                    "blocks": vectors, "x": x.data_ptr() + block.near, "near": near_SL.data_ptr() + 8 * first * self.taps, "steps": count * self.taps,
-                    "weight": block.weight.data_ptr() + first * slot, "lanes": block.lanes.data_ptr(),
-                    "correction": block.correction.data_ptr() + first * self.taps * vectors * VECTOR,
-                    "begin": int(first == 0), "end": int(first + count == self.slots),
-                }  # fmt: skip
-                yield block.place, part
+                bound = kernel.bind(
+                    steps=count * self.taps, quads=max(1, self.products // 4), quad_step=4 * self.slots,
+                    lanes=block.lanes.data_ptr(), weight=block.weight.data_ptr() + first * slot,
+                    correction=block.correction.data_ptr() + first * self.taps * vectors * VECTOR,
+                    row=4 * plan.lanes[0], begin=int(first == 0), end=int(first + count == self.slots),
+                    low=low, high=high, shift=sum(plan.shifts),
+                )  # fmt: skip
+                calls.append((first * self.taps, block.near, block.place, bound))
+        return calls
+
+    def _places(self, N: int, H: int, W: int, pixel: int, plan: _Plan, geometry: Geometry) -> tuple[Tensor, Tensor]:
+        """Where, in padded images, output pixels' first values lie, int64 [M], and how far the others, int64 [S, L]."""
+        (top, left), (down, across) = geometry.padding, geometry.outputs((H, W))
+        width = W + 2 * left
+        image = torch.arange(N)[:, None, None] * ((H + 2 * top) * width)
+        row = torch.arange(down)[:, None] * (geometry.stride[0] * width)
+        base_M = ((image + row + torch.arange(across) * geometry.stride[1]) * pixel).flatten()
+        kernel_row = torch.arange(geometry.kernel[0])[:, None] * (geometry.dilation[0] * width)
+        near_L = ((kernel_row + torch.arange(geometry.kernel[1]) * geometry.dilation[1]) * pixel).flatten()
+        step = (2 if plan.form.words else 1) * (geometry.groups if plan.by_slot else min(self.products, 4))
+        return base_M, torch.arange(self.slots)[:, None] * step + near_L
+
+
+def _bordered(shape: tuple[int, ...], geometry: Geometry, zero: int, plan: _Plan) -> tuple[Tensor, int]:
+    """Memory for padded images [N, H', W', pixel] of bytes, with their borders, and its address."""
+    size = prod(shape)
+    flat = torch.empty(size + SLACK, dtype=torch.uint8)
+    x, (top, left) = flat[:size].view(shape), geometry.padding
+    for border in (x[:, :top], x[:, shape[1] - top :], x[:, :, :left], x[:, :, shape[2] - left :]):
+        border.fill_(0 if plan.form.words else zero)
+    return flat, flat.data_ptr()
 
 
 def _cut(rows: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
@@ -277,16 +306,3 @@ def _cut(rows: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
         step = size if len(rows) - first > size - LANES else LANES
         yield first, rows[first : first + step]
         first += step
-
-
-def _places(shape: torch.Size, geometry: Geometry, pixel: int) -> tuple[Tensor, Tensor]:
-    """Where, in padded images, the first taps of all output pixels lie, int64 [M], and how far the others, int64 [L]."""
-    N, H, W = shape[:3]
-    (top, left), (down, across) = geometry.padding, geometry.outputs((H, W))
-    width = W + 2 * left
-    image = torch.arange(N)[:, None, None] * ((H + 2 * top) * width)
-    row = torch.arange(down)[:, None] * (geometry.stride[0] * width)
-    base_M = ((image + row + torch.arange(across) * geometry.stride[1]) * pixel).flatten()
-    kernel_row = torch.arange(geometry.kernel[0])[:, None] * (geometry.dilation[0] * width)
-    near_L = ((kernel_row + torch.arange(geometry.kernel[1]) * geometry.dilation[1]) * pixel).flatten()
-    return base_M, near_L
