@@ -5,8 +5,8 @@ four bytes and adds all to the register (`vpdpbusd`), which is then clipped; or 
 values and weights are taken times powers of two, so that the register's ends are those of 32 bits, and the instruction
 that adds saturates by itself (`vpdpwssds`). What stays below the scale when it does is cut off at the end.
 
-Legend: K steps, a slot's at one tap of the kernel each, Q quads of products of one, 16 lanes. A vector of weights is of 64 bytes: [16] lanes of four
-bytes, or of a pair of words. A tile is `Form.pixels` output pixels by `Form.blocks` vectors.
+Legend: K steps, a slot's at one tap of the kernel each, Q quads of products of one, 16 lanes. A vector of weights is of
+64 bytes: [16] lanes of four bytes, or of a pair of words. A tile is `Form.pixels` output pixels by `Form.blocks` vectors.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from llvmlite import ir
 from torch import Tensor
 
 from recoup.kernels import llvm
-from recoup.kernels.llvm import I8, I16, I32, I64, F, P, Target, loop
+from recoup.kernels.llvm import I8, I16, I32, I64, P, Target, loop
 from recoup.kernels.signature import Kernel, Signature
 from recoup.kernels.vector import Vector
 
@@ -74,10 +74,10 @@ def choice(near_L: Tensor) -> Tensor:
 
 
 def scaled(bits: int, products: int, target: Target) -> tuple[int, int] | None:
-    """By which powers of two values and weights are multiplied, for a register of so many bits to saturate as one of 32.
+    """Powers of two that values and weights are multiplied by, for a register of so many bits to saturate as one of 32.
 
     None: they have no room for it, or the processor has no such instruction. Values take 2^7 (255 * 128 and -128 * 128
-    fit 16 bits), weights 2^8.
+    fit 16 bits), weights 2^8: a register of 17 bits or more.
     """
     missing = 32 - bits
     if products > 2 or missing > 15 or "avx512vnni" not in target.features:
@@ -124,7 +124,7 @@ class _Sums:
         b, d, form = self.b, self.d, self.form
         final = b.sub(d["last"], I64(1))
         with loop(b, d["first"], d["last"], form.pixels) as turn:
-            # Beyond the last pixel it is done again, with the same result; but its register is loaded once only.
+            # Beyond the last pixel it is done again, with the same result: all are read before any is written.
             places = [b.add(turn.index, I64(i)) for i in range(form.pixels)]
             places = [b.select(b.icmp_signed("<", place, final), place, final) for place in places]
             starts = [self.v.at(d["x"], self.v.get(d["base"], place, I64), I8) for place in places]
@@ -135,7 +135,7 @@ class _Sums:
         b.ret_void()
 
     def _begun(self, rows: list[Any]) -> list[Any]:
-        """The registers, pixel by pixel. Where they begin at zero nothing is read: memory that is new is not there yet."""
+        """The registers, pixel by pixel. Where they begin nothing is read: pages that are new would be faulted in twice."""
         b, zero = self.b, ir.Constant(self.v.integers, None)
         with b.if_else(b.icmp_signed("!=", self.d["begin"], I32(0))) as (first, later):
             with first:

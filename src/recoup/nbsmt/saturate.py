@@ -1,29 +1,28 @@
 """Sums in a register that saturates, slot by slot.
 
 Where a sum saturates depends on the order of its parts, so no matrix product gives it. A slot's products are those of
-`recoup.nbsmt.groups`: T threads times G groups. `recoup.nbsmt.emit_saturating` adds them, in the layout that
-`recoup.nbsmt.emit_slots` makes of an operand.
+`recoup.nbsmt.groups`: T threads times G groups, one to 64 of them, which are added exactly before the register is.
 
-Lanes are output channels, which share a pixel's values. Where a group of the convolution has fewer than a vector of
-them, as in depthwise ones, lanes are of several groups, each with the values of its own.
+A few images at a time are dealt out so that a slot's values lie side by side (`recoup.nbsmt.emit_slots`), inside zeros
+where the convolution pads, and stay in the cache while `recoup.nbsmt.emit_saturating` adds them up.
 
 Legend: S slots, L the kernel's taps, V = G * T products of a slot, M output pixels, O output channels.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from recoup.kernels import llvm
 from recoup.kernels.signature import Bound
 from recoup.kernels.threads import over_rows
-from recoup.nbsmt import emit_saturating, emit_slots, reference
+from recoup.nbsmt import emit_slots, reference
 from recoup.nbsmt.config import NBSMT
-from recoup.nbsmt.emit_saturating import LANES, NEAR, VECTOR
+from recoup.nbsmt.emit_saturating import VECTOR, saturating
+from recoup.nbsmt.lanes import Layout, laid_out
 from recoup.nbsmt.ports import UNSIGNED
 from recoup.network.convolution import Geometry
 
@@ -33,49 +32,8 @@ SLACK = 64
 SEGMENT, CHUNK = 1 << 17, 1 << 19
 """Bytes of weights that stay in a second-level cache while pixels pass, and of values."""
 
-WORK = 1 << 16
-"""Products that pay for one more thread."""
-
-COPIED = 1 << 18
-"""Bytes that do."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """The weights of a few vectors of output channels.
-
-    Attributes:
-        weight: [S, L, Q, vectors, 64] bytes.
-        correction: int32 [S, L, vectors, 16] where values are bytes of signed codes, else empty.
-        lanes: which of the values from ``near`` on every lane takes, where few share one: `emit_saturating.choice`.
-        near: bytes from a slot's first value to these.
-        place: the first lane's, among all.
-    """
-
-    weight: Tensor
-    correction: Tensor
-    lanes: Tensor
-    near: int
-    place: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """How one kind of convolution is computed.
-
-    Attributes:
-        form: of the kernel, but for `blocks`.
-        shifts: powers of two that values and weights are taken times.
-        blocks: all weights.
-        lanes: of all, and of one of the convolution's groups.
-        order: how a pixel's values lie: ``group`` after group, or ``slot`` after slot.
-    """
-
-    form: emit_saturating.Form
-    shifts: tuple[int, int]
-    blocks: tuple[_Block, ...]
-    lanes: tuple[int, int]
-    by_slot: bool
+WORK, COPIED = 1 << 16, 1 << 18
+"""Products, and bytes to deal out, that pay for one more thread."""
 
 
 class Saturating:
@@ -89,11 +47,18 @@ class Saturating:
 
     def __init__(self, weight_OGJkk: Tensor, config: NBSMT, groups: int) -> None:
         self.config, self.groups = config, groups
-        self.outputs = weight_OGJkk.shape[0]
         w_OGTSkk = reference.split_threads(weight_OGJkk.unflatten(1, (groups, -1)), config, 2)
-        self._weight = w_OGTSkk.flatten(4).permute(0, 3, 4, 1, 2).flatten(3)  # [O, S, L, V]
-        self.slots, self.taps, self.products = self._weight.shape[1:]
-        self._plans: dict[tuple, _Plan] = {}
+        self._weight_OSLV = w_OGTSkk.flatten(4).permute(0, 3, 4, 1, 2).flatten(3)
+        self.outputs, self.slots, self.taps, self.products = self._weight_OSLV.shape
+        self._layouts: dict[tuple, Layout] = {}
+
+    def layout(self, groups: int, zero: int, target: llvm.Target) -> Layout:
+        """The weights for a convolution of so many groups; laid out at the first call."""
+        key, register = (groups, zero, target), self.config.accumulator
+        assert register is not None
+        if key not in self._layouts:
+            self._layouts[key] = laid_out(self._weight_OSLV, register.bits, *key)
+        return self._layouts[key]
 
     def __call__(
         self,
@@ -104,7 +69,7 @@ class Saturating:
         floats: bool = False,
         target: llvm.Target | None = None,
     ) -> Tensor:
-        """The registers after all slots: int32, or float32, [N, O, h, w] in channels_last strides.
+        """The registers after all slots: int32, or float32, [N, O, h, w], channels_last.
 
         Args:
             operand: uint8 [N, H, W, groups * G * Cp], as `recoup.nbsmt.operand.operands` lays it out.
@@ -113,196 +78,155 @@ class Saturating:
             floats: the results rounded to float32.
             target: another processor to generate code for, to test its form of the kernels.
         """
-        key = (geometry.groups, zero, target or llvm.host())
-        if key not in self._plans:
-            self._plans[key] = self._plan(*key)
-        plan, (N, H, W, _) = self._plans[key], operand.shape
-        down, across = geometry.outputs((H, W))
-        out = torch.empty(N, down * across, plan.lanes[0], dtype=torch.float32 if floats else torch.int32)
-        run = self._run(operand.contiguous(), out, plan, geometry, zero, key[2])
-        if out.numel():
-            over_rows(run, N, down * across * plan.lanes[0] * self.slots * self.taps * self.products, WORK)
-        parts, each = plan.lanes[0] // plan.lanes[1], self.outputs // (plan.lanes[0] // plan.lanes[1])
-        if each != plan.lanes[1]:
-            out = out.unflatten(2, (parts, -1))[..., :each].flatten(2)
-        return out.view(N, down, across, self.outputs).permute(0, 3, 1, 2)
+        target = target or llvm.host()
+        layout = self.layout(geometry.groups, zero, target)
+        size = geometry.outputs(operand.shape[1:3])
+        out_NML = torch.empty(
+            len(operand), prod(size), layout.all_lanes, dtype=torch.float32 if floats else torch.int32
+        )
+        if out_NML.numel():
+            work = out_NML[0].numel() * self.slots * self.taps * self.products
+            run = _Run(self, operand.contiguous(), out_NML, layout, geometry, zero, target)
+            over_rows(run.images, len(operand), work, WORK)
+        each = self.outputs // layout.parts
+        if each != layout.lanes:
+            out_NML = out_NML.unflatten(2, (layout.parts, -1))[..., :each].flatten(2)
+        return out_NML.view(len(operand), *size, self.outputs).permute(0, 3, 1, 2)
 
-    # the weights
-
-    def _plan(self, groups: int, zero: int, target: llvm.Target) -> _Plan:
-        """Lay the weights out for a number of groups of the convolution."""
-        register = self.config.accumulator
+    def segments(self, layout: Layout, floats: bool, target: llvm.Target) -> Iterator["Segment"]:
+        """Block by block, as many slots at a time as the cache holds weights of."""
+        register, quads = self.config.accumulator, max(1, self.products // 4)
         assert register is not None
-        words, each = self.products <= 2, self.outputs // groups
-        shifts = emit_saturating.scaled(register.bits, self.products, target)
-        sharing: emit_saturating.Sharing = "all" if groups == 1 or each >= LANES else "none" if each == 1 else "few"
-        wide = "avx512bw" in target.features
-        form = emit_saturating.Form(
-            words=words,
-            sharing=sharing,
-            pixels=8 if wide else 4,
-            blocks=1,
-            saturates=shifts is not None,
-            many=self.products > 4,
-            corrected=zero > 0 and not words,
-            floats=False,
-        )
-        parts = groups if sharing == "all" else 1
-        lanes = self.outputs // parts + -(self.outputs // parts) % LANES
-        vectors = 2 if wide and sharing == "all" else 1
-        blocks = tuple(
-            self._block(part * lanes + first, part, rows, each, zero if form.corrected else 0, shifts or (0, 0))
-            for part, w_OSLV in enumerate(self._weight.chunk(parts))
-            for first, rows in _cut(w_OSLV, vectors * LANES)
-        )
-        return _Plan(form, shifts or (0, 0), blocks, (parts * lanes, lanes), sharing != "all")
+        low, high = -(1 << (register.bits - 1)), (1 << (register.bits - 1)) - 1
+        for block in layout.blocks:
+            vectors = block.weight.shape[3]
+            kernel = saturating(replace(layout.form, blocks=vectors, floats=floats), target)
+            most = max(1, SEGMENT // (self.taps * quads * vectors * VECTOR))
+            for first in range(0, max(self.slots, 1), most):
+                count = min(most, self.slots - first)
+                weight, correction = block.after(first)
+                call = kernel.bind(
+                    steps=count * self.taps, quads=quads, quad_step=4 * self.slots, row=4 * layout.all_lanes,
+                    weight=weight, correction=correction, lanes=block.choice.data_ptr(),
+                    begin=int(first == 0), end=int(first + count == self.slots),
+                    low=low, high=high, shift=sum(layout.shifts),
+                )  # fmt: skip
+                yield Segment(first * self.taps, block.near, block.lane, call)
 
-    def _block(self, place: int, part: int, w_OSLV: Tensor, each: int, zero: int, shifts: tuple[int, int]) -> _Block:
-        """The weights of some output channels, the first of them at ``place``, in a group of the convolution."""
-        by_slot, words = each < LANES and self.outputs > each, self.products <= 2
-        w = F.pad(w_OSLV, (0, (2 if words else 4) - w_OSLV.shape[3] if w_OSLV.shape[3] < 4 else 0))
-        w = F.pad(w, (0, 0, 0, 0, 0, 0, 0, -len(w) % LANES)).unflatten(0, (-1, LANES))
-        w = w.unflatten(4, (-1, w.shape[4] if words else 4)).permute(2, 3, 4, 0, 1, 5)
-        weight = w.to(torch.int16) << shifts[1] if words else w
-        correction = -zero * w.sum((2, 5), dtype=torch.int32) if zero else torch.empty(0, dtype=torch.int32)
-        first = place // each if by_slot else 0
-        lanes = emit_saturating.choice(((torch.arange(LANES) + place) // each - first).clamp_max(NEAR - 1))
-        near = 2 * (first if by_slot else part * self.slots) if words else 0
-        return _Block(weight.contiguous(), correction.contiguous(), lanes, near, place)
+    def dealing(self, width: int, groups: int, layout: Layout) -> tuple[emit_slots.Form, dict[str, int]]:
+        """How values come to lie slot by slot, of an operand of so many bytes a pixel: the kernel's form and sizes."""
+        T, G, S, words = self.config.threads, self.groups, self.slots, layout.form.words
+        halves = self.config.pairing == "halves"
+        plain = {"parts": 1, "x_part": 0, "to_part": 0, "stream": 0}
+        if words and layout.by_slot and S > 1:
+            sizes = {"parts": groups, "x_part": S, "to_part": 2, "units": S, "stream": 2 * groups}
+            return emit_slots.Form(0, 1, words), sizes
+        if words:
+            streams = T if halves else 1  # adjacent threads lie slot by slot already
+            return emit_slots.Form(streams, 1, words), plain | {"units": width // streams, "stream": S}
+        if T == 2:  # a quad of two groups
+            streams = 4 if halves else 2
+            return emit_slots.Form(streams, 4 // streams), plain | {"units": S, "stream": width // streams}
+        if halves:
+            return emit_slots.Form(4, 1), {"parts": G, "x_part": 4 * S, "to_part": 4 * S, "units": S, "stream": S}
+        return emit_slots.Form(1, 4), plain | {"units": G * S}
 
-    # the values and their sums
 
-    def _run(
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A part of the sums: some lanes, some slots.
+
+    Attributes:
+        step: the first one of `_Run.near`.
+        values: bytes from a pixel's first value to the first of these lanes.
+        lane: the first.
+        call: the kernel.
+    """
+
+    step: int
+    values: int
+    lane: int
+    call: Bound
+
+
+class _Run:
+    """One convolution: operand [N, H, W, J], out [N, h w, lanes]."""
+
+    def __init__(
         self,
+        sums: Saturating,
         operand: Tensor,
         out: Tensor,
-        plan: _Plan,
+        layout: Layout,
         geometry: Geometry,
         zero: int,
         target: llvm.Target,
-    ) -> Callable[[int, int], None]:
-        """What computes images ``first .. last``: a few at a time are dealt into memory that stays in the cache."""
-        (_, H, W, J), floats = operand.shape, out.dtype == torch.float32
-        form, sizes = self._dealing(J, geometry.groups, plan)
-        kept = form == emit_slots.Form(1, 4) and not any(geometry.padding)
-        pixel = J * (2 if plan.form.words else 1)
-        (top, left), pixels = geometry.padding, out.shape[1]
-        tall, wide = H + 2 * top, W + 2 * left
-        most = max(1, CHUNK // max(1, tall * wide * pixel))
-        base_M, near_SL = self._places(min(most, len(operand)), H, W, pixel, plan, geometry)
-        calls = self._calls(plan, floats, target)
-        deal = emit_slots.deal(form, target).bind(
-            height=H,
-            width=W,
-            x_pixel=J,
-            to_image=tall * wide * pixel,
-            to_row=wide * pixel,
-            to_pixel=pixel,
-            zero=zero,
-            shift=plan.shifts[0],
-            **sizes,
-        )
+    ) -> None:
+        _, H, W, J = operand.shape
+        (top, left), self.operand, self.out = geometry.padding, operand, out
+        self.padding, self.zero, self.form = geometry.padding, zero, layout.form
+        self.tall, self.wide, self.pixel = H + 2 * top, W + 2 * left, J * layout.values
+        image = self.tall * self.wide * self.pixel
+        self.most = min(len(operand), max(1, CHUNK // max(1, image)))
+        self.base, self.near = self._places(geometry, sums.slots, layout.slot_step)
+        self.work = layout.all_lanes * sums.slots * sums.taps * sums.products
+        self.segments = [*sums.segments(layout, out.dtype == torch.float32, target)]
+        form, sizes = sums.dealing(J, geometry.groups, layout)
+        # Adjacent threads' quads lie side by side as they are.
+        self.kept = form == emit_slots.Form(1, 4) and not top and not left
+        self.deal = emit_slots.deal(form, target).bind(
+            height=H, width=W, x_pixel=J, zero=zero, shift=layout.shifts[0], to_image=image,
+            to_row=self.wide * self.pixel, to_pixel=self.pixel, **sizes,
+        )  # fmt: skip
 
-        def images(first: int, last: int) -> None:
-            x, address = None, operand.data_ptr()
-            if not kept:
-                x, address = _bordered((min(most, last - first), tall, wide, pixel), geometry, zero, plan)
-            for at in range(first, last, most):
-                count = min(most, last - at)
-                source = operand[at].data_ptr()
-                if kept:
-                    address = source
-                else:
-                    inside = address + (top * wide + left) * pixel
-                    over_rows(
-                        lambda a, z, source=source, to=inside: deal(first=a, last=z, x=source, to=to),
-                        count * H, W * pixel, COPIED,
-                    )  # fmt: skip
-                to = out[at].data_ptr()
-
-                def rows(a: int, z: int, address: int = address, to: int = to) -> None:
-                    base, near = base_M.data_ptr(), near_SL.data_ptr()
-                    for step, value, lane, call in calls:
-                        places = {"base": base, "near": near + 8 * step, "x": address + value, "out": to + 4 * lane}
-                        call(first=a, last=z, **places)
-
-                over_rows(rows, count * pixels, plan.lanes[0] * self.slots * self.taps * self.products, WORK)
-            del x  # which lies at the address
-
-        return images
-
-    def _dealing(self, J: int, groups: int, plan: _Plan) -> tuple[emit_slots.Form, dict[str, int]]:
-        """How values lie in an operand of J bytes a pixel: the kernel's form, and its sizes."""
-        T, G, S = self.config.threads, self.groups, self.slots
-        words = {"words": True} if plan.form.words else {}
-        one = {"parts": 1, "x_part": 0, "to_part": 0, "stream": 0}
-        if plan.by_slot and S > 1:
-            return emit_slots.Form(0, 1, **words), {
-                "parts": groups, "x_part": S, "to_part": 2, "units": S, "stream": 2 * groups,
-            }  # fmt: skip
-        halves = self.config.pairing == "halves" and T > 1
-        if words and not (halves and T == 2):
-            return emit_slots.Form(1, 1, **words), one | {"units": J}
-        if words:
-            return emit_slots.Form(2, 1, **words), one | {"units": S, "stream": S}
-        if T == 2:  # two groups: a quad
-            streams, stream = (4, S) if halves else (2, 2 * S)
-            return emit_slots.Form(streams, 4 // streams), one | {"units": S, "stream": stream}
-        if halves:
-            return emit_slots.Form(4, 1), {"parts": G, "x_part": 4 * S, "to_part": 4 * S, "units": S, "stream": S}
-        return emit_slots.Form(1, 4), one | {"units": G * S}
-
-    def _calls(self, plan: _Plan, floats: bool, target: llvm.Target) -> list[tuple[int, int, int, Bound]]:
-        """Block by block, as many slots at a time as the cache holds weights of: the first step, where the block's
-        values begin, its lanes, and the kernel."""
-        register = self.config.accumulator
-        assert register is not None
-        low, high = -(1 << (register.bits - 1)), (1 << (register.bits - 1)) - 1
-        calls = []
-        for block in plan.blocks:
-            vectors = block.weight.shape[3]
-            kernel = emit_saturating.saturating(replace(plan.form, blocks=vectors, floats=floats), target)
-            slot = self.taps * max(1, self.products // 4) * vectors * VECTOR
-            most = max(1, SEGMENT // max(slot, 1))
-            for first in range(0, max(self.slots, 1), most):
-                count = min(most, self.slots - first)
-                bound = kernel.bind(
-                    steps=count * self.taps, quads=max(1, self.products // 4), quad_step=4 * self.slots,
-                    lanes=block.lanes.data_ptr(), weight=block.weight.data_ptr() + first * slot,
-                    correction=block.correction.data_ptr() + first * self.taps * vectors * VECTOR,
-                    row=4 * plan.lanes[0], begin=int(first == 0), end=int(first + count == self.slots),
-                    low=low, high=high, shift=sum(plan.shifts),
-                )  # fmt: skip
-                calls.append((first * self.taps, block.near, block.place, bound))
-        return calls
-
-    def _places(self, N: int, H: int, W: int, pixel: int, plan: _Plan, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    def _places(self, geometry: Geometry, slots: int, slot_step: int) -> tuple[Tensor, Tensor]:
         """Where, in padded images, output pixels' first values lie, int64 [M], and how far the others, int64 [S, L]."""
-        (top, left), (down, across) = geometry.padding, geometry.outputs((H, W))
-        width = W + 2 * left
-        image = torch.arange(N)[:, None, None] * ((H + 2 * top) * width)
-        row = torch.arange(down)[:, None] * (geometry.stride[0] * width)
-        base_M = ((image + row + torch.arange(across) * geometry.stride[1]) * pixel).flatten()
-        kernel_row = torch.arange(geometry.kernel[0])[:, None] * (geometry.dilation[0] * width)
-        near_L = ((kernel_row + torch.arange(geometry.kernel[1]) * geometry.dilation[1]) * pixel).flatten()
-        step = (2 if plan.form.words else 1) * (geometry.groups if plan.by_slot else min(self.products, 4))
-        return base_M, torch.arange(self.slots)[:, None] * step + near_L
+        (down, across), height = geometry.stride, geometry.outputs(self.operand.shape[1:3])
+        row, pixel = self.wide * self.pixel, self.pixel
+        image_N = torch.arange(self.most)[:, None, None] * (self.tall * row)
+        line_h = torch.arange(height[0])[:, None] * (down * row)
+        base_Nhw = image_N + line_h + torch.arange(height[1]) * (across * pixel)
+        tap_k = torch.arange(geometry.kernel[0])[:, None] * (geometry.dilation[0] * row)
+        tap_kk = tap_k + torch.arange(geometry.kernel[1]) * (geometry.dilation[1] * pixel)
+        return base_Nhw.flatten(), torch.arange(slots)[:, None] * slot_step + tap_kk.flatten()
 
+    def images(self, first: int, last: int) -> None:
+        """Images ``first .. last``, a few at a time."""
+        memory = None if self.kept else self._bordered(min(self.most, last - first))
+        for at in range(first, last, self.most):
+            count = min(self.most, last - at)
+            x = self.operand[at] if memory is None else memory
+            if memory is not None:
+                self._dealt(at, count, memory)
+            self._added(x.data_ptr(), self.out[at].data_ptr(), count * self.out.shape[1])
 
-def _bordered(shape: tuple[int, ...], geometry: Geometry, zero: int, plan: _Plan) -> tuple[Tensor, int]:
-    """Memory for padded images [N, H', W', pixel] of bytes, with their borders, and its address."""
-    size = prod(shape)
-    flat = torch.empty(size + SLACK, dtype=torch.uint8)
-    x, (top, left) = flat[:size].view(shape), geometry.padding
-    for border in (x[:, :top], x[:, shape[1] - top :], x[:, :, :left], x[:, :, shape[2] - left :]):
-        border.fill_(0 if plan.form.words else zero)
-    return flat, flat.data_ptr()
+    def _bordered(self, count: int) -> Tensor:
+        """Memory for padded images, with their borders."""
+        size = count * self.tall * self.wide * self.pixel
+        memory, (top, left) = torch.empty(size + SLACK, dtype=torch.uint8), self.padding
+        x = memory[:size].view(count, self.tall, self.wide, self.pixel)
+        for border in (x[:, :top], x[:, self.tall - top :], x[:, :, :left], x[:, :, self.wide - left :]):
+            border.fill_(0 if self.form.words else self.zero)
+        return memory
 
+    def _dealt(self, at: int, count: int, memory: Tensor) -> None:
+        """Images from ``at`` on, inside the borders."""
+        (top, left), source = self.padding, self.operand[at].data_ptr()
+        to = memory.data_ptr() + (top * self.wide + left) * self.pixel
+        _, H, W, _ = self.operand.shape
 
-def _cut(rows: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
-    """Rows in pieces of a size, and the rest in vectors."""
-    first = 0
-    while first < len(rows):
-        step = size if len(rows) - first > size - LANES else LANES
-        yield first, rows[first : first + step]
-        first += step
+        def rows(first: int, last: int) -> None:
+            self.deal(first=first, last=last, x=source, to=to)
+
+        over_rows(rows, count * H, W * self.pixel, COPIED)
+
+    def _added(self, x: int, out: int, pixels: int) -> None:
+        """The registers of so many output pixels: of values from the address ``x`` on, kept from ``out`` on."""
+        base, near = self.base.data_ptr(), self.near.data_ptr()
+
+        def rows(first: int, last: int) -> None:
+            for part in self.segments:
+                places = {"near": near + 8 * part.step, "x": x + part.values, "out": out + 4 * part.lane}
+                part.call(first=first, last=last, base=base, **places)
+
+        over_rows(rows, pixels, self.work, WORK)
