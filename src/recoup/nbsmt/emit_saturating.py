@@ -1,12 +1,12 @@
 """Registers that saturate, slot by slot, as LLVM vector IR: a tile of output pixels by output channels in registers.
 
 Lanes are output channels. A slot's products are four, or a multiple of it, and one instruction multiplies four bytes by
-four bytes and adds all to the register (`vpdpbusd`), which is then clipped; or one or two, of words. Words have room:
+four bytes and adds all to the register (vpdpbusd), which is then clipped; or one or two, of words. Words have room:
 values and weights are taken times powers of two, so that the register's ends are those of 32 bits, and the instruction
-that adds saturates by itself (`vpdpwssds`). What stays below the scale when it does is cut off at the end.
+that adds saturates by itself (vpdpwssds). What stays below the scale when it does is cut off at the end.
 
-Legend: K steps, a slot's at one tap of the kernel each, Q quads of products of one, 16 lanes. A vector of weights is of
-64 bytes: [16] lanes of four bytes, or of a pair of words. A tile is `Form.pixels` output pixels by `Form.blocks` vectors.
+Legend: K steps, a slot's at one tap of the kernel each, Q quads of products of one, 16 lanes. A vector of weights is
+64 bytes: [16] lanes of four bytes, or of a pair of words. A tile is `Form.pixels` pixels by `Form.blocks` vectors.
 """
 
 from collections.abc import Sequence
@@ -135,7 +135,7 @@ class _Sums:
         b.ret_void()
 
     def _begun(self, rows: list[Any]) -> list[Any]:
-        """The registers, pixel by pixel. Where they begin nothing is read: pages that are new would be faulted in twice."""
+        """The registers, pixel by pixel. Where they begin nothing is read: new pages would be faulted in twice."""
         b, zero = self.b, ir.Constant(self.v.integers, None)
         with b.if_else(b.icmp_signed("!=", self.d["begin"], I32(0))) as (first, later):
             with first:
