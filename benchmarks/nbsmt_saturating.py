@@ -2,8 +2,8 @@
 
 Layers of ResNet-20 (batch 32) and ResNet-18 (batch 8), grouped and depthwise convolutions, and a whole ResNet-20:
 ``NBSMT(..., accumulator=Int(18))`` against the same without an accumulator, activations quantised and operands built in
-both. Random weights, activations behind a ReLU; interleaved, the median of the rounds' ratios. One thread is measured in
-CPU time, which other jobs on the machine disturb less than the clock.
+both. Random weights, activations behind a ReLU; interleaved, the median of the rounds' ratios. One thread is measured
+in CPU time, which other jobs on the machine disturb less than the clock.
 
     python benchmarks/nbsmt_saturating.py
     OMP_WAIT_POLICY=PASSIVE python benchmarks/nbsmt_saturating.py --torch-threads 2
@@ -105,7 +105,7 @@ def table(found: list[dict]) -> str:
         of = {(row["threads"], row["policy"]): row["ratio"] for row in found if row["layer"] == name}
         cells = [of[1, "S+A"]]
         for threads in (2, 4):
-            all_policies = [value for (T, _), value in of.items() if T == threads]
+            all_policies = [value for key, value in of.items() if key[0] == threads]
             cells += [of.get((threads, "S+A")), max(all_policies) if len(all_policies) > 1 else None]
         lines.append(f"| {name} | {' | '.join('' if cell is None else f'{cell:.2f}' for cell in cells)} |")
     return "\n".join(lines)

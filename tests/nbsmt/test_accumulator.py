@@ -234,8 +234,9 @@ def test_pieces_change_nothing(config, monkeypatch):
     kernel, a_NHWJ = dealt(code, config, weight, 0)
     whole = kernel(a_NHWJ, geometry)
     assert not torch.equal(whole, dealt(code, config.replace(accumulator=rc.Int(24)), weight, 0)[0](a_NHWJ, geometry))
-    for name in ("SEGMENT", "CHUNK"):
-        monkeypatch.setattr(saturate, name, 1)
+    for name, value in (("SEGMENT", 1), ("CHUNK", 1), ("FEW", 10**6)):
+        monkeypatch.setattr(saturate, name, value)
+        kernel, a_NHWJ = dealt(code, config, weight, 0)
         assert torch.equal(kernel(a_NHWJ, geometry), whole)
 
 

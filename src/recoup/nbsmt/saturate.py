@@ -21,7 +21,7 @@ from recoup.kernels.signature import Bound
 from recoup.kernels.threads import over_rows
 from recoup.nbsmt import emit_slots, reference
 from recoup.nbsmt.config import NBSMT
-from recoup.nbsmt.emit_saturating import VECTOR, saturating
+from recoup.nbsmt.emit_saturating import VECTOR, Form, saturating
 from recoup.nbsmt.lanes import Layout, laid_out
 from recoup.nbsmt.ports import UNSIGNED
 from recoup.network.convolution import Geometry
@@ -31,6 +31,9 @@ SLACK = 64
 
 SEGMENT, CHUNK = 1 << 17, 1 << 19
 """Bytes of weights that stay in a second-level cache while pixels pass, and of values."""
+
+FEW = 4
+"""Output pixels from which a whole tile is computed, whatever of it is needed."""
 
 WORK, COPIED = 1 << 16, 1 << 18
 """Products, and bytes to deal out, that pay for one more thread."""
@@ -51,6 +54,7 @@ class Saturating:
         self._weight_OSLV = w_OGTSkk.flatten(4).permute(0, 3, 4, 1, 2).flatten(3)
         self.outputs, self.slots, self.taps, self.products = self._weight_OSLV.shape
         self._layouts: dict[tuple, Layout] = {}
+        self._segments: dict[tuple, list[Segment]] = {}
 
     def layout(self, groups: int, zero: int, target: llvm.Target) -> Layout:
         """The weights for a convolution of so many groups; laid out at the first call."""
@@ -93,14 +97,22 @@ class Saturating:
             out_NML = out_NML.unflatten(2, (layout.parts, -1))[..., :each].flatten(2)
         return out_NML.view(len(operand), *size, self.outputs).permute(0, 3, 1, 2)
 
-    def segments(self, layout: Layout, floats: bool, target: llvm.Target) -> Iterator["Segment"]:
-        """Block by block, as many slots at a time as the cache holds weights of."""
+    def segments(self, layout: Layout, pixels: int, floats: bool, target: llvm.Target) -> list["Segment"]:
+        """Block by block, as many slots at a time as the cache holds weights of, for so many output pixels."""
+        form = replace(layout.form, floats=floats)
+        form = replace(form, pixels=1) if pixels < FEW else form
+        key = (id(layout), form)
+        if key not in self._segments:  # binding arguments takes longer than the smallest products
+            self._segments[key] = list(self._cut(layout, form, target))
+        return self._segments[key]
+
+    def _cut(self, layout: Layout, form: Form, target: llvm.Target) -> Iterator["Segment"]:
         register, quads = self.config.accumulator, max(1, self.products // 4)
         assert register is not None
         low, high = -(1 << (register.bits - 1)), (1 << (register.bits - 1)) - 1
         for block in layout.blocks:
             vectors = block.weight.shape[3]
-            kernel = saturating(replace(layout.form, blocks=vectors, floats=floats), target)
+            kernel = saturating(replace(form, blocks=vectors), target)
             most = max(1, SEGMENT // (self.taps * quads * vectors * VECTOR))
             for first in range(0, max(self.slots, 1), most):
                 count = min(most, self.slots - first)
@@ -170,7 +182,7 @@ class _Run:
         self.most = min(len(operand), max(1, CHUNK // max(1, image)))
         self.base, self.near = self._places(geometry, sums.slots, layout.slot_step)
         self.work = layout.all_lanes * sums.slots * sums.taps * sums.products
-        self.segments = [*sums.segments(layout, out.dtype == torch.float32, target)]
+        self.segments = sums.segments(layout, len(out) * out.shape[1], out.dtype == torch.float32, target)
         form, sizes = sums.dealing(J, geometry.groups, layout)
         # Adjacent threads' quads lie side by side as they are.
         self.kept = form == emit_slots.Form(1, 4) and not top and not left
