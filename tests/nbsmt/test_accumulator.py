@@ -191,10 +191,10 @@ VNNI = llvm.Target("cascadelake", "", llvm.Target.named("skylake-avx512").featur
 def test_code_for_other_processors(sharing):
     """One instruction multiplies and adds pairs or quads, where there is one; it cannot be run here."""
 
-    def lines(target, saturates=False, **fields):
+    def lines(target, **fields):
         blocks = 2 if sharing == "all" else 1
-        settings = {"words": True, "many": False, "corrected": False, "floats": False, **fields}
-        form = Form(sharing=sharing, pixels=4, blocks=blocks, saturates=saturates, **settings)
+        settings = {"words": True, "ends": "none", "many": False, "corrected": False, "floats": False, **fields}
+        form = Form(sharing=sharing, pixels=4, blocks=blocks, **settings)
         return llvm.assembly(saturating_module(form, target), target).splitlines(), 4 * blocks
 
     assert any("mla" in line for line in lines(ARM)[0])
@@ -203,7 +203,8 @@ def test_code_for_other_processors(sharing):
     if llvm.Target.named("x86-64").machine != "x86_64":
         return
     # As often as the tile has registers: the loop is not unrolled, for all vector registers are in use.
-    for fields, name in (({"saturates": True}, "vpdpwssds"), ({}, "vpdpwssd"), ({"words": False}, "vpdpbusd")):
+    kinds: list[tuple[dict, str]] = [({"ends": "both"}, "vpdpwssds"), ({}, "vpdpwssd"), ({"words": False}, "vpdpbusd")]
+    for fields, name in [*kinds, ({"ends": "upper"}, "vpdpwssds"), ({"ends": "upper", "words": False}, "vpdpbusds")]:
         if fields.get("words", True) or sharing == "all":
             found, tile = lines(VNNI, **fields)
             assert sum(line.split()[:1] == [name] for line in found) == tile

@@ -3,7 +3,8 @@
 Lanes are output channels. A slot's products are four, or a multiple of it, and one instruction multiplies four bytes by
 four bytes and adds all to the register (vpdpbusd), which is then clipped; or one or two, of words. Words have room:
 values and weights are taken times powers of two, so that the register's ends are those of 32 bits, and the instruction
-that adds saturates by itself (vpdpwssds). What stays below the scale when it does is cut off at the end.
+that adds saturates by itself (vpdpwssds). What stays below the scale when it does is cut off at the end. Where there is
+no room, a register moved up to the end of 32 bits still has that end for nothing.
 
 Legend: K steps, a slot's at one tap of the kernel each, Q quads of products of one, 16 lanes. A vector of weights is
 64 bytes: [16] lanes of four bytes, or of a pair of words. A tile is `Form.pixels` pixels by `Form.blocks` vectors.
@@ -36,11 +37,15 @@ SUMS = Signature.of(
     first=I64, last=I64, steps=I64, quads=I64,
     x=P, base=P, near=P, quad_step=I64, lanes=P,
     weight=P, correction=P,
-    out=P, row=I64, begin=I32, end=I32, low=I32, high=I32, shift=I32,
+    out=P, row=I64, begin=I32, end=I32, start=I32, low=I32, high=I32, shift=I32,
 )  # fmt: skip
 
 Sharing = Literal["all", "few", "none"]
 """Lanes that share a value: all of them; those of a group of the convolution, of at least two lanes; none."""
+
+
+Ends = Literal["both", "upper", "none"]
+"""The ends of the register that the instruction which adds holds by itself, as they are those of 32 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +56,7 @@ class Form:
         words: the operands are words, one pair a slot; else quads of bytes.
         sharing: which lanes have the same values; `blocks` is 1 unless all have.
         pixels, blocks: of a tile.
-        saturates: the ends are those of 32 bits, see `scaled`; else ``low`` and ``high``.
+        ends: which of the register's are held without being asked for; "upper" where Q is 1 and nothing is corrected.
         many: Q is not 1.
         corrected: every slot adds its ``correction``.
         floats: the results are float32.
@@ -61,7 +66,7 @@ class Form:
     sharing: Sharing
     pixels: int
     blocks: int
-    saturates: bool
+    ends: Ends
     many: bool
     corrected: bool
     floats: bool
@@ -85,6 +90,13 @@ def scaled(bits: int, products: int, target: Target) -> tuple[int, int] | None:
     return min(missing, 7), max(missing - 7, 0)
 
 
+def started(bits: int, ends: Ends) -> dict[str, int]:
+    """A register's ``start``, ``low`` and ``high``: where the upper end alone is held, all moves up to it."""
+    low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+    start = (1 << 31) - 1 - high if ends == "upper" else 0
+    return {"start": start, "low": low + start, "high": high + start}
+
+
 @lru_cache(64)
 def saturating(form: Form, target: Target) -> Kernel:
     """register = clip(register + a slot's products), for output pixels ``first .. last`` and ``steps`` steps.
@@ -97,7 +109,8 @@ def saturating(form: Form, target: Target) -> Kernel:
         correction: int32 [K, blocks, 16].
         out: int32 or float32; of pixel m at ``out + m row``. It keeps the registers between calls.
         begin, end: whether these are the first slots, and the last.
-        low, high: the register's ends.
+        start: what stands for 0, from `started`.
+        low, high: the register's ends, those that are not held, ``start`` included.
         shift: the powers of `scaled`, which the result is divided by.
     """
     return Kernel(saturating_module(form, target), "sums", SUMS, target)
@@ -136,7 +149,7 @@ class _Sums:
 
     def _begun(self, rows: list[Any]) -> list[Any]:
         """The registers, pixel by pixel. Where they begin nothing is read: new pages would be faulted in twice."""
-        b, zero = self.b, ir.Constant(self.v.integers, None)
+        b, start = self.b, self.v.everywhere(self.d["start"])
         with b.if_else(b.icmp_signed("!=", self.d["begin"], I32(0))) as (first, later):
             with first:
                 begun = b.block
@@ -150,15 +163,17 @@ class _Sums:
         registers = []
         for value in kept:
             register = b.phi(self.v.integers)
-            register.add_incoming(zero, begun)
+            register.add_incoming(start, begun)
             register.add_incoming(value, going_on)
             registers.append(register)
         return registers
 
     def _ended(self, register: Any) -> Any:
         b, result = self.b, register
-        if self.form.saturates:
+        if self.form.ends == "both":
             result = b.ashr(result, self.v.everywhere(self.d["shift"]))
+        elif self.form.ends == "upper":
+            result = b.sub(result, self.v.everywhere(self.d["start"]))
         if self.form.floats:
             result = self.v.bits(b.sitofp(result, self.v.vector))
         last = self.v.everywhere(b.icmp_signed("!=", self.d["end"], I32(0)))
@@ -192,7 +207,7 @@ class _Sums:
             registers = quad.values
         else:
             registers = self._products(registers, starts, at, weight)
-        return list(registers) if form.saturates else [self._clipped(register) for register in registers]
+        return [self._clipped(register) for register in registers]
 
     def _products(self, registers: Sequence[Any], starts: list[Any], at: Any, weight: Any) -> list[Any]:
         """Four products, or two, added to every register."""
@@ -248,7 +263,7 @@ class _Sums:
     def _added(self, register: Any, x: list[Any], w: list[Any]) -> Any:
         """The register plus the products of every lane's bytes or words."""
         if "avx512vnni" in self.target.features:
-            kind = ("wssds" if self.form.saturates else "wssd") if self.form.words else "busd"
+            kind = ("wssd" if self.form.words else "busd") + ("" if self.form.ends == "none" else "s")
             return self._call(f"llvm.x86.avx512.vpdp{kind}.512", self.v.integers, register, x[0], w[0])
         for pair in zip(x, w, strict=True):
             register = self.b.add(register, self._multiplied(*pair))
@@ -268,7 +283,10 @@ class _Sums:
         return b.add(even, odd)
 
     def _clipped(self, register: Any) -> Any:
-        return self.v.smaller(self.v.larger(register, self.low), self.high)
+        if self.form.ends == "both":
+            return register
+        register = self.v.larger(register, self.low)
+        return register if self.form.ends == "upper" else self.v.smaller(register, self.high)
 
     def _call(self, name: str, result: Any, *arguments: Any) -> Any:
         return self.b.call(llvm.declared(self.b, name, result, [v.type for v in arguments]), arguments)

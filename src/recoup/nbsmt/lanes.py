@@ -90,14 +90,17 @@ def laid_out(w_OSLV: Tensor, bits: int, groups: int, zero: int, target: Target) 
     shifts = scaled(bits, products, target)
     sharing: Sharing = "all" if groups == 1 or each >= LANES else "none" if each == 1 else "few"
     wide = "avx512bw" in target.features
+    corrected = zero > 0 and not words
+    # A correction, or one quad of several, would leave 32 bits before the others come.
+    held = "avx512vnni" in target.features and products <= 4 and not corrected
     form = Form(
         words=words,
         sharing=sharing,
         pixels=8 if wide else 4,
         blocks=1,
-        saturates=shifts is not None,
+        ends="both" if shifts else "upper" if held else "none",
         many=products > 4,
-        corrected=zero > 0 and not words,
+        corrected=corrected,
         floats=False,
     )
     shifts = shifts or (0, 0)

@@ -21,7 +21,7 @@ from recoup.kernels.signature import Bound
 from recoup.kernels.threads import over_rows
 from recoup.nbsmt import emit_slots, reference
 from recoup.nbsmt.config import NBSMT
-from recoup.nbsmt.emit_saturating import VECTOR, Form, saturating
+from recoup.nbsmt.emit_saturating import VECTOR, Form, saturating, started
 from recoup.nbsmt.lanes import Layout, laid_out
 from recoup.nbsmt.ports import UNSIGNED
 from recoup.network.convolution import Geometry
@@ -109,7 +109,6 @@ class Saturating:
     def _cut(self, layout: Layout, form: Form, target: llvm.Target) -> Iterator["Segment"]:
         register, quads = self.config.accumulator, max(1, self.products // 4)
         assert register is not None
-        low, high = -(1 << (register.bits - 1)), (1 << (register.bits - 1)) - 1
         for block in layout.blocks:
             vectors = block.weight.shape[3]
             kernel = saturating(replace(form, blocks=vectors), target)
@@ -121,7 +120,7 @@ class Saturating:
                     steps=count * self.taps, quads=quads, quad_step=4 * self.slots, row=4 * layout.all_lanes,
                     weight=weight, correction=correction, lanes=block.choice.data_ptr(),
                     begin=int(first == 0), end=int(first + count == self.slots),
-                    low=low, high=high, shift=sum(layout.shifts),
+                    shift=sum(layout.shifts), **started(register.bits, form.ends),
                 )  # fmt: skip
                 yield Segment(first * self.taps, block.near, block.lane, call)
 
