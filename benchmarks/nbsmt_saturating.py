@@ -82,7 +82,7 @@ def ratio(make: Callable[[NBSMT], Callable[[], torch.Tensor]], config: NBSMT, ro
 
 def rows(rounds: int) -> list[dict]:
     """Every layer under every config that it runs."""
-    configs = [NBSMT(1), *(NBSMT(threads, policy) for threads in (2, 4) for policy in POLICIES)]
+    configs = [NBSMT(1), *(NBSMT(threads).replace(policy=policy) for threads in (2, 4) for policy in POLICIES)]
     found = []
     for name, shape in LAYERS.items():
         for config in configs[:1] if shape[-1] > 1 else configs:

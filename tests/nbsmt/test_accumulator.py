@@ -177,11 +177,11 @@ def test_every_form_on_every_instruction_set(form):
         assert not torch.equal(parts[0], exact)
         expected = torch.cat(parts, 1).view(*geometry.outputs((5, 6)), groups * each).permute(2, 0, 1)
         kernel, a_NHWJ = dealt(code, config, weight, zero)
-        for level in [None, *filter(runs_here, LEVELS)]:
-            target = level and llvm.Target.named(level)
-            found = kernel(a_NHWJ, geometry, zero, target=target)
+        assert torch.equal(kernel(a_NHWJ, geometry, zero)[0], expected.int())
+        assert torch.equal(kernel(a_NHWJ, geometry, zero, floats=True)[0], expected.float())
+        for level in filter(runs_here, LEVELS):
+            found = kernel(a_NHWJ, geometry, zero, target=llvm.Target.named(level))
             assert torch.equal(found[0], expected.int()), (level, zero)
-        assert torch.equal(kernel(a_NHWJ, geometry, zero, floats=True), found.float())
 
 
 VNNI = llvm.Target("cascadelake", "", llvm.Target.named("skylake-avx512").features | {"avx512vnni"})
@@ -362,6 +362,12 @@ def test_sums_beyond_32_bits_are_taken_where_the_register_says_what_becomes_of_t
     for register in (None, rc.Int(32)):
         with pytest.raises(RecoupError, match="beyond the array's 32-bit accumulator"):
             rc.nbsmt.matmul(x, w, NBSMT(1, accumulator=register))
+
+
+def test_groups_have_one_product_a_slot():
+    kernel = Saturating(torch.ones(4, 2, 1, 1, dtype=torch.int8), NBSMT(2, accumulator=rc.Int(16)), 1)
+    with pytest.raises(RecoupError, match="a convolution of 2 groups, .* with 2 products a slot"):
+        kernel(torch.ones(1, 1, 1, 4, dtype=torch.uint8), Geometry((1, 1), (1, 1), (0, 0), (1, 1), 2))
 
 
 def test_weights_are_laid_out_once():

@@ -127,8 +127,8 @@ def _interleaved(d: Definition, form: Form, x: Any, to: Any, _: Any) -> None:
 def _first(b: ir.IRBuilder, count: Any, times: int) -> Any:
     """The first ``count * times`` of ``UNITS * times`` lanes, which are not all."""
     word = ir.IntType(UNITS * times)
-    bits = b.mul(count, I64(times))
-    bits = bits if word.width == bits.type.width else b.trunc(bits, word)
+    bits: Any = b.mul(count, I64(times))
+    bits = bits if word.width == I64.width else b.trunc(bits, word)
     return b.bitcast(b.sub(b.shl(word(1), bits), word(1)), ir.VectorType(I1, word.width))
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recoup.errors import RecoupError
 from recoup.kernels.llvm import Target
 from recoup.nbsmt.emit_saturating import LANES, NEAR, Form, Sharing, choice, scaled
 
@@ -84,8 +85,16 @@ def laid_out(w_OSLV: Tensor, bits: int, groups: int, zero: int, target: Target) 
         groups: of the convolution; where there are several, V is 1.
         zero: the byte of value 0.
         target: the processor.
+
+    Raises:
+        RecoupError: several groups and several products of a slot.
     """
     outputs, slots, _, products = w_OSLV.shape
+    if groups > 1 and products > 1:
+        raise RecoupError(
+            f"registers that saturate: a convolution of {groups} groups, weight {list(w_OSLV.shape)} with {products} "
+            "products a slot; grouped convolutions run one thread, which has 1"
+        )
     words, each = products <= 2, outputs // groups
     shifts = scaled(bits, products, target)
     sharing: Sharing = "all" if groups == 1 or each >= LANES else "none" if each == 1 else "few"
