@@ -366,7 +366,7 @@ def test_sums_beyond_32_bits_are_taken_where_the_register_says_what_becomes_of_t
 
 def test_groups_have_one_product_a_slot():
     kernel = Saturating(torch.ones(4, 2, 1, 1, dtype=torch.int8), NBSMT(2, accumulator=rc.Int(16)), 1)
-    with pytest.raises(RecoupError, match="a convolution of 2 groups, .* with 2 products a slot"):
+    with pytest.raises(RecoupError, match=r"a convolution of 2 groups, .* with 2 products a slot"):
         kernel(torch.ones(1, 1, 1, 4, dtype=torch.uint8), Geometry((1, 1), (1, 1), (0, 0), (1, 1), 2))
 
 
