@@ -183,6 +183,39 @@ def test_a_recipe_of_a_text_is_taken_up_again_and_knows_another_text(folder):
     assert "measurements of another study (tokens was" in err
 
 
+def test_a_character_model_s_chip_brings_its_alphabet_and_sizes(folder):
+    """Evaluated where the checkpoint is not at hand; its float network is a checkpoint like any other."""
+    weights = char_model(folder, tale(600), steps=30)
+    rc.Policy({"re:blocks.*(qkv|fc1)": NARROW}, "narrow").save(folder / "policy-00.yaml")
+    given = ("--model", "chargpt", "--data", "text:tale.txt")
+    study = (*given, "--policy", "policy-00.yaml", "--weights")
+    code, _, err = evaluate(*study, weights, *QUICK, "--save-chip", "chip.st")
+    assert code == 0, err
+    state = err.rpartition("chip.st holds narrow, ")[2]
+    weights.unlink()
+    code, out, err = evaluate(*given, "--chip", "chip.st", "--json")
+    assert code == 0, err
+    told, found = json.loads(out), Results.load(folder / "out")
+    row = next(row for row in found.nats if (row.config, row.seed, row.state) == ("narrow", 0, state))
+    assert told["chip"]["nats"] == row.nats
+    assert told["float"]["nats"] == found.nats[0].nats
+    code, _, err = evaluate(*study, "chip.st", *QUICK[:-1], "again")
+    assert code == 0, err
+    assert [r.nats for r in Results.load(folder / "again").nats] == [r.nats for r in found.nats]
+    model = rc.load("chip.st", "chargpt")
+    assert (model.alphabet, model.sizes["heads"]) == ("".join(sorted(set(tale(600)))), 2)
+    model.alphabet = model.alphabet[::-1]
+    rc.save(model, "other.st")
+    with pytest.raises(rc.RecoupError, match="is of a network of the alphabet"):
+        rc.load("other.st", load_chargpt("chip.st")[0])
+    plain = rc.models.load("chargpt")
+    rc.save(plain, "plain.st")
+    with pytest.raises(rc.RecoupError, match="no file of a chargpt that holds its alphabet"):
+        load_chargpt("plain.st")
+    code, _, err = evaluate(*given, "--chip", "plain.st")
+    assert (code, "has no vocabulary that is known" in err) == (2, True)
+
+
 def test_a_chip_on_a_text(folder):
     gpt2(folder / "gpt", tale(600))
     given = ("--model", "hf:gpt", "--data", "text:tale.txt")
