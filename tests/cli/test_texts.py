@@ -152,6 +152,9 @@ def test_chips_are_ranked_by_nats(folder):
     assert ranking.count("(beaten)") == 1
     found = Results.load(folder / "out")
     assert {row.config for row in found.costs} == {"float", "mild", "harsh"}
+    for name in ("mild", "harsh"):
+        lost = next(d for d in found.differences if (d.config, d.against) == (name, "float"))
+        assert f"{lost.nats:+.4f} ({lost.low:+.4f} to {lost.high:+.4f})" in (folder / "out" / "report.html").read_text()
     _speaks_of_nats_alone(folder, said)
     page = (folder / "out" / "report.html").read_text("utf-8")
     code, _, err = run("report", folder / "out")  # from results.json alone
@@ -198,6 +201,10 @@ def test_a_character_model_s_chip_brings_its_alphabet_and_sizes(folder):
     told, found = json.loads(out), Results.load(folder / "out")
     row = next(row for row in found.nats if (row.config, row.seed, row.state) == ("narrow", 0, state))
     assert told["chip"]["nats"] == row.nats
+    lost = next(d for d in found.differences if (d.config, d.state, d.seed, d.against) == ("narrow", state, 0, "float"))
+    assert told["lost"] == {"nats": lost.nats, "low": lost.low, "high": lost.high}
+    shown = evaluate(*given, "--chip", "chip.st")[1]
+    assert f"lost   {lost.nats:+.4f} nats ({lost.low:+.4f} to {lost.high:+.4f}), on the same windows" in shown
     assert told["float"]["nats"] == found.nats[0].nats
     code, _, err = evaluate(*study, "chip.st", *QUICK[:-1], "again")
     assert code == 0, err

@@ -15,7 +15,6 @@ from recoup.models.attention import AttentionProducts
 from recoup.models.blocks import check_sizes
 from recoup.models.weights import load_weights_
 
-
 SIZES = ("layers", "width", "heads", "context")
 """Of a `CharGPT`, beside its alphabet."""
 

@@ -103,8 +103,8 @@ class Bench(Workbench):
         return self.measured(task.hardware, task.label)
 
     def measured(self, assignment: Assignment, label: str) -> Value:
-        """A policy's numbers (metric -> value, count, interval; seconds; notes): hardware on, repaired, measured,
-        hardware off.
+        """A policy's numbers (metric -> value, count, interval, of nats each sample's; seconds; notes): hardware on,
+        repaired, measured, hardware off.
 
         Raises:
             RecoupError: whatever a step refuses, headed by the policy's ``label``.
@@ -143,10 +143,16 @@ class Bench(Workbench):
         for name, one in found.items():
             if not math.isfinite(one.value):
                 raise RecoupError(f"metric {name} is {one.value}")
-        return {
+        told: Value = {
             name: {"value": one.value, "count": one.count, "interval": one.interval and list(one.interval)}
             for name, one in found.items()
         }
+        for name, meter in zip(named, meters, strict=True):
+            if meter.paired:  # what another network differs by is known sample by sample
+                alike = set(meter.labelled)
+                told[name]["samples"] = [round(value, 9) for value in meter.samples]
+                told[name]["labels"] = list(alike) if len(alike) == 1 else meter.labelled
+        return told
 
     def _refer(self) -> Callable[[Any], Tensor]:
         """The float network's outputs, batch after batch; kept from the first pass on."""

@@ -20,6 +20,7 @@ from recoup.network.checks import instance, is_module
 from recoup.network.meters import METERS
 from recoup.network.sites import Map, survey
 from recoup.search.bench import Bench, kept, metric_name, needing_scales
+from recoup.search.pairing import half_of_damage
 from recoup.search.records import Records, Task
 from recoup.search.spaces import FLOAT, Group, Space, policy_of, title, titles, uniform
 from recoup.search.surrogate import Probe, Surrogate, fit
@@ -285,7 +286,7 @@ def _scores(made: Plan, records: Records, metric: str, rises: bool) -> dict[str,
     raw = tuple(tuple(number for number, _ in row) for row in rows)
     damages = tuple(tuple(max(sign * (number - base), 0.0) for number in row) for row in raw)
     probes = [
-        Probe(label, o, max(sign * (value(task)[0] - base), 0.0), half=_half(records, task, metric))
+        Probe(label, o, max(sign * (value(task)[0] - base), 0.0), half=_half(records, task, made.base, metric))
         for label, o, task in made.probes
     ]
     surrogate, predicted = fit(damages, probes)
@@ -306,13 +307,10 @@ def _scores(made: Plan, records: Records, metric: str, rises: bool) -> dict[str,
     }
 
 
-def _half(records: Records, task: Task, metric: str) -> float:
-    """Half of what the samples leave open; 0 of a metric without an interval, and of one that is not relative to float:
-    its interval is not that of the damage, which is a difference on the same samples."""
-    if metric not in METERS or not METERS[metric].relative:
-        return 0.0
-    interval = (records.get(task.policy) or {})[metric]["interval"]
-    return (interval[1] - interval[0]) / 2 if interval else 0.0
+def _half(records: Records, task: Task, base: Task, metric: str) -> float:
+    """Half of what the samples leave open of a probe's damage."""
+    one, other = ((records.get(which.policy) or {})[metric] for which in (task, base))
+    return half_of_damage(metric, one, other)
 
 
 def _check_metric(metric: str | Function, rises: bool | None) -> None:
