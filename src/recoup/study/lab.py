@@ -31,10 +31,11 @@ from recoup.study.doubts import doubts
 from recoup.study.hardware import Hardware, baseline_of, has_work, name_of, needs_scales, scaled_once_emulated
 from recoup.study.layouts import laid_out, takes_channels_last
 from recoup.study.machine import check_device
+from recoup.study.priced import notes_of, rows_of
 from recoup.study.progress import Display
 from recoup.study.recipe import Recipe
 from recoup.study.repairs import FLOAT, NONE
-from recoup.study.rows import CostRow, PricedRow
+from recoup.study.rows import CostRow
 from recoup.study.said import Said
 from recoup.study.sources import Samples, Source, loaded
 from recoup.version import __version__
@@ -54,14 +55,6 @@ def _told_as(what: str) -> Iterator[None]:
         yield
     except RecoupError as error:
         raise RecoupError(f"{what}: {error}") from None
-
-
-def _row(name: str, one: Cost, *, priced: bool) -> CostRow:
-    """The totals of some hardware; energy and area where there is a cell library."""
-    totals = {total: getattr(one, total) for total in ("cycles", "traffic", "bits", "macs")}
-    if not priced:
-        return CostRow(config=name, **totals)
-    return PricedRow(config=name, **totals, energy=one.energy, area=one.area)
 
 
 class Lab:
@@ -194,13 +187,7 @@ class Lab:
             return [], []
         self._reset()
         found = {FLOAT: self._cost(), **{name: self._costs[name] for name in names}}
-        rows = [_row(name, one, priced=bool(self.recipe.liberty)) for name, one in found.items()]
-        unknown = dict.fromkeys(layer.hardware for one in found.values() for layer in one.layers if not layer.known)
-        notes = [f"Costs: {name} does not say what it costs; its layers count as in float." for name in unknown]
-        if self.recipe.liberty:
-            notes += [f"Costs of {n}: not in {what}: {why}." for n in names for what, why in found[n].absent.items()]
-        parts = ", ".join(f"{part.name} ({part.kind})" for part in found[FLOAT].uncounted)
-        return rows, notes + ([f"Costs: not counted are {parts}."] if parts else [])
+        return rows_of(found, priced=bool(self.recipe.liberty)), notes_of(found, priced=bool(self.recipe.liberty))
 
     @cached_property
     def digest(self) -> str:

@@ -121,6 +121,8 @@ def test_texts():
     (table,) = CHAPTER.totals(study())
     assert table.rows[1] == ("point 01 *", "0.60", "1.10e-02", "1.10e-02", "92.90", "0.40 (-0.04 to +0.84)")
     assert table.rows[4][0] == "worse (beaten)"
+    (said,) = CHAPTER.totals(study(uncounted=("lstm (LSTM)",), notes=("outside the space no hardware runs fc.",)))
+    assert (said.caption or "").endswith("Not counted in any cost: lstm (LSTM). Outside the space no hardware runs fc.")
     over = point("over", (0, 1), 90.0, 0.001, 93.2, "uniform", on_front=False).model_copy(update={"allowed": False})
     limited = study(points=(*study().points, over), budget=0.1, chosen=None)
     assert CHAPTER.totals(limited)[0].rows[5][0] == "over (over a limit)"

@@ -220,7 +220,13 @@ def totals(study: SearchResults) -> list[Table]:
         row = (cells["name"] + mark, *shares, cells["predicted"], cells["damage"])
         rows.append((*row, cells["reached"], cells["lost"]) if study.quality else row)
     name = f"Search: {study.model} on {study.data}; costs relative to the first option everywhere"
-    return [Table(name, columns, tuple(rows), surrogate_text(study))]
+    return [Table(name, columns, tuple(rows), " ".join([surrogate_text(study), *_left_out(study)]))]
+
+
+def _left_out(study: SearchResults) -> list[str]:
+    """What is in no cost, and the notes, as sentences."""
+    said = [f"not counted in any cost: {', '.join(study.uncounted)}"] if study.uncounted else []
+    return [f"{text[:1].upper()}{text[1:].rstrip('.')}." for text in (*said, *study.notes)]
 
 
 CHAPTER = Chapter(
