@@ -18,6 +18,7 @@ from recoup.evaluation import Function
 from recoup.network.batches import prepared
 from recoup.network.checks import instance, is_module
 from recoup.network.meters import METERS
+from recoup.network.replay import Outputs, memory
 from recoup.network.sites import Map, survey
 from recoup.search.bench import Bench, kept, metric_name, needing_scales
 from recoup.search.pairing import half_of_damage
@@ -237,7 +238,8 @@ def score(
     sizes = sizes_of(model, batches)
     scaled = needing_scales({layer: group.options for group in made.groups for layer in group.layers})
     _check_metric(metric, rises)
-    bench = Bench(model, batches, (metric,), batches if calibration is None else calibration, repair, scaled)
+    images, outputs = batches if calibration is None else calibration, Outputs(memory(workers))
+    bench = Bench(model, batches, (metric,), images, repair, scaled, outputs)
     records = _records(bench, None if out is None else Path(out), any_cpu)
     new = perform(bench, made.tasks, records, executor=executor, workers=workers, shard=shard, progress=progress)
     found = _scores(made, records, metric_name(metric), _rises(metric, rises))

@@ -17,7 +17,7 @@ from recoup.network.batches import call, count, device_of, split
 from recoup.network.checks import instance, is_module
 from recoup.network.meters import METERS
 from recoup.network.modes import evaluating
-from recoup.network.replay import Outputs
+from recoup.network.replay import Outputs, memory
 from recoup.search.bench import Bench, kept, laid_out, metric_name, needing_scales
 from recoup.search.fronts import Front, Measured
 from recoup.search.pairing import half_of, loss
@@ -80,7 +80,7 @@ def verify(
     tasks = [floating, *(Task.of(point.policy.name, dict(point.policy)) for point in front.points)]
     made, total = 0, len(numbers) * len({json.dumps(task.policy) for task in tasks})
     kept_in: list[Records] = []
-    outputs = Outputs()
+    outputs = Outputs(memory(workers))
     for images in _draws(scores.calibration if calibration is None else calibration, numbers):
         bench = Bench(model, test, metrics, images, scores.identity["repair"], scaled, outputs)
         kept_in.append(Records(None if out is None else Path(out), bench.identity(), any_cpu=any_cpu))

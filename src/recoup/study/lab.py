@@ -81,7 +81,6 @@ class Lab:
         self._said = Said()  # by that calibration
         self.known: dict[str, Hardware] = {}  # by name, once it was tried
         self._costs: dict[str, Cost] = {}
-        self._takes_channels_last = False  # until `check` has tried
         self.outputs: int | None = None  # known after `check`, if the model gives a row of them an image
 
     def _loaded(self) -> tuple[nn.Module, Source]:
@@ -115,7 +114,6 @@ class Lab:
                     f"{list(inputs.shape[1:])} each: {_told(error)}"
                 ) from error
             self.outputs = self.source.outputs(self.model, inputs, output, named)
-        self._takes_channels_last = takes_channels_last(self.model, inputs)
         for config in self.recipe.configs:
             if self.has_work(config):
                 self.hardware(config)
@@ -133,6 +131,7 @@ class Lab:
     def identity(self) -> dict[str, Any]:
         """What decides every number of a study."""
         made: dict[str, Any] = {"parameters": self.digest, "recoup": __version__, "torch": torch.__version__}
+        made["channels_last"] = self.takes_channels_last  # on which the last bits of float layers depend
         return {**self.recipe.identity(), **self.source.identity(), **made}
 
     def doubts(self) -> list[str]:
@@ -190,6 +189,12 @@ class Lab:
         return rows_of(found, priced=bool(self.recipe.liberty)), notes_of(found, priced=bool(self.recipe.liberty))
 
     @cached_property
+    def takes_channels_last(self) -> bool:
+        """Whether the float network takes test images in that layout; found out in every process that measures."""
+        self._reset()
+        return takes_channels_last(self.model, next(iter(self.test.batches(2)))[0].to(self.device))
+
+    @cached_property
     def digest(self) -> str:
         """A fingerprint of every parameter and buffer of the float model."""
         return of_state(self.model)
@@ -244,11 +249,13 @@ class Lab:
     def accuracy(self, config: Config | Policy | None, state: str, seed: int) -> tuple[dict[str, Any], Shifts]:
         """What the source judges a state by, accuracy or nats (``config`` None: the float network), and how far
         ``paired`` moved the statistics."""
+        # First, for what is not known yet is tried, which leaves the network in float.
+        hardware = self.hardware(config) if config is not None and self.takes_channels_last else None
         self._prepare(config, state, seed)
         moved = shift(self._float, Statistics.of(self.model)) if state == PAIRED.name else {}
         batches = self.test.batches(self.recipe.test.batch_size)
-        if config is not None and self._takes_channels_last:
-            batches = laid_out(batches, self.hardware(config))
+        if hardware is not None:
+            batches = laid_out(batches, hardware)
         return self.source.judged(self.model, self.display.watch(batches, "test")), moved
 
     def repaired(self, config: Config | Policy, state: str, seed: int) -> nn.Module:
