@@ -33,6 +33,7 @@ from recoup.tasks.shards import IncompleteError, Shard
 
 RECIPE = "recipe.yaml"
 MEASURED = ("accuracy", "nats", "differences")
+ON_THREADS = "Measurements of this study were made on {counts} threads of torch, on which the last digits of float layers depend."
 HEADER = "# Written by recoup: everything that decides the numbers in this folder.\n"
 
 
@@ -276,6 +277,8 @@ def _results(lab: Lab, tasks: list[Task], store: Store, notes: list[str]) -> Res
     strange = 0.0 if text is None else text.unknown
     unsure += [f"The tokenizer does not know {100 * strange:.2g} of 100 test tokens."] if strange else []
     notes += [note for note in unsure if note not in notes]
+    threads = sorted({store[task.key].get("threads", 0) for task in tasks} - {0})
+    notes += [ON_THREADS.format(counts=" and ".join(map(str, threads)))] if len(threads) > 1 else []
     notes += [note for task in tasks for note in store[task.key]["notes"]]
     images = lab.images(first, 1)
     return Results(
