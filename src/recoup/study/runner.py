@@ -33,7 +33,7 @@ from recoup.tasks.shards import IncompleteError, Shard
 
 RECIPE = "recipe.yaml"
 MEASURED = ("accuracy", "nats", "differences")
-ON_THREADS = "Measurements of this study were made on {counts} threads of torch, on which the last digits of float layers depend."
+ON_THREADS = "Measurements were made on {counts} threads of torch, on which the last digits of float layers depend."
 HEADER = "# Written by recoup: everything that decides the numbers in this folder.\n"
 
 
