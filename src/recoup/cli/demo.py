@@ -22,6 +22,7 @@ from recoup.pipeline import Mitigation
 from recoup.search.recipe import SearchRecipe
 from recoup.search.running import How
 from recoup.search.running import run as run_search
+from recoup.search.scoring import CLAIM
 from recoup.search.scoring import FILE as SCORES
 from recoup.storage.files import write_atomically
 from recoup.study.machine import cores, cpu_threads
@@ -98,7 +99,8 @@ def search_recipe(folder: Path) -> SearchRecipe:
 def search_layers(folder: Path, *, overwrite: bool = False) -> None:
     """Search ``folder``'s network, for a chapter of the same report; what is measured already is taken up."""
     if overwrite:
-        (folder / SCORES).unlink(missing_ok=True)  # of another version, say; records are named by what decides them
+        for name in (SCORES, CLAIM):  # of another version, say; records are named by what decides them
+            (folder / name).unlink(missing_ok=True)
     lines: list[str] = []
 
     def told(line: str) -> None:

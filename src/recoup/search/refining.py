@@ -18,7 +18,7 @@ from recoup.search.records import Task
 from recoup.search.scoring import Scores
 from recoup.search.spaces import policy_of
 from recoup.search.verifying import named_metric
-from recoup.tasks.performing import Progress, perform
+from recoup.tasks.performing import Progress, check_division, perform
 
 BESIDE = 4
 """Moves that a step measures: those that the damages of single groups say are best."""
@@ -73,6 +73,7 @@ def refine(
     """
     instance(front, Front, "search.refine", "front", "what recoup.search.front returned")
     is_module(model, "search.refine")
+    check_division("search.refine", workers, executor)
     if isinstance(moves, bool) or not isinstance(moves, int) or moves < 1:
         raise RecoupError(f"search: refine: moves={moves!r} must be a whole number of 1 or more")
     begin = (

@@ -25,7 +25,7 @@ from recoup.search.records import Records, Task
 from recoup.storage.digest import of_batches, of_state
 from recoup.study.intervals import accuracy, of_windows
 from recoup.tasks.bench import Value
-from recoup.tasks.performing import Progress, perform
+from recoup.tasks.performing import Progress, check_division, perform
 from recoup.tasks.shards import IncompleteError, Shard
 
 Draw = Callable[[int], Iterable[Any]]
@@ -68,6 +68,7 @@ def verify(
     """
     instance(front, Front, "search.verify", "front", "what recoup.search.front returned")
     is_module(model, "search.verify")
+    check_division("search.verify", workers, executor, shard)
     test = laid_out(model, kept(test))
     _check(front, model, test)
     numbers = _seeds(seeds)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from recoup.errors import RecoupError
-from recoup.fields import integer
 from recoup.network.checks import instance
 from recoup.policy import Policy
 from recoup.storage.digest import of_file
@@ -28,7 +27,7 @@ from recoup.study.repairs import FLOAT, NONE, State, default, states
 from recoup.study.results import FILE as RESULTS
 from recoup.study.results import Results, ShiftRow
 from recoup.study.store import Locks, Store
-from recoup.tasks.performing import perform
+from recoup.tasks.performing import check_division, perform
 from recoup.tasks.shards import IncompleteError, Shard
 
 RECIPE = "recipe.yaml"
@@ -80,7 +79,7 @@ def run(
         KeyboardInterrupt: with a note that says what is kept.
     """
     instance(recipe, Recipe, "study.run", "recipe", "Recipe(model='resnet20', data='digits')")
-    integer("study.run", "workers", 1 if workers is None else workers, (1, 2**16))
+    check_division("study.run", 1 if workers is None else workers, executor, shard)
     if shard is not None and overwrite:
         raise RecoupError("study: a shard shares its folder with others, so it does not overwrite it: empty it first")
     divided = workers is not None or executor is not None or shard is not None
