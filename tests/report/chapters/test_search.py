@@ -92,7 +92,7 @@ def test_a_loss_of_nats_has_the_interval_of_the_difference():
     assert "the best loses 0.0040 (+0.0030 to +0.0050), at" in none
     found = study(**told, points=tuple(known), chosen=2)
     assert [row["lost"] for row in context_of(found)["rows"]][2] == "0.0080 (+0.0070 to +0.0090)"
-    assert CHAPTER.totals(found)[0].columns[-1] == "lost (95 %)"
+    assert CHAPTER.totals(found)[0].columns[-1] == "lost, 95 %"
     assert "window by window" in context_of(found)["lost_on"]
     assert "bars: of the difference from float" in front_figure(found, "cycles")
 
@@ -119,7 +119,7 @@ def test_texts():
     assert surrogate_text(study(probes=odd, **none)).startswith("Of 2 whole networks 1 have damage where none was")
     assert "No band holds every probe" in (additivity_figure(study(probes=odd, **none)) or "")
     (table,) = CHAPTER.totals(study())
-    assert table.rows[1] == ("point 01 *", "0.60", "1.10e-02", "1.10e-02", "92.90", "0.40 (-0.04 to +0.84)")
+    assert table.rows[1] == ("point 01 *", "0.60", "1.10e-02", "1.10e-02", "92.90", "-0.04 to +0.84")
     assert table.rows[4][0] == "worse (beaten)"
     (said,) = CHAPTER.totals(study(uncounted=("lstm (LSTM)",), notes=("outside the space no hardware runs fc.",)))
     assert (said.caption or "").endswith("Not counted in any cost: lstm (LSTM). Outside the space no hardware runs fc.")

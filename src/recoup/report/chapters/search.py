@@ -61,6 +61,12 @@ def lost_text(study: SearchResults, point: PointRow) -> str:
     return text if found is None else f"{text} ({quality.signed(found[0])} to {quality.signed(found[1])})"
 
 
+def _between(study: SearchResults, point: PointRow) -> str:
+    """The interval of what a point loses alone, for a narrow column."""
+    found = left_open(study, point) if point.reached is not None else None
+    return "" if found is None else " to ".join(map(quality_of(study).signed, found))
+
+
 def left_open(study: SearchResults, point: PointRow) -> tuple[float, float] | None:
     """The interval of what a point loses; of older results that of as many images, and of nats none."""
     if point.lost_low is not None and point.lost_high is not None:
@@ -204,6 +210,7 @@ def _cells(study: SearchResults, number: int, distinct: Mapping[str, bool]) -> d
         "same": not distinct.get(point.name, True),
         "reached": "" if point.reached is None else text(point.reached),
         "reached_interval": "" if low is None or high is None else f"{text(low)} to {text(high)}",
+        "lost_interval": _between(study, point),
         "lost": "" if point.reached is None or not study.quality else lost_text(study, point),
     }
 
@@ -211,14 +218,14 @@ def _cells(study: SearchResults, number: int, distinct: Mapping[str, bool]) -> d
 def totals(study: SearchResults) -> list[Table]:
     """One terminal table, a row a policy."""
     columns = ("policy", *study.costs, "predicted", "measured")
-    columns += (study.quality, "lost (95 %)") if study.quality else ()
+    columns += (study.quality, "lost, 95 %") if study.quality else ()
     rows = []
     for number in range(len(study.points)):
         cells = _cells(study, number, apart(study))
         mark = " *" if cells["chosen"] else f" {cells['mark']}".rstrip()
         shares = [part or whole for part, whole in zip(cells["shares"], cells["costs"], strict=True)]
         row = (cells["name"] + mark, *shares, cells["predicted"], cells["damage"])
-        rows.append((*row, cells["reached"], cells["lost"]) if study.quality else row)
+        rows.append((*row, cells["reached"], cells["lost_interval"]) if study.quality else row)
     name = f"Search: {study.model} on {study.data}; costs relative to the first option everywhere"
     return [Table(name, columns, tuple(rows), " ".join([surrogate_text(study), *_left_out(study)]))]
 
