@@ -63,7 +63,7 @@ import torch
 from recoup.pipeline.memory import keep_freed
 
 def step():
-    return [torch.ones(750_000) for _ in range(10)]  # 3 MB each: glibc takes up to 6 MB of free memory back to the system
+    return [torch.ones(750_000) for _ in range(10)]  # 3 MB each: glibc keeps up to 6 MB of free memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -84,9 +84,9 @@ def keep_freed() -> None:
     """Let the C library keep what a step frees, up to 64 MiB, for the next one.
 
     glibc gives the end of its heap back to the system once more is free there than twice the largest piece that it has
-    seen returned; whether a step's gradients end there is luck of the order of allocations, and then every step pays for
-    the pages anew: VGG-11 up to 4,300 page faults and a seventh of its time. A large piece that is taken and returned
-    untouched raises that bound to its most (mallopt(3), M_MMAP_THRESHOLD); elsewhere it does nothing.
+    seen returned. Whether a step's gradients end there is luck of the order of allocations, and where they do every
+    step pays for the pages anew: VGG-11 for up to 4,300 and a seventh of its time. A large piece that is taken and
+    returned untouched raises that bound to its most (mallopt(3), M_MMAP_THRESHOLD); elsewhere it does nothing.
     """
     torch.empty(KEPT, dtype=torch.uint8)
 
