@@ -157,7 +157,6 @@ def balanced(
     refuse_uninitialized("balanced")
     rounds = integer("pipeline.balanced", "rounds", rounds, (1, 1 << 31))
     ranks, place = dist.get_world_size(), torch.device(device)
-    replace(plan, cut=None).check(ranks)
     if not len(samples):
         raise RecoupError("pipeline.balanced: there are no samples to measure with")
     joints = plan.cutting().joints()
