@@ -14,10 +14,13 @@ All take turns within one run, and ratios are medians over turns: a machine that
 With fewer cores than processes the processes share them, and no rate says anything about more cores; the results name
 both.
 
-    python benchmarks/pipeline_runtime.py [--rounds 7] [--only resnet20] [--processes 2]
+    python benchmarks/pipeline_runtime.py [--rounds 7] [--only resnet20] [--processes 2] [--tables]
+
+``--tables`` measures nothing and prints the table of what was saved.
 """
 
 import argparse
+import json
 import os
 import statistics
 import sys
@@ -46,6 +49,8 @@ NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {  # and samples a round
     "resnet20": (lambda: models.resnet20(norm="group"), 320),
     "vgg11": (lambda: models.vgg11(norm="group"), 96),
 }
+COLUMNS = ("SGD", "recoup, 1", "recoup", "predicted", "predicted, alone", "1F1B", "DDP")
+RATIOS = ("times as fast as one process", "time taken over predicted", "time taken over predicted, alone")
 Sample = tuple[Tensor, Tensor]
 
 
@@ -171,11 +176,8 @@ def row(seconds: dict[str, list[float]], count: int) -> dict[str, object]:
         return statistics.median(turn[names.index(above)] / turn[names.index(below)] for turn in turns)
 
     rates: dict[str, object] = {way: count / statistics.median(own) for way, own in seconds.items()}
-    return rates | {
-        "times as fast as one process": ratio("recoup, 1", "recoup"),
-        "time taken over predicted": ratio("recoup", "predicted"),
-        "time taken over predicted, alone": ratio("recoup", "predicted, alone"),
-    }
+    pairs = (("recoup, 1", "recoup"), ("recoup", "predicted"), ("recoup", "predicted, alone"))
+    return rates | {what: ratio(*pair) for what, pair in zip(RATIOS, pairs, strict=True)}
 
 
 def draw(name: str, times: list[Times], ranks: int) -> None:
@@ -185,12 +187,28 @@ def draw(name: str, times: list[Times], ranks: int) -> None:
     figure.savefig(RESULTS / "pipeline_runtime_timeline.svg", metadata={"Date": None})
 
 
+def tables() -> None:
+    """The docs' table, of the results file."""
+    found = json.loads((RESULTS / "pipeline_runtime.json").read_text("utf-8"))["samples a second"]
+    print("| | processes |", " | ".join((*COLUMNS, *RATIOS)), "| cut |")
+    print("|---" * (len(COLUMNS) + len(RATIOS) + 3) + "|")
+    for name, rows in found.items():
+        for ranks, each in rows.items():
+            rates = [f"{each[way]:.1f}" if way in each else "" for way in COLUMNS]
+            ratios = [f"{each[what]:.2f}" for what in RATIOS]
+            print(f"| {name} | {ranks.split()[0]} |", " | ".join([*rates, *ratios]), f"| {each['cut']} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", choices=NETS, help="one network; nothing is saved")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4], help="others than these are not saved")
+    parser.add_argument("--tables", action="store_true", help="of what was saved")
     given = parser.parse_args()
+    if given.tables:
+        tables()
+        return
     torch.set_num_threads(1)
     saved = not given.only and given.processes == [1, 2, 4]
     results: dict[str, dict] = {}
