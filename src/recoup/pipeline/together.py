@@ -98,8 +98,9 @@ def rank_times(
 ) -> list[Times]:
     """Seconds of every rank for one sample in a trial of a plan; call it in every process of torch.distributed.
 
-    The trial runs the pipeline itself, at a rate of zero on a copy of the model, over the first 24 samples; what ranks
-    wait for each other is not in it. Random generators stay as they are.
+    The trial runs the pipeline itself, at a rate of zero on a copy of the model, over the first 24 samples, with rings
+    that are as full as after many updates; what ranks wait for each other is not in it. Random generators stay as they
+    are.
 
     Returns:
         A `Times` a rank, the same everywhere, the update in ``backward``.
@@ -115,12 +116,16 @@ def rank_times(
     if not count:
         raise RecoupError("pipeline.rank_times: there are no samples to try")
     with torch.random.fork_rng(), DistributedTransport(timedelta(seconds=timeout), device) as transport:
-        worker = trial.worker(rank, ranks, transport, samples, device, Clocked)
+        worker = trial.worker(rank, ranks, transport, _Again(samples, count), device, Clocked)
+        updates = max(plan.delays) + 2  # a pipeline that has just begun finds its older weights in the caches
+        worker.core.skip(updates)
+        worker.begun = updates * plan.update_size
+        end = worker.begun + count
         try:
             transport.barrier("begin")
-            transport.expect(*worker.expected(count))
+            transport.expect(*worker.expected(end))
             for t in range(count + 2 * (ranks - 1)):
-                worker.tick(t, count)
+                worker.tick(t, end)
             transport.settle()
         finally:
             worker.finish()
@@ -181,6 +186,19 @@ def balanced(
             best = Balanced(made, found, times)
     assert best is not None
     return best
+
+
+class _Again:
+    """The first samples over and over."""
+
+    def __init__(self, samples: Samples, count: int) -> None:
+        self._kept = [samples[k] for k in range(count)]
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, Any]:
+        return self._kept[index % len(self._kept)]
 
 
 def _stages(plan: Plan, samples: Samples, rounds: int, device: torch.device) -> list[Times]:
