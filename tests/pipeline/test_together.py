@@ -51,6 +51,27 @@ def test_one_rank(alone):
     assert all(p.grad is None for p in model.parameters())
 
 
+class Branching(nn.Module):
+    """What torch.fx cannot follow."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.inner(x) if x.sum() > 0 else -self.inner(x)
+
+
+def test_a_sequence_that_cannot_be_followed(alone):
+    model = nn.Sequential(Branching(), nn.Linear(6, 4))
+    found = balanced(plan(model, "none", stages=[["0"], ["1"]], delays=[2, 0]), samples(), rounds=1)
+    assert found.plan.cut == [2]
+    assert found.stages[0] == found.stages[1]
+    assert joined(found.stages, [2])[0].total == pytest.approx(found.ranks[0].total)
+    with pytest.raises(RecoupError, match=r"torch\.fx cannot follow Branching"):
+        balanced(plan(Branching(), "none", stages=[["inner"]], delays=[0]), samples(), rounds=1)
+
+
 def test_what_is_refused(alone):
     with pytest.raises(RecoupError, match="balanced: there are no samples"):
         balanced(plan(network(), "none"), [])

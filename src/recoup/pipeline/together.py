@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from recoup.errors import RecoupError
 from recoup.fields import integer
@@ -23,6 +24,7 @@ from recoup.pipeline.cutting import Joint
 from recoup.pipeline.packets import Packet
 from recoup.pipeline.plan import Plan, Samples
 from recoup.pipeline.timing import finished, stage_times
+from recoup.pipeline.traced import chain
 from recoup.pipeline.transport import DistributedTransport, refuse_uninitialized
 from recoup.pipeline.wallclock import Times, balance, joined, period
 from recoup.pipeline.worker import Worker
@@ -147,8 +149,9 @@ def balanced(
 
     Every process measures `stage_times` of the whole model at once with the others, which takes the memory of a
     `Simulator` in each; the cut that `balance` makes of their medians is tried with `rank_times`, and what ranks took
-    corrects their stages' times, up to three times. The fastest cut that was tried is taken. Every rank has something
-    to train; a plan's own ``cut`` is not looked at. Weights, buffers and random generators stay as they are.
+    corrects their stages' times, up to three times. The fastest cut that was tried is taken. Stages of an nn.Sequential
+    that torch.fx cannot follow count alike before the first trial. Every rank has something to train; a plan's own
+    ``cut`` is not looked at. Weights, buffers and random generators stay as they are.
 
     Args:
         plan: the same everywhere.
@@ -170,7 +173,7 @@ def balanced(
             f"pipeline.balanced: {ranks} ranks, and the model can be cut into {len(joints) - 1} parts that have "
             "something to train: use fewer ranks"
         )
-    times = _stages(plan, samples, rounds, place)
+    times = _stages(plan, samples, rounds, place) if _followed(plan) else [Times(1, 1)] * len(plan.stages)
     best: Balanced | None = None
     tried: list[list[int]] = []
     while len(tried) < TRIALS:
@@ -199,6 +202,16 @@ class _Again:
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, Any]:
         return self._kept[index % len(self._kept)]
+
+
+def _followed(plan: Plan) -> bool:
+    """Whether stages can be timed one by one; all but an nn.Sequential must."""
+    if isinstance(plan.model, nn.Sequential):
+        try:
+            chain(plan.model, plan.stages)
+        except RecoupError:
+            return False
+    return True
 
 
 def _stages(plan: Plan, samples: Samples, rounds: int, device: torch.device) -> list[Times]:
