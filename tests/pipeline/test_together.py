@@ -122,7 +122,7 @@ def work(rank, broken):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize("broken", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_two_ranks_find_the_same(broken):
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from recoup.errors import RecoupError
 from recoup.models.transformer import CharGPT
+from recoup.network.checks import is_module
 from recoup.network.emulated import Emulated
 from recoup.pipeline.stages import JOINING, POOLS, Stages, listed, resolve
 
@@ -158,6 +159,7 @@ def traced(model: nn.Module) -> fx.Graph:
     Raises:
         RecoupError: see `Chain`.
     """
+    is_module(model, "pipeline.chain")
     if isinstance(model, CharGPT):
         return _chargpt(model)
     try:
