@@ -23,6 +23,23 @@ class Viewing(nn.Module):
         return self.conv(x).view(x.shape[0], -1)
 
 
+class Reading(nn.Module):
+    """Runs in any layout and computes something else in another."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        return self.conv(x.as_strided((n, c, h, w), (c * h * w, h * w, w, 1))).mean((2, 3))
+
+
+def test_a_network_that_reads_memory_keeps_its_layout():
+    torch.manual_seed(0)
+    assert not takes_channels_last(Reading().eval(), images(2))
+
+
 def test_a_network_that_views_behind_a_convolution_keeps_its_layout():
     assert takes_channels_last(small_net(), images(2))
     assert not takes_channels_last(Viewing().eval(), images(2))
