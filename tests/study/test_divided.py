@@ -298,6 +298,19 @@ def test_a_worker_with_other_data_or_network_refuses(tmp_path):
         sent.make(task)
 
 
+def test_measurements_on_other_numbers_of_threads_are_told(tmp_path):
+    """They count, for that is what `cpu_threads` is about, but float layers' last digits depend on it."""
+    once = {"calibration": {"images": 32, "batch_size": 16, "seeds": [3]}, "states": ["float statistics"]}
+    run(small_recipe(tmp_path, cpu_threads=2, **once), progress=False)
+    found = run(
+        small_recipe(tmp_path, cpu_threads=2, **{**once, "states": ["float statistics", "paired"]}), progress=False
+    )
+    assert not [note for note in found.notes if "threads of torch" in note]
+    more = {**once, "states": ["float statistics", "paired", "bias correction"]}
+    found = run(small_recipe(tmp_path, cpu_threads=1, **more), progress=False)
+    assert [note for note in found.notes if "were made on 1 and 2 threads of torch" in note]
+
+
 def test_a_workers_images_lie_as_here(tmp_path, monkeypatch):
     """Float layers' last bits may differ by the layout."""
     laid, place = [], lab_module.laid_out

@@ -39,6 +39,10 @@ def examine() -> list[Check]:
         _checked("torch", _torch),
         *(_library(name) for name in LIBRARIES),
         Check("CPU", f"{processor()}, {cores()} cores, {torch.get_num_threads()} torch threads"),
+        Check(
+            "OpenMP",
+            f"threads between calls: OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', '(not set: they spin)')}",
+        ),
         *(_checked(f"{card.baseline.name} path", _path(card.path)) for card in cards().values() if card.path),
         _checked("CUDA", _cuda),
         *(_checked(f"self-test {name}", test) for name, test in _self_tests()),

@@ -1,6 +1,8 @@
 """The command line's entry: which commands there are. A command's module is imported when it is called."""
 
 import importlib
+import os
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -65,7 +67,19 @@ def main(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Options of every command."""
+    rest()
     DEBUG.set(debug)
+
+
+def rest() -> None:
+    """Have OpenMP's threads sleep between two calls of torch, before it is loaded.
+
+    They spin for milliseconds otherwise, on the cores that the kernels of the wings work on next: on two cores a
+    product of theirs took twice as long. Whoever has set OMP_WAIT_POLICY keeps it; a process that has loaded torch
+    already is left alone, since OpenMP reads it once.
+    """
+    if "torch" not in sys.modules:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _loaded(name: str) -> Any:

@@ -6,6 +6,7 @@ are: a layer's output is found by a 128-bit hash of all that decides it, the inp
 which costs 2 to 3 % of a convolution.
 """
 
+import os
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,17 @@ MEMORY = 1 << 30
 """Bytes of outputs that are kept: 754 MB are ResNet-20's layers for 1,000 images, the rest serves repairs."""
 PURE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # and no class derived from them
 WEIGHTS = ("weight", "bias")
+PART = 4  # of the machine's memory, which all processes here may fill with outputs together
+
+
+def memory(processes: int = 1) -> int:
+    """Bytes of outputs for each of some processes on this machine: `MEMORY`, or their part of a quarter of what the
+    machine has where that is less."""
+    try:
+        whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # a system that does not say
+        return MEMORY
+    return min(MEMORY, whole // PART // max(processes, 1))
 
 
 @dataclass(slots=True)

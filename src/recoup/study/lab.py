@@ -31,10 +31,11 @@ from recoup.study.doubts import doubts
 from recoup.study.hardware import Hardware, baseline_of, has_work, name_of, needs_scales, scaled_once_emulated
 from recoup.study.layouts import laid_out, takes_channels_last
 from recoup.study.machine import check_device
+from recoup.study.priced import notes_of, rows_of
 from recoup.study.progress import Display
 from recoup.study.recipe import Recipe
 from recoup.study.repairs import FLOAT, NONE
-from recoup.study.rows import CostRow, PricedRow
+from recoup.study.rows import CostRow
 from recoup.study.said import Said
 from recoup.study.sources import Samples, Source, loaded
 from recoup.version import __version__
@@ -54,14 +55,6 @@ def _told_as(what: str) -> Iterator[None]:
         yield
     except RecoupError as error:
         raise RecoupError(f"{what}: {error}") from None
-
-
-def _row(name: str, one: Cost, *, priced: bool) -> CostRow:
-    """The totals of some hardware; energy and area where there is a cell library."""
-    totals = {total: getattr(one, total) for total in ("cycles", "traffic", "bits", "macs")}
-    if not priced:
-        return CostRow(config=name, **totals)
-    return PricedRow(config=name, **totals, energy=one.energy, area=one.area)
 
 
 class Lab:
@@ -109,7 +102,7 @@ class Lab:
         Selection(self.recipe.layers, modules, "layers", modules)
         if self.source.quality.paired and len(self.test) < 2:
             raise RecoupError("test: one window leaves no interval: take two or more (test.limit, --limit; context)")
-        inputs = self._two
+        inputs = next(iter(self.test.batches(2)))[0].to(self.device)
         self._drawn(self.recipe.calibration.seeds[0])
         named = self.recipe.model
         with torch.no_grad():
@@ -131,17 +124,6 @@ class Lab:
             self.hardware(policy)
 
     @property
-    def _two(self) -> Any:
-        """The first samples that are tested on."""
-        return next(iter(self.test.batches(2)))[0].to(self.device)
-
-    @cached_property
-    def _takes_channels_last(self) -> bool:
-        """Tried in float, by a lab that `check` never saw too, as workers have: their numbers are the same."""
-        self._reset()
-        return takes_channels_last(self.model, self._two)
-
-    @property
     def untrained(self) -> bool:
         """Whether the network is known to have its initial weights: one of recoup's own, without a checkpoint."""
         return self.recipe.weights is None and factory_of(self.recipe.model) in FACTORIES.values()
@@ -149,6 +131,7 @@ class Lab:
     def identity(self) -> dict[str, Any]:
         """What decides every number of a study."""
         made: dict[str, Any] = {"parameters": self.digest, "recoup": __version__, "torch": torch.__version__}
+        made["channels_last"] = self.takes_channels_last  # on which the last bits of float layers depend
         return {**self.recipe.identity(), **self.source.identity(), **made}
 
     def doubts(self) -> list[str]:
@@ -203,13 +186,13 @@ class Lab:
             return [], []
         self._reset()
         found = {FLOAT: self._cost(), **{name: self._costs[name] for name in names}}
-        rows = [_row(name, one, priced=bool(self.recipe.liberty)) for name, one in found.items()]
-        unknown = dict.fromkeys(layer.hardware for one in found.values() for layer in one.layers if not layer.known)
-        notes = [f"Costs: {name} does not say what it costs; its layers count as in float." for name in unknown]
-        if self.recipe.liberty:
-            notes += [f"Costs of {n}: not in {what}: {why}." for n in names for what, why in found[n].absent.items()]
-        parts = ", ".join(f"{part.name} ({part.kind})" for part in found[FLOAT].uncounted)
-        return rows, notes + ([f"Costs: not counted are {parts}."] if parts else [])
+        return rows_of(found, priced=bool(self.recipe.liberty)), notes_of(found, priced=bool(self.recipe.liberty))
+
+    @cached_property
+    def takes_channels_last(self) -> bool:
+        """Whether the float network takes test images in that layout; found out in every process that measures."""
+        self._reset()
+        return takes_channels_last(self.model, next(iter(self.test.batches(2)))[0].to(self.device))
 
     @cached_property
     def digest(self) -> str:
@@ -266,11 +249,13 @@ class Lab:
     def accuracy(self, config: Config | Policy | None, state: str, seed: int) -> tuple[dict[str, Any], Shifts]:
         """What the source judges a state by, accuracy or nats (``config`` None: the float network), and how far
         ``paired`` moved the statistics."""
-        batches = self.test.batches(self.recipe.test.batch_size)
-        if config is not None and self._takes_channels_last:  # both are tried, so before the network is prepared
-            batches = laid_out(batches, self.hardware(config))
+        # First, for what is not known yet is tried, which leaves the network in float.
+        hardware = self.hardware(config) if config is not None and self.takes_channels_last else None
         self._prepare(config, state, seed)
         moved = shift(self._float, Statistics.of(self.model)) if state == PAIRED.name else {}
+        batches = self.test.batches(self.recipe.test.batch_size)
+        if hardware is not None:
+            batches = laid_out(batches, hardware)
         return self.source.judged(self.model, self.display.watch(batches, "test")), moved
 
     def repaired(self, config: Config | Policy, state: str, seed: int) -> nn.Module:
