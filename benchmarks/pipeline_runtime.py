@@ -141,7 +141,7 @@ def process(rank: int, ranks: int, name: str, rounds: int, alone_times: list[Tim
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "29571"}
     dist.init_process_group("gloo", rank=rank, world_size=ranks)
-    data = samples(NETS[name][1])
+    data: Any = samples(NETS[name][1])
     count, plan = len(data), balanced(planned(name), data, rounds=25).plan
     assert plan.cut is not None
     cut, single = list(plan.cut), planned(name)

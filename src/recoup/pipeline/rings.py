@@ -361,7 +361,8 @@ class Rings:
         for rows in self._rows:
             rows.copy_(rows[:1].clone().expand_as(rows))
         for pair in (self._newest, self._back):
-            each._foreach_copy_(pair[1], pair[0]) if pair else None
+            if pair:
+                each._foreach_copy_(pair[1], pair[0])
         self.settle(k)
 
     def state(self, k: int) -> dict[str, Any]:
