@@ -44,6 +44,7 @@ def emulated(config, plain):
         rc.calibrate_(class_of, [x], {"0": True})
     rc.emulate_(model, config, {"one": config})
     layer = model["one"]
+    assert isinstance(layer, rc.wings.Emulated)
     for name in layer.travelling:
         if name not in MEASURED and getattr(layer, name) is None:
             value = torch.arange(6).flip(0) if name == "order" else torch.rand(4) if name == "bias_correction" else None
@@ -77,30 +78,30 @@ def test_some_wing_makes_the_promise():
 class Counting(rc.wings.Emulated, nn.Linear):
     pure, calls = True, 0
 
-    def forward(self, x):
+    def forward(self, input):  # noqa: A002 -- as the base class has it
         self.calls += 1
-        return super().forward(x) + self.calls
+        return super().forward(input) + self.calls
 
 
 class Random(rc.wings.Emulated, nn.Linear):
     pure = True
 
-    def forward(self, x):
-        return super().forward(x) + torch.rand(())
+    def forward(self, input):  # noqa: A002 -- as the base class has it
+        return super().forward(input) + torch.rand(())
 
 
 class Named(rc.wings.Emulated, nn.Linear):
     pure = True
 
-    def forward(self, x):
-        return super().forward(x) * len(self.layer)
+    def forward(self, input):  # noqa: A002 -- as the base class has it
+        return super().forward(input) * len(self.layer)
 
 
 class Trained(rc.wings.Emulated, nn.Linear):
     pure = True
 
-    def forward(self, x):
-        return super().forward(x) * (2 if self.training else 1)
+    def forward(self, input):  # noqa: A002 -- as the base class has it
+        return super().forward(input) * (2 if self.training else 1)
 
 
 class Untold(rc.wings.Emulated, nn.Linear):
@@ -108,22 +109,22 @@ class Untold(rc.wings.Emulated, nn.Linear):
 
     pure, gain = True, 1.0
 
-    def forward(self, x):
-        return super().forward(x) * self.gain
+    def forward(self, input):  # noqa: A002 -- as the base class has it
+        return super().forward(input) * self.gain
 
 
 class Writing(rc.wings.Emulated, nn.Linear):
     pure = True
 
-    def forward(self, x):
-        return super().forward(x.mul_(2))
+    def forward(self, input):  # noqa: A002 -- as the base class has it
+        return super().forward(input.mul_(2))
 
 
 class Giving(rc.wings.Emulated, nn.Linear):
     pure = True
 
-    def forward(self, x):
-        return x[:, :4]
+    def forward(self, input):  # noqa: A002 -- as the base class has it
+        return input[:, :4]
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,6 @@ def _measured(values: Sequence[Value], floats: Sequence[Value], name: str, quali
     top1 = quality == "top1"
     found = accuracy(numbers, samples) if top1 else of_windows(numbers, [half_of(one) for one in ones])
     lost = loss(quality, ones, others, rises=top1)
-    reached = {"reached": fmean(numbers), "quality_low": found.low, "quality_high": found.high}
-    told = {"lost": lost.mean, "lost_low": lost.low, "lost_high": lost.high}
+    reached: dict[str, Any] = {"reached": fmean(numbers), "quality_low": found.low, "quality_high": found.high}
+    told: dict[str, Any] = {"lost": lost.mean, "lost_low": lost.low, "lost_high": lost.high}
     return Measured(**about, quality=quality, **reached, **told, count=samples)
