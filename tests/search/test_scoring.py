@@ -272,3 +272,23 @@ def test_a_network_that_views_behind_a_convolution():
     rc.restore_(model)
     test = [(x.flip(0) + 0.5, y) for x, y in batches]
     assert verify(front(found, "bits", points=2), model, test, seeds=2, calibration=batches).total > 0
+
+
+class Reading(nn.Module):
+    """A network that reads memory, which runs on any layout and computes something else."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        return self.conv(x.as_strided((n, c, h, w), (c * h * w, h * w, w, 1))).mean((2, 3))
+
+
+def test_a_network_that_reads_memory_keeps_its_layout():
+    torch.manual_seed(0)
+    batches = [(torch.randn(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64))]
+    bench = bench_module.Bench(Reading(), batches, ["top1"], batches)
+    assert bench.batches[0][0].is_contiguous()
+    assert not bench.batches[0][0].is_contiguous(memory_format=torch.channels_last)

@@ -24,7 +24,7 @@ from recoup.network.replay import Outputs, replaying
 from recoup.network.scales import is_calibrated
 from recoup.repair import repair_
 from recoup.storage.digest import of_batches, of_state, of_text
-from recoup.study.layouts import alike
+from recoup.study.layouts import outputs_agree
 from recoup.study.machine import cpu_threads
 from recoup.tasks.bench import ALONE, Value, Workbench
 from recoup.version import __version__
@@ -238,7 +238,7 @@ def _takes(model: nn.Module, inputs: Any) -> bool:
     device = device_of(model)
     try:
         with ALONE, cpu_threads(1), evaluating(model), torch.no_grad():
-            return alike(run(torch.contiguous_format), run(torch.channels_last))
+            return outputs_agree(run(torch.contiguous_format), run(torch.channels_last))
     except Exception:  # one of another reason comes again when the network is measured
         return False
 

@@ -29,10 +29,10 @@ def takes_channels_last(model: nn.Module, inputs: Tensor) -> bool:
             plain, last = call(model, inputs), call(model, inputs.contiguous(memory_format=torch.channels_last))
     except Exception:  # a network of the user's may fail in any way; then it gets its images as they were
         return False
-    return alike(plain, last)
+    return outputs_agree(plain, last)
 
 
-def alike(plain: Any, last: Any) -> bool:
+def outputs_agree(plain: Any, last: Any) -> bool:
     """Whether a network's outputs of both layouts are one but for rounding: a network that reads memory, as by
     ``as_strided``, runs on any layout and computes something else. What is no tensor is not compared."""
     if not isinstance(plain, Tensor) or not isinstance(last, Tensor):
