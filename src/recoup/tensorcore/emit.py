@@ -30,7 +30,8 @@ from recoup.kernels.signature import Definition, Kernel, Signature
 from recoup.kernels.vector import Vector
 from recoup.tensorcore.emit_form import BIAS, FLOAT16_MIN, INFINITE, VECTORS, Form
 
-PANEL = 64  # columns whose terms of a group stay in the first-level cache
+PANEL = 64  # columns whose terms of some groups stay in the first-level cache
+CHUNK = 64  # terms of those groups
 
 STEPS = Signature.of(
     tiles=I64, blocks=I64, K=I64, cut_offset=I32,
@@ -72,12 +73,13 @@ def _accumulators(d: Definition, form: Form) -> Any:
 
 
 def _panel(d: Definition, form: Form) -> None:
-    """Groups outside, then rows, then a few tiles: a group's columns stay in the first-level cache for all rows, and
-    the rows' terms are fetched once for all columns of the panel."""
+    """Some groups outside, then rows, then a few tiles, then each of the groups: the groups' columns stay in the
+    first-level cache for all rows, the rows' terms are fetched once for all columns of the panel, in one stretch, and
+    accumulators go back to memory only when the groups are done."""
     b, v = d.b, Vector(d.b, form.lanes, form.wide)
-    with loop(b, I64(0), d["K"], form.group) as group:
-        end = b.add(group.index, I64(form.group))
-        end = b.select(b.icmp_signed("<", end, d["K"]), end, d["K"])
+    groups = form.group * max(1, CHUNK // form.group)
+    with loop(b, I64(0), d["K"], groups) as chunk:
+        last = _least(b, b.add(chunk.index, I64(groups)), d["K"])
         with loop(b, I64(0), d["blocks"]) as block, loop(b, I64(0), d["tiles"]) as tile:
             place = b.mul(tile.index, d["b_tile"])
             moved = {
@@ -86,8 +88,14 @@ def _panel(d: Definition, form: Form) -> None:
                 "b_lowest": v.at(d["b_lowest"], b.mul(place, I64(2)), form.integer),
                 "c": v.at(d["c"], b.mul(tile.index, _accumulators(d, form)), F),
             }
-            _Step(replace(d, arguments=d.arguments | moved), form, block.index).write(group.index, end)
+            step = _Step(replace(d, arguments=d.arguments | moved), form, block.index)
+            with loop(b, chunk.index, last, form.group) as group:
+                step.write(group.index, _least(b, b.add(group.index, I64(form.group)), last))
     b.ret_void()
+
+
+def _least(b: ir.IRBuilder, x: Any, y: Any) -> Any:
+    return b.select(b.icmp_signed("<", x, y), x, y)
 
 
 class _Step:
