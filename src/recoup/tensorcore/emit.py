@@ -109,13 +109,14 @@ class _Step:
 
     def write(self, first: Any, end: Any) -> None:
         """From the accumulators to the next ones, for the terms ``first <= k < end``."""
-        rows, tops = range(self.form.rows), self._exponents(first, end)
-        before, starts, middles, cuts = [], [], [], []
-        for row in rows:
-            c = [self.v.load(self.d["c"], self._place(row, i), kind=self.v.of(F)) for i in range(VECTORS)]
-            top = self._larger(tops[row], self._own(c))
-            begun = [self._begin(scale, c[i]) for i, scale in enumerate(self._scales(top))]
-            before.append(c)
+        rows, vectors = range(self.form.rows), range(VECTORS)
+        before = [
+            [self.v.load(self.d["c"], self._place(row, i), kind=self.v.of(F)) for i in vectors] for row in rows
+        ]
+        tops = self._exponents(first, end, [self._own(c) for c in before])
+        starts, middles, cuts = [], [], []
+        for row, top in zip(rows, tops, strict=True):
+            begun = [self._begin(scale, before[row][i]) for i, scale in enumerate(self._scales(top))]
             starts.append([start for start, _ in begun])
             middles.append([middle for _, middle in begun])
             cuts.append(self._cut(top))
@@ -126,10 +127,10 @@ class _Step:
                 exact = self.b.fsub(total, middles[row][i])  # a multiple of q; +0 where it is zero
                 self.v.store(self._output(exact, before[row][i]), self.d["c"], self._place(row, i))
 
-    def _exponents(self, first: Any, end: Any) -> list[Any]:
-        """The largest exponent of a group's products, per row."""
+    def _exponents(self, first: Any, end: Any, own: list[Any]) -> list[Any]:
+        """The largest of the accumulators' exponents and those of a group's products, per row."""
         b, form = self.b, self.form
-        with loop(b, first, end, 1, [ir.Constant(self.short, None)] * form.rows) as turn:
+        with loop(b, first, end, 1, own) as turn:
             place = b.mul(turn.index, I64(form.columns))
             theirs = b.load(self.v.at(self.d["b_exponents"], place, form.integer), typ=self.short, align=1)
             found = []
