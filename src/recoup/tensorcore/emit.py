@@ -110,9 +110,7 @@ class _Step:
     def write(self, first: Any, end: Any) -> None:
         """From the accumulators to the next ones, for the terms ``first <= k < end``."""
         rows, vectors = range(self.form.rows), range(VECTORS)
-        before = [
-            [self.v.load(self.d["c"], self._place(row, i), kind=self.v.of(F)) for i in vectors] for row in rows
-        ]
+        before = [[self.v.load(self.d["c"], self._place(row, i), kind=self.v.of(F)) for i in vectors] for row in rows]
         tops = self._exponents(first, end, [self._own(c) for c in before])
         starts, middles, cuts = [], [], []
         for row, top in zip(rows, tops, strict=True):
