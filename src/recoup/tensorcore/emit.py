@@ -31,7 +31,7 @@ from recoup.kernels.vector import Vector
 from recoup.tensorcore.emit_form import BIAS, FLOAT16_MIN, INFINITE, VECTORS, Form
 
 PANEL = 64  # columns whose terms of some groups stay in the first-level cache
-CHUNK = 64  # terms of those groups
+CHUNK = {False: 64, True: 128}  # terms of those groups, in lanes of float32 and of float64: found by trying
 
 STEPS = Signature.of(
     tiles=I64, blocks=I64, K=I64, cut_offset=I32,
@@ -77,7 +77,7 @@ def _panel(d: Definition, form: Form) -> None:
     first-level cache for all rows, the rows' terms are fetched once for all columns of the panel, in one stretch, and
     accumulators go back to memory only when the groups are done."""
     b, v = d.b, Vector(d.b, form.lanes, form.wide)
-    groups = form.group * max(1, CHUNK // form.group)
+    groups = form.group * max(1, CHUNK[form.wide] // form.group)
     with loop(b, I64(0), d["K"], groups) as chunk:
         last = _least(b, b.add(chunk.index, I64(groups)), d["K"])
         with loop(b, I64(0), d["blocks"]) as block, loop(b, I64(0), d["tiles"]) as tile:

@@ -56,8 +56,8 @@ def _block(v: Vector, d: Definition, form: Form, at: tuple[Any, Any, Any], scale
     """A block's rows, 16 k of each, from k on to ``place``: their faults."""
     b, (block, k, place) = v.b, at
     inside, made, faults = v.inside(k, d["K"]), [], []
-    for row in range(form.rows):
-        wanted = b.add(b.mul(block, I64(form.rows)), I64(row))
+    for i in range(form.rows):
+        wanted = b.add(b.mul(block, I64(form.rows)), I64(i))
         row = b.select(b.icmp_signed("<", wanted, d["M"]), wanted, b.sub(d["M"], I64(1)))
         x = v.load(d["x"], b.add(b.mul(row, d["stride"]), k), inside)
         scale = None
