@@ -28,7 +28,7 @@ from recoup.kernels.llvm import I8, I32, I64, D, F, P, Target, declared, loop, s
 from recoup.kernels.rounding import EXCEPTIONS_MASKED, TOWARD_ZERO, internal, rounding
 from recoup.kernels.signature import Definition, Kernel, Signature
 from recoup.kernels.vector import Vector
-from recoup.tensorcore.emit_form import BIAS, FLOAT16_MIN, INFINITE, VECTORS, Form
+from recoup.tensorcore.emit_form import AVX512, BIAS, FLOAT16_MIN, INFINITE, VECTORS, Form
 
 PANEL = 64  # columns whose terms of some groups stay in the first-level cache
 CHUNK = {False: 64, True: 128}  # terms of those groups, in lanes of float32 and of float64: found by trying
@@ -181,6 +181,9 @@ class _Step:
         b, v, form = self.b, self.v, self.form
         middle = v.floats(b.add(scale, v.constant(1 << (51 if form.wide else 22), v.integers)))
         c = b.fpext(c, v.vector) if form.wide else c
+        if form.register == AVX512:  # of a sum that stays positive, up is toward zero where c is negative
+            negative = b.icmp_signed("<", v.bits(c), v.constant(0, v.integers))
+            return b.select(negative, v.add_upward(middle, c), b.fadd(middle, c)), middle
         sign = b.and_(v.bits(c), v.constant(-1 << (v.integer.width - 1), v.integers))
         like = v.floats(b.or_(scale, sign))
         return b.fadd(b.fsub(b.fadd(c, like), like), middle), middle
