@@ -47,7 +47,7 @@ class Form:
         group, fraction, output: the unit's.
         wide: lanes of float64, else of float32.
         short: exponents in 8 bits, else in 16.
-        register: bytes of the processor's vectors; `AVX512` are AVX-512's, whose additions may each round their own way.
+        register: bytes of the processor's vectors; `AVX512` are AVX-512's, whose additions round each its own way.
         piece: bytes of the vectors that count cuts. A core that runs 512 bits in two halves compares halves on every
             port, but whole registers only where it multiplies.
         rows: of a block, whose sums stay in registers.
