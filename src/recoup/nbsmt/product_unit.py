@@ -37,8 +37,8 @@ class Gates:
         self.m.d.comb += wire.eq(value)
         return wire
 
-    def rounded(self, v: Any, port: Port) -> Any:
-        """The high bits of v that a port takes, rounded by the config; carry-out saturates."""
+    def rounded(self, v: Any, port: Port, collision: Any = None) -> Any:
+        """The high bits of v that a port takes, in a collision rounded by the config; carry-out saturates."""
         cut = port.shift
         low, high = v[:cut], v[cut:]
         if self.config.rounding == "nearest":
@@ -48,11 +48,12 @@ class Gates:
         else:
             up = v[7] & low.any() if port.low else self.hdl.Const(0, 1)
         top = high == port.high
-        return (high + (up & ~top))[: 8 - cut]
+        up = up & ~top if collision is None else up & ~top & collision
+        return (high + up)[: 8 - cut]
 
-    def reduced(self, v: Any, port: Port) -> tuple[Any, Any]:
+    def reduced(self, v: Any, port: Port, collision: Any = None) -> tuple[Any, Any]:
         """A reduced operand's bits, as many as the port has, and whether it stands for ``step`` times them."""
-        rounded = self.rounded(v, port)
+        rounded = self.rounded(v, port, collision)
         if not self.narrow_test:
             return rounded, self.hdl.Const(1, 1)
         wide = self.wide(v, port)
@@ -77,49 +78,51 @@ class Gates:
     # two threads: multipliers (narrow, wide, shifts): narrow and wide are signed, a shift is 1 bit for its places
 
     def two(self, x: list[Any], w: list[Any]) -> list[tuple[Any, ...]]:
-        """Operands of the two multipliers: an inactive thread's multiplier serves its partner.
+        """Operands of the two multipliers.
 
-        Where neither is active both products are zero whatever is chosen, as each has a factor of zero.
+        A thread's own multiplier takes the same alone as in a collision, but for the rounding up: what fits the port,
+        or the high half of what does not. The low half is its inactive partner's. So little waits for the collision,
+        and a multiplier that nobody needs stands still, at a factor of zero.
         """
         hdl = self.hdl
         if not self.config.zero_test:
-            return [self.colliding(x[t], w[t], x[t], w[t]) for t in range(2)]
-        active = [self.signal(x[t].any() & w[t].any(), f"active{t}") for t in range(2)]
-        collision = self.signal(active[0] & active[1], "collision")
+            return [self.own(x[t], w[t], hdl.Const(1, 1))[0] for t in range(2)]
+        # w's halves are read apart elsewhere too.
+        active = [self.signal(x[t].any() & (w[t][:4].any() | w[t][4:].any()), f"active{t}") for t in range(2)]
+        own, rest, cut = zip(*(self.own(x[t], w[t], active[1 - t]) for t in range(2)), strict=True)
         found = []
         for t in range(2):
-            own_x = self.signal(hdl.Mux(active[t], x[t], x[1 - t]), f"x_of{t}")
-            own_w = self.signal(hdl.Mux(active[t], w[t], w[1 - t]), f"w_of{t}")
-            narrow, wide, *shifts = self.colliding(x[t], w[t], own_x, own_w)
-            alone, whole, *uppers = self.alone(own_x, own_w, upper=t == 0)
-            same = self.base in ("S", "A", "W")  # the wide operand does not depend on the collision
-            chosen = whole if same else hdl.Mux(collision, wide, whole)
-            both = [hdl.Mux(collision, shift, upper) for shift, upper in zip(shifts, uppers, strict=True)]
-            found.append((hdl.Mux(collision, narrow, alone), chosen, *both))
+            narrow, wide, *shifts = own[t]
+            serves = self.signal(cut[1 - t] & ~active[t], f"serves{t}")
+            factor = hdl.Mux(active[t], narrow, rest[1 - t])
+            found.append((factor, hdl.Mux(serves, own[1 - t][1], wide), *(shift & active[t] for shift in shifts)))
         return found
 
-    def alone(self, x: Any, w: Any, upper: bool) -> tuple[Any, ...]:
-        """One thread on both multipliers: the high and the low half of the operand that is reduced otherwise."""
-        shift, rest = self.hdl.Const(int(upper), 1), [self.hdl.Const(0, 1)] * (len(self.places) - 1)
-        if self.base == "W":
-            return self.half(w, WEIGHT, upper), x, shift
-        return self.half(x, self.port, upper), w, shift, *rest
+    def own(self, x: Any, w: Any, collision: Any) -> tuple[tuple[Any, ...], Any, Any]:
+        """A thread's operands on its own multiplier, the low half of the one that is cut, and whether one is; else 0.
 
-    def colliding(self, x: Any, w: Any, own_x: Any, own_w: Any) -> tuple[Any, ...]:
-        """A thread's operands on its own multiplier; ``own``: the same values where it is active."""
+        ``collision``: whether what is cut is rounded.
+        """
         hdl = self.hdl
+        r, x_cut = self.reduced(x, self.port, collision)
+        q, w_cut = self.reduced(w, WEIGHT, collision)
+        x_low, w_low = self.half(x, self.port, upper=False), self.half(w, WEIGHT, upper=False)
         if self.base in ("S", "A"):
-            r, reduced = self.reduced(x, self.port)
-            return self.small(r), own_w, reduced
-        q, w_reduced = self.reduced(w, WEIGHT)
-        if self.base == "W":
-            return q.as_signed(), own_x, w_reduced
-        r, x_reduced = self.reduced(x, self.port)
-        by_x = self.wide(w, WEIGHT) if self.base == "Aw" else ~self.wide(x, self.port)  # the activation cut, w whole
-        wide, narrow = hdl.Mux(by_x, own_w, own_x), hdl.Mux(by_x, self.small(r), q.as_signed())
-        if len(self.places) == 2:
-            return narrow, wide, by_x & x_reduced, ~by_x & w_reduced
-        return narrow, wide, hdl.Mux(by_x, x_reduced, w_reduced)
+            narrow, wide, low, cut, shifts = self.small(r), w, x_low, x_cut, (x_cut,)
+        elif self.base == "W":
+            narrow, wide, low, cut, shifts = q.as_signed(), x, w_low, w_cut, (w_cut,)
+        else:
+            # The activation is cut, the weight whole.
+            by_x = self.wide(w, WEIGHT) if self.base == "Aw" else ~self.wide(x, self.port)
+            narrow, wide = hdl.Mux(by_x, self.small(r), q.as_signed()), hdl.Mux(by_x, w, x)
+            low, cut = hdl.Mux(by_x, x_low, w_low), hdl.Mux(by_x, x_cut, w_cut)
+            shifts = (by_x & x_cut, ~by_x & w_cut) if len(self.places) == 2 else (cut,)
+        low = self.signed(low)
+        return (self.signed(narrow), wide, *shifts), low & cut.replicate(len(low)), cut
+
+    def signed(self, bits: Any) -> Any:
+        """A number as a signed one."""
+        return bits if bits.shape().signed else self.hdl.Cat(bits, self.hdl.Const(0, 1)).as_signed()
 
     # four threads: multipliers (4 bits unsigned or 5 signed, 5 bits signed, shift of the first, of the second)
 
