@@ -149,10 +149,11 @@ UNITS = {
     "products with subnormals": (LBA(Float(2, -1, 2), Float.lba(2, 2, 1), None), Float.lba(2, 2, 1), None),
     "sums with subnormals": (LBA(Float.lba(2, 2, 1), Float(2, -1, 2), None), Float.lba(2, 2, 1), None),
     "sums of integers": (LBA(None, Int(12), None, scale=2.0**-6), Float.lba(2, 2, 1), None),
+    "exponents that no product has": (LBA(Float.lba(3, 1, 0), Float.lba(2, 1, 0), None), Float.lba(1, 1, 0), False),
     "sums that are never flushed": (LBA(None, Float.lba(2, 3, 2), None), Float.lba(1, 1, 0), False),
     "sums that may be": (LBA(None, Float.lba(2, 3, 1), None), Float.lba(1, 1, 0), True),
 }
-QUICK = ["M7E4", "M7E4, sums from 2^-11", "fused, narrow", "sums that are never flushed"]
+QUICK = ["M7E4", "M7E4, sums from 2^-11", "fused, narrow", "exponents that no product has"]
 
 
 @pytest.mark.parametrize("name", UNITS)
