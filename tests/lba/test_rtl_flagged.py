@@ -104,6 +104,7 @@ PRODUCTS = {
     "nearest": (Float.lba(3, 3, 3), Float.lba(2, 1, 0), Float.lba(4, 3, 12, **NEAREST), Float.lba(2, 3, 0)),
     "flushed and saturated": (M2E2, M2E2, Float.lba(2, 2, 0), Float.lba(2, 2, 0)),
     "all saturate": (Float.lba(2, 2, -3), Float.lba(2, 2, -3), M2E2, M2E2),
+    "all saturate, below the sums": (Float.lba(2, 2, -3), Float.lba(2, 2, -3), M2E2, Float.lba(2, 2, -5)),
     "wider than exact": (Float.lba(2, 1, 1), Float.lba(2, 1, 1), Float.lba(3, 6, 3), Float.lba(2, 6, 1)),
     "incomplete top binade": (M2E2, M2E2, flushing(2, -2, 2, largest=5.0), M2E2),
     "operands without a flag": (flushing(2, -1, 2), M2E2, flushing(2, -3, 4, **NEAREST), M2E2),
@@ -150,6 +151,7 @@ UNITS = {
     "sums with subnormals": (LBA(Float.lba(2, 2, 1), Float(2, -1, 2), None), Float.lba(2, 2, 1), None),
     "sums of integers": (LBA(None, Int(12), None, scale=2.0**-6), Float.lba(2, 2, 1), None),
     "exponents that no product has": (LBA(Float.lba(3, 1, 0), Float.lba(2, 1, 0), None), Float.lba(1, 1, 0), False),
+    "products below all sums": (LBA(M2E2, Float.lba(2, 2, -5), None), Float.lba(2, 2, -3), True),
     "sums that are never flushed": (LBA(None, Float.lba(2, 3, 2), None), Float.lba(1, 1, 0), False),
     "sums that may be": (LBA(None, Float.lba(2, 3, 1), None), Float.lba(1, 1, 0), True),
 }

@@ -46,8 +46,9 @@ def product(
         p = flagged.multiply(m, a, b, "product")
         if config.product is None:
             return p
+        assert isinstance(config.accumulator, Float)
         layout, least = ports.layout(config.product), p.number.base + p.number.least
-        low = max(layout.low, min(least, ports.layout(config.accumulator).low))
+        low = max(layout.low, min(least, ports.layout(config.accumulator).low, layout.high))
         return flagged.quantise(m, p, replace(layout, low=low), "rounded", least)
     p = arithmetic.multiply(m, a, b, "product")
     if config.product is not None:
