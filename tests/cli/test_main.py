@@ -17,6 +17,7 @@ from recoup import models
 from recoup.cli.demo import CONFIGS, SEARCH
 from recoup.cli.doctor import examine
 from recoup.cli.main import app
+from recoup.kernels import process
 from recoup.study import Recipe, Results
 from recoup.study.measures.pipeline import PipelineResults, Setting
 from recoup.study.store import Store
@@ -362,17 +363,17 @@ def test_the_demos_network_is_trained_again_where_it_was_cut_off(monkeypatch):
     assert (Path("d") / WEIGHTS).read_bytes() == whole
 
 
-@pytest.mark.parametrize("own", [None, "ACTIVE"])
-def test_openmp_rests_between_calls_unless_its_user_says_otherwise(own):
-    """A process that loads the command line alone: torch comes with a command, and reads the variable once."""
-    told = "import os, sys; from recoup.cli.main import rest; rest()\n"
-    told += (
-        "print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules); import torch; del os.environ['OMP_WAIT_POLICY']"
-    )
-    told += "\nrest(); print('OMP_WAIT_POLICY' in os.environ)"
-    environ = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    done = subprocess.run(
-        [sys.executable, "-c", told],
-        env=environ | ({"OMP_WAIT_POLICY": own} if own else {}), capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert done.stdout.split() == [own or "PASSIVE", "False", "False"]
+@pytest.mark.parametrize(
+    ("own", "found"),
+    [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), ({"GOMP_SPINCOUNT": "0"}, "None")],
+)
+def test_torchs_threads_sleep_while_they_wait_unless_the_user_says_otherwise(own, found):
+    """A process that has not loaded torch: OpenMP reads the variable once, and commands load torch after it is set."""
+    told = "import os, sys, recoup.cli.main; from recoup.kernels import process; process.begin()\n"
+    told += "print(os.environ.pop('OMP_WAIT_POLICY', None), 'torch' in sys.modules); import torch; process.begin()\n"
+    told += "print('OMP_WAIT_POLICY' in os.environ, process.waiting())"
+    environ = {name: value for name, value in os.environ.items() if name not in process.SPINNING}
+    done = subprocess.run([sys.executable, "-c", told], env=environ | own, capture_output=True, text=True, check=True)
+    first, second, third, said = done.stdout.replace("\n", " ").split(" ", 3)
+    assert (first, second, third) == (found, "False", "False")
+    assert said.strip() == ("GOMP_SPINCOUNT=0" if found == "None" else "spinning (OMP_WAIT_POLICY is not set)")

@@ -1,14 +1,13 @@
 """The command line's entry: which commands there are. A command's module is imported when it is called."""
 
 import importlib
-import os
-import sys
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from recoup.cli.common import DEBUG, reported
+from recoup.kernels import process
 from recoup.version import __version__
 
 COMMANDS = {
@@ -67,23 +66,12 @@ def main(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Options of every command."""
-    rest()
     DEBUG.set(debug)
 
 
-def rest() -> None:
-    """Have OpenMP's threads sleep between two calls of torch, before it is loaded.
-
-    They spin for milliseconds otherwise, on the cores that the kernels of the wings work on next: on two cores a
-    product of theirs took twice as long. Whoever has set OMP_WAIT_POLICY keeps it; a process that has loaded torch
-    already is left alone, since OpenMP reads it once.
-    """
-    if "torch" not in sys.modules:
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
 def _loaded(name: str) -> Any:
-    """A command with its options, from its module."""
+    """A command with its options, from its module, which may load torch."""
+    process.begin()
     module = importlib.import_module(f"recoup.cli.{name}")
     # Plain help: rich's columns cut words and its markup swallows brackets at 80 columns.
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

@@ -15,6 +15,7 @@ from typing import Any
 
 from recoup.errors import RecoupError
 from recoup.fields import integer
+from recoup.kernels import process
 from recoup.tasks.bench import Keeper, Task, Value, Workbench, capability
 from recoup.tasks.shards import Shard
 
@@ -56,6 +57,7 @@ _here = Installed()
 def install(path: str) -> None:
     """Begin a worker: it ends with its parent, however that ends, and leaves what Ctrl-C says to its parent."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    process.keep_pages()
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
