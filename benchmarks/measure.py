@@ -53,6 +53,7 @@ def machine() -> dict[str, object]:
         "cpu": model,
         "cores": os.cpu_count(),
         "load": list(os.getloadavg()),
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY"),  # not set: torch's threads spin on our cores
         "python": platform.python_version(),
         "versions": versions,
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

@@ -13,6 +13,7 @@ import typer
 
 from recoup.cli.common import Json
 from recoup.data import root
+from recoup.kernels import process
 from recoup.kernels.operators import has_triton
 from recoup.study.machine import cores, processor
 from recoup.version import __version__
@@ -39,6 +40,7 @@ def examine() -> list[Check]:
         _checked("torch", _torch),
         *(_library(name) for name in LIBRARIES),
         Check("CPU", f"{processor()}, {cores()} cores, {torch.get_num_threads()} torch threads"),
+        Check("waiting threads", f"{process.waiting()}; commands set PASSIVE, Python must before torch is imported"),
         *(_checked(f"{card.baseline.name} path", _path(card.path)) for card in cards().values() if card.path),
         _checked("CUDA", _cuda),
         *(_checked(f"self-test {name}", test) for name, test in _self_tests()),

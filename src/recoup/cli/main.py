@@ -7,6 +7,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from recoup.cli.common import DEBUG, reported
+from recoup.kernels import process
 from recoup.version import __version__
 
 COMMANDS = {
@@ -69,7 +70,8 @@ def main(
 
 
 def _loaded(name: str) -> Any:
-    """A command with its options, from its module."""
+    """A command with its options, from its module, which may load torch."""
+    process.begin()
     module = importlib.import_module(f"recoup.cli.{name}")
     # Plain help: rich's columns cut words and its markup swallows brackets at 80 columns.
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
