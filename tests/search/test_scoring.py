@@ -290,5 +290,6 @@ def test_a_network_that_reads_memory_keeps_its_layout():
     torch.manual_seed(0)
     batches = [(torch.randn(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64))]
     bench = bench_module.Bench(Reading(), batches, ["top1"], batches)
-    assert bench.batches[0][0].is_contiguous()
-    assert not bench.batches[0][0].is_contiguous(memory_format=torch.channels_last)
+    ((x, _),) = bench.batches
+    assert x.is_contiguous()
+    assert not x.is_contiguous(memory_format=torch.channels_last)
