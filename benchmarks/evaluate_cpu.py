@@ -1,85 +1,90 @@
-"""Claim: `recoup evaluate` of ResNet-20 on three pieces of hardware takes half of the CPU time of an earlier version.
+"""Claim: `recoup evaluate` takes less CPU time than before recoup searched, with the same accuracies: ResNet-20, CIFAR-10's test set, three configs, before and now, in one run.
 
-The same command line in two checkouts in turns, each run in a folder and a process of its own with its kernels already
-compiled; CPU time is user and system time of the process and its children. The least and the median of the rounds, and
-whether both versions wrote the same accuracies.
+    git worktree add --detach ../before 4693089         # recoup before it searched and divided studies
+    python benchmarks/evaluate_cpu.py ../before         # --limit 1000 --seeds 0 --rounds 3 for a part of it
 
-    git worktree add OTHER aeba55b
-    python benchmarks/evaluate_cpu.py OTHER --limit 10000
+Both run as a user's command would, in processes of their own, in turns; what a process and its children used is the
+system's account of them. Every accuracy is compared.
 """
 
 import argparse
 import json
 import os
-import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+from measure import save
 
-from benchmarks.measure import save
 from recoup.data import root
 
-HERE = Path(__file__).parent.parent
 CONFIGS = ("nbsmt-2t", "nbsmt-4t", "lba-m7e4")
+HERE = Path(__file__).resolve().parents[1]
 
 
-def evaluated(checkout: Path, limit: int, out: Path) -> tuple[float, float]:
-    """CPU seconds and seconds of the command."""
-    command = [sys.executable, "-m", "recoup", "evaluate", "--model", "resnet20"]
-    command += [
-        "--weights",
-        str(root() / "cifar10_models" / "resnet20-12fca82f.th"),
-        "--data",
-        f"cifar10:{root()}/cifar10",
-    ]
-    command += [word for config in CONFIGS for word in ("--config", config)]
-    command += ["--limit", str(limit), "--seeds", "0", "--out", str(out)]
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": str(checkout / "src")}, check=True, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - start
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, seconds
+def command(arguments: argparse.Namespace, out: str) -> list[str]:
+    """`recoup evaluate` with its defaults."""
+    weights, data = next((root() / "cifar10_models").glob("resnet20-*")), root() / "cifar10"
+    given = ["evaluate", "--model", "resnet20", "--weights", str(weights), "--data", f"cifar10:{data}", "--out", out]
+    given += [word for config in CONFIGS for word in ("--config", config)]
+    given += ["--limit", str(arguments.limit)] if arguments.limit else []
+    return [sys.executable, "-m", "recoup", *given, "--seeds", arguments.seeds]
 
 
-def accuracies(out: Path) -> dict[str, float]:
-    """Top-1 of every hardware and state."""
-    found = json.loads((out / "results.json").read_text())
-    return {f"{row['hardware']}, {row['state']}": row["top1"] for row in found["accuracy"]}
+def measured(tree: Path, arguments: argparse.Namespace) -> dict:
+    """Seconds of one run, and what it found."""
+    environment = {**os.environ, "PYTHONPATH": str(tree / "src")}
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        process = subprocess.Popen(command(arguments, folder), env=environment, stdout=subprocess.DEVNULL)
+        _, status, used = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - began
+        if status:
+            raise SystemExit(f"{tree}: recoup evaluate ended with {os.waitstatus_to_exitcode(status)}")
+        found = json.loads((Path(folder) / "results.json").read_text())["accuracy"]
+    rows = {f"{row['config']} | {row['state']} | {row['seed']}": row["top1"] for row in found}
+    return {"user": used.ru_utime, "system": used.ru_stime, "wall": wall, "top1": rows, "MB": used.ru_maxrss / 1024}
+
+
+def told(name: str, run: dict) -> str:
+    """A run in a line."""
+    cpu = run["user"] + run["system"]
+    return f"{name:7} {cpu:7.1f} s CPU ({run['system']:.1f} system)  {run['wall']:7.1f} s  {run['MB']:.0f} MB"
 
 
 def main() -> None:
-    """Measure, print and save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("other", type=Path, help="a checkout of the earlier version")
-    parser.add_argument("--limit", type=int, default=10000, help="test images")
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
-    sides = {"earlier": options.other.resolve(), "now": HERE}
-    cpu: dict[str, list[float]] = {name: [] for name in sides}
-    wall: dict[str, list[float]] = {name: [] for name in sides}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, checkout in sides.items():  # compiles
-            evaluated(checkout, 16, Path(folder) / f"{name}-first")
-        for number in range(options.rounds):
-            for name, checkout in sides.items():
-                out = Path(folder) / f"{name}-{number}"
-                spent = evaluated(checkout, options.limit, out)
-                cpu[name].append(spent[0])
-                wall[name].append(spent[1])
-                print(f"{name}: {spent[0]:.1f} s of CPU, {spent[1]:.1f} s", flush=True)
-    ratio = statistics.median(cpu["now"]) / statistics.median(cpu["earlier"])
-    print(f"CPU time {ratio:.2f} of the earlier version's")
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=sides["earlier"], check=True, capture_output=True, text=True
-    ).stdout.strip()
-    save("evaluate_cpu", {"earlier": commit, "images": options.limit, "cpu": cpu, "wall": wall, "ratio": ratio})
+    """Measure, compare and keep."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("before", type=Path, help="a working tree of the older version")
+    parser.add_argument("--limit", type=int, help="test images; default: all")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--rounds", type=int, default=1)
+    arguments = parser.parse_args()
+    trees = {"before": arguments.before.resolve(), "now": HERE}
+    runs: dict[str, list[dict]] = {name: [] for name in trees}
+    for _ in range(arguments.rounds):
+        for name, tree in trees.items():
+            runs[name].append(measured(tree, arguments))
+            print(told(name, runs[name][-1]), flush=True)
+    cpu = {name: sum(run["user"] + run["system"] for run in made) for name, made in runs.items()}
+    before, now = (runs[name][0].pop("top1") for name in trees)
+    different = {key: (before.get(key), now.get(key)) for key in before | now if before.get(key) != now.get(key)}
+    print(f"CPU time: {cpu['before'] / cpu['now']:.2f} times less; {len(different)} of {len(now)} accuracies differ")
+    for made in runs.values():
+        for run in made:
+            run.pop("top1", None)
+    revisions = {name: revision(tree) for name, tree in trees.items()}
+    asked = {"configs": CONFIGS, "limit": arguments.limit, "seeds": arguments.seeds, "revisions": revisions}
+    save("evaluate_cpu", {**asked, "runs": runs, "ratio": cpu["before"] / cpu["now"], "different": different})
+
+
+def revision(tree: Path) -> str:
+    """A working tree's commit."""
+    asked = ["git", "-C", str(tree), "rev-parse", "--short", "HEAD"]
+    found = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "not a git tree"
 
 
 if __name__ == "__main__":

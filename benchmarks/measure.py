@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from recoup.kernels.process import waiting
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -53,7 +55,7 @@ def machine() -> dict[str, object]:
         "cpu": model,
         "cores": os.cpu_count(),
         "load": list(os.getloadavg()),
-        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY"),  # not set: torch's threads spin on our cores
+        "waiting threads": waiting(),
         "python": platform.python_version(),
         "versions": versions,
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
