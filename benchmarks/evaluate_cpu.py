@@ -1,4 +1,6 @@
-"""Claim: `recoup evaluate` takes less CPU time than before recoup searched, with the same accuracies: ResNet-20, CIFAR-10's test set, three configs, before and now, in one run.
+"""Claim: `recoup evaluate` takes less CPU time than before recoup searched, for the same accuracies.
+
+ResNet-20, CIFAR-10's test set, three configs, both versions in one run.
 
     git worktree add --detach ../before 4693089         # recoup before it searched and divided studies
     python benchmarks/evaluate_cpu.py ../before         # --limit 1000 --seeds 0 --rounds 3 for a part of it
