@@ -1,19 +1,26 @@
 """Claim: a pipeline over processes that never drains outruns synchronous schedules and data parallelism at batch one.
 
-Samples a second of one model on 1, 2 and 4 processes of one machine, one thread each, all in one run and in turns:
+Samples a second of one model on 1, 2 and 4 processes of one machine, one thread each, filling and draining included:
 
-- ``recoup``: pipelined backpropagation, an update a sample, cut by measured times of the stages (`balance`);
+- ``recoup``: pipelined backpropagation, an update a sample, on a cut that all ranks measure at once (`balanced`);
+- ``recoup, 1``: the same on the first process alone, while the others wait;
+- ``predicted``: what a trial of the cut promises (`rank_times`, `pipelined`), and ``predicted, alone``: what the times
+  of stages do that one process measured alone;
 - ``1F1B``: torch.distributed.pipelining's schedule over the same parts, eight samples an update, drained after each;
 - ``DDP``: torch's DistributedDataParallel, one sample a process and an update for all of them;
 - ``SGD``: one process, one sample an update, torch's fused optimizer: what all of them are measured against.
 
-Beside recoup's rate stands what the times of the stages predict. With fewer cores than processes the processes share
-them, and no rate says anything about more cores; the results name both.
+All take turns within one run, and ratios are medians over turns: a machine that others use too slows both sides of one.
+With fewer cores than processes the processes share them, and no rate says anything about more cores; the results name
+both.
 
-    python benchmarks/pipeline_runtime.py [--rounds 5] [--only resnet20]
+    python benchmarks/pipeline_runtime.py [--rounds 7] [--only resnet20] [--processes 2] [--tables]
+
+``--tables`` measures nothing and prints the table of what was saved.
 """
 
 import argparse
+import json
 import os
 import statistics
 import sys
@@ -33,15 +40,17 @@ from torch.multiprocessing.spawn import spawn
 from benchmarks.measure import RESULTS, save
 from recoup import models, pipeline
 from recoup.pipeline.plan import Plan
-from recoup.pipeline.runtime import run
-from recoup.pipeline.wallclock import Times, joined, period, timelines
+from recoup.pipeline.runtime import balanced, rank_times, run, run_local
+from recoup.pipeline.wallclock import Times, joined, pipelined, timelines
 from recoup.plots.pipeline import timeline_figure
 
 UPDATE, MOMENTUM, RATE = 8, 0.9, 1e-4
 NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {  # and samples a round
-    "resnet20": (lambda: models.resnet20(norm="group"), 160),
-    "vgg11": (lambda: models.vgg11(norm="group"), 24),
+    "resnet20": (lambda: models.resnet20(norm="group"), 320),
+    "vgg11": (lambda: models.vgg11(norm="group"), 96),
 }
+COLUMNS = ("SGD", "recoup, 1", "recoup", "predicted", "predicted, alone", "1F1B", "DDP")
+RATIOS = ("times as fast as one process", "time taken over predicted", "time taken over predicted, alone")
 Sample = tuple[Tensor, Tensor]
 
 
@@ -60,11 +69,9 @@ def samples(count: int) -> list[Sample]:
     return list(each)
 
 
-def ours(name: str, data: Any, cut: list[int]) -> Callable[[], float]:
-    """Seconds of a round, filling and draining included."""
+def planned(name: str) -> Plan:
     model, stages = network(name)
-    plan = Plan(model, stages, pipeline.delays(len(stages)), RATE, MOMENTUM, cut=cut, mitigation="lwpv+sc")
-    return lambda: run(plan, data).seconds
+    return Plan(model, stages, pipeline.delays(len(stages)), RATE, MOMENTUM, mitigation="lwpv+sc")
 
 
 def drained(name: str, data: list[Sample], cut: list[int]) -> Callable[[], float]:
@@ -129,25 +136,48 @@ def alone(name: str, data: list[Sample]) -> Callable[[], float]:
     return once
 
 
-def process(rank: int, ranks: int, name: str, rounds: int, cut: list[int], folder: str) -> None:
+def process(rank: int, ranks: int, name: str, rounds: int, alone_times: list[Times], folder: str) -> None:
     """One rank: all that runs on so many processes, in turns."""
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "29571"}
     dist.init_process_group("gloo", rank=rank, world_size=ranks)
-    data = samples(NETS[name][1])
-    ways = {"recoup": ours(name, data, cut), "DDP": parallel(name, data)}
-    ways |= {"1F1B": drained(name, data, cut)} if ranks > 1 else {"SGD": alone(name, data)}
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    data: Any = samples(NETS[name][1])
+    count, plan = len(data), balanced(planned(name), data, rounds=25).plan
+    assert plan.cut is not None
+    cut, single = list(plan.cut), planned(name)
+    ways = {
+        "recoup": lambda: run(plan, data).seconds,
+        "predicted": lambda: pipelined(rank_times(plan, data), count),
+        "DDP": parallel(name, data),
+    }
+    ways |= {"1F1B": drained(name, data, cut)} if ranks > 1 else {}
+    lonely = {"recoup, 1": lambda: run_local(single, data, 1).seconds, "SGD": alone(name, data)} if rank == 0 else {}
+    seconds: dict[str, list[float]] = {way: [] for way in (*ways, "recoup, 1", "SGD")}
     for turn in range(rounds + 1):
-        for way, once in ways.items():
+        for way, own in seconds.items():
             dist.barrier()
-            found = once()
+            once = ways.get(way) or lonely.get(way)
+            found = once() if once else 0.0
             if turn:  # the first one compiles
-                seconds[way].append(found)
+                own.append(found)
     dist.barrier()
     if rank == 0:
-        torch.save(seconds, f"{folder}/{ranks}.pt")
+        seconds["predicted, alone"] = [pipelined(joined(alone_times, cut), count)] * rounds
+        torch.save((seconds, cut), f"{folder}/{ranks}.pt")
     dist.destroy_process_group()
+
+
+def row(seconds: dict[str, list[float]], count: int) -> dict[str, object]:
+    """Rates, and ratios of what took turns."""
+    turns = list(zip(*seconds.values(), strict=True))
+    names = list(seconds)
+
+    def ratio(above: str, below: str) -> float:
+        return statistics.median(turn[names.index(above)] / turn[names.index(below)] for turn in turns)
+
+    rates: dict[str, object] = {way: count / statistics.median(own) for way, own in seconds.items()}
+    pairs = (("recoup, 1", "recoup"), ("recoup", "predicted"), ("recoup", "predicted, alone"))
+    return rates | {what: ratio(*pair) for what, pair in zip(RATIOS, pairs, strict=True)}
 
 
 def draw(name: str, times: list[Times], ranks: int) -> None:
@@ -157,31 +187,46 @@ def draw(name: str, times: list[Times], ranks: int) -> None:
     figure.savefig(RESULTS / "pipeline_runtime_timeline.svg", metadata={"Date": None})
 
 
+def tables() -> None:
+    """The docs' table, of the results file."""
+    found = json.loads((RESULTS / "pipeline_runtime.json").read_text("utf-8"))["samples a second"]
+    print("| | processes |", " | ".join((*COLUMNS, *RATIOS)), "| cut |")
+    print("|---" * (len(COLUMNS) + len(RATIOS) + 3) + "|")
+    for name, rows in found.items():
+        for ranks, each in rows.items():
+            rates = [f"{each[way]:.1f}" if way in each else "" for way in COLUMNS]
+            ratios = [f"{each[what]:.2f}" for what in RATIOS]
+            print(f"| {name} | {ranks.split()[0]} |", " | ".join([*rates, *ratios]), f"| {each['cut']} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", choices=NETS, help="one network; nothing is saved")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4], help="others than these are not saved")
+    parser.add_argument("--tables", action="store_true", help="of what was saved")
     given = parser.parse_args()
+    if given.tables:
+        tables()
+        return
     torch.set_num_threads(1)
+    saved = not given.only and given.processes == [1, 2, 4]
     results: dict[str, dict] = {}
     for name in [given.only] if given.only else NETS:
         model, stages = network(name)
         late = pipeline.delays(len(stages))
         times = pipeline.stage_times(model, stages, *samples(1)[0], mitigation="lwpv+sc", delays=late, rounds=25)
-        for ranks in (1, 2, 4):
-            cut = pipeline.balance(times, ranks)
+        for ranks in given.processes:
             with tempfile.TemporaryDirectory() as folder:
-                spawn(process, (ranks, name, given.rounds, cut, folder), ranks)
-                seconds = torch.load(f"{folder}/{ranks}.pt", weights_only=True)
-            count = NETS[name][1]
-            row: dict[str, object] = {way: count / statistics.median(own) for way, own in seconds.items()}
-            row |= {"cut": cut, "predicted": 1 / period(joined(times, cut))}
-            results.setdefault(name, {})[f"{ranks} processes"] = row
-            told = " ".join(f"{way} {rate:.1f}" for way, rate in row.items() if isinstance(rate, float))
-            print(f"{name} on {ranks}: {told} samples a second; cut {cut}", flush=True)
-        if name == "resnet20" and not given.only:
+                spawn(process, (ranks, name, given.rounds, times, folder), ranks)
+                seconds, cut = torch.load(f"{folder}/{ranks}.pt", weights_only=True)
+            found = row(seconds, NETS[name][1])
+            told = ", ".join(f"{way} {value:.2f}" for way, value in found.items() if isinstance(value, float))
+            print(f"{name} on {ranks}: {told}; cut {cut}", flush=True)
+            results.setdefault(name, {})[f"{ranks} processes"] = {**found, "cut": cut, "turns": seconds}
+        if name == "resnet20" and saved:
             draw("ResNet-20", times, 4)
-    if not given.only:
+    if saved:
         print(save("pipeline_runtime", {"rounds": given.rounds, "samples a second": results}))
 
 

@@ -44,7 +44,7 @@ def proofs(log: Log) -> None:
     assert isinstance(total, Float)
     for name, module in (
         ("every sum", adder(product, total, total)),
-        ("every product", multiplier(OPERANDS, OPERANDS, product)),
+        ("every product", multiplier(OPERANDS, OPERANDS, product, total)),
     ):
 
         def wrong(module: Module = module) -> float:
@@ -69,7 +69,7 @@ def main() -> None:
     for name, module in modules.items():
         measured = Measured.of(module)
         area = log.measure((library, name), lambda m=measured: m.area(arguments.liberty).area, design(module))
-        print(f"| {name} | {area:,.0f} |", flush=True)
+        print(f"| {name} | {area:,.{0 if area > 1000 else 1}f} |", flush=True)
 
 
 if __name__ == "__main__":

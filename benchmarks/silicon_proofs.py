@@ -38,6 +38,7 @@ UNITS = {
     "hopper-fp8, adder": lambda: build(rc.TensorCore.hopper_fp8()),
     "blackwell-fp8, adder": lambda: build(rc.TensorCore.blackwell_fp8()),
     "M7E4": lambda: build(rc.LBA.m7e4(), operands=M4E3),
+    "M7E4, no chunks": lambda: build(rc.LBA(chunk=None), operands=M4E3),
     "M10E5": lambda: build(rc.LBA.m10e5(), operands=M4E3),
     "LightNorm, M2E3": lambda: build(norm(3, 2, TRUNCATED, block=None)),
     "LightNorm, M2E5": lambda: build(norm(5, 2, TRUNCATED, block=None)),

@@ -3,10 +3,15 @@
 Giga multiply-adds a second on the wall clock, candidates interleaved, medians and best; torch's own product and LBA's
 12-bit accumulator beside every preset. On other processors the ratios are others: the results file names it.
 
-    python benchmarks/tensorcore_speed.py [--threads 1 2]
+torch's OpenMP workers spin for a while after their part of torch's product, on the cores that our threads then want:
+with two threads say ``OMP_WAIT_POLICY=PASSIVE``. ``--table``: the table of docs/tensorcore.md from the results files,
+measuring nothing.
+
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/tensorcore_speed.py [--threads 1 2] [--table]
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +23,7 @@ import torch
 from torch import Tensor
 
 import recoup as rc
-from benchmarks.measure import interleaved, medians, save
+from benchmarks.measure import RESULTS, interleaved, medians, save
 from recoup.tensorcore.wing import CARD
 
 SHAPE = (384, 1152, 1024)
@@ -59,11 +64,31 @@ def measured(threads: int, rounds: int) -> None:
     save(f"tensorcore_speed_{threads}t", {"threads": threads, "gmacs": rates, "best": best})
 
 
+def table() -> str:
+    """Medians of all results files in Markdown, fastest first."""
+    files = sorted(RESULTS.glob("tensorcore_speed_*t.json"))
+    found = [json.loads(path.read_text()) for path in files]
+    counts = [f"{each['threads']} thread" + "s" * (each["threads"] > 1) for each in found]
+    lines = ["| | " + " | ".join(f"{count}, GMAC/s | of torch" for count in counts) + " |"]
+    lines.append("|---|" + "---|---|" * len(found))
+    for name in sorted(found[0]["gmacs"], key=lambda name: -found[0]["gmacs"][name]):
+        cells = []
+        for each in found:
+            rate = each["gmacs"].get(name)
+            cells += ["", ""] if rate is None else [f"{rate:.1f}", f"{rate / each['gmacs']['torch float32']:.2f}"]
+        lines.append(f"| {name if ' ' in name and ',' not in name else f'`{name}`'} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="thread counts, a results file each")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--table", action="store_true", help="print the table of what was measured, and stop")
     arguments = parser.parse_args()
+    if arguments.table:
+        print(table())
+        return
     for threads in arguments.threads:
         measured(threads, arguments.rounds)
 

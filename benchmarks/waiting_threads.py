@@ -1,4 +1,6 @@
-"""Wall and CPU time by how long torch's OpenMP threads spin while they wait: by default, not at all, as in commands.
+"""Claim: commands gain by how long torch's threads spin, and float work loses little.
+
+Wall and CPU time by how long torch's OpenMP threads spin while they wait: by default, not at all, as in commands.
 
 Every policy has a process of its own, in turns; random weights and images. Float work has no kernel of recoup's, so
 there a shorter wait can hardly gain.

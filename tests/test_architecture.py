@@ -44,7 +44,7 @@ WINGS = frozenset({"nbsmt", "lba", "lightnorm", "tensorcore", "pipeline"})
 # Who may import a library: rooms or modules below the root.
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "llvmlite": (
-        *("kernels", "formats.cpu*", "nbsmt.codes", "nbsmt.combine", "nbsmt.saturate", "lba", "lightnorm.fused"),
+        *("kernels", "formats.cpu*", "nbsmt.codes", "nbsmt.combine", "nbsmt.emit*", "lba", "lightnorm.fused"),
         *("pipeline.native", "tensorcore.emit*"),
     ),
     "numba": (

@@ -98,6 +98,22 @@ def test_what_is_not_counted_is_said():
     assert "energy: 0: energy needs a Liberty file" in str(found)
     assert json.loads(json.dumps(found.to_dict()))["cycles"] == found.cycles
 
+
+def test_layers_that_no_hardware_runs_are_named():
+    model = small_net()
+    some = rc.cost(model, {"re:block1.*": rc.LBA.m7e4()}, (3, 8, 8))
+    norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    products = [layer.name for layer in some.layers if layer.macs and not layer.name.startswith("block1")]
+    assert set(some.in_float) == {*norms, *products}
+    assert some.to_dict()["in_float"] == list(some.in_float)
+    assert f"no hardware runs {', '.join(products)} and {len(norms)} norms: counted as float" in str(some)
+    whole = rc.cost(model, None, (3, 8, 8))
+    assert "no hardware runs any layer: counted as float" in str(whole)
+    both = ([layer for layer in one.layers if layer.name in some.in_float] for one in (some, whole))
+    assert next(both) == next(both)
+    linear = nn.Sequential(nn.Linear(4, 4))
+    assert "no hardware" not in str(rc.cost(linear, {"0": rc.LBA.m7e4()}, (4,)))
+
     class Idle(nn.Module):
         def __init__(self):
             super().__init__()

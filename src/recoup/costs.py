@@ -26,6 +26,7 @@ from recoup.policy import Policy
 from recoup.silicon.tables import Tables
 from recoup.wings import cards, wing_of
 
+FLOAT = "float"
 NO_HARDWARE = "in float, for which no hardware is generated"
 NOT_RUN = "its wing does not say in how many steps the hardware that it generates runs it"
 COUNTED: tuple[str, ...] = ("cycles", "traffic", "bits")
@@ -107,6 +108,12 @@ class Cost:
         return sum(layer.macs * layer.accumulator for layer in self.layers) / max(self.macs, 1)
 
     @property
+    def in_float(self) -> tuple[str, ...]:
+        """Layers that no hardware runs: cycles, traffic and bits are counted as in float, one multiply-accumulate a
+        cycle and 32 bits a number; they are in no energy and no area."""
+        return tuple(layer.name for layer in self.layers if layer.hardware == FLOAT)
+
+    @property
     def energy(self) -> float | None:
         """Picojoules of the layers whose units have an energy; ``absent`` names the others. None where none has."""
         found = [layer.energy for layer in self.layers if layer.energy is not None]
@@ -132,12 +139,15 @@ class Cost:
         totals = {name: getattr(self, name) for name in (*COUNTED, *PRICED, "macs")}
         lists = {name: [part.to_dict() for part in getattr(self, name)] for name in ("layers", "uncounted")}
         array = dataclasses.asdict(self.array)
-        return {"array": array, **totals, **lists, "units": list(self.units), "absent": self.absent}
+        told = {"in_float": list(self.in_float), "units": list(self.units), "absent": self.absent}
+        return {"array": array, **totals, **lists, **told}
 
     def __str__(self) -> str:
         lines = [f"{self.cycles:,} cycles, {self.traffic:,.0f} bytes, {self.bits:.2f} bits an accumulator"]
         if self.uncounted:
             lines.append("not counted: " + ", ".join(f"{part.name} ({part.kind})" for part in self.uncounted))
+        if self.in_float:
+            lines.append(told_in_float(self))
         if self.die is None or not self.die.tables.liberty:  # an area would take a synthesis
             return "\n".join([*lines, *([f"energy: {told(self.unmeasured)}"] if self.unmeasured else [])])
         found = {"pJ": self.energy, "um2": self.area}
@@ -225,7 +235,7 @@ def of_map(sizes: Map, chosen: Mapping[str, Any], array: Array, tables: Tables) 
 def _layer(site: Site, config: Any, array: Array, tables: Tables) -> tuple[LayerCost, str]:
     """A layer's cost, and why it has no energy."""
     spent = spent_on(site, config, array)
-    hardware = "float" if config is None else repr(config)
+    hardware = FLOAT if config is None else repr(config)
     found = spent or in_float(site, array)
     counted = {part: getattr(found, part) for part in ("cycles", "traffic", "accumulator")}
     energy, why = energy_on(site, config, array, tables)
@@ -263,6 +273,21 @@ def spent_on(site: Site, config: Any, array: Array) -> Spent | None:
         return in_float(site, array)
     count = wing_of(config, "cost").cost
     return None if count is None else count(site, config, array)
+
+
+def told_in_float(parts: Cost | Sequence[Site]) -> str:
+    """The layers that no hardware runs, and how they are counted: those that multiply by name, norms by their number.
+
+    Args:
+        parts: a cost; or such layers themselves.
+    """
+    every = parts.layers if isinstance(parts, Cost) else parts
+    found = [part for part in every if not isinstance(part, LayerCost) or part.hardware == FLOAT]
+    names, norms = [part.name for part in found if part.macs], sum(not part.macs for part in found)
+    what = [", ".join(names)] if names else []
+    what += [f"{norms} norm{'s' * (norms > 1)}"] if norms else []
+    told = "any layer" if isinstance(parts, Cost) and len(found) == len(every) else " and ".join(what)
+    return f"no hardware runs {told}: counted as float, a multiply-accumulate a cycle and 32 bits a number"
 
 
 def assigned(model: nn.Module, policy: Policy | Mapping[str, Any] | None, purpose: str) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from recoup.errors import RecoupError
 from recoup.fields import is_number, location
 from recoup.grammar import parse_config, written
 from recoup.models import load as load_model
+from recoup.models.language import CHARGPT
+from recoup.models.transformer import CharGPT, of_sizes
 from recoup.network import ledger
 from recoup.network.checks import is_module
 from recoup.network.emulated import Emulated, emulated_layers
@@ -75,6 +77,7 @@ def save(model: nn.Module, path: str | Path) -> None:
         "trained": [name for name, layer in emulated_layers(model).items() if layer.trained],
         "sights": {name: sight[1:] for name, layer in emulated_layers(model).items() if (sight := layer.witness)},
         "extra_state": _extra_state(model),
+        **_language(model),
         "ledger": kept,
         "recoup": __version__,
         "torch": torch.__version__,
@@ -94,7 +97,8 @@ def load(path: str | Path, model: nn.Module | str | None = None, **options: Any)
     Args:
         path: the file; ``FOLDER`` and ``hf:FOLDER`` are the file recoup.safetensors in it.
         model: a float network of the same architecture, or the text of one (``resnet20``, ``package.module:factory``);
-            None: that of ``hf:FOLDER``. Its names may differ from the file's by one common prefix, which is said.
+            None: that of ``hf:FOLDER``. Its names may differ from the file's by one common prefix, which is said. A
+            chargpt's sizes and alphabet are those that the file keeps.
         options: keyword arguments of the model's factory.
 
     Returns:
@@ -109,12 +113,13 @@ def load(path: str | Path, model: nn.Module | str | None = None, **options: Any)
     """
     if model is None and str(path).startswith(FOLDER):
         model = str(path)
-    network: Any = load_model(model, **options) if isinstance(model, str) else model
+    network: Any = _built(model, path, options) if isinstance(model, str) else model
     is_module(network, "load")
     path = location("load", "path", path)
     if emulated_layers(network):
         raise RecoupError("load: the model is emulated already: restore_ it first")
     header, tensors = read(path)
+    alphabet = _alphabet(network, header, path)
     weights = {name: value for name, value in tensors.items() if not name.startswith((PREFIX, BEFORE))}
     own, extra = network.state_dict(), header.get("extra_state", {})
     rename = renamed(_shaped(weights | extra), _shaped(own), f"load: {path}")
@@ -134,7 +139,43 @@ def load(path: str | Path, model: nn.Module | str | None = None, **options: Any)
         if isinstance(error, RecoupError) or not isinstance(error, Exception):
             raise
         raise RecoupError(f"load: {path} does not fit {type(network).__name__}: {error}") from error
+    if alphabet:
+        network.alphabet = alphabet
     return network
+
+
+def _built(spec: str, path: Any, options: Mapping[str, Any]) -> nn.Module:
+    """The float network that a text names; a chargpt without options has the sizes that the file keeps."""
+    if spec in CHARGPT and not options:
+        kept = read(location("load", "path", path))[0].get("language")
+        if kept is not None:
+            return of_sizes(kept, f"load: {path}")
+    return load_model(spec, **options)
+
+
+def _language(model: nn.Module) -> dict[str, Any]:
+    """The alphabet of a network of characters, without which its numbers mean nothing, and a chargpt's sizes."""
+    alphabet = next((found for one in model.modules() if (found := getattr(one, "alphabet", None))), None)
+    if not isinstance(alphabet, str):
+        return {}
+    sizes = next((one.sizes for one in model.modules() if isinstance(one, CharGPT)), None)
+    return {"language": {"alphabet": alphabet, **({} if sizes is None else {"sizes": sizes})}}
+
+
+def _alphabet(network: nn.Module, header: Mapping[str, Any], path: Any) -> str:
+    """The alphabet that a file keeps for a network, "" where it keeps none.
+
+    Raises:
+        RecoupError: the network has another: the same numbers would be other characters.
+    """
+    kept = header.get("language", {})
+    found = kept.get("alphabet", "") if isinstance(kept, dict) else None
+    if not isinstance(found, str):
+        raise RecoupError(f"load: {path} has the alphabet {found!r}; a text expected")
+    own = getattr(network, "alphabet", "")
+    if found and own and isinstance(own, str) and own != found:
+        raise RecoupError(f"load: {path} is of a network of the alphabet {found!r}; this one reads {own!r}")
+    return found
 
 
 def _file(path: str | Path) -> Path:

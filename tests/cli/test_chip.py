@@ -34,6 +34,8 @@ def test_from_a_study_to_a_chip_and_back():
     assert told["layers"]["classifier"]["repairs"] == ["gain (correct_gain_, 32 images)"]
     shown = recoup("evaluate", *DATA, "--chip", "chip.safetensors").stdout
     assert f"{row.top1:.2f} % top-1" in shown
+    assert told["lost"]["low"] < told["lost"]["points"] == told["float"]["top1"] - row.top1 < told["lost"]["high"]
+    assert f"lost   {told['lost']['points']:+.2f} points (" in shown
     assert recoup("describe", "--chip", "chip.safetensors").stdout == recoup("describe", "chip.safetensors").stdout
     Path("chip.st").write_bytes(Path("chip.safetensors").read_bytes())  # whatever its name
     plain = rc.models.load("digits_net", "chip.safetensors").state_dict()

@@ -3,6 +3,7 @@ import json
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,9 +14,10 @@ from typer.testing import CliRunner
 
 import recoup as rc
 from recoup import models
-from recoup.cli.demo import CONFIGS
+from recoup.cli.demo import CONFIGS, SEARCH
 from recoup.cli.doctor import examine
 from recoup.cli.main import app
+from recoup.kernels import process
 from recoup.study import Recipe, Results
 from recoup.study.measures.pipeline import PipelineResults, Setting
 from recoup.study.store import Store
@@ -317,13 +319,18 @@ def test_demo_end_to_end(monkeypatch):
     monkeypatch.setattr("recoup.cli.demo.IMAGES", 64)
     monkeypatch.setattr("recoup.cli.demo.PIPELINE", Setting(stages=4, width=8, epochs=1, batch=100))
     monkeypatch.setattr("recoup.cli.demo.SILICON_SECONDS", 0)
+    few = {"scoring": {"images": 40}, "calibration": {"images": 32, "seeds": [0]}, "test": {"limit": 60}, "points": 2}
+    monkeypatch.setattr("recoup.cli.demo.SEARCH", SEARCH | few)
     done = recoup("demo")
     assert "recoup silicon area --study recoup-demo" in done.stdout
     assert "trained a small network" in done.stderr
     assert "pipelines at batch one are trained meanwhile" in done.stderr
     assert "digits_net on digits" in done.stdout
     assert "Pipelined Backpropagation: mean" in done.stdout
-    assert '<h2 id="pipeline">' in Path("recoup-demo/report.html").read_text()
+    assert "threads are searched layer by layer" in done.stderr
+    assert "digits_net on digits: within 0.5 points of float" in " ".join(done.stdout.split())
+    page = Path("recoup-demo/report.html").read_text()
+    assert all(f'<h2 id="{chapter}">' in page for chapter in ("search", "pipeline"))
     found = Results.load("recoup-demo")
     assert found.accuracy[0].top1 > 20
     assert found.rows("traffic")
@@ -333,6 +340,7 @@ def test_demo_end_to_end(monkeypatch):
     chapter = PipelineResults.load(Path("recoup-demo"))
     assert chapter is not None
     assert json.loads(again.stdout)["pipeline"] == chapter.model_dump(mode="json")
+    assert len(json.loads(again.stdout)["search"]["groups"]) == 4
     assert chapter.labels() == ["SGDM", "PB", "SC", "LWP", "LWPv+SC"]
     Path("recoup-demo/report.html").unlink()
     recoup("report", "recoup-demo")
@@ -353,3 +361,20 @@ def test_the_demos_network_is_trained_again_where_it_was_cut_off(monkeypatch):
     (Path("d") / WEIGHTS).write_bytes(whole[:1000])
     assert train_weights(Path("d"))
     assert (Path("d") / WEIGHTS).read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("own", "found"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+)
+def test_torchs_threads_soon_sleep_while_they_wait_unless_the_user_says_otherwise(own, found):
+    """A process that has not loaded torch: OpenMP reads the variable once, and commands load torch after it is set."""
+    told = "import os, sys, recoup.cli.main; from recoup.kernels import process; process.begin()\n"
+    told += "print(os.environ.pop('GOMP_SPINCOUNT', None), 'torch' in sys.modules); import torch; process.begin()\n"
+    told += "print('GOMP_SPINCOUNT' in os.environ, process.waiting())"
+    environ = {name: value for name, value in os.environ.items() if name not in process.SPINNING}
+    done = subprocess.run([sys.executable, "-c", told], env=environ | own, capture_output=True, text=True, check=True)
+    first, second, third, said = done.stdout.replace("\n", " ").split(" ", 3)
+    assert (first, second, third) == (found, "False", "False")
+    spinning = "spinning (GOMP_SPINCOUNT and OMP_WAIT_POLICY are not set)"
+    assert said.strip() == ("OMP_WAIT_POLICY=ACTIVE" if found == "None" else spinning)

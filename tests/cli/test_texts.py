@@ -152,6 +152,9 @@ def test_chips_are_ranked_by_nats(folder):
     assert ranking.count("(beaten)") == 1
     found = Results.load(folder / "out")
     assert {row.config for row in found.costs} == {"float", "mild", "harsh"}
+    for name in ("mild", "harsh"):
+        lost = next(d for d in found.differences if (d.config, d.against) == (name, "float"))
+        assert f"{lost.nats:+.4f} ({lost.low:+.4f} to {lost.high:+.4f})" in (folder / "out" / "report.html").read_text()
     _speaks_of_nats_alone(folder, said)
     page = (folder / "out" / "report.html").read_text("utf-8")
     code, _, err = run("report", folder / "out")  # from results.json alone
@@ -181,6 +184,43 @@ def test_a_recipe_of_a_text_is_taken_up_again_and_knows_another_text(folder):
     code, _, err = run("run", "text.yaml")
     assert code == 2
     assert "measurements of another study (tokens was" in err
+
+
+def test_a_character_model_s_chip_brings_its_alphabet_and_sizes(folder):
+    """Evaluated where the checkpoint is not at hand; its float network is a checkpoint like any other."""
+    weights = char_model(folder, tale(600), steps=30)
+    rc.Policy({"re:blocks.*(qkv|fc1)": NARROW}, "narrow").save(folder / "policy-00.yaml")
+    given = ("--model", "chargpt", "--data", "text:tale.txt")
+    study = (*given, "--policy", "policy-00.yaml", "--weights")
+    code, _, err = evaluate(*study, weights, *QUICK, "--save-chip", "chip.st")
+    assert code == 0, err
+    state = err.rpartition("chip.st holds narrow, ")[2]
+    weights.unlink()
+    code, out, err = evaluate(*given, "--chip", "chip.st", "--json")
+    assert code == 0, err
+    told, found = json.loads(out), Results.load(folder / "out")
+    row = next(row for row in found.nats if (row.config, row.seed, row.state) == ("narrow", 0, state))
+    assert told["chip"]["nats"] == row.nats
+    lost = next(d for d in found.differences if (d.config, d.state, d.seed, d.against) == ("narrow", state, 0, "float"))
+    assert told["lost"] == {"nats": lost.nats, "low": lost.low, "high": lost.high}
+    shown = evaluate(*given, "--chip", "chip.st")[1]
+    assert f"lost   {lost.nats:+.4f} nats ({lost.low:+.4f} to {lost.high:+.4f}), on the same windows" in shown
+    assert told["float"]["nats"] == found.nats[0].nats
+    code, _, err = evaluate(*study, "chip.st", *QUICK[:-1], "again")
+    assert code == 0, err
+    assert [r.nats for r in Results.load(folder / "again").nats] == [r.nats for r in found.nats]
+    model = rc.load("chip.st", "chargpt")
+    assert (model.alphabet, model.sizes["heads"]) == ("".join(sorted(set(tale(600)))), 2)
+    model.alphabet = model.alphabet[::-1]
+    rc.save(model, "other.st")
+    with pytest.raises(rc.RecoupError, match="is of a network of the alphabet"):
+        rc.load("other.st", load_chargpt("chip.st")[0])
+    plain = rc.models.load("chargpt")
+    rc.save(plain, "plain.st")
+    with pytest.raises(rc.RecoupError, match="no file of a chargpt that holds its alphabet"):
+        load_chargpt("plain.st")
+    code, _, err = evaluate(*given, "--chip", "plain.st")
+    assert (code, "has no vocabulary that is known" in err) == (2, True)
 
 
 def test_a_chip_on_a_text(folder):

@@ -74,6 +74,25 @@ def test_carried_values():
     assert [sums(n) for n in (0, 1, 5)] == [1, 1_000_001, 15_000_120]
 
 
+@pytest.mark.parametrize("unroll", [True, False])
+def test_a_loop_is_written_once_where_that_is_asked_for(unroll: bool):
+    module, b, arg = llvm.function("sum", COUNT, {"n": COUNT, "x": COUNT.as_pointer()})
+    with llvm.loop(b, COUNT(0), arg["n"], 1, [COUNT(7)], unroll=unroll) as outer:
+        with llvm.loop(b, COUNT(0), COUNT(2), 1, outer.values, unroll=unroll) as inner:
+            x = b.load(b.gep(arg["x"], [b.add(outer.index, inner.index)]))
+            inner.carry(b.xor(b.mul(inner.values[0], COUNT(7919)), x))
+        outer.carry(*inner.values)
+    b.ret(outer.values[0])
+    x, expected = np.arange(5, dtype=np.int64), 7
+    for i in range(2):
+        for j in range(2):
+            expected = 7919 * expected ^ int(x[i + j])
+    assert llvm.Native(module, "sum", ctypes.c_int64, [ctypes.c_int64, ctypes.c_void_p])(2, x.ctypes.data) == expected
+    products = sum("imul" in line for line in llvm.assembly(module, llvm.Target.named("x86-64")).splitlines())
+    if HERE_X86:
+        assert (products == 1) == (not unroll)
+
+
 @pytest.mark.parametrize("level", ["x86-64", "haswell", "skylake-avx512"])
 def test_other_levels_same_result(level: str):
     target = llvm.Target.named(level)

@@ -13,9 +13,10 @@ from torch import nn
 import recoup as rc
 from recoup.errors import RecoupError
 from recoup.kernels import llvm
-from recoup.nbsmt import gpu, ops, reference
+from recoup.nbsmt import gpu, ops, reference, saturate
 from recoup.nbsmt.config import NBSMT
-from recoup.nbsmt.saturate import Saturating, saturating_module
+from recoup.nbsmt.emit_saturating import Form, saturating_module, scaled
+from recoup.nbsmt.saturate import Saturating
 from recoup.nbsmt.weights import quantize_weight, weight_operand
 from recoup.nbsmt.wing import eight_bit, runs, title
 from recoup.network.convolution import POINTWISE, Geometry
@@ -125,44 +126,128 @@ def test_beyond_24_bits_registers_are_rounded_once():
         assert y.item() == torch.tensor(float(expected[0])).item()
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_other_instruction_sets(level):
-    if not runs_here(level):
-        pytest.skip(f"this processor does not run {level}")
-    config = NBSMT(2, "S+aW", accumulator=rc.Int(16))
-    x, w = operands(5, 9, 23, 18, 0.2, signed=True)
-    operand = weight_operand(w.t()[:, :, None, None], config, 128)
-    a_MJ = reference.activation_operand(x, operand.activations, config)
+# Threads, policy, register, groups, output channels of a group: bytes of one quad and of several, words that saturate
+# by themselves and that do not, lanes of one group, of several, and of a group each.
+FORMS = [
+    (2, "S+aW", 16, 1, 18),
+    (4, "S+A", 18, 1, 35),
+    (2, "A", 18, 1, 18),
+    (2, "W", 16, 1, 3),
+    (1, "S+A", 18, 9, 2),
+    (1, "S+A", 16, 7, 5),
+    (1, "S+A", 18, 17, 1),
+    (1, "S+A", 17, 2, 17),
+]
+
+
+def dealt(code, config, weight, zero):
+    """The kernel of a weight, and the operand's bytes [N, H, W, J]."""
+    operand = weight_operand(weight, config, zero)
+    rows = code.movedim(1, 3)
+    a_PJ = reference.activation_operand(rows.flatten(0, 2), operand.activations, config)
     kernel = Saturating(operand.weight_OGJkk, config, len(operand.activations))
-    found = kernel(a_MJ.to(torch.int16)[:, None, None], POINTWISE, target=llvm.Target.named(level))
-    assert torch.equal(found[:, :, 0, 0], reference.matmul(x, w, config))
+    return kernel, (a_PJ.to(torch.int16) + zero).to(torch.uint8).view(*rows.shape[:3], -1)
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_lanes_of_several_groups_on_other_instruction_sets(level):
-    if not runs_here(level):
-        pytest.skip(f"this processor does not run {level}")
-    config, geometry = NBSMT(1, accumulator=rc.Int(16)), Geometry((3, 2), (2, 1), (1, 1), (1, 2), 9)
-    code, weight = operands(6, 9 * 4 * 30, 1, 18 * 4 * 6, 0.2, signed=True)
-    code, weight = code.view(1, 36, 5, 6), weight.view(18, 4, 3, 2)
-    operand = weight_operand(weight, config, 128)
-    a_NHWC = reference.activation_operand(code.movedim(1, 3).reshape(30, 36), operand.activations, config)
-    kernel = Saturating(operand.weight_OGJkk, config, len(operand.activations))
-    found = kernel(a_NHWC.view(1, 5, 6, -1).to(torch.int16), geometry, target=llvm.Target.named(level))
-    single = Geometry((3, 2), (2, 1), (1, 1), (1, 2), 1)
-    parts = [convolved(code[:, 4 * g : 4 * g + 4], weight[2 * g : 2 * g + 2], config, single, True) for g in range(9)]
-    expected = torch.cat(parts, 1).view(*geometry.outputs((5, 6)), 18).permute(2, 0, 1)
-    assert torch.equal(found[0], expected.int())
+def large(inputs, outputs, channels, zero):
+    """Codes [1, inputs, 5, 6] and weights [outputs, channels, 3, 2] of large products, the last tap's negative: sums
+    saturate and come back."""
+    code, weight = operands(6, inputs * 30, 1, outputs * channels * 6, 0.2, zero > 0)
+    code, weight = code.view(1, inputs, 5, 6), weight.view(outputs, channels, 3, 2)
+    random = torch.Generator().manual_seed(7)
+    big = torch.randint(100, 128, weight.shape, generator=random).mul(torch.tensor([[1, 1], [1, 1], [1, -1]]))
+    weight = torch.where(torch.rand(weight.shape, generator=random) < 0.1, weight, big.to(torch.int8))
+    high = torch.randint(225 - zero, 256 - zero, code.shape, generator=random).to(code.dtype)
+    return torch.where(torch.rand(code.shape, generator=random) < 0.1, code, high), weight
 
 
-def test_code_for_other_processors():
-    """One instruction multiplies and adds pairs where there is one; it cannot be run here."""
-    for own in (False, True):
-        assert "mla" in llvm.assembly(saturating_module(2, ARM, own), ARM)
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_every_form_on_every_instruction_set(form):
+    threads, policy, bits, groups, each = form
+    config = NBSMT(threads, policy, accumulator=rc.Int(bits), pairing="adjacent" if bits == 16 else "halves")
+    geometry, channels = Geometry((3, 2), (2, 1), (1, 1), (1, 2), groups), 9 if groups == 1 else 3
+    for zero in (0, 128):
+        code, weight = large(groups * channels, groups * each, channels, zero)
+        single = Geometry((3, 2), (2, 1), (1, 1), (1, 2), 1)
+        parts = [
+            convolved(code[:, channels * g :][:, :channels], weight[each * g :][:each], config, single, zero > 0)
+            for g in range(groups)
+        ]
+        exact = convolved(code[:, :channels], weight[:each], config.replace(accumulator=None), single, zero > 0)
+        assert not torch.equal(parts[0], exact)
+        expected = torch.cat(parts, 1).view(*geometry.outputs((5, 6)), groups * each).permute(2, 0, 1)
+        kernel, a_NHWJ = dealt(code, config, weight, zero)
+        assert torch.equal(kernel(a_NHWJ, geometry, zero)[0], expected.int())
+        assert torch.equal(kernel(a_NHWJ, geometry, zero, floats=True)[0], expected.float())
+        for level in filter(runs_here, LEVELS):
+            found = kernel(a_NHWJ, geometry, zero, target=llvm.Target.named(level))
+            assert torch.equal(found[0], expected.int()), (level, zero)
+
+
+VNNI = llvm.Target("cascadelake", "", llvm.Target.named("skylake-avx512").features | {"avx512vnni"})
+
+
+@pytest.mark.parametrize("sharing", ["all", "few", "none"])
+def test_code_for_other_processors(sharing):
+    """One instruction multiplies and adds pairs or quads, where there is one; it cannot be run here."""
+
+    def lines(target, **fields):
+        blocks = 2 if sharing == "all" else 1
+        settings = {"words": True, "ends": "none", "many": False, "corrected": False, "floats": False, **fields}
+        form = Form(sharing=sharing, pixels=4, blocks=blocks, **settings)
+        return llvm.assembly(saturating_module(form, target), target).splitlines(), 4 * blocks
+
+    assert any("mla" in line for line in lines(ARM)[0])
     for level, register in (("haswell", "ymm"), ("skylake-avx512", "zmm")):
-        target = llvm.Target.named(level)
-        lines = llvm.assembly(saturating_module(2, target), target).splitlines()
-        assert any("vpmaddwd" in line and register in line for line in lines)
+        assert any("vpmaddwd" in line and register in line for line in lines(llvm.Target.named(level))[0])
+    if llvm.Target.named("x86-64").machine != "x86_64":
+        return
+    # As often as the tile has registers: the loop is not unrolled, for all vector registers are in use.
+    kinds: list[tuple[dict, str]] = [({"ends": "both"}, "vpdpwssds"), ({}, "vpdpwssd"), ({"words": False}, "vpdpbusd")]
+    for fields, name in [*kinds, ({"ends": "upper"}, "vpdpwssds"), ({"ends": "upper", "words": False}, "vpdpbusds")]:
+        if fields.get("words", True) or sharing == "all":
+            found, tile = lines(VNNI, **fields)
+            assert sum(line.split()[:1] == [name] for line in found) == tile
+
+
+def test_registers_that_saturate_by_themselves():
+    """From 17 bits on powers of two lift a register's ends to those of 32 bits; products fit words."""
+    for bits in range(8, 33):
+        found = scaled(bits, 2, VNNI)
+        assert (found is None) == (bits < 17)
+        if found is not None:
+            assert sum(found) == 32 - bits
+            assert max(255 << found[0], 128 << found[1]) <= 2**15
+    assert scaled(18, 4, VNNI) is None
+    assert scaled(18, 2, llvm.Target.named("skylake-avx512")) is None
+
+
+@pytest.mark.parametrize("config", [NBSMT(1), NBSMT(2, "A"), NBSMT(2), NBSMT(4, pairing="adjacent")], ids=str)
+def test_pieces_change_nothing(config, monkeypatch):
+    """One slot of weights and one image at a time, or all: registers are kept between pieces."""
+    config = config.replace(accumulator=rc.Int(18))
+    code, weight = operands(8, 3 * 24 * 20, 1, 37 * 24 * 9, 0.2)
+    code, weight, geometry = (
+        code.view(3, 24, 4, 5),
+        weight.view(37, 24, 3, 3),
+        Geometry((3, 3), (1, 1), (1, 1), (1, 1), 1),
+    )
+    kernel, a_NHWJ = dealt(code, config, weight, 0)
+    whole = kernel(a_NHWJ, geometry)
+    assert not torch.equal(whole, dealt(code, config.replace(accumulator=rc.Int(24)), weight, 0)[0](a_NHWJ, geometry))
+    for name, value in (("SEGMENT", 1), ("CHUNK", 1), ("FEW", 10**6)):
+        monkeypatch.setattr(saturate, name, value)
+        kernel, a_NHWJ = dealt(code, config, weight, 0)
+        assert torch.equal(kernel(a_NHWJ, geometry), whole)
+
+
+def test_nothing_to_add_and_nothing_to_add_it_for():
+    config = NBSMT(2, accumulator=rc.Int(8))
+    for rows, size, columns in ((3, 0, 4), (0, 5, 4), (3, 5, 0)):
+        weight = torch.ones(columns, 2 * size, 1, 1, dtype=torch.int8)
+        found = Saturating(weight, config, 1)(torch.ones(rows, 1, 1, 2 * size, dtype=torch.uint8), POINTWISE)
+        assert found.shape == (rows, columns, 1, 1)
+        assert not found.any()
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -279,11 +364,16 @@ def test_sums_beyond_32_bits_are_taken_where_the_register_says_what_becomes_of_t
             rc.nbsmt.matmul(x, w, NBSMT(1, accumulator=register))
 
 
+def test_groups_have_one_product_a_slot():
+    kernel = Saturating(torch.ones(4, 2, 1, 1, dtype=torch.int8), NBSMT(2, accumulator=rc.Int(16)), 1)
+    with pytest.raises(RecoupError, match=r"a convolution of 2 groups, .* with 2 products a slot"):
+        kernel(torch.ones(1, 1, 1, 4, dtype=torch.uint8), Geometry((1, 1), (1, 1), (0, 0), (1, 1), 2))
+
+
 def test_weights_are_laid_out_once():
-    weight = torch.randint(-128, 128, (6, 2, 3, 3), dtype=torch.int8)
-    kernel = Saturating(weight, NBSMT(2, accumulator=rc.Int(16)), 1)
-    assert kernel.blocks(0, 3) is kernel.blocks(0, 3)
-    assert not torch.equal(kernel.blocks(0, 3), kernel.blocks(3, 6))
+    kernel = Saturating(torch.ones(6, 2, 3, 3, dtype=torch.int8), NBSMT(2, accumulator=rc.Int(16)), 1)
+    assert kernel.layout(1, 0, llvm.host()) is kernel.layout(1, 0, llvm.host())
+    assert kernel.layout(1, 128, llvm.host()) is not kernel.layout(1, 0, llvm.host())
 
 
 def test_the_order_counts_at_one_thread_where_a_register_saturates():

@@ -209,9 +209,14 @@ def test_operands_that_no_layer_has_are_refused(array, change, message):
         module.feed(change(x, w), 64, np.random.default_rng(0))
 
 
-def test_a_wrong_tie_and_a_shift_off_by_one_are_caught(monkeypatch):
-    def floored(self, v, is_signed):
+def test_a_wrong_tie_a_rounding_without_collision_and_a_shift_off_by_one_are_caught(monkeypatch):
+    rounded = product_unit.Gates.rounded
+
+    def floored(self, v, port, collision=None):
         return v[4:]
+
+    def alone_too(self, v, port, collision=None):
+        return rounded(self, v, port)
 
     def shifted(self, operands):
         value = operands[0] * operands[1]
@@ -219,7 +224,7 @@ def test_a_wrong_tie_and_a_shift_off_by_one_are_caught(monkeypatch):
             value = self.hdl.Mux(shift, value << 3, value)
         return value
 
-    for name, broken in (("rounded", floored), ("product", shifted)):
+    for name, broken in (("rounded", floored), ("rounded", alone_too), ("product", shifted)):
         with monkeypatch.context() as patch:
             patch.setattr(product_unit.Gates, name, broken)
             found = build(rc.NBSMT(threads=2)).verify(4096)

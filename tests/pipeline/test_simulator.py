@@ -62,6 +62,23 @@ def test_equals_the_lists_of_versions_for_any_delays(name, own):
             torch.testing.assert_close(parameter.detach(), found[key], rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("name", [*NAMES, "past"])
+def test_updates_that_change_nothing_can_be_skipped(name, large):
+    if large:  # rows shown in place
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(128, 160), nn.Sequential(nn.Tanh(), nn.Linear(160, 128)), nn.Linear(128, 3))
+        samples = vectors(12, 128, torch.float32)
+    else:
+        net, samples = convolutional(torch.float32), images(12, torch.float32)
+    simulator, other = make(net, 0.04, 0.9, 1e-2, name), make(copy.deepcopy(net), 0.04, 0.9, 1e-2, name)
+    other.skip(7)
+    assert (other.steps, other.updates) == (7, 7)
+    assert [other.step(x, y) for x, y in samples] == [simulator.step(x, y) for x, y in samples]
+    found = weights(simulator.model)
+    assert all(torch.equal(value, found[name]) for name, value in weights(other.model).items())
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "spectrain"])
 def test_no_delay_is_torch_sgd_bit_for_bit(name):
     net, samples = convolutional(), images(25)

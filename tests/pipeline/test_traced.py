@@ -174,6 +174,7 @@ class Branches(nn.Module):
     ("how", "stages", "told"),
     [
         ("control", None, r"torch.fx cannot follow Branches.forward: line \d+ of forward: TraceError"),
+        ("control", None, r"a Simulator takes stages listed by hand: \[\['one'\], \['two'\], \['three'\]\]"),
         ("dropout", None, "dropout is functional dropout, whose training flag tracing freezes: use"),
         ("plain", [["three"], ["two"], ["one"]], "two is in stage 1 and runs after one of stage 2"),
         ("plain", [["one"], ["two"]], "no stage holds three"),

@@ -249,10 +249,12 @@ def test_warnings_of_the_verification_are_kept(monkeypatch):
 
     monkeypatch.setattr(Bench, "_measured", warned)
     found = verify(few, model, labelled(seed=7)[1], seeds=1)
-    assert found.notes == ("a note of the measurement",)
+    outside, note = found.notes
+    assert outside.startswith("Outside the space no hardware runs stem")
+    assert note == "a note of the measurement"
     about = {"model": "net", "data": "digits", "repair": "default", "budget": None, "date": "2026-11-26"}
     assert results_of(found, **about).notes == found.notes
-    assert not few.notes
+    assert few.notes == (outside,)
 
 
 def test_uniform_policies_over_a_limit_are_only_compared_with(scores):

@@ -92,8 +92,14 @@ def test_fronts_and_their_limits(liberty):
         assert point.costs["energy"] == pytest.approx(told.energy)
         assert told.area <= found.limits["area"]
     assert any(point.costs["area"] > found.first["area"] for point in found.front)
-    assert found.notes[0].startswith("not in energy: stem, ")
-    assert found.notes[0].endswith("classifier: in float, for which no hardware is generated")
+    outside, energy, area = found.notes
+    assert energy.startswith("not in energy: stem, ")
+    assert energy.endswith("classifier: in float, for which no hardware is generated")
+    assert area.startswith("not in area: stem, ")
+    assert outside.startswith("Outside the space no hardware runs stem, ")
+    assert outside.endswith(
+        "classifier and 4 norms: counted as float, a multiply-accumulate a cycle and 32 bits a number."
+    )
     gates = front(scores, "area", limits={"area": "1000 kNAND2"}, points=2, array=ARRAY)
     assert gates.limits == {"area": 1e6}
     area = found.first["area"]

@@ -202,6 +202,42 @@ def test_another_search_s_folder_is_refused(scored):
             score(*arguments, space(), out=folder, **options)
 
 
+def test_two_searches_in_one_folder(tmp_path, monkeypatch):
+    """The first has measured something and written no scores yet; one that measured nothing is in nobody's way."""
+    model, batches = labelled()
+    one = Space({"classifier": [None, rc.LBA.biased(4, 4)]})
+    original = bench_module.Bench._measured
+    monkeypatch.setattr(bench_module.Bench, "_measured", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        score(small_net(1), batches, one, probes=0, out=tmp_path)
+    monkeypatch.setattr(bench_module.Bench, "_measured", original)
+    with pytest.raises(IncompleteError):
+        score(model, batches, one, probes=0, out=tmp_path, shard=Shard(0, 2))
+    assert not (tmp_path / "scores.json").exists()
+    with pytest.raises(RecoupError, match=r"holds a search of another kind .weights was"):
+        score(small_net(1), batches, one, probes=0, out=tmp_path)
+    assert score(model, batches, one, probes=0, out=tmp_path).made == 1
+    (tmp_path / "scores.json").unlink()
+    (tmp_path / "identity.json").write_text("{")
+    with pytest.raises(RecoupError, match=r"identity\.json: no scores of a search"):
+        score(model, batches, one, probes=0, out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"probes": -1}, "probes must be an integer from 0"),
+        ({"workers": 0}, "workers must be an integer from 1"),
+        ({"executor": "x"}, "executor must have submit"),
+        ({"shard": "0/2"}, "shard must be a Shard"),
+    ],
+)
+def test_how_work_is_divided_is_checked_first(arguments, told):
+    model, batches = labelled()
+    with pytest.raises(RecoupError, match=told):
+        score(model, batches, Space({"classifier": [None]}), **arguments)
+
+
 def test_probes_are_uniform_policies_then_mixes_the_same_every_time():
     model, _ = labelled()
     probes = plan(model, space(), probes=6).probes
@@ -236,3 +272,24 @@ def test_a_network_that_views_behind_a_convolution():
     rc.restore_(model)
     test = [(x.flip(0) + 0.5, y) for x, y in batches]
     assert verify(front(found, "bits", points=2), model, test, seeds=2, calibration=batches).total > 0
+
+
+class Reading(nn.Module):
+    """A network that reads memory, which runs on any layout and computes something else."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        return self.conv(x.as_strided((n, c, h, w), (c * h * w, h * w, w, 1))).mean((2, 3))
+
+
+def test_a_network_that_reads_memory_keeps_its_layout():
+    torch.manual_seed(0)
+    batches = [(torch.randn(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64))]
+    bench = bench_module.Bench(Reading(), batches, ["top1"], batches)
+    ((x, _),) = bench.batches
+    assert x.is_contiguous()
+    assert not x.is_contiguous(memory_format=torch.channels_last)

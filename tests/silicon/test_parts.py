@@ -38,6 +38,6 @@ def test_parts_of_an_element_are_those_of_its_array():
 def test_exact_multipliers_are_where_the_area_goes():
     module = build(rc.NBSMT(threads=2))
     own, exact = module.area(parts=True).parts, module.counterparts()["2T exact"].area(parts=True).parts
-    assert exact["multipliers"] > 1.8 * own["multipliers"]
+    assert exact["multipliers"] > 1.3 * own["multipliers"]  # which take their operands behind masks
     assert exact["selection and shifts"] < own["selection and shifts"]
     assert exact[REGISTERS] == own[REGISTERS]

@@ -19,6 +19,7 @@ from recoup.errors import RecoupError
 from recoup.models import chargpt
 from recoup.storage.lock import Lock
 from recoup.study import Recipe, run
+from recoup.study import lab as lab_module
 from recoup.study.bench import Bench, Task, measured
 from recoup.study.lab import Lab
 from recoup.study.machine import cpu_threads
@@ -295,6 +296,32 @@ def test_a_worker_with_other_data_or_network_refuses(tmp_path):
     sent.folder = str(tmp_path / "nowhere")
     with pytest.raises(RecoupError, match=r"a worker cannot enter .*nowhere"):
         sent.make(task)
+
+
+def test_measurements_on_other_numbers_of_threads_are_told(tmp_path):
+    """They count, for that is what `cpu_threads` is about, but float layers' last digits depend on it."""
+    once = {"calibration": {"images": 32, "batch_size": 16, "seeds": [3]}, "states": ["float statistics"]}
+    run(small_recipe(tmp_path, cpu_threads=2, **once), progress=False)
+    found = run(
+        small_recipe(tmp_path, cpu_threads=2, **{**once, "states": ["float statistics", "paired"]}), progress=False
+    )
+    assert not [note for note in found.notes if "threads of torch" in note]
+    more = {**once, "states": ["float statistics", "paired", "bias correction"]}
+    found = run(small_recipe(tmp_path, cpu_threads=1, **more), progress=False)
+    assert [note for note in found.notes if "were made on 1 and 2 threads of torch" in note]
+
+
+def test_a_workers_images_lie_as_here(tmp_path, monkeypatch):
+    """Float layers' last bits may differ by the layout."""
+    laid, place = [], lab_module.laid_out
+    monkeypatch.setattr(lab_module, "laid_out", lambda *given: laid.append(place(*given)) or laid[-1])
+    here = Lab(asked(tmp_path))
+    here.check()
+    tasks, _ = plan(here.recipe, here.has_norms, here.hardware, here.has_work)
+    task = next(task for task in tasks if task.hardware is not None and task.state == "float statistics")
+    for lab in (here, Lab(here.recipe)):
+        measured(lab, task)
+        assert laid.pop().channels_last
 
 
 def test_two_studies_in_one_folder(tmp_path, monkeypatch):

@@ -86,6 +86,7 @@ def test_a_cell_library_adds_energy_and_area(tmp_path):
     assert (floating.energy, floating.area) == (None, None)
     assert (own.energy, own.area) == (told.energy, told.area)
     assert [n for n in found.notes if n.startswith("Costs of chip B: not in energy: features.0, ")]
+    assert [n for n in found.notes if n.startswith("Costs of chip B: no hardware runs features.0, classifier and ")]
     assert Results.load(found.save(tmp_path)) == found
     write_tables(found, tmp_path)
     assert (tmp_path / "costs.csv").read_text().splitlines()[0] == "config,cycles,traffic,bits,macs,energy,area"

@@ -91,6 +91,47 @@ def _exponent(x, smallest):
     return e
 
 
+@given(
+    st.sampled_from(["mxfp8", "mxfp8_e5m2"]),
+    st.tuples(st.integers(1, 9), st.integers(1, 300), st.integers(1, 70)),
+    st.sampled_from(KINDS[:3]),
+    st.sampled_from([0, 2, 12, 50, 95]),
+    st.sampled_from([None, 64]),
+    st.integers(0, 2**30),
+)
+@settings(max_examples=20)
+def test_kernels_without_scales_equal_those_with(name, shape, kind, reach, promotion, seed):
+    """Exponents of zeros and subnormal numbers are their scales' too; bytes hold them up to a reach of about 20."""
+    unit = UNITS[name].replace(promotion=promotion)
+    a, b, s, t = drawn(unit, shape, kind, seed)
+    s, t = (2.0 ** (x.log2() * reach / 13).round() for x in (s, t))
+    given = [x[None] for x in (a, b, s, t)]
+    got = block_cpu.quick(*given, unit)
+    assert got is not None
+    assert same(got, block_cpu.products(*given, unit))
+    small = [x[:3] if x is a or x is s else x[:, :3] for x in (a, b, s, t)]
+    assert same(got[0, :3, :3], block_reference.matmul(*small, unit))
+
+
+def test_what_is_amiss_goes_the_way_that_names_it():
+    a, b, s, t = (x[None] for x in drawn(MX, (5, 70, 9), "codes", 0))
+    assert block_cpu.quick(a, b, s, t, MX) is not None
+    for x, value in (
+        (a, math.inf),
+        (b, math.nan),
+        (a, 0.3),
+        (b, 464.0 * 2),
+        (s, math.nan),
+        (t, 2.0**-127),
+        (s, 2.0**127),
+    ):
+        before = x[0, 3 % x.shape[1], 2].item()
+        x[0, 3 % x.shape[1], 2] = value
+        assert block_cpu.quick(a, b, s, t, MX) is None
+        x[0, 3 % x.shape[1], 2] = before
+    assert block_cpu.quick(*(x[None] for x in drawn(NV, (5, 70, 9), "codes", 0)), NV) is None
+
+
 @pytest.mark.parametrize("name", UNITS)
 def test_stored_instructions_of_the_public_model(name):
     unit = UNITS[name]

@@ -13,10 +13,11 @@ from recoup.repair import describe
 from recoup.saving import load, save
 from recoup.study import Recipe
 from recoup.study.hardware import name_of
+from recoup.study.intervals import difference
 from recoup.study.lab import Lab
-from recoup.study.quality import perplexity_text
+from recoup.study.quality import Quality, perplexity_text
 from recoup.study.repairs import NONE, State
-from recoup.study.sources import numbers_of, source_of
+from recoup.study.sources import difference_of, numbers_of, source_of
 
 Chip = Annotated[
     str | None,
@@ -61,14 +62,27 @@ def evaluate_chip(
     told = describe(network)
     found = {"chip": source.judged(network, test.batches(batch_size))}
     found["float"] = source.judged(restore_(network), test.batches(batch_size))
+    lost = _lost(source.quality, found)
     if source.quality.paired:
         found = {name: numbers_of(value) for name, value in found.items()}
+    found["lost"] = lost
     if as_json:
         typer.echo(json.dumps({**found, "layers": told.to_dict()}, indent=1))
         return
     typer.echo(told)
     for name in ("float", "chip"):
         typer.echo(f"{name:6} {_told(found[name])}")
+    quality = source.quality
+    least, low, high = (quality.signed(lost[name]) for name in (quality.unit, "low", "high"))
+    typer.echo(f"{'lost':6} {least} {quality.unit} ({low} to {high}), on the same {quality.samples}")
+
+
+def _lost(quality: Quality, found: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """What a chip loses against float on the same samples, and the interval: points, or nats window by window."""
+    if quality.paired:
+        return difference_of(found["chip"]["windows"], found["float"]["windows"])
+    lost = difference([found["float"]["top1"] - found["chip"]["top1"]], found["chip"]["count"])
+    return {quality.unit: lost.mean, "low": lost.low, "high": lost.high}
 
 
 def check_saved(recipe: Recipe, shard: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The embedded demonstration: a small network on real handwritten digits, trained here and measured; pipelines."""
+"""The embedded demonstration: a small network on handwritten digits, trained here and measured; a search; pipelines."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,12 +13,17 @@ from safetensors.torch import save
 from torch import nn
 
 from recoup.cli.background import Told, alongside
-from recoup.cli.common import Json, Overwrite, run_recipe
+from recoup.cli.common import Json, Overwrite, importable, run_recipe
 from recoup.data import load
 from recoup.errors import RecoupError
 from recoup.grammar import parse_config, parse_format
 from recoup.models import digits_net
 from recoup.pipeline import Mitigation
+from recoup.search.recipe import SearchRecipe
+from recoup.search.running import How
+from recoup.search.running import run as run_search
+from recoup.search.scoring import CLAIM
+from recoup.search.scoring import FILE as SCORES
 from recoup.storage.files import write_atomically
 from recoup.study.machine import cores, cpu_threads
 from recoup.study.measures.pipeline import PB, SGDM, Case, PipelineResults, Setting, study
@@ -46,6 +51,18 @@ PIPELINE_METHODS = {
     "LWP": (Mitigation.parse("lwpv"), 1.0),
     "LWPv+SC": (Mitigation.parse("lwpv+sc"), 1.0),
 }
+# The demo's search: threads a layer and the classifier's accumulator, on the images that the test leaves.
+SEARCH = {
+    "space": {
+        "re:features[.](3|7|10)": ["NBSMT(threads=1)", "nbsmt-2t", "nbsmt-4t"],
+        "classifier": ["float", "LBA.biased(4, 4)"],
+    },
+    "cost": "cycles",
+    "scoring": {"images": 300},
+    "calibration": {"images": 256, "seeds": [0, 1, 2]},
+    "test": {"limit": 296, "seed": 0},
+    "points": 8,
+}
 # The demo's silicon: a config, its generator's options and, of its counterparts, those that it stands beside.
 SILICON = (
     ("nbsmt-2t", {}, ("1T", "2T exact")),
@@ -71,6 +88,28 @@ def demo_recipe(folder: Path) -> Recipe:
         "out": str(folder),
     }
     return Recipe.build(values, "recoup demo")
+
+
+def search_recipe(folder: Path) -> SearchRecipe:
+    """The cheapest layers that lose at most half a point, of the demo's network."""
+    given = {"model": "recoup.models:digits_net", "weights": str(folder / WEIGHTS), "data": "digits"}
+    return SearchRecipe.build({**given, **SEARCH, "out": str(folder)}, "recoup demo")
+
+
+def search_layers(folder: Path, *, overwrite: bool = False) -> None:
+    """Search ``folder``'s network, for a chapter of the same report; what is measured already is taken up."""
+    if overwrite:
+        for name in (SCORES, CLAIM):  # of another version, say; records are named by what decides them
+            (folder / name).unlink(missing_ok=True)
+    lines: list[str] = []
+
+    def told(line: str) -> None:
+        if not lines:  # nothing is said where all is measured already
+            typer.echo("recoup: threads are searched layer by layer, and the front is measured", err=True)
+        lines.append(line)
+
+    with importable():
+        run_search(search_recipe(folder), "run", How(progress=told))
 
 
 def train_weights(folder: Path) -> bool:
@@ -180,6 +219,7 @@ def demo(
     with training_pipelines(out, wanted_pipelines(out, overwrite=overwrite)) as trained:
         if train_weights(out):
             typer.echo(f"recoup: trained a small network on scikit-learn's digits, kept in {out}", err=True)
-        run_recipe(demo_recipe(out), overwrite, as_json, trained)
+        beside = (lambda: search_layers(out, overwrite=overwrite), trained)
+        run_recipe(demo_recipe(out), overwrite, as_json, lambda: [make() for make in beside])
     if not as_json:
         typer.echo(silicon_line(out))

@@ -18,13 +18,17 @@ from recoup.gates.module import amaranth
 __all__ = [
     "Layout",
     "Number",
+    "above",
     "add",
     "any_of",
+    "by_part",
     "either",
     "guard_bits",
     "multiply",
     "named",
     "normalised",
+    "offset",
+    "order_keys",
     "pack",
     "quantise",
     "rounds_up",
@@ -215,11 +219,11 @@ def add(
     width = max(a.width, b.width, precision)
     base = min(a.base, b.base)
     most = max(n.most + n.base - base for n in (a, b))
-    keys, parts = _keys(a, b, base, most, width, apart, flushed)
+    keys, parts = order_keys(a, b, base, most, width, apart, flushed)
     one, other = (hdl.Cat(*key) for key in keys)
     swap = named(m, f"{name}_swap", one < other)
-    sign, exponent, large = (named(m, f"{name}_large_{i}", hdl.Mux(swap, y, x)) for i, (x, y) in _zipped(parts))
-    _, lower, small = (named(m, f"{name}_small_{i}", hdl.Mux(swap, x, y)) for i, (x, y) in _zipped(parts))
+    sign, exponent, large = (named(m, f"{name}_large_{i}", hdl.Mux(swap, y, x)) for i, (x, y) in by_part(parts))
+    _, lower, small = (named(m, f"{name}_small_{i}", hdl.Mux(swap, x, y)) for i, (x, y) in by_part(parts))
     small = hdl.Cat(hdl.Const(0, coarse), small[coarse:])
     # Of a zero it means nothing, and shifts nothing.
     reach = max(x.most + x.base - y.least - y.base for x, y in ((a, b), (b, a)))
@@ -239,8 +243,8 @@ def add(
     return Number(sign, exponent, significand, low, most, leading, sticky=sticky if nearest else None)
 
 
-def _keys(
-    a: Number, b: Number, base: int, most: int, width: int, apart: int, flushed: int | None
+def order_keys(
+    a: Number, b: Number, base: int, most: int, width: int, apart: int = 0, flushed: int | None = None
 ) -> tuple[list[tuple[Bits, ...]], list[tuple[Bits, ...]]]:
     """Of both operands what tells which is larger, from the least weight on; sign, exponent and significand."""
     keys: list[tuple[Bits, ...]] = []
@@ -248,7 +252,7 @@ def _keys(
     for n, other in ((a, b), (b, a)):
         exponent = (n.exponent + (n.base - base))[: width_of(most)] if n.base > base else n.exponent
         significand = hdl.Cat(hdl.Const(0, width - n.width), n.significand)
-        whole = hdl.Cat(exponent, hdl.Const(0, width_of(most) - len(exponent)))[: width_of(most)]
+        whole = hdl.Cat(exponent, hdl.Const(0, max(width_of(most) - len(exponent), 0)))[: width_of(most)]
         rest = significand[apart:] if a.leading or b.leading else significand[apart:-1]
         # Then its exponent tells that a zero is smaller, or the sum is flushed.
         below = n.clear and (n.base < other.base + other.least or (flushed is not None and n.base < flushed))
@@ -257,7 +261,7 @@ def _keys(
     return keys, parts
 
 
-def _zipped(parts: list[tuple[Bits, ...]]) -> Any:
+def by_part(parts: list[tuple[Bits, ...]]) -> Any:
     return zip(("sign", "exponent", "significand"), zip(*parts, strict=True), strict=True)
 
 
@@ -266,7 +270,7 @@ def either(m: Any, chosen: Bits, one: Number, other: Number, name: str) -> Numbe
     width = max(one.width, other.width)
     base, most, parts = min(one.base, other.base), max(n.most + n.base for n in (one, other)), []
     for n in (one, other):
-        exponent = _offset(n.exponent, n.most, n.base - base)
+        exponent = offset(n.exponent, n.most, n.base - base)
         significand = hdl.Cat(hdl.Const(0, width - n.width), n.significand)
         parts.append((n.sign, exponent, significand))
     sign, exponent, significand = (
@@ -292,7 +296,7 @@ def quantise(m: Any, n: Number, layout: Layout, name: str, grain: int | None = N
         significand = hdl.Cat(hdl.Const(0, M + 1 - n.width), significand)
     # The exponent as a signed number of binades above the smallest.
     depth = layout.low - n.base
-    binade = named(m, f"{name}_binade", _offset(n.exponent, n.most, -depth))
+    binade = named(m, f"{name}_binade", offset(n.exponent, n.most, -depth))
     deep = depth > 0 and (grain is None or grain < layout.low)
     under = binade[-1] if deep else hdl.Const(0, 1)
     binade = binade[:-1] if depth > 0 and not deep else binade
@@ -332,7 +336,7 @@ class _Rounded:
     reach: int
 
 
-def _offset(exponent: Bits, most: int, constant: int) -> Bits:
+def offset(exponent: Bits, most: int, constant: int) -> Bits:
     """exponent + constant, signed where it may be negative."""
     if constant >= 0:
         return (exponent + constant)[: width_of(most + constant)] if constant else exponent
@@ -357,7 +361,7 @@ def _saturated(m: Any, sign: Bits, layout: Layout, name: str, found: _Rounded, l
     field: Bits = hdl.Cat(binade, hdl.Const(0, E))[:E]
     limit, most = (span << M) + layout.top, ((reach + 1) << M) - 1
     if most > limit:
-        over = _above(hdl.Cat(fraction, binade)[: width_of(most)], limit)
+        over = above(hdl.Cat(fraction, binade)[: width_of(most)], limit)
         # What cancelled is zero, whatever its exponent says; without subnormals its fraction is cleared below.
         over = named(m, f"{name}_over", over & hidden if layout.subnormals else over)
         fraction = (fraction | over.replicate(M)) if layout.top == (1 << M) - 1 else hdl.Mux(over, layout.top, fraction)
@@ -373,7 +377,7 @@ def _saturated(m: Any, sign: Bits, layout: Layout, name: str, found: _Rounded, l
     return Number(sign, field, significand, layout.low - M, most, least=least)
 
 
-def _above(value: Bits, limit: int) -> Bits:
+def above(value: Bits, limit: int) -> Bits:
     """value > limit."""
     if limit & (limit + 1) == 0:
         return any_of(value[limit.bit_length() :])

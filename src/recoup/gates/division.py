@@ -62,6 +62,20 @@ class Divider:
         with m.Elif(down & ~up):
             m.d.sync += self.shifts.eq(self.shifts - 1)
 
+    def load_divisor(self, m: Any, b: Bits, shifts: int) -> None:
+        """Set b, left-aligned, and the count; a goes on."""
+        m.d.sync += self.b.eq(hdl.Cat(hdl.Const(0, self.width - len(b)), b))
+        m.d.sync += self.shifts.eq(shifts)
+
+    def align_divisor(self, m: Any) -> None:
+        """One cycle: b by a place, where its top bit is 0; a goes on. A zero never ends."""
+        with m.If(~self.b[self.width - 1]):
+            m.d.sync += [self.b.eq(self.b << 1), self.shifts.eq(self.shifts + 1)]
+
+    def load_one(self, m: Any) -> None:
+        """Set a to 1, normalised."""
+        m.d.sync += self.a.eq(1 << self.width - 1)
+
     def divide(self, m: Any) -> None:
         """One cycle: a bit of the quotient."""
         difference = named(m, "difference", (self.a - self.b)[: self.width + 2])

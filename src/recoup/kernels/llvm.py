@@ -180,9 +180,22 @@ class Loop:
         self.following = list(values)
 
 
+def _as_it_is(module: ir.Module) -> ir.MDValue:
+    """What marks a loop that is not to be unrolled: a node of metadata whose first operand is itself."""
+    setting = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.disable")])
+    node = ir.MDValue(module, [], name=str(len(module.metadata)))
+    node.operands = (node, setting)
+    return node
+
+
 @contextmanager
-def loop(builder: ir.IRBuilder, start: Any, stop: Any, step: Any = 1, carried: Sequence[Any] = ()) -> Iterator[Loop]:
-    """Write ``for (i = start; i < stop; i += step)`` around a block; signed, possibly without a single turn."""
+def loop(
+    builder: ir.IRBuilder, start: Any, stop: Any, step: Any = 1, carried: Sequence[Any] = (), *, unroll: bool = True
+) -> Iterator[Loop]:
+    """Write ``for (i = start; i < stop; i += step)`` around a block; signed, possibly without a single turn.
+
+    ``unroll=False`` keeps LLVM from writing the block twice, where all registers are in use.
+    """
     before = builder.block
     head, body, after = (builder.append_basic_block(name) for name in ("head", "body", "after"))
     builder.branch(head)
@@ -196,5 +209,7 @@ def loop(builder: ir.IRBuilder, start: Any, stop: Any, step: Any = 1, carried: S
     for phi, first, later in zip((index, *values), (start, *carried), following, strict=True):
         phi.add_incoming(first, before)
         phi.add_incoming(later, builder.block)
-    builder.branch(head)
+    again = builder.branch(head)
+    if not unroll:
+        again.set_metadata("llvm.loop", _as_it_is(builder.module))
     builder.position_at_end(after)

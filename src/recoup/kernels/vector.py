@@ -13,7 +13,7 @@ from recoup.kernels import llvm
 from recoup.kernels.llvm import I1, I32, I64, D, F, P, declared, loop, shuffle
 
 FOUND = 64  # elements that `Vector.find` reads at a time: the bits of its mask
-TOWARD_ZERO = 11  # of AVX-512's embedded rounding: toward zero, and no exceptions
+TOWARD_ZERO, UPWARD = 11, 10  # of AVX-512's embedded rounding, without exceptions
 
 Pair = tuple[Any, Any]
 
@@ -142,6 +142,12 @@ class Vector:
         kind = x.type
         function = declared(self.b, "llvm.x86.avx512.vfmadd.ps.512", kind, [kind, kind, kind, I32])
         return self.b.call(function, [x, y, z, I32(TOWARD_ZERO)])
+
+    def add_upward(self, x: Any, y: Any) -> Any:
+        """x + y, rounded up: 64 bytes of floats, on processors with AVX-512."""
+        kind = x.type
+        name = f"llvm.x86.avx512.add.{'pd' if isinstance(kind.element, ir.DoubleType) else 'ps'}.512"
+        return self.b.call(declared(self.b, name, kind, [kind, kind, I32]), [x, y, I32(UPWARD)])
 
     def wide(self, x: Any) -> Any:
         """Float64 lanes."""

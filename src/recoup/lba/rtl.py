@@ -23,7 +23,7 @@ from recoup.gates import typical as draw
 from recoup.gates.module import Expected, Inputs, Module, Port, amaranth
 from recoup.lba.config import LBA
 from recoup.lba.reference import added, quantize
-from recoup.lba.rtl_gates import Operand, of_integer, product, sum_code, unpacked
+from recoup.lba.rtl_gates import Operand, either, of_integer, product, sum_code, unpacked
 from recoup.lba.rtl_schedule import output
 
 __all__ = ["build"]
@@ -208,7 +208,7 @@ class Unit:
             chunk = self.sum_of(m, s, inner, "chunk")
             if isinstance(inner, Int):
                 chunk = of_integer(m, chunk, round(log2(config.scale)), "chunk")
-            total = self.added(m, arithmetic.either(m, port.outer, chunk, p, "term"), base, inner, "add")
+            total = self.added(m, either(m, port.outer, chunk, p, "term"), base, inner, "add")
             with m.If(~port.outer):
                 m.d.sync += s.eq(total)
         with m.If(port.outer):

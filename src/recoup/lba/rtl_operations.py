@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from recoup.formats import Float, ports
-from recoup.gates import arithmetic
+from recoup.gates import arithmetic, flagged
 from recoup.gates.module import Expected, Inputs, Module
 from recoup.lba import rtl_gates
 from recoup.lba.config import LBA
@@ -18,13 +18,15 @@ __all__ = ["adder", "multiplier"]
 Operand = rtl_gates.Operand
 
 
-def multiplier(x: Operand, w: Operand, product: Float) -> Module:
-    """Q_prod(x w) alone, without registers: what one product of the unit is."""
-    unit = LBA(product=product, accumulator=product, chunk=None)
+def multiplier(x: Operand, w: Operand, product: Float, total: Float | None = None) -> Module:
+    """Q_prod(x w) alone, without registers: what one product is of a unit whose sums have the format ``total``, by
+    default the product's."""
+    unit = LBA(product=product, accumulator=total or product, chunk=None)
 
     def elaborate(m: Any, port: Any) -> None:
-        found = rtl_gates.product(m, port.x, port.w, x, w, unit)
-        m.d.comb += port.p.eq(arithmetic.pack(found, ports.layout(product)))
+        found, layout = rtl_gates.product(m, port.x, port.w, x, w, unit), ports.layout(product)
+        packed = flagged.code(found, layout) if isinstance(found, flagged.Flagged) else arithmetic.pack(found, layout)
+        m.d.comb += port.p.eq(packed)
 
     def expected(inputs: Inputs) -> Mapping[str, Expected]:
         exact = ports.values(inputs["x"], x) * ports.values(inputs["w"], w)
@@ -44,11 +46,13 @@ def multiplier(x: Operand, w: Operand, product: Float) -> Module:
 def adder(a: Float, b: Float, total: Float) -> Module:
     """Q(a + b) alone, without registers: what one addition of the unit is."""
     unit = LBA(product=a, accumulator=total, chunk=None)
+    flag = not any(form.subnormals for form in (a, b, total))
 
     def elaborate(m: Any, port: Any) -> None:
         one, other = (
             rtl_gates.unpacked(m, code, form, name) for code, form, name in ((port.a, a, "a"), (port.b, b, "b"))
         )
+        one = flagged.flagged(one) if flag else one
         m.d.comb += port.s.eq(rtl_gates.sum_code(m, one, other, total, unit, "add"))
 
     def expected(inputs: Inputs) -> Mapping[str, Expected]:

@@ -1,51 +1,41 @@
-"""LightNorm's units in gates, and the forward one: statistics, a divider, normalization and packers, joined into one.
-
-One element of every channel of a block a cycle. Pass 1 reads x, rounds it to blocks (which memory keeps) and takes the
-statistics; then the divider settles mu, r = 1/s and their product, channel by channel; pass 2 reads the blocks back and
-writes y. Sums and ranges are integers in units of the format's smallest step, so that they are exact; s = R C(m)/K +
-eps is, too, and 1/s and sum / n are cut from exact quotients.
-
-Legend: G lanes, the channels of a block; n elements a channel; K chunks of equal length m; R the sum of the chunks'
-ranges.
-"""
-
-from dataclasses import dataclass, fields
-from typing import Any
+"""LightNorm's units in gates, by name: the forward and the backward one of a batch norm, those of norms of rows."""
 
 import numpy as np
-import torch
 
 from recoup.errors import RecoupError
-from recoup.formats import ports, quantize
-from recoup.gates.module import Inputs, Module, Port, element_type
+from recoup.gates.module import Inputs, Module
 from recoup.lightnorm.backward_unit.unit import Backward
 from recoup.lightnorm.config import LightNorm
-from recoup.lightnorm.rtl_aim import Aim
-from recoup.lightnorm.rtl_conventional import FORMATS, conventional
+from recoup.lightnorm.row_unit.unit import KINDS, Rows
+from recoup.lightnorm.rtl_forward import Forward
 
 __all__ = ["build"]
 
 
-UNITS = ("forward", "backward")
+UNITS = ("forward", "backward", "layer", "rms")
 
 
 def build(config: LightNorm, *, elements: int = 1 << 17, eps: float = 1e-5, unit: str = "forward") -> Module:
-    """The forward or the backward unit of a config, bit-identical to `recoup.lightnorm.reference` in training.
+    """A unit of a config, bit-identical to `recoup.lightnorm.reference` in training, of rows to that of `rows`.
 
     Args:
         config: formats, blocks along channels, K.
         elements: the most elements of a channel. A run of the forward unit has any multiple of K from 2 K up to it;
             the backward unit takes chunks of two lengths as well.
         eps: what is added to s; the backward unit has 1/s from the forward pass.
-        unit: "forward", or "backward" for the gradients (`recoup.lightnorm.backward_unit`).
+        unit: "forward"; "backward" for the gradients (`recoup.lightnorm.backward_unit`); "layer" and "rms" for the
+            forward pass of norms of rows (`recoup.lightnorm.row_unit`), whose channel is a row, ``elements`` its
+            features, a multiple of K and the block, and whose blocks lie along them; a repair's gain is not in it.
 
     Raises:
         RecoupError: a config that has no such unit: ``forward``, ``backward`` or ``statistics`` None, blocks along
             places; an eps that is not positive; too few elements; no such unit; formats too wide for the backward
-            unit's letter.
+            unit's letter; an RMS norm with a scale that is not "gaussian".
     """
     if unit not in UNITS:
         raise RecoupError(f"lightnorm.rtl.build(unit={unit!r}): must be {' or '.join(map(repr, UNITS))}")
+    if unit in KINDS:
+        return Rows.of_kind(unit, config, elements, eps).module()
     return (Backward if unit == "backward" else Forward).of(config, elements, eps).module()
 
 
@@ -53,117 +43,3 @@ def typical(config: LightNorm, lanes: int, steps: int, generator: np.random.Gene
     """Inputs of the forward unit: the first half of the steps in pass 1, the others in pass 2, on normal elements of
     mean 0 and deviation 1 in F, gamma and beta N(1, 1/4) and N(0, 1/2), with mu 0 and r 1. The divider idles."""
     return Forward.of(config, 1 << 17, 1e-5).ordinary(lanes, steps, generator)
-
-
-@dataclass(frozen=True)
-class Forward(Aim):
-    """The unit: what it is made of, its ports and schedule, and what it computes."""
-
-    def module(self) -> Module:
-        """Ports and schedule around the gates."""
-        G = self.lanes
-        return Module(
-            name="lightnorm_forward",
-            title=self.title,
-            ports=tuple(self._ports()),
-            elaborate=self.elaborate,
-            expected=self.expected,
-            latency=1,
-            steps=len(self.schedule["collect"]) + 1,
-            control=self.control,
-            presets=self.registers["presets"],
-            probes=self.registers["probes"],
-            cleared=("collect_late", "fold_late"),
-            aim=self.aim,
-            units=(self.lane.module(),),
-            protocol={
-                "pass 1": "an element of every lane a cycle with collect = 1; y shows the block that memory keeps one "
-                "clock edge later; first = 1 with a channel's first element, chunk = 1 with a chunk's; after a chunk's "
-                "last element two cycles with fold = 1, the second with low = 1, and first = 1 in the channel's first",
-                "extrema": "new_largest and new_smallest tell, a clock edge after an element, that it is the chunk's "
-                "largest or smallest so far; the last of a chunk is its first maximum or minimum",
-                "divider": f"one cycle with settle = 1, then {self.settling} cycles, for the lane that is held at "
-                "lane, with count = n and constant = C(m) / K held too; from then on mean and reciprocal show mu and r",
-                "pass 2": "normalise = 1, a block at stored a cycle; xhat in the same cycle, y one clock edge later",
-            },
-            work=float(G),
-            baselines=lambda: {title: conventional(form, title) for title, form in FORMATS.items()},
-            facts={
-                "lanes": G,
-                "bits of the exact sum": self.sum_bits,
-                "bits of s": self.width,
-                "cycles of the divider a channel": self.settling,
-                "unit of constant": f"2^{self.constants[0]}",
-                "elements of a verification run": self.chunks[0] * self.chunks[1],
-            },
-        )
-
-    def ordinary(self, runs: int, steps: int, generator: np.random.Generator) -> Inputs:
-        """What `typical` says."""
-        G, shape = self.lanes, (steps, runs, self.lanes)
-        drawn = {"x": generator.normal(0.0, 1.0, shape), "gamma": 1 + generator.normal(0.0, 0.25, (1, *shape[1:]))}
-        drawn["beta"] = generator.normal(0.0, 0.5, (1, *shape[1:]))
-        values = {n: quantize(torch.from_numpy(np.broadcast_to(v, shape).copy()), self.form) for n, v in drawn.items()}
-        found = {name: ports.codes(value if G > 1 else value[..., 0], self.form) for name, value in values.items()}
-        found["stored"] = self.packed(self.blocked(values["x"]))
-        flags = {p.name: np.zeros((steps, runs), element_type(p)) for p in self._ports() if p.direction == "in"}
-        half = steps // 2
-        flags["collect"][:half] = flags["normalise"][half:] = flags["first"][0] = flags["chunk"][0] = 1
-        mean, r = ports.codes(torch.zeros(runs, dtype=torch.float64), self.wide), torch.ones(runs, dtype=torch.float64)
-        inverse = self.unsigned(ports.codes(r, self.wide))
-        for i in range(G):
-            found[f"held_{i}"], found[f"inverse_{i}"] = self.lane.kept(mean, inverse)[None], inverse[None]
-            for name, bits in (("sum", self.sum_bits), ("range", self.range_bits)):
-                found[f"{name}_{i}"] = np.zeros((1, runs), np.uint64 if bits <= 64 else object)
-        found["phase"] = np.full((1, runs), self.phases["store"][1], np.uint64)
-        return flags | found
-
-    @property
-    def title(self) -> str:
-        """In tables."""
-        form, D, K = self.form, self.config.difference, self.config.chunks
-        parts = [f"forward, {ports.told(form)}", "x - mu " + ("exact" if D is None else ports.told(D))]
-        if self.block is not None:
-            parts.append(f"blocks of {self.block.size}, {self.config.shared}")
-        return ", ".join([*parts, f"{K} chunk{'s' * (K > 1)}"])
-
-    def _ports(self) -> list[Port]:
-        F, G = self.form, self.lanes
-        one = ports.port("x", "in", F, f"activations rounded to {ports.told(F)}, pass 1")
-        lanes = {"width": one.width * G, "parts": G}
-        stored = self.block.bits if self.block else one.width
-        what = "a block" if self.block else "an element"
-        found = [Port(**{**_fields(one), **lanes})]
-        for name, meaning in (("gamma", "F(gamma), held in pass 2"), ("beta", "F(beta), held in pass 2")):
-            found.append(Port(**{**_fields(one), **lanes, "name": name, "meaning": meaning}))
-        flags = {
-            "collect": "an element of pass 1",
-            "first": "the channel's first element; in a fold cycle the first chunk's",
-            "chunk": "the chunk's first element",
-            "fold": "the chunk's largest element is added to R, or its smallest taken off",
-            "low": "with fold: the smallest",
-            "settle": "the divider begins",
-            "normalise": "pass 2",
-        }
-        found += [Port(name, "in", 1, meaning) for name, meaning in flags.items()]
-        if G > 1:
-            found.append(Port("lane", "in", (G - 1).bit_length(), "the lane that the divider works for"))
-        found += [
-            Port(
-                "stored", "in", stored, f"{what} of memory, pass 2", legal=self.legal_block if self.block else one.legal
-            ),
-            Port("count", "in", self.elements.bit_length(), "n"),
-            Port("constant", "in", self.constant_bits, f"C(m) / K in units of 2^{self.constants[0]}"),
-            Port("y", "out", stored, f"{what}: of x in pass 1, of y in pass 2"),
-            Port("xhat", "out", one.width * G, "xhat, pass 2", parts=G),
-            Port("mean", "out", ports.port("mean", "out", self.wide, "").width, "mu of the lane that was settled last"),
-            self.reciprocal("reciprocal", "out", "its r = S(1/s), without sign"),
-            Port("new_largest", "out", G, "this element is the chunk's largest so far", parts=G),
-            Port("new_smallest", "out", G, "and its smallest", parts=G),
-        ]
-        return found
-
-
-def _fields(port: Port) -> dict[str, Any]:
-    """What a port was made of."""
-    return {field.name: getattr(port, field.name) for field in fields(port)}

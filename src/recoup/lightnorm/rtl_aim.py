@@ -30,19 +30,26 @@ class Aim(Letter):
         found = dict(inputs)
         found["x"] = self._tied(inputs["x"], generator)
         code = ports.port("x", "in", self.form, "")
-        near = code.legal(generator.integers(0, 1 << code.width, (runs, self.lanes), dtype=np.uint64))  # type: ignore[misc]
+        near = code.legal(generator.integers(0, 1 << code.width, (runs, self.channels), dtype=np.uint64))  # type: ignore[misc]
         near, mean, r = self.lane.aimed(near, generator)
-        held = self.lane.kept(mean, r)
-        for i in range(self.lanes):
-            found[f"held_{i}"], found[f"inverse_{i}"] = held[None, :, i], r[None, :, i]
+        found |= {
+            f"{name}_{i}": codes[None, :, i]
+            for name, codes in self.lane.kept(mean, r).items()
+            for i in range(self.channels)
+        }
         beside = self._beside(np.broadcast_to(near, (T, runs, self.lanes)), generator)
-        mu, inverse = (ports.values(codes, self.wide).numpy() for codes in (mean, self.signed(r)))
+        mu, inverse = (self._of_lanes(ports.values(codes, self.wide).numpy()) for codes in (mean, self.signed(r)))
+        mu = mu if self.centred else np.zeros_like(mu)
         decide = deciding(self.form, self.config.difference, mu, inverse, T, generator)
         chosen = generator.random((T, runs))
         codes = np.where(chosen[..., None] < 0.6, decide, beside)
         blocks = self.packed(self.blocked(ports.values(codes, self.form)))
         found["stored"] = np.where(chosen < 0.75, blocks, inputs["stored"])
         return found | self._states(found, generator)
+
+    def _of_lanes(self, values: np.ndarray) -> np.ndarray:
+        """What lanes have of their channels, [runs, G]; without a mean it is zero."""
+        return np.repeat(values, self.lanes // self.channels, -1)
 
     def _beside(self, codes: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """Codes of F, most of them unchanged, some a step away or of the other sign."""
@@ -62,28 +69,31 @@ class Aim(Letter):
 
     def _states(self, inputs: dict[str, np.ndarray], generator: np.random.Generator) -> dict[str, np.ndarray]:
         """Sums and ranges of the elements and chunks before, n, and C(m) / K."""
-        T, runs, G = *inputs["stored"].shape[:2], self.lanes
+        T, runs, G = *inputs["stored"].shape[:2], self.channels
         chunks, m = self.chunks
         begins = inputs["first"][0].astype(bool)
-        zeros = {f"{name}_{i}": np.zeros((1, runs), np.uint64) for name in ("sum", "range") for i in range(G)}
+        zeros = {f"{name}_{i}": np.zeros((1, runs), np.uint64) for name in self.totals for i in range(G)}
         collect = np.array(self.schedule["collect"] + [0] * T, bool)[:T]
         given = self.blocked(self.values(inputs["x"][collect]))
         own = self._collected({**inputs, **zeros}, given)
         largest = int(self.form.largest_value / 2.0**self.unit)
-        count = chunks * m + sized(np.full(runs, self.elements - chunks * m, object), generator)
+        taken = chunks * m * (self.lanes // G)
+        count = taken + sized(np.full(runs, self.elements - taken, object), generator)
         found, spreads = {}, []
         for i in range(G):
-            most = (count - chunks * m) * largest
+            most = (count - taken) * largest
             total = sized(most, generator) * generator.choice([1, -1], runs)
-            found[f"sum_{i}"] = patterns(np.clip(total - own[0][:, i], -most, most), self.sum_bits)[None]
-            most = np.full(runs, 2 * largest * (self.config.chunks - chunks), object)
-            spread = np.clip(sized(most, generator) - own[1][:, i], 0, most)
+            if self.centred:
+                found[f"sum_{i}"] = patterns(np.clip(total - own["sum"][:, i], -most, most), self.sum_bits)[None]
+            most = np.full(runs, self.span * largest * (self.config.chunks - chunks), object)
+            spread = np.clip(sized(most, generator) - own["range"][:, i], 0, most)
             found[f"range_{i}"] = patterns(spread, self.range_bits)[None]
-            spreads.append(np.where(begins, 0, spread) + own[1][:, i])
+            spreads.append(np.where(begins, 0, spread) + own["range"][:, i])
         lane = inputs["lane"][0].astype(int) if G > 1 else np.zeros(runs, int)
         constant = self._constants(np.stack(spreads)[lane, np.arange(runs)], generator)
         found["phase"] = np.full((1, runs), self.phases["store"][1], np.uint64)  # idle: else it might store
-        found["count"] = np.repeat(patterns(count, self.elements.bit_length())[None], T, 0)
+        if self.centred:
+            found["count"] = np.repeat(patterns(count, self.elements.bit_length())[None], T, 0)
         found["constant"] = np.repeat(patterns(constant, self.constant_bits)[None], T, 0)
         return found
 

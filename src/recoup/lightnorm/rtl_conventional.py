@@ -20,7 +20,7 @@ from recoup.gates.layout import Layout
 from recoup.gates.module import Expected, Inputs, Module, Port, amaranth
 from recoup.lightnorm.exact import multiplied_and_added
 
-__all__ = ["FORMATS", "conventional", "conventional_backward"]
+__all__ = ["FORMATS", "conventional", "conventional_backward", "conventional_rms"]
 
 FORMATS = {
     "conventional, FP16": Float.ieee(5, 10, subnormals=False),
@@ -53,6 +53,39 @@ def conventional(form: Float, title: str) -> Module:
         steps=STEPS,
         control=lambda steps: {"first": (np.arange(steps) == 0).astype(np.uint64)},
         facts={"not in it": "division and root, once a channel"},
+    )
+
+
+def conventional_rms(form: Float, title: str) -> Module:
+    """The lane of an RMS norm: the sum of squares in pass 1, (x / root mean square) gamma in pass 2."""
+    names = {"x": "an element, in both passes", "reciprocal": "1 / root mean square, pass 2", "gamma": "gamma, pass 2"}
+    pins = [ports.port(name, "in", form, meaning) for name, meaning in names.items()]
+    pins.append(Port("first", "in", 1, "the row's first element, pass 1"))
+    outs = {"squares": "of x^2", "y": "of the element before"}
+    pins += [ports.port(name, "out", form, meaning) for name, meaning in outs.items()]
+
+    def elaborate(m: Any, port: Any) -> None:
+        lane = _Gates(m, port, form)
+        x, r, gamma = (lane.given(name) for name in names)
+        lane.summed("squares", lane.multiplied(x, x, "square"))
+        lane.shown("y", lane.multiplied(lane.multiplied(x, r, "normal"), gamma, "scaled"))
+
+    def expected(inputs: Inputs) -> Mapping[str, Expected]:
+        lane = _Values(form)
+        x, r, gamma = (ports.values(inputs[name], form) for name in names)
+        shown = {"squares": lane.sums(lane.multiplied(x, x)), "y": lane.multiplied(lane.multiplied(x, r), gamma)}
+        return {name: Expected(range(1, len(x)), ports.codes(v[:-1], form)) for name, v in shown.items()}
+
+    return Module(
+        name=f"rmsnorm_{form.bits}",
+        title=title,
+        ports=tuple(pins),
+        elaborate=elaborate,
+        expected=expected,
+        latency=1,
+        steps=STEPS,
+        control=lambda steps: {"first": (np.arange(steps) == 0).astype(np.uint64)},
+        facts={"not in it": "division and root, once a row"},
     )
 
 

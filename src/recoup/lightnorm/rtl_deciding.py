@@ -1,7 +1,8 @@
 """Elements that decide: codes of F for which (x - mu) r lies nearest to a step, for mu and r that are held.
 
-A channel has one mu and one r but many elements. The low bits of their product are seen only where what is above them
-is all ones or all zeros, so elements are not drawn: every code is tried, and one nearer to a step is taken more often.
+A channel has one mu and one r but many elements; backward it has one m and one sigma, for (g - m) sigma. The low bits
+of their product are seen only where what is above them is all ones or all zeros, so elements are not drawn: every code
+is tried, and one nearer to a step is taken more often.
 
 Elements that share a block lose bits to the largest. So one lane chooses, and the others have the best of its exponent.
 
@@ -26,12 +27,12 @@ RUNS, EXPONENTS, SIGNIFICANDS = 64, 40, 32
 def deciding(
     form: Float, difference: Float | None, mean: Any, reciprocal: Any, steps: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """Codes of x, [T, R, G].
+    """Codes of x or g, [T, R, G].
 
     Args:
-        form: F.
+        form: F, or F' of gradients.
         difference: the format of x - mu; None: exact.
-        mean, reciprocal: float64 [R, G].
+        mean, reciprocal: float64 [R, G]; backward m and sigma.
         steps: T.
         generator: of what is drawn.
     """

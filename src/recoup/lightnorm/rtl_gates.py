@@ -30,13 +30,13 @@ class Gates(Widths):
         result = hdl.Signal(len(port.y), name="result", reset_less=True)
         m.d.comb += port.y.eq(result)
         late = {}
-        for name in ("collect", "first", "chunk", "fold", "low"):
+        for name in self.flags:
             late[name] = hdl.Signal(name=f"{name}_late", reset_less=True)
             m.d.sync += late[name].eq(getattr(port, name))
         taken = self._taken(m, port, result)
-        lanes = [self._statistics(m, port, late, value, i) for i, value in enumerate(taken)]
-        held = self._settled(m, port, lanes)
-        results = [self._normalised(m, port, value, *held[i], i) for i, value in enumerate(taken)]
+        held = self._settled(m, port, self._gathered(m, port, late, taken))
+        kept = held * (G // len(held))
+        results = [self._normalised(m, port, value, kept[i], i) for i, value in enumerate(taken)]
         chosen = [
             arithmetic.either(m, port.normalise, y, x, f"out_{i}")
             for i, (x, y) in enumerate(zip(given, results, strict=True))
@@ -53,6 +53,10 @@ class Gates(Widths):
         if self.block is None:
             return [rebased(m, arithmetic.unpack(m, code, F, "read"), F, "value_0")]
         return [rebased(m, n, F, f"value_{i}") for i, n in enumerate(unpack_block(m, code, self.block, "unpack"))]
+
+    def _gathered(self, m: Any, port: Any, late: Any, taken: list[Number]) -> list[tuple[Any, ...]]:
+        """Every channel's sum and R."""
+        return [self._statistics(m, port, late, value, i) for i, value in enumerate(taken)]
 
     def _statistics(self, m: Any, port: Any, late: Any, value: Number, i: int) -> tuple[Any, Any]:
         """A lane's sum and R."""
@@ -92,7 +96,7 @@ class Gates(Widths):
         M, E = self.form.mantissa, len(like.exponent)
         return Number(sign, rank[M : M + E], hdl.Cat(rank[:M], rank[-1]), like.low, like.most, clear=True)
 
-    def _settled(self, m: Any, port: Any, lanes: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    def _settled(self, m: Any, port: Any, lanes: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         """The divider with its sequence; what every lane keeps of it: mu or mu r, and r."""
         S, W = layout(self.wide), self.width
         totals, ranges = (
@@ -123,16 +127,13 @@ class Gates(Widths):
         quotient = Number(sign & now["keep"], divider.shifts, divider.quotient, low, most, leading=1, sticky=sticky)
         settled = arithmetic.quantise(m, quotient, S, "quotient")
         code = named(m, "settled", arithmetic.pack(settled, S))
-        pad, eps = self.pad, self.eps_units
-        factor = hdl.Cat(hdl.Const(0, pad), port.constant)
+        factor = hdl.Cat(hdl.Const(0, self.pad), port.constant)
         if self.distributed:
             factor = hdl.Mux(now["product"], mu.significand, factor)
         with m.If(now["scale"] | now["product"]):
             divider.multiply(m, factor)
         with m.If(now["eps"]):
-            # R C has no bits below pad, where s has those of eps.
-            s = hdl.Cat(hdl.Const(eps % (1 << pad), pad), divider.b[pad:] + (eps >> pad)) if pad else divider.b + eps
-            divider.load(m, hdl.Const(1, 1), s[:W], inverse_start)
+            divider.load(m, hdl.Const(1, 1), self._with_eps(divider), inverse_start)
         with m.If(now["keep"]):
             m.d.sync += mean.eq(code)
         with m.If(now["end"]):
@@ -142,6 +143,12 @@ class Gates(Widths):
         return self._stored(
             m, port, now["store"], self._shift(m, divider, mu, r) if self.distributed else mean, inverse
         )
+
+    def _with_eps(self, divider: Divider) -> Any:
+        """s of R C, which has no bits below pad, where s has those of eps."""
+        pad, eps = self.pad, self.eps_units
+        s = hdl.Cat(hdl.Const(eps % (1 << pad), pad), divider.b[pad:] + (eps >> pad)) if pad else divider.b + eps
+        return s[: self.width]
 
     def _sequence(self, m: Any, port: Any) -> dict[str, Any]:
         """The divider's phases, each a bit that tells whether it is now."""
@@ -167,11 +174,11 @@ class Gates(Widths):
         uneven = [arithmetic.any_of(n.significand[: at.uneven]) for n in (reciprocal, top)] if at.uneven else []
         return named(m, "shift", hdl.Cat(top.significand, field, top.sign & nonzero, *uneven))
 
-    def _stored(self, m: Any, port: Any, now: Any, first: Any, reciprocal: Any) -> list[tuple[Any, Any]]:
-        """The lanes' registers."""
+    def _stored(self, m: Any, port: Any, now: Any, first: Any, reciprocal: Any) -> list[tuple[Any, ...]]:
+        """The channels' registers."""
         found = []
-        for i in range(self.lanes):
-            here = (port.lane == i) if self.lanes > 1 else hdl.Const(1, 1)
+        for i in range(self.channels):
+            here = (port.lane == i) if self.channels > 1 else hdl.Const(1, 1)
             held = hdl.Signal(len(first), name=f"held_{i}", reset_less=True)
             inverse = hdl.Signal(len(reciprocal), name=f"inverse_{i}", reset_less=True)
             with m.If(now & here):
@@ -179,13 +186,13 @@ class Gates(Widths):
             found.append((held, inverse))
         return found
 
-    def _normalised(self, m: Any, port: Any, value: Number, held: Any, reciprocal: Any, i: int) -> Number:
+    def _normalised(self, m: Any, port: Any, value: Number, held: tuple[Any, ...], i: int) -> Number:
         """y of a lane; xhat goes to its port."""
-        F, lane = layout(self.form), Normalise(self.config, self.elements, self.eps)
+        F, lane = layout(self.form), Normalise(self.config, self.elements, self.eps, self.centred)
         at = slice(i * F.bits, (i + 1) * F.bits)
         y = hdl.Signal(F.bits, name=f"y_{i}")
-        given = {"x": arithmetic.pack(value, F), lane.held[0].name: held, "reciprocal": reciprocal}
-        given |= {"gamma": port.gamma[at], "beta": port.beta[at]}
+        given = {"x": arithmetic.pack(value, F)} | {port.name: code for port, code in zip(lane.held, held, strict=True)}
+        given |= {name: getattr(port, name)[at] for name in self.parameters}
         wired = {f"i_{name}": value for name, value in given.items()}
         xhat = hdl.Signal(F.bits, name=f"xhat_{i}")
         setattr(m.submodules, f"lane_{i}", hdl.Instance("lightnorm_normalise", **wired, o_xhat=xhat, o_y=y))

@@ -36,7 +36,7 @@ class Letter(Codes, Gates):
     @cached_property
     def lane(self) -> Normalise:
         """What a lane's normalization computes."""
-        return Normalise(self.config, self.elements, self.eps)
+        return Normalise(self.config, self.elements, self.eps, self.centred)
 
     @cached_property
     def chunks(self) -> tuple[int, int]:
@@ -44,16 +44,26 @@ class Letter(Codes, Gates):
         count = min(self.config.chunks, 2)
         return count, min(3, self.elements // count)
 
+    @property
+    def folds(self) -> list[dict[str, int]]:
+        """The cycles after a chunk."""
+        return [{"fold": 1}, {"fold": 1, "low": 1}]
+
+    @property
+    def extrema(self) -> dict[str, int]:
+        """What of a chunk is told: the sign with which it is the largest."""
+        return {"largest": 1, "smallest": -1}
+
     @cached_property
     def schedule(self) -> dict[str, list[int]]:
         """A run: what all have in common."""
         (count, m), rows = self.chunks, []
         for _ in range(count):
-            rows += [{"collect": 1, "chunk": int(i == 0)} for i in range(m)] + [{"fold": 1}, {"fold": 1, "low": 1}]
+            rows += [{"collect": 1, "chunk": int(i == 0)} for i in range(m)] + self.folds
         rows.append({})  # the pass is a cycle late
         rows.append({"settle": 1, "normalise": 1})
         rows += [{"normalise": int(i % 4 != 3)} for i in range(self.settling)] + [{"normalise": 1}] * AFTER
-        names = ("collect", "chunk", "fold", "low", "settle", "normalise")
+        names = (*(name for name in self.flags if name != "first"), "settle", "normalise")
         return {name: [row.get(name, 0) for row in rows] for name in names}
 
     @property
@@ -67,7 +77,7 @@ class Letter(Codes, Gates):
 
     def control(self, steps: int) -> Inputs:
         """Schedules for every lane that the divider may work for, of a channel's begin and of what comes later."""
-        G = self.lanes
+        G = self.channels
         found = {name: np.array((v + [0] * steps)[:steps], np.uint64) for name, v in self.schedule.items()}
         first = np.zeros((steps, 2 * G), np.uint64)
         first[[0, self.chunks[1]], :G] = 1
@@ -77,18 +87,19 @@ class Letter(Codes, Gates):
         return found
 
     @property
+    def totals(self) -> dict[str, int]:
+        """What is summed up of a channel, and in how many bits."""
+        return {"sum": self.sum_bits, "range": self.range_bits}
+
+    @property
     def registers(self) -> dict[str, tuple[Port, ...]]:
         """By use: those that begin with a state, and those that are told."""
-        held, r = self.lane.held
-        sums = [
-            Port(f"{name}_{i}", "out", bits, "")
-            for name, bits in (("sum", self.sum_bits), ("range", self.range_bits))
-            for i in range(self.lanes)
-        ]
+        channels = range(self.channels)
+        sums = [Port(f"{name}_{i}", "out", bits, "") for name, bits in self.totals.items() for i in channels]
         kept = [
             Port(f"{name}_{i}", "out", port.width, "", legal=port.legal)
-            for name, port in (("held", held), ("inverse", r))
-            for i in range(self.lanes)
+            for name, port in zip(("held", "inverse")[-len(self.lane.held) :], self.lane.held, strict=True)
+            for i in channels
         ]
         divider = [Port("dividend", "out", self.width + 1, ""), Port("divisor", "out", self.width, "")]
         phase = Port("phase", "out", self.settling.bit_length(), "")
@@ -101,8 +112,8 @@ class Letter(Codes, Gates):
         T, G = len(inputs["x"]), self.lanes
         collect, normalise = (np.array((self.schedule[name] + [0] * T)[:T], bool) for name in ("collect", "normalise"))
         given = self.blocked(self.values(inputs["x"]))  # [T, runs, G]
-        sums, ranges = self._collected(inputs, given[collect])
-        settled = self._settled_values(inputs, sums, ranges)
+        sums = self._collected(inputs, given[collect])
+        settled = self._settled_values(inputs, sums)
         taken = self.unpacked(inputs["stored"][normalise])
         xhat, y = self._second(inputs, taken, normalise, settled)
         shown = given.clone()
@@ -113,35 +124,34 @@ class Letter(Codes, Gates):
             "y": Expected(late, self.packed(shown[:-1])),
             "xhat": Expected(np.flatnonzero(normalise).tolist(), parts(ports.codes(xhat, self.form))),
         }
-        for name, sign in (("new_largest", 1), ("new_smallest", -1)):
+        for name, sign in self.extrema.items():
             flags = np.zeros((T, *given.shape[1:]), np.uint64)
             flags[collect] = self._new(given[collect], sign).numpy()
-            found[name] = Expected(late, parts(flags[:-1]))
-        for i in range(G):
-            for name, values, bits in (("sum", sums, self.sum_bits), ("range", ranges, self.range_bits)):
-                found[f"{name}_{i}"] = Expected((self.starts_at,), patterns(values[None, :, i], bits))
+            found[f"new_{name}"] = Expected(late, parts(flags[:-1]))
+        for i in range(self.channels):
+            for name, values in sums.items():
+                found[f"{name}_{i}"] = Expected((self.starts_at,), patterns(values[None, :, i], self.totals[name]))
         return found | self._divider(inputs, settled, T)
 
-    def _collected(self, inputs: Inputs, x: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Sums and summed ranges, in units of F's smallest step, object [runs, G]."""
-        G, (count, m) = self.lanes, self.chunks
-        units = integers(x, self.unit)
-        chunks = units.reshape(count, m, *units.shape[1:])
-        begin = inputs["first"][0].astype(bool)
-        found = []
-        for name, bits, terms in (
-            ("sum", self.sum_bits, units.sum(0)),
-            ("range", self.range_bits + 1, (chunks.max(1) - chunks.min(1)).sum(0)),
-        ):
-            before = np.stack([integer(inputs[f"{name}_{i}"][0], bits) for i in range(G)], -1)
-            found.append(np.where(begin[:, None], 0, before) + terms)
-        return found[0], found[1]
+    def _collected(self, inputs: Inputs, x: Tensor) -> dict[str, np.ndarray]:
+        """Sums and summed ranges, in units of F's smallest step, object [runs, channels]."""
+        begin, found = inputs["first"][0].astype(bool), {}
+        for name, terms in self._terms(integers(x, self.unit)).items():
+            bits = self.totals[name] + (name == "range")  # which has no sign
+            before = np.stack([integer(inputs[f"{name}_{i}"][0], bits) for i in range(self.channels)], -1)
+            found[name] = np.where(begin[:, None], 0, before) + terms
+        return found
 
-    def _settled_values(self, inputs: Inputs, sums: np.ndarray, ranges: np.ndarray) -> "Settled":
+    def _terms(self, units: np.ndarray) -> dict[str, np.ndarray]:
+        """What a run adds to `totals`, of elements [steps, runs, G]."""
+        chunks = units.reshape(*self.chunks, *units.shape[1:])
+        return {"sum": units.sum(0), "range": (chunks.max(1) - chunks.min(1)).sum(0)}
+
+    def _settled_values(self, inputs: Inputs, sums: dict[str, np.ndarray]) -> "Settled":
         """mu and r of the lane of every run."""
-        runs = len(sums)
-        lane = inputs["lane"][self.starts_at].astype(int) if self.lanes > 1 else np.zeros(runs, int)
-        total, spread = (v[np.arange(runs), lane] for v in (sums, ranges))
+        runs = len(sums["range"])
+        lane = inputs["lane"][self.starts_at].astype(int) if self.channels > 1 else np.zeros(runs, int)
+        total, spread = (sums[name][np.arange(runs), lane] for name in ("sum", "range"))
         count, constant = (np.array([int(v) for v in inputs[n][self.starts_at]], object) for n in ("count", "constant"))
         scale = spread * constant * (1 << self.pad) + self.eps_units
         unit, scale_unit = Fraction(2) ** self.unit, Fraction(2) ** self.s_unit
@@ -156,15 +166,15 @@ class Letter(Codes, Gates):
 
     def _second(self, inputs: Inputs, x: Tensor, normalise: np.ndarray, settled: "Settled") -> tuple[Tensor, Tensor]:
         """xhat and y, [steps, runs, G]."""
-        steps, G = np.flatnonzero(normalise), self.lanes
+        steps, channels = np.flatnonzero(normalise), range(self.channels)
         new = steps[:, None] > self.phase("store")
         held = []
         mean, r = ports.codes(settled.mean, self.wide), self.unsigned(ports.codes(settled.reciprocal, self.wide))
-        for name, code in (("held", self.lane.kept(mean, r)), ("inverse", r)):
-            found = [np.where(new & (settled.lane == i), code, inputs[f"{name}_{i}"]) for i in range(G)]
-            held.append(np.stack(found, -1).reshape(-1))
-        gamma, beta = (self.values(inputs[name][normalise]).reshape(-1) for name in ("gamma", "beta"))
-        xhat, y = self.lane.computed(x.reshape(-1), held[0], held[1], gamma, beta)
+        for name, code in self.lane.kept(mean, r).items():
+            found = [np.where(new & (settled.lane == i), code, inputs[f"{name}_{i}"]) for i in channels]
+            held.append(np.stack(found * (self.lanes // self.channels), -1).reshape(-1))
+        affine = [self.values(inputs[name][normalise]).reshape(-1) for name in self.parameters]
+        xhat, y = self.lane.computed(x.reshape(-1), held, affine)
         return xhat.reshape(x.shape), self.blocked(y.reshape(x.shape))
 
     def _divider(self, inputs: Inputs, settled: "Settled", steps: int) -> dict[str, Expected]:
@@ -180,8 +190,8 @@ class Letter(Codes, Gates):
         }
         mean, r = ports.codes(settled.mean, self.wide), self.unsigned(ports.codes(settled.reciprocal, self.wide))
         last = {"mean": mean, "reciprocal": r}
-        for i in range(self.lanes):
-            for name, code in (("held", self.lane.kept(mean, r)), ("inverse", r)):
+        for i in range(self.channels):
+            for name, code in self.lane.kept(mean, r).items():
                 last[f"{name}_{i}"] = np.where(settled.lane == i, code, inputs[f"{name}_{i}"][0])
         return found | {name: Expected((steps - 1,), codes[None]) for name, codes in last.items()}
 

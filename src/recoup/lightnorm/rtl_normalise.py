@@ -7,7 +7,7 @@ lane is given mu.
 It is a module of its own, so that it is mapped once however many lanes a unit has, and can be verified by itself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,9 +31,11 @@ class Normalise(Widths):
     """The lane: its ports, its gates, and what they compute."""
 
     @property
-    def held(self) -> tuple[Port, Port]:
-        """What a lane keeps of its channel: mu, or mu r, and r."""
+    def held(self) -> tuple[Port, ...]:
+        """What a lane keeps of its channel: mu, or mu r, and r; without a mean r alone."""
         r = self.reciprocal("reciprocal", "in", "r = S(1/s)")
+        if not self.centred:
+            return (r,)
         if self.distributed:
             return Port("shift", "in", self.shift.bits, "mu r: significand, exponent, sign"), r
         return ports.port("mean", "in", self.wide, "mu"), r
@@ -42,7 +44,7 @@ class Normalise(Widths):
         """Ports around the gates."""
         F = self.form
         pins = [ports.port("x", "in", F, "an element, as memory has it"), *self.held]
-        pins += [ports.port(name, "in", F, f"F({name})") for name in ("gamma", "beta")]
+        pins += [ports.port(name, "in", F, f"F({name})") for name in self.parameters]
         pins += [ports.port("xhat", "out", F, "xhat"), ports.port("y", "out", F, "y, not yet in blocks")]
         return Module(
             name="lightnorm_normalise",
@@ -57,17 +59,21 @@ class Normalise(Widths):
     def elaborate(self, m: Any, port: Any) -> None:
         """Gates."""
         F = ports.layout(self.form)
-        value, gamma, beta = (
-            arithmetic.unpack(m, getattr(port, name), F, f"{name}_value") for name in ("x", "gamma", "beta")
+        value, gamma, *beta = (
+            arithmetic.unpack(m, getattr(port, name), F, f"{name}_value") for name in ("x", *self.parameters)
         )
         S, hdl = ports.layout(self.wide), amaranth("hdl")
         at = S.fraction + S.exponent
         code = hdl.Cat(port.reciprocal[:at], hdl.Const(0, 1), port.reciprocal[at:])
         reciprocal = arithmetic.unpack(m, code, S, "reciprocal_value")
-        scaled = (self._distributed if self.distributed else self._scaled)(m, port, value, reciprocal)
+        if self.centred:
+            scaled = (self._distributed if self.distributed else self._scaled)(m, port, value, reciprocal)
+        else:
+            scaled = arithmetic.multiply(m, value, reciprocal, "scaled")
         xhat = arithmetic.quantise(m, scaled, F, "xhat_value")
-        product = arithmetic.normalised(m, arithmetic.multiply(m, xhat, gamma, "product"), "product_top")
-        total = self._affine(m, product, beta)
+        total = arithmetic.multiply(m, xhat, gamma, "product")
+        if beta:
+            total = self._affine(m, arithmetic.normalised(m, total, "product_top"), beta[0])
         m.d.comb += port.xhat.eq(arithmetic.pack(xhat, F))
         m.d.comb += port.y.eq(arithmetic.pack(arithmetic.quantise(m, total, F, "y_value"), F))
 
@@ -129,21 +135,26 @@ class Normalise(Widths):
     def expected(self, inputs: Inputs) -> Mapping[str, Expected]:
         """`reference.normalize` and `reference.affine`."""
         shape = inputs["x"].shape
-        x, gamma, beta = (ports.values(inputs[name], self.form).reshape(-1) for name in ("x", "gamma", "beta"))
+        x, *affine = (ports.values(inputs[name], self.form).reshape(-1) for name in ("x", *self.parameters))
         held = [inputs[port.name].reshape(-1) for port in self.held]
-        xhat, y = self.computed(x, held[0], held[1], gamma, beta)
+        xhat, y = self.computed(x, held, affine)
         found = {"xhat": xhat, "y": y}
         return {n: Expected((0,), ports.codes(v.reshape(shape), self.form)) for n, v in found.items()}
 
-    def computed(self, x: Any, first: np.ndarray, r: np.ndarray, gamma: Any, beta: Any) -> Any:
-        """xhat and y, not yet in blocks, of values, codes of mu or mu r, codes of r, and values."""
-        reciprocal = ports.values(self.signed(r), self.wide)
-        if self.distributed:
-            shift = torch.from_numpy(self.shift.values(first))
+    def computed(self, x: Any, held: Sequence[np.ndarray], affine: Sequence[Any]) -> Any:
+        """xhat and y, not yet in blocks, of values, codes of what is held (mu or mu r, and r), and values of
+        `parameters`."""
+        reciprocal = ports.values(self.signed(held[-1]), self.wide)
+        if self.centred and self.distributed:
+            shift = torch.from_numpy(self.shift.values(held[0]))
             xhat = quantize(multiplied_and_added(reciprocal, x, -shift), self.form) + 0.0
+        elif not self.centred:
+            zero, exact = torch.zeros_like(reciprocal), self.config.replace(difference=None)
+            xhat = reference.normalize(x[None, :, None], zero, reciprocal, exact, torch.float64).reshape(-1)
         else:
-            mean = ports.values(first, self.wide)
+            mean = ports.values(held[0], self.wide)
             xhat = reference.normalize(x[None, :, None], mean, reciprocal, self.config, torch.float64).reshape(-1)
+        gamma, beta = affine if self.centred else (affine[0], torch.zeros_like(affine[0]))
         y = reference.affine(xhat[None, :, None], gamma, beta, self.config.replace(block=None), torch.float64)
         return xhat, y.reshape(-1)
 
@@ -153,15 +164,20 @@ class Normalise(Widths):
         x, mean, r = self.aimed(inputs["x"], generator)
         chosen = generator.random(shape) < 0.75
         r, x = np.where(chosen, r, inputs["reciprocal"]), np.where(chosen, x, inputs["x"])
+        if not self.centred:
+            return inputs | {"x": x, "reciprocal": r}
         if self.distributed:
-            return inputs | {"x": x, "reciprocal": r, first: self.kept(mean, r)}
+            return inputs | {"x": x, "reciprocal": r, first: self.kept(mean, r)["held"]}
         return inputs | {"x": x, "reciprocal": r, first: np.where(chosen, mean, inputs[first])}
 
-    def kept(self, mean: np.ndarray, r: np.ndarray) -> np.ndarray:
-        """What a lane keeps of codes of mu and r."""
+    def kept(self, mean: np.ndarray, r: np.ndarray) -> dict[str, np.ndarray]:
+        """What a lane keeps of codes of mu and r, by the names of its registers."""
+        if not self.centred:
+            return {"inverse": r}
         if not self.distributed:
-            return mean
-        return self.shift.codes(*(ports.values(codes, self.wide).numpy() for codes in (mean, self.signed(r))))
+            return {"held": mean, "inverse": r}
+        shift = self.shift.codes(*(ports.values(codes, self.wide).numpy() for codes in (mean, self.signed(r))))
+        return {"held": shift, "inverse": r}
 
     def aimed(self, x: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Codes of x, mu and, without sign, r that structured vectors hardly ever bring together: a mu near x, so that

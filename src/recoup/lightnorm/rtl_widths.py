@@ -77,11 +77,13 @@ class Widths:
 
     Attributes:
         config, elements, eps: as in `recoup.lightnorm.rtl.build`.
+        centred: whether there is a mean: an RMS norm has none.
     """
 
     config: LightNorm
     elements: int
     eps: float
+    centred: bool = True
 
     @classmethod
     def of(cls, config: LightNorm, elements: int, eps: float) -> Self:
@@ -172,6 +174,21 @@ class Widths:
         return self.config.block or 1
 
     @property
+    def flags(self) -> tuple[str, ...]:
+        """The inputs that say what an element of pass 1 is, which are late by the cycle in which it is packed."""
+        return ("collect", "first", "chunk", "fold", "low")
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """What the affine step has; an RMS norm has no beta."""
+        return ("gamma", "beta") if self.centred else ("gamma",)
+
+    @property
+    def channels(self) -> int:
+        """How many channels have their statistics in the unit at a time: one a lane."""
+        return self.lanes
+
+    @property
     def unit(self) -> int:
         """The exponent of F's smallest step."""
         return self.form.min_exponent - self.form.mantissa
@@ -187,16 +204,23 @@ class Widths:
         return self.magnitude + 1 + (self.elements - 1).bit_length()
 
     @property
+    def span(self) -> int:
+        """The most that a chunk adds to R, in largest values: a range is two, a magnitude one."""
+        return 1 + self.centred
+
+    @property
     def range_bits(self) -> int:
         """Bits of R."""
-        return self.magnitude + 1 + (self.config.chunks - 1).bit_length()
+        return self.magnitude + self.span - 1 + (self.config.chunks - 1).bit_length()
+
+    def factor(self, samples: int) -> float:
+        """C(m), by which s is estimated from R."""
+        return constant(samples, self.config.scale)
 
     @cached_property
     def constants(self) -> tuple[int, int]:
         """The exponents of the lowest and the highest bit of C(m)/K, for all m that may occur."""
-        ends = [
-            constant(m, self.config.scale) / self.config.chunks for m in (2, -(-self.elements // self.config.chunks))
-        ]
+        ends = [self.factor(m) / self.config.chunks for m in (2, -(-self.elements // self.config.chunks))]
         low, high = (math.frexp(end)[1] - 1 for end in (min(ends), max(ends)))
         return low - SIGNIFICAND, high
 

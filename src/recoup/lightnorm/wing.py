@@ -83,8 +83,8 @@ def cost(site: Site, config: LightNorm, array: Array) -> Spent:  # noqa: ARG001 
 
 def _steps(site: Site, config: LightNorm) -> int | None:
     """Two passes over a batch norm's feature map, a block of channels a cycle. The few cycles a channel in which ranges
-    are folded and mu and 1/s divided are not in it; and the generated unit's lanes are channels, so that it does not
-    run norms of rows."""
+    are folded and mu and 1/s divided are not in it. Norms of rows run on units of their own, those of
+    `recoup.lightnorm.row_unit`, whose energy and area are not summed up over a network."""
     if site.rows:
         return None
     return 2 * (site.inputs // max(site.channels, 1)) * -(-site.channels // (config.block or 1))

@@ -1,7 +1,9 @@
 """A small character-level GPT: pre-LayerNorm blocks, learned positions, GELU, attention products by name."""
 
+import json
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,10 @@ from recoup.errors import RecoupError
 from recoup.fields import location
 from recoup.models.attention import AttentionProducts
 from recoup.models.blocks import check_sizes
+from recoup.models.weights import load_weights_
+
+SIZES = ("layers", "width", "heads", "context")
+"""Of a `CharGPT`, beside its alphabet."""
 
 
 class _Block(nn.Module):
@@ -51,6 +57,7 @@ class CharGPT(nn.Module):
         if width % heads:
             raise RecoupError(f"chargpt: width {width} must be a multiple of heads {heads}")
         self.context = context
+        self.sizes = {"layers": layers, "width": width, "heads": heads, "context": context}
         self.alphabet = ""  # of a checkpoint: a character's number is its place
         self.tok = nn.Embedding(characters, width)
         self.pos = nn.Embedding(context, width)
@@ -74,12 +81,17 @@ def chargpt(characters: int = 65, layers: int = 4, width: int = 96, heads: int =
 
 
 def load_chargpt(path: str | Path) -> tuple[CharGPT, str]:
-    """The network and the alphabet of a checkpoint with ``state_dict`` and ``config``.
+    """The network and the alphabet of a checkpoint with ``state_dict`` and ``config``, or the float network of a file
+    of `recoup.save`, which keeps alphabet and sizes too.
 
     Raises:
         RecoupError: no such checkpoint.
     """
     path = location("load_chargpt", "path", path)
+    saved = _saved(path)
+    if saved is not None:
+        model = of_sizes(saved, f"{path}")
+        return load_weights_(model, path).eval(), model.alphabet
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")
         state, config = content["state_dict"], content["config"]
@@ -92,3 +104,31 @@ def load_chargpt(path: str | Path) -> tuple[CharGPT, str]:
         raise RecoupError(f"{path}: no checkpoint of a chargpt that holds its alphabet ({why})") from None
     model.alphabet = alphabet
     return model.eval(), alphabet
+
+
+def of_sizes(kept: Any, purpose: str) -> CharGPT:
+    """A network of the alphabet and the sizes that a file of `recoup.save` keeps, with fresh weights.
+
+    Raises:
+        RecoupError: they are not those of a chargpt, headed by ``purpose``.
+    """
+    try:
+        alphabet, sizes = kept["alphabet"], {name: int(kept["sizes"][name]) for name in SIZES}
+        model = CharGPT(len(alphabet), **sizes)
+    except (KeyError, TypeError, ValueError):
+        raise RecoupError(f"{purpose}: no file of a chargpt that holds its alphabet") from None
+    model.alphabet = alphabet
+    return model
+
+
+def _saved(path: Path) -> Any:
+    """What a file of `recoup.save` says of a text's network; None of any other file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get("recoup")
+            header = {} if text is None else json.loads(text)
+    except (OSError, SafetensorError, ValueError, RecursionError):
+        return None
+    return None if text is None else header.get("language", {}) if isinstance(header, dict) else {}

@@ -79,7 +79,8 @@ def matmul(x: Tensor, w: Tensor, config: NBSMT) -> Tensor:
         if not x.is_cpu:
             raise RecoupError(f"nbsmt.matmul: {register!r} saturates, which is emulated on the CPU; got {x.device}")
         kernel = Saturating(operand.weight_OGJkk[:, :, None, None], config, len(operand.activations))
-        return kernel(a_MJ.to(torch.int16)[:, None, None], POINTWISE)[:, :, 0, 0].contiguous()
+        bytes_MJ = (a_MJ.to(torch.int16) + zero).to(torch.uint8)
+        return kernel(bytes_MJ[:, None, None], POINTWISE, zero)[:, :, 0, 0].contiguous()
     exact = torch.float32 if bound < 2**24 and x.device.type == "cpu" else torch.float64
     sums = a_MJ.to(exact) @ operand.weight_OGJkk.t().to(exact)
     return (sums if register is None else reference.register(sums.long(), register)).to(torch.int32)

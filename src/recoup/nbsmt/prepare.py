@@ -75,7 +75,7 @@ class Prepared:
         if register.overflow == "saturate":
             if self.saturating is None:
                 self.saturating = Saturating(self.operand.weight_OGJkk, self.config, len(self.operand.activations))
-            held = self.saturating(operand.permute(0, 2, 3, 1).to(torch.int16).sub_(self.zero), geometry)
+            held = self.saturating(operand.permute(0, 2, 3, 1), geometry, self.zero, floats=True)
         elif self.operand.bound < 2**24:
             held = reference.register(self._sums(operand, geometry, backend, layer).long(), register)
         else:

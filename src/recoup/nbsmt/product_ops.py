@@ -78,7 +78,7 @@ def _product(
         x_PK = x[part].detach().reshape(-1, K).contiguous()
         a_PJ, found = operands(x_PK, x_scale, zero, unit, operand)
         faults |= found
-        y[part] = _accumulated(a_PJ.view(B, x.shape[1], -1), operand, unit, layer)
+        y[part] = _accumulated(a_PJ.view(B, x.shape[1], -1), operand, unit, zero, layer)
     if faults:
         _refuse(layer, names.split(maxsplit=1)[0], x, faults)
     return y.mul_(float(np.float32(x_scale) * np.float32(w_scale)))
@@ -104,7 +104,7 @@ def _plain(x_PK: Tensor, scale: float, zero: int, unit: NBSMT, operand: WeightOp
     return activation_operand(code, operand.activations, unit).to(torch.float32), faults
 
 
-def _accumulated(a_BMJ: Tensor, operand: WeightOperand, unit: NBSMT, layer: str) -> Tensor:
+def _accumulated(a_BMJ: Tensor, operand: WeightOperand, unit: NBSMT, zero: int, layer: str) -> Tensor:
     """What the accumulators hold, whole numbers rounded once to float32, [B, M, N]."""
     register, b_BNJ = unit.accumulator, operand.weight_OGJkk.view(len(a_BMJ), -1, a_BMJ.shape[2])
     bound = operand.bound
@@ -113,24 +113,24 @@ def _accumulated(a_BMJ: Tensor, operand: WeightOperand, unit: NBSMT, layer: str)
         bound = min(bound, 128 * int(a_BMJ.abs().sum(2, dtype=torch.float64).amax()))
     narrow = register if register is not None and bound > register.largest_value else None
     if narrow is not None and narrow.overflow == "saturate":
-        return _saturated(a_BMJ, b_BNJ, operand, unit, layer)
+        return _saturated(a_BMJ, b_BNJ, operand, unit, zero, layer)
     # CUDA's float32 products may be of fewer bits.
     exact = torch.float32 if bound < 2**24 and a_BMJ.is_cpu else torch.float64
     sums = a_BMJ.to(exact) @ b_BNJ.to(exact).transpose(1, 2)
     return (sums if narrow is None else reference.register(sums.long(), narrow)).to(torch.float32)
 
 
-def _saturated(a_BMJ: Tensor, b_BNJ: Tensor, operand: WeightOperand, unit: NBSMT, layer: str) -> Tensor:
+def _saturated(a_BMJ: Tensor, b_BNJ: Tensor, operand: WeightOperand, unit: NBSMT, zero: int, layer: str) -> Tensor:
     """One batch after the other, as the kernel has one weight."""
     if not a_BMJ.is_cpu:
         raise RecoupError(
             f"{layer}: {unit.accumulator!r} saturates, which is emulated on the CPU; the operands lie on {a_BMJ.device}"
         )
     out = []
-    for a_MJ, b_NJ in zip(a_BMJ, b_BNJ, strict=True):
+    for a_MJ, b_NJ in zip((a_BMJ + zero).to(torch.uint8), b_BNJ, strict=True):
         kernel = Saturating(b_NJ[:, :, None, None], unit, len(operand.activations))
-        out.append(kernel(a_MJ.to(torch.int16)[:, None, None], POINTWISE)[:, :, 0, 0])
-    return torch.stack(out).to(torch.float32)
+        out.append(kernel(a_MJ[:, None, None], POINTWISE, zero, floats=True)[:, :, 0, 0])
+    return torch.stack(out)
 
 
 def _check_finite(layer: str, name: str, x: Tensor) -> None:

@@ -37,8 +37,8 @@ class Gates:
         self.m.d.comb += wire.eq(value)
         return wire
 
-    def rounded(self, v: Any, port: Port) -> Any:
-        """The high bits of v that a port takes, rounded by the config; carry-out saturates."""
+    def rounded(self, v: Any, port: Port, collision: Any = None) -> Any:
+        """The high bits of v that a port takes, in a collision rounded by the config; carry-out saturates."""
         cut = port.shift
         low, high = v[:cut], v[cut:]
         if self.config.rounding == "nearest":
@@ -48,11 +48,12 @@ class Gates:
         else:
             up = v[7] & low.any() if port.low else self.hdl.Const(0, 1)
         top = high == port.high
-        return (high + (up & ~top))[: 8 - cut]
+        up = up & ~top if collision is None else up & ~top & collision
+        return (high + up)[: 8 - cut]
 
-    def reduced(self, v: Any, port: Port) -> tuple[Any, Any]:
+    def reduced(self, v: Any, port: Port, collision: Any = None) -> tuple[Any, Any]:
         """A reduced operand's bits, as many as the port has, and whether it stands for ``step`` times them."""
-        rounded = self.rounded(v, port)
+        rounded = self.rounded(v, port, collision)
         if not self.narrow_test:
             return rounded, self.hdl.Const(1, 1)
         wide = self.wide(v, port)
@@ -82,6 +83,8 @@ class Gates:
         Where neither is active both products are zero whatever is chosen, as each has a factor of zero.
         """
         hdl = self.hdl
+        if self.config.policy == "S+A":
+            return self.settled(x, w)
         if not self.config.zero_test:
             return [self.colliding(x[t], w[t], x[t], w[t]) for t in range(2)]
         active = [self.signal(x[t].any() & w[t].any(), f"active{t}") for t in range(2)]
@@ -97,6 +100,30 @@ class Gates:
             both = [hdl.Mux(collision, shift, upper) for shift, upper in zip(shifts, uppers, strict=True)]
             found.append((hdl.Mux(collision, narrow, alone), chosen, *both))
         return found
+
+    def settled(self, x: list[Any], w: list[Any]) -> list[tuple[Any, ...]]:
+        """The same of S+A, where little waits for a collision; with weights that may be cut this takes more gates.
+
+        A thread's own multiplier takes the same alone as in a collision, but for the rounding up: what fits the port,
+        or the high half of what does not. The low half is its inactive partner's. A multiplier that nobody needs stands
+        still, at a factor of zero.
+        """
+        hdl = self.hdl
+        # w in halves: mapped to gates so, the element needs 1 % less energy.
+        active = [self.signal(x[t].any() & (w[t][:4].any() | w[t][4:].any()), f"active{t}") for t in range(2)]
+        own = [self.reduced(x[t], self.port, active[1 - t]) for t in range(2)]
+        found = []
+        for t in range(2):
+            (narrow, shift), (_, cut) = own[t], own[1 - t]
+            low = self.signed(self.half(x[1 - t], self.port, upper=False))
+            serves = self.signal(cut & ~active[t], f"serves{t}")
+            factor = hdl.Mux(active[t], self.signed(self.small(narrow)), low & cut.replicate(len(low)))
+            found.append((factor, hdl.Mux(serves, w[1 - t], w[t]), shift & active[t]))
+        return found
+
+    def signed(self, bits: Any) -> Any:
+        """A number as a signed one."""
+        return bits if bits.shape().signed else self.hdl.Cat(bits, self.hdl.Const(0, 1)).as_signed()
 
     def alone(self, x: Any, w: Any, upper: bool) -> tuple[Any, ...]:
         """One thread on both multipliers: the high and the low half of the operand that is reduced otherwise."""

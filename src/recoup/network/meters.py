@@ -62,12 +62,14 @@ class Meter:
         name: of the measure.
         relative: whether it compares with a reference.
         rises: whether more is better.
+        paired: whether networks are compared by it sample by sample, so that the samples are worth keeping.
         purpose: heads errors.
     """
 
     name: ClassVar[str]
     relative: ClassVar[bool] = False
     rises: ClassVar[bool] = False
+    paired: ClassVar[bool] = False
 
     def __init__(self, purpose: str) -> None:
         self.purpose = purpose
@@ -91,19 +93,33 @@ class Meter:
         """The mean of every sample, in the order they came."""
         return [value for means in self.means_N for value in means.tolist()]
 
+    @property
+    def labelled(self) -> list[int]:
+        """How many tokens every sample's mean is over."""
+        return [round(value) for counts in self.counts_N for value in counts.tolist()]
+
     def result(self) -> Any:
         """Mean, how many, and the interval."""
         means, counts = torch.cat(self.means_N), torch.cat(self.counts_N)
-        means, counts = means[counts > 0], counts[counts > 0]
-        total = float(counts.sum())
-        if not total:
+        if not bool((counts > 0).any()):
             raise RecoupError(f"{self.purpose}: no label at all (all are {PADDING})")
-        value = float((means * counts).sum()) / total
-        spread = float((counts * (means - value)).square().sum()) ** 0.5 / total  # of a ratio of sums
-        n = len(means)
-        half = Z * spread * (n / (n - 1)) ** 0.5 if n > 1 else 0.0
+        value, half = over_samples(means, counts)
         interval = (max(value - half, 0.0), value + half) if half else None
-        return Metric(value, round(total), interval)
+        return Metric(value, round(float(counts.sum())), interval)
+
+
+def over_samples(means_N: Tensor, counts_N: Tensor) -> tuple[float, float]:
+    """The mean of samples, each weighed by how many tokens it has, and half its 95 % interval over the samples.
+
+        m = sum c x / sum c,    1.96 sqrt(n / (n - 1) sum (c (x - m))^2) / sum c      (of a ratio of sums)
+
+    Half is 0 of fewer than two samples. With differences of two networks on the same samples it is paired.
+    """
+    means, counts = means_N[counts_N > 0], counts_N[counts_N > 0]
+    total, n = float(counts.sum()), len(means)
+    value = float((means * counts).sum()) / total
+    spread = float((counts * (means - value)).square().sum()) ** 0.5 / total
+    return value, Z * spread * (n / (n - 1)) ** 0.5 if n > 1 else 0.0
 
 
 class Top1(Meter):
@@ -132,7 +148,7 @@ class Top1(Meter):
 class Nats(Meter):
     """Cross-entropy."""
 
-    name = "nats"
+    name, paired = "nats", True
 
     def add(self, output: Any, label: Any, reference: Any, number: int) -> None:  # noqa: ARG002
         """Of every token or sample that has a label."""

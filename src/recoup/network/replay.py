@@ -6,6 +6,7 @@ are: a layer's output is found by a 128-bit hash of all that decides it, the inp
 which costs 2 to 3 % of a convolution.
 """
 
+import os
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,14 +24,24 @@ MEMORY = 1 << 30
 """Bytes of outputs that are kept: 754 MB are ResNet-20's layers for 1,000 images, the rest serves repairs."""
 PURE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # and no class derived from them
 WEIGHTS = ("weight", "bias")
+PART = 4  # of the machine's memory, which all processes here may fill with outputs together
+
+
+def memory(processes: int = 1) -> int:
+    """Bytes of outputs for each of some processes on this machine: `MEMORY`, or their part of a quarter of what the
+    machine has where that is less."""
+    try:
+        whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # a system that does not say
+        return MEMORY
+    return min(MEMORY, whole // PART // max(processes, 1))
 
 
 @dataclass(slots=True)
 class _Kept:
-    """An output, the hash of its bytes when it was made, and the last round in which it was asked for."""
+    """An output, and the last round in which it was asked for."""
 
     output: Tensor
-    digest: int
     round: int
 
 
@@ -55,26 +66,23 @@ class Outputs:
             self._drop(key)
         self._round += 1
 
-    def get(self, key: Hashable) -> tuple[Tensor | None, bool]:
-        """The output, and whether somebody wrote into the one that was kept, which is gone then."""
+    def get(self, key: Hashable) -> Tensor | None:
+        """A copy of the output: whoever has it may write into it, and nobody else sees that."""
         kept = self._kept.get(key)
         if kept is None:
-            return None, False
-        if _digest(kept.output) != kept.digest:
-            self._drop(key)
-            return None, True
+            return None
         kept.round = max(kept.round, self._round)
-        return kept.output, False
+        return kept.output.clone()
 
     def put(self, key: Hashable, output: Tensor, *, lasting: bool) -> bool:
-        """Keep an output that fits; whether it is kept."""
+        """Keep a copy of an output that fits; whether it is kept. One with gaps is not: its copy would have none."""
         size = output.numel() * output.element_size()
         if self.held + size > self.most or (lasting and self.lasting + size > self.most * 3 // 4):
             return False
-        digest = _digest(output)
-        if digest is None:
+        copy = output.clone()
+        if copy.stride() != output.stride():
             return False
-        self._kept[key] = _Kept(output, digest, _FOREVER if lasting else self._round)
+        self._kept[key] = _Kept(copy, _FOREVER if lasting else self._round)
         self.held += size
         self.lasting += size if lasting else 0
         return True
@@ -94,7 +102,6 @@ class _Replayed:
 
     def __init__(self, module: nn.Module, outputs: Outputs, keep: bool, lasting: bool) -> None:
         self.module, self.outputs, self.keep, self.lasting = module, outputs, keep, lasting
-        self.overwritten = False  # as by an in-place ReLU behind it: then copies are kept and given
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Replayed":
         return _Replayed(memo.get(id(self.module), self.module), self.outputs, self.keep, self.lasting)
@@ -104,14 +111,12 @@ class _Replayed:
         key = None if kwargs or len(args) != 1 else _key(module, args[0])
         if key is None:
             return type(module).forward(module, *args, **kwargs)
-        output, overwritten = self.outputs.get(key)
-        self.overwritten |= overwritten
+        output = self.outputs.get(key)
         if output is None:
             output = type(module).forward(module, *args)
             if self.keep:
-                self.outputs.put(key, output.clone() if self.overwritten else output, lasting=self.lasting)
-            return output
-        return output.clone() if self.overwritten else output
+                self.outputs.put(key, output, lasting=self.lasting)
+        return output
 
 
 def _key(module: nn.Module, x: Any) -> Hashable:

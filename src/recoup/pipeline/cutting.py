@@ -1,13 +1,20 @@
 """How a model is taken apart for processes: an nn.Sequential between its children, any other between its stages."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import nn
 
 from recoup.errors import RecoupError
 from recoup.pipeline.traced import Chain
+
+
+class Joint(NamedTuple):
+    """A place where a model can be cut: before this unit, which begins with this stage."""
+
+    unit: int
+    stage: int
 
 
 class Cutting(Protocol):
@@ -35,6 +42,10 @@ class Cutting(Protocol):
 
     def shown(self, pieces: Sequence[range], rank: int) -> str:
         """What a rank has, for messages."""
+        ...
+
+    def joints(self) -> list[Joint]:
+        """Where it can be cut so that every part has something to train; also its beginning and its end."""
         ...
 
 
@@ -67,6 +78,20 @@ class Children:
         """See `Cutting`."""
         return f"children {', '.join(self._children[index][0] for index in pieces[rank])}"
 
+    def joints(self) -> list[Joint]:
+        """See `Cutting`: before a child that a stage begins with, if no stage has modules on both sides."""
+        at = {name: index for index, (name, _) in enumerate(self._children)}
+        spans = [[at[name.split(".")[0]] for name in stage if name.split(".")[0] in at] for stage in self._stages]
+        found = [
+            Joint(min(span), index)
+            for index, span in enumerate(spans)
+            if span
+            and all(max(other) < min(span) for other in spans[:index] if other)
+            and all(min(other) >= min(span) for other in spans[index:] if other)
+        ]
+        trained = [any(p.requires_grad for p in child.parameters()) for _, child in self._children]
+        return joints(found, lambda a, b: any(trained[a.unit : b.unit]), Joint(self.count, len(self._stages)))
+
 
 class Links:
     """Any model that `Chain` can follow, between its stages; see `Cutting`."""
@@ -93,6 +118,22 @@ class Links:
     def shown(self, pieces: Sequence[range], rank: int) -> str:
         """See `Cutting`."""
         return f"stages {pieces[rank].start} to {pieces[rank].stop - 1}"
+
+    def joints(self) -> list[Joint]:
+        """See `Cutting`: before any stage."""
+        modules = [[self._chain.model.get_submodule(name) for name in names] for names in self._chain.stages]
+        trained = [any(p.requires_grad for each in own for p in each.parameters()) for own in modules]
+        every = [Joint(index, index) for index in range(self.count)]
+        return joints(every, lambda a, b: any(trained[a.stage : b.stage]), Joint(self.count, self.count))
+
+
+def joints(places: Sequence[Joint], trains: Callable[[Joint, Joint], bool], end: Joint) -> list[Joint]:
+    """Of places in a row those between which there is something to train, from the beginning on, and the end."""
+    found = [Joint(0, 0)]
+    for place, following in pairwise([*places, end]):
+        if place.unit and trains(found[-1], place) and trains(place, following):
+            found.append(place)
+    return [*found, end]
 
 
 def pieces(children: int, ranks: int) -> list[range]:

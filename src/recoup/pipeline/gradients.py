@@ -7,6 +7,7 @@ from torch import Tensor
 
 from recoup.pipeline.layout import Layout
 from recoup.pipeline.lists import each
+from recoup.pipeline.memory import keep_freed
 
 Kept = list[Tensor | None]
 
@@ -21,6 +22,8 @@ class Gradients:
 
     def __init__(self, layout: Layout, fixed: bool = False) -> None:
         self.layout, self._zeros = layout, {}
+        if layout.device.type == "cpu":
+            keep_freed()  # autograd allocates all of them anew in every step
         self._flat: list[Tensor] | None = None
         self._fixed: list[Tensor] | None = None
         if fixed:

@@ -42,7 +42,8 @@ class Plan:
             children, if each maps one tensor to one tensor. Every rank has consecutive ones.
         stages, delays, lr, momentum, weight_decay, mitigation, loss: see `Simulator`. A stage lies within a rank, and
             its delay is at least the rank's own, 2 (R - 1 - r) samples: fine-grained delays fit any number of ranks.
-        cut: stages, of an nn.Sequential children, for every rank; None: as even as possible.
+        cut: stages, of an nn.Sequential children, for every rank; None: as even as possible. `runtime.balanced`
+            measures which is fastest.
         update_size, optimizer, clip, seed: see `Simulator`.
     """
 
@@ -92,7 +93,15 @@ class Plan:
                 )
         return where
 
-    def worker(self, rank: int, ranks: int, transport: Transport, samples: Samples, device: torch.device) -> Worker:
+    def worker(
+        self,
+        rank: int,
+        ranks: int,
+        transport: Transport,
+        samples: Samples,
+        device: torch.device,
+        kind: type[Worker] = Worker,
+    ) -> Worker:
         """A rank's worker; raises what `check` and `Simulator` raise."""
         cutting = self.cutting()
         where = self._checked(cutting, ranks)
@@ -115,7 +124,7 @@ class Plan:
         )
         layers = random_layers(self.model, self.stages)  # of the whole: the stage of some is in another rank
         core.streams = Streams(part, {name: s for name, s in layers.items() if name in here}, self.seed)
-        return Worker(
+        return kind(
             part,
             core,
             rank,

@@ -355,6 +355,16 @@ class Rings:
             if inside and index in self._watched and place.module not in running:
                 self.copy(index)
 
+    @torch.no_grad()
+    def fill(self, k: int) -> None:
+        """Let every version up to k be version 0."""
+        for rows in self._rows:
+            rows.copy_(rows[:1].clone().expand_as(rows))
+        for pair in (self._newest, self._back):
+            if pair:
+                each._foreach_copy_(pair[1], pair[0])
+        self.settle(k)
+
     def state(self, k: int) -> dict[str, Any]:
         """Everything after k updates, as copies."""
         rings = [

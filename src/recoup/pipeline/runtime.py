@@ -16,10 +16,22 @@ from recoup.errors import RecoupError
 from recoup.fields import integer
 from recoup.pipeline.keeper import Keeper
 from recoup.pipeline.plan import Plan, Samples
-from recoup.pipeline.transport import DistributedTransport, LocalTransport
+from recoup.pipeline.together import Balanced, balanced, rank_times
+from recoup.pipeline.transport import DistributedTransport, LocalTransport, refuse_uninitialized
 from recoup.pipeline.worker import Worker
 
-__all__ = ["Metrics", "Plan", "Samples", "initialize", "run", "run_local", "ticks"]
+__all__ = [
+    "Balanced",
+    "Metrics",
+    "Plan",
+    "Samples",
+    "balanced",
+    "initialize",
+    "rank_times",
+    "run",
+    "run_local",
+    "ticks",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +171,7 @@ def run(
             that died or is silent; a loss or a gradient that is not finite (with the sample and the stage); checkpoints
             of another run, or damaged ones. The model then holds this rank's newest weights.
     """
-    _refuse_uninitialized()
+    refuse_uninitialized("run")
     every = integer("pipeline.run", "every", every, (1, 1 << 31))
     if not 0 < timeout < float("inf"):
         raise RecoupError(f"pipeline.run(timeout={timeout!r}): timeout must be a number of seconds above 0")
@@ -189,14 +201,6 @@ def run(
         transport.close()
     left = N - worker.begun
     return Metrics(worker.losses, worker.core.steps - before, *measured, left / ticks(left, ranks))
-
-
-def _refuse_uninitialized() -> None:
-    if not dist.is_available() or not dist.is_initialized():
-        raise RecoupError(
-            "pipeline.run: torch.distributed is not initialized: start with torchrun and call "
-            "pipeline.runtime.initialize()"
-        )
 
 
 @torch.no_grad()

@@ -159,6 +159,11 @@ class Simulator:
         """Updates that were done."""
         return self._at[1]
 
+    def skip(self, updates: int) -> None:
+        """From the beginning, be where so many updates that change nothing lead; for measuring."""
+        self.rings.fill(updates)
+        self._at = updates * self.update_size, updates
+
     @property
     def rate(self) -> float:
         """The learning rate of the coming update."""
@@ -317,10 +322,8 @@ class Simulator:
         changed = self._layout.changed()
         if changed is not None:
             advice = "make a new Simulator" + ", or use its load_state_dict" * changed.endswith(WRITTEN)
-            raise RecoupError(
-                f"pipeline.Simulator: {changed} since the pipeline was filled, and older versions of it are under way: "
-                f"{advice}"
-            )
+            told = f"{changed} since the pipeline was filled, and older versions of it are under way"
+            raise RecoupError(f"pipeline.Simulator: {told}: {advice}")
         refuse_autocast()
         refuse_one_sample(x, self._batch_norms)
         if self._unchecked:
@@ -328,10 +331,7 @@ class Simulator:
             self._unchecked = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a run needs to go on bit for bit, as tensors and plain values.
-
-        That is also the model's buffers and frozen parameters, and the state of torch's default random generators.
-        """
+        """What a run needs to go on bit for bit; also buffers, frozen parameters and torch's random generators."""
         if self.steps % self.update_size:
             self._refuse_foreign_gradient()
         return self._state()
@@ -352,8 +352,7 @@ class Simulator:
         """The inverse of `state_dict`; the learning rate and the loss are not part of it.
 
         Raises:
-            RecoupError: the state of another configuration, or one that is incomplete; the message says what differs.
-                Nothing is then changed.
+            RecoupError: a state of another configuration or incomplete, with what differs; nothing is then changed.
         """
         mine = self._configuration()
         theirs = state.get("configuration") if isinstance(state, dict) else None

@@ -14,10 +14,13 @@ from recoup.errors import RecoupError
 from recoup.fields import integer
 from recoup.network.checks import is_module
 from recoup.pipeline.mitigation import Mitigation
+from recoup.pipeline.optimizers import Rule
 from recoup.pipeline.simulator import Simulator
 from recoup.pipeline.state import as_it_was
 from recoup.pipeline.traced import Chain
 from recoup.pipeline.wallclock import Times
+
+Pass = tuple[dict[fx.Node, Any], dict[fx.Node, Any]]  # what a stage takes up, as leaves, and what it has afterwards
 
 
 def stage_times(
@@ -29,22 +32,26 @@ def stage_times(
     loss: Callable[[Any, Any], Tensor] = nn.functional.cross_entropy,
     mitigation: Mitigation | str = "none",
     delays: Sequence[int] | None = None,
+    optimizer: Rule | None = None,
     rounds: int = 9,
 ) -> list[Times]:
-    """Medians over some rounds of each stage's forward and backward of one sample, one stage after another.
+    """Medians over some rounds of each stage's forward, backward and update of one sample, in steps of a `Simulator`.
 
-    Taken apart stages take longer than within one pass: what a pass of the whole takes less is taken off, an equal part
-    for every operation of a forward, and for every stage's backward. What a step of a `Simulator` takes beyond a whole
-    pass is the update, a share for every trained parameter. The loss belongs to the last stage. The threads are those
-    that torch has now; give processes as many.
+    In turns a step of the whole, and one whose passes go stage by stage. Taken apart stages take longer than within one
+    pass: what a pass of the whole takes less is taken off, an equal part for every operation of a forward, and for
+    every stage's backward. What a step does for every trained parameter beside, checking and showing it, is shared out
+    by their number, the update by their elements. The loss belongs to the last stage. The threads are those that torch
+    has now; give processes as many. What ranks that run at once take of each other, caches and the way to memory, and
+    what packets take is not in it: `runtime.balanced` has it.
 
     Args:
         model: any that `Chain` can follow; its weights, buffers and the random state stay as they are.
         stages: lists of module names; None: as `Chain` finds them.
         x, y: a sample with its batch dimension.
         loss, mitigation: see `Simulator`.
-        delays: of the step whose update is timed, with the memory that its rings take; None: none, which takes a little
-            less time than a step that predicts and finds older weights out of the caches.
+        delays: of the steps that are timed, with the memory that their rings take; None: none, which takes a little
+            less time than finding older weights out of the caches.
+        optimizer: see `Simulator`.
         rounds: from 1.
 
     Returns:
@@ -59,21 +66,36 @@ def stage_times(
         raise RecoupError(f"pipeline.stage_times(x={type(x).__name__}): x must be a tensor, with its batch dimension")
     model = copy.deepcopy(model)
     chain = Chain(model, stages)  # type: ignore[arg-type]
-    walk, late = _Walk(chain, loss), [0] * len(chain.stages) if delays is None else delays
+    late = [0] * len(chain.stages) if delays is None else delays
     with torch.random.fork_rng(), as_it_was(model):
-        simulator = Simulator(model, chain.stages, late, 0.0, 0.9, 0.0, mitigation, loss)
-        rows = [
-            (*walk.times(x, y), *walk.whole(x, y), _timed(lambda: simulator.step(x, y))) for _ in range(rounds + 2)
-        ][2:]  # the first ones allocate and compile
-        model.zero_grad()
-    firsts, seconds, *rest = zip(*rows, strict=True)
-    apart = [[statistics.median(stage) for stage in zip(*each, strict=True)] for each in (firsts, seconds)]
-    *whole, step = map(statistics.median, rest)
-    forward, backward = map(_within, apart, whole, (walk.operations, [1] * walk.count))
-    update = max(0.0, step - sum(whole))
-    sizes = [sum(p.numel() for p in walk.parameters(s)) for s in range(walk.count)]
-    share = [size / max(1, sum(sizes)) for size in sizes]
-    return [Times(f, b, update * part) for f, b, part in zip(forward, backward, share, strict=True)]
+        simulator = Simulator(model, chain.stages, late, 0.0, 0.9, 0.0, mitigation, loss, optimizer=optimizer)
+        simulator.skip(max(late) + 2)  # a pipeline that has just begun finds its older weights in the caches
+        steps = _Steps(simulator, chain, x, y)
+        rows = [(steps.whole(), steps.apart()) for _ in range(rounds + 2)][2:]  # the first ones allocate and compile
+        simulator.finish()
+    wholes, stagewise = zip(*rows, strict=True)
+    return _shared_out(steps.walk, _medians(wholes), [_medians(each) for each in zip(*stagewise, strict=True)])
+
+
+def _medians(rows: Iterable[Sequence[float]]) -> list[float]:
+    return [statistics.median(values) for values in zip(*rows, strict=True)]
+
+
+def _shared_out(walk: "_Walk", whole: Sequence[float], apart: Sequence[Sequence[float]]) -> list[Times]:
+    """The times of stages, from the parts of a whole step and from passes stage by stage."""
+    before, forward, between, backward, update = whole
+    forwards = _within(apart[0], forward, walk.operations)
+    backwards = _within(apart[1], backward, [1] * walk.count)
+    own = [walk.parameters(stage) for stage in range(walk.count)]
+    number, size = (_shares([measure(p) for p in own]) for measure in (len, lambda p: sum(each.numel() for each in p)))
+    return [
+        Times(f + n * before, b + n * between, s * update)
+        for f, b, n, s in zip(forwards, backwards, number, size, strict=True)
+    ]
+
+
+def _shares(parts: Sequence[int]) -> list[float]:
+    return [part / max(1, sum(parts)) for part in parts]
 
 
 def _within(apart: Sequence[float], whole: float, weights: Sequence[int]) -> list[float]:
@@ -83,16 +105,67 @@ def _within(apart: Sequence[float], whole: float, weights: Sequence[int]) -> lis
 
 
 def _timed(run: Callable[[], object]) -> float:
-    _finished()
+    finished()
     begun = time.perf_counter()
     run()
-    _finished()
+    finished()
     return time.perf_counter() - begun
 
 
-def _finished() -> None:
+def finished() -> None:
+    """Wait for the GPU, if there is one in use."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
+
+
+class _Steps:
+    """Steps of a simulator, in the parts that a rank's tick has (`worker.Worker`), on one sample."""
+
+    def __init__(self, simulator: Simulator, chain: Chain, x: Tensor, y: Any) -> None:
+        self.simulator, self.x, self.y = simulator, x, y
+        self.walk = _Walk(chain, self._loss)
+
+    def _loss(self, output: Any, y: Any) -> Tensor:
+        with self.simulator.rings.loss():
+            return self.simulator.loss(output, y)
+
+    def whole(self) -> list[float]:
+        """Seconds before the forward pass, of it, between the two, of the backward pass, and of the update."""
+        simulator = self.simulator
+        made: list[Tensor] = []
+
+        def forward() -> None:
+            with torch.enable_grad(), simulator.forward(simulator.steps):
+                made.append(self._loss(simulator.model(self.x), self.y))
+
+        def backward() -> None:
+            made.pop().backward()
+
+        seconds = [_timed(part) for part in (self._ready, forward, self._turn, backward, simulator.update)]
+        simulator.settle()
+        return seconds
+
+    def apart(self) -> tuple[list[float], list[float]]:
+        """Seconds of every stage's forward, and of its backward."""
+        simulator = self.simulator
+        self._ready()
+        with torch.enable_grad(), simulator.forward(simulator.steps):
+            forward, passes = self.walk.forward(self.x, self.y)
+        self._turn()
+        backward = self.walk.backward(passes)
+        simulator.update()
+        simulator.settle()
+        return forward, backward
+
+    def _ready(self) -> None:
+        """For a forward pass."""
+        self.simulator.check(self.x)
+        self.simulator.show(self.simulator.updates)
+
+    def _turn(self) -> None:
+        """From the weights of the forward pass to those of the backward pass."""
+        self.simulator.begin()
+        self.simulator.show_newest(self.simulator.updates)
 
 
 class _Walk:
@@ -117,18 +190,10 @@ class _Walk:
         """How many each stage has."""
         return [len(nodes) for nodes in self._nodes]
 
-    def whole(self, x: Tensor, y: Any) -> tuple[float, float]:
-        """Seconds of the model's own forward, with the loss, and of its backward."""
-        made: list[Tensor] = []
-        forward = _timed(lambda: made.append(self.loss(self.model(x), y)))
-        backward = _timed(made[0].backward)
-        self.model.zero_grad()
-        return forward, backward
-
-    def times(self, x: Tensor, y: Any) -> tuple[list[float], list[float]]:
-        """Seconds of every stage's forward, and of its backward."""
+    def forward(self, x: Tensor, y: Any) -> tuple[list[float], list[Pass]]:
+        """Seconds of every stage's forward, and what `backward` needs."""
         values: dict[fx.Node, Any] = {self._input: x}
-        passes, forward = [], []
+        passes, seconds = [], []
         for stage, nodes in enumerate(self._nodes):
             entered = {
                 node: values[node] if node is self._input else _leaf(values[node])  # no rank needs the image's gradient
@@ -136,10 +201,10 @@ class _Walk:
                 if node in values
             }
             inner = {node: v.clone() if isinstance(v, Tensor) else v for node, v in entered.items()}
-            forward.append(_timed(partial(self._forward, stage, inner, y)))
+            seconds.append(_timed(partial(self._forward, stage, inner, y)))
             passes.append((entered, inner))
             values |= inner
-        return forward, self._backward(passes)
+        return seconds, passes
 
     def _forward(self, stage: int, inner: dict[fx.Node, Any], y: Any) -> None:
         for node in self._nodes[stage]:
@@ -147,7 +212,8 @@ class _Walk:
         if stage == self.count - 1:
             inner[self._output] = self.loss(fx.map_arg(self._output.args[0], inner.__getitem__), y)
 
-    def _backward(self, passes: list[tuple[dict[fx.Node, Any], dict[fx.Node, Any]]]) -> list[float]:
+    def backward(self, passes: list[Pass]) -> list[float]:
+        """Seconds of every stage's backward; trained parameters have their gradients."""
         gradients: dict[fx.Node, Tensor] = {}
         found = []
         for entered, inner in reversed(passes):
@@ -158,7 +224,6 @@ class _Walk:
             for node, leaf in entered.items():
                 if isinstance(leaf, Tensor) and leaf.grad is not None:
                     gradients[node] = gradients[node] + leaf.grad if node in gradients else leaf.grad
-        self.model.zero_grad()
         return found[::-1]
 
     def _taken(self, nodes: list[fx.Node]) -> dict[fx.Node, None]:

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from recoup.errors import RecoupError
 from recoup.models.transformer import CharGPT
+from recoup.network.checks import is_module
 from recoup.network.emulated import Emulated
 from recoup.pipeline.stages import JOINING, POOLS, Stages, listed, resolve
 
@@ -158,6 +159,7 @@ def traced(model: nn.Module) -> fx.Graph:
     Raises:
         RecoupError: see `Chain`.
     """
+    is_module(model, "pipeline.chain")
     if isinstance(model, CharGPT):
         return _chargpt(model)
     try:
@@ -168,7 +170,8 @@ def traced(model: nn.Module) -> fx.Graph:
         raise RecoupError(
             f"pipeline.chain: torch.fx cannot follow {type(model).__name__}.forward: {_place(error)}"
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}; move what depends on values "
-            "or sizes into a module without children, which stays whole, or make the model an nn.Sequential of such"
+            "or sizes into a module without children, which stays whole, or make the model an nn.Sequential of such; "
+            f"without processes nothing is cut, and a Simulator takes stages listed by hand: {_listed(model)}"
         ) from error
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     if len(inputs) != 1:
@@ -235,6 +238,11 @@ def _owner(node: fx.Node, owner: dict[str, int]) -> int | None:
 def positions(tokens: Tensor) -> Tensor:
     """0, 1, ... for every token of a row."""
     return torch.arange(tokens.shape[1], device=tokens.device)
+
+
+def _listed(model: nn.Module) -> list[list[str]]:
+    """A list of stages to begin with: a child with parameters each."""
+    return [[name] for name, child in model.named_children() if any(True for _ in child.parameters())]
 
 
 def _chargpt(model: CharGPT) -> fx.Graph:

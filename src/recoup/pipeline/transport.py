@@ -312,3 +312,12 @@ class _Receiver:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:160]
+
+
+def refuse_uninitialized(what: str) -> None:
+    """Raise unless torch.distributed is there and initialized."""
+    if not dist.is_available() or not dist.is_initialized():
+        raise RecoupError(
+            f"pipeline.{what}: torch.distributed is not initialized: start with torchrun and call "
+            "pipeline.runtime.initialize()"
+        )

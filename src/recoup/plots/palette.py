@@ -69,6 +69,7 @@ class Palette:
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.linewidth": 0.6,
+            "axes.formatter.useoffset": False,  # "1e-5+9.999e-1" above an axis is read by nobody
             "axes.grid": True,
             "axes.axisbelow": True,
             "grid.color": self.grid,

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from recoup.network.wing import Baseline
+from recoup.network.wing import FLOAT, Baseline
 from recoup.study.intervals import Estimate, accuracy, difference, of_windows
 from recoup.study.measured import pairs
 from recoup.study.quality import Quality, perplexity
@@ -78,6 +78,14 @@ def lines_of(results: Results, titles: Mapping[str, str], compared: Mapping[str,
     return tuple(made)
 
 
+def against_float(results: Results, config: str, state: str) -> Estimate | None:
+    """What a config loses in a state against the float network on the same samples: points of top-1, or nats more,
+    paired window by window."""
+    if results.nats:
+        return _Nats(results.nats, results.differences).beside(config, state, FLOAT.name)
+    return _Accuracies(results.accuracy).beside(config, state, FLOAT.name)
+
+
 class _Accuracies:
     """Top-1 and top-5: differences are those of accuracies on the same images."""
 
@@ -106,7 +114,11 @@ class _Accuracies:
 
     def loss(self, config: str, baseline: str) -> Estimate | None:
         """Of the bare hardware."""
-        return self._apart((baseline, NONE), (config, NONE))
+        return self.beside(config, NONE, baseline)
+
+    def beside(self, config: str, state: str, baseline: str) -> Estimate | None:
+        """What is lost against a baseline."""
+        return self._apart((baseline, NONE), (config, state))
 
     def _apart(self, one: Key, other: Key) -> Estimate | None:
         rows = self._groups.get(one, [])
@@ -143,7 +155,11 @@ class _Nats:
 
     def loss(self, config: str, baseline: str) -> Estimate | None:
         """Nats more on the bare hardware."""
-        return self._apart(config, NONE, baseline, 1)
+        return self.beside(config, NONE, baseline)
+
+    def beside(self, config: str, state: str, baseline: str) -> Estimate | None:
+        """Nats more than a baseline has."""
+        return self._apart(config, state, baseline, 1)
 
     def _apart(self, config: str, state: str, against: str, sign: int) -> Estimate | None:
         wanted = (config, state, against, NONE)

@@ -8,7 +8,7 @@ from recoup.network.wing import FLOAT
 from recoup.plots.palette import MARKERS
 from recoup.report.chapters import Table
 from recoup.report.figures import MUTED, SERIES, canvas, legend, plain, spoken, styled, svg
-from recoup.report.lines import Line
+from recoup.report.lines import Line, against_float
 from recoup.report.summary import Summary, quoted_line
 from recoup.study.intervals import Estimate
 from recoup.study.quality import Quality
@@ -17,9 +17,10 @@ from recoup.study.results import Results
 from recoup.study.rows import CostRow, PricedRow
 
 CAPTION = (
-    "By {by}, each in the state that its verdict quotes; ~: not told apart from the one above. Lost: {unit} "
-    "against float. Cycles and traffic: against the float network on the same array; bits: mean width of "
-    "accumulators. Beaten: another chip is as {good} for fewer cycles, or {better} for as many."
+    "By {by}, each in the state that its verdict quotes; ~: not told apart from the one above. Lost: {unit} against "
+    "float on the same {samples}, with its 95 % interval. Cycles and traffic: against the float network on the same "
+    "array; bits: mean width of accumulators. Beaten: another chip is as {good} for fewer cycles, or {better} for as "
+    "many."
 )
 
 PRICED = ("uJ", "mm2")
@@ -36,7 +37,7 @@ class Ranked:
         line: its accuracy, or nats.
         cost: what it costs.
         cycles, traffic: against the float network.
-        lost: points of top-1 or nats against the float network.
+        lost: points of top-1 or nats against the float network on the same samples, and its interval.
         beaten: whether another chip is as good for fewer cycles, or better for as many.
         same: whether the test samples and seeds cannot tell it from the next better one.
     """
@@ -45,7 +46,7 @@ class Ranked:
     cost: CostRow
     cycles: float
     traffic: float
-    lost: float
+    lost: Estimate
     beaten: bool = False
     same: bool = False
 
@@ -68,21 +69,25 @@ def ranked(results: Results, summary: Summary) -> list[Ranked]:
         if summary.of(one.name) and one.name in costs:
             line, own = quoted_line(summary, one), costs[one.name]
             shares = (own.cycles / (first.cycles or 1), own.traffic / (first.traffic or 1))
-            lost = quality.lost(floating.reached.mean, line.reached.mean)
+            lost = against_float(results, line.config, line.state)
+            assert lost is not None
             found.append(Ranked(line, own, *shares, lost))
     found.sort(key=lambda chip: (-quality.better(chip.line.reached.mean), chip.cost.cycles))
     return [
         Ranked(
             *(chip.line, chip.cost, chip.cycles, chip.traffic, chip.lost),
             beaten=any(_beats(quality, other, chip) for other in found),
-            same=place > 0 and _overlap(chip.line.reached, found[place - 1].line.reached),
+            same=place > 0 and _alike(quality, chip, found[place - 1]),
         )
         for place, chip in enumerate(found)
     ]
 
 
-def _overlap(one: Estimate, other: Estimate) -> bool:
-    return one.high >= other.low and other.high >= one.low
+def _alike(quality: Quality, one: Ranked, other: Ranked) -> bool:
+    """Whether intervals overlap: of what is reached, or, where differences are measured sample by sample, of those from
+    float, for hard samples are hard for every chip."""
+    first, second = (chip.lost if quality.paired else chip.line.reached for chip in (one, other))
+    return first.high >= second.low and second.high >= first.low
 
 
 def _beats(quality: Quality, one: Ranked, other: Ranked) -> bool:
@@ -96,7 +101,7 @@ def table(chips: list[Ranked], quality: Quality) -> Table:
     priced = any(isinstance(chip.cost, PricedRow) for chip in chips)
     columns = ("chip", "state", quality.label, "95 % interval", "lost", "cycles", "traffic", "bits")
     by, good, better = ("accuracy", "accurate", "more accurate") if quality.rises else ("nats", "good", "better")
-    caption = CAPTION.format(by=by, unit=quality.unit, good=good, better=better)
+    caption = CAPTION.format(by=by, unit=quality.unit, samples=quality.samples, good=good, better=better)
     if priced:
         columns, caption = (*columns, *PRICED), f"{caption} {PRICES.format(sample=quality.sample)}"
     return Table(f"Chips by {by}", columns, tuple((*_cells(chip, quality), *_priced(chip)) for chip in chips), caption)
@@ -116,7 +121,7 @@ def _cells(chip: Ranked, quality: Quality) -> tuple[str, ...]:
         line.state,
         f"{'~ ' * chip.same}{number(line.reached.mean)}",
         f"{number(line.reached.low)} - {number(line.reached.high)}",
-        quality.signed(chip.lost),
+        f"{quality.signed(chip.lost.mean)} ({quality.signed(chip.lost.low)} to {quality.signed(chip.lost.high)})",
         f"{chip.cycles:.2f}",
         f"{chip.traffic:.2f}",
         f"{chip.cost.bits:.1f}",

@@ -7,6 +7,7 @@ from typing import Any
 from recoup.plots.palette import MARKERS
 from recoup.report.figures import INK, MUTED, PAGE, SERIES, canvas, clear, legend, name_space, plain, styled, svg
 from recoup.search.results import PointRow, SearchResults
+from recoup.study.quality import NATS
 
 FAINT = 0.06  # of a cell without damage
 NAMES = {
@@ -15,7 +16,7 @@ NAMES = {
     "nats": "nats lost",
     "top1": "points of top-1 lost",
 }
-QUALITY = {"top1": "top-1 accuracy, %", "nats": "nats a token; less is better"}
+QUALITY = {"top1": "top-1 accuracy, %", "nats": "nats a token; less is better; bars: of the difference from float"}
 
 
 def metric_title(metric: str) -> str:
@@ -67,15 +68,21 @@ def _errors(axis: Any, study: SearchResults, cost: str, points: Sequence[PointRo
     axis.errorbar(_at(study, cost, points), damages, yerr=[below, above], label=label, **look)
 
 
+def _around(study: SearchResults, point: PointRow) -> tuple[float, float]:
+    """How far a point's interval goes below and above it: of nats that of the difference from float, window by window,
+    for every network has the same hard windows."""
+    low, mean, high = point.reached_low, point.reached or 0.0, point.reached_high
+    if study.quality == NATS.name and point.lost is not None:
+        low, mean, high = point.lost_low, point.lost, point.lost_high
+    return max(mean - (mean if low is None else low), 0.0), max((mean if high is None else high) - mean, 0.0)
+
+
 def _reached(axis: Any, study: SearchResults, cost: str, shown: Sequence[PointRow], others: Sequence[PointRow]) -> None:
     for points, series in ((shown, 1), (others, 2)):
         known = [point for point in points if point.reached is not None]
         if known:
             values = [point.reached or 0.0 for point in known]
-            spread = [
-                [v - (p.reached_low or v) for v, p in zip(values, known, strict=True)],
-                [(p.reached_high or v) - v for v, p in zip(values, known, strict=True)],
-            ]
+            spread = list(zip(*(_around(study, point) for point in known), strict=True))
             look = {
                 "color": SERIES[series],
                 "marker": MARKERS[series],

@@ -24,6 +24,7 @@ from recoup.network.replay import Outputs, replaying
 from recoup.network.scales import is_calibrated
 from recoup.repair import repair_
 from recoup.storage.digest import of_batches, of_state, of_text
+from recoup.study.layouts import outputs_agree
 from recoup.study.machine import cpu_threads
 from recoup.tasks.bench import ALONE, Value, Workbench
 from recoup.version import __version__
@@ -92,6 +93,7 @@ class Bench(Workbench):
             "scales": of_text(repr(scales)) if scales else None,
             "data": of_batches(self.batches),
             "calibration": of_batches(self.calibration),
+            "layout": _layouts(self.batches),
             "repair": self.repair if isinstance(self.repair, str) else list(self.repair),
             "metrics": [metric if isinstance(metric, str) else _function(metric) for metric in self.metrics],
             "recoup": __version__,
@@ -103,8 +105,8 @@ class Bench(Workbench):
         return self.measured(task.hardware, task.label)
 
     def measured(self, assignment: Assignment, label: str) -> Value:
-        """A policy's numbers (metric -> value, count, interval; seconds; notes): hardware on, repaired, measured,
-        hardware off.
+        """A policy's numbers (metric -> value, count, interval, of nats each sample's; seconds; notes): hardware on,
+        repaired, measured, hardware off.
 
         Raises:
             RecoupError: whatever a step refuses, headed by the policy's ``label``.
@@ -143,10 +145,16 @@ class Bench(Workbench):
         for name, one in found.items():
             if not math.isfinite(one.value):
                 raise RecoupError(f"metric {name} is {one.value}")
-        return {
+        told: Value = {
             name: {"value": one.value, "count": one.count, "interval": one.interval and list(one.interval)}
             for name, one in found.items()
         }
+        for name, meter in zip(named, meters, strict=True):
+            if meter.paired:  # what another network differs by is known sample by sample
+                alike = set(meter.labelled)
+                told[name]["samples"] = [round(value, 9) for value in meter.samples]
+                told[name]["labels"] = list(alike) if len(alike) == 1 else meter.labelled
+        return told
 
     def _refer(self) -> Callable[[Any], Tensor]:
         """The float network's outputs, batch after batch; kept from the first pass on."""
@@ -216,16 +224,23 @@ def laid_out(model: nn.Module, batches: "Kept") -> "Kept":
 
 
 def _takes(model: nn.Module, inputs: Any) -> bool:
-    def few(value: Any) -> Any:
-        return value[:2].to(device) if isinstance(value, Tensor) and value.dim() else value
+    def few(value: Any, layout: torch.memory_format) -> Any:
+        if not isinstance(value, Tensor) or not value.dim():
+            return value
+        value = value[:2].to(device)
+        return value.contiguous(memory_format=layout) if value.dim() == 4 else value
+
+    def run(layout: torch.memory_format) -> Any:
+        if isinstance(inputs, Mapping):
+            return call(model, {name: few(value, layout) for name, value in inputs.items()})
+        return call(model, few(inputs, layout))
 
     device = device_of(model)
     try:
         with ALONE, cpu_threads(1), evaluating(model), torch.no_grad():
-            call(model, {k: few(v) for k, v in inputs.items()} if isinstance(inputs, Mapping) else few(inputs))
+            return outputs_agree(run(torch.contiguous_format), run(torch.channels_last))
     except Exception:  # one of another reason comes again when the network is measured
         return False
-    return True
 
 
 def _laid_out(batch: Any) -> Any:
@@ -234,6 +249,19 @@ def _laid_out(batch: Any) -> Any:
     if isinstance(batch, tuple | list):
         return type(batch)(map(_laid_out, batch)) if type(batch) in (tuple, list) else batch
     return {name: _laid_out(value) for name, value in batch.items()} if type(batch) is dict else batch
+
+
+def _layouts(batches: Iterable[Any]) -> list[str]:
+    """How inputs lie in memory, on which the last bits of float layers depend, and which their digest does not show."""
+    found: dict[str, None] = {}
+    for batch in batches:
+        inputs = split(batch)[0]
+        for part in inputs.values() if isinstance(inputs, Mapping) else [inputs]:
+            if isinstance(part, Tensor):
+                last = part.dim() == 4 and part.is_contiguous(memory_format=torch.channels_last)
+                plain = "in order" if part.is_contiguous() else f"strides {list(part.stride())}"
+                found["channels last" if last else plain] = None
+    return list(found)
 
 
 def _notes(caught: list[warnings.WarningMessage]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,20 +32,25 @@ class Measured:
         damage: mean over draws of the score's metric (of a relative one; else of its loss against float).
         low, high: its 95 % interval: the test samples' and, with several draws, the draws'.
         values: of each draw.
+        count: test samples or tokens.
         quality: name of the natural measure, ``top1`` or ``nats``; "" where the labels fit neither.
         reached, quality_low, quality_high: it and its interval.
-        count: test samples or tokens.
+        lost, lost_low, lost_high: what is worse than in float, on the same samples, and its interval: points of top-1,
+            or nats, which are paired window by window.
     """
 
     damage: float
     low: float
     high: float
     values: tuple[float, ...]
-    quality: str
-    reached: float
-    quality_low: float
-    quality_high: float
     count: int
+    quality: str = ""
+    reached: float = math.nan
+    quality_low: float = math.nan
+    quality_high: float = math.nan
+    lost: float = math.nan
+    lost_low: float = math.nan
+    lost_high: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +169,7 @@ class Front:
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         measured = ["damage", "low", "high", "quality", "reached", "quality_low", "quality_high"]
+        measured += ["lost", "lost_low", "lost_high"]
         writer.writerow(["point", "kind", "on_front", *self.costs, "predicted", "scored", *measured])
         paths = []
         on_front = {point.options for point in self.front}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from recoup.costs import COUNTED, NO_HARDWARE, NOT_RUN, PRICED, energy_on, spent_on, steps_on
+from recoup.costs import COUNTED, NO_HARDWARE, NOT_RUN, PRICED, energy_on, spent_on, steps_on, told_in_float
 from recoup.dies import able, area_on, least_units, told
 from recoup.errors import RecoupError
 from recoup.knapsack import Choice, Quantity, choose
@@ -37,7 +37,7 @@ class Prices:
     Attributes:
         quantities: cost -> what a knapsack adds up.
         runs_on: for each option of each group, the hardware any of which runs it.
-        notes: what is in no energy and no area.
+        notes: what no option is for, so that it is counted as float, and what is in no energy and no area.
     """
 
     quantities: Mapping[str, Quantity]
@@ -94,6 +94,8 @@ def prices(
     quantities, notes = {}, []
     outside = [site.name for site in sizes.sites if site.name not in inside]
     table = _Table(groups, sites, array, tables)
+    if outside and any(asked in COUNTED for asked in costs if isinstance(asked, str)):
+        notes.append(f"Outside the space {told_in_float([sites[name] for name in outside])}.")
     for asked in costs:
         if isinstance(asked, str) and asked in PRICED:
             quantities[asked], without = table.quantity(asked)

@@ -11,7 +11,7 @@ from recoup.storage.files import write_atomically
 from recoup.storage.folder import make
 from recoup.tasks.bench import Value, capability
 
-SCHEMA = 1
+SCHEMA = 2  # the first kept no samples of nats
 FOLDER = "records"
 
 

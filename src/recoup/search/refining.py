@@ -11,13 +11,14 @@ from torch import nn
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.evaluation import Function
 from recoup.network.checks import instance, is_module
+from recoup.network.replay import Outputs, memory
 from recoup.search.bench import Bench, kept, needing_scales
 from recoup.search.fronts import Front, Point
 from recoup.search.records import Task
 from recoup.search.scoring import Scores
 from recoup.search.spaces import policy_of
 from recoup.search.verifying import named_metric
-from recoup.tasks.performing import Progress, perform
+from recoup.tasks.performing import Progress, check_division, perform
 
 BESIDE = 4
 """Moves that a step measures: those that the damages of single groups say are best."""
@@ -72,12 +73,13 @@ def refine(
     """
     instance(front, Front, "search.refine", "front", "what recoup.search.front returned")
     is_module(model, "search.refine")
+    check_division("search.refine", workers, executor)
     if isinstance(moves, bool) or not isinstance(moves, int) or moves < 1:
         raise RecoupError(f"search: refine: moves={moves!r} must be a whole number of 1 or more")
     begin = (
         _least_harmful(front) if start is None else instance(start, Point, "search.refine", "start", "front.front[0]")
     )
-    walk = _Walk(front, _bench(front.scores, model, batches, metric), moves)
+    walk = _Walk(front, _bench(front.scores, model, batches, metric, workers), moves)
     how = {"executor": executor, "workers": workers, "progress": progress}
     if not walk.near(begin.options):
         told = STUCK.format(cost=walk.cost, start=begin.policy.name)
@@ -95,11 +97,14 @@ def _least_harmful(front: Front) -> Point:
     return min(able, key=lambda point: [point.predicted, point.costs[front.costs[0]]])
 
 
-def _bench(scores: Scores, model: nn.Module, batches: Iterable[Any], metric: str | Function | None) -> Bench:
+def _bench(
+    scores: Scores, model: nn.Module, batches: Iterable[Any], metric: str | Function | None, workers: int
+) -> Bench:
     """What scored, again."""
     named = named_metric(scores.metric, metric, "refine")
     scaled = needing_scales({layer: group.options for group in scores.groups for layer in group.layers})
-    bench = Bench(model, kept(batches), (named,), scores.calibration, scores.identity["repair"], scaled)
+    outputs = Outputs(memory(workers))
+    bench = Bench(model, kept(batches), (named,), scores.calibration, scores.identity["repair"], scaled, outputs)
     other = [name for name, value in bench.identity().items() if scores.identity[name] != value]
     if other:
         raise RecoupError(f"search: refine: not what was scored: {', '.join(other)} differ")

@@ -34,7 +34,8 @@ class ProbeRow(Frozen):
 class PointRow(Frozen):
     """A policy of the front, or a uniform one; the measured numbers are null before it was verified.
 
-    ``allowed``: whether it keeps every limit.
+    ``lost``: points of top-1 or nats against float, on the same samples, with its interval. ``allowed``: whether it
+    keeps every limit.
     """
 
     name: str
@@ -49,6 +50,9 @@ class PointRow(Frozen):
     reached: float | None = None
     reached_low: float | None = None
     reached_high: float | None = None
+    lost: float | None = None
+    lost_low: float | None = None
+    lost_high: float | None = None
     allowed: bool = True
 
 
@@ -194,4 +198,5 @@ def _numbers(found: Measured | None) -> dict[str, Any]:
         return {}
     numbers = {"damage": found.damage, "low": found.low, "high": found.high}
     reached = {"reached": found.reached, "reached_low": found.quality_low, "reached_high": found.quality_high}
+    reached |= {name: getattr(found, name) for name in ("lost", "lost_low", "lost_high")}
     return numbers | {name: value for name, value in reached.items() if not math.isnan(value)}

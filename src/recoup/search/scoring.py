@@ -15,22 +15,28 @@ from torch import nn
 from recoup.costs import beside
 from recoup.errors import RecoupError
 from recoup.evaluation import Function
+from recoup.fields import integer
 from recoup.network.batches import prepared
 from recoup.network.checks import instance, is_module
 from recoup.network.meters import METERS
+from recoup.network.replay import Outputs, memory
 from recoup.network.sites import Map, survey
 from recoup.search.bench import Bench, kept, metric_name, needing_scales
+from recoup.search.pairing import half_of_damage
+from recoup.search.records import FOLDER as RECORDS
 from recoup.search.records import Records, Task
 from recoup.search.spaces import FLOAT, Group, Space, policy_of, title, titles, uniform
 from recoup.search.surrogate import Probe, Surrogate, fit
-from recoup.storage.files import write_atomically
+from recoup.storage.files import write_atomically, write_once
 from recoup.storage.folder import make
 from recoup.storage.statefile import differences
-from recoup.tasks.performing import Progress, perform
+from recoup.tasks.performing import Progress, check_division, perform
 from recoup.tasks.shards import IncompleteError, Shard
 
 FILE = "scores.json"
 TABLE = "scores.csv"
+CLAIM = "identity.json"
+"""Written before the first measurement: whose folder it is."""
 SCHEMA = 1
 PROBES = 8
 
@@ -146,6 +152,7 @@ def plan(model: nn.Module, space: Space, *, reference: bool = False, probes: int
     """
     is_module(model, "search.score")
     instance(space, Space, "search.score", "space", "Space({'re:conv.*': [None, ...]})")
+    integer("search.score", "probes", probes, (0, 2**16))
     groups = space.groups(model)
     rest: dict[str, Any] = {}
     if reference:
@@ -231,12 +238,14 @@ def score(
         RecoupError: a space that does not fit the network, a metric that is none or gives NaN (which policy), a folder
             of another search: of other weights, data, repair, metric or versions.
     """
+    check_division("search.score", workers, executor, shard)
     made = plan(model, space, reference=reference, probes=probes)
     batches = kept(batches)
     sizes = sizes_of(model, batches)
     scaled = needing_scales({layer: group.options for group in made.groups for layer in group.layers})
     _check_metric(metric, rises)
-    bench = Bench(model, batches, (metric,), batches if calibration is None else calibration, repair, scaled)
+    images, outputs = batches if calibration is None else calibration, Outputs(memory(workers))
+    bench = Bench(model, batches, (metric,), images, repair, scaled, outputs)
     records = _records(bench, None if out is None else Path(out), any_cpu)
     new = perform(bench, made.tasks, records, executor=executor, workers=workers, shard=shard, progress=progress)
     found = _scores(made, records, metric_name(metric), _rises(metric, rises))
@@ -251,7 +260,7 @@ def _records(bench: Bench, folder: Path | None, any_cpu: bool) -> Records:
     identity = bench.identity()
     if folder is not None:
         make(folder)
-        _check_folder(folder, identity)
+        _claim(folder, identity)
     return Records(folder, identity, any_cpu=any_cpu)
 
 
@@ -285,7 +294,7 @@ def _scores(made: Plan, records: Records, metric: str, rises: bool) -> dict[str,
     raw = tuple(tuple(number for number, _ in row) for row in rows)
     damages = tuple(tuple(max(sign * (number - base), 0.0) for number in row) for row in raw)
     probes = [
-        Probe(label, o, max(sign * (value(task)[0] - base), 0.0), half=_half(records, task, metric))
+        Probe(label, o, max(sign * (value(task)[0] - base), 0.0), half=_half(records, task, made.base, metric))
         for label, o, task in made.probes
     ]
     surrogate, predicted = fit(damages, probes)
@@ -306,13 +315,10 @@ def _scores(made: Plan, records: Records, metric: str, rises: bool) -> dict[str,
     }
 
 
-def _half(records: Records, task: Task, metric: str) -> float:
-    """Half of what the samples leave open; 0 of a metric without an interval, and of one that is not relative to float:
-    its interval is not that of the damage, which is a difference on the same samples."""
-    if metric not in METERS or not METERS[metric].relative:
-        return 0.0
-    interval = (records.get(task.policy) or {})[metric]["interval"]
-    return (interval[1] - interval[0]) / 2 if interval else 0.0
+def _half(records: Records, task: Task, base: Task, metric: str) -> float:
+    """Half of what the samples leave open of a probe's damage."""
+    one, other = ((records.get(which.policy) or {})[metric] for which in (task, base))
+    return half_of_damage(metric, one, other)
 
 
 def _check_metric(metric: str | Function, rises: bool | None) -> None:
@@ -328,9 +334,22 @@ def _rises(metric: str | Function, rises: bool | None) -> bool:
     return METERS[metric].rises if isinstance(metric, str) else bool(rises)
 
 
-def _check_folder(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Refuse the folder of another search, and say what differs."""
-    path = folder / FILE
+def _claim(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Make a folder this search's, from before its first measurement on; refuse one of another.
+
+    Raises:
+        RecoupError: another search's, and what differs; what is no search's.
+    """
+    _refuse_other(folder / FILE, identity)
+    claim, text = folder / CLAIM, json.dumps({"identity": identity}, indent=1) + "\n"
+    if write_once(claim, text):
+        return
+    if not any((folder / RECORDS).glob("*.json")):  # the other one measured nothing
+        write_atomically(claim, text)
+    _refuse_other(claim, identity)
+
+
+def _refuse_other(path: Path, identity: Mapping[str, Any]) -> None:
     try:
         before = json.loads(path.read_text("utf-8"))["identity"]
     except FileNotFoundError:
@@ -339,4 +358,4 @@ def _check_folder(folder: Path, identity: Mapping[str, Any]) -> None:
         raise RecoupError(f"{path}: no scores of a search ({error}); choose another folder, or delete it") from None
     told = [f"{part.name} was {part.before!r}, is {part.now!r}" for part in differences(before, identity)]
     if told:
-        raise RecoupError(f"{folder} holds a search of another kind ({'; '.join(told)}): choose another folder")
+        raise RecoupError(f"{path.parent} holds a search of another kind ({'; '.join(told)}): choose another folder")

@@ -1,7 +1,6 @@
 """Every point of a front measured on test batches, after repair, with intervals."""
 
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -18,14 +17,15 @@ from recoup.network.batches import call, count, device_of, split
 from recoup.network.checks import instance, is_module
 from recoup.network.meters import METERS
 from recoup.network.modes import evaluating
-from recoup.network.replay import Outputs
+from recoup.network.replay import Outputs, memory
 from recoup.search.bench import Bench, kept, laid_out, metric_name, needing_scales
 from recoup.search.fronts import Front, Measured
+from recoup.search.pairing import half_of, loss
 from recoup.search.records import Records, Task
 from recoup.storage.digest import of_batches, of_state
-from recoup.study.intervals import accuracy, over_seeds
+from recoup.study.intervals import accuracy, of_windows
 from recoup.tasks.bench import Value
-from recoup.tasks.performing import Progress, perform
+from recoup.tasks.performing import Progress, check_division, perform
 from recoup.tasks.shards import IncompleteError, Shard
 
 Draw = Callable[[int], Iterable[Any]]
@@ -68,6 +68,7 @@ def verify(
     """
     instance(front, Front, "search.verify", "front", "what recoup.search.front returned")
     is_module(model, "search.verify")
+    check_division("search.verify", workers, executor, shard)
     test = laid_out(model, kept(test))
     _check(front, model, test)
     numbers = _seeds(seeds)
@@ -80,15 +81,13 @@ def verify(
     tasks = [floating, *(Task.of(point.policy.name, dict(point.policy)) for point in front.points)]
     made, total = 0, len(numbers) * len({json.dumps(task.policy) for task in tasks})
     kept_in: list[Records] = []
-    outputs = Outputs()
+    outputs = Outputs(memory(workers))
     for images in _draws(scores.calibration if calibration is None else calibration, numbers):
         bench = Bench(model, test, metrics, images, scores.identity["repair"], scaled, outputs)
         kept_in.append(Records(None if out is None else Path(out), bench.identity(), any_cpu=any_cpu))
         made += perform(bench, tasks, kept_in[-1], executor=executor, workers=workers, shard=shard, progress=progress)
     found = [_values(task, kept_in) for task in tasks]
-    name, sign = metric_name(named), -1 if scores.rises else 1
-    base = fmean(value[name]["value"] for value in found[0])
-    told = [_measured(values, name, quality, base, sign) for values in found]
+    told = [_measured(values, found[0], metric_name(named), quality, rises=scores.rises) for values in found]
     points = [replace(point, measured=one) for point, one in zip(front.points, told[1:], strict=True)]
     about = {"seeds": len(numbers), "made": made, "total": total, "notes": (*front.notes, *_notes(found))}
     return replace(front, points=tuple(points), floating=told[0], **about)
@@ -188,26 +187,20 @@ def resampled(batches: Iterable[Any], seed: int) -> list[Any]:
     return list(of(inputs))
 
 
-def _measured(values: Sequence[Value], name: str, quality: str, base: float, sign: int) -> Measured:
-    damages = tuple(sign * (value[name]["value"] - base) for value in values)
-    low, high = _interval(damages, [value[name] for value in values])
-    reached, below, above, samples = math.nan, math.nan, math.nan, values[0][name]["count"]
-    if quality:
-        numbers = [value[quality]["value"] for value in values]
-        reached, samples = fmean(numbers), values[0][quality]["count"]
-        if quality == "top1":
-            found = accuracy(numbers, samples)
-            below, above = found.low, found.high
-        else:
-            below, above = _interval(numbers, [value[quality] for value in values])
-    return Measured(fmean(damages), low, high, damages, quality, reached, below, above, samples)
-
-
-def _interval(values: Sequence[float], found: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """Over the samples of the draws, whose mean half width it is, and over the draws; the two add as squares."""
-    mean = fmean(values)
-    widths = [(one["interval"][1] - one["interval"][0]) / 2 for one in found if one["interval"]]
-    samples = fmean(widths) if widths else 0.0
-    draws = over_seeds(values).half if len(values) > 1 else 0.0
-    half = math.hypot(samples, draws)
-    return mean - half, mean + half
+def _measured(values: Sequence[Value], floats: Sequence[Value], name: str, quality: str, *, rises: bool) -> Measured:
+    """A policy's measurements, one a draw, beside the float network's."""
+    ones, others = ([value[name] for value in part] for part in (values, floats))
+    damage = loss(name, ones, others, rises=rises)
+    sign = -1 if rises else 1
+    damages = tuple(sign * (one["value"] - other["value"]) for one, other in zip(ones, others, strict=True))
+    about: dict[str, Any] = {"damage": fmean(damages), "low": damage.low, "high": damage.high, "values": damages}
+    if not quality:
+        return Measured(**about, count=ones[0]["count"])
+    ones, others = ([value[quality] for value in part] for part in (values, floats))
+    numbers, samples = [one["value"] for one in ones], ones[0]["count"]
+    top1 = quality == "top1"
+    found = accuracy(numbers, samples) if top1 else of_windows(numbers, [half_of(one) for one in ones])
+    lost = loss(quality, ones, others, rises=top1)
+    reached: dict[str, Any] = {"reached": fmean(numbers), "quality_low": found.low, "quality_high": found.high}
+    told: dict[str, Any] = {"lost": lost.mean, "lost_low": lost.low, "lost_high": lost.high}
+    return Measured(**about, quality=quality, **reached, **told, count=samples)

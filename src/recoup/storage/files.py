@@ -3,6 +3,7 @@
 import errno
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,25 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             raise
         kept = "it is as it was before" if path.exists() else "nothing of it is left"
         raise NoSpaceError(f"{path}: cannot be written ({os.strerror(error.errno)}); {kept}") from None
+
+
+def write_once(path: Path, content: str | bytes) -> bool:
+    """Write a file that is not there, whole; False where there is one, which stays, also one of the same moment.
+
+    Raises:
+        NoSpaceError, OSError: as `write_atomically`.
+    """
+    if path.exists():
+        return False
+    made = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+    write_atomically(made, content)
+    try:
+        path.hardlink_to(made)
+    except FileExistsError:
+        return False
+    finally:
+        made.unlink(missing_ok=True)
+    return True
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 from uuid import uuid4
 
+import torch
+
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.storage.digest import of_batches
 from recoup.storage.statefile import differences
@@ -153,12 +155,13 @@ def _likeness(lab: Lab) -> dict[str, Any]:
 
 
 def measured(lab: Lab, task: Task) -> Value:
-    """A task's numbers, its seconds, and recoup's own warnings as its notes."""
+    """A task's numbers, its seconds, torch's threads, and recoup's own warnings as its notes."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RecoupWarning)
         started = time.perf_counter()
         value = _value(lab, task)
         value["seconds"] = round(time.perf_counter() - started, 3)
+        value["threads"] = torch.get_num_threads()
     value["notes"] = _notes(caught)
     return value
 

@@ -31,10 +31,11 @@ from recoup.study.doubts import doubts
 from recoup.study.hardware import Hardware, baseline_of, has_work, name_of, needs_scales, scaled_once_emulated
 from recoup.study.layouts import laid_out, takes_channels_last
 from recoup.study.machine import check_device
+from recoup.study.priced import notes_of, rows_of
 from recoup.study.progress import Display
 from recoup.study.recipe import Recipe
 from recoup.study.repairs import FLOAT, NONE
-from recoup.study.rows import CostRow, PricedRow
+from recoup.study.rows import CostRow
 from recoup.study.said import Said
 from recoup.study.sources import Samples, Source, loaded
 from recoup.version import __version__
@@ -54,14 +55,6 @@ def _told_as(what: str) -> Iterator[None]:
         yield
     except RecoupError as error:
         raise RecoupError(f"{what}: {error}") from None
-
-
-def _row(name: str, one: Cost, *, priced: bool) -> CostRow:
-    """The totals of some hardware; energy and area where there is a cell library."""
-    totals = {total: getattr(one, total) for total in ("cycles", "traffic", "bits", "macs")}
-    if not priced:
-        return CostRow(config=name, **totals)
-    return PricedRow(config=name, **totals, energy=one.energy, area=one.area)
 
 
 class Lab:
@@ -88,7 +81,6 @@ class Lab:
         self._said = Said()  # by that calibration
         self.known: dict[str, Hardware] = {}  # by name, once it was tried
         self._costs: dict[str, Cost] = {}
-        self._takes_channels_last = False  # until `check` has tried
         self.outputs: int | None = None  # known after `check`, if the model gives a row of them an image
 
     def _loaded(self) -> tuple[nn.Module, Source]:
@@ -122,7 +114,6 @@ class Lab:
                     f"{list(inputs.shape[1:])} each: {_told(error)}"
                 ) from error
             self.outputs = self.source.outputs(self.model, inputs, output, named)
-        self._takes_channels_last = takes_channels_last(self.model, inputs)
         for config in self.recipe.configs:
             if self.has_work(config):
                 self.hardware(config)
@@ -140,6 +131,7 @@ class Lab:
     def identity(self) -> dict[str, Any]:
         """What decides every number of a study."""
         made: dict[str, Any] = {"parameters": self.digest, "recoup": __version__, "torch": torch.__version__}
+        made["channels_last"] = self.takes_channels_last  # on which the last bits of float layers depend
         return {**self.recipe.identity(), **self.source.identity(), **made}
 
     def doubts(self) -> list[str]:
@@ -194,13 +186,13 @@ class Lab:
             return [], []
         self._reset()
         found = {FLOAT: self._cost(), **{name: self._costs[name] for name in names}}
-        rows = [_row(name, one, priced=bool(self.recipe.liberty)) for name, one in found.items()]
-        unknown = dict.fromkeys(layer.hardware for one in found.values() for layer in one.layers if not layer.known)
-        notes = [f"Costs: {name} does not say what it costs; its layers count as in float." for name in unknown]
-        if self.recipe.liberty:
-            notes += [f"Costs of {n}: not in {what}: {why}." for n in names for what, why in found[n].absent.items()]
-        parts = ", ".join(f"{part.name} ({part.kind})" for part in found[FLOAT].uncounted)
-        return rows, notes + ([f"Costs: not counted are {parts}."] if parts else [])
+        return rows_of(found, priced=bool(self.recipe.liberty)), notes_of(found, priced=bool(self.recipe.liberty))
+
+    @cached_property
+    def takes_channels_last(self) -> bool:
+        """Whether the float network takes test images in that layout; found out in every process that measures."""
+        self._reset()
+        return takes_channels_last(self.model, next(iter(self.test.batches(2)))[0].to(self.device))
 
     @cached_property
     def digest(self) -> str:
@@ -257,11 +249,13 @@ class Lab:
     def accuracy(self, config: Config | Policy | None, state: str, seed: int) -> tuple[dict[str, Any], Shifts]:
         """What the source judges a state by, accuracy or nats (``config`` None: the float network), and how far
         ``paired`` moved the statistics."""
+        # First, for what is not known yet is tried, which leaves the network in float.
+        hardware = self.hardware(config) if config is not None and self.takes_channels_last else None
         self._prepare(config, state, seed)
         moved = shift(self._float, Statistics.of(self.model)) if state == PAIRED.name else {}
         batches = self.test.batches(self.recipe.test.batch_size)
-        if config is not None and self._takes_channels_last:
-            batches = laid_out(batches, self.hardware(config))
+        if hardware is not None:
+            batches = laid_out(batches, hardware)
         return self.source.judged(self.model, self.display.watch(batches, "test")), moved
 
     def repaired(self, config: Config | Policy, state: str, seed: int) -> nn.Module:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from recoup.errors import RecoupError
-from recoup.fields import integer
 from recoup.network.checks import instance
 from recoup.policy import Policy
 from recoup.storage.digest import of_file
@@ -28,11 +27,12 @@ from recoup.study.repairs import FLOAT, NONE, State, default, states
 from recoup.study.results import FILE as RESULTS
 from recoup.study.results import Results, ShiftRow
 from recoup.study.store import Locks, Store
-from recoup.tasks.performing import perform
+from recoup.tasks.performing import check_division, perform
 from recoup.tasks.shards import IncompleteError, Shard
 
 RECIPE = "recipe.yaml"
 MEASURED = ("accuracy", "nats", "differences")
+ON_THREADS = "Measurements were made on {counts} threads of torch, on which the last digits of float layers depend."
 HEADER = "# Written by recoup: everything that decides the numbers in this folder.\n"
 
 
@@ -79,7 +79,7 @@ def run(
         KeyboardInterrupt: with a note that says what is kept.
     """
     instance(recipe, Recipe, "study.run", "recipe", "Recipe(model='resnet20', data='digits')")
-    integer("study.run", "workers", 1 if workers is None else workers, (1, 2**16))
+    check_division("study.run", 1 if workers is None else workers, executor, shard)
     if shard is not None and overwrite:
         raise RecoupError("study: a shard shares its folder with others, so it does not overwrite it: empty it first")
     divided = workers is not None or executor is not None or shard is not None
@@ -276,6 +276,8 @@ def _results(lab: Lab, tasks: list[Task], store: Store, notes: list[str]) -> Res
     strange = 0.0 if text is None else text.unknown
     unsure += [f"The tokenizer does not know {100 * strange:.2g} of 100 test tokens."] if strange else []
     notes += [note for note in unsure if note not in notes]
+    threads = sorted({store[task.key].get("threads", 0) for task in tasks} - {0})
+    notes += [ON_THREADS.format(counts=" and ".join(map(str, threads)))] if len(threads) > 1 else []
     notes += [note for task in tasks for note in store[task.key]["notes"]]
     images = lab.images(first, 1)
     return Results(

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from recoup.errors import RecoupError
+from recoup.fields import integer
 from recoup.kernels import process
 from recoup.tasks.bench import Keeper, Task, Value, Workbench, capability
 from recoup.tasks.shards import Shard
@@ -21,6 +22,21 @@ from recoup.tasks.shards import Shard
 Progress = Callable[[str], None]
 Made = tuple[Value, str]
 """A measurement, and the capability of the processor that made it."""
+
+
+def check_division(purpose: str, workers: Any, executor: Any, shard: Any = None) -> None:
+    """What is said about where measurements are made, before any is.
+
+    Raises:
+        RecoupError: workers that are no number of processes, an executor without ``submit``, a shard that is none.
+    """
+    integer(purpose, "workers", workers, (1, 2**16))
+    if executor is not None and not callable(getattr(executor, "submit", None)):
+        raise RecoupError(
+            f"{purpose}(executor={executor!r}): executor must have submit, as concurrent.futures.Executor, or be None"
+        )
+    if shard is not None and not isinstance(shard, Shard):
+        raise RecoupError(f"{purpose}(shard={shard!r}): shard must be a Shard, such as Shard(0, 4), or None")
 
 
 def measured(bench: Workbench, task: Task) -> Made:

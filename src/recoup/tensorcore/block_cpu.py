@@ -2,8 +2,13 @@
 
 The bits are those of blocks.py, which runs on any device.
 
+Where all is finite and float32 holds the operands times their scales, as it does those of layers, units whose products
+are aligned one by one take the faster kernels of units without scales (`quick`).
+
 Legend: B matrices of a batch, M rows, N columns, K terms; S = ceil(K / block) scales.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +16,14 @@ from torch import Tensor
 
 from recoup.kernels.arrays import array
 from recoup.kernels.threads import over_rows
+from recoup.tensorcore import cpu
 from recoup.tensorcore.block_kernels import TILE, prepare_kernel, products_kernel, sixteens_kernel
+from recoup.tensorcore.blocks import each_scale
 from recoup.tensorcore.config import SCALES, SUMMED, TensorCore
 
-__all__ = ["products"]
+__all__ = ["products", "quick"]
+
+FLOAT32_MIN, FLOAT32_MAX = -126, 127  # exponents of its normal numbers
 
 
 def products(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, config: TensorCore) -> Tensor:
@@ -23,6 +32,40 @@ def products(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, config: Ten
     y = torch.stack([one(*pair, config) for pair in zip(a, b, scale_a, scale_b, strict=True)])
     wrong = scale_a.isnan().any(2)[:, :, None] | scale_b.isnan().any(1)[:, None]
     return y.masked_fill(wrong, torch.nan)
+
+
+def quick(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, config: TensorCore) -> Tensor | None:
+    """The same of any operands, on the kernels of units without scales, which know the scales for the exponents of
+    zeros and subnormal numbers. None where an operand has other values than finite ones of its format, where a scale
+    is NaN, where float32 does not hold an operand times its scales, and of sums of sixteen."""
+    if config.sums_sixteen or bool(scale_a.isnan().any() | scale_b.isnan().any()):
+        return None
+    every = zip(a, b, scale_a, scale_b, _power(scale_a), _power(scale_b), strict=True)
+    made = []
+    for x, y, s, t, *powers in every:
+        found = _quick(x, y, s, t, powers, config)
+        if found is None:
+            return None
+        made.append(found)
+    return torch.stack(made)
+
+
+def _quick(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, powers: list[Tensor], config: TensorCore) -> Any:
+    """Of one pair of matrices."""
+    assert config.block is not None
+    for form, own in zip(config.formats, powers, strict=True):
+        low, high = form.min_exponent - form.mantissa + int(own.min()), form.max_exponent + int(own.max())
+        if low < FLOAT32_MIN or high > FLOAT32_MAX:
+            return None
+    x = a * each_scale(scale_a, config.block, a.shape[1], 1)
+    y = b * each_scale(scale_b, config.block, b.shape[0], 0)
+    result, faults = cpu.products(x, y, config, cpu.Scales(powers[0], powers[1], config.block))
+    return None if faults else result
+
+
+def _power(scale: Tensor) -> Tensor:
+    """The exponents of powers of two, int32, in integers, which no processor flushes."""
+    return (scale.contiguous().view(torch.int32) >> 23) - 127
 
 
 def _prepared(x: Tensor, scale: Tensor, block: int, exponents: tuple[int, int], width: int) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,8 @@ from recoup.tensorcore.config import TensorCore
 __all__ = ["exact", "matmul", "multiplied", "product"]
 
 WHO = "tensorcore.matmul"
+CPU, OTHER = (block_cpu.products, block_cpu.quick), (blocks.products, lambda *_: None)
+"""On a device: products of checked operands, and of any, where there is a quicker way that tells what is amiss."""
 
 
 def matmul(a: Tensor, b: Tensor, scale_a: Any, scale_b: Any, config: TensorCore) -> Tensor:
@@ -63,7 +65,7 @@ def _product(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, config: str
     """float32 [B, M, K], [B, K, N], [B, M, S], [B, S, N] -> float32 [B, M, N]."""
     unit = TensorCore.from_code(config)
     with named(layer):
-        products = on_device(a.device, "tensor core emulation", lambda: block_cpu.products, lambda: blocks.products)
+        products, quick = on_device(a.device, "tensor core emulation", lambda: CPU, lambda: OTHER)
         a, b, scale_a, scale_b = (t.detach() for t in (a, b, scale_a, scale_b))
         own = _called(names)
         for x, name in zip((a, b, scale_a, scale_b), own, strict=True):
@@ -71,7 +73,11 @@ def _product(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, config: str
                 raise RecoupError(f"{name} must be a dense float32 tensor; got {x.dtype} {list(x.shape)}")
         if 0 in (*a.shape, *b.shape):
             return a.new_zeros(a.shape[0], a.shape[1], b.shape[2])
-        _refuse(a, b, scale_a, scale_b, unit, own)
+        _refuse_scales(scale_a, scale_b, unit, own)
+        found = quick(a, b, scale_a, scale_b, unit)
+        if found is not None:
+            return found
+        _refuse(a, b, unit, own)
         left, right = (torch.where(x.isfinite(), x, 0.0) for x in (a, b))
         y = products(left, right, scale_a, scale_b, unit)
         rows, columns = (~a.isfinite()).any(2), (~b.isfinite()).any(1)
@@ -87,9 +93,7 @@ def _called(names: str) -> tuple[str, str, str, str]:
     return first, second, f"scale_{first}", f"scale_{second}"
 
 
-def _refuse(
-    a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, unit: TensorCore, names: tuple[str, str, str, str]
-) -> None:
+def _refuse(a: Tensor, b: Tensor, unit: TensorCore, names: tuple[str, str, str, str]) -> None:
     """Values that formats do not have, and what is not finite where that is an error."""
     for x, name, form, own in zip((a, b), names[:2], unit.formats, unit.pair, strict=True):
         if (value := reference.foreign(x, form)) is not None:
@@ -99,6 +103,10 @@ def _refuse(
         count = int((~x.isfinite()).sum())
         if count and (unit.nonfinite == "error" or own == "e2m1fn" or (own == "e4m3fn" and bool(x.isinf().any()))):
             raise RecoupError(f"{name} has {count} elements that are NaN or infinite; see TensorCore's nonfinite")
+
+
+def _refuse_scales(scale_a: Tensor, scale_b: Tensor, unit: TensorCore, names: tuple[str, str, str, str]) -> None:
+    """The same of scales."""
     for scale, name in zip((scale_a, scale_b), names[2:], strict=True):
         if (value := block_reference.foreign_scale(scale, unit.scale_format or "ue8m0")) is not None:
             raise RecoupError(f"{name} holds {value!r}, which is no value of {unit.scale_format}")

@@ -88,19 +88,38 @@ def _of_format(form: Float) -> dict[str, float]:
     return {"mantissa": form.mantissa, "min_exponent": form.min_exponent, "largest": form.largest_value}
 
 
-def rows(a: Tensor, number: Float, form: Form, processor: Target, base: dict[str, int]) -> Prepared:
-    """a [M, K] -> [blocks][K][rows]."""
+def _scales(x: Tensor | None, block: int) -> dict[str, int]:
+    """Exponents of block scales, int32, as kernels take them."""
+    return {
+        "scales": 0 if x is None else x.data_ptr(),
+        "scales_stride": 0 if x is None else x.stride(0),
+        "block": block,
+    }
+
+
+def rows(
+    a: Tensor,
+    number: Float,
+    form: Form,
+    processor: Target,
+    base: dict[str, int],
+    scales: Tensor | None = None,
+    block: int = 1,
+) -> Prepared:
+    """a [M, K] -> [blocks][K][rows]; ``scales`` [M, ceil(K / block)]."""
     M, K = a.shape
     blocks = -(-M // form.rows)
-    size = blocks * form.rows * K
-    x = a.new_zeros(-(-size // LANES) * LANES)
-    x[:size].view(blocks, K, form.rows).copy_(F.pad(a, [0, 0, 0, blocks * form.rows - M]).view(blocks, form.rows, K).mT)
-    values = torch.empty(len(x), dtype=torch.float64 if form.wide else torch.float32)
-    exponents, lowest, signs = (torch.empty(len(x), dtype=torch.int32) for _ in range(3))
+    size = (blocks * K + LANES) * form.rows
+    x = a if a.stride(1) == 1 else a.contiguous()
+    values = torch.empty(size, dtype=torch.float64 if form.wide else torch.float32)
+    exponents, lowest, signs = (torch.empty(size, dtype=torch.int32) for _ in range(3))
     faults = torch.zeros((), dtype=torch.int32)
-    prepare_rows(form, processor)(
-        n=len(x),
+    prepare_rows(form, processor, scales is not None)(
+        M=M,
+        K=K,
+        blocks=blocks,
         x=x.data_ptr(),
+        stride=x.stride(0),
         values=values.data_ptr(),
         exponents=exponents.data_ptr(),
         lowest=lowest.data_ptr(),
@@ -108,25 +127,36 @@ def rows(a: Tensor, number: Float, form: Form, processor: Target, base: dict[str
         faults=faults.data_ptr(),
         **_of_format(number),
         **base,
+        **_scales(scales, block),
     )
     return Prepared((values, exponents, lowest, signs), blocks, int(faults))
 
 
-def columns(b: Tensor, number: Float, form: Form, processor: Target, base: dict[str, int]) -> Prepared:
-    """b [K, N] -> [tiles][K][columns]."""
+def columns(
+    b: Tensor,
+    number: Float,
+    form: Form,
+    processor: Target,
+    base: dict[str, int],
+    scales: Tensor | None = None,
+    block: int = 1,
+) -> Prepared:
+    """b [K, N] -> [tiles][K][columns]; ``scales`` [ceil(K / block), N]."""
     K, N = b.shape
     tiles = -(-N // form.columns)
-    x = F.pad(b, [0, tiles * form.columns - N]) if N % form.columns else b
-    x = x if x.stride(1) == 1 else x.contiguous()
+    x = _padded(b, tiles * form.columns)
+    scales = None if scales is None else _padded(scales, tiles * form.columns)
     size = tiles * K * form.columns
     short = torch.int8 if form.short else torch.int16
     values = torch.empty(size, dtype=torch.float64 if form.wide else torch.float32)
     exponents, lowest = torch.empty(size, dtype=short), torch.empty(2 * size, dtype=short)
     faults = torch.zeros((tiles,), dtype=torch.int32)
-    kernel = prepare_columns(form, processor).bind(K=K, stride=x.stride(0), **_of_format(number), **base)
+    constants = {"K": K, "stride": x.stride(0)} | _of_format(number) | base | _scales(scales, block)
+    kernel = prepare_columns(form, processor, scales is not None)
 
     def run(first: int, last: int) -> None:
         place = first * K * form.columns
+        moved = {"scales": constants["scales"] + 4 * first * form.columns} if scales is not None else {}
         kernel(
             tiles=last - first,
             x=x.data_ptr() + 4 * first * form.columns,
@@ -134,20 +164,50 @@ def columns(b: Tensor, number: Float, form: Form, processor: Target, base: dict[
             exponents=exponents[place:].data_ptr(),
             lowest=lowest[2 * place :].data_ptr(),
             faults=faults[first:].data_ptr(),
+            **constants | moved,
         )
 
     over_rows(run, tiles, K * form.columns)
     return Prepared((values, exponents, lowest), tiles, reduce(or_, faults.tolist(), 0))
 
 
-def products(a: Tensor, b: Tensor, config: TensorCore) -> tuple[Tensor, int]:
-    """a [M, K] b [K, N], float32, finite where it matters -> float32 [M, N], and the faults of both operands."""
+def _padded(x: Tensor, width: int) -> Tensor:
+    """x [..., N] with zeros up to a width, and rows that lie together."""
+    x = F.pad(x, [0, width - x.shape[1]]) if x.shape[1] < width else x
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """Exponents of the powers of two that ``block`` consecutive k of an operand have been multiplied by: int32 [M, S]
+    and [S, N]."""
+
+    a: Tensor
+    b: Tensor
+    block: int
+
+    def reach(self, formats: tuple[Float, Float]) -> Pair:
+        """What any values of the formats reach."""
+        found = [
+            Reach(f.min_exponent - f.mantissa + int(s.min()), f.max_exponent + int(s.max()))
+            for f, s in zip(formats, (self.a, self.b), strict=True)
+        ]
+        return found[0], found[1]
+
+
+def products(a: Tensor, b: Tensor, config: TensorCore, scales: Scales | None = None) -> tuple[Tensor, int]:
+    """a [M, K] b [K, N], float32, finite where it matters -> float32 [M, N], and the faults of both operands.
+
+    ``scales``: of operands that have been multiplied by them, exactly.
+    """
     (M, K), N = a.shape, b.shape[1]
     processor, (first, second) = _target.get() or host(), config.formats
-    reach = reach_of(a, first), reach_of(b, second)
+    reach = scales.reach(config.formats) if scales else (reach_of(a, first), reach_of(b, second))
     form = form_of(config, processor, reach, K)
     row, column, offset = bases(form, reach)
-    left, right = rows(a, first, form, processor, row), columns(b, second, form, processor, column)
+    block = {"block": scales.block} if scales else {}
+    left = rows(a, first, form, processor, row, scales and scales.a, **block)
+    right = columns(b, second, form, processor, column, scales and scales.b, **block)
     c = torch.zeros(right.count, left.count * form.rows, form.columns)
     result = torch.zeros_like(c) if config.promotion else c
     part = config.promotion or K

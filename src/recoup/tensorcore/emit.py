@@ -28,9 +28,10 @@ from recoup.kernels.llvm import I8, I32, I64, D, F, P, Target, declared, loop, s
 from recoup.kernels.rounding import EXCEPTIONS_MASKED, TOWARD_ZERO, internal, rounding
 from recoup.kernels.signature import Definition, Kernel, Signature
 from recoup.kernels.vector import Vector
-from recoup.tensorcore.emit_form import BIAS, FLOAT16_MIN, INFINITE, VECTORS, Form
+from recoup.tensorcore.emit_form import AVX512, BIAS, FLOAT16_MIN, INFINITE, VECTORS, Form
 
-PANEL = 64  # columns whose terms of a group stay in the first-level cache
+PANEL = 64  # columns whose terms of some groups stay in the first-level cache
+CHUNK = {False: 64, True: 128}  # terms of those groups, in lanes of float32 and of float64: found by trying
 
 STEPS = Signature.of(
     tiles=I64, blocks=I64, K=I64, cut_offset=I32,
@@ -72,12 +73,13 @@ def _accumulators(d: Definition, form: Form) -> Any:
 
 
 def _panel(d: Definition, form: Form) -> None:
-    """Groups outside, then rows, then a few tiles: a group's columns stay in the first-level cache for all rows, and
-    the rows' terms are fetched once for all columns of the panel."""
+    """Some groups outside, then rows, then a few tiles, then each of the groups: the groups' columns stay in the
+    first-level cache for all rows, the rows' terms are fetched once for all columns of the panel, in one stretch, and
+    accumulators go back to memory only when the groups are done."""
     b, v = d.b, Vector(d.b, form.lanes, form.wide)
-    with loop(b, I64(0), d["K"], form.group) as group:
-        end = b.add(group.index, I64(form.group))
-        end = b.select(b.icmp_signed("<", end, d["K"]), end, d["K"])
+    groups = form.group * max(1, CHUNK[form.wide] // form.group)
+    with loop(b, I64(0), d["K"], groups) as chunk:
+        last = _least(b, b.add(chunk.index, I64(groups)), d["K"])
         with loop(b, I64(0), d["blocks"]) as block, loop(b, I64(0), d["tiles"]) as tile:
             place = b.mul(tile.index, d["b_tile"])
             moved = {
@@ -86,8 +88,14 @@ def _panel(d: Definition, form: Form) -> None:
                 "b_lowest": v.at(d["b_lowest"], b.mul(place, I64(2)), form.integer),
                 "c": v.at(d["c"], b.mul(tile.index, _accumulators(d, form)), F),
             }
-            _Step(replace(d, arguments=d.arguments | moved), form, block.index).write(group.index, end)
+            step = _Step(replace(d, arguments=d.arguments | moved), form, block.index)
+            with loop(b, chunk.index, last, form.group) as group:
+                step.write(group.index, _least(b, b.add(group.index, I64(form.group)), last))
     b.ret_void()
+
+
+def _least(b: ir.IRBuilder, x: Any, y: Any) -> Any:
+    return b.select(b.icmp_signed("<", x, y), x, y)
 
 
 class _Step:
@@ -101,13 +109,12 @@ class _Step:
 
     def write(self, first: Any, end: Any) -> None:
         """From the accumulators to the next ones, for the terms ``first <= k < end``."""
-        rows, tops = range(self.form.rows), self._exponents(first, end)
-        before, starts, middles, cuts = [], [], [], []
-        for row in rows:
-            c = [self.v.load(self.d["c"], self._place(row, i), kind=self.v.of(F)) for i in range(VECTORS)]
-            top = self._larger(tops[row], self._own(c))
-            begun = [self._begin(scale, c[i]) for i, scale in enumerate(self._scales(top))]
-            before.append(c)
+        rows, vectors = range(self.form.rows), range(VECTORS)
+        before = [[self.v.load(self.d["c"], self._place(row, i), kind=self.v.of(F)) for i in vectors] for row in rows]
+        tops = self._exponents(first, end, [self._own(c) for c in before])
+        starts, middles, cuts = [], [], []
+        for row, top in zip(rows, tops, strict=True):
+            begun = [self._begin(scale, before[row][i]) for i, scale in enumerate(self._scales(top))]
             starts.append([start for start, _ in begun])
             middles.append([middle for _, middle in begun])
             cuts.append(self._cut(top))
@@ -118,10 +125,10 @@ class _Step:
                 exact = self.b.fsub(total, middles[row][i])  # a multiple of q; +0 where it is zero
                 self.v.store(self._output(exact, before[row][i]), self.d["c"], self._place(row, i))
 
-    def _exponents(self, first: Any, end: Any) -> list[Any]:
-        """The largest exponent of a group's products, per row."""
+    def _exponents(self, first: Any, end: Any, own: list[Any]) -> list[Any]:
+        """The largest of the accumulators' exponents and those of a group's products, per row."""
         b, form = self.b, self.form
-        with loop(b, first, end, 1, [ir.Constant(self.short, None)] * form.rows) as turn:
+        with loop(b, first, end, 1, own) as turn:
             place = b.mul(turn.index, I64(form.columns))
             theirs = b.load(self.v.at(self.d["b_exponents"], place, form.integer), typ=self.short, align=1)
             found = []
@@ -174,6 +181,9 @@ class _Step:
         b, v, form = self.b, self.v, self.form
         middle = v.floats(b.add(scale, v.constant(1 << (51 if form.wide else 22), v.integers)))
         c = b.fpext(c, v.vector) if form.wide else c
+        if form.register == AVX512:  # of a sum that stays positive, up is toward zero where c is negative
+            negative = b.icmp_signed("<", v.bits(c), v.constant(0, v.integers))
+            return b.select(negative, v.add_upward(middle, c), b.fadd(middle, c)), middle
         sign = b.and_(v.bits(c), v.constant(-1 << (v.integer.width - 1), v.integers))
         like = v.floats(b.or_(scale, sign))
         return b.fadd(b.fsub(b.fadd(c, like), like), middle), middle

@@ -19,6 +19,7 @@ INFINITE = 128  # the exponent from which float32 is infinite
 BIAS = 127  # of float32, and of exponents in bytes
 WORD_BIAS = 1024 + BIAS  # of exponents in 16 bits
 SPREAD = 62  # between an operand's lowest set bit and its largest exponent, so that sums of two fit a byte
+AVX512 = 64  # bytes of a register
 HALVES = "znver4"  # LLVM's name of the core that runs operations of 512 bits in two halves
 
 
@@ -46,7 +47,7 @@ class Form:
         group, fraction, output: the unit's.
         wide: lanes of float64, else of float32.
         short: exponents in 8 bits, else in 16.
-        register: bytes of the processor's vectors.
+        register: bytes of the processor's vectors; `AVX512` are AVX-512's, whose additions round each its own way.
         piece: bytes of the vectors that count cuts. A core that runs 512 bits in two halves compares halves on every
             port, but whole registers only where it multiplies.
         rows: of a block, whose sums stay in registers.
@@ -115,7 +116,7 @@ def form_of(config: TensorCore, processor: Target, reach: Pair | None = None, K:
     rows as leave registers for a tile's columns."""
     short = fits(config, reach or of_formats(config), K)
     wide = not short or config.output == "float16" or config.fraction + config.sum_bits > NARROW_BITS
-    register = 64 if "avx512bw" in processor.features else 32 if "avx2" in processor.features else 16
+    register = AVX512 if "avx512bw" in processor.features else 32 if "avx2" in processor.features else 16
     piece = 32 if register == 64 and processor.cpu == HALVES else register
     many = 3 if piece == 32 and not (wide and short) else 4
     return Form(

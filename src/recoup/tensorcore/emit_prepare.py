@@ -8,7 +8,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from recoup.kernels.llvm import I32, I64, D, F, P, Target, loop
+from recoup.kernels.llvm import I32, I64, D, F, P, Target, loop, shuffle
 from recoup.kernels.signature import Definition, Kernel, Signature
 from recoup.kernels.vector import Vector
 from recoup.tensorcore.emit_form import VECTORS, ZERO, Form
@@ -18,37 +18,80 @@ FRACTION, BIAS, FIELD = 23, 127, 255
 NOT_IN_FORMAT, NOT_FINITE = 1, 2  # what `prepare_rows` and `prepare_columns` find
 
 FORMAT = {"mantissa": I32, "min_exponent": I32, "largest": F, "exponent_base": I32, "lowest_base": I32}
-ROWS = Signature.of(n=I64, x=P, values=P, exponents=P, lowest=P, signs=P, faults=P, **FORMAT)
+SCALES = {"scales": P, "scales_stride": I64, "block": I64}
+ROWS = Signature.of(
+    M=I64, K=I64, blocks=I64, x=P, stride=I64, values=P, exponents=P, lowest=P, signs=P, faults=P, **FORMAT, **SCALES
+)  # fmt: skip
 COLUMNS = Signature.of(
-    K=I64, tiles=I64, x=P, stride=I64, values=P, exponents=P, lowest=P, faults=P, **FORMAT
+    K=I64, tiles=I64, x=P, stride=I64, values=P, exponents=P, lowest=P, faults=P, **FORMAT, **SCALES
 )  # fmt: skip
 
 
 @cache
-def prepare_rows(form: Form, target: Target) -> Kernel:
-    """Of ``n`` numbers, a multiple of 16, in the same order: values; what exponents lack to ``exponent_base``, and
-    lowest bits above ``lowest_base``, as often as 32 bits hold them; and signs, as bytes from columns' lowest bits for
-    positive values to those for negative ones."""
+def prepare_rows(form: Form, target: Target, scaled: bool = False) -> Kernel:
+    """Of [M, K] numbers, ``stride`` from row to row, in the order that `emit` says: values; what exponents lack to
+    ``exponent_base``, and lowest bits above ``lowest_base``, as often as 32 bits hold them; and signs, as bytes from
+    columns' lowest bits for positive values to those for negative ones. The last block repeats the last row; beyond it
+    up to `LANES` k more are written.
+
+    ``scaled``: the numbers have been multiplied by powers of two, of which every ``block`` of k, a multiple of 16,
+    shares one; their exponents, int32, are ``scales``.
+    """
     module = ir.Module("rows")
     d = ROWS.define(module, "rows")
     b, v = d.b, Vector(d.b, LANES)
-    with loop(b, I64(0), d["n"], LANES, [v.constant(0, v.integers)]) as turn:
-        x = v.load(d["x"], turn.index)
-        zero, exponent, lowest, faults = _looked_at(v, d, x)
-        _put_value(v, form, d, x, turn.index)
+    none = [v.constant(0, v.integers)]
+    with loop(b, I64(0), d["blocks"], 1, none) as block:
+        with loop(b, I64(0), d["K"], LANES, block.values) as term:
+            place = b.mul(b.add(b.mul(block.index, d["K"]), term.index), I64(form.rows))
+            faults = _block(v, d, form, (block.index, term.index, place), scaled)
+            term.carry(reduce(b.or_, faults, term.values[0]))
+        block.carry(*term.values)
+    _report(v, d, block.values[0])
+    b.ret_void()
+    return Kernel(module, "rows", ROWS, target)
+
+
+def _block(v: Vector, d: Definition, form: Form, at: tuple[Any, Any, Any], scaled: bool) -> list[Any]:
+    """A block's rows, 16 k of each, from k on to ``place``: their faults."""
+    b, (block, k, place) = v.b, at
+    inside, made, faults = v.inside(k, d["K"]), [], []
+    for i in range(form.rows):
+        wanted = b.add(b.mul(block, I64(form.rows)), I64(i))
+        row = b.select(b.icmp_signed("<", wanted, d["M"]), wanted, b.sub(d["M"], I64(1)))
+        x = v.load(d["x"], b.add(b.mul(row, d["stride"]), k), inside)
+        scale = None
+        if scaled:
+            own = b.add(b.mul(row, d["scales_stride"]), b.sdiv(k, d["block"]))
+            scale = v.everywhere(v.get(d["scales"], own, I32))
+        zero, exponent, lowest, found = _looked_at(v, d, x, scale)
         missing = b.sub(v.everywhere(d["exponent_base"]), exponent)
         if form.short:  # a difference that never wins
             missing = b.select(zero, v.constant(255, v.integers), missing)
-        v.store(_repeated(v, form, missing), d["exponents"], turn.index)
         lowest = b.select(zero, v.constant(form.never, v.integers), lowest)
-        v.store(_repeated(v, form, lowest), d["lowest"], turn.index)
         negative = b.ashr(v.bits(x), v.constant(31, v.integers))
         apart = form.columns * form.integer.width // 8
-        v.store(b.and_(negative, v.constant(apart, v.integers)), d["signs"], turn.index)
-        turn.carry(b.or_(turn.values[0], faults))
-    _report(v, d, turn.values[0])
-    b.ret_void()
-    return Kernel(module, "rows", ROWS, target)
+        sign = b.and_(negative, v.constant(apart, v.integers))
+        made.append((_value(v, form, x), _repeated(v, form, missing), _repeated(v, form, lowest), sign))
+        faults.append(b.select(inside, found, v.constant(0, v.integers)))
+    for name, vectors in zip(("values", "exponents", "lowest", "signs"), zip(*made, strict=True), strict=True):
+        for i, x in enumerate(_side_by_side(v, list(vectors))):
+            v.store(x, d[name], b.add(place, I64(i * v.lanes)))
+    return faults
+
+
+def _side_by_side(v: Vector, vectors: list[Any]) -> list[Any]:
+    """Lane 0 of every vector, then lane 1 of every one, and so on, as many vectors again."""
+    count, made = len(vectors), []
+    for first in range(0, count * v.lanes, v.lanes):
+        wanted = range(first, first + v.lanes)
+        # Of two vectors at a time, which is one operation where processors have any such choice.
+        found = shuffle(v.b, vectors[0], [i // count for i in wanted])
+        for row, x in enumerate(vectors[1:], 1):
+            lanes = [v.lanes + i // count if i % count == row else i - first for i in wanted]
+            found = shuffle(v.b, found, lanes, x)
+        made.append(found)
+    return made
 
 
 def _repeated(v: Vector, form: Form, x: Any) -> Any:
@@ -58,9 +101,9 @@ def _repeated(v: Vector, form: Form, x: Any) -> Any:
 
 
 @cache
-def prepare_columns(form: Form, target: Target) -> Kernel:
+def prepare_columns(form: Form, target: Target, scaled: bool = False) -> Kernel:
     """Of [K, tiles * columns] numbers, ``stride`` from row to row: values, exponents above -``exponent_base`` and the
-    two arrays of lowest bits, tile by tile, in the order that `emit` says."""
+    two arrays of lowest bits, tile by tile, in the order that `emit` says; ``scaled`` as in `prepare_rows`."""
     module = ir.Module("columns")
     d = COLUMNS.define(module, "columns")
     b, v = d.b, Vector(d.b, form.lanes)
@@ -68,7 +111,11 @@ def prepare_columns(form: Form, target: Target) -> Kernel:
         with loop(b, I64(0), d["K"], 1, tile.values) as term:
             source = b.add(b.mul(term.index, d["stride"]), b.mul(tile.index, I64(form.columns)))
             place = b.mul(b.add(b.mul(tile.index, d["K"]), term.index), I64(form.columns))
-            faults = _column(v, d, form, source, place)
+            scales = None
+            if scaled:
+                row = b.mul(b.sdiv(term.index, d["block"]), d["scales_stride"])
+                scales = b.add(row, b.mul(tile.index, I64(form.columns)))
+            faults = _column(v, d, form, (source, place, scales))
             term.carry(reduce(b.or_, faults, term.values[0]))
         tile.carry(*term.values)
     _report(v, d, tile.values[0])
@@ -76,15 +123,16 @@ def prepare_columns(form: Form, target: Target) -> Kernel:
     return Kernel(module, "columns", COLUMNS, target)
 
 
-def _column(v: Vector, d: Definition, form: Form, source: Any, place: Any) -> list[Any]:
-    """A tile's columns of one k, from ``source`` to ``place``: their faults."""
-    b, never = v.b, v.constant(form.never, v.integers)
+def _column(v: Vector, d: Definition, form: Form, at: tuple[Any, Any, Any]) -> list[Any]:
+    """A tile's columns of one k, from ``source`` to ``place``, with scales from a third place: their faults."""
+    b, never, (source, place, scales) = v.b, v.constant(form.never, v.integers), at
     exponents, positives, negatives, faults = [], [], [], []
     for i in range(VECTORS):
         first = I64(i * form.lanes)
         x = v.load(d["x"], b.add(source, first))
-        zero, exponent, lowest, found = _looked_at(v, d, x)
-        _put_value(v, form, d, x, b.add(place, first))
+        scale = None if scales is None else v.load(d["scales"], b.add(scales, first), kind=v.integers)
+        zero, exponent, lowest, found = _looked_at(v, d, x, scale)
+        v.store(_value(v, form, x), d["values"], b.add(place, first))
         kept = b.add(exponent, v.everywhere(d["exponent_base"]))
         exponents.append(b.select(zero, v.constant(0, v.integers), kept) if form.short else kept)
         lowest = b.select(zero, never, lowest)
@@ -111,9 +159,9 @@ def _put_together(v: Vector, form: Form, vectors: list[Any], array: Any, place: 
     b.store(found, v.at(array, place, form.integer), align=1)
 
 
-def _looked_at(v: Vector, d: Definition, x: Any) -> tuple[Any, Any, Any, Any]:
+def _looked_at(v: Vector, d: Definition, x: Any, power: Any = None) -> tuple[Any, Any, Any, Any]:
     """Whether it is zero, the exponent as the unit sees it, that of the lowest set bit above ``lowest_base``, and what
-    is wrong, in int32 lanes."""
+    is wrong, in int32 lanes; ``power``: the exponents of the powers of two that x has been multiplied by."""
     b = v.b
 
     def number(value: int) -> Any:
@@ -130,22 +178,26 @@ def _looked_at(v: Vector, d: Definition, x: Any) -> tuple[Any, Any, Any, Any]:
     top = b.sub(b.lshr(v.bits(b.sitofp(significand, v.vector)), number(FRACTION)), number(BIAS))
     lowest = b.add(b.sub(scale, number(BIAS + FRACTION)), trailing)
     highest = b.add(b.sub(scale, number(BIAS + FRACTION)), top)
-    mantissa, smallest, largest = v.everywhere(d["mantissa"]), v.everywhere(d["min_exponent"]), d["largest"]
+    mantissa, smallest, largest = (v.everywhere(d[name]) for name in ("mantissa", "min_exponent", "largest"))
+    nothing = number(ZERO)
+    if power is not None:
+        smallest, nothing = b.add(smallest, power), b.add(nothing, power)
+        largest = b.fmul(largest, v.floats(b.shl(b.add(power, number(BIAS)), number(FRACTION))))
     zero = b.icmp_signed("==", bits, number(0))
-    exponent = b.select(zero, number(ZERO), v.larger(highest, smallest))
+    exponent = b.select(zero, nothing, v.larger(highest, smallest))
     foreign = b.or_(
         b.icmp_signed("<", lowest, b.sub(smallest, mantissa)), b.icmp_signed(">", b.sub(highest, lowest), mantissa)
     )
-    foreign = b.or_(foreign, b.fcmp_ordered(">", v.floats(bits), v.everywhere(largest)))
+    foreign = b.or_(foreign, b.fcmp_ordered(">", v.floats(bits), largest))
     finite = b.icmp_signed("<", field, number(FIELD))
     foreign = b.and_(b.and_(foreign, finite), b.not_(zero))
     faults = b.or_(b.select(foreign, number(NOT_IN_FORMAT), number(0)), b.select(finite, number(0), number(NOT_FINITE)))
     return zero, exponent, b.sub(lowest, v.everywhere(d["lowest_base"])), faults
 
 
-def _put_value(v: Vector, form: Form, d: Definition, x: Any, index: Any) -> None:
-    """Store values, in the floats of the kernel."""
-    v.store(v.b.fpext(x, v.of(D)) if form.wide else x, d["values"], index)
+def _value(v: Vector, form: Form, x: Any) -> Any:
+    """In the floats of the kernel."""
+    return v.b.fpext(x, v.of(D)) if form.wide else x
 
 
 def _report(v: Vector, d: Definition, faults: Any) -> None:

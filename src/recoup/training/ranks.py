@@ -18,12 +18,13 @@ from recoup.data import Dataset
 from recoup.errors import RecoupError
 from recoup.evaluation import evaluate
 from recoup.pipeline.plan import Plan
-from recoup.pipeline.runtime import initialize, run
+from recoup.pipeline.runtime import balanced, initialize, run
 from recoup.training.pipelined import Pipelined
 from recoup.training.settings import Settings
 
 FOLDER = "ranks"  # of the checkpoints, in that of the run
 RESTARTS = 3
+ROUNDS = 5  # in which stages are timed before a run
 
 
 class Epochs:
@@ -70,6 +71,8 @@ def train_over_ranks(
 ) -> list[dict[str, Any]]:
     """Train as `train_pipelined` does, in every process of torchrun; rows as there, top1 in the last one.
 
+    The model is cut where all processes, measuring at once, find the slowest of them fastest.
+
     Raises:
         RecoupError: what `pipeline.runtime.run` raises.
     """
@@ -88,6 +91,8 @@ def train_over_ranks(
     )
     model.train()
     torch.manual_seed(settings.seed)
+    if ranks > 1:
+        made = balanced(made, samples, rounds=ROUNDS).plan
     metrics = run(made, samples, folder=folder / FOLDER, every=settings.save_every)
     shared = [metrics.losses]
     dist.broadcast_object_list(shared, ranks - 1)

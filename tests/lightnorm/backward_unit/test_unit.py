@@ -52,6 +52,20 @@ def unit(name: str) -> Measured:
     return Measured.of(build(CASES[name], elements=ELEMENTS, eps=EPS, unit="backward"))
 
 
+def test_a_run_has_many_elements_that_lie_beside_a_step():
+    """Of one held sigma and m, where the low bits of (g - m) sigma are seen: elements near m alone are four."""
+    made = Backward.of(LightNorm(), 1 << 17, 1e-5)
+    inputs = vectors.structured(made.module(), 64, np.random.default_rng(0))
+    g = made.unpacked(inputs["stored"]).numpy()
+    slope, shift = (np.concatenate([inputs[f"held_{name}_{i}"] for i in range(4)]).T for name in ("slope", "shift"))
+    sigma, _ = made.slope_parts(slope)
+    exact = sigma * g - np.copysign(1.0, sigma) * made.shift_parts(shift)
+    units = np.ldexp(np.frexp(np.abs(exact))[0], made.form.mantissa + 1)
+    apart = np.abs(units - np.rint(units))
+    beside = (apart > 0) & (apart < 1 / 64)
+    assert np.mean([len(np.unique(g[beside[:, r, i], r, i])) for r in range(64) for i in range(4)]) > 12
+
+
 @pytest.mark.slow  # mapped in seconds each, as what follows
 @pytest.mark.parametrize("name", CASES)
 def test_a_unit_equals_its_letter(name):

@@ -73,8 +73,28 @@ def test_the_verdict_names_the_point_its_saving_and_what_the_images_leave_open()
         "1,000 test images leave a loss of "
     )
     assert "no policy stays within 0.1 points" in verdict(study(budget=0.1, chosen=None))
-    assert "the best loses 0.20, at 1.00 of the cycles" in verdict(study(budget=0.1, chosen=None))
+    assert "the best loses 0.20 (-0.14 to +0.54), at 1.00 of the cycles" in verdict(study(budget=0.1, chosen=None))
     assert "none was measured" in verdict(study(floating=None, budget=None, chosen=None))
+
+
+def test_a_loss_of_nats_has_the_interval_of_the_difference():
+    """Of older results, which do not have it, the verdict says over how many tokens."""
+    told = {"quality": "nats", "floating": 1.6, "budget": 0.01, "count": 12288, "sample": "window"}
+    points = [p.model_copy(update={"reached": 1.6 + 0.004 * n}) for n, p in enumerate(reversed(study().points))]
+    known = [
+        p.model_copy(update={"lost": 0.004 * n, "lost_low": 0.004 * n - 0.001, "lost_high": 0.004 * n + 0.001})
+        for n, p in enumerate(points)
+    ]
+    said = verdict(study(**told, points=tuple(known), chosen=2)).replace("\N{NO-BREAK SPACE}", " ")
+    assert said.endswith("12,288 test tokens leave a loss of +0.0070 to +0.0090 nats open, all within the budget.")
+    assert verdict(study(**told, points=tuple(points), chosen=2)).endswith("; over 12,288 tokens.")
+    none = verdict(study(**{**told, "budget": 1e-4}, points=tuple(known[1:]), chosen=None))
+    assert "the best loses 0.0040 (+0.0030 to +0.0050), at" in none
+    found = study(**told, points=tuple(known), chosen=2)
+    assert [row["lost"] for row in context_of(found)["rows"]][2] == "0.0080 (+0.0070 to +0.0090)"
+    assert CHAPTER.totals(found)[0].columns[-1] == "lost, 95 %"
+    assert "window by window" in context_of(found)["lost_on"]
+    assert "bars: of the difference from float" in front_figure(found, "cycles")
 
 
 def test_points_that_the_data_cannot_tell_apart_are_marked():
@@ -99,8 +119,10 @@ def test_texts():
     assert surrogate_text(study(probes=odd, **none)).startswith("Of 2 whole networks 1 have damage where none was")
     assert "No band holds every probe" in (additivity_figure(study(probes=odd, **none)) or "")
     (table,) = CHAPTER.totals(study())
-    assert table.rows[1] == ("point 01 *", "0.60", "1.10e-02", "1.10e-02", "92.90")
+    assert table.rows[1] == ("point 01 *", "0.60", "1.10e-02", "1.10e-02", "92.90", "-0.04 to +0.84")
     assert table.rows[4][0] == "worse (beaten)"
+    (said,) = CHAPTER.totals(study(uncounted=("lstm (LSTM)",), notes=("outside the space no hardware runs fc.",)))
+    assert (said.caption or "").endswith("Not counted in any cost: lstm (LSTM). Outside the space no hardware runs fc.")
     over = point("over", (0, 1), 90.0, 0.001, 93.2, "uniform", on_front=False).model_copy(update={"allowed": False})
     limited = study(points=(*study().points, over), budget=0.1, chosen=None)
     assert CHAPTER.totals(limited)[0].rows[5][0] == "over (over a limit)"

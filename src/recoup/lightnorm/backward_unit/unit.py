@@ -23,6 +23,7 @@ from recoup.lightnorm.backward_unit.letter import TAKEN, Letter
 from recoup.lightnorm.rtl_aim import sized
 from recoup.lightnorm.rtl_codes import integers, patterns
 from recoup.lightnorm.rtl_conventional import FORMATS, conventional_backward
+from recoup.lightnorm.rtl_deciding import deciding
 from recoup.lightnorm.rtl_widths import SIGNIFICAND
 
 __all__ = ["Backward"]
@@ -163,8 +164,12 @@ class Backward(Letter):
             found[f"held_shift_{i}"] = self.kept(slope, mean)[None, :, i]
         beside = near.astype(np.int64) + generator.choice([0, 0, 1, -1], (T, *near.shape))
         beside = code.legal(beside.astype(np.uint64) & np.uint64((1 << code.width) - 1))  # type: ignore[misc]
-        blocks = self.packed(self.blocked(ports.values(beside, self.form)))
-        found["stored"] = np.where(generator.random((T, runs)) < 0.8, blocks, found["stored"])
+        (sigma, exponent), m = self.slope_parts(slope), ports.values(mean, self.wide).numpy()
+        decide = deciding(self.form, None, m, np.ldexp(sigma, exponent), T, generator)
+        chosen = generator.random((T, runs))
+        codes = np.where(chosen[..., None] < 0.5, decide, beside)
+        blocks = self.packed(self.blocked(ports.values(codes, self.form)))
+        found["stored"] = np.where(chosen < 0.85, blocks, found["stored"])
         start = self.starts_at("extremum")
         found["stored"][start : start + self.cycles_of("extremum") + 1] = found["stored"][start]
         gamma, r = self.few((1, runs), generator)

@@ -24,7 +24,7 @@ def verdict(study: SearchResults) -> str:
         least = min((p for p in study.points if p.reached is not None and p.allowed), key=lambda p: lost(study, p))
         return (
             f"{where}: no policy stays within {allowed} of float ({float_text}); the best loses "
-            f"{quality_of(study).number(lost(study, least))}, at {share(study, least, study.costs[0])}."
+            f"{lost_text(study, least)}, at {share(study, least, study.costs[0])}."
         )
     point = study.points[study.chosen]
     saved = ", ".join(share(study, point, cost) for cost in study.costs)
@@ -54,14 +54,43 @@ def share(study: SearchResults, point: PointRow, cost: str) -> str:
     )
 
 
-def _certainty(study: SearchResults, point: PointRow) -> str:
-    """Whether the loss lies within the budget as far as the images can tell."""
-    assert study.budget is not None
-    if study.quality != "top1" or study.count is None:
-        return f"over {study.count:,} tokens"
+def lost_text(study: SearchResults, point: PointRow) -> str:
+    """What a measured point loses, and its interval: ``0.0082 (+0.0071 to +0.0093)``."""
+    quality = quality_of(study)
+    text, found = quality.number(lost(study, point)), left_open(study, point)
+    return text if found is None else f"{text} ({quality.signed(found[0])} to {quality.signed(found[1])})"
+
+
+def _between(study: SearchResults, point: PointRow) -> str:
+    """The interval of what a point loses alone, for a narrow column."""
+    found = left_open(study, point) if point.reached is not None else None
+    return "" if found is None else " to ".join(map(quality_of(study).signed, found))
+
+
+def left_open(study: SearchResults, point: PointRow) -> tuple[float, float] | None:
+    """The interval of what a point loses; of older results that of as many images, and of nats none."""
+    if point.lost_low is not None and point.lost_high is not None:
+        return point.lost_low, point.lost_high
+    if study.quality != TOP1.name or study.count is None:
+        return None
     found = difference([lost(study, point)], study.count)
-    told = f"{study.count:,} test images leave a loss of {found.low:+.2f} to {found.high:+.2f} points open"
-    return told if found.high > study.budget else f"{told}, all within the budget"
+    return found.low, found.high
+
+
+def _certainty(study: SearchResults, point: PointRow) -> str:
+    """Whether the loss lies within the budget as far as the samples can tell."""
+    assert study.budget is not None
+    quality = quality_of(study)
+    found = left_open(study, point)
+    if found is None:
+        return f"over {study.count:,} {_counted(study)}"
+    low, high = map(quality.signed, found)
+    told = f"{study.count:,} test {_counted(study)} leave a loss of {low} to {high} {quality.unit} open"
+    return told if found[1] > study.budget else f"{told}, all within the budget"
+
+
+def _counted(study: SearchResults) -> str:
+    return "tokens" if study.quality == NATS.name else "images"
 
 
 def _lost_unit(study: SearchResults) -> str:
@@ -100,6 +129,7 @@ def context(study: SearchResults) -> Mapping[str, Any]:
         "costs": [_headed(study, cost) for cost in study.costs],
         "quality": study.quality,
         "sample": study.sample,
+        "lost_on": "windows, window by window" if study.quality == NATS.name else "test images",
         "rows": [_cells(study, number, distinct) for number in range(len(study.points))],
         "uncounted": study.uncounted,
         "notes": study.notes,
@@ -180,22 +210,30 @@ def _cells(study: SearchResults, number: int, distinct: Mapping[str, bool]) -> d
         "same": not distinct.get(point.name, True),
         "reached": "" if point.reached is None else text(point.reached),
         "reached_interval": "" if low is None or high is None else f"{text(low)} to {text(high)}",
+        "lost_interval": _between(study, point),
+        "lost": "" if point.reached is None or not study.quality else lost_text(study, point),
     }
 
 
 def totals(study: SearchResults) -> list[Table]:
     """One terminal table, a row a policy."""
     columns = ("policy", *study.costs, "predicted", "measured")
-    columns += (study.quality,) if study.quality else ()
+    columns += (study.quality, "lost, 95 %") if study.quality else ()
     rows = []
     for number in range(len(study.points)):
         cells = _cells(study, number, apart(study))
         mark = " *" if cells["chosen"] else f" {cells['mark']}".rstrip()
         shares = [part or whole for part, whole in zip(cells["shares"], cells["costs"], strict=True)]
         row = (cells["name"] + mark, *shares, cells["predicted"], cells["damage"])
-        rows.append((*row, cells["reached"]) if study.quality else row)
+        rows.append((*row, cells["reached"], cells["lost_interval"]) if study.quality else row)
     name = f"Search: {study.model} on {study.data}; costs relative to the first option everywhere"
-    return [Table(name, columns, tuple(rows), surrogate_text(study))]
+    return [Table(name, columns, tuple(rows), " ".join([surrogate_text(study), *_left_out(study)]))]
+
+
+def _left_out(study: SearchResults) -> list[str]:
+    """What is in no cost, and the notes, as sentences."""
+    said = [f"not counted in any cost: {', '.join(study.uncounted)}"] if study.uncounted else []
+    return [f"{text[:1].upper()}{text[1:].rstrip('.')}." for text in (*said, *study.notes)]
 
 
 CHAPTER = Chapter(
