@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import recoup as rc
-from recoup.network.replay import _key
+from recoup.nbsmt.layers import NBSMTLinear
+from recoup.network.replay import Outputs, _key, replaying
 from recoup.network.scales import MEASURED
 from recoup.wings import cards
 from tests.purity import impurities
@@ -73,6 +74,33 @@ def test_every_wing_keeps_its_promise_or_makes_none(kind, plain):
 
 def test_some_wing_makes_the_promise():
     assert any(layer.pure for card in cards().values() for layer in card.layers.values())
+
+
+class Aging(NBSMTLinear):
+    """Of a class that makes the promise, and with a state of its own."""
+
+    calls = 0
+
+    def forward(self, input):  # noqa: A002 -- as the base class has it
+        self.calls += 1
+        return super().forward(input) + self.calls
+
+
+class Shy(Aging):
+    pure = True
+
+
+def test_no_class_makes_the_promise_for_those_derived_from_it():
+    assert NBSMTLinear.pure
+    assert not Aging.pure
+    assert Shy.pure
+    layer, x, _ = emulated(rc.NBSMT(2), nn.Linear)
+    layer.__class__ = Aging
+    with torch.no_grad(), replaying(layer, Outputs()):
+        assert torch.equal(layer(x) + 1, layer(x))
+    layer.__class__ = NBSMTLinear
+    nn.utils.parametrize.register_parametrization(layer, "weight", nn.Dropout(0.5))
+    assert not layer.pure
 
 
 class Counting(rc.wings.Emulated, nn.Linear):

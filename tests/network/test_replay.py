@@ -215,3 +215,34 @@ def test_what_an_error_ended_is_not_kept():
                 assert "forward" in module.__dict__
     assert held == 0
     assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+class Times(torch.Tensor):
+    """A weight that multiplies by more than its bytes."""
+
+    factor = 1.0
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is F.linear:
+            x, weight, *rest = args
+            return weight.factor * F.linear(x, weight.as_subclass(torch.Tensor), *rest)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_tensors_that_are_more_than_their_bytes_are_computed(calls):
+    layer, x, outputs = nn.Linear(4, 4), torch.rand(3, 4), Outputs()
+    weight = layer.weight.detach().clone()
+    with torch.no_grad(), replaying(layer, outputs):
+        for value in (weight, torch._neg_view(weight), weight.to_sparse_csr()):
+            layer.weight = nn.Parameter(value)
+            assert torch.equal(layer(x), F.linear(x, value, layer.bias))
+        layer.weight = nn.Parameter(weight.as_subclass(Times))
+        for layer.weight.factor in (2.0, 3.0):
+            assert torch.equal(layer(x), layer.weight.factor * F.linear(x, weight, layer.bias))
+        calls.clear()
+        layer.weight = nn.Parameter(weight)
+        for value in (x, torch._neg_view(x), x.to_sparse_csr()):
+            assert torch.equal(layer(value), F.linear(value, weight, layer.bias))
+        assert len(calls) == 2

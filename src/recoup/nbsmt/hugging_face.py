@@ -17,6 +17,8 @@ __all__ = ["NBSMTConv1D", "NBSMTInterfaceAttention", "adapted"]
 class NBSMTConv1D(NBSMTRows):
     """transformers' Conv1D, y = x W + b with W [in, out], on the shared multiplier."""
 
+    pure = True
+
     @property
     def matrix(self) -> Tensor:
         """The weight as [out, in]."""

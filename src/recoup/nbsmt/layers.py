@@ -29,7 +29,6 @@ class NBSMTLayer(Scaled):
     """
 
     tells_baseline = True
-    pure = True
 
     weight: Tensor
     bias: Tensor | None
@@ -160,12 +159,14 @@ class NBSMTConv2d(_Convolution, nn.Conv2d):
     """torch.nn.Conv2d on the shared multiplier; ``config`` is an `NBSMT`. Grouped convolutions run one thread."""
 
     float_class = nn.Conv2d
+    pure = True
 
 
 class NBSMTConv1d(_Convolution, nn.Conv1d):
     """torch.nn.Conv1d on the shared multiplier; ``config`` is an `NBSMT`. Grouped convolutions run one thread."""
 
     float_class = nn.Conv1d
+    pure = True
 
 
 class NBSMTRows(NBSMTLayer):
@@ -186,6 +187,7 @@ class NBSMTLinear(NBSMTRows, nn.Linear):
     """torch.nn.Linear on the shared multiplier; ``config`` is an `NBSMT`."""
 
     float_class = nn.Linear
+    pure = True
 
     def __init__(self, *args: Any, config: NBSMT | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

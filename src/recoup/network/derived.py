@@ -25,6 +25,7 @@ def derived(emulated: type[nn.Module], float_class: type[nn.Module], *, whole: b
     if key not in _made:
         bases = (emulated, float_class) if whole else (emulated,)
         added = {} if whole else _added(float_class, emulated.float_class)  # type: ignore[attr-defined]
+        added["pure"] = emulated.pure  # type: ignore[attr-defined]  # it computes what that does
         fields = {**added, "float_class": float_class, "__reduce_ex__": _reduce, "__module__": emulated.__module__}
         _made[key] = type(emulated.__name__, bases, {**fields, "__doc__": emulated.__doc__, "_made_of": key})
     return _made[key]

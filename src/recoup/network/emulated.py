@@ -40,7 +40,8 @@ class Emulated(nn.Module):
         witness: what it was when statistics were repaired, and who is told when training ends (`network.stale.Sight`).
         range_remedy: what to do about those, for the end of a warning.
         pure: whether ``forward`` depends on the input, config, mode, weight, bias and travelling extras alone, and does
-            nothing but give its output, which may then be kept (`network.replay`).
+            nothing but give its output, which may then be kept (`network.replay`). Each class says it itself: what a
+            subclass does besides is not known.
     """
 
     float_class: type[nn.Module]
@@ -62,6 +63,10 @@ class Emulated(nn.Module):
     range_remedy: ClassVar[str] = ""
     tells_baseline: ClassVar[bool] = False
     pure: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.pure = cls.__dict__.get("pure", False)
 
     def convert(self, config: Any, layer: str) -> None:
         """Called once after the class was changed; a wing checks here what the layer needs."""

@@ -122,8 +122,7 @@ class _Replayed:
 def _key(module: nn.Module, x: Any) -> Hashable:
     """What decides a layer's output; None where that is not known, or gradients are wanted."""
     known = type(module) in PURE or (isinstance(module, Emulated) and module.pure)
-    plain = isinstance(x, Tensor) and type(x) is Tensor and not torch.is_grad_enabled()
-    if not known or not plain or torch.is_autocast_enabled("cpu"):
+    if not known or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not _is_its_bytes(x):
         return None
     state: list[Any] = [type(module), module.extra_repr(), _digest(x), x.shape, x.stride(), x.dtype]
     if isinstance(module, Emulated):
@@ -131,10 +130,21 @@ def _key(module: nn.Module, x: Any) -> Hashable:
     extras = module.travelling if isinstance(module, Emulated) else ()
     for name in (*WEIGHTS, *extras):
         value = getattr(module, name, None)
-        state += [_digest(value), value.stride(), value.dtype] if isinstance(value, Tensor) else [value, None, None]
-        if isinstance(value, Tensor) and state[-3] is None:
-            return None
+        if isinstance(value, Tensor):
+            if not _is_its_bytes(value):
+                return None
+            state += [_digest(value), value.stride(), value.dtype]
+            if state[-3] is None:
+                return None
+        else:
+            state += [value, None, None]
     return None if state[2] is None else tuple(state)
+
+
+def _is_its_bytes(x: Any) -> bool:
+    """Whether a tensor is what its bytes, strides and dtype say: none of a derived class, which may compute otherwise,
+    none that is sparse or whose sign is kept beside it."""
+    return type(x) in (Tensor, nn.Parameter) and x.layout == torch.strided and not (x.is_neg() or x.is_conj())
 
 
 def _digest(x: Tensor) -> int | None:
