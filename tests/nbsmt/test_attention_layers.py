@@ -171,6 +171,19 @@ def test_calibration_measures_what_the_products_multiply_and_leaves_the_scales_o
         rc.calibrate_(broken, [x])
 
 
+def test_heads_of_a_call_without_a_batch_are_no_images():
+    x = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(0)) * torch.tensor([[[1.0]], [[4.0]], [[9.0]]])
+    found = []
+    for value in (x, x[None], x[None, None], x[2]):  # three heads, and the one that is largest alone
+        model = nn.Sequential(Mixed())
+        rc.calibrate_(model, [value])
+        found.append(model.get_submodule("0.products").operand_scales)
+    assert found[1:3] == found[:1] * 2
+    expected = float(x.abs().max()) / 127
+    for scales in (found[0], found[3]):
+        assert scales[:2] + scales[3:] == pytest.approx((expected / 8**0.5, expected, expected))
+
+
 def test_a_network_is_profiled_priced_repaired_saved_and_given_back(tmp_path):
     model, x = gpt()
     plain = model(x).detach()

@@ -3,7 +3,8 @@
     scale of q (times the attention's own scale), k, v = (mean over the images of the image's largest magnitude) / 127
     scale of p = (mean over the images of the image's largest probability) / 255
 
-as a layer's activations [def]: the codes of q, k and v are signed, those of p are not.
+as a layer's activations [def]: the codes of q, k and v are signed, those of p are not. Without a batch, q [H, T, d] or
+[T, d], a call has one image.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -38,7 +39,7 @@ class OperandRanges:
         """A product in float whose operands are counted."""
         if x.numel() and y.numel():
             for name, operand in zip(names.split(), (x, y), strict=True):
-                each = operand[None] if operand.dim() == 2 else operand
+                each = operand if operand.dim() > 3 else operand[None]
                 self.largest[name] += float(each.abs().flatten(1).amax(1).double().sum())
                 self.images[name] += len(each)
         return x @ y
