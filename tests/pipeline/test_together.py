@@ -3,6 +3,7 @@
 import copy
 import socket
 import sys
+import time
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ import torch.distributed as dist
 from torch import nn
 
 from recoup.errors import RecoupError
-from recoup.pipeline import SGDM, delays, stage_times
+from recoup.pipeline import SGDM, delays, stage_times, together
 from recoup.pipeline.cutting import Joint
+from recoup.pipeline.rings import Rings
 from recoup.pipeline.runtime import Balanced, balanced, rank_times
 from recoup.pipeline.together import _cut, _scaled
 from recoup.pipeline.wallclock import Times, joined, period
@@ -70,6 +72,21 @@ def test_a_sequence_that_cannot_be_followed(alone):
     assert joined(found.stages, [2])[0].total == pytest.approx(found.ranks[0].total)
     with pytest.raises(RecoupError, match=r"torch\.fx cannot follow Branching"):
         balanced(plan(Branching(), "none", stages=[["inner"]], delays=[0]), samples(), rounds=1)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 20])
+def test_a_sample_has_its_part_of_the_update(alone, monkeypatch, size):
+    own = Rings.advance
+
+    def slowly(*arguments):
+        time.sleep(0.06)
+        return own(*arguments)
+
+    monkeypatch.setattr(Rings, "advance", slowly)
+    (rank,) = rank_times(plan(network(), "none", update_size=size, cut=[4]), samples()[:5])
+    assert 0.06 / size <= rank.backward < 0.06 / size + 0.025
+    first = together._stages(plan(network(), "none", update_size=size), samples(), 3, torch.device("cpu"))
+    assert 0.06 / size <= sum(stage.update for stage in first) < 0.06 / size + 0.025
 
 
 def test_what_is_refused(alone):

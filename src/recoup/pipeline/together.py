@@ -91,8 +91,16 @@ class Clocked(Worker):
                 self._received = spent
 
     def times(self) -> Times:
-        """Medians of all but the first ones, which compile and check."""
-        return Times(*(max(0.0, statistics.median(each[2:] or each)) for each in (self.forwards, self.backwards)))
+        """Medians of all but the first ones, which compile and check; of backwards with and without an update, by how
+        many there are of each."""
+        size = self.core.update_size
+        others = [each for k, each in enumerate(self.backwards, 1) if k % size]
+        backward = _usual(self.backwards[size - 1 :: size]) / size
+        return Times(_usual(self.forwards), backward + (_usual(others) * (size - 1) / size if others else 0.0))
+
+
+def _usual(seconds: list[float]) -> float:
+    return max(0.0, statistics.median(seconds[2:] or seconds[-1:]))
 
 
 def rank_times(
@@ -100,12 +108,12 @@ def rank_times(
 ) -> list[Times]:
     """Seconds of every rank for one sample in a trial of a plan; call it in every process of torch.distributed.
 
-    The trial runs the pipeline itself, at a rate of zero on a copy of the model, over the first 24 samples, with rings
-    that are as full as after many updates; what ranks wait for each other is not in it. Random generators stay as they
-    are.
+    The trial runs the pipeline itself, at a rate of zero on a copy of the model, over the first 24 samples, again and
+    again up to the second update, with rings that are as full as after many updates; what ranks wait for each other is
+    not in it. Random generators stay as they are.
 
     Returns:
-        A `Times` a rank, the same everywhere, the update in ``backward``.
+        A `Times` a rank, the same everywhere, a sample's part of the update in ``backward``.
 
     Raises:
         RecoupError: as `runtime.run`.
@@ -119,6 +127,7 @@ def rank_times(
         raise RecoupError("pipeline.rank_times: there are no samples to try")
     with torch.random.fork_rng(), DistributedTransport(timedelta(seconds=timeout), device) as transport:
         worker = trial.worker(rank, ranks, transport, _Again(samples, count), device, Clocked)
+        count = max(count, 2 * plan.update_size)
         updates = max(plan.delays) + 2  # a pipeline that has just begun finds its older weights in the caches
         worker.core.skip(updates)
         worker.begun = updates * plan.update_size
@@ -233,7 +242,8 @@ def _stages(plan: Plan, samples: Samples, rounds: int, device: torch.device) -> 
             rounds=rounds,
         )
 
-    return [_median(stage) for stage in zip(*_everywhere(measure), strict=True)]
+    found = [_median(stage) for stage in zip(*_everywhere(measure), strict=True)]
+    return [replace(one, update=one.update / plan.update_size) for one in found]
 
 
 def _everywhere(measure: Callable[[], Result]) -> list[Result]:
