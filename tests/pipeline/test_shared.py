@@ -1,15 +1,21 @@
 """Packets through shared memory: they arrive as they were sent, in order, and who is gone or silent is told."""
 
+import os
 import sys
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from recoup.errors import RecoupError
 from recoup.pipeline import shared
+from recoup.pipeline.transport import DistributedTransport
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems send over torch.distributed")
 
@@ -113,6 +119,46 @@ def test_who_is_gone_is_told_at_once_and_who_is_silent_in_time(silent, begun):
             with pytest.raises(RecoupError, match=told):
                 fill(ends[0]) if which else ends[1].receive()
     assert time.monotonic() - began < 30
+
+
+def opened():
+    return {int(entry.name) for entry in Path("/proc/self/fd").iterdir()}
+
+
+@contextmanager
+def descriptors(free):
+    """As many as that are left to the process."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held: list[int] = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(opened()) + 8, before[1]))
+        with suppress(OSError):
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        for descriptor in held[:free]:
+            os.close(descriptor)
+        held = held[free:]
+        yield
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("free", range(3))
+@pytest.mark.parametrize("sends", [True, False])
+def test_where_no_descriptor_is_left_it_is_said_and_none_is_lost(monkeypatch, sends, free):
+    rank: Any = SimpleNamespace(rank=0, _timeout=timedelta(seconds=9))
+    monkeypatch.setitem(globals(), "blame", lambda what, error: DistributedTransport.blamed(rank, 1, what, error))
+    before = opened()
+    with linked() as (sender, receiver):
+        if not sends:
+            sender.send(packet(0))
+        with descriptors(free), pytest.raises(RecoupError, match=r"could not .* rank 1: no file descriptor is left"):
+            sender.send(packet(0)) if sends else receiver.receive()
+        del sender, receiver
+    assert opened() == before
 
 
 def test_packets_unlike_those_before_are_refused():

@@ -9,6 +9,7 @@ Whoever waits is woken by an event, not by the socket: Linux takes that a proces
 sleep, and lets its neighbour run on the same core, where both then stay and share it.
 """
 
+import errno
 import mmap
 import os
 import secrets
@@ -112,7 +113,7 @@ class Sender:
 
     def __init__(self, line: socket.socket, rank: int, blame: Blame) -> None:
         self._line, self._rank, self._blame = line, rank, blame
-        self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._event = -1
         self._kinds: Kinds | None = None
         self._slots: list[Packet] = []
         self._free: list[int] = []
@@ -136,6 +137,7 @@ class Sender:
 
     def _begin(self, kinds: Kinds) -> None:
         told, size = header(kinds), length(kinds)
+        self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         memory = os.memfd_create("recoup-packets", os.MFD_CLOEXEC)
         try:
             os.ftruncate(memory, SLOTS * size)
@@ -204,6 +206,10 @@ class Receiver:
     def _begin(self) -> None:
         told, given, *_ = socket.recv_fds(self._line, HEADER * NUMBER, 2)
         _refuse_end(told)
+        if len(given) < 2:  # the system leaves out those for which there is no room
+            for descriptor in given:
+                os.close(descriptor)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         memory, self._event = given
         try:
             self._slots = _opened(memory, announced(torch.frombuffer(bytearray(told), dtype=torch.int64)))

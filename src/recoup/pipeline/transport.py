@@ -4,6 +4,7 @@ A packet is a tuple of tensors and travels as one message. Those of one directio
 sent.
 """
 
+import errno
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -112,7 +113,10 @@ class DistributedTransport:
         if self.size == 1 or dist.get_backend(self._all) != "gloo":
             return {}
         here = shared.machine() if self.device.type == "cpu" else None
-        listener = None if here is None else shared.Listener()
+        try:
+            listener = None if here is None else shared.Listener()
+        except OSError as error:
+            raise self.blamed(abs(self.rank - 1), "listen for", error) from None
         told: list[Any] = [None] * self.size
         try:
             with self._blamed("exchange addresses"):
@@ -223,10 +227,11 @@ class DistributedTransport:
 
     def blamed(self, peer: int, what: str, error: Exception) -> RecoupError:
         """The error of a transfer with a neighbour."""
-        return RecoupError(
-            f"pipeline: rank {self.rank} could not {what} rank {peer}: it died, or is stuck for more than "
-            f"{self._timeout.total_seconds():g} s ({_first_line(error)})"
-        )
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            why = "no file descriptor is left: close files, or raise the limit with ulimit -n"
+        else:
+            why = f"it died, or is stuck for more than {self._timeout.total_seconds():g} s"
+        return RecoupError(f"pipeline: rank {self.rank} could not {what} rank {peer}: {why} ({_first_line(error)})")
 
 
 class _Sender:
