@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from recoup.cli import main
+from recoup.kernels import process
 from recoup.kernels.process import ALLOCATING, SPINNING, WAITING, waiting
 
 GLIBC = sys.platform.startswith("linux") and "CS_GNU_LIBC_VERSION" in os.confstr_names
@@ -70,6 +72,24 @@ def test_what_the_user_says_of_memory_stays(name):
     kept, faults = alone(FAULTS, **{name: value})
     assert kept == "False"
     assert int(faults) > 20  # huge pages are fewer, but new all the same
+
+
+@pytest.mark.skipif(not GLIBC, reason="mallopt is glibc's")
+@pytest.mark.parametrize(("most", "kept"), [(1 << 40, 1 << 26), (1 << 25, 1 << 25), (1 << 19, None)])
+def test_a_c_library_that_takes_smaller_blocks_alone_keeps_those_or_is_left_as_it_was(monkeypatch, most, kept):
+    """glibc refused more than 32 MiB up to some years ago; the other bound alone stops it from adapting this one."""
+    found = {}
+
+    def mallopt(name, value):
+        taken = name != process.MMAP_THRESHOLD or value <= most
+        found.update({name: value} if taken else {})
+        return int(taken)
+
+    for name in ALLOCATING:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(process.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    assert process.keep_pages() == (kept is not None)
+    assert found == ({process.MMAP_THRESHOLD: kept, process.TRIM_THRESHOLD: 1 << 30} if kept else {})
 
 
 def test_a_command_settles_it_before_its_module_is_imported(monkeypatch):

@@ -19,7 +19,8 @@ SPINNING = ("OMP_WAIT_POLICY", WAITING, "KMP_BLOCKTIME", "KMP_LIBRARY")
 
 ALLOCATING = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # glibc's mallopt
-LARGEST_KEPT, MOST_KEPT = 1 << 26, 1 << 30  # bytes: of a block, the operands of a layer for 250 images; of all
+LARGEST_KEPT = (1 << 26, 1 << 25)  # bytes of a block, the operands of a layer for 250 images; older glibc's most
+MOST_KEPT = 1 << 30  # bytes of all
 
 
 def begin() -> None:
@@ -39,10 +40,9 @@ def keep_pages() -> bool:
     if not sys.platform.startswith("linux") or any(name in os.environ for name in ALLOCATING):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    # Either alone would switch off the adaptation of the other.
-    return mallopt is not None and all(
-        [mallopt(MMAP_THRESHOLD, LARGEST_KEPT) == 1, mallopt(TRIM_THRESHOLD, MOST_KEPT) == 1]
-    )
+    # Either alone switches off the adaptation of the other: where no block's size is taken, all stays as it was.
+    taken = mallopt is not None and any(mallopt(MMAP_THRESHOLD, size) == 1 for size in LARGEST_KEPT)
+    return taken and mallopt(TRIM_THRESHOLD, MOST_KEPT) == 1
 
 
 def waiting() -> str:
