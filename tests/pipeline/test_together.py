@@ -4,10 +4,14 @@ import copy
 import socket
 import sys
 import time
+from fractions import Fraction
+from itertools import accumulate, combinations, pairwise
 
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from recoup.errors import RecoupError
@@ -115,11 +119,37 @@ def test_an_optimizer_of_ones_own_is_timed():
 def test_cuts_are_in_units_and_ranks_share_what_they_took_among_their_stages():
     times = [Times(1, 2), Times(1, 1, 1), Times(3, 4), Times(1, 1)]
     joints = [(0, 0), (2, 1), (3, 3), (5, 4)]
-    assert _cut(times, [*map(Joint._make, joints)], 2) == ([2, 3], [0, 1, 4])
+    late = plan(network(), "none", delays=[6, 4, 2, 0])
+    assert _cut(times, [*map(Joint._make, joints)], 2, late) == ([2, 3], [0, 1, 4])
     found = _scaled(times[:2], Times(4, 8))
     assert found == [Times(2, 4), Times(2, 4)]
     assert joined(found, [2]) == [Times(4, 8)]
     assert _scaled([Times(0, 0), Times(0, 0)], Times(1, 2)) == [Times(0.5, 1), Times(0.5, 1)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 6)), min_size=2, max_size=7), st.integers(2, 4), st.data())
+def test_a_cut_is_the_fastest_of_those_that_delays_allow(stages, ranks, data):
+    ranks, size = min(ranks, len(stages)), data.draw(st.integers(1, 3))
+    count, joints = len(stages), [Joint(s, s) for s in range(len(stages) + 1)]
+    made = plan(network(), "none", delays=[delay for _, delay in stages], update_size=size)
+    cut, _ = _cut([Times(seconds, 0) for seconds, _ in stages], joints, ranks, made)
+
+    def parts(bounds):
+        return [stages[a:b] for a, b in pairwise((0, *bounds, count))]
+
+    def allowed(bounds):
+        lates = [Fraction(2 * (ranks - 1 - r), size) for r in range(ranks)]
+        return all(delay >= late for late, part in zip(lates, parts(bounds), strict=True) for _, delay in part)
+
+    def slowest(bounds):
+        return max(sum(seconds for seconds, _ in part) for part in parts(bounds))
+
+    every = list(combinations(range(1, count), ranks - 1))
+    found = tuple(accumulate(cut))[:-1]
+    legal = [bounds for bounds in every if allowed(bounds)] or every
+    assert found in legal
+    assert slowest(found) == min(map(slowest, legal))
 
 
 def work(rank, broken):

@@ -26,8 +26,8 @@ from recoup.pipeline.plan import Plan, Samples
 from recoup.pipeline.timing import finished, stage_times
 from recoup.pipeline.traced import chain
 from recoup.pipeline.transport import DistributedTransport, refuse_uninitialized
-from recoup.pipeline.wallclock import Times, balance, joined, period
-from recoup.pipeline.worker import Worker
+from recoup.pipeline.wallclock import Times, balance, fitting, joined, period
+from recoup.pipeline.worker import Worker, lateness
 
 TRIALS = 3  # cuts that are tried at most
 COUNT = 24  # samples of a trial
@@ -186,7 +186,7 @@ def balanced(
     best: Balanced | None = None
     tried: list[list[int]] = []
     while len(tried) < TRIALS:
-        cut, where = _cut(times, joints, ranks)
+        cut, where = _cut(times, joints, ranks, plan)
         if cut in tried:
             break
         tried.append(cut)
@@ -266,10 +266,17 @@ def _median(times: Sequence[Times]) -> Times:
     )
 
 
-def _cut(times: Sequence[Times], joints: Sequence[Joint], ranks: int) -> tuple[list[int], list[int]]:
-    """Units for every rank, and the stages at which they begin, with the number of all."""
+def _cut(times: Sequence[Times], joints: Sequence[Joint], ranks: int, plan: Plan) -> tuple[list[int], list[int]]:
+    """Units for every rank, and the stages at which they begin, with the number of all; no stage's delay is less than
+    its rank's, where that can be."""
     groups = joined(times, [b.stage - a.stage for a, b in pairwise(joints)])
-    bounds = [joints[at] for at in accumulate(balance(groups, ranks), initial=0)]
+    late = [lateness(rank, ranks, [], plan.update_size) for rank in range(ranks)]
+
+    def fits(rank: int, a: int, b: int) -> bool:
+        return all(delay >= late[rank] for delay in plan.delays[joints[a].stage : joints[b].stage])
+
+    found = fitting(groups, ranks, fits) or balance(groups, ranks)  # which its trial refuses
+    bounds = [joints[at] for at in accumulate(found, initial=0)]
     return [b.unit - a.unit for a, b in pairwise(bounds)], [bound.stage for bound in bounds]
 
 

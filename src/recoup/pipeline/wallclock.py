@@ -60,19 +60,30 @@ def balance(times: Sequence[Times], ranks: int) -> list[int]:
         raise RecoupError(f"pipeline.balance(times={times!r}): times must be a list of pipeline.Times, one a stage")
     S = len(times)
     R = integer("pipeline.balance", "ranks", ranks, (1, max(S, 1)), f" ({S} stages)")
+    found = fitting(times, R, lambda *_: True)
+    assert found is not None
+    return found
+
+
+def fitting(times: Sequence[Times], ranks: int, fits: Callable[[int, int, int], bool]) -> list[int] | None:
+    """What `balance` does among the cuts whose every part, rank and the stages from one up to another, fits; None:
+    there is none."""
+    S, R = len(times), ranks
     before = [0.0, *accumulate(stage.total for stage in times)]
     # slowest[s]: of the best cut of the stages from s on among the ranks that are left
-    slowest = [before[S] - before[s] for s in range(S + 1)]
+    slowest = [before[S] - before[s] if fits(R - 1, s, S) else inf for s in range(S + 1)]
     choices: list[list[int]] = []
     for left in range(2, R + 1):
         found, chosen = [inf] * (S + 1), [0] * (S + 1)
         for s in range(S - left + 1):
             for end in range(s + 1, S - left + 2):
                 worst = max(before[end] - before[s], slowest[end])
-                if worst < found[s]:
+                if worst < found[s] and fits(R - left, s, end):
                     found[s], chosen[s] = worst, end
         slowest = found
         choices.append(chosen)
+    if slowest[0] == inf:
+        return None
     bounds = [0]
     for chosen in reversed(choices):
         bounds.append(chosen[bounds[-1]])
