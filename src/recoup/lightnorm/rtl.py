@@ -24,8 +24,8 @@ def build(config: LightNorm, *, elements: int = 1 << 17, eps: float = 1e-5, unit
             the backward unit takes chunks of two lengths as well.
         eps: what is added to s; the backward unit has 1/s from the forward pass.
         unit: "forward"; "backward" for the gradients (`recoup.lightnorm.backward_unit`); "layer" and "rms" for the
-            forward pass of norms of rows (`recoup.lightnorm.row_unit`), whose channel is a row, ``elements`` its
-            features, a multiple of K and the block, and whose blocks lie along them; a repair's gain is not in it.
+            forward pass of norms of rows (`recoup.lightnorm.row_unit`), whose channel is a row of any multiple of K
+            and the block up to ``elements``, and whose blocks lie along it; a repair's gain is not in it.
 
     Raises:
         RecoupError: a config that has no such unit: ``forward``, ``backward`` or ``statistics`` None, blocks along

@@ -249,8 +249,13 @@ class Widths:
     @property
     def width(self) -> int:
         """Bits of s, and of the divider."""
-        product = self.range_bits + self.constant_bits + self.pad
-        return max(product, self.sum_bits - 1, self.elements.bit_length())
+        return max(self.scale_bits, self.sum_bits - 1, self.elements.bit_length())
+
+    @property
+    def scale_bits(self) -> int:
+        """Bits of s: those of R C/K, which comes no nearer to all ones than an eighth, unless eps is as large."""
+        product, eps = self.range_bits + self.constant_bits + self.pad, self.eps_units.bit_length()
+        return max(product, eps) + 1 if eps > product - 4 else product
 
     @property
     def digits(self) -> int:

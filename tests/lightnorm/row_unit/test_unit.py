@@ -53,6 +53,21 @@ def test_a_unit_equals_the_letter(kind, name):
     assert not found.mismatches, found
 
 
+def test_an_eps_as_large_as_all_ranges_has_its_bit_in_s():
+    """Of values up to 0.22; s had R C's bits alone, and the divider a phase of no length."""
+    wide = Float.ieee(5, 5, subnormals=False, rounding="zero")
+    config = LightNorm(**(TINY | {"forward": Float.lba(2, 2, 6), "statistics": wide}), block=None)
+    for kind in KINDS:
+        letter = Rows.of_kind(kind, config, 32, 0.2)
+        low, high = letter.phases["align s"]
+        assert high > low
+        ones = (1 << letter.range_bits) - 1, (1 << letter.constant_bits) - 1
+        assert ((ones[0] * ones[1] << letter.pad) + letter.eps_units).bit_length() <= letter.width
+    module = Measured.of(build(config, elements=32, eps=0.2, unit="layer"))
+    found = module.verify(module.steps * 64, coverage=False)
+    assert not found.mismatches, found
+
+
 @pytest.mark.parametrize(("kind", "name"), UNITS)
 def test_the_letter_is_the_reference(kind, name):
     """`rows.reference.forward` on rows of as many chunks as a run has, whose second pass reads what the first kept."""

@@ -42,7 +42,7 @@ class RowGates(Gates):
     @property
     def width(self) -> int:
         """Bits of s, and of the divider."""
-        return super().width if self.centred else self.range_bits + self.constant_bits + self.pad
+        return super().width if self.centred else self.scale_bits
 
     @cached_property
     def phases(self) -> dict[str, tuple[int, int]]:
