@@ -9,6 +9,8 @@ from recoup.report.figures import INK, MUTED, PAGE, SERIES, canvas, clear, legen
 from recoup.search.results import PointRow, SearchResults
 from recoup.study.quality import NATS
 
+FRONT, UNIFORM, TUNED = 1, 2, 3  # the series of points, of which each has a colour and a marker
+SIZES = {TUNED: 7.5}  # of markers, in points; diamonds look smaller
 FAINT = 0.06  # of a cell without damage
 NAMES = {
     "kl": "KL from float, nats",
@@ -36,7 +38,8 @@ def front_figure(study: SearchResults, cost: str) -> str:
         _reached(axes[1], study, cost, shown, others)
     axes[-1].set_xlabel(f"{cost}, relative to the first option everywhere")
     legend(figure, axes[0])
-    said = "; ".join(f"{p.name}: {p.costs[cost] / _first(study, cost):.2f} of {cost}, {_damage(p):.3g}" for p in shown)
+    told = [*shown, *study.tuned]
+    said = "; ".join(f"{p.name}: {p.costs[cost] / _first(study, cost):.2f} of {cost}, {_damage(p):.3g}" for p in told)
     return svg(figure, f"front-{cost}", f"The front: {metric_title(study.metric)} against {cost}. {said}.")
 
 
@@ -45,8 +48,9 @@ def _damages(axis: Any, study: SearchResults, cost: str, shown: Sequence[PointRo
     swept = sorted((p for p in study.points if p.kind == "front"), key=lambda p: p.costs[cost])
     axis.plot(_at(study, cost, swept), [p.predicted for p in swept], color=MUTED, ls=":", lw=1.2, label="predicted")
     if measured:
-        _errors(axis, study, cost, measured, 1, "front, measured")
-    _errors(axis, study, cost, [p for p in others if p.damage is not None], 2, "one option everywhere")
+        _errors(axis, study, cost, measured, FRONT, "front, measured")
+    _errors(axis, study, cost, [p for p in others if p.damage is not None], UNIFORM, "one option everywhere")
+    _errors(axis, study, cost, study.tuned, TUNED, "fine-tuned, measured")
     for point in others:
         if point.damage is not None:
             place = (point.costs[cost] / _first(study, cost), point.damage)
@@ -64,8 +68,13 @@ def _errors(axis: Any, study: SearchResults, cost: str, points: Sequence[PointRo
     # On a logarithmic axis an interval that reaches 0 is cut a decade below.
     below = [max(min(d - (p.low or 0.0), 0.9 * d), 0.0) for d, p in zip(damages, points, strict=True)]
     above = [max((p.high or d) - d, 0.0) for d, p in zip(damages, points, strict=True)]
-    look = {"color": SERIES[series], "marker": MARKERS[series], "ls": "none", "ms": 5.5, "capsize": 2.5, "lw": 1.2}
-    axis.errorbar(_at(study, cost, points), damages, yerr=[below, above], label=label, **look)
+    axis.errorbar(_at(study, cost, points), damages, yerr=[below, above], label=label, **_marks(series))
+
+
+def _marks(series: int) -> dict[str, Any]:
+    """Filled marks of a series, with their intervals."""
+    look = {"color": SERIES[series], "marker": MARKERS[series], "ms": SIZES.get(series, 5.5)}
+    return {**look, "ls": "none", "capsize": 2.5, "lw": 1.2}
 
 
 def _around(study: SearchResults, point: PointRow) -> tuple[float, float]:
@@ -78,20 +87,12 @@ def _around(study: SearchResults, point: PointRow) -> tuple[float, float]:
 
 
 def _reached(axis: Any, study: SearchResults, cost: str, shown: Sequence[PointRow], others: Sequence[PointRow]) -> None:
-    for points, series in ((shown, 1), (others, 2)):
+    for points, series in ((shown, FRONT), (others, UNIFORM), (study.tuned, TUNED)):
         known = [point for point in points if point.reached is not None]
         if known:
             values = [point.reached or 0.0 for point in known]
             spread = list(zip(*(_around(study, point) for point in known), strict=True))
-            look = {
-                "color": SERIES[series],
-                "marker": MARKERS[series],
-                "ls": "none",
-                "ms": 5.5,
-                "capsize": 2.5,
-                "lw": 1.2,
-            }
-            axis.errorbar(_at(study, cost, known), values, yerr=spread, **look)
+            axis.errorbar(_at(study, cost, known), values, yerr=spread, **_marks(series))
     assert study.floating is not None
     axis.axhline(study.floating, color=MUTED, ls="--", lw=1)
     axis.annotate(
@@ -170,7 +171,7 @@ def additivity_figure(study: SearchResults) -> str | None:
     """Measured against predicted, with the band that the probes allow; None where there is nothing to show."""
     probes = [(p.predicted, p.measured) for p in study.probes if p.predicted > 0 and p.measured > 0]
     points = [
-        (p.predicted, p.damage) for p in study.points if p.damage is not None and p.predicted > 0 and p.damage > 0
+        (p.predicted, p.damage) for p in study.points if p.damage and p.predicted and p.damage > 0 and p.predicted > 0
     ]
     every = [value for pair in (*probes, *points) for value in pair]
     if not every:
@@ -209,7 +210,7 @@ def strip_figure(study: SearchResults) -> str:
     from matplotlib.patches import Patch, Rectangle
 
     options = list(dict.fromkeys(option for group in study.groups for option in group.options))
-    shown = [(study.points.index(point), point) for point in study.front]
+    shown = [(study.points.index(point), point) for point in (*study.front, *study.tuned) if point.options]
     names = [group.name for group in study.groups]
     figure, (axis,) = canvas(1, 0.28 * len(shown) + 1.1 + name_space(names), [1])
     for y, (_, point) in enumerate(shown):
@@ -258,4 +259,4 @@ def _at(study: SearchResults, cost: str, points: Sequence[PointRow]) -> list[flo
 
 
 def _damage(point: PointRow) -> float:
-    return point.predicted if point.damage is None else point.damage
+    return (point.predicted or 0.0) if point.damage is None else point.damage

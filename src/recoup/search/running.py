@@ -1,5 +1,6 @@
 """A search from its recipe: load, score, sweep, measure, and leave everything in the folder."""
 
+import copy
 from collections.abc import Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -14,9 +15,11 @@ from torch import nn
 from recoup.data.loading import TooFewError
 from recoup.data.places import HELD_OUT
 from recoup.errors import RecoupError
+from recoup.models import load_weights_
 from recoup.network.systolic import Array
 from recoup.search.bench import kept
 from recoup.search.fronts import Front, front
+from recoup.search.joining import join, placed
 from recoup.search.prices import affordable
 from recoup.search.recipe import SearchRecipe
 from recoup.search.refining import refine
@@ -63,6 +66,21 @@ class Source:
     recipe: SearchRecipe
     model: nn.Module
     data: sources.Source
+
+    @cached_property
+    def tuned(self) -> list[nn.Module]:
+        """The networks of the recipe's fine-tuned points.
+
+        Raises:
+            RecoupError: weights that are not there, or of another network: which names and shapes.
+        """
+        found = []
+        for one in self.recipe.tuned:
+            try:
+                found.append(load_weights_(copy.deepcopy(self.model), one.weights))
+            except RecoupError as error:
+                raise RecoupError(f"tuned: {one.policy.name}: {error}") from None
+        return found
 
     @property
     def sample(self) -> str:
@@ -156,7 +174,10 @@ def _checked(recipe: SearchRecipe, loaded: Source, batches: Iterable[Any]) -> Pl
     space = recipe.space_of()
     made = plan(loaded.model, space, reference=recipe.reference, probes=recipe.probes)
     sizes = sizes_of(loaded.model, batches)
-    affordable(made.groups, sizes, recipe.cost, recipe.limits, _array(recipe), space.most_units, recipe.liberty or None)
+    asked = (recipe.cost, recipe.limits, _array(recipe), space.most_units, recipe.liberty or None)
+    program = affordable(made.groups, sizes, *asked)
+    for point, network in zip(recipe.tuned, loaded.tuned, strict=True):
+        placed(program, made.groups, network, point.policy)
     return made
 
 
@@ -204,13 +225,15 @@ def _measured(recipe: SearchRecipe, loaded: Source, found: Front, batches: Itera
         drawn: dict[str, Any] = {"seeds": recipe.calibration.seeds, "calibration": loaded.calibration}
         return verify(front, loaded.model, loaded.test(), **drawn, out=recipe.out, **how.options())
 
-    found = verified(found)
-    if not recipe.refine:
-        return found
-    if how.shard is not None:
-        return replace(found, notes=(*found.notes, UNDIVIDED))
-    _written(recipe, found, loaded.sample)  # what there is if the walk is interrupted
-    return verified(_refined(recipe, loaded, found, batches, how))
+    if recipe.refine and how.shard is not None:
+        found = replace(found, notes=(*found.notes, UNDIVIDED))
+    elif recipe.refine:
+        found = verified(found)
+        _written(recipe, found, loaded.sample)  # what there is if the walk is interrupted
+        found = _refined(recipe, loaded, found, batches, how)
+    for point, network in zip(recipe.tuned, loaded.tuned, strict=True):
+        found = join(found, network, point.policy, repair=point.repair, weights=point.weights)
+    return verified(found)
 
 
 def _refined(recipe: SearchRecipe, loaded: Source, found: Front, batches: Iterable[Any], how: How) -> Front:

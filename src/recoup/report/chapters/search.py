@@ -168,7 +168,7 @@ def surrogate_text(study: SearchResults) -> str:
         f"On {len(study.probes)} whole networks measured / predicted, with what their samples leave open, lies within "
         f"[{1 / study.error:.2f}, {study.error:.2f}]{rank} (exponent {study.power:g})."
     )
-    seen = [(p.damage, p.predicted) for p in study.front if p.damage is not None and p.predicted > 0]
+    seen = [(p.damage, p.predicted) for p in study.front if p.damage is not None and p.predicted]
     inside = sum(1 / study.error <= damage / predicted <= study.error for damage, predicted in seen)
     if seen:
         text += f" So it does for {inside} of {len(seen)} policies of the front on the test samples."
@@ -197,14 +197,14 @@ def _cells(study: SearchResults, number: int, distinct: Mapping[str, bool]) -> d
     low, high = point.reached_low, point.reached_high
     return {
         "name": point.name,
-        "file": f"policy-{number:02}.yaml",
+        "file": f"policy-{number:02}.yaml" + (f", {point.weights}" if point.weights else ""),
         "kind": point.kind,
         "on_front": point.on_front,
         "mark": "" if point.on_front else "(beaten)" if point.allowed else "(over a limit)",
         "chosen": number == study.chosen,
         "costs": [f"{point.costs[cost]:,.6g}" for cost in study.costs],
         "shares": [f"{point.costs[c] / study.first[c]:.2f}" if study.first[c] else "" for c in study.costs],
-        "predicted": f"{point.predicted:.2e}",
+        "predicted": "" if point.predicted is None else f"{point.predicted:.2e}",
         "damage": "" if point.damage is None else f"{point.damage:.2e}",
         "interval": interval,
         "same": not distinct.get(point.name, True),
