@@ -10,7 +10,7 @@ from recoup.search.results import PointRow, SearchResults
 from recoup.study.quality import NATS
 
 FRONT, UNIFORM, TUNED = 1, 2, 3  # the series of points, of which each has a colour and a marker
-SIZES = {TUNED: 7.5}  # of markers, in points; diamonds look smaller
+SIZES, ASIDE = {TUNED: 6.5}, {TUNED: 7}  # of markers, of which diamonds look smaller, and to their right; in points
 FAINT = 0.06  # of a cell without damage
 NAMES = {
     "kl": "KL from float, nats",
@@ -68,13 +68,19 @@ def _errors(axis: Any, study: SearchResults, cost: str, points: Sequence[PointRo
     # On a logarithmic axis an interval that reaches 0 is cut a decade below.
     below = [max(min(d - (p.low or 0.0), 0.9 * d), 0.0) for d, p in zip(damages, points, strict=True)]
     above = [max((p.high or d) - d, 0.0) for d, p in zip(damages, points, strict=True)]
-    axis.errorbar(_at(study, cost, points), damages, yerr=[below, above], label=label, **_marks(series))
+    _marks(axis, series, _at(study, cost, points), damages, [below, above], label)
 
 
-def _marks(series: int) -> dict[str, Any]:
-    """Filled marks of a series, with their intervals."""
+def _marks(axis: Any, series: int, x: Sequence[float], y: Sequence[float], spread: Any, label: str = "") -> None:
+    """Filled marks of a series, with their intervals; those of fine-tuned points stand a little to the right, for they
+    have the costs of others."""
+    from matplotlib.transforms import ScaledTranslation
+
     look = {"color": SERIES[series], "marker": MARKERS[series], "ms": SIZES.get(series, 5.5)}
-    return {**look, "ls": "none", "capsize": 2.5, "lw": 1.2}
+    found = axis.errorbar(x, y, yerr=spread, label=label, ls="none", capsize=2.5, lw=1.2, **look)
+    aside = ScaledTranslation(ASIDE.get(series, 0) / 72, 0, axis.figure.dpi_scale_trans)
+    for part in found.get_children():  # not as an argument: the axes would not be as wide as these points need
+        part.set_transform(axis.transData + aside)
 
 
 def _around(study: SearchResults, point: PointRow) -> tuple[float, float]:
@@ -92,7 +98,7 @@ def _reached(axis: Any, study: SearchResults, cost: str, shown: Sequence[PointRo
         if known:
             values = [point.reached or 0.0 for point in known]
             spread = list(zip(*(_around(study, point) for point in known), strict=True))
-            axis.errorbar(_at(study, cost, known), values, yerr=spread, **_marks(series))
+            _marks(axis, series, _at(study, cost, known), values, spread)
     assert study.floating is not None
     axis.axhline(study.floating, color=MUTED, ls="--", lw=1)
     axis.annotate(

@@ -133,7 +133,20 @@ def context(study: SearchResults) -> Mapping[str, Any]:
         "rows": [_cells(study, number, distinct) for number in range(len(study.points))],
         "uncounted": study.uncounted,
         "notes": study.notes,
+        "tuned": tuned_text(study),
     }
+
+
+def tuned_text(study: SearchResults) -> str:
+    """What fine-tuned points are, and where their weights are from; nothing where there are none."""
+    if not study.tuned:
+        return ""
+    named = [f"{point.name} ({point.weights})" if point.weights else point.name for point in study.tuned]
+    judged = "what they lose against float" if study.quality else "it nevertheless"
+    return (
+        f"Fine-tuned, with weights of their own: {', '.join(named)}. Their damage is the distance to the network that "
+        f"was scored, from which training moves away; they are beaten, or not, by {judged}."
+    )
 
 
 def _headed(study: SearchResults, cost: str) -> str:
@@ -197,7 +210,7 @@ def _cells(study: SearchResults, number: int, distinct: Mapping[str, bool]) -> d
     low, high = point.reached_low, point.reached_high
     return {
         "name": point.name,
-        "file": f"policy-{number:02}.yaml" + (f", {point.weights}" if point.weights else ""),
+        "file": f"policy-{number:02}.yaml",
         "kind": point.kind,
         "on_front": point.on_front,
         "mark": "" if point.on_front else "(beaten)" if point.allowed else "(over a limit)",
@@ -226,8 +239,9 @@ def totals(study: SearchResults) -> list[Table]:
         shares = [part or whole for part, whole in zip(cells["shares"], cells["costs"], strict=True)]
         row = (cells["name"] + mark, *shares, cells["predicted"], cells["damage"])
         rows.append((*row, cells["reached"], cells["lost_interval"]) if study.quality else row)
+    said = [surrogate_text(study), tuned_text(study), *_left_out(study)]
     name = f"Search: {study.model} on {study.data}; costs relative to the first option everywhere"
-    return [Table(name, columns, tuple(rows), " ".join([surrogate_text(study), *_left_out(study)]))]
+    return [Table(name, columns, tuple(rows), " ".join(filter(None, said)))]
 
 
 def _left_out(study: SearchResults) -> list[str]:
