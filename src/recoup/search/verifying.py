@@ -20,7 +20,7 @@ from recoup.network.modes import evaluating
 from recoup.network.replay import Outputs, memory
 from recoup.search.bench import Bench, kept, laid_out, metric_name, needing_scales
 from recoup.search.fronts import Front, Measured
-from recoup.search.joining import measure_tuned
+from recoup.search.joining import Own, measure_tuned
 from recoup.search.pairing import half_of, loss
 from recoup.search.records import Records, Task
 from recoup.storage.digest import of_batches, of_state
@@ -90,13 +90,20 @@ def verify(
         made += perform(bench, tasks, kept_in[-1], **how)
     plan, more = measure_tuned(front.tuned, model, test, metrics, drawn, out=folder, any_cpu=any_cpu, **how)
     made, total = made + more, total + len({own.key for row in plan for own in row})
-    floats, *rest = (_values(task.label, [records.get(task.policy) for records in kept_in]) for task in tasks)
-    ordinary, tuned = iter(rest), (_values(row[0].label, [own.value for own in row]) for row in plan)
-    found = [floats, *(next(ordinary if point.tuned is None else tuned) for point in front.points)]
-    told = [_measured(values, floats, metric_name(named), quality, rises=scores.rises) for values in found]
+    found = _by_point(front, tasks, kept_in, plan)
+    told = [_measured(values, found[0], metric_name(named), quality, rises=scores.rises) for values in found]
     points = [replace(point, measured=one) for point, one in zip(front.points, told[1:], strict=True)]
     about = {"seeds": len(numbers), "made": made, "total": total, "notes": (*front.notes, *_notes(found))}
     return replace(front, points=tuple(points), floating=told[0], **about)
+
+
+def _by_point(
+    front: Front, tasks: Sequence[Task], kept_in: Sequence[Records], plan: Sequence[Sequence[Own]]
+) -> list[list[Value]]:
+    """What was measured of the float network, which is the first task, and of every point, draw by draw."""
+    floats, *rest = [_values(task.label, [records.get(task.policy) for records in kept_in]) for task in tasks]
+    ordinary, tuned = iter(rest), iter([_values(row[0].label, [own.value for own in row]) for row in plan])
+    return [floats, *(next(ordinary if point.tuned is None else tuned) for point in front.points)]
 
 
 def _notes(found: Sequence[Sequence[Value]]) -> tuple[str, ...]:
