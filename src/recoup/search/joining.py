@@ -55,8 +55,6 @@ def join(
     Raises:
         RecoupError: a network that is emulated, or built otherwise; a policy that names no layer of it, or hardware
             whose cost is not known; energy or area of layers outside the space, which the other points do not count.
-
-    >>> front = join(front, tuned, Policy.load("policy-03.yaml"))  # doctest: +SKIP
     """
     instance(front, Front, "search.join", "front", "what recoup.search.front returned")
     is_module(model, "search.join")

@@ -77,11 +77,9 @@ def verify(
     quality = _quality(model, test)
     metrics = list(dict.fromkeys([named, quality])) if quality else [named]
     scaled = needing_scales({layer: group.options for group in scores.groups for layer in group.layers})
-    floating = Task.of("float", {})
-    tasks = [floating, *(Task.of(p.policy.name, dict(p.policy)) for p in front.points if p.tuned is None)]
+    tasks = [Task.of("float", {}), *(Task.of(p.policy.name, dict(p.policy)) for p in front.points if p.tuned is None)]
     made, total = 0, len(numbers) * len({json.dumps(task.policy) for task in tasks})
-    kept_in: list[Records] = []
-    outputs, folder = Outputs(memory(workers)), None if out is None else Path(out)
+    kept_in, outputs, folder = list[Records](), Outputs(memory(workers)), None if out is None else Path(out)
     how: dict[str, Any] = {"executor": executor, "workers": workers, "shard": shard, "progress": progress}
     drawn = [kept(images) for images in _draws(scores.calibration if calibration is None else calibration, numbers)]
     for images in drawn:
@@ -92,9 +90,9 @@ def verify(
     made, total = made + more, total + len({own.key for row in plan for own in row})
     found = _by_point(front, tasks, kept_in, plan)
     told = [_measured(values, found[0], metric_name(named), quality, rises=scores.rises) for values in found]
-    points = [replace(point, measured=one) for point, one in zip(front.points, told[1:], strict=True)]
+    points = tuple(replace(point, measured=one) for point, one in zip(front.points, told[1:], strict=True))
     about = {"seeds": len(numbers), "made": made, "total": total, "notes": (*front.notes, *_notes(found))}
-    return replace(front, points=tuple(points), floating=told[0], **about)
+    return replace(front, points=points, floating=told[0], **about)
 
 
 def _by_point(
