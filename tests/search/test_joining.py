@@ -162,8 +162,9 @@ def test_it_is_judged_by_what_it_loses(searched):
         return replace(joined, points=points, floating=as_measured(cheapest, 96.0).measured)
 
     better, worse = seen(90.0, 95.5), seen(90.0, 89.0)
-    assert better.stands(better.tuned[0])
-    assert not worse.stands(worse.tuned[0])
+    assert better.standing[-1]
+    assert not worse.standing[-1]
+    assert better.standing[:-1] == worse.standing[:-1]
     assert better.within(0.6).kind == "tuned"
     assert better.within(8).kind != "tuned"
     assert better.within(8).costs == cheapest.costs

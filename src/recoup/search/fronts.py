@@ -164,13 +164,17 @@ class Front:
         """The fine-tuned points."""
         return [point for point in self.points if point.tuned is not None]
 
-    def stands(self, point: Point) -> bool:
-        """Whether a point is on the front; a fine-tuned one, if no other within the limits loses less at no more cost:
-        training moves a network away from the float one, so that damage says nothing of it."""
-        if point.tuned is None:
-            return point.options in {one.options for one in self.front}
-        able = [one for one in self.points if one.allowed and one.measured is not None]
-        return point.allowed and not any(_beats(one, point, self.costs, self._harm) for one in able)
+    @property
+    def standing(self) -> list[bool]:
+        """Of every point, whether it is on the front; a fine-tuned one, if no other within the limits loses less at no
+        more cost: training moves a network away from the float one, so that damage says nothing of it."""
+        ordinary = {point.options for point in self.front}
+        able = [point for point in self.points if point.allowed and point.measured is not None]
+
+        def unbeaten(point: Point) -> bool:
+            return point.allowed and not any(_beats(one, point, self.costs, self._harm) for one in able)
+
+        return [p.options in ordinary if p.tuned is None else unbeaten(p) for p in self.points]
 
     def _harm(self, point: Point) -> float:
         return point.damage if point.measured is None or not point.measured.quality else self.lost(point)
@@ -212,11 +216,11 @@ class Front:
         measured += ["lost", "lost_low", "lost_high"]
         writer.writerow(["point", "kind", "on_front", *self.costs, "predicted", "scored", *measured])
         paths = []
-        for number, point in enumerate(self.points):
+        for number, (point, standing) in enumerate(zip(self.points, self.standing, strict=True)):
             found = [] if point.measured is None else [getattr(point.measured, name) for name in measured]
             costs = [point.costs[name] for name in self.costs]
             predicted = None if point.tuned is not None else point.predicted
-            row = [number, point.kind, self.stands(point), *costs, predicted, point.scored, *found]
+            row = [number, point.kind, standing, *costs, predicted, point.scored, *found]
             writer.writerow(row)
             paths.append(folder / f"policy-{number:02}.yaml")
             point.policy.save(paths[-1])

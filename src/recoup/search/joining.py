@@ -164,7 +164,7 @@ class OwnBench(Workbench):
         return task.bench.make(task.task)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Each:
     """The `recoup.tasks.bench.Keeper` of `Own` measurements."""
 

@@ -160,7 +160,7 @@ def results_of(
         costs=found.costs,
         first=dict(found.first),
         limits=dict(found.limits),
-        points=tuple(_row(point, found.stands(point)) for point in found.points),
+        points=tuple(map(_row, found.points, found.standing)),
         quality=quality,
         sample=sample,
         floating=floating.reached if floating is not None and quality else None,
