@@ -74,13 +74,17 @@ def _errors(axis: Any, study: SearchResults, cost: str, points: Sequence[PointRo
 def _marks(axis: Any, series: int, x: Sequence[float], y: Sequence[float], spread: Any, label: str = "") -> None:
     """Filled marks of a series, with their intervals; those of fine-tuned points stand a little to the right, for they
     have the costs of others."""
-    from matplotlib.transforms import ScaledTranslation
-
     look = {"color": SERIES[series], "marker": MARKERS[series], "ms": SIZES.get(series, 5.5)}
     found = axis.errorbar(x, y, yerr=spread, label=label, ls="none", capsize=2.5, lw=1.2, **look)
-    aside = ScaledTranslation(ASIDE.get(series, 0) / 72, 0, axis.figure.dpi_scale_trans)
     for part in found.get_children():  # not as an argument: the axes would not be as wide as these points need
-        part.set_transform(axis.transData + aside)
+        part.set_transform(_aside(axis, series))
+
+
+def _aside(axis: Any, series: int) -> Any:
+    """Where a series' marks stand."""
+    from matplotlib.transforms import ScaledTranslation
+
+    return axis.transData + ScaledTranslation(ASIDE.get(series, 0) / 72, 0, axis.figure.dpi_scale_trans)
 
 
 def _around(study: SearchResults, point: PointRow) -> tuple[float, float]:
@@ -100,30 +104,10 @@ def _reached(axis: Any, study: SearchResults, cost: str, shown: Sequence[PointRo
             spread = list(zip(*(_around(study, point) for point in known), strict=True))
             _marks(axis, series, _at(study, cost, known), values, spread)
     assert study.floating is not None
-    axis.axhline(study.floating, color=MUTED, ls="--", lw=1)
-    axis.annotate(
-        "float",
-        (0, study.floating),
-        (4, 3),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        ha="left",
-        fontsize=8,
-        color=MUTED,
-    )
+    _level(axis, study.floating, "float", "--", "bottom")
     if study.budget is not None:
         floor = study.floating + (-study.budget if study.quality == "top1" else study.budget)
-        axis.axhline(floor, color=MUTED, ls=":", lw=1)
-        axis.annotate(
-            f"budget {study.budget:g}",
-            (0, floor),
-            (4, 3),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            ha="left",
-            fontsize=8,
-            color=MUTED,
-        )
+        _level(axis, floor, f"budget {study.budget:g}", ":", "top")
     if study.chosen is not None:
         point = study.points[study.chosen]
         place = (point.costs[cost] / _first(study, cost), point.reached or 0.0)
@@ -131,6 +115,7 @@ def _reached(axis: Any, study: SearchResults, cost: str, shown: Sequence[PointRo
             "chosen",
             place,
             (8, -14),
+            xycoords=_aside(axis, TUNED if point in study.tuned else FRONT),
             textcoords="offset points",
             ha="center",
             fontsize=8,
@@ -140,6 +125,13 @@ def _reached(axis: Any, study: SearchResults, cost: str, shown: Sequence[PointRo
     if study.quality == "nats":
         axis.invert_yaxis()  # above is better, as of accuracy
     axis.set_title(QUALITY.get(study.quality, study.quality))
+
+
+def _level(axis: Any, value: float, text: str, dashes: str, side: str) -> None:
+    """A line across, named right of the axes, where no mark is."""
+    axis.axhline(value, color=MUTED, ls=dashes, lw=1)
+    place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+    axis.annotate(text, (1, value), (4, 0), ha="left", va=side, fontsize=8, color=MUTED, **place)
 
 
 @styled
