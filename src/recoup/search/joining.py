@@ -13,7 +13,7 @@ from recoup.errors import RecoupError
 from recoup.evaluation import Function
 from recoup.network.checks import instance, is_module
 from recoup.network.emulated import emulated_layers
-from recoup.network.replay import Outputs, memory
+from recoup.network.replay import Outputs
 from recoup.policy import Policy
 from recoup.search.bench import Bench, built, needing_scales
 from recoup.search.fronts import TUNED, Front, Point, Tuned
@@ -190,6 +190,7 @@ def measure_tuned(
     test: Iterable[Any],
     metrics: Sequence[str | Function],
     draws: Sequence[Iterable[Any]],
+    outputs: Outputs,
     *,
     out: Path | None,
     any_cpu: bool = False,
@@ -203,7 +204,6 @@ def measure_tuned(
     Returns:
         The measurements of each point, and how many of them were made.
     """
-    outputs = Outputs(memory(workers))
     plan = []
     for point in points:
         assert point.tuned is not None

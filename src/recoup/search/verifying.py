@@ -86,7 +86,7 @@ def verify(
         bench = Bench(model, test, metrics, images, scores.identity["repair"], scaled, outputs)
         kept_in.append(Records(folder, bench.identity(), any_cpu=any_cpu))
         made += perform(bench, tasks, kept_in[-1], **how)
-    plan, more = measure_tuned(front.tuned, model, test, metrics, drawn, out=folder, any_cpu=any_cpu, **how)
+    plan, more = measure_tuned(front.tuned, model, test, metrics, drawn, outputs, out=folder, any_cpu=any_cpu, **how)
     made, total = made + more, total + len({own.key for row in plan for own in row})
     found = _by_point(front, tasks, kept_in, plan)
     told = [_measured(values, found[0], metric_name(named), quality, rises=scores.rises) for values in found]
