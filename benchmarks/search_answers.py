@@ -103,7 +103,7 @@ def beaten(front: list[PointRow], uniform: PointRow, cost: str) -> dict[str, obj
 
 def checks(found: SearchResults) -> dict[str, object]:
     """What the claim says about the front."""
-    ratios = {p.name: p.damage / p.predicted for p in found.points if p.predicted > 0 and p.damage is not None}
+    ratios = {p.name: p.damage / p.predicted for p in found.points if p.predicted and p.damage is not None}
     bar = found.error or 1.0
     inside = sum(1 / bar <= ratio <= bar for ratio in ratios.values())
     uniform = [beaten(found.front, point, found.costs[0]) for point in found.points if point.kind == "uniform"]

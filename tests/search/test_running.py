@@ -143,6 +143,8 @@ def test_keys_of_the_space_hold_dots(recipe):
         ({"points": 1}, "points"),
         ({"colour": "red"}, "unknown field"),
         ({"cost": []}, "cost"),
+        ({"tuned": {"policy": {"name": "chip", "layers": {}}}}, "weights"),
+        ({"tuned": {"policy": {"layers": {}}, "weights": "w.pt"}}, "must have a name"),
     ],
 )
 def test_bad_recipes_are_refused(change, told):

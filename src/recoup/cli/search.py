@@ -26,6 +26,9 @@ RecipeFile = Annotated[Path, typer.Argument(help="A search recipe: model, data, 
 Change = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, such as scoring.images=2000.")]
 Budget = Annotated[float | None, typer.Option(help="Points of top-1 (nats) that may be lost.", show_default="recipe's")]
 Limits = Annotated[list[str] | None, typer.Option("--limit", help="COST=SHARE of the first option's, or with a unit.")]
+Tuned = Annotated[
+    list[str] | None, typer.Option(help="POLICY.yaml=WEIGHTS of recoup train: joins the front. Repeatable.")
+]
 Liberty = Annotated[
     list[str] | None, typer.Option(help="A cell library for energy and area. Repeatable: read together.")
 ]
@@ -38,6 +41,7 @@ def search(
     budget: Budget = None,
     limit: Limits = None,
     liberty: Liberty = None,
+    tuned: Tuned = None,
     workers: Workers = None,
     cluster: Cluster = None,
     shard: ShardOf = None,
@@ -51,6 +55,7 @@ def search(
         raise RecoupError(f"search {stage!r}: the first argument must be one of {', '.join(STAGES)}")
     changes = [*(change or []), *([f"budget={budget}"] if budget is not None else [])]
     changes += [f"liberty={json.dumps(liberty)}"] if liberty else []
+    changes += [f"tuned={json.dumps([_tuned(text) for text in tuned])}"] if tuned else []
     made = SearchRecipe.load(recipe, [*changes, *(f"limits.{text}" for text in limit or [])])
     with importable():
         if stage == "plan":
@@ -70,6 +75,13 @@ def search(
         _say_scores(found, as_json)
     else:
         _report(made, found, as_json)
+
+
+def _tuned(text: str) -> dict[str, str]:
+    policy, _, weights = text.partition("=")
+    if not policy or not weights:
+        raise RecoupError(f"--tuned {text!r}: must be POLICY.yaml=WEIGHTS")
+    return {"policy": policy, "weights": weights}
 
 
 def _say_plan(labels: list[str], as_json: bool) -> None:

@@ -9,6 +9,8 @@ from recoup.report.figures import INK, MUTED, PAGE, SERIES, canvas, clear, legen
 from recoup.search.results import PointRow, SearchResults
 from recoup.study.quality import NATS
 
+FRONT, UNIFORM, TUNED = 1, 2, 3  # the series of points, of which each has a colour and a marker
+SIZES, ASIDE = {TUNED: 6.5}, {TUNED: 7}  # of markers, of which diamonds look smaller, and to their right; in points
 FAINT = 0.06  # of a cell without damage
 NAMES = {
     "kl": "KL from float, nats",
@@ -36,7 +38,8 @@ def front_figure(study: SearchResults, cost: str) -> str:
         _reached(axes[1], study, cost, shown, others)
     axes[-1].set_xlabel(f"{cost}, relative to the first option everywhere")
     legend(figure, axes[0])
-    said = "; ".join(f"{p.name}: {p.costs[cost] / _first(study, cost):.2f} of {cost}, {_damage(p):.3g}" for p in shown)
+    told = [*shown, *study.tuned]
+    said = "; ".join(f"{p.name}: {p.costs[cost] / _first(study, cost):.2f} of {cost}, {_damage(p):.3g}" for p in told)
     return svg(figure, f"front-{cost}", f"The front: {metric_title(study.metric)} against {cost}. {said}.")
 
 
@@ -45,8 +48,9 @@ def _damages(axis: Any, study: SearchResults, cost: str, shown: Sequence[PointRo
     swept = sorted((p for p in study.points if p.kind == "front"), key=lambda p: p.costs[cost])
     axis.plot(_at(study, cost, swept), [p.predicted for p in swept], color=MUTED, ls=":", lw=1.2, label="predicted")
     if measured:
-        _errors(axis, study, cost, measured, 1, "front, measured")
-    _errors(axis, study, cost, [p for p in others if p.damage is not None], 2, "one option everywhere")
+        _errors(axis, study, cost, measured, FRONT, "front, measured")
+    _errors(axis, study, cost, [p for p in others if p.damage is not None], UNIFORM, "one option everywhere")
+    _errors(axis, study, cost, study.tuned, TUNED, "fine-tuned, measured")
     for point in others:
         if point.damage is not None:
             place = (point.costs[cost] / _first(study, cost), point.damage)
@@ -64,8 +68,23 @@ def _errors(axis: Any, study: SearchResults, cost: str, points: Sequence[PointRo
     # On a logarithmic axis an interval that reaches 0 is cut a decade below.
     below = [max(min(d - (p.low or 0.0), 0.9 * d), 0.0) for d, p in zip(damages, points, strict=True)]
     above = [max((p.high or d) - d, 0.0) for d, p in zip(damages, points, strict=True)]
-    look = {"color": SERIES[series], "marker": MARKERS[series], "ls": "none", "ms": 5.5, "capsize": 2.5, "lw": 1.2}
-    axis.errorbar(_at(study, cost, points), damages, yerr=[below, above], label=label, **look)
+    _marks(axis, series, _at(study, cost, points), damages, [below, above], label)
+
+
+def _marks(axis: Any, series: int, x: Sequence[float], y: Sequence[float], spread: Any, label: str = "") -> None:
+    """Filled marks of a series, with their intervals; those of fine-tuned points stand a little to the right, for they
+    have the costs of others."""
+    look = {"color": SERIES[series], "marker": MARKERS[series], "ms": SIZES.get(series, 5.5)}
+    found = axis.errorbar(x, y, yerr=spread, label=label, ls="none", capsize=2.5, lw=1.2, **look)
+    for part in found.get_children():  # not as an argument: the axes would not be as wide as these points need
+        part.set_transform(_aside(axis, series))
+
+
+def _aside(axis: Any, series: int) -> Any:
+    """Where a series' marks stand."""
+    from matplotlib.transforms import ScaledTranslation
+
+    return axis.transData + ScaledTranslation(ASIDE.get(series, 0) / 72, 0, axis.figure.dpi_scale_trans)
 
 
 def _around(study: SearchResults, point: PointRow) -> tuple[float, float]:
@@ -78,45 +97,17 @@ def _around(study: SearchResults, point: PointRow) -> tuple[float, float]:
 
 
 def _reached(axis: Any, study: SearchResults, cost: str, shown: Sequence[PointRow], others: Sequence[PointRow]) -> None:
-    for points, series in ((shown, 1), (others, 2)):
+    for points, series in ((shown, FRONT), (others, UNIFORM), (study.tuned, TUNED)):
         known = [point for point in points if point.reached is not None]
         if known:
             values = [point.reached or 0.0 for point in known]
             spread = list(zip(*(_around(study, point) for point in known), strict=True))
-            look = {
-                "color": SERIES[series],
-                "marker": MARKERS[series],
-                "ls": "none",
-                "ms": 5.5,
-                "capsize": 2.5,
-                "lw": 1.2,
-            }
-            axis.errorbar(_at(study, cost, known), values, yerr=spread, **look)
+            _marks(axis, series, _at(study, cost, known), values, spread)
     assert study.floating is not None
-    axis.axhline(study.floating, color=MUTED, ls="--", lw=1)
-    axis.annotate(
-        "float",
-        (0, study.floating),
-        (4, 3),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        ha="left",
-        fontsize=8,
-        color=MUTED,
-    )
+    _level(axis, study.floating, "float", "--", "bottom")
     if study.budget is not None:
         floor = study.floating + (-study.budget if study.quality == "top1" else study.budget)
-        axis.axhline(floor, color=MUTED, ls=":", lw=1)
-        axis.annotate(
-            f"budget {study.budget:g}",
-            (0, floor),
-            (4, 3),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            ha="left",
-            fontsize=8,
-            color=MUTED,
-        )
+        _level(axis, floor, f"budget {study.budget:g}", ":", "top")
     if study.chosen is not None:
         point = study.points[study.chosen]
         place = (point.costs[cost] / _first(study, cost), point.reached or 0.0)
@@ -124,6 +115,7 @@ def _reached(axis: Any, study: SearchResults, cost: str, shown: Sequence[PointRo
             "chosen",
             place,
             (8, -14),
+            xycoords=_aside(axis, TUNED if point in study.tuned else FRONT),
             textcoords="offset points",
             ha="center",
             fontsize=8,
@@ -133,6 +125,13 @@ def _reached(axis: Any, study: SearchResults, cost: str, shown: Sequence[PointRo
     if study.quality == "nats":
         axis.invert_yaxis()  # above is better, as of accuracy
     axis.set_title(QUALITY.get(study.quality, study.quality))
+
+
+def _level(axis: Any, value: float, text: str, dashes: str, side: str) -> None:
+    """A line across, named right of the axes, where no mark is."""
+    axis.axhline(value, color=MUTED, ls=dashes, lw=1)
+    place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+    axis.annotate(text, (1, value), (4, 0), ha="left", va=side, fontsize=8, color=MUTED, **place)
 
 
 @styled
@@ -170,7 +169,7 @@ def additivity_figure(study: SearchResults) -> str | None:
     """Measured against predicted, with the band that the probes allow; None where there is nothing to show."""
     probes = [(p.predicted, p.measured) for p in study.probes if p.predicted > 0 and p.measured > 0]
     points = [
-        (p.predicted, p.damage) for p in study.points if p.damage is not None and p.predicted > 0 and p.damage > 0
+        (p.predicted, p.damage) for p in study.points if p.damage and p.predicted and p.damage > 0 and p.predicted > 0
     ]
     every = [value for pair in (*probes, *points) for value in pair]
     if not every:
@@ -209,7 +208,7 @@ def strip_figure(study: SearchResults) -> str:
     from matplotlib.patches import Patch, Rectangle
 
     options = list(dict.fromkeys(option for group in study.groups for option in group.options))
-    shown = [(study.points.index(point), point) for point in study.front]
+    shown = [(study.points.index(point), point) for point in (*study.front, *study.tuned) if point.options]
     names = [group.name for group in study.groups]
     figure, (axis,) = canvas(1, 0.28 * len(shown) + 1.1 + name_space(names), [1])
     for y, (_, point) in enumerate(shown):
@@ -258,4 +257,4 @@ def _at(study: SearchResults, cost: str, points: Sequence[PointRow]) -> list[flo
 
 
 def _damage(point: PointRow) -> float:
-    return point.predicted if point.damage is None else point.damage
+    return (point.predicted or 0.0) if point.damage is None else point.damage

@@ -7,6 +7,7 @@ emulate_(model, found.within(0.5).policy)
 """
 
 from recoup.search.fronts import Front, Point, front
+from recoup.search.joining import join
 from recoup.search.narrow import CANDIDATES, Found, narrowest
 from recoup.search.refining import refine
 from recoup.search.scoring import Scores, score
@@ -23,6 +24,7 @@ __all__ = [
     "Shard",
     "Space",
     "front",
+    "join",
     "narrowest",
     "refine",
     "score",

@@ -55,7 +55,8 @@ class Bench(Workbench):
         calibration: what scales and repairs are computed from.
         repair: a plan of `recoup.repair_`.
         scaled: layers that need an activation scale; where one has none, all are calibrated.
-        outputs: of layers, kept from one measurement to the next; several benches of one network may share them.
+        outputs: of layers, kept from one measurement to the next; several benches may share them.
+        reference: the float network that relative metrics compare with; None: ``model``.
     """
 
     purpose: ClassVar[str] = "search"
@@ -67,6 +68,7 @@ class Bench(Workbench):
     repair: str | Sequence[str] = "default"
     scaled: Sequence[str] = ()
     outputs: Outputs = field(default_factory=Outputs, repr=False)
+    reference: nn.Module | None = None
     _floating: list[Tensor] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -87,9 +89,10 @@ class Bench(Workbench):
         """What decides every number but the policy."""
         modules = dict(self.model.named_modules())
         scales = {name: _codes(modules[name]) for name in self.scaled}
+        other = {} if self.reference is None else {"reference": of_state(self.reference)}
         return {
             "weights": of_state(self.model),
-            "network": _network(self.model),
+            "network": built(self.model),
             "scales": of_text(repr(scales)) if scales else None,
             "data": of_batches(self.batches),
             "calibration": of_batches(self.calibration),
@@ -98,6 +101,7 @@ class Bench(Workbench):
             "metrics": [metric if isinstance(metric, str) else _function(metric) for metric in self.metrics],
             "recoup": __version__,
             "torch": torch.__version__,
+            **other,
         }
 
     def make(self, task: Any) -> Value:
@@ -164,11 +168,12 @@ class Bench(Workbench):
         return lambda _: next(outputs)
 
     def _in_float(self) -> list[Tensor]:
-        bare = copy.deepcopy(self.model)
+        bare = copy.deepcopy(self.model if self.reference is None else self.reference)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RecoupWarning)
             restore_(bare)
-        bare.load_state_dict(self._weights)
+        if self.reference is None:
+            bare.load_state_dict(self._weights)
         with evaluating(bare), torch.no_grad(), replaying(bare, self.outputs, lasting=True):
             return [call(bare, inputs) for inputs, _ in prepared(bare, self.batches, "search")]
 
@@ -272,7 +277,7 @@ def _notes(caught: list[warnings.WarningMessage]) -> list[str]:
     return list(dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, RecoupWarning)))
 
 
-def _network(model: nn.Module) -> str:
+def built(model: nn.Module) -> str:
     """A digest of what computes: the modules, and the source of those that are not torch's own."""
     kinds = {type(module) for module in model.modules() if not type(module).__module__.startswith("torch.")}
     return of_text(ADDRESS.sub("", repr(model)) + "".join(sorted(_source(kind) for kind in kinds)))

@@ -4,10 +4,12 @@ import csv
 import io
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.knapsack import Quantity
@@ -20,6 +22,8 @@ from recoup.search.spaces import policy_of, titles, uniform
 from recoup.storage.files import write_atomically
 
 TABLE = "front.csv"
+TUNED = "tuned"
+"""The kind of fine-tuned points."""
 SAME = 1e-12  # relative: damages that differ by less are equal
 FINEST = 2.0**-28  # of the largest damage: what the knapsack's solver, whose tolerance is 1e-9 of it, can tell apart
 
@@ -54,18 +58,35 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
+class Tuned:
+    """The network of a fine-tuned point.
+
+    Attributes:
+        network: in float.
+        repair: a plan of `recoup.repair_`, applied before it is measured.
+        weights: where they are from, for tables.
+    """
+
+    network: nn.Module
+    repair: str | Sequence[str] = "none"
+    weights: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Point:
     """A policy, what it costs, what damage is predicted and what was measured.
 
     Attributes:
         policy: every layer by name.
-        options: of each group.
+        options: of each group; none where a fine-tuned point's policy is not in the space.
         costs: totals of the network for one image.
-        predicted: damage in the metric of the scores.
-        kind: ``front``; ``uniform``: the same option wherever there is one; ``refined``: of `recoup.search.refine`.
+        predicted: damage in the metric of the scores; NaN of a fine-tuned point, whose network was not scored.
+        kind: ``front``; ``uniform``: the same option wherever there is one; ``refined``: of `recoup.search.refine`;
+            ``tuned``: of `recoup.search.join`.
         allowed: whether it keeps every limit; a uniform policy that does not is there to compare with.
         measured: None before `recoup.search.verifying.verify`.
         scored: damage on the batches that were scored on, of the whole network; of refined points alone.
+        tuned: the network of a fine-tuned point; None: the one that was scored.
     """
 
     policy: Policy
@@ -76,6 +97,7 @@ class Point:
     allowed: bool = True
     measured: Measured | None = None
     scored: float | None = None
+    tuned: Tuned | None = field(default=None, repr=False)
 
     @property
     def damage(self) -> float:
@@ -90,7 +112,8 @@ class Front:
     """Policies from cheap to harmless.
 
     Attributes:
-        points: of the front, cheapest first by the first cost, the uniform policies behind them, then refined ones.
+        points: of the front, cheapest first by the first cost, the uniform policies behind them, then refined and
+            fine-tuned ones.
         scores: that they were found with.
         costs: names of the costs; the first is the one that was swept first.
         first: what the space's first option costs everywhere.
@@ -124,9 +147,9 @@ class Front:
     @property
     def front(self) -> list[Point]:
         """The points within the limits that no other of them beats in every cost and in damage, cheapest first; uniform
-        policies among them."""
+        policies among them, fine-tuned points, which are other networks, not."""
         names = list(self.costs)
-        able = [point for point in self.points if point.allowed]
+        able = [point for point in self.points if point.allowed and point.tuned is None]
         left = [p for p in able if not any(_beats(q, p, names) for q in able)]
         unique = {p.options: p for p in reversed(left)}
         return sorted(unique.values(), key=lambda p: [*(p.costs[name] for name in names), p.damage])
@@ -136,26 +159,47 @@ class Front:
         """The policies with one option wherever there is one."""
         return [point for point in self.points if point.kind == "uniform"]
 
+    @property
+    def tuned(self) -> list[Point]:
+        """The fine-tuned points."""
+        return [point for point in self.points if point.tuned is not None]
+
+    @property
+    def standing(self) -> list[bool]:
+        """Of every point, whether it is on the front; a fine-tuned one, if no other within the limits loses less at no
+        more cost: training moves a network away from the float one, so that damage says nothing of it."""
+        ordinary = {point.options for point in self.front}
+        able = [point for point in self.points if point.allowed and point.measured is not None]
+
+        def unbeaten(point: Point) -> bool:
+            return point.allowed and not any(_beats(one, point, self.costs, self._harm) for one in able)
+
+        return [p.options in ordinary if p.tuned is None else unbeaten(p) for p in self.points]
+
+    def _harm(self, point: Point) -> float:
+        return point.damage if point.measured is None or not point.measured.quality else self.lost(point)
+
     def within(self, budget: float) -> Point:
-        """The cheapest measured point that loses at most ``budget``: points of top-1, or nats.
+        """The cheapest measured point that loses at most ``budget``: points of top-1, or nats. Fine-tuned ones are
+        among them; at equal cost one that was not is taken.
 
         Raises:
             RecoupError: a budget below 0 or NaN, nothing measured, no point within it; the best is named.
         """
         if isinstance(budget, bool) or not isinstance(budget, int | float) or not budget >= 0:
             raise RecoupError(f"search: budget={budget!r} must be a number of 0 or more")
-        able = [point for point in self.front if point.measured is not None and point.measured.quality]
+        shown = [*self.front, *(point for point in self.tuned if point.allowed)]
+        able = [point for point in shown if point.measured is not None and point.measured.quality]
         if not able or self.floating is None:
             raise RecoupError("search: a budget is about measured points: verify the front first, on labelled batches")
-        lost = {point.options: self.lost(point) for point in able}
-        good = [point for point in able if lost[point.options] <= budget]
+        good = [point for point in able if self.lost(point) <= budget]
         if not good:
-            best = min(able, key=lambda point: lost[point.options])
+            best = min(able, key=self.lost)
             raise RecoupError(
-                f"search: no policy loses at most {budget:g}; the least is {lost[best.options]:.4g}, with "
+                f"search: no policy loses at most {budget:g}; the least is {self.lost(best):.4g}, with "
                 f"{_told(best.costs)}"
             )
-        return min(good, key=lambda point: [point.costs[name] for name in self.costs])
+        return min(good, key=lambda point: [*(point.costs[name] for name in self.costs), point.tuned is not None])
 
     def lost(self, point: Point) -> float:
         """What a measured point loses against float: points of top-1, or nats."""
@@ -172,11 +216,11 @@ class Front:
         measured += ["lost", "lost_low", "lost_high"]
         writer.writerow(["point", "kind", "on_front", *self.costs, "predicted", "scored", *measured])
         paths = []
-        on_front = {point.options for point in self.front}
-        for number, point in enumerate(self.points):
+        for number, (point, standing) in enumerate(zip(self.points, self.standing, strict=True)):
             found = [] if point.measured is None else [getattr(point.measured, name) for name in measured]
             costs = [point.costs[name] for name in self.costs]
-            row = [number, point.kind, point.options in on_front, *costs, point.predicted, point.scored, *found]
+            predicted = None if point.tuned is not None else point.predicted
+            row = [number, point.kind, standing, *costs, predicted, point.scored, *found]
             writer.writerow(row)
             paths.append(folder / f"policy-{number:02}.yaml")
             point.policy.save(paths[-1])
@@ -281,9 +325,11 @@ def _told_apart(damage: Quantity) -> Quantity:
     return Quantity([[round(value / grid) * grid for value in row] for row in damage.each]) if grid else damage
 
 
-def _beats(one: Point, other: Point, costs: Sequence[str]) -> bool:
+def _beats(
+    one: Point, other: Point, costs: Sequence[str], harm: Callable[[Point], float] = lambda point: point.damage
+) -> bool:
     """At least as good in everything and better in something."""
-    pairs = [(one.costs[name], other.costs[name]) for name in costs] + [(one.damage, other.damage)]
+    pairs = [(one.costs[name], other.costs[name]) for name in costs] + [(harm(one), harm(other))]
     return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
 
 

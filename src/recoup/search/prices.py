@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from recoup.costs import COUNTED, NO_HARDWARE, NOT_RUN, PRICED, energy_on, spent_on, steps_on, told_in_float
@@ -214,11 +214,13 @@ class Program:
         priced: every option's costs.
         most: cost -> the most it may be, absolute.
         most_units: how many kinds of hardware there may be; None: any number.
+        count: the same costs of other groups of the network.
     """
 
     priced: Prices
     most: Mapping[str, float]
     most_units: int | None
+    count: Callable[[Sequence[Group]], Prices]
 
     def choose(self, objective: Quantity, bounds: Iterable[tuple[Quantity, float]] = ()) -> Choice | None:
         """The choice of least ``objective`` that keeps every limit, and ``bounds`` too; None if there is none."""
@@ -270,8 +272,9 @@ def affordable(
     if not asked:
         raise RecoupError("search: name a cost, such as 'cycles'")
     tables = Tables(liberty)
-    priced = prices(groups, sizes, asked, array or Array(), tables)
-    program = Program(priced, limits_of(limits or {}, priced.first, tables.unit), most_units)
+    count = partial(prices, sizes=sizes, costs=asked, array=array or Array(), tables=tables)
+    priced = count(groups)
+    program = Program(priced, limits_of(limits or {}, priced.first, tables.unit), most_units, count)
     if program.choose(next(iter(priced.quantities.values()))) is None:
         raise RecoupError(program.infeasible())
     return program

@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from recoup.search.spaces import Space
-from recoup.study.recipe import AnyRecipe, Array, Calibration, Count, Scalar, Seed, Strict, Test, Text, listed
+from recoup.study.recipe import AnyRecipe, Array, Calibration, Chip, Count, Scalar, Seed, Strict, Test, Text, listed
 
 
 class Scoring(Strict):
@@ -32,6 +32,15 @@ class Scoring(Strict):
     seed: Seed = 0
     batch_size: Count = 250
     split: Text | None = None
+
+
+class TunedPoint(Strict):
+    """A policy and the weights that ``recoup train --policy`` wrote for it: a point to measure beside the front, after
+    a plan of `recoup.repair_`."""
+
+    policy: Chip
+    weights: Text
+    repair: Text = "none"
 
 
 class SearchRecipe(AnyRecipe):
@@ -56,6 +65,7 @@ class SearchRecipe(AnyRecipe):
         points: of the front, a cost.
         refine: networks that may be measured by `recoup.search.refine`, which walks from the point within the budget,
             or from the least harmful, to cheaper ones: for where predictions rank poorly.
+        tuned: fine-tuned points that join the front.
         array: rows and columns for cycles and areas.
         liberty: a cell library's file, or several that are read together: for energies, and areas in um2.
         out: the folder for records, tables and the report.
@@ -83,6 +93,7 @@ class SearchRecipe(AnyRecipe):
     budget: Annotated[float, Field(ge=0)] | None = None
     points: Annotated[int, Field(ge=2, strict=True)] = 12
     refine: Annotated[int, Field(ge=0, strict=True)] = 0
+    tuned: Annotated[tuple[TunedPoint, ...], BeforeValidator(listed)] = ()
     array: Array = Array()
     liberty: Annotated[tuple[Text, ...], BeforeValidator(listed)] = ()
     out: Text = "recoup-search"

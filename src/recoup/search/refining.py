@@ -68,8 +68,8 @@ def refine(
         measured. `recoup.search.verify` measures them on test batches like all others.
 
     Raises:
-        RecoupError: moves that are none, another network, other batches or another metric than the scores', no start
-            and no uniform policy within the limits.
+        RecoupError: moves that are none, another network, other batches or another metric than the scores', a start
+            that was fine-tuned, no start and no uniform policy within the limits.
     """
     instance(front, Front, "search.refine", "front", "what recoup.search.front returned")
     is_module(model, "search.refine")
@@ -79,6 +79,10 @@ def refine(
     begin = (
         _least_harmful(front) if start is None else instance(start, Point, "search.refine", "start", "front.front[0]")
     )
+    if begin.tuned is not None:
+        raise RecoupError(
+            f"search: refine: start={begin.policy.name!r} is fine-tuned, another network than the one that was scored"
+        )
     walk = _Walk(front, _bench(front.scores, model, batches, metric, workers), moves)
     how = {"executor": executor, "workers": workers, "progress": progress}
     if not walk.near(begin.options):

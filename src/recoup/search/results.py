@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from recoup.errors import RecoupError
-from recoup.search.fronts import Front, Measured, Point
+from recoup.search.fronts import TUNED, Front, Measured, Point
 from recoup.search.scoring import Scores
 from recoup.search.surrogate import finite
 from recoup.study.beside import Beside
@@ -34,6 +34,7 @@ class ProbeRow(Frozen):
 class PointRow(Frozen):
     """A policy of the front, or a uniform one; the measured numbers are null before it was verified.
 
+    ``predicted``: null of a fine-tuned point, kind ``tuned``, which is another network and whose ``weights`` are named.
     ``lost``: points of top-1 or nats against float, on the same samples, with its interval. ``allowed``: whether it
     keeps every limit.
     """
@@ -43,7 +44,7 @@ class PointRow(Frozen):
     on_front: bool
     options: tuple[int, ...]
     costs: Mapping[str, float]
-    predicted: float
+    predicted: float | None
     damage: float | None = None
     low: float | None = None
     high: float | None = None
@@ -54,6 +55,7 @@ class PointRow(Frozen):
     lost_low: float | None = None
     lost_high: float | None = None
     allowed: bool = True
+    weights: str = ""
 
 
 class SearchResults(Beside):
@@ -113,12 +115,17 @@ class SearchResults(Beside):
 
     @property
     def front(self) -> list[PointRow]:
-        """The points that no other beats, each policy once."""
+        """The points of the network that was scored that no other beats, each policy once."""
         found: dict[tuple[int, ...], PointRow] = {}
         for point in self.points:
-            if point.on_front:
+            if point.on_front and point.kind != TUNED:
                 found.setdefault(point.options, point)
         return list(found.values())
+
+    @property
+    def tuned(self) -> list[PointRow]:
+        """The fine-tuned points."""
+        return [point for point in self.points if point.kind == TUNED]
 
 
 RESULTS = SearchResults
@@ -138,7 +145,6 @@ def results_of(
 ) -> SearchResults:
     """A front with its scores as rows."""
     scores = found.scores
-    on_front = {point.options for point in found.front}
     floating = found.floating
     quality = "" if floating is None else floating.quality
     return SearchResults(
@@ -154,7 +160,7 @@ def results_of(
         costs=found.costs,
         first=dict(found.first),
         limits=dict(found.limits),
-        points=tuple(_row(point, point.options in on_front) for point in found.points),
+        points=tuple(map(_row, found.points, found.standing)),
         quality=quality,
         sample=sample,
         floating=floating.reached if floating is not None and quality else None,
@@ -189,8 +195,10 @@ def _row(point: Point, on_front: bool) -> PointRow:
         "on_front": on_front,
         "allowed": point.allowed,
         "options": point.options,
+        "predicted": point.predicted if point.tuned is None else None,
+        "weights": "" if point.tuned is None else point.tuned.weights,
     }
-    return PointRow(**named, costs=dict(point.costs), predicted=point.predicted, **_numbers(point.measured))
+    return PointRow(**named, costs=dict(point.costs), **_numbers(point.measured))
 
 
 def _numbers(found: Measured | None) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """A search from its recipe: load, score, sweep, measure, and leave everything in the folder."""
 
+import copy
+import json
 from collections.abc import Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -11,17 +13,22 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from recoup.costs import assigned
 from recoup.data.loading import TooFewError
 from recoup.data.places import HELD_OUT
 from recoup.errors import RecoupError
+from recoup.models import load_weights_
 from recoup.network.systolic import Array
+from recoup.policy import Policy
 from recoup.search.bench import kept
 from recoup.search.fronts import Front, front
+from recoup.search.joining import join, placed
 from recoup.search.prices import affordable
-from recoup.search.recipe import SearchRecipe
+from recoup.search.recipe import SearchRecipe, TunedPoint
 from recoup.search.refining import refine
 from recoup.search.results import SearchResults, results_of
 from recoup.search.scoring import Plan, Scores, plan, score, sizes_of
+from recoup.search.spaces import title
 from recoup.search.verifying import verify
 from recoup.storage.folder import make
 from recoup.study import sources
@@ -34,6 +41,12 @@ Stage = Literal["plan", "score", "front", "verify", "run"]
 TRAINED_ON = (
     "Options were scored on {samples} of {split!r}. A network loses less on what it was trained on, so predictions may "
     "be too small for others; measured points are not concerned."
+)
+TRAINING = "training-recipe.json"
+"""What `recoup train` leaves beside its weights."""
+TRAINED_OTHERWISE = (
+    "{name}: {weights} was trained with {theirs} on {layer!r}, where the policy has {ours}. Points of a folder are "
+    "numbered anew when limits or costs change: keep a copy of the policy that is trained."
 )
 UNDIVIDED = "refine: a shard does not walk, for each step depends on the one before: run the search without --shard."
 
@@ -63,6 +76,21 @@ class Source:
     recipe: SearchRecipe
     model: nn.Module
     data: sources.Source
+
+    @cached_property
+    def tuned(self) -> list[nn.Module]:
+        """The networks of the recipe's fine-tuned points.
+
+        Raises:
+            RecoupError: weights that are not there, or of another network: which names and shapes.
+        """
+        found = []
+        for one in self.recipe.tuned:
+            try:
+                found.append(load_weights_(copy.deepcopy(self.model), one.weights))
+            except RecoupError as error:
+                raise RecoupError(f"tuned: {one.policy.name}: {error}") from None
+        return found
 
     @property
     def sample(self) -> str:
@@ -156,7 +184,10 @@ def _checked(recipe: SearchRecipe, loaded: Source, batches: Iterable[Any]) -> Pl
     space = recipe.space_of()
     made = plan(loaded.model, space, reference=recipe.reference, probes=recipe.probes)
     sizes = sizes_of(loaded.model, batches)
-    affordable(made.groups, sizes, recipe.cost, recipe.limits, _array(recipe), space.most_units, recipe.liberty or None)
+    asked = (recipe.cost, recipe.limits, _array(recipe), space.most_units, recipe.liberty or None)
+    program = affordable(made.groups, sizes, *asked)
+    for point, network in zip(recipe.tuned, loaded.tuned, strict=True):
+        placed(program, made.groups, network, point.policy)
     return made
 
 
@@ -204,13 +235,33 @@ def _measured(recipe: SearchRecipe, loaded: Source, found: Front, batches: Itera
         drawn: dict[str, Any] = {"seeds": recipe.calibration.seeds, "calibration": loaded.calibration}
         return verify(front, loaded.model, loaded.test(), **drawn, out=recipe.out, **how.options())
 
-    found = verified(found)
-    if not recipe.refine:
-        return found
-    if how.shard is not None:
-        return replace(found, notes=(*found.notes, UNDIVIDED))
-    _written(recipe, found, loaded.sample)  # what there is if the walk is interrupted
-    return verified(_refined(recipe, loaded, found, batches, how))
+    if recipe.refine and how.shard is not None:
+        found = replace(found, notes=(*found.notes, UNDIVIDED))
+    elif recipe.refine:
+        found = verified(found)
+        _written(recipe, found, loaded.sample)  # what there is if the walk is interrupted
+        found = _refined(recipe, loaded, found, batches, how)
+    for point, network in zip(recipe.tuned, loaded.tuned, strict=True):
+        found = join(found, network, point.policy, repair=point.repair, weights=point.weights)
+        found = replace(found, notes=(*found.notes, *_trained_otherwise(point, network)))
+    return verified(found)
+
+
+def _trained_otherwise(point: TunedPoint, network: nn.Module) -> list[str]:
+    """A note where the weights' own training names other hardware of some layer."""
+    try:
+        recipe = json.loads(Path(point.weights).with_name(TRAINING).read_text("utf-8"))
+        layers = {} if recipe["config"] is not None else recipe["layers"]
+    except (OSError, ValueError, KeyError, TypeError):  # weights of other origin
+        return []
+    if not layers:  # trained in float, or on one config everywhere
+        return []
+    ours, theirs = (assigned(network, Policy(one), "search: tuned") for one in (point.policy, layers))
+    for layer in {**theirs, **ours}:
+        if theirs.get(layer) != ours.get(layer):
+            told = {"theirs": title(theirs.get(layer)), "ours": title(ours.get(layer)), "layer": layer}
+            return [TRAINED_OTHERWISE.format(name=point.policy.name, weights=point.weights, **told)]
+    return []
 
 
 def _refined(recipe: SearchRecipe, loaded: Source, found: Front, batches: Iterable[Any], how: How) -> Front:

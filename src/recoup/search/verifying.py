@@ -20,6 +20,7 @@ from recoup.network.modes import evaluating
 from recoup.network.replay import Outputs, memory
 from recoup.search.bench import Bench, kept, laid_out, metric_name, needing_scales
 from recoup.search.fronts import Front, Measured
+from recoup.search.joining import Own, measure_tuned
 from recoup.search.pairing import half_of, loss
 from recoup.search.records import Records, Task
 from recoup.storage.digest import of_batches, of_state
@@ -50,7 +51,7 @@ def verify(
     """Measure every point of a front, uniform policies too, on batches that the scores did not see.
 
     Args:
-        front: from `recoup.search.front`.
+        front: from `recoup.search.front`, with what `recoup.search.refine` and `recoup.search.join` added.
         model: in float, the one that was scored.
         test: labelled, to say what is won or lost in top-1 or nats.
         seeds: draws of calibration images, or their seeds. From ``calibration`` batches the first draw is the batches
@@ -71,26 +72,36 @@ def verify(
     check_division("search.verify", workers, executor, shard)
     test = laid_out(model, kept(test))
     _check(front, model, test)
-    numbers = _seeds(seeds)
-    scores = front.scores
+    numbers, scores = _seeds(seeds), front.scores
     named = named_metric(scores.metric, metric, "verify")
     quality = _quality(model, test)
     metrics = list(dict.fromkeys([named, quality])) if quality else [named]
     scaled = needing_scales({layer: group.options for group in scores.groups for layer in group.layers})
-    floating = Task.of("float", {})
-    tasks = [floating, *(Task.of(point.policy.name, dict(point.policy)) for point in front.points)]
+    tasks = [Task.of("float", {}), *(Task.of(p.policy.name, dict(p.policy)) for p in front.points if p.tuned is None)]
     made, total = 0, len(numbers) * len({json.dumps(task.policy) for task in tasks})
-    kept_in: list[Records] = []
-    outputs = Outputs(memory(workers))
-    for images in _draws(scores.calibration if calibration is None else calibration, numbers):
+    kept_in, outputs, folder = list[Records](), Outputs(memory(workers)), None if out is None else Path(out)
+    how: dict[str, Any] = {"executor": executor, "workers": workers, "shard": shard, "progress": progress}
+    drawn = [kept(images) for images in _draws(scores.calibration if calibration is None else calibration, numbers)]
+    for images in drawn:
         bench = Bench(model, test, metrics, images, scores.identity["repair"], scaled, outputs)
-        kept_in.append(Records(None if out is None else Path(out), bench.identity(), any_cpu=any_cpu))
-        made += perform(bench, tasks, kept_in[-1], executor=executor, workers=workers, shard=shard, progress=progress)
-    found = [_values(task, kept_in) for task in tasks]
+        kept_in.append(Records(folder, bench.identity(), any_cpu=any_cpu))
+        made += perform(bench, tasks, kept_in[-1], **how)
+    plan, more = measure_tuned(front.tuned, model, test, metrics, drawn, outputs, out=folder, any_cpu=any_cpu, **how)
+    made, total = made + more, total + len({own.key for row in plan for own in row})
+    found = _by_point(front, tasks, kept_in, plan)
     told = [_measured(values, found[0], metric_name(named), quality, rises=scores.rises) for values in found]
-    points = [replace(point, measured=one) for point, one in zip(front.points, told[1:], strict=True)]
+    points = tuple(replace(point, measured=one) for point, one in zip(front.points, told[1:], strict=True))
     about = {"seeds": len(numbers), "made": made, "total": total, "notes": (*front.notes, *_notes(found))}
-    return replace(front, points=tuple(points), floating=told[0], **about)
+    return replace(front, points=points, floating=told[0], **about)
+
+
+def _by_point(
+    front: Front, tasks: Sequence[Task], kept_in: Sequence[Records], plan: Sequence[Sequence[Own]]
+) -> list[list[Value]]:
+    """What was measured of the float network, which is the first task, and of every point, draw by draw."""
+    floats, *rest = [_values(task.label, [records.get(task.policy) for records in kept_in]) for task in tasks]
+    ordinary, tuned = iter(rest), iter([_values(row[0].label, [own.value for own in row]) for row in plan])
+    return [floats, *(next(ordinary if point.tuned is None else tuned) for point in front.points)]
 
 
 def _notes(found: Sequence[Sequence[Value]]) -> tuple[str, ...]:
@@ -110,12 +121,11 @@ def _seeds(seeds: Any) -> tuple[int, ...]:
     return listed
 
 
-def _values(task: Task, draws: Sequence[Records]) -> list[Value]:
-    """A policy's measurements, one a draw."""
-    values = [records.get(task.policy) for records in draws]
+def _values(label: str, values: Sequence[Value | None]) -> list[Value]:
+    """A policy's measurements, one a draw, if all are there."""
     if None in values:
         raise IncompleteError(
-            f"search: measurements of the front are not made yet, such as {task.label!r}: run the other shards, then "
+            f"search: measurements of the front are not made yet, such as {label!r}: run the other shards, then "
             "this again without a shard"
         )
     return [value for value in values if value is not None]

@@ -1,5 +1,7 @@
 """The search's chapter says what the numbers say, in text, table and pictures."""
 
+import re
+
 import pytest
 
 from recoup.report.alone import write_alone
@@ -140,6 +142,54 @@ def test_pictures_are_described_and_escape_what_the_user_wrote(tmp_path):
     page = write_alone(tmp_path, "net on digits", "today", [found]).read_text()
     assert "<conv2>" not in page
     assert page.count("<svg") == 4
+
+
+def with_tuned(**changes):
+    told = {"predicted": None, "weights": "tuned/<w>.safetensors", **changes}
+    tuned = point("point 00, tuned", (1, 1), 25.0, 0.9, 92.8, "tuned").model_copy(update=told)
+    return study(points=(*study().points, tuned))
+
+
+def marks(figure, series):
+    """Places of a series' filled marks, the legend's last."""
+    text = rf'<use [^>]*x="([-.0-9]+)" y="([-.0-9]+)" style="fill: var\(--series-{series}\)[^"]*linejoin: miter"'
+    return [(float(x), float(y)) for x, y in re.findall(text, figure)]
+
+
+def test_fine_tuned_points_are_filled_marks_of_their_own_right_of_the_point_with_their_cost():
+    bare, figure = front_figure(study(), "cycles"), front_figure(with_tuned(), "cycles")
+    damage, reached, _ = marks(figure, 4)
+    front = marks(figure, 2)
+    assert not marks(bare, 4)
+    assert len(front) == len(marks(bare, 2)) == 3 + 3 + 1  # both panels and the legend, as without fine-tuned ones
+    assert damage[0] - front[0][0] == pytest.approx(7, abs=1e-3)
+    assert reached[0] - front[3][0] == pytest.approx(7, abs=1e-3)
+    assert damage[1] < front[0][1]  # further from float
+    assert reached[1] < front[3][1]  # and more accurate
+    _, top, _, height = map(float, re.findall(r'<rect x="(.*?)" y="(.*?)" width="(.*?)" height="(.*?)"', figure)[0])
+    assert top < damage[1] < top + height  # the axes make room for it
+    assert "fine-tuned, measured" in figure
+    assert "fine-tuned" not in bare
+    assert "point 00, tuned: 0.25 of cycles, 0.9." in figure
+
+
+def test_fine_tuned_points_are_named_with_their_weights_and_are_in_no_prediction(tmp_path):
+    found = with_tuned()
+    assert found.front == study().front
+    row = context_of(found)["rows"][-1]
+    assert (row["name"], row["kind"], row["predicted"], row["mark"]) == ("point 00, tuned", "tuned", "", "")
+    assert context_of(with_tuned(on_front=False))["rows"][-1]["mark"] == "(beaten)"
+    (table,) = CHAPTER.totals(found)
+    assert table.rows[-1] == ("point 00, tuned", "0.25", "", "9.00e-01", "92.80", "+0.02 to +0.98")
+    assert "of their own: point 00, tuned (tuned/<w>.safetensors). Their damage" in (table.caption or "")
+    assert "Fine-tuned" not in (CHAPTER.totals(study())[0].caption or "")
+    assert surrogate_text(found) == surrogate_text(study())
+    assert additivity_figure(found) == additivity_figure(study())
+    assert "point 00, tuned: 2 on 4 threads" in strip_figure(found)
+    assert "tuned: " not in strip_figure(with_tuned(options=()))  # its policy is not in the space
+    page = write_alone(tmp_path, "net on digits", "today", [found]).read_text()
+    assert "tuned/&lt;w&gt;.safetensors" in page
+    assert "point 00, tuned takes 0.25" in verdict(found.model_copy(update={"chosen": 5}))
 
 
 @pytest.mark.parametrize("floating", [None, 93.3])

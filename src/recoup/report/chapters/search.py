@@ -133,7 +133,20 @@ def context(study: SearchResults) -> Mapping[str, Any]:
         "rows": [_cells(study, number, distinct) for number in range(len(study.points))],
         "uncounted": study.uncounted,
         "notes": study.notes,
+        "tuned": tuned_text(study),
     }
+
+
+def tuned_text(study: SearchResults) -> str:
+    """What fine-tuned points are, and where their weights are from; nothing where there are none."""
+    if not study.tuned:
+        return ""
+    named = [f"{point.name} ({point.weights})" if point.weights else point.name for point in study.tuned]
+    judged = "what they lose against float" if study.quality else "it nevertheless"
+    return (
+        f"Fine-tuned, with weights of their own: {', '.join(named)}. Their damage is the distance to the network that "
+        f"was scored, from which training moves away; they are beaten, or not, by {judged}."
+    )
 
 
 def _headed(study: SearchResults, cost: str) -> str:
@@ -168,7 +181,7 @@ def surrogate_text(study: SearchResults) -> str:
         f"On {len(study.probes)} whole networks measured / predicted, with what their samples leave open, lies within "
         f"[{1 / study.error:.2f}, {study.error:.2f}]{rank} (exponent {study.power:g})."
     )
-    seen = [(p.damage, p.predicted) for p in study.front if p.damage is not None and p.predicted > 0]
+    seen = [(p.damage, p.predicted) for p in study.front if p.damage is not None and p.predicted]
     inside = sum(1 / study.error <= damage / predicted <= study.error for damage, predicted in seen)
     if seen:
         text += f" So it does for {inside} of {len(seen)} policies of the front on the test samples."
@@ -204,7 +217,7 @@ def _cells(study: SearchResults, number: int, distinct: Mapping[str, bool]) -> d
         "chosen": number == study.chosen,
         "costs": [f"{point.costs[cost]:,.6g}" for cost in study.costs],
         "shares": [f"{point.costs[c] / study.first[c]:.2f}" if study.first[c] else "" for c in study.costs],
-        "predicted": f"{point.predicted:.2e}",
+        "predicted": "" if point.predicted is None else f"{point.predicted:.2e}",
         "damage": "" if point.damage is None else f"{point.damage:.2e}",
         "interval": interval,
         "same": not distinct.get(point.name, True),
@@ -226,8 +239,9 @@ def totals(study: SearchResults) -> list[Table]:
         shares = [part or whole for part, whole in zip(cells["shares"], cells["costs"], strict=True)]
         row = (cells["name"] + mark, *shares, cells["predicted"], cells["damage"])
         rows.append((*row, cells["reached"], cells["lost_interval"]) if study.quality else row)
+    said = [surrogate_text(study), tuned_text(study), *_left_out(study)]
     name = f"Search: {study.model} on {study.data}; costs relative to the first option everywhere"
-    return [Table(name, columns, tuple(rows), " ".join([surrogate_text(study), *_left_out(study)]))]
+    return [Table(name, columns, tuple(rows), " ".join(filter(None, said)))]
 
 
 def _left_out(study: SearchResults) -> list[str]:
