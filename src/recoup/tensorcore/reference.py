@@ -107,6 +107,9 @@ def _chain(row: Sequence[float], column: Sequence[float], config: TensorCore) ->
 
 def foreign(x: Tensor, form: Float) -> float | None:
     """A finite element that is no value of a format, if there is one."""
-    finite = x.detach()[x.isfinite()]
+    x = x.detach()
+    if torch.equal(quantize(x, form), x):  # nearly always, and selecting elements is slow
+        return None
+    finite = x[x.isfinite()]
     wrong = finite[quantize(finite, form) != finite]
     return wrong[0].item() if len(wrong) else None
