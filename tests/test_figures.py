@@ -73,12 +73,14 @@ def test_lightnorm(network, norm):
     assert figure in paper("lightnorm")
 
 
-def test_pipeline():
+@pytest.mark.parametrize(("epochs", "blocks"), [(3, 4), (2, 9)])
+def test_pipeline(epochs, blocks):
     """Paired by seed, with Student's 95 % interval over five seeds."""
     last = {
         (row["method"], row["seed"]): row["top1"]
         for row in lines("pipeline_converged.jsonl")
-        if row.get("epochs") == 3 and row["epoch"] == 2 and row["blocks"] == 4 and "batch" not in row["method"]
+        if (row.get("epochs"), row["epoch"], row["blocks"]) == (epochs, epochs - 1, blocks)
+        and "batch" not in row["method"]
     }
     for method, pages in (("LWPv+SC", (README, paper("pipeline"))), ("PB", (paper("pipeline"),))):
         less = [last[method, seed] - last["SGDM, no delay", seed] for seed in range(5)]
