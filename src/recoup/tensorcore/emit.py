@@ -60,7 +60,7 @@ def steps(form: Form, target: Target) -> Kernel:
             tiles=b.select(b.icmp_signed("<", left, I64(panel)), left, I64(panel)),
             b=at(outer["b"], place, D if form.wide else F),
             b_exponents=at(outer["b_exponents"], place, form.integer),
-            b_lowest=at(outer["b_lowest"], b.mul(place, I64(2)), form.integer),
+            b_lowest=at(outer["b_lowest"], b.mul(place, I64(form.copies)), form.integer),
             c=at(outer["c"], b.mul(turn.index, _accumulators(outer, form)), F),
         )
     b.ret_void()
@@ -85,7 +85,7 @@ def _panel(d: Definition, form: Form) -> None:
             moved = {
                 "b": v.at(d["b"], place, v.scalar),
                 "b_exponents": v.at(d["b_exponents"], place, form.integer),
-                "b_lowest": v.at(d["b_lowest"], b.mul(place, I64(2)), form.integer),
+                "b_lowest": v.at(d["b_lowest"], b.mul(place, I64(form.copies)), form.integer),
                 "c": v.at(d["c"], b.mul(tile.index, _accumulators(d, form)), F),
             }
             step = _Step(replace(d, arguments=d.arguments | moved), form, block.index)
@@ -191,8 +191,13 @@ class _Step:
     def _cut(self, top: Any) -> list[Any]:
         """The exponents of q as sums of lowest bits have them."""
         b, form = self.b, self.form
-        signed = b.xor(top, self._bytes(-128)) if form.short else top
         offset = splat(b, b.trunc(self.d["cut_offset"], form.integer), form.columns)
+        if form.folded:  # negative products below the cut are those below -128 and the cut
+            above = self._saturating("usub", top, offset)
+            limit = self._bytes(form.clip)
+            above = b.select(b.icmp_unsigned("<", above, limit), above, limit)
+            return self._cut_up(b.xor(above, self._bytes(-128)))
+        signed = b.xor(top, self._bytes(-128)) if form.short else top
         return self._cut_up(self.v.smaller(self._saturating("ssub", signed, offset), self._bytes(form.clip)))
 
     def _products(
@@ -206,21 +211,28 @@ class _Step:
             k, values = turn.index, turn.values
             place = b.mul(k, I64(form.columns))
             theirs = [v.load(self.d["b"], b.add(place, I64(i * form.lanes))) for i in range(VECTORS)]
-            sums, counts = [], []
+            sums, counts, lowest = [], [], []
+            if form.folded:
+                lowest = self._lowest(v.at(self.d["b_lowest"], place, form.integer))
             for row in range(form.rows):
                 mine = v.everywhere(self._scalar("a", k, row, v.scalar))
                 sums += [v.multiply_add(mine, theirs[i], values[row * VECTORS + i]) for i in range(VECTORS)]
-                sign = b.zext(self._scalar("a_signs", k, row, I32), I64)
-                column = b.gep(v.at(self.d["b_lowest"], b.mul(place, I64(2)), form.integer), [sign], source_etype=I8)
+                if not form.folded:
+                    sign = b.zext(self._scalar("a_signs", k, row, I32), I64)
+                    twice = v.at(self.d["b_lowest"], b.mul(place, I64(2)), form.integer)
+                    lowest = self._lowest(b.gep(twice, [sign], source_etype=I8))
                 mine = self._everywhere("a_lowest", k, row, self.piece)
                 for piece in pieces:
-                    address = v.at(column, I64(piece * self.piece.count), form.integer)
-                    lowest = b.add(b.load(address, typ=self.piece, align=1), mine)
-                    cut = b.icmp_signed(">", cuts[row][piece], lowest)
+                    cut = b.icmp_signed(">", cuts[row][piece], b.add(lowest[piece], mine))
                     counts.append(self._more(values[terms + row * form.pieces + piece], cut))
             turn.carry(*sums, *counts)
         sums, counts = turn.values[:terms], turn.values[terms:]
         return _split(sums, VECTORS), _split(counts, form.pieces)
+
+    def _lowest(self, address: Any) -> list[Any]:
+        """A tile's lowest bits of one k, in the vectors that count."""
+        places = [self.v.at(address, I64(i * self.piece.count), self.form.integer) for i in range(self.form.pieces)]
+        return [self.b.load(place, typ=self.piece, align=1) for place in places]
 
     def _more(self, count: Any, cut: Any) -> Any:
         b = self.b
