@@ -21,7 +21,7 @@ from recoup.kernels.signature import Bound
 from recoup.kernels.threads import over_rows
 from recoup.tensorcore.config import TensorCore
 from recoup.tensorcore.emit import steps
-from recoup.tensorcore.emit_form import BIAS, INFINITE, WORD_BIAS, Form, Pair, Reach, cut_offset, folded_offset, form_of
+from recoup.tensorcore.emit_form import BIAS, INFINITE, WORD_BIAS, Form, Pair, Reach, cut_offset, folded_offset, form_of, lowest_product
 from recoup.tensorcore.emit_prepare import LANES, prepare_columns, prepare_rows
 
 __all__ = ["Prepared", "products", "target"]
@@ -76,15 +76,17 @@ def _exponent(bits: int) -> int:
 def bases(form: Form, reach: Pair) -> tuple[dict[str, int], dict[str, int], int]:
     """What exponents and lowest bits are measured from, of rows and of columns, and the offset of cuts."""
     if form.folded:
-        first, second = ({"exponent_base": reach[0].high, "lowest_base": each.low} for each in reach)
+        nothing = lowest_product(reach)  # so that a zero's sums with others lie between 0 and that
+        base = {"exponent_base": reach[0].high, "nothing": nothing}
+        first, second = (base | {"lowest_base": each.low} for each in reach)
         return first, second | {"exponent_base": BIAS + reach[0].high}, folded_offset(form.fraction, reach)
     if form.short:
         top = reach[0].high
-        first = {"exponent_base": top, "lowest_base": top}
-        return first, {"exponent_base": BIAS + top, "lowest_base": reach[1].high}, cut_offset(form.fraction, reach)
+        first = {"exponent_base": top, "lowest_base": top, "nothing": 255}
+        return first, {"exponent_base": BIAS + top, "lowest_base": reach[1].high, "nothing": 0}, cut_offset(form.fraction, reach)
     top = INFINITE
-    first = {"exponent_base": top, "lowest_base": 0}
-    return first, {"exponent_base": WORD_BIAS + top, "lowest_base": 0}, WORD_BIAS + form.fraction
+    first = {"exponent_base": top, "lowest_base": 0, "nothing": 0}
+    return first, {"exponent_base": WORD_BIAS + top, "lowest_base": 0, "nothing": 0}, WORD_BIAS + form.fraction
 
 
 def _of_format(form: Float) -> dict[str, float]:

@@ -134,7 +134,9 @@ class _Step:
             found = []
             for row, top in enumerate(turn.values):
                 missing = self._everywhere("a_exponents", turn.index, row, self.short)
-                found.append(self._larger(self._saturating("usub", theirs, missing), top))
+                # A core with four ports for subtractions has two for those that saturate.
+                product = b.sub(theirs, missing) if form.folded else self._saturating("usub", theirs, missing)
+                found.append(self._larger(product, top))
             turn.carry(*found)
         return turn.values
 

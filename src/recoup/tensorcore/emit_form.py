@@ -165,13 +165,24 @@ def fits(config: TensorCore, reach: Pair, K: int) -> bool:
 
 
 def folds(fraction: int, reach: Pair) -> bool:
-    """Whether seven bits hold sums of lowest bits, and eight the distance of the cut."""
-    return max(each.spread for each in reach) <= FOLDED_SPREAD and 0 <= folded_offset(fraction, reach) <= 255
+    """Whether seven bits hold sums of lowest bits, eight the distance of the cut, and zeros have an exponent that no
+    sum of one with another operand's takes out of the bytes or above a product's."""
+    spreads = [each.spread for each in reach]
+    return (
+        max(spreads) <= FOLDED_SPREAD
+        and 0 <= folded_offset(fraction, reach) <= 255
+        and sum(spreads) <= lowest_product(reach) <= 255
+    )
+
+
+def lowest_product(reach: Pair) -> int:
+    """A byte's exponent that no product and no sum of products is below."""
+    return BIAS + reach[0].low + reach[1].low
 
 
 def folded_offset(fraction: int, reach: Pair) -> int:
     """What lies between a sum's exponent in a byte, E + 127, and that of q above operands' lowest bits."""
-    return BIAS + fraction + reach[0].low + reach[1].low
+    return fraction + lowest_product(reach)
 
 
 def cut_offset(fraction: int, reach: Pair) -> int:

@@ -18,7 +18,7 @@ FRACTION, BIAS, FIELD = 23, 127, 255
 SIGN = 128  # of a folded byte
 NOT_IN_FORMAT, NOT_FINITE = 1, 2  # what `prepare_rows` and `prepare_columns` find
 
-FORMAT = {"mantissa": I32, "min_exponent": I32, "largest": F, "exponent_base": I32, "lowest_base": I32}
+FORMAT = {"mantissa": I32, "min_exponent": I32, "largest": F, "exponent_base": I32, "lowest_base": I32, "nothing": I32}
 SCALES = {"scales": P, "scales_stride": I64, "block": I64}
 ROWS = Signature.of(
     M=I64, K=I64, blocks=I64, x=P, stride=I64, values=P, exponents=P, lowest=P, signs=P, faults=P, **FORMAT, **SCALES
@@ -34,6 +34,8 @@ def prepare_rows(form: Form, target: Target, scaled: bool = False) -> Kernel:
     ``exponent_base``, and lowest bits above ``lowest_base``, as often as 32 bits hold them; and signs, as bytes from
     columns' lowest bits for positive values to those for negative ones. The last block repeats the last row; beyond it
     up to `LANES` k more are written.
+
+    ``nothing``: what a zero's exponent lacks, in bytes.
 
     ``scaled``: the numbers have been multiplied by powers of two, of which every ``block`` of k, a multiple of 16,
     shares one; their exponents, int32, are ``scales``.
@@ -68,7 +70,7 @@ def _block(v: Vector, d: Definition, form: Form, at: tuple[Any, Any, Any], scale
         zero, exponent, lowest, found = _looked_at(v, d, x, scale)
         missing = b.sub(v.everywhere(d["exponent_base"]), exponent)
         if form.short:  # a difference that never wins
-            missing = b.select(zero, v.constant(255, v.integers), missing)
+            missing = b.select(zero, v.everywhere(d["nothing"]), missing)
         negative = b.ashr(v.bits(x), v.constant(31, v.integers))
         if form.folded:
             lowest = b.or_(lowest, b.and_(negative, v.constant(SIGN, v.integers)))
@@ -139,7 +141,7 @@ def _column(v: Vector, d: Definition, form: Form, at: tuple[Any, Any, Any]) -> l
         zero, exponent, lowest, found = _looked_at(v, d, x, scale)
         v.store(_value(v, form, x), d["values"], b.add(place, first))
         kept = b.add(exponent, v.everywhere(d["exponent_base"]))
-        exponents.append(b.select(zero, v.constant(0, v.integers), kept) if form.short else kept)
+        exponents.append(b.select(zero, v.everywhere(d["nothing"]), kept) if form.short else kept)
         positive = b.icmp_signed(">=", v.bits(x), v.constant(0, v.integers))
         faults.append(found)
         if form.folded:
