@@ -21,7 +21,18 @@ from recoup.kernels.signature import Bound
 from recoup.kernels.threads import over_rows
 from recoup.tensorcore.config import TensorCore
 from recoup.tensorcore.emit import steps
-from recoup.tensorcore.emit_form import BIAS, INFINITE, WORD_BIAS, Form, Pair, Reach, cut_offset, folded_offset, form_of, lowest_product
+from recoup.tensorcore.emit_form import (
+    BIAS,
+    INFINITE,
+    WORD_BIAS,
+    Form,
+    Pair,
+    Reach,
+    cut_offset,
+    folded_offset,
+    form_of,
+    lowest_product,
+)
 from recoup.tensorcore.emit_prepare import LANES, prepare_columns, prepare_rows
 
 __all__ = ["Prepared", "products", "target"]
@@ -83,7 +94,8 @@ def bases(form: Form, reach: Pair) -> tuple[dict[str, int], dict[str, int], int]
     if form.short:
         top = reach[0].high
         first = {"exponent_base": top, "lowest_base": top, "nothing": 255}
-        return first, {"exponent_base": BIAS + top, "lowest_base": reach[1].high, "nothing": 0}, cut_offset(form.fraction, reach)
+        second = {"exponent_base": BIAS + top, "lowest_base": reach[1].high, "nothing": 0}
+        return first, second, cut_offset(form.fraction, reach)
     top = INFINITE
     first = {"exponent_base": top, "lowest_base": 0, "nothing": 0}
     return first, {"exponent_base": WORD_BIAS + top, "lowest_base": 0, "nothing": 0}, WORD_BIAS + form.fraction
