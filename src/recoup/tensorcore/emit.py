@@ -12,7 +12,9 @@ Legend: K terms; a tile is ``columns`` columns by all rows, ``rows`` of which fo
 
 Rows lie as [block][k][row], columns as [tile][k][columns]; of every operand its value, its exponent, and that of its
 lowest set bit, which for columns comes twice: for rows' positive values, with ``never`` where the product is positive,
-and for negative ones; rows keep where, in bytes, as ``signs``. Exponents and lowest bits of a tile's columns lie in
+and for negative ones; rows keep where, in bytes, as ``signs``. Where seven bits hold sums of lowest bits the eighth is
+the sign, of rows' and columns' alike (`Form.folded`): sums then have the product's sign, there is one array and no
+``signs``, and one signed comparison finds the negative products that are cut. Exponents and lowest bits of a tile's columns lie in
 another order: of lane d of the vectors i side by side, [d][i], which lets shifts and masks take them apart. The
 accumulators are [tile][row][columns], float32.
 """
@@ -31,7 +33,7 @@ from recoup.kernels.vector import Vector
 from recoup.tensorcore.emit_form import AVX512, BIAS, FLOAT16_MIN, INFINITE, VECTORS, Form
 
 PANEL = 64  # columns whose terms of some groups stay in the first-level cache
-CHUNK = {False: 64, True: 128}  # terms of those groups, in lanes of float32 and of float64: found by trying
+CHUNK = {False: 192, True: 128}  # terms of those groups, in lanes of float32 and of float64: found by trying
 
 STEPS = Signature.of(
     tiles=I64, blocks=I64, K=I64, cut_offset=I32,
@@ -128,7 +130,7 @@ class _Step:
     def _exponents(self, first: Any, end: Any, own: list[Any]) -> list[Any]:
         """The largest of the accumulators' exponents and those of a group's products, per row."""
         b, form = self.b, self.form
-        with loop(b, first, end, 1, own) as turn:
+        with loop(b, first, end, 1, own, unroll=False) as turn:
             place = b.mul(turn.index, I64(form.columns))
             theirs = b.load(self.v.at(self.d["b_exponents"], place, form.integer), typ=self.short, align=1)
             found = []
