@@ -14,9 +14,9 @@ Rows lie as [block][k][row], columns as [tile][k][columns]; of every operand its
 lowest set bit, which for columns comes twice: for rows' positive values, with ``never`` where the product is positive,
 and for negative ones; rows keep where, in bytes, as ``signs``. Where seven bits hold sums of lowest bits the eighth is
 the sign, of rows' and columns' alike (`Form.folded`): sums then have the product's sign, there is one array and no
-``signs``, and one signed comparison finds the negative products that are cut. Exponents and lowest bits of a tile's columns lie in
-another order: of lane d of the vectors i side by side, [d][i], which lets shifts and masks take them apart. The
-accumulators are [tile][row][columns], float32.
+``signs``, and one signed comparison finds the negative products that are cut. Exponents and lowest bits of a
+tile's columns lie in another order: of lane d of the vectors i side by side, [d][i], which lets shifts and masks take
+them apart. The accumulators are [tile][row][columns], float32.
 """
 
 import math
