@@ -89,6 +89,27 @@ def test_bytes_hold_exponents_up_to_the_limit(reach, beyond, level):
         assert same(cpu.products(a, b, unit)[0], reference.matmul(a, b, unit))
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("beyond", [False, True])
+@pytest.mark.parametrize(
+    "reach", [((-21, 21), (-21, 21)), ((9, 51), (9, 51)), ((-30, 12), (-13, 28)), ((0, 42), (20, 40))]
+)
+def test_bytes_of_lowest_bits_hold_signs_up_to_the_limit(reach, beyond, level):
+    """And columns have them for either sign from there on."""
+    first, second = (Reach(*ends) for ends in reach)
+    first = replace(first, low=first.low - beyond)
+    unit = TensorCore.hopper_bf16()
+    form = unit.formats[0]
+    a, b = at_the_edge(first, form, (5, 70), 3), at_the_edge(second, form, (70, 37), 4)
+    a[1], b[:, 2] = 0.0, 0.0
+    found = cpu.reach_of(a, form), cpu.reach_of(b, form)
+    assert found == (first, second)
+    with cpu.target(level):
+        kernel = emit_form.form_of(unit, Target.named(level), found, 70)
+        assert (kernel.short, kernel.folded) == (True, not beyond)
+        assert same(cpu.products(a, b, unit)[0], reference.matmul(a, b, unit))
+
+
 def test_processors_that_run_halves_count_in_halves(monkeypatch):
     """Every form that any AVX-512 core takes, on this one."""
     if "skylake-avx512" not in LEVELS:

@@ -21,7 +21,18 @@ from recoup.kernels.signature import Bound
 from recoup.kernels.threads import over_rows
 from recoup.tensorcore.config import TensorCore
 from recoup.tensorcore.emit import steps
-from recoup.tensorcore.emit_form import BIAS, INFINITE, WORD_BIAS, Form, Pair, Reach, cut_offset, form_of
+from recoup.tensorcore.emit_form import (
+    BIAS,
+    INFINITE,
+    WORD_BIAS,
+    Form,
+    Pair,
+    Reach,
+    cut_offset,
+    folded_offset,
+    form_of,
+    lowest_product,
+)
 from recoup.tensorcore.emit_prepare import LANES, prepare_columns, prepare_rows
 
 __all__ = ["Prepared", "products", "target"]
@@ -75,13 +86,19 @@ def _exponent(bits: int) -> int:
 
 def bases(form: Form, reach: Pair) -> tuple[dict[str, int], dict[str, int], int]:
     """What exponents and lowest bits are measured from, of rows and of columns, and the offset of cuts."""
+    if form.folded:
+        nothing = lowest_product(reach)  # so that a zero's sums with others lie between 0 and that
+        base = {"exponent_base": reach[0].high, "nothing": nothing}
+        first, second = (base | {"lowest_base": each.low} for each in reach)
+        return first, second | {"exponent_base": BIAS + reach[0].high}, folded_offset(form.fraction, reach)
     if form.short:
         top = reach[0].high
-        first = {"exponent_base": top, "lowest_base": top}
-        return first, {"exponent_base": BIAS + top, "lowest_base": reach[1].high}, cut_offset(form.fraction, reach)
+        first = {"exponent_base": top, "lowest_base": top, "nothing": 255}
+        second = {"exponent_base": BIAS + top, "lowest_base": reach[1].high, "nothing": 0}
+        return first, second, cut_offset(form.fraction, reach)
     top = INFINITE
-    first = {"exponent_base": top, "lowest_base": 0}
-    return first, {"exponent_base": WORD_BIAS + top, "lowest_base": 0}, WORD_BIAS + form.fraction
+    first = {"exponent_base": top, "lowest_base": 0, "nothing": 0}
+    return first, {"exponent_base": WORD_BIAS + top, "lowest_base": 0, "nothing": 0}, WORD_BIAS + form.fraction
 
 
 def _of_format(form: Float) -> dict[str, float]:
@@ -112,7 +129,8 @@ def rows(
     size = (blocks * K + LANES) * form.rows
     x = a if a.stride(1) == 1 else a.contiguous()
     values = torch.empty(size, dtype=torch.float64 if form.wide else torch.float32)
-    exponents, lowest, signs = (torch.empty(size, dtype=torch.int32) for _ in range(3))
+    exponents, lowest = (torch.empty(size, dtype=torch.int32) for _ in range(2))
+    signs = torch.empty(0 if form.folded else size, dtype=torch.int32)
     faults = torch.zeros((), dtype=torch.int32)
     prepare_rows(form, processor, scales is not None)(
         M=M,
@@ -149,7 +167,7 @@ def columns(
     size = tiles * K * form.columns
     short = torch.int8 if form.short else torch.int16
     values = torch.empty(size, dtype=torch.float64 if form.wide else torch.float32)
-    exponents, lowest = torch.empty(size, dtype=short), torch.empty(2 * size, dtype=short)
+    exponents, lowest = torch.empty(size, dtype=short), torch.empty(form.copies * size, dtype=short)
     faults = torch.zeros((tiles,), dtype=torch.int32)
     constants = {"K": K, "stride": x.stride(0)} | _of_format(number) | base | _scales(scales, block)
     kernel = prepare_columns(form, processor, scales is not None)
@@ -162,7 +180,7 @@ def columns(
             x=x.data_ptr() + 4 * first * form.columns,
             values=values[place:].data_ptr(),
             exponents=exponents[place:].data_ptr(),
-            lowest=lowest[2 * place :].data_ptr(),
+            lowest=lowest[form.copies * place :].data_ptr(),
             faults=faults[first:].data_ptr(),
             **constants | moved,
         )
@@ -227,7 +245,7 @@ def _steps(kernel: Bound, left: Prepared, right: Prepared, c: Tensor, terms: tup
     first, last = terms
     a, a_exponents, a_lowest, a_signs = (t[form.rows * first :] for t in left.tensors)
     b, b_exponents = (t[form.columns * first :] for t in right.tensors[:2])
-    b_lowest = right.tensors[2][2 * form.columns * first :]
+    b_lowest = right.tensors[2][form.copies * form.columns * first :]
     a_block, b_tile = kernel.constants["a_block"], kernel.constants["b_tile"]
 
     def run(tiles: tuple[int, int], blocks: tuple[int, int]) -> None:
@@ -242,7 +260,7 @@ def _steps(kernel: Bound, left: Prepared, right: Prepared, c: Tensor, terms: tup
             a_signs=a_signs[row:].data_ptr(),
             b=b[tile:].data_ptr(),
             b_exponents=b_exponents[tile:].data_ptr(),
-            b_lowest=b_lowest[2 * tile :].data_ptr(),
+            b_lowest=b_lowest[form.copies * tile :].data_ptr(),
             c=c[tiles[0], form.rows * blocks[0] :].data_ptr(),
         )
 

@@ -12,9 +12,11 @@ Legend: K terms; a tile is ``columns`` columns by all rows, ``rows`` of which fo
 
 Rows lie as [block][k][row], columns as [tile][k][columns]; of every operand its value, its exponent, and that of its
 lowest set bit, which for columns comes twice: for rows' positive values, with ``never`` where the product is positive,
-and for negative ones; rows keep where, in bytes, as ``signs``. Exponents and lowest bits of a tile's columns lie in
-another order: of lane d of the vectors i side by side, [d][i], which lets shifts and masks take them apart. The
-accumulators are [tile][row][columns], float32.
+and for negative ones; rows keep where, in bytes, as ``signs``. Where seven bits hold sums of lowest bits the eighth is
+the sign, of rows' and columns' alike (`Form.folded`): sums then have the product's sign, there is one array and no
+``signs``, and one signed comparison finds the negative products that are cut. Exponents and lowest bits of a
+tile's columns lie in another order: of lane d of the vectors i side by side, [d][i], which lets shifts and masks take
+them apart. The accumulators are [tile][row][columns], float32.
 """
 
 import math
@@ -31,7 +33,7 @@ from recoup.kernels.vector import Vector
 from recoup.tensorcore.emit_form import AVX512, BIAS, FLOAT16_MIN, INFINITE, VECTORS, Form
 
 PANEL = 64  # columns whose terms of some groups stay in the first-level cache
-CHUNK = {False: 64, True: 128}  # terms of those groups, in lanes of float32 and of float64: found by trying
+CHUNK = {False: 192, True: 128}  # terms of those groups, in lanes of float32 and of float64: found by trying
 
 STEPS = Signature.of(
     tiles=I64, blocks=I64, K=I64, cut_offset=I32,
@@ -60,7 +62,7 @@ def steps(form: Form, target: Target) -> Kernel:
             tiles=b.select(b.icmp_signed("<", left, I64(panel)), left, I64(panel)),
             b=at(outer["b"], place, D if form.wide else F),
             b_exponents=at(outer["b_exponents"], place, form.integer),
-            b_lowest=at(outer["b_lowest"], b.mul(place, I64(2)), form.integer),
+            b_lowest=at(outer["b_lowest"], b.mul(place, I64(form.copies)), form.integer),
             c=at(outer["c"], b.mul(turn.index, _accumulators(outer, form)), F),
         )
     b.ret_void()
@@ -85,7 +87,7 @@ def _panel(d: Definition, form: Form) -> None:
             moved = {
                 "b": v.at(d["b"], place, v.scalar),
                 "b_exponents": v.at(d["b_exponents"], place, form.integer),
-                "b_lowest": v.at(d["b_lowest"], b.mul(place, I64(2)), form.integer),
+                "b_lowest": v.at(d["b_lowest"], b.mul(place, I64(form.copies)), form.integer),
                 "c": v.at(d["c"], b.mul(tile.index, _accumulators(d, form)), F),
             }
             step = _Step(replace(d, arguments=d.arguments | moved), form, block.index)
@@ -128,13 +130,15 @@ class _Step:
     def _exponents(self, first: Any, end: Any, own: list[Any]) -> list[Any]:
         """The largest of the accumulators' exponents and those of a group's products, per row."""
         b, form = self.b, self.form
-        with loop(b, first, end, 1, own) as turn:
+        with loop(b, first, end, 1, own, unroll=False) as turn:
             place = b.mul(turn.index, I64(form.columns))
             theirs = b.load(self.v.at(self.d["b_exponents"], place, form.integer), typ=self.short, align=1)
             found = []
             for row, top in enumerate(turn.values):
                 missing = self._everywhere("a_exponents", turn.index, row, self.short)
-                found.append(self._larger(self._saturating("usub", theirs, missing), top))
+                # A core with four ports for subtractions has two for those that saturate.
+                product = b.sub(theirs, missing) if form.folded else self._saturating("usub", theirs, missing)
+                found.append(self._larger(product, top))
             turn.carry(*found)
         return turn.values
 
@@ -191,8 +195,13 @@ class _Step:
     def _cut(self, top: Any) -> list[Any]:
         """The exponents of q as sums of lowest bits have them."""
         b, form = self.b, self.form
-        signed = b.xor(top, self._bytes(-128)) if form.short else top
         offset = splat(b, b.trunc(self.d["cut_offset"], form.integer), form.columns)
+        if form.folded:  # negative products below the cut are those below -128 and the cut
+            above = self._saturating("usub", top, offset)
+            limit = self._bytes(form.clip)
+            above = b.select(b.icmp_unsigned("<", above, limit), above, limit)
+            return self._cut_up(b.xor(above, self._bytes(-128)))
+        signed = b.xor(top, self._bytes(-128)) if form.short else top
         return self._cut_up(self.v.smaller(self._saturating("ssub", signed, offset), self._bytes(form.clip)))
 
     def _products(
@@ -206,21 +215,28 @@ class _Step:
             k, values = turn.index, turn.values
             place = b.mul(k, I64(form.columns))
             theirs = [v.load(self.d["b"], b.add(place, I64(i * form.lanes))) for i in range(VECTORS)]
-            sums, counts = [], []
+            sums, counts, lowest = [], [], []
+            if form.folded:
+                lowest = self._lowest(v.at(self.d["b_lowest"], place, form.integer))
             for row in range(form.rows):
                 mine = v.everywhere(self._scalar("a", k, row, v.scalar))
                 sums += [v.multiply_add(mine, theirs[i], values[row * VECTORS + i]) for i in range(VECTORS)]
-                sign = b.zext(self._scalar("a_signs", k, row, I32), I64)
-                column = b.gep(v.at(self.d["b_lowest"], b.mul(place, I64(2)), form.integer), [sign], source_etype=I8)
+                if not form.folded:
+                    sign = b.zext(self._scalar("a_signs", k, row, I32), I64)
+                    twice = v.at(self.d["b_lowest"], b.mul(place, I64(2)), form.integer)
+                    lowest = self._lowest(b.gep(twice, [sign], source_etype=I8))
                 mine = self._everywhere("a_lowest", k, row, self.piece)
                 for piece in pieces:
-                    address = v.at(column, I64(piece * self.piece.count), form.integer)
-                    lowest = b.add(b.load(address, typ=self.piece, align=1), mine)
-                    cut = b.icmp_signed(">", cuts[row][piece], lowest)
+                    cut = b.icmp_signed(">", cuts[row][piece], b.add(lowest[piece], mine))
                     counts.append(self._more(values[terms + row * form.pieces + piece], cut))
             turn.carry(*sums, *counts)
         sums, counts = turn.values[:terms], turn.values[terms:]
         return _split(sums, VECTORS), _split(counts, form.pieces)
+
+    def _lowest(self, address: Any) -> list[Any]:
+        """A tile's lowest bits of one k, in the vectors that count."""
+        places = [self.v.at(address, I64(i * self.piece.count), self.form.integer) for i in range(self.form.pieces)]
+        return [self.b.load(place, typ=self.piece, align=1) for place in places]
 
     def _more(self, count: Any, cut: Any) -> Any:
         b = self.b

@@ -19,6 +19,7 @@ INFINITE = 128  # the exponent from which float32 is infinite
 BIAS = 127  # of float32, and of exponents in bytes
 WORD_BIAS = 1024 + BIAS  # of exponents in 16 bits
 SPREAD = 62  # between an operand's lowest set bit and its largest exponent, so that sums of two fit a byte
+FOLDED_SPREAD = 42  # the same of sums of two that leave a bit for the sign
 AVX512 = 64  # bytes of a register
 HALVES = "znver4"  # LLVM's name of the core that runs operations of 512 bits in two halves
 
@@ -52,6 +53,7 @@ class Form:
             port, but whole registers only where it multiplies.
         rows: of a block, whose sums stay in registers.
         bounded: no sum reaches infinity.
+        folded: a byte of a lowest bit has the sign in its first bit, so that sums of two have the product's.
     """
 
     group: int
@@ -63,6 +65,7 @@ class Form:
     piece: int
     rows: int
     bounded: bool
+    folded: bool
 
     @property
     def lanes(self) -> int:
@@ -101,14 +104,22 @@ class Form:
         return BIAS if self.short else WORD_BIAS
 
     @property
+    def copies(self) -> int:
+        """Of columns' lowest bits: for either sign of rows."""
+        return 1 if self.folded else 2
+
+    @property
     def never(self) -> int:
-        """An exponent of a lowest bit that no cut reaches."""
+        """An exponent of a lowest bit that no cut reaches; folded, of a zero among the columns with the sign set, so
+        that two zeros, whose sum leaves seven bits, are positive."""
+        if self.folded:
+            return 2 * FOLDED_SPREAD + 1
         return 63 if self.short else 2000
 
     @property
     def clip(self) -> int:
         """The exponent of q, as far as lowest bits reach: above, every product is cut."""
-        return 1 if self.short else 1500
+        return self.never if self.folded else 1 if self.short else 1500
 
 
 def form_of(config: TensorCore, processor: Target, reach: Pair | None = None, K: int = 1) -> Form:
@@ -129,6 +140,7 @@ def form_of(config: TensorCore, processor: Target, reach: Pair | None = None, K:
         piece,
         many if register == 64 else 2,
         short and config.output != "float16",
+        short and folds(config.fraction, reach or of_formats(config)),
     )
 
 
@@ -150,6 +162,27 @@ def fits(config: TensorCore, reach: Pair, K: int) -> bool:
         and high + 2 + math.ceil(math.log2(max(K, 1))) <= BIAS - 1
         and -128 <= cut_offset(config.fraction, reach) <= 127
     )
+
+
+def folds(fraction: int, reach: Pair) -> bool:
+    """Whether seven bits hold sums of lowest bits, eight the distance of the cut, and zeros have an exponent that no
+    sum of one with another operand's takes out of the bytes or above a product's."""
+    spreads = [each.spread for each in reach]
+    return (
+        max(spreads) <= FOLDED_SPREAD
+        and 0 <= folded_offset(fraction, reach) <= 255
+        and sum(spreads) <= lowest_product(reach) <= 255
+    )
+
+
+def lowest_product(reach: Pair) -> int:
+    """A byte's exponent that no product and no sum of products is below."""
+    return BIAS + reach[0].low + reach[1].low
+
+
+def folded_offset(fraction: int, reach: Pair) -> int:
+    """What lies between a sum's exponent in a byte, E + 127, and that of q above operands' lowest bits."""
+    return fraction + lowest_product(reach)
 
 
 def cut_offset(fraction: int, reach: Pair) -> int:

@@ -15,9 +15,10 @@ from recoup.tensorcore.emit_form import VECTORS, ZERO, Form
 
 LANES = 16
 FRACTION, BIAS, FIELD = 23, 127, 255
+SIGN = 128  # of a folded byte
 NOT_IN_FORMAT, NOT_FINITE = 1, 2  # what `prepare_rows` and `prepare_columns` find
 
-FORMAT = {"mantissa": I32, "min_exponent": I32, "largest": F, "exponent_base": I32, "lowest_base": I32}
+FORMAT = {"mantissa": I32, "min_exponent": I32, "largest": F, "exponent_base": I32, "lowest_base": I32, "nothing": I32}
 SCALES = {"scales": P, "scales_stride": I64, "block": I64}
 ROWS = Signature.of(
     M=I64, K=I64, blocks=I64, x=P, stride=I64, values=P, exponents=P, lowest=P, signs=P, faults=P, **FORMAT, **SCALES
@@ -33,6 +34,8 @@ def prepare_rows(form: Form, target: Target, scaled: bool = False) -> Kernel:
     ``exponent_base``, and lowest bits above ``lowest_base``, as often as 32 bits hold them; and signs, as bytes from
     columns' lowest bits for positive values to those for negative ones. The last block repeats the last row; beyond it
     up to `LANES` k more are written.
+
+    ``nothing``: what a zero's exponent lacks, in bytes.
 
     ``scaled``: the numbers have been multiplied by powers of two, of which every ``block`` of k, a multiple of 16,
     shares one; their exponents, int32, are ``scales``.
@@ -67,14 +70,18 @@ def _block(v: Vector, d: Definition, form: Form, at: tuple[Any, Any, Any], scale
         zero, exponent, lowest, found = _looked_at(v, d, x, scale)
         missing = b.sub(v.everywhere(d["exponent_base"]), exponent)
         if form.short:  # a difference that never wins
-            missing = b.select(zero, v.constant(255, v.integers), missing)
-        lowest = b.select(zero, v.constant(form.never, v.integers), lowest)
+            missing = b.select(zero, v.everywhere(d["nothing"]), missing)
         negative = b.ashr(v.bits(x), v.constant(31, v.integers))
+        if form.folded:
+            lowest = b.or_(lowest, b.and_(negative, v.constant(SIGN, v.integers)))
+        lowest = b.select(zero, v.constant(form.never, v.integers), lowest)
         apart = form.columns * form.integer.width // 8
         sign = b.and_(negative, v.constant(apart, v.integers))
-        made.append((_value(v, form, x), _repeated(v, form, missing), _repeated(v, form, lowest), sign))
+        own = (_value(v, form, x), _repeated(v, form, missing), _repeated(v, form, lowest))
+        made.append(own if form.folded else (*own, sign))
         faults.append(b.select(inside, found, v.constant(0, v.integers)))
-    for name, vectors in zip(("values", "exponents", "lowest", "signs"), zip(*made, strict=True), strict=True):
+    names = ("values", "exponents", "lowest") if form.folded else ("values", "exponents", "lowest", "signs")
+    for name, vectors in zip(names, zip(*made, strict=True), strict=True):
         for i, x in enumerate(_side_by_side(v, list(vectors))):
             v.store(x, d[name], b.add(place, I64(i * v.lanes)))
     return faults
@@ -134,16 +141,21 @@ def _column(v: Vector, d: Definition, form: Form, at: tuple[Any, Any, Any]) -> l
         zero, exponent, lowest, found = _looked_at(v, d, x, scale)
         v.store(_value(v, form, x), d["values"], b.add(place, first))
         kept = b.add(exponent, v.everywhere(d["exponent_base"]))
-        exponents.append(b.select(zero, v.constant(0, v.integers), kept) if form.short else kept)
-        lowest = b.select(zero, never, lowest)
+        exponents.append(b.select(zero, v.everywhere(d["nothing"]), kept) if form.short else kept)
         positive = b.icmp_signed(">=", v.bits(x), v.constant(0, v.integers))
+        faults.append(found)
+        if form.folded:
+            lowest = b.or_(lowest, b.select(positive, v.constant(0, v.integers), v.constant(SIGN, v.integers)))
+            positives.append(b.select(zero, v.constant(form.never | SIGN, v.integers), lowest))
+            continue
+        lowest = b.select(zero, never, lowest)
         positives.append(b.select(positive, never, lowest))
         negatives.append(b.select(positive, lowest, never))
-        faults.append(found)
-    twice = b.mul(place, I64(2))
+    twice = b.mul(place, I64(form.copies))
     _put_together(v, form, exponents, d["exponents"], place)
     _put_together(v, form, positives, d["lowest"], twice)
-    _put_together(v, form, negatives, d["lowest"], b.add(twice, I64(form.columns)))
+    if not form.folded:
+        _put_together(v, form, negatives, d["lowest"], b.add(twice, I64(form.columns)))
     return faults
 
 

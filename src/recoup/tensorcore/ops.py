@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import torch
@@ -100,11 +102,9 @@ Products = Callable[[Tensor, Tensor, TensorCore], tuple[Tensor, int]]
 
 
 def _on_cpu(a: Tensor, b: Tensor, unit: TensorCore) -> tuple[Tensor, int]:
-    y, faults = a.new_empty(a.shape[0], a.shape[1], b.shape[2]), 0
-    for index in range(len(y)):
-        y[index], found = cpu.products(a[index], b[index], unit)
-        faults |= found
-    return y, faults
+    made = [cpu.products(*pair, unit) for pair in zip(a, b, strict=True)]
+    y = made[0][0][None] if len(made) == 1 else torch.stack([one for one, _ in made])  # one is not copied again
+    return y, reduce(or_, (faults for _, faults in made))
 
 
 def _on_gpu() -> Products:
