@@ -11,7 +11,9 @@ Legend: S slots, L the kernel's taps, V = G * T products of a slot, M output pix
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,10 +21,10 @@ from torch import Tensor
 from recoup.kernels import llvm
 from recoup.kernels.signature import Bound
 from recoup.kernels.threads import over_rows
-from recoup.nbsmt import emit_slots, reference
+from recoup.nbsmt import emit_slots, reference, runs
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.emit_saturating import VECTOR, Form, saturating, started
-from recoup.nbsmt.lanes import Layout, laid_out
+from recoup.nbsmt.lanes import Layout, in_bytes, laid_out
 from recoup.nbsmt.ports import UNSIGNED
 from recoup.network.convolution import Geometry
 
@@ -55,6 +57,7 @@ class Saturating:
         self.outputs, self.slots, self.taps, self.products = self._weight_OSLV.shape
         self._layouts: dict[tuple, Layout] = {}
         self._segments: dict[tuple, list[Segment]] = {}
+        self._tiles: runs.Tiles | None = None
 
     def layout(self, groups: int, zero: int, target: llvm.Target) -> Layout:
         """The weights for a convolution of so many groups; laid out at the first call."""
@@ -63,6 +66,16 @@ class Saturating:
         if key not in self._layouts:
             self._layouts[key] = laid_out(self._weight_OSLV, register.bits, *key)
         return self._layouts[key]
+
+    def _by_runs(self, groups: int, zero: int, pixels: int, target: llvm.Target) -> runs.Tiles | None:
+        """The weights cut into runs, where those pay; cut at the first call."""
+        register = self.config.accumulator
+        assert register is not None
+        if not runs.fits(self._weight_OSLV, groups, zero, pixels, target):
+            return None
+        if self._tiles is None:
+            self._tiles = runs.Tiles(self._weight_OSLV, register.bits)
+        return self._tiles
 
     def __call__(
         self,
@@ -83,14 +96,16 @@ class Saturating:
             target: another processor to generate code for, to test its form of the kernels.
         """
         target = target or llvm.host()
-        layout = self.layout(geometry.groups, zero, target)
         size = geometry.outputs(operand.shape[1:3])
+        tiles = self._by_runs(geometry.groups, zero, len(operand) * prod(size), target)
+        layout = in_bytes(self._weight_OSLV) if tiles else self.layout(geometry.groups, zero, target)
         out_NML = torch.empty(
             len(operand), prod(size), layout.all_lanes, dtype=torch.float32 if floats else torch.int32
         )
         if out_NML.numel():
             work = out_NML[0].numel() * self.slots * self.taps * self.products
-            run = _Run(self, operand.contiguous(), out_NML, layout, geometry, zero, target)
+            kind = _Run if tiles is None else partial(_RunByRuns, tiles)
+            run = kind(self, operand.contiguous(), out_NML, layout, geometry, zero, target)
             over_rows(run.images, len(operand), work, WORK)
         each = self.outputs // layout.parts
         if each != layout.lanes:
@@ -135,6 +150,8 @@ class Saturating:
         if words:
             streams = T if halves else 1  # adjacent threads lie slot by slot already
             return emit_slots.Form(streams, 1, words), plain | {"units": width // streams, "stream": S}
+        if T == 1:
+            return emit_slots.Form(1, 1), plain | {"units": width}
         if T == 2:  # a quad of two groups
             streams = 4 if halves else 2
             return emit_slots.Form(streams, 4 // streams), plain | {"units": S, "stream": width // streams}
@@ -183,8 +200,9 @@ class _Run:
         self.work = layout.all_lanes * sums.slots * sums.taps * sums.products
         self.segments = sums.segments(layout, len(out) * out.shape[1], out.dtype == torch.float32, target)
         form, sizes = sums.dealing(J, geometry.groups, layout)
-        # Adjacent threads' quads lie side by side as they are.
-        self.kept = form == emit_slots.Form(1, 4) and not top and not left
+        # Adjacent threads' quads lie side by side as they are; runs are read in whole vectors, beyond the last byte.
+        as_is = form == emit_slots.Form(1, 4) or (form == emit_slots.Form(1, 1) and J % runs.LANES == 0)
+        self.kept = as_is and not top and not left
         self.deal = emit_slots.deal(form, target).bind(
             height=H, width=W, x_pixel=J, zero=zero, shift=layout.shifts[0], to_image=image,
             to_row=self.wide * self.pixel, to_pixel=self.pixel, **sizes,
@@ -241,3 +259,16 @@ class _Run:
                 part.call(first=first, last=last, base=base, **places)
 
         over_rows(rows, pixels, self.work, WORK)
+
+
+class _RunByRuns(_Run):
+    """The same of slots of one unsigned product, run by run."""
+
+    def __init__(self, tiles: runs.Tiles, sums: Saturating, *settings: Any) -> None:
+        super().__init__(sums, *settings)
+        self.tiles, self.target = tiles, settings[-1]
+
+    def _added(self, x: int, out: int, pixels: int) -> None:
+        places = {"x": x, "base": self.base.data_ptr(), "near": self.near.data_ptr()}
+        floats = self.out.dtype == torch.float32
+        self.tiles(pixels, places, out, self.out.shape[2] * self.out.element_size(), floats, self.target)

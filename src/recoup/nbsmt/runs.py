@@ -1,0 +1,163 @@
+"""Sums in a register that saturates, run by run, where slots hold one unsigned product: see `recoup.nbsmt.emit_runs`.
+
+One thread of the multiplier has a slot for each product, and adding slot by slot leaves three quarters of the
+instruction that multiplies four bytes unused. Products of one sign in a row share it. Besides, before the sum can
+have left the register whatever the values are, signs do not matter.
+
+Legend: O output channels, K = C L slots' taps in their order (C channels, L taps), B blocks of them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from recoup.kernels.llvm import Target
+from recoup.kernels.threads import over_rows
+from recoup.nbsmt import emit_runs
+from recoup.nbsmt.emit_runs import EVERY, LANES, VECTOR, WINDOW
+from recoup.nbsmt.emit_saturating import started
+from recoup.nbsmt.ports import UNSIGNED, reach
+
+GROUPS = 8
+"""The most groups of pixels of a tile: the registers of a vector unit, half of which hold windows."""
+
+BLOCK = 24 << 10
+"""Bytes of windows that stay in a first-level cache while all output channels pass."""
+
+PIXELS, OUTPUTS = 4 * LANES, 2 * LANES
+"""Output pixels, and output channels, from which this pays: lanes are filled, and what is laid out is used often."""
+
+WORK = 1 << 16
+"""Products that pay for one more thread."""
+
+NEEDED = frozenset({"avx512vnni", "avx512bw"})
+"""What a processor must have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What every output channel adds, block after block.
+
+    Attributes:
+        steps: int32 [steps, 2]: the first byte of a window in a block of tiles of one group, and four weights.
+        ends: int64 [B, O + 1], where an output channel's steps of a block begin, and where they end.
+        size: slots of a block, the last of which may have fewer.
+    """
+
+    steps: Tensor
+    ends: Tensor
+    size: int
+
+
+def steps(w_OK: Tensor, highest: int, size: int) -> Steps:
+    """Cut the products of every output channel into runs of one sign that fit a window.
+
+    Args:
+        w_OK: int8.
+        highest: of the register.
+        size: slots of a block, a multiple of `EVERY`.
+    """
+    outputs, slots = w_OK.shape
+    blocks = max(1, -(-slots // size))
+    w_OBk = torch.nn.functional.pad(w_OK, (0, blocks * size - slots)).to(torch.int32).unflatten(1, (blocks, size))
+    reached = w_OBk.abs().flatten(1).cumsum(1).view_as(w_OBk) * reach(UNSIGNED)
+    sign_kOB = (w_OBk.sign() * (reached > highest)).permute(2, 0, 1)  # 0: the sum cannot have left the register
+    present_kOB = (w_OBk != 0).permute(2, 0, 1)
+    window, sign = (torch.zeros(outputs, blocks, dtype=torch.int32) for _ in range(2))
+    window -= size
+    new_kOB = torch.empty(size, outputs, blocks, dtype=torch.bool)
+    window_kOB = torch.empty(size, outputs, blocks, dtype=torch.int32)
+    for k in range(size):
+        present, own = present_kOB[k], sign_kOB[k]
+        new = present & ((k - window >= WINDOW) | (sign * own < 0))
+        window = torch.where(new, k - k % EVERY, window)
+        sign = torch.where(new, own, torch.where(present & (own != 0), own, sign))
+        new_kOB[k], window_kOB[k] = new, window
+    new_BOk, window_BOk, w_BOk = new_kOB.permute(2, 1, 0), window_kOB.permute(2, 1, 0), w_OBk.transpose(0, 1)
+    number = new_BOk.flatten().cumsum(0).view_as(new_BOk)
+    count = int(number.flatten()[-1]) if number.numel() else 0
+    weights = torch.zeros(count + 1, dtype=torch.int64)  # what comes before the first step, zeros, is counted at 0
+    shift = 8 * (torch.arange(size) - window_BOk).clamp(0, WINDOW - 1)
+    weights.index_add_(0, number.flatten(), ((w_BOk & 255).to(torch.int64) << shift).flatten())
+    found = torch.empty(count, 2, dtype=torch.int32)
+    found[:, 0] = window_BOk[new_BOk] // EVERY * VECTOR
+    found[:, 1] = (weights[1:] + (1 << 31)).remainder(1 << 32) - (1 << 31)
+    each_BO = new_BOk.sum(2)
+    ends = torch.zeros(blocks, outputs + 1, dtype=torch.int64)
+    ends[:, 1:] = each_BO.flatten().cumsum(0).view(blocks, outputs)
+    ends[1:, 0] = ends[:-1, -1]
+    return Steps(found, ends, size)
+
+
+def fits(w_OSLV: Tensor, groups: int, zero: int, pixels: int, target: Target) -> bool:
+    """Whether a convolution is computed so: one unsigned product a slot, output channels and pixels that pay."""
+    outputs, slots, _, products = w_OSLV.shape
+    plain = products == 1 and groups == 1 and zero == UNSIGNED and target.features >= NEEDED
+    return plain and slots > 0 and outputs >= OUTPUTS and pixels >= PIXELS
+
+
+class Tiles:
+    """The registers of output pixels, a tile of them and of slots after the other, for one weight.
+
+    Args:
+        w_OSLV: int8, V = 1.
+        bits: of the register.
+    """
+
+    def __init__(self, w_OSLV: Tensor, bits: int) -> None:
+        self.outputs, self.channels, self.taps, _ = w_OSLV.shape
+        highest, size = (1 << (bits - 1)) - 1, BLOCK * EVERY // (VECTOR * GROUPS)
+        self._steps = steps(w_OSLV.flatten(1), highest, size)
+        self._register = started(bits, "upper")
+
+    def __call__(self, pixels: int, places: dict[str, int], out: int, row: int, floats: bool, target: Target) -> None:
+        """Of so many output pixels.
+
+        Args:
+            pixels: at least one.
+            places: where values lie: ``x``, ``base`` and ``near`` of `recoup.nbsmt.emit_runs.planes`.
+            out: float32 (``floats``) or int32 results, whole vectors of output channels; a pixel's lie ``row`` bytes
+                behind the one's before.
+            target: the processor.
+        """
+        vectors = -(-pixels // LANES)
+        groups = -(-vectors // -(-vectors // GROUPS))
+        slots, wide = self.channels * self.taps, groups * LANES
+        planes = emit_runs.planes(target).bind(
+            taps=self.taps, channels=self.channels, pixels=pixels, row=wide, **places
+        )  # fmt: skip
+        turn = emit_runs.turn(floats, target).bind(
+            groups=groups, vectors=-(-self.outputs // LANES), row=row, start=self._register["start"]
+        )
+
+        def tiles(first: int, last: int) -> None:
+            x = torch.empty(slots + WINDOW, wide, dtype=torch.uint8)
+            sums = torch.empty(self.outputs + -self.outputs % LANES, wide, dtype=torch.int32)
+            memory = torch.empty(self._steps.size // EVERY, groups, VECTOR, dtype=torch.uint8)
+            add = self._added(x, memory, sums, target)
+            for tile in range(first, last):
+                planes(first=tile * groups, last=(tile + 1) * groups, to=x.data_ptr())
+                for call in add:
+                    call()
+                done = tile * wide
+                turn(pixels=pixels - done, sums=sums.data_ptr(), out=out + done * row)
+
+        over_rows(tiles, -(-vectors // groups), wide * slots * self.outputs, WORK)
+
+    def _added(self, x: Tensor, memory: Tensor, sums: Tensor, target: Target) -> list[Callable[[], None]]:
+        """What adds all of a tile's slots, in turn: a block's values become windows, then every output's steps."""
+        found, (steps, ends, size) = [], (self._steps.steps, self._steps.ends, self._steps.size)
+        slots, wide, groups = self.channels * self.taps, x.shape[1], memory.shape[1]
+        windows, walk = emit_runs.windows(target), emit_runs.walk(groups, target)
+        for block, own in enumerate(ends):
+            at = block * size
+            count = -(-min(size, slots - at) // EVERY)
+            values = {"x": x[at].data_ptr(), "to": memory.data_ptr()}
+            found.append(partial(windows.bind(groups=groups, row=wide, **values), first=0, last=count))
+            places = {"steps": steps.data_ptr(), "ends": own.data_ptr(), "x": memory.data_ptr(), "sums": sums.data_ptr()}
+            register = {"start": self._register["start"], "low": self._register["low"]}
+            found.append(partial(walk.bind(outputs=self.outputs, **places, **register), begin=int(block == 0)))
+        return found
