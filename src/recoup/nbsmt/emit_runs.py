@@ -5,7 +5,8 @@ register is in reach, and clipping once after a run equals clipping after each o
 run depends on the output channel alone: lanes are output pixels, and each output channel has a list of steps of its
 own (`recoup.nbsmt.runs`): one window of four neighbouring slots, of which the run's have their weights and others 0.
 
-Legend: G groups of 16 pixels, K slots' taps in their order, O output channels. A window starts at every second slot.
+Legend: G groups of 16 pixels, a tile; C channels, L taps, K = C L slots' taps in their order; O output channels. All
+distances are in bytes.
 """
 
 from functools import lru_cache
@@ -22,42 +23,80 @@ LANES = 16
 """Pixels of a vector."""
 
 VECTOR = 64
-"""Bytes of a vector of windows: four of each pixel."""
+"""Bytes of a vector of windows: four of each pixel; and of registers."""
 
 WINDOW, EVERY = 4, 2
 """Slots of a window, and from one window's first to the next one's."""
 
-PLANES = Signature.of(
-    first=I64, last=I64, x=P, base=P, near=P, taps=I64, channels=I64, pixels=I64, to=P, row=I64
+STEP = 8
+"""Bytes of a step."""
+
+PLANES = Signature.of(first=I64, x=P, base=P, near=P, taps=I64, channels=I64, pixels=I64, planes=P)
+WINDOWS = Signature.of(count=I64, rows=P, windows=P)
+WALK = Signature.of(outputs=I64, steps=P, ends=P, windows=P, sums=P, begin=I32, start=I32, low=I32)
+TURN = Signature.of(vectors=I64, count=I64, sums=P, to=P, row=I64, start=I32)
+TILES = Signature.of(
+    first=I64, last=I64, pixels=I64, x=P, base=P, near=P,
+    channels=I64, taps=I64, outputs=I64, vectors=I64, blocks=I64, size=I64, steps=P, ends=P,
+    planes=P, windows=P, sums=P, out=P, row=I64, start=I32, low=I32,
 )  # fmt: skip
-WINDOWS = Signature.of(first=I64, last=I64, groups=I64, x=P, row=I64, to=P)
-WALK = Signature.of(outputs=I64, steps=P, ends=P, x=P, sums=P, begin=I32, start=I32, low=I32)
-TURN = Signature.of(groups=I64, vectors=I64, pixels=I64, sums=P, out=P, row=I64, start=I32)
 
 
-@lru_cache(8)
-def planes(target: Target) -> Kernel:
-    """Values by slot: byte ``16 g + p`` of row ``c taps + l`` of ``to`` is pixel p's of group g, channel c at tap l.
+@lru_cache(16)
+def tiles(groups: int, floats: bool, target: Target) -> Kernel:
+    """The registers of output pixels after all slots, tiles ``first .. last`` of 16 G pixels each.
 
     Args:
-        first, last: groups; pixels beyond ``pixels`` repeat the last one.
-        x: values, whole vectors of which can be read. Those of pixel m at tap l begin at ``base[m] + near[l]``.
-        base, near: int64, bytes.
-        row: bytes of a row.
+        pixels: how many there are; a tile's beyond the last one repeat it, and are not kept.
+        x: values, of which whole vectors can be read. Those of pixel m, tap l begin at ``base[m] + near[l]``.
+        base, near: int64.
+        channels, taps, outputs: C, L and O.
+        vectors: of output channels, whole ones.
+        blocks, size: slots are added in so many blocks of ``size``, an even number; the last may have fewer.
+        steps: int32 [steps, 2]: from a block's first window to a step's, were G 1, and four weights.
+        ends: int64 [blocks, O + 1]: where the steps of a block's output channels begin, and where the last one's end.
+        planes, windows, sums: memory: [K + 4, 16 G] bytes, [size / 2, G] vectors, int32 [vectors 16, G 16].
+        out: float32 (``floats``) or int32, [vectors 16] for each pixel, ``row`` apart.
+        start: what stands for 0: the register's upper end is that of 32 bits, which the instruction that adds holds.
+        low: the lower end, ``start`` included.
     """
-    return Kernel(planes_module(target), "planes", PLANES, target)
+    return Kernel(tiles_module(groups, floats, target), "tiles", TILES, target)
 
 
-def planes_module(target: Target) -> ir.Module:
-    """Code of `planes`."""
+def tiles_module(groups: int, floats: bool, target: Target) -> ir.Module:
+    """Code of `tiles`."""
     module = ir.Module("nbsmt")
-    d = PLANES.define(module, "planes")
+    planes, windows = _planes(module, groups), _windows(module, groups)
+    walk, turn = _walk(module, groups), _turn(module, groups, floats)
+    d = TILES.define(module, "tiles")
+    b, at = d.b, Vector(d.b, LANES).at
+    slots, wide = b.mul(d["channels"], d["taps"]), I64(groups * LANES)
+    with loop(b, d["first"], d["last"]) as tile:
+        done = b.mul(tile.index, wide)
+        planes.call(d, first=done)
+        with loop(b, I64(0), d["blocks"]) as block:
+            first = b.mul(block.index, d["size"])
+            left = b.sub(slots, first)
+            count = b.select(b.icmp_signed("<", left, d["size"]), left, d["size"])
+            count = b.sdiv(b.add(count, I64(EVERY - 1)), I64(EVERY))
+            windows.call(d, count=count, rows=at(d["planes"], b.mul(first, wide), I8))
+            ends = b.mul(block.index, b.add(d["outputs"], I64(1)))
+            begin = b.zext(b.icmp_signed("==", block.index, I64(0)), I32)
+            walk.call(d, ends=at(d["ends"], ends, I64), begin=begin)
+        turn.call(d, count=b.sub(d["pixels"], done), to=at(d["out"], b.mul(done, d["row"]), I8))
+    b.ret_void()
+    return module
+
+
+def _planes(module: ir.Module, groups: int) -> Definition:
+    """Values slot by slot: row ``c L + l`` of ``planes`` holds channel c at tap l of the pixels from ``first`` on."""
+    d = PLANES.define(module, "planes_of")
     b, v = d.b, Vector(d.b, LANES)
     final = b.sub(d["pixels"], I64(1))
-    with loop(b, d["first"], d["last"]) as group:
-        starts, column = [], v.at(d["to"], b.mul(b.sub(group.index, d["first"]), I64(LANES)), I8)
+    with loop(b, I64(0), I64(groups)) as group:
+        column, starts = b.mul(group.index, I64(LANES)), []
         for p in range(LANES):
-            pixel = b.add(b.mul(group.index, I64(LANES)), I64(p))
+            pixel = b.add(b.add(d["first"], column), I64(p))
             pixel = b.select(b.icmp_signed("<", pixel, final), pixel, final)
             starts.append(v.at(d["x"], v.get(d["base"], pixel, I64), I8))
         with loop(b, I64(0), d["taps"]) as tap, loop(b, I64(0), d["channels"], LANES) as channel:
@@ -66,70 +105,44 @@ def planes_module(target: Target) -> ir.Module:
             for i, values in enumerate(rows):
                 own = b.add(channel.index, I64(i))
                 with b.if_then(b.icmp_signed("<", own, d["channels"])):
-                    to = b.mul(b.add(b.mul(own, d["taps"]), tap.index), d["row"])
-                    v.store(values, v.at(column, to, I8), I64(0))
+                    row = b.add(b.mul(own, d["taps"]), tap.index)
+                    v.store(values, v.at(d["planes"], b.mul(row, I64(groups * LANES)), I8), column)
     b.ret_void()
-    return module
+    return d
 
 
-@lru_cache(8)
-def windows(target: Target) -> Kernel:
-    """Windows ``first .. last`` of the rows of `planes`: [windows, groups, 16 pixels, 4 slots] from ``to`` on."""
-    return Kernel(windows_module(target), "windows", WINDOWS, target)
-
-
-def windows_module(target: Target) -> ir.Module:
-    """Code of `windows`."""
-    module = ir.Module("nbsmt")
-    d = WINDOWS.define(module, "windows")
+def _windows(module: ir.Module, groups: int) -> Definition:
+    """Windows of four rows each: vectors [count, G] of ``windows``, [16 pixels, 4 slots]."""
+    d = WINDOWS.define(module, "windows_of")
     b, v = d.b, Vector(d.b, LANES)
-    with loop(b, d["first"], d["last"]) as window, loop(b, I64(0), d["groups"]) as group:
-        row = v.at(d["x"], b.mul(window.index, b.mul(d["row"], I64(EVERY))), I8)
-        column = v.at(row, b.mul(group.index, I64(LANES)), I8)
-        rows = [
-            v.load(v.at(column, b.mul(d["row"], I64(i)), I8), I64(0), kind=v.of(I8)) for i in range(WINDOW)
-        ]
-        pairs = [llvm.shuffle(b, rows[i], range(2 * LANES), rows[i + 1]) for i in (0, 2)]
-        order = [slot * LANES + lane for lane in range(LANES) for slot in range(WINDOW)]
-        place = b.add(b.mul(b.sub(window.index, d["first"]), d["groups"]), group.index)
-        v.store(llvm.shuffle(b, pairs[0], order, pairs[1]), v.at(d["to"], b.mul(place, I64(VECTOR)), I8), I64(0))
+    order = [slot * LANES + lane for lane in range(LANES) for slot in range(WINDOW)]
+    with loop(b, I64(0), d["count"]) as window:
+        row = v.at(d["rows"], b.mul(window.index, I64(EVERY * groups * LANES)), I8)
+        to = v.at(d["windows"], b.mul(window.index, I64(groups * VECTOR)), I8)
+        for group in range(groups):
+            places = [I64((slot * groups + group) * LANES) for slot in range(WINDOW)]
+            rows = [b.load(v.at(row, place, I8), typ=v.of(I8), align=1) for place in places]
+            pairs = [llvm.shuffle(b, rows[i], range(2 * LANES), rows[i + 1]) for i in (0, 2)]
+            v.store(llvm.shuffle(b, pairs[0], order, pairs[1]), v.at(to, I64(group * VECTOR), I8), I64(0))
     b.ret_void()
-    return module
+    return d
 
 
-@lru_cache(16)
-def walk(groups: int, target: Target) -> Kernel:
-    """register = clip(register + a step's products), step after step, for so many groups of pixels.
+def _walk(module: ir.Module, groups: int) -> Definition:
+    """register = clip(register + a step's products), step after step of a block, output channel by output channel.
 
-    The upper end of the registers is that of 32 bits, which the instruction that adds holds by itself.
-
-    Args:
-        outputs: O.
-        steps: int32 [steps, 2]: bytes from ``x`` to a window, were there one group, and four weights.
-        ends: int64 [O + 1]: where each output channel's steps begin, and where the last one's end.
-        x: windows, as `windows` lays them out.
-        sums: int32 [O, groups, 16], the registers, kept between calls.
-        begin: whether these are the first slots.
-        start: what stands for 0.
-        low: the lower end, ``start`` included.
+    ``sums``, int32 [O, G, 16], keeps the registers from block to block; ``begin``: this one is the first.
     """
-    return Kernel(walk_module(groups, target), "walk", WALK, target)
-
-
-def walk_module(groups: int, target: Target) -> ir.Module:
-    """Code of `walk`."""
-    module = ir.Module("nbsmt")
     d = WALK.define(module, "walk")
     b, v = d.b, Vector(d.b, LANES)
-    low = v.everywhere(d["low"])
-    fresh = b.icmp_signed("!=", d["begin"], I32(0))
+    low, fresh = v.everywhere(d["low"]), b.icmp_signed("!=", d["begin"], I32(0))
     with loop(b, I64(0), d["outputs"]) as output:
         sums = v.at(d["sums"], b.mul(output.index, I64(VECTOR * groups)), I8)
         registers = _begun(d, v, sums, groups, fresh)
         first, last = (v.get(d["ends"], place, I64) for place in (output.index, b.add(output.index, I64(1))))
         with loop(b, first, last, 1, registers) as step:
-            at = v.at(d["steps"], b.mul(step.index, I64(8)), I8)
-            x = v.at(d["x"], b.mul(b.sext(v.get(at, I64(0), I32), I64), I64(groups)), I8)
+            at = v.at(d["steps"], b.mul(step.index, I64(STEP)), I8)
+            x = v.at(d["windows"], b.mul(b.sext(v.get(at, I64(0), I32), I64), I64(groups)), I8)
             weights = v.everywhere(v.get(at, I64(1), I32))
             after = []
             for g, register in enumerate(step.values):
@@ -139,11 +152,11 @@ def walk_module(groups: int, target: Target) -> ir.Module:
         for g, register in enumerate(step.values):
             v.store(register, sums, I64(LANES * g))
     b.ret_void()
-    return module
+    return d
 
 
 def _begun(d: Definition, v: Vector, sums: Any, groups: int, fresh: Any) -> list[Any]:
-    """The registers. Where they begin nothing is read: new pages would be faulted in twice."""
+    """The registers, of which there are none to read where they begin."""
     b, start = d.b, v.everywhere(d["start"])
     with b.if_else(fresh) as (first, later):
         with first:
@@ -167,35 +180,19 @@ def _added(d: Definition, register: Any, x: Any, w: Any) -> Any:
     return d.b.call(function, [register, x, w])
 
 
-@lru_cache(8)
-def turn(floats: bool, target: Target) -> Kernel:
-    """Registers [16 vectors, groups, 16 pixels] as numbers, pixel by pixel, int32 or float32 [pixels, 16 vectors].
-
-    Args:
-        groups, vectors, pixels: how many; pixels beyond the last one are left out.
-        sums: the registers.
-        out: pixel m's numbers begin at ``out + m row``.
-        start: what stands for 0.
-    """
-    return Kernel(turn_module(floats, target), "turn", TURN, target)
-
-
-def turn_module(floats: bool, target: Target) -> ir.Module:
-    """Code of `turn`."""
-    module = ir.Module("nbsmt")
+def _turn(module: ir.Module, groups: int, floats: bool) -> Definition:
+    """Registers [vectors 16, G, 16 pixels] as numbers, pixel by pixel, of the first ``count`` pixels."""
     d = TURN.define(module, "turn")
     b, v = d.b, Vector(d.b, LANES)
-    size = b.mul(d["groups"], I64(VECTOR))
-    with loop(b, I64(0), d["vectors"]) as vector, loop(b, I64(0), d["groups"]) as group:
-        channel = v.at(d["sums"], b.mul(vector.index, b.mul(size, I64(LANES))), I8)
-        channel = v.at(channel, b.mul(group.index, I64(VECTOR)), I8)
-        rows = [v.load(v.at(channel, b.mul(size, I64(i)), I8), I64(0), kind=v.integers) for i in range(LANES)]
-        for p, register in enumerate(v.transposed(rows)):
+    with loop(b, I64(0), d["vectors"]) as vector, loop(b, I64(0), I64(groups)) as group:
+        place = b.add(b.mul(vector.index, I64(LANES * groups)), group.index)
+        channel = v.at(d["sums"], b.mul(place, I64(VECTOR)), I8)
+        places = [I64(i * groups * LANES) for i in range(LANES)]
+        for p, register in enumerate(v.transposed([v.load(channel, i, kind=v.integers) for i in places])):
             pixel = b.add(b.mul(group.index, I64(LANES)), I64(p))
-            with b.if_then(b.icmp_signed("<", pixel, d["pixels"])):
+            with b.if_then(b.icmp_signed("<", pixel, d["count"])):
                 number = b.sub(register, v.everywhere(d["start"]))
                 number = v.bits(b.sitofp(number, v.vector)) if floats else number
-                to = v.at(d["out"], b.mul(pixel, d["row"]), I8)
-                v.store(number, to, b.mul(vector.index, I64(LANES)))
+                v.store(number, v.at(d["to"], b.mul(pixel, d["row"]), I8), b.mul(vector.index, I64(LANES)))
     b.ret_void()
-    return module
+    return d

@@ -7,9 +7,7 @@ have left the register whatever the values are, signs do not matter.
 Legend: O output channels, K = C L slots' taps in their order (C channels, L taps), B blocks of them.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +19,8 @@ from recoup.nbsmt.emit_runs import EVERY, LANES, VECTOR, WINDOW
 from recoup.nbsmt.emit_saturating import started
 from recoup.nbsmt.ports import UNSIGNED, reach
 
-GROUPS = 8
-"""The most groups of pixels of a tile: the registers of a vector unit, half of which hold windows."""
+FEWEST, GROUPS = 5, 8
+"""Groups of pixels of a tile: few leave the processor waiting for weights, many cut the slots into small blocks."""
 
 BLOCK = 24 << 10
 """Bytes of windows that stay in a first-level cache while all output channels pass."""
@@ -37,8 +35,7 @@ NEEDED = frozenset({"avx512vnni", "avx512bw"})
 """What a processor must have."""
 
 
-@dataclass(frozen=True, slots=True)
-class Steps:
+class Steps(NamedTuple):
     """What every output channel adds, block after block.
 
     Attributes:
@@ -118,46 +115,25 @@ class Tiles:
 
         Args:
             pixels: at least one.
-            places: where values lie: ``x``, ``base`` and ``near`` of `recoup.nbsmt.emit_runs.planes`.
+            places: where values lie: ``x``, ``base`` and ``near`` of `recoup.nbsmt.emit_runs.tiles`.
             out: float32 (``floats``) or int32 results, whole vectors of output channels; a pixel's lie ``row`` bytes
                 behind the one's before.
             target: the processor.
         """
-        vectors = -(-pixels // LANES)
-        groups = -(-vectors // -(-vectors // GROUPS))
-        slots, wide = self.channels * self.taps, groups * LANES
-        planes = emit_runs.planes(target).bind(
-            taps=self.taps, channels=self.channels, pixels=pixels, row=wide, **places
+        vectors, (steps, ends, size) = -(-pixels // LANES), self._steps
+        groups = min(range(GROUPS, FEWEST - 1, -1), key=lambda groups: vectors + -vectors % groups)
+        wide = groups * LANES
+        kernel = emit_runs.tiles(groups, floats, target).bind(
+            pixels=pixels, **places, channels=self.channels, taps=self.taps, outputs=self.outputs,
+            vectors=-(-self.outputs // LANES), blocks=len(ends), size=size, steps=steps.data_ptr(),
+            ends=ends.data_ptr(), out=out, row=row, start=self._register["start"], low=self._register["low"],
         )  # fmt: skip
-        turn = emit_runs.turn(floats, target).bind(
-            groups=groups, vectors=-(-self.outputs // LANES), row=row, start=self._register["start"]
-        )
 
         def tiles(first: int, last: int) -> None:
-            x = torch.empty(slots + WINDOW, wide, dtype=torch.uint8)
+            planes = torch.empty(self.channels * self.taps + WINDOW, wide, dtype=torch.uint8)
+            windows = torch.empty(size // EVERY, groups, VECTOR, dtype=torch.uint8)
             sums = torch.empty(self.outputs + -self.outputs % LANES, wide, dtype=torch.int32)
-            memory = torch.empty(self._steps.size // EVERY, groups, VECTOR, dtype=torch.uint8)
-            add = self._added(x, memory, sums, target)
-            for tile in range(first, last):
-                planes(first=tile * groups, last=(tile + 1) * groups, to=x.data_ptr())
-                for call in add:
-                    call()
-                done = tile * wide
-                turn(pixels=pixels - done, sums=sums.data_ptr(), out=out + done * row)
+            memory = {"planes": planes.data_ptr(), "windows": windows.data_ptr(), "sums": sums.data_ptr()}
+            kernel(first=first, last=last, **memory)
 
-        over_rows(tiles, -(-vectors // groups), wide * slots * self.outputs, WORK)
-
-    def _added(self, x: Tensor, memory: Tensor, sums: Tensor, target: Target) -> list[Callable[[], None]]:
-        """What adds all of a tile's slots, in turn: a block's values become windows, then every output's steps."""
-        found, (steps, ends, size) = [], (self._steps.steps, self._steps.ends, self._steps.size)
-        slots, wide, groups = self.channels * self.taps, x.shape[1], memory.shape[1]
-        windows, walk = emit_runs.windows(target), emit_runs.walk(groups, target)
-        for block, own in enumerate(ends):
-            at = block * size
-            count = -(-min(size, slots - at) // EVERY)
-            values = {"x": x[at].data_ptr(), "to": memory.data_ptr()}
-            found.append(partial(windows.bind(groups=groups, row=wide, **values), first=0, last=count))
-            places = {"steps": steps.data_ptr(), "ends": own.data_ptr(), "x": memory.data_ptr(), "sums": sums.data_ptr()}
-            register = {"start": self._register["start"], "low": self._register["low"]}
-            found.append(partial(walk.bind(outputs=self.outputs, **places, **register), begin=int(block == 0)))
-        return found
+        over_rows(tiles, -(-vectors // groups), wide * self.channels * self.taps * self.outputs, WORK)
