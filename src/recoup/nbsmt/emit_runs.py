@@ -9,6 +9,7 @@ Legend: G groups of 16 pixels, a tile; C channels, L taps, K = C L slots' taps i
 distances are in bytes.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -28,8 +29,8 @@ VECTOR = 64
 WINDOW, EVERY = 4, 2
 """Slots of a window, and from one window's first to the next one's."""
 
-STEP = 8
-"""Bytes of a step."""
+STEP, AT_ONCE = 8, 8
+"""Bytes of a step, and how many are written out: fewer turns of the loop, the last of which is foreseen more often."""
 
 PLANES = Signature.of(first=I64, x=P, base=P, near=P, taps=I64, channels=I64, pixels=I64, planes=P)
 WINDOWS = Signature.of(count=I64, rows=P, windows=P)
@@ -140,15 +141,13 @@ def _walk(module: ir.Module, groups: int) -> Definition:
         sums = v.at(d["sums"], b.mul(output.index, I64(VECTOR * groups)), I8)
         registers = _begun(d, v, sums, groups, fresh)
         first, last = (v.get(d["ends"], place, I64) for place in (output.index, b.add(output.index, I64(1))))
-        with loop(b, first, last, 1, registers) as step:
-            at = v.at(d["steps"], b.mul(step.index, I64(STEP)), I8)
-            x = v.at(d["windows"], b.mul(b.sext(v.get(at, I64(0), I32), I64), I64(groups)), I8)
-            weights = v.everywhere(v.get(at, I64(1), I32))
-            after = []
-            for g, register in enumerate(step.values):
-                values = b.load(v.at(x, I64(VECTOR * g), I8), typ=v.integers, align=1)
-                after.append(v.larger(_added(d, register, values, weights), low))
-            step.carry(*after)
+        whole = b.add(first, b.and_(b.sub(last, first), I64(-AT_ONCE)))
+        with loop(b, first, whole, AT_ONCE, registers, unroll=False) as step:
+            for i in range(AT_ONCE):
+                registers = _stepped(d, v, b.add(step.index, I64(i)), step.values if i == 0 else registers, low)
+            step.carry(*registers)
+        with loop(b, whole, last, 1, step.values, unroll=False) as step:
+            step.carry(*_stepped(d, v, step.index, step.values, low))
         for g, register in enumerate(step.values):
             v.store(register, sums, I64(LANES * g))
     b.ret_void()
@@ -171,6 +170,18 @@ def _begun(d: Definition, v: Vector, sums: Any, groups: int, fresh: Any) -> list
         register.add_incoming(value, going_on)
         registers.append(register)
     return registers
+
+
+def _stepped(d: Definition, v: Vector, step: Any, registers: Sequence[Any], low: Any) -> list[Any]:
+    """The registers after one step."""
+    b, at = d.b, v.at(d["steps"], d.b.mul(step, I64(STEP)), I8)
+    x = v.at(d["windows"], b.mul(b.sext(v.get(at, I64(0), I32), I64), I64(len(registers))), I8)
+    weights = v.everywhere(v.get(at, I64(1), I32))
+    after = []
+    for g, register in enumerate(registers):
+        values = b.load(v.at(x, I64(VECTOR * g), I8), typ=v.integers, align=1)
+        after.append(v.larger(_added(d, register, values, weights), low))
+    return after
 
 
 def _added(d: Definition, register: Any, x: Any, w: Any) -> Any:

@@ -106,7 +106,7 @@ class Tiles:
 
     def __init__(self, w_OSLV: Tensor, bits: int) -> None:
         self.outputs, self.channels, self.taps, _ = w_OSLV.shape
-        highest, size = (1 << (bits - 1)) - 1, BLOCK * EVERY // (VECTOR * GROUPS)
+        highest, size = (1 << (bits - 1)) - 1, BLOCK // (VECTOR * GROUPS) * EVERY
         self._steps = steps(w_OSLV.flatten(1), highest, size)
         self._register = started(bits, "upper")
 
