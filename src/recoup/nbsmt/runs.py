@@ -19,8 +19,8 @@ from recoup.nbsmt.emit_runs import EVERY, LANES, VECTOR, WINDOW
 from recoup.nbsmt.emit_saturating import started
 from recoup.nbsmt.ports import UNSIGNED, reach
 
-FEWEST, GROUPS = 5, 8
-"""Groups of pixels of a tile: few leave the processor waiting for weights, many cut the slots into small blocks."""
+GROUPS = 8
+"""The most groups of pixels of a tile: more would cut the slots into smaller blocks."""
 
 BLOCK = 24 << 10
 """Bytes of windows that stay in a first-level cache while all output channels pass."""
@@ -92,8 +92,8 @@ def steps(w_OK: Tensor, highest: int, size: int) -> Steps:
 def fits(w_OSLV: Tensor, groups: int, zero: int, pixels: int, target: Target) -> bool:
     """Whether a convolution is computed so: one unsigned product a slot, output channels and pixels that pay."""
     outputs, slots, _, products = w_OSLV.shape
-    plain = products == 1 and groups == 1 and zero == UNSIGNED and target.features >= NEEDED
-    return plain and slots > 0 and outputs >= OUTPUTS and pixels >= PIXELS
+    plain = products == 1 and zero == UNSIGNED and target.features >= NEEDED
+    return plain and slots > 0 and outputs // groups >= OUTPUTS and pixels >= PIXELS
 
 
 class Tiles:
@@ -102,38 +102,44 @@ class Tiles:
     Args:
         w_OSLV: int8, V = 1.
         bits: of the register.
+        parts: groups of the convolution.
     """
 
-    def __init__(self, w_OSLV: Tensor, bits: int) -> None:
-        self.outputs, self.channels, self.taps, _ = w_OSLV.shape
+    def __init__(self, w_OSLV: Tensor, bits: int, parts: int) -> None:
+        outputs, self.channels, self.taps, _ = w_OSLV.shape
+        self.outputs, self._register = outputs // parts, started(bits, "upper")
         highest, size = (1 << (bits - 1)) - 1, BLOCK // (VECTOR * GROUPS) * EVERY
-        self._steps = steps(w_OSLV.flatten(1), highest, size)
-        self._register = started(bits, "upper")
+        self._parts = [steps(w_OK, highest, size) for w_OK in w_OSLV.flatten(1).chunk(parts)]
 
-    def __call__(self, pixels: int, places: dict[str, int], out: int, row: int, floats: bool, target: Target) -> None:
-        """Of so many output pixels.
+    def __call__(self, pixels: int, *, x: int, out: int, row: int, floats: bool, target: Target, **near: int) -> None:
+        """Of so many output pixels, at least one.
 
         Args:
-            pixels: at least one.
-            places: where values lie: ``x``, ``base`` and ``near`` of `recoup.nbsmt.emit_runs.tiles`.
-            out: float32 (``floats``) or int32 results, whole vectors of output channels; a pixel's lie ``row`` bytes
-                behind the one's before.
+            pixels: how many.
+            x, near: where values lie: ``x``, ``base`` and ``near`` of `recoup.nbsmt.emit_runs.tiles`.
+            out: of float32 (``floats``) or int32 results: of a pixel whole vectors of output channels, part after part.
+            row: bytes from a pixel's results to the next one's.
+            floats: whether they are float32.
             target: the processor.
         """
-        vectors, (steps, ends, size) = -(-pixels // LANES), self._steps
-        groups = min(range(GROUPS, FEWEST - 1, -1), key=lambda groups: vectors + -vectors % groups)
-        wide = groups * LANES
+        vectors, size = -(-pixels // LANES), self._parts[0].size
+        # What a tile takes: its vectors, and one more, of weights.
+        groups = min(range(1, GROUPS + 1), key=lambda groups: -(-vectors // groups) * (groups + 1))
+        lanes, wide = self.outputs + -self.outputs % LANES, groups * LANES
         kernel = emit_runs.tiles(groups, floats, target).bind(
-            pixels=pixels, **places, channels=self.channels, taps=self.taps, outputs=self.outputs,
-            vectors=-(-self.outputs // LANES), blocks=len(ends), size=size, steps=steps.data_ptr(),
-            ends=ends.data_ptr(), out=out, row=row, start=self._register["start"], low=self._register["low"],
+            pixels=pixels, **near, channels=self.channels, taps=self.taps, outputs=self.outputs,
+            vectors=lanes // LANES, size=size, row=row, start=self._register["start"], low=self._register["low"],
         )  # fmt: skip
 
         def tiles(first: int, last: int) -> None:
             planes = torch.empty(self.channels * self.taps + WINDOW, wide, dtype=torch.uint8)
             windows = torch.empty(size // EVERY, groups, VECTOR, dtype=torch.uint8)
-            sums = torch.empty(self.outputs + -self.outputs % LANES, wide, dtype=torch.int32)
+            sums = torch.empty(lanes, wide, dtype=torch.int32)
             memory = {"planes": planes.data_ptr(), "windows": windows.data_ptr(), "sums": sums.data_ptr()}
-            kernel(first=first, last=last, **memory)
+            for number, part in enumerate(self._parts):
+                own = {"steps": part.steps.data_ptr(), "ends": part.ends.data_ptr(), "blocks": len(part.ends)}
+                places = {"x": x + number * self.channels, "out": out + 4 * number * lanes}
+                kernel(first=first, last=last, **own, **places, **memory)
 
-        over_rows(tiles, -(-vectors // groups), wide * self.channels * self.taps * self.outputs, WORK)
+        work = wide * len(self._parts) * self.channels * self.taps * self.outputs
+        over_rows(tiles, -(-vectors // groups), work, WORK)

@@ -57,7 +57,7 @@ class Saturating:
         self.outputs, self.slots, self.taps, self.products = self._weight_OSLV.shape
         self._layouts: dict[tuple, Layout] = {}
         self._segments: dict[tuple, list[Segment]] = {}
-        self._tiles: runs.Tiles | None = None
+        self._tiles: dict[int, runs.Tiles] = {}
 
     def layout(self, groups: int, zero: int, target: llvm.Target) -> Layout:
         """The weights for a convolution of so many groups; laid out at the first call."""
@@ -73,9 +73,9 @@ class Saturating:
         assert register is not None
         if not runs.fits(self._weight_OSLV, groups, zero, pixels, target):
             return None
-        if self._tiles is None:
-            self._tiles = runs.Tiles(self._weight_OSLV, register.bits)
-        return self._tiles
+        if groups not in self._tiles:
+            self._tiles[groups] = runs.Tiles(self._weight_OSLV, register.bits, groups)
+        return self._tiles[groups]
 
     def __call__(
         self,
@@ -98,7 +98,7 @@ class Saturating:
         target = target or llvm.host()
         size = geometry.outputs(operand.shape[1:3])
         tiles = self._by_runs(geometry.groups, zero, len(operand) * prod(size), target)
-        layout = in_bytes(self._weight_OSLV) if tiles else self.layout(geometry.groups, zero, target)
+        layout = in_bytes(self._weight_OSLV, geometry.groups) if tiles else self.layout(geometry.groups, zero, target)
         out_NML = torch.empty(
             len(operand), prod(size), layout.all_lanes, dtype=torch.float32 if floats else torch.int32
         )
@@ -201,7 +201,7 @@ class _Run:
         self.segments = sums.segments(layout, len(out) * out.shape[1], out.dtype == torch.float32, target)
         form, sizes = sums.dealing(J, geometry.groups, layout)
         # Adjacent threads' quads lie side by side as they are; runs are read in whole vectors, beyond the last byte.
-        as_is = form == emit_slots.Form(1, 4) or (form == emit_slots.Form(1, 1) and J % runs.LANES == 0)
+        as_is = form == emit_slots.Form(1, 4) or (form == emit_slots.Form(1, 1) and sums.slots % runs.LANES == 0)
         self.kept = as_is and not top and not left
         self.deal = emit_slots.deal(form, target).bind(
             height=H, width=W, x_pixel=J, zero=zero, shift=layout.shifts[0], to_image=image,
@@ -269,6 +269,6 @@ class _RunByRuns(_Run):
         self.tiles, self.target = tiles, settings[-1]
 
     def _added(self, x: int, out: int, pixels: int) -> None:
-        places = {"x": x, "base": self.base.data_ptr(), "near": self.near.data_ptr()}
-        floats = self.out.dtype == torch.float32
-        self.tiles(pixels, places, out, self.out.shape[2] * self.out.element_size(), floats, self.target)
+        near = {"base": self.base.data_ptr(), "near": self.near.data_ptr()}
+        row, floats = self.out.shape[2] * self.out.element_size(), self.out.dtype == torch.float32
+        self.tiles(pixels, x=x, out=out, row=row, floats=floats, target=self.target, **near)
