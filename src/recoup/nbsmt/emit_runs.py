@@ -43,7 +43,7 @@ TILES = Signature.of(
 )  # fmt: skip
 
 
-@lru_cache(16)
+@lru_cache(32)
 def tiles(groups: int, floats: bool, target: Target) -> Kernel:
     """The registers of output pixels after all slots, tiles ``first .. last`` of 16 G pixels each.
 
@@ -61,10 +61,10 @@ def tiles(groups: int, floats: bool, target: Target) -> Kernel:
         start: what stands for 0: the register's upper end is that of 32 bits, which the instruction that adds holds.
         low: the lower end, ``start`` included.
     """
-    return Kernel(tiles_module(groups, floats, target), "tiles", TILES, target)
+    return Kernel(tiles_module(groups, floats), "tiles", TILES, target)
 
 
-def tiles_module(groups: int, floats: bool, target: Target) -> ir.Module:
+def tiles_module(groups: int, floats: bool) -> ir.Module:
     """Code of `tiles`."""
     module = ir.Module("nbsmt")
     planes, windows = _planes(module, groups), _windows(module, groups)

@@ -64,7 +64,7 @@ def steps(w_OK: Tensor, highest: int, size: int) -> Steps:
     sign_kOB = (w_OBk.sign() * (reached > highest)).permute(2, 0, 1)  # 0: the sum cannot have left the register
     present_kOB = (w_OBk != 0).permute(2, 0, 1)
     window, sign = (torch.zeros(outputs, blocks, dtype=torch.int32) for _ in range(2))
-    window -= size
+    window -= WINDOW
     new_kOB = torch.empty(size, outputs, blocks, dtype=torch.bool)
     window_kOB = torch.empty(size, outputs, blocks, dtype=torch.int32)
     for k in range(size):
