@@ -4,7 +4,8 @@ Where a sum saturates depends on the order of its parts, so no matrix product gi
 `recoup.nbsmt.groups`: T threads times G groups, one to 64 of them, which are added exactly before the register is.
 
 A few images at a time are dealt out so that a slot's values lie side by side (`recoup.nbsmt.emit_slots`), inside zeros
-where the convolution pads, and stay in the cache while `recoup.nbsmt.emit_saturating` adds them up.
+where the convolution pads, and stay in the cache while `recoup.nbsmt.emit_saturating` adds them up; slots
+of one unsigned product are added run by run (`recoup.nbsmt.runs`).
 
 Legend: S slots, L the kernel's taps, V = G * T products of a slot, M output pixels, O output channels.
 """
@@ -114,6 +115,8 @@ class Saturating:
 
     def segments(self, layout: Layout, pixels: int, floats: bool, target: llvm.Target) -> list["Segment"]:
         """Block by block, as many slots at a time as the cache holds weights of, for so many output pixels."""
+        if not layout.blocks:  # added run by run: the layout is made for one call, so its id must not become a key
+            return []
         form = replace(layout.form, floats=floats)
         form = replace(form, pixels=1) if pixels < FEW else form
         key = (id(layout), form)
