@@ -128,6 +128,15 @@ def laid_out(w_OSLV: Tensor, bits: int, groups: int, zero: int, target: Target) 
     return Layout(form, shifts, tuple(blocks), parts, lanes, slot_step, 2 if words else 1)
 
 
+def in_bytes(w_OSLV: Tensor, groups: int) -> Layout:
+    """Values alone, byte by byte as they come, for weights that `recoup.nbsmt.runs` lays out."""
+    form = Form(
+        words=False, sharing="all", pixels=1, blocks=1, ends="upper", many=False, corrected=False, floats=False
+    )  # fmt: skip
+    each = len(w_OSLV) // groups
+    return Layout(form, (0, 0), (), parts=groups, lanes=each + -each % LANES, slot_step=1, values=1)
+
+
 def _cut(rows: Tensor, most: int) -> Iterator[tuple[int, Tensor]]:
     """Output channels in pieces of ``most`` lanes, the last of fewer whole vectors, and where they begin."""
     first = 0

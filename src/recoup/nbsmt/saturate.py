@@ -4,14 +4,17 @@ Where a sum saturates depends on the order of its parts, so no matrix product gi
 `recoup.nbsmt.groups`: T threads times G groups, one to 64 of them, which are added exactly before the register is.
 
 A few images at a time are dealt out so that a slot's values lie side by side (`recoup.nbsmt.emit_slots`), inside zeros
-where the convolution pads, and stay in the cache while `recoup.nbsmt.emit_saturating` adds them up.
+where the convolution pads, and stay in the cache while `recoup.nbsmt.emit_saturating` adds them up; slots
+of one unsigned product are added run by run (`recoup.nbsmt.runs`).
 
 Legend: S slots, L the kernel's taps, V = G * T products of a slot, M output pixels, O output channels.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,10 +22,10 @@ from torch import Tensor
 from recoup.kernels import llvm
 from recoup.kernels.signature import Bound
 from recoup.kernels.threads import over_rows
-from recoup.nbsmt import emit_slots, reference
+from recoup.nbsmt import emit_slots, reference, runs
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.emit_saturating import VECTOR, Form, saturating, started
-from recoup.nbsmt.lanes import Layout, laid_out
+from recoup.nbsmt.lanes import Layout, in_bytes, laid_out
 from recoup.nbsmt.ports import UNSIGNED
 from recoup.network.convolution import Geometry
 
@@ -55,6 +58,7 @@ class Saturating:
         self.outputs, self.slots, self.taps, self.products = self._weight_OSLV.shape
         self._layouts: dict[tuple, Layout] = {}
         self._segments: dict[tuple, list[Segment]] = {}
+        self._tiles: dict[int, runs.Tiles] = {}
 
     def layout(self, groups: int, zero: int, target: llvm.Target) -> Layout:
         """The weights for a convolution of so many groups; laid out at the first call."""
@@ -63,6 +67,16 @@ class Saturating:
         if key not in self._layouts:
             self._layouts[key] = laid_out(self._weight_OSLV, register.bits, *key)
         return self._layouts[key]
+
+    def _by_runs(self, groups: int, zero: int, pixels: int, target: llvm.Target) -> runs.Tiles | None:
+        """The weights cut into runs, where those pay; cut at the first call."""
+        register = self.config.accumulator
+        assert register is not None
+        if not runs.fits(self._weight_OSLV, groups, zero, pixels, target):
+            return None
+        if groups not in self._tiles:
+            self._tiles[groups] = runs.Tiles(self._weight_OSLV, register.bits, groups)
+        return self._tiles[groups]
 
     def __call__(
         self,
@@ -83,14 +97,16 @@ class Saturating:
             target: another processor to generate code for, to test its form of the kernels.
         """
         target = target or llvm.host()
-        layout = self.layout(geometry.groups, zero, target)
         size = geometry.outputs(operand.shape[1:3])
+        tiles = self._by_runs(geometry.groups, zero, len(operand) * prod(size), target)
+        layout = in_bytes(self._weight_OSLV, geometry.groups) if tiles else self.layout(geometry.groups, zero, target)
         out_NML = torch.empty(
             len(operand), prod(size), layout.all_lanes, dtype=torch.float32 if floats else torch.int32
         )
         if out_NML.numel():
             work = out_NML[0].numel() * self.slots * self.taps * self.products
-            run = _Run(self, operand.contiguous(), out_NML, layout, geometry, zero, target)
+            kind = _Run if tiles is None else partial(_RunByRuns, tiles)
+            run = kind(self, operand.contiguous(), out_NML, layout, geometry, zero, target)
             over_rows(run.images, len(operand), work, WORK)
         each = self.outputs // layout.parts
         if each != layout.lanes:
@@ -99,6 +115,8 @@ class Saturating:
 
     def segments(self, layout: Layout, pixels: int, floats: bool, target: llvm.Target) -> list["Segment"]:
         """Block by block, as many slots at a time as the cache holds weights of, for so many output pixels."""
+        if not layout.blocks:  # added run by run: the layout is made for one call, so its id must not become a key
+            return []
         form = replace(layout.form, floats=floats)
         form = replace(form, pixels=1) if pixels < FEW else form
         key = (id(layout), form)
@@ -135,6 +153,8 @@ class Saturating:
         if words:
             streams = T if halves else 1  # adjacent threads lie slot by slot already
             return emit_slots.Form(streams, 1, words), plain | {"units": width // streams, "stream": S}
+        if T == 1:
+            return emit_slots.Form(1, 1), plain | {"units": width}
         if T == 2:  # a quad of two groups
             streams = 4 if halves else 2
             return emit_slots.Form(streams, 4 // streams), plain | {"units": S, "stream": width // streams}
@@ -183,8 +203,9 @@ class _Run:
         self.work = layout.all_lanes * sums.slots * sums.taps * sums.products
         self.segments = sums.segments(layout, len(out) * out.shape[1], out.dtype == torch.float32, target)
         form, sizes = sums.dealing(J, geometry.groups, layout)
-        # Adjacent threads' quads lie side by side as they are.
-        self.kept = form == emit_slots.Form(1, 4) and not top and not left
+        # Adjacent threads' quads lie side by side as they are; runs are read in whole vectors, beyond the last byte.
+        as_is = form == emit_slots.Form(1, 4) or (form == emit_slots.Form(1, 1) and sums.slots % runs.LANES == 0)
+        self.kept = as_is and not top and not left
         self.deal = emit_slots.deal(form, target).bind(
             height=H, width=W, x_pixel=J, zero=zero, shift=layout.shifts[0], to_image=image,
             to_row=self.wide * self.pixel, to_pixel=self.pixel, **sizes,
@@ -241,3 +262,16 @@ class _Run:
                 part.call(first=first, last=last, base=base, **places)
 
         over_rows(rows, pixels, self.work, WORK)
+
+
+class _RunByRuns(_Run):
+    """The same of slots of one unsigned product, run by run."""
+
+    def __init__(self, tiles: runs.Tiles, sums: Saturating, *settings: Any) -> None:
+        super().__init__(sums, *settings)
+        self.tiles, self.target = tiles, settings[-1]
+
+    def _added(self, x: int, out: int, pixels: int) -> None:
+        near = {"base": self.base.data_ptr(), "near": self.near.data_ptr()}
+        row, floats = self.out.shape[2] * self.out.element_size(), self.out.dtype == torch.float32
+        self.tiles(pixels, x=x, out=out, row=row, floats=floats, target=self.target, **near)
