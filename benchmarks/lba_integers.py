@@ -23,15 +23,17 @@ import recoup as rc
 from benchmarks.log import Log, arguments
 from benchmarks.measure import RESULTS, save
 from recoup.data import root
+from recoup.formats.spec import IntOverflow
 from recoup.network.emulated import emulated_layers
 
 WIDTHS = {"W4A4": (32, 14, 13, 12, 11, 10, 9), "W8A8": (32, 20, 19, 18, 17, 16)}
-ENDS, REPAIRS = ("saturate", "wrap"), ("none", "statistics")
+ENDS: tuple[IntOverflow, ...] = ("saturate", "wrap")
+REPAIRS = ("none", "statistics")
 EXACT, IMAGES, FITTED = 32, 2000, 512
 ANYTHING = 1e6  # inputs of all codes, saturated ones too
 
 
-def unit(bits: int, width: int, end: str, signed: bool = False) -> rc.LBA:
+def unit(bits: int, width: int, end: IntOverflow, signed: bool = False) -> rc.LBA:
     """Operands of ``bits``, exact products, an accumulator of ``width``."""
     operands = (rc.Int(bits, signed=signed), rc.Int(bits))
     accumulator = rc.Int(width, overflow=end)
@@ -40,7 +42,7 @@ def unit(bits: int, width: int, end: str, signed: bool = False) -> rc.LBA:
     )
 
 
-def chip(kind: str, width: int, end: str) -> tuple[rc.LBA, dict[str, rc.LBA]]:
+def chip(kind: str, width: int, end: IntOverflow) -> tuple[rc.LBA, dict[str, rc.LBA]]:
     """The config of most layers and those that differ."""
     if kind == "W8A8":
         return unit(8, width, end), {"conv1": unit(8, width, end, signed=True)}
@@ -61,7 +63,7 @@ class Bench:
     def top1(self) -> float:
         return rc.evaluate(self.model, self.test.batches(250)).top1
 
-    def measure(self, kind: str, width: int, end: str, repair: str) -> float:
+    def measure(self, kind: str, width: int, end: IntOverflow, repair: str) -> float:
         """Top-1 of one chip; the network is given back in float with its own statistics."""
         config, others = chip(kind, width, end)
         rc.emulate_(self.model, config, layers=others)

@@ -41,8 +41,9 @@ def keep_pages() -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     # Either alone switches off the adaptation of the other: where no block's size is taken, all stays as it was.
-    taken = mallopt is not None and any(mallopt(MMAP_THRESHOLD, size) == 1 for size in LARGEST_KEPT)
-    return taken and mallopt(TRIM_THRESHOLD, MOST_KEPT) == 1
+    if mallopt is None or not any(mallopt(MMAP_THRESHOLD, size) == 1 for size in LARGEST_KEPT):
+        return False
+    return mallopt(TRIM_THRESHOLD, MOST_KEPT) == 1
 
 
 def waiting() -> str:
