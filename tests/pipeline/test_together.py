@@ -111,6 +111,14 @@ def test_without_processes():
         rank_times(plan(network(), "none"), samples())
 
 
+def test_whatever_fails_is_told_to_the_others_and_raised(alone, monkeypatch):
+    told = []
+    monkeypatch.setattr(dist, "all_gather_object", lambda _, mine: told.append(mine))
+    with pytest.raises(ZeroDivisionError):
+        together._everywhere(lambda: 1 / 0)
+    assert told == [(None, "ZeroDivisionError: division by zero")]
+
+
 def test_an_optimizer_of_ones_own_is_timed():
     x, y = samples()[0]
     assert len(stage_times(slow(), SLOW, x, y, optimizer=SGDM(0.5), delays=delays(4), rounds=1)) == 4

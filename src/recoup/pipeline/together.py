@@ -247,13 +247,18 @@ def _stages(plan: Plan, samples: Samples, rounds: int, device: torch.device) -> 
 
 
 def _everywhere(measure: Callable[[], Result]) -> list[Result]:
-    """What every process found; where one fails, all do."""
+    """What every process found; where one fails, all do, and none waits for it."""
+    own: Exception | None = None
     try:
         mine: tuple[Any, str | None] = measure(), None
     except RecoupError as error:
         mine = None, str(error)
+    except Exception as error:  # raised below, once the others have heard
+        mine, own = (None, f"{type(error).__name__}: {error}"), error
     told: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(told, mine)
+    if own is not None:
+        raise own
     for rank, (_, error) in enumerate(told):
         if error is not None:
             raise RecoupError(f"pipeline: rank {rank}: {error}")
