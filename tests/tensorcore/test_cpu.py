@@ -110,6 +110,17 @@ def test_bytes_of_lowest_bits_hold_signs_up_to_the_limit(reach, beyond, level):
         assert same(cpu.products(a, b, unit)[0], reference.matmul(a, b, unit))
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("top", range(100, 127, 3))
+@pytest.mark.parametrize("fraction", [2, 5, 9, 11, 13])
+def test_what_sums_are_cut_with_stays_finite(fraction, top, level):
+    """Few bits are cut with a power of two far above the sums, which float32 may not hold."""
+    unit = TensorCore(operands="bfloat16", group=1, fraction=fraction)
+    a, b = torch.ones(1, 2), torch.tensor([[1.5 * 2.0 ** (top - 5)], [2.0**top]])
+    with cpu.target(level):
+        assert same(cpu.products(a, b, unit)[0], reference.matmul(a, b, unit))
+
+
 def test_processors_that_run_halves_count_in_halves(monkeypatch):
     """Every form that any AVX-512 core takes, on this one."""
     if "skylake-avx512" not in LEVELS:

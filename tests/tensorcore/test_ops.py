@@ -117,3 +117,9 @@ def test_what_is_not_finite_goes_the_units_way(unit):
 def test_bad_input(a, b, unit, told):
     with pytest.raises(RecoupError, match=told):
         matmul(a, b, unit)
+
+
+def test_results_keep_no_tiles():
+    for columns in (1, 3, 200):
+        y = matmul(torch.ones(1, 64), torch.ones(64, columns), TensorCore.hopper_bf16())
+        assert y.untyped_storage().nbytes() <= 2 * y.nbytes

@@ -153,13 +153,13 @@ def of_formats(config: TensorCore) -> Pair:
 def fits(config: TensorCore, reach: Pair, K: int) -> bool:
     """Whether bytes hold everything: differences of exponents, sums' exponents as float32 has them, sums of lowest bits
     and the distance of the cut. No bit then lies so low that the exponent of a zero, -126 and its partner's, could cut
-    it, and no sum reaches infinity."""
+    it, and neither a sum nor what it is cut with, 23 - fraction above it, reaches infinity."""
     a, b = reach
-    low, high = a.low + b.low, a.high + b.high
+    low, high, above = a.low + b.low, a.high + b.high, max(23 - config.fraction, 0)
     return (
         max(a.spread, b.spread) <= SPREAD
         and low >= max(a.high, b.high, 0) + ZERO
-        and high + 2 + math.ceil(math.log2(max(K, 1))) <= BIAS - 1
+        and high + 2 + math.ceil(math.log2(max(K, 1))) + above <= BIAS - 1
         and -128 <= cut_offset(config.fraction, reach) <= 127
     )
 
