@@ -103,9 +103,9 @@ Products = Callable[[Tensor, Tensor, TensorCore], tuple[Tensor, int]]
 
 def _on_cpu(a: Tensor, b: Tensor, unit: TensorCore) -> tuple[Tensor, int]:
     made = [cpu.products(*pair, unit) for pair in zip(a, b, strict=True)]
-    one = made[0][0] if len(made) == 1 else None
-    own = one is not None and one.untyped_storage().nbytes() <= 2 * one.nbytes  # it may lie in whole tiles
-    y = one[None] if one is not None and own else torch.stack([one for one, _ in made])  # one is not copied again
+    y = made[0][0]
+    whole_tiles = y.untyped_storage().nbytes() > 2 * y.nbytes
+    y = torch.stack([each for each, _ in made]) if len(made) > 1 or whole_tiles else y[None]  # not copied again
     return y, reduce(or_, (faults for _, faults in made))
 
 
