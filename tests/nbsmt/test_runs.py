@@ -142,6 +142,9 @@ def test_steps_hold_every_product_once_and_in_order(seed, outputs, slots, size, 
     weight = torch.randint(-128, 128, (outputs, slots), generator=random)
     weight = (weight * (torch.rand(weight.shape, generator=random) < 0.8)).to(torch.int8)
     found = runs.steps(weight, highest, size)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(runs, "AT_ONCE", 2 * slots)  # two output channels at once
+        assert all(map(torch.equal, runs.steps(weight, highest, size)[:2], found[:2]))
     rebuilt, last = torch.zeros(outputs, slots, dtype=torch.int8), [-1] * outputs
     safe = 255 * weight.abs().long().cumsum(1) <= highest
     assert found.ends[0, 0] == 0
@@ -170,7 +173,12 @@ def test_thread_count_and_pieces_change_nothing(threads, monkeypatch):
     try:
         torch.set_num_threads(threads)
         assert torch.equal(summed(code, weight, 16, geometry), whole)
-        for module, name, value in ((saturate, "CHUNK", 1), (runs, "GROUPS", 3), (runs, "WORK", 1)):
+        for module, name, value in (
+            (saturate, "CHUNK", 1),
+            (runs, "GROUPS", 3),
+            (runs, "AT_ONCE", 1),
+            (runs, "WORK", 1),
+        ):
             monkeypatch.setattr(module, name, value)
             assert torch.equal(summed(code, weight, 16, geometry), whole)
     finally:

@@ -31,6 +31,9 @@ PIXELS, OUTPUTS = 4 * LANES, 2 * LANES
 WORK = 1 << 16
 """Products that pay for one more thread."""
 
+AT_ONCE = 1 << 20
+"""Weights that are cut at once: each takes some 60 bytes while they are."""
+
 NEEDED = frozenset({"avx512vnni", "avx512bw"})
 """What a processor must have."""
 
@@ -57,6 +60,18 @@ def steps(w_OK: Tensor, highest: int, size: int) -> Steps:
         highest: of the register.
         size: slots of a block, a multiple of `EVERY`.
     """
+    parts = [_steps(rows, highest, size) for rows in w_OK.split(max(1, AT_ONCE // max(1, w_OK.shape[1])))]
+    each_BO = torch.cat([ends.diff(dim=1) for _, ends in parts], 1)
+    ends = torch.zeros(len(each_BO), each_BO.shape[1] + 1, dtype=torch.int64)
+    ends[:, 1:] = each_BO.flatten().cumsum(0).view_as(each_BO)
+    ends[1:, 0] = ends[:-1, -1]
+    blocks = range(len(ends))
+    own = [found[last[block, 0] : last[block, -1]] for block in blocks for found, last in parts]
+    return Steps(torch.cat(own), ends, size)
+
+
+def _steps(w_OK: Tensor, highest: int, size: int) -> tuple[Tensor, Tensor]:
+    """The same of some output channels: steps, and ends."""
     outputs, slots = w_OK.shape
     blocks = max(1, -(-slots // size))
     w_OBk = torch.nn.functional.pad(w_OK, (0, blocks * size - slots)).to(torch.int32).unflatten(1, (blocks, size))
@@ -86,7 +101,7 @@ def steps(w_OK: Tensor, highest: int, size: int) -> Steps:
     ends = torch.zeros(blocks, outputs + 1, dtype=torch.int64)
     ends[:, 1:] = each_BO.flatten().cumsum(0).view(blocks, outputs)
     ends[1:, 0] = ends[:-1, -1]
-    return Steps(found, ends, size)
+    return found, ends
 
 
 def fits(w_OSLV: Tensor, groups: int, zero: int, pixels: int, target: Target) -> bool:
