@@ -32,7 +32,7 @@ WORK = 1 << 16
 """Products that pay for one more thread."""
 
 AT_ONCE = 1 << 20
-"""Weights that are cut at once: each takes some 60 bytes while they are."""
+"""Weights that are cut at once: each takes some 100 bytes while they are."""
 
 NEEDED = frozenset({"avx512vnni", "avx512bw"})
 """What a processor must have."""
