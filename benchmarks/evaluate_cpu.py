@@ -73,15 +73,16 @@ def main() -> None:
             runs[name].append(measured(tree, arguments))
             print(told(name, runs[name][-1]), flush=True)
     cpu = {name: sum(run["user"] + run["system"] for run in made) for name, made in runs.items()}
-    before, now = (runs[name][0].pop("top1") for name in trees)
-    different = {key: (before.get(key), now.get(key)) for key in before | now if before.get(key) != now.get(key)}
-    print(f"CPU time: {cpu['before'] / cpu['now']:.2f} times less; {len(different)} of {len(now)} accuracies differ")
+    pairs = [(before["top1"], now["top1"]) for before, now in zip(*runs.values(), strict=True)]
+    different = {key: (b.get(key), n.get(key)) for b, n in pairs for key in b | n if b.get(key) != n.get(key)}
+    ratio, count = cpu["before"] / cpu["now"], len(pairs[0][1])
+    print(f"CPU time: {ratio:.2f} times less; {len(different)} of {count} accuracies differ")
     for made in runs.values():
         for run in made:
             run.pop("top1", None)
     revisions = {name: revision(tree) for name, tree in trees.items()}
     asked = {name: getattr(arguments, name) for name in ("limit", "seeds", "calibration_images")}
-    found = {"revisions": revisions, "runs": runs, "ratio": cpu["before"] / cpu["now"], "different": different}
+    found = {"revisions": revisions, "runs": runs, "ratio": ratio, "different": different}
     save("evaluate_cpu", {"configs": CONFIGS, **asked, **found})
 
 

@@ -156,17 +156,34 @@ def _planned(model: nn.Module, present: dict[type, Card], plan: str | Sequence[s
                 repair = card.repair(name)
                 assert repair is not None
                 steps += [repair] if repair.applies(model) else []
-    elif plan != "none":
-        names = plan.split("+") if isinstance(plan, str) else plan
-        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-            raise RecoupError(f"repair_(plan={plan!r}): plan must be 'default', 'none', or names of repairs")
-        for name in names:
-            found = _named(name.strip(), present, plan)
+    else:
+        for found in _asked(present, plan):
             # Of wings that call theirs alike those with something to do; where none has, each says why.
             steps += [repair for repair in found if repair.applies(model)] or found
     parts = [part for repair in steps for part in (repair.parts or (repair,))]
     flat = {(part.name, part.apply): part for part in parts}  # wings may call different repairs alike: each is done
     return sorted(flat.values(), key=lambda repair: STAGES.index(repair.stage))
+
+
+def check_plan(configs: Iterable[Any], plan: Any) -> None:
+    """Refuse a plan that hardware of these configs does not have, before a network is on it.
+
+    Raises:
+        RecoupError: as `repair_`.
+    """
+    present = {type(config): wing_of(config, "repair_") for config in configs}
+    if plan != "default":
+        _asked(present, plan)
+
+
+def _asked(present: dict[type, Card], plan: Any) -> list[list[Repair]]:
+    """The repairs that each name of a plan stands for."""
+    if plan == "none":
+        return []
+    names = plan.split("+") if isinstance(plan, str) else plan
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise RecoupError(f"repair_(plan={plan!r}): plan must be 'default', 'none', or names of repairs")
+    return [_named(name.strip(), present, plan) for name in names]
 
 
 def _named(name: str, present: dict[type, Card], plan: Any) -> list[Repair]:

@@ -136,6 +136,47 @@ def test_a_policy_outside_the_space_costs_what_it_costs_everywhere(searched, chi
     assert measured.tuned[0].measured is not None
 
 
+def test_equal_points_and_equal_draws_need_no_folder(searched):
+    model, batches, test, found, tuned = searched
+    policy = found.points[0].policy
+    joined = join(join(found, tuned, policy), copy.deepcopy(tuned), policy)
+    one, two = verify(joined, model, test, seeds=2).tuned
+    assert numbers(one) == numbers(two)
+    alike = verify(join(found, tuned, policy), model, test, seeds=2, calibration=lambda _: batches)
+    assert len(set(alike.tuned[0].measured.values)) == 1
+
+
+def test_what_becomes_of_the_network_afterwards_changes_nothing(searched):
+    model, _, test, found, tuned = searched
+    policy, net = found.points[0].policy, copy.deepcopy(tuned)
+    joined = join(found, net, policy)
+    net.load_state_dict(model.state_dict())
+    both = verify(join(joined, net, policy), model, test, seeds=1)
+    first, second = both.tuned
+    assert numbers(first) == numbers(verify(join(found, tuned, policy), model, test, seeds=1).tuned[0])
+    assert numbers(first) != numbers(second)
+
+
+def test_scales_of_its_own_stay(searched):
+    model, batches, test, found, tuned = searched
+    policy, own = rc.Policy({"re:block2.*": rc.NBSMT(2)}), copy.deepcopy(tuned)
+    assert len(set(verify(join(found, own, policy), model, test, seeds=2).tuned[0].measured.values)) == 2
+    rc.calibrate_(own, batches)
+    assert len(set(verify(join(found, own, policy), model, test, seeds=2).tuned[0].measured.values)) == 1
+
+
+def test_a_point_that_was_not_measured_does_not_stand(searched):
+    _, _, _, found, tuned = searched
+    assert not join(found, tuned, found.points[0].policy).standing[-1]
+
+
+def test_hardware_outside_the_space_is_told(searched):
+    _, _, _, found, tuned = searched
+    joined = join(found, tuned, rc.Policy({"block1.conv1": rc.NBSMT(2)}, name="chip"))
+    assert joined.notes[-1] == "chip, tuned: hardware runs block1.conv1 too, outside the space."
+    assert join(found, tuned, found.points[0].policy).notes == found.notes
+
+
 def test_limits_concern_it_too(searched):
     _, _, _, found, tuned = searched
     limited = front(found.scores, "bits", limits={"bits": found.points[0].costs["bits"] / found.first["bits"] + 1e-9})
@@ -192,6 +233,11 @@ def test_bad_input(searched):
         join(found.points[0], tuned, policy)
     with pytest.raises(RecoupError, match="model must be a torch"):
         join(found, "weights.safetensors", policy)
+    with pytest.raises(RecoupError, match="policy must be a Mapping, such as a Policy; got None"):
+        join(found, tuned, None)
+    for repair, told in (("nonsense", "'nonsense' is no repair of this hardware"), (3, "names of repairs")):
+        with pytest.raises(RecoupError, match=told):
+            join(found, tuned, policy, repair=repair)
     joined = join(found, tuned, policy)
     with pytest.raises(RecoupError, match="start='point 00, tuned' is fine-tuned"):
         refine(joined, model, batches, start=joined.tuned[0])
@@ -205,6 +251,8 @@ def test_an_area_of_layers_outside_the_space_is_refused(searched):
     with pytest.raises(RecoupError, match=r"on layer 'block2.conv2', which is outside the space: .* counts its area"):
         join(found, tuned, {"re:block2.conv.*": rc.NBSMT(2)})
     assert join(found, tuned, {"block2.conv1": rc.NBSMT(2)}).tuned[0].costs == found.uniform[1].costs
+    with pytest.raises(RecoupError, match=r"leaves layer 'block2.conv1' in float, .* has no area"):
+        join(found, tuned, {"classifier": None})
 
 
 def command(*arguments):
@@ -261,3 +309,6 @@ def test_bad_points_are_refused_before_anything_is_measured(recipe, tmp_path):  
     assert "shape: classifier.bias is [3] in the file and [10] in the model" in told("chip.yaml=shape.safetensors")
     assert "missing: classifier.bias" in told("chip.yaml=key.safetensors")
     assert "'fc9' matches no layer" in told("other.yaml=good.safetensors")
+    (tmp_path / "lr=0.1").mkdir()
+    (tmp_path / "chip.yaml").rename(tmp_path / "lr=0.1" / "chip.yaml")
+    assert "tuned: chip: a=b.safetensors: no such file" in told("lr=0.1/chip.yaml=a=b.safetensors")

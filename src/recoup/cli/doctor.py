@@ -41,7 +41,8 @@ def examine() -> list[Check]:
         *(_library(name) for name in LIBRARIES),
         Check("CPU", f"{processor()}, {cores()} cores, {torch.get_num_threads()} torch threads"),
         Check(
-            "waiting threads", f"{process.waiting()}; commands set GOMP_SPINCOUNT, Python must before torch is imported"
+            "waiting threads",
+            f"{process.waiting()}; commands set GOMP_SPINCOUNT (of GNU's OpenMP), Python must before torch is imported",
         ),
         *(_checked(f"{card.baseline.name} path", _path(card.path)) for card in cards().values() if card.path),
         _checked("CUDA", _cuda),

@@ -1,6 +1,7 @@
 """`recoup search`: the cheapest hardware, layer by layer, from a recipe."""
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,10 +79,10 @@ def search(
 
 
 def _tuned(text: str) -> dict[str, str]:
-    policy, _, weights = text.partition("=")
-    if not policy or not weights:
+    found = re.fullmatch(r"(.+?\.ya?ml)=(.+)", text) or re.fullmatch("([^=]+)=(.+)", text)
+    if found is None:
         raise RecoupError(f"--tuned {text!r}: must be POLICY.yaml=WEIGHTS")
-    return {"policy": policy, "weights": weights}
+    return {"policy": found[1], "weights": found[2]}
 
 
 def _say_plan(labels: list[str], as_json: bool) -> None:

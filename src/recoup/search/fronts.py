@@ -172,7 +172,7 @@ class Front:
         able = [point for point in self.points if point.allowed and point.measured is not None]
 
         def unbeaten(point: Point) -> bool:
-            return point.allowed and not any(_beats(one, point, self.costs, self._harm) for one in able)
+            return point in able and not any(_beats(one, point, self.costs, self._harm) for one in able)
 
         return [p.options in ordinary if p.tuned is None else unbeaten(p) for p in self.points]
 

@@ -1,7 +1,8 @@
 """Fine-tuned networks join a front: priced as its points are, and each measured beside them once."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Executor
+import copy
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,22 +11,17 @@ from torch import nn
 
 from recoup.costs import PRICED, assigned
 from recoup.errors import RecoupError
-from recoup.evaluation import Function
 from recoup.network.checks import instance, is_module
 from recoup.network.emulated import emulated_layers
-from recoup.network.replay import Outputs
 from recoup.policy import Policy
+from recoup.repair import check_plan
 from recoup.search.bench import Bench, built, needing_scales
 from recoup.search.fronts import TUNED, Front, Point, Tuned
 from recoup.search.prices import Program
 from recoup.search.records import Records, Task
 from recoup.search.spaces import Group, title
 from recoup.tasks.bench import Value, Workbench
-from recoup.tasks.performing import Progress, perform
-from recoup.tasks.shards import Shard
-
-Choice = tuple[tuple[Group, ...], tuple[int, ...]]
-"""Groups, and the option of each."""
+from recoup.tasks.performing import perform
 
 
 def join(
@@ -39,12 +35,13 @@ def join(
     """Have a fine-tuned network join a front: `recoup.search.verify` then measures it beside the others, once.
 
     Its costs are counted as theirs are. Its damage is the distance to the network that was scored, its loss what it is
-    worse than that one in float, on the same test batches; scales are of each draw of calibration images. No repair by
-    default: norms and weights learnt with the hardware in place.
+    worse than that one in float, on the same test batches. Activation scales that it has, such as it was trained with,
+    stay; where it lacks one they are of each draw of calibration images. No repair by default: norms and weights learnt
+    with the hardware in place.
 
     Args:
         front: from `recoup.search.front`, `recoup.search.refine` or `recoup.search.verify`.
-        model: in float, built as the one that was scored, with weights of its own; it is not touched.
+        model: in float, built as the one that was scored, with weights of its own; it is copied.
         policy: what it was trained on; layers outside the space may be on hardware too.
         repair: a plan of `recoup.repair_`, applied before it is measured.
         weights: where the weights are from, for tables.
@@ -54,7 +51,8 @@ def join(
 
     Raises:
         RecoupError: a network that is emulated, or built otherwise; a policy that names no layer of it, or hardware
-            whose cost is not known; energy or area of layers outside the space, which the other points do not count.
+            whose cost is not known; energy or area of layers outside the space, which the other points do not count, or
+            of a layer that it leaves in float; a repair that the hardware does not have.
     """
     instance(front, Front, "search.join", "front", "what recoup.search.front returned")
     is_module(model, "search.join")
@@ -65,8 +63,9 @@ def join(
             "search: join: the network is not built as the one that was scored: a fine-tuned one has its layers and "
             "its code, and weights of its own"
         )
+    instance(policy, Mapping, "search.join", "policy", "a Policy")
     assert front.program is not None
-    chosen, priced, options = placed(front.program, front.scores.groups, model, policy)
+    chosen, priced, options = placed(front.program, front.scores.groups, model, policy, repair)
     inside = {layer: chosen.get(layer) for group in front.scores.groups for layer in group.layers}
     name = _free(f"{getattr(policy, 'name', '') or 'a policy'}, tuned", [point.policy.name for point in front.points])
     point = Point(
@@ -76,27 +75,41 @@ def join(
         float("nan"),
         TUNED,
         priced.allows(options),
-        tuned=Tuned(model, repair, weights),
+        tuned=Tuned(copy.deepcopy(model), repair, weights),
     )
-    return replace(front, points=(*front.points, point))
+    outside = [layer for layer in chosen if layer not in inside]
+    notes = (f"{name}: hardware runs {', '.join(outside)} too, outside the space.",) if outside else ()
+    return replace(front, points=(*front.points, point), notes=(*front.notes, *notes))
 
 
 def placed(
-    program: Program, groups: Sequence[Group], model: nn.Module, policy: Policy | Mapping[str, Any]
+    program: Program,
+    groups: Sequence[Group],
+    model: nn.Module,
+    policy: Policy | Mapping[str, Any],
+    repair: str | Sequence[str],
 ) -> tuple[dict[str, Any], Program, tuple[int, ...]]:
     """Which layer runs on what under a policy; the program of a space that holds it, the given one if that does; and
     its options there.
 
     Raises:
-        RecoupError: a key of the policy that names no layer, a cost that is not known or that no other point counts.
+        RecoupError: a key of the policy that names no layer, a cost that is not known or that no other point counts, a
+            repair that the hardware does not have.
     """
     chosen = assigned(model, policy, "search: join")
+    check_plan(chosen.values(), repair)
     held, options = _holding(groups, chosen)
     if held == tuple(groups):
         return chosen, program, options
     inside = {layer for group in groups for layer in group.layers}
     outside = next((layer for layer in chosen if layer not in inside), None)
     uneven = [name for name in program.priced.quantities if name in PRICED]
+    floating = [layer for group in groups if None not in group.options for layer in group.layers if layer not in chosen]
+    if floating and uneven:
+        raise RecoupError(
+            f"search: join: the policy leaves layer {floating[0]!r} in float, for which no hardware is generated, so "
+            f"it has no {' and '.join(uneven)}"
+        )
     if outside is not None and uneven:
         raise RecoupError(
             f"search: join: {title(chosen[outside])} on layer {outside!r}, which is outside the space: no other point "
@@ -105,7 +118,7 @@ def placed(
     return chosen, replace(program, priced=program.count(held)), options
 
 
-def _holding(groups: Sequence[Group], chosen: Mapping[str, Any]) -> Choice:
+def _holding(groups: Sequence[Group], chosen: Mapping[str, Any]) -> tuple[tuple[Group, ...], tuple[int, ...]]:
     """A space that holds a policy: groups that it divides in parts, options that it adds, its layers outside alone."""
     found: list[tuple[Group, Any]] = []
     for group in groups:
@@ -185,34 +198,31 @@ class Each:
 
 
 def measure_tuned(
-    points: Sequence[Point],
-    model: nn.Module,
-    test: Iterable[Any],
-    metrics: Sequence[str | Function],
-    draws: Sequence[Iterable[Any]],
-    outputs: Outputs,
-    *,
-    out: Path | None,
-    any_cpu: bool = False,
-    executor: Executor | None = None,
-    workers: int = 1,
-    shard: Shard | None = None,
-    progress: Progress | None = None,
-) -> tuple[list[list[Own]], int]:
-    """Measure fine-tuned points, each with its own network and as often as there are draws; what is kept is not again.
+    points: Sequence[Point], model: nn.Module, ordinary: Bench, stores: dict[str, Records], out: Path | None,
+    *, any_cpu: bool = False, **how: Any,
+) -> tuple[list[Own], int]:  # fmt: skip
+    """Measure fine-tuned points of one draw, each with its own network; what is kept is not measured again.
+
+    Args:
+        points: fine-tuned ones.
+        model: the one that was scored.
+        ordinary: what measures the other points of the draw.
+        stores: of each identity its records; those of further draws are added.
+        out, any_cpu: of `recoup.search.records.Records`.
+        how: of `recoup.tasks.performing.perform`.
 
     Returns:
-        The measurements of each point, and how many of them were made.
+        The measurements, and how many of them were made.
     """
-    plan = []
+    owns = []
     for point in points:
         assert point.tuned is not None
-        found, repair = point.tuned.network, point.tuned.repair
         task = Task.of(point.policy.name, dict(point.policy))
         scaled = needing_scales({layer: [config] for layer, config in task.hardware.items()})
-        benches = [Bench(found, test, metrics, images, repair, scaled, outputs, model) for images in draws]
-        plan.append([Own(one, task, Records(out, one.identity(), any_cpu=any_cpu)) for one in benches])
-    keeper = Each(any_cpu, "in memory" if out is None else f"in {out}")
-    every = [own for row in plan for own in row]
-    how: dict[str, Any] = {"executor": executor, "workers": workers, "shard": shard, "progress": progress}
-    return plan, perform(OwnBench(), every, keeper, **how) if every else 0
+        images, shared = (ordinary.batches, ordinary.metrics, ordinary.calibration), (ordinary.outputs, model)
+        bench = Bench(point.tuned.network, *images, point.tuned.repair, scaled, *shared)
+        records = Records(out, bench.identity(), any_cpu=any_cpu)
+        records = stores.setdefault(json.dumps(records.identity, sort_keys=True), records)
+        owns.append(Own(bench, task, records))
+    place = "in memory" if out is None else f"in {out}"
+    return owns, perform(OwnBench(), owns, Each(any_cpu, place), **how) if owns else 0

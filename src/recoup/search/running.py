@@ -187,7 +187,7 @@ def _checked(recipe: SearchRecipe, loaded: Source, batches: Iterable[Any]) -> Pl
     asked = (recipe.cost, recipe.limits, _array(recipe), space.most_units, recipe.liberty or None)
     program = affordable(made.groups, sizes, *asked)
     for point, network in zip(recipe.tuned, loaded.tuned, strict=True):
-        placed(program, made.groups, network, point.policy)
+        placed(program, made.groups, network, point.policy, point.repair)
     return made
 
 
@@ -252,11 +252,11 @@ def _trained_otherwise(point: TunedPoint, network: nn.Module) -> list[str]:
     try:
         recipe = json.loads(Path(point.weights).with_name(TRAINING).read_text("utf-8"))
         layers = {} if recipe["config"] is not None else recipe["layers"]
-    except (OSError, ValueError, KeyError, TypeError):  # weights of other origin
+        ours, theirs = (assigned(network, Policy(one), "search: tuned") for one in (point.policy, layers))
+    except (OSError, ValueError, KeyError, TypeError, RecoupError):  # weights of other origin, or of another network
         return []
     if not layers:  # trained in float, or on one config everywhere
         return []
-    ours, theirs = (assigned(network, Policy(one), "search: tuned") for one in (point.policy, layers))
     for layer in {**theirs, **ours}:
         if theirs.get(layer) != ours.get(layer):
             told = {"theirs": title(theirs.get(layer)), "ours": title(ours.get(layer)), "layer": layer}

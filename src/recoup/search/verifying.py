@@ -20,7 +20,7 @@ from recoup.network.modes import evaluating
 from recoup.network.replay import Outputs, memory
 from recoup.search.bench import Bench, kept, laid_out, metric_name, needing_scales
 from recoup.search.fronts import Front, Measured
-from recoup.search.joining import Own, measure_tuned
+from recoup.search.joining import measure_tuned
 from recoup.search.pairing import half_of, loss
 from recoup.search.records import Records, Task
 from recoup.storage.digest import of_batches, of_state
@@ -31,6 +31,9 @@ from recoup.tasks.shards import IncompleteError, Shard
 
 Draw = Callable[[int], Iterable[Any]]
 """A seed -> calibration batches."""
+
+Made = tuple[str, Value | None]
+"""A measurement's key, and its numbers if it was made."""
 
 
 def verify(
@@ -77,31 +80,38 @@ def verify(
     quality = _quality(model, test)
     metrics = list(dict.fromkeys([named, quality])) if quality else [named]
     scaled = needing_scales({layer: group.options for group in scores.groups for layer in group.layers})
-    tasks = [Task.of("float", {}), *(Task.of(p.policy.name, dict(p.policy)) for p in front.points if p.tuned is None)]
-    made, total = 0, len(numbers) * len({json.dumps(task.policy) for task in tasks})
+    made, tasks = 0, _tasks(front)
     kept_in, outputs, folder = list[Records](), Outputs(memory(workers)), None if out is None else Path(out)
+    tuned, stores = list[list[Made]](), dict[str, Records]()
     how: dict[str, Any] = {"executor": executor, "workers": workers, "shard": shard, "progress": progress}
-    drawn = [kept(images) for images in _draws(scores.calibration if calibration is None else calibration, numbers)]
-    for images in drawn:
+    for images in _draws(scores.calibration if calibration is None else calibration, numbers):
         bench = Bench(model, test, metrics, images, scores.identity["repair"], scaled, outputs)
         kept_in.append(Records(folder, bench.identity(), any_cpu=any_cpu))
         made += perform(bench, tasks, kept_in[-1], **how)
-    plan, more = measure_tuned(front.tuned, model, test, metrics, drawn, outputs, out=folder, any_cpu=any_cpu, **how)
-    made, total = made + more, total + len({own.key for row in plan for own in row})
-    found = _by_point(front, tasks, kept_in, plan)
+        owns, more = measure_tuned(front.tuned, model, bench, stores, folder, any_cpu=any_cpu, **how)
+        made, tuned = made + more, [*tuned, [(own.key, own.value) for own in owns]]
+    total = len(numbers) * len({json.dumps(task.policy) for task in tasks}) + len({k for row in tuned for k, _ in row})
+    found = _by_point(front, tasks, kept_in, tuned)
     told = [_measured(values, found[0], metric_name(named), quality, rises=scores.rises) for values in found]
     points = tuple(replace(point, measured=one) for point, one in zip(front.points, told[1:], strict=True))
-    about = {"seeds": len(numbers), "made": made, "total": total, "notes": (*front.notes, *_notes(found))}
-    return replace(front, points=points, floating=told[0], **about)
+    notes = (*front.notes, *_notes(found))
+    return replace(front, points=points, floating=told[0], seeds=len(numbers), made=made, total=total, notes=notes)
+
+
+def _tasks(front: Front) -> list[Task]:
+    """Of the float network, and of every point of the network that was scored."""
+    scored = [point for point in front.points if point.tuned is None]
+    return [Task.of("float", {}), *(Task.of(point.policy.name, dict(point.policy)) for point in scored)]
 
 
 def _by_point(
-    front: Front, tasks: Sequence[Task], kept_in: Sequence[Records], plan: Sequence[Sequence[Own]]
+    front: Front, tasks: Sequence[Task], kept_in: Sequence[Records], tuned: Sequence[Sequence[Made]]
 ) -> list[list[Value]]:
     """What was measured of the float network, which is the first task, and of every point, draw by draw."""
     floats, *rest = [_values(task.label, [records.get(task.policy) for records in kept_in]) for task in tasks]
-    ordinary, tuned = iter(rest), iter([_values(row[0].label, [own.value for own in row]) for row in plan])
-    return [floats, *(next(ordinary if point.tuned is None else tuned) for point in front.points)]
+    own = zip(front.tuned, zip(*tuned, strict=True), strict=True) if front.tuned else ()
+    ordinary, others = iter(rest), iter([_values(point.policy.name, [v for _, v in made]) for point, made in own])
+    return [floats, *(next(ordinary if point.tuned is None else others) for point in front.points)]
 
 
 def _notes(found: Sequence[Sequence[Value]]) -> tuple[str, ...]:
