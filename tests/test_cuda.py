@@ -1,4 +1,4 @@
-"""On a GPU every wing's layers, gradients and statistics are the CPU's to the bit; what torch computes there is not ours.
+"""On a GPU every wing's layers, gradients and statistics are the CPU's to the bit, whatever torch computes around them.
 
 The kernels have tests of their own (``test_gpu.py`` of each wing); these are layers in networks, and all that torch's
 own operations do on the way: a division by a plain number is another one on CUDA.
@@ -154,7 +154,8 @@ def test_a_pipeline_of_cuda_graphs_is_the_eager_one(mitigation):
     nets = [convolutional().to(DEVICE)]
     nets.append(copy.deepcopy(nets[0]))
     replayed, eager = (
-        make(net, rates, 0.9, 1e-2, mitigation, cuda_graph=graph) for net, graph in zip(nets, (True, False))
+        make(net, rates, 0.9, 1e-2, mitigation, cuda_graph=graph)
+        for net, graph in zip(nets, (True, False), strict=True)
     )
     assert isinstance(replayed, Simulator)
     for x, y in images(10):
