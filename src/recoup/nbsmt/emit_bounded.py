@@ -1,0 +1,279 @@
+"""Registers that saturate where slots hold one signed product, as LLVM vector IR: pieces that cannot leave, at once.
+
+Products of signed values have any sign, so no run of them is known beforehand. But what a piece of some slots adds on
+its way is at most |v| |w|, the lengths of its values and of its weights (Cauchy and Schwarz). Where no register of a
+tile is nearer to an end than that, none of the piece's sums leaves it, and the piece is added as if there were no ends:
+four products an instruction. Else it is walked, slot by slot.
+
+Legend: G groups of 16 pixels, a tile; K slots' taps in their order, in B blocks of `Form.size`, each of pieces; O output
+channels. All distances are in bytes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from llvmlite import ir
+
+from recoup.kernels import llvm
+from recoup.kernels.llvm import I8, I16, I32, I64, F, P, Target, loop
+from recoup.kernels.signature import Definition, Kernel, Signature
+from recoup.kernels.vector import Vector
+from recoup.nbsmt.emit_runs import LANES, VECTOR, planes_of, turn_of
+from recoup.network.scales import SIGNED
+
+QUAD, PIECE = 4, 16
+"""Slots of an instruction that adds, and of a piece."""
+
+NARROW = 16
+"""Bits of a register up to which it is walked in lanes of words."""
+
+UP = 1 + 2.0**-20
+"""What a length is multiplied by, lest rounding makes it shorter."""
+
+FILL = Signature.of(pieces=I64, rows=P, windows=P, words=P, reach=P)
+WALK = Signature.of(
+    outputs=I64, pieces=I64, quads=P, singles=P, lengths=P, zeros=P,
+    windows=P, words=P, reach=P, sums=P, begin=I32,
+)  # fmt: skip
+TILES = Signature.of(
+    first=I64, last=I64, pixels=I64, x=P, base=P, near=P,
+    channels=I64, taps=I64, outputs=I64, vectors=I64, blocks=I64, size=I64, quads=P, singles=P, lengths=P, zeros=P,
+    planes=P, windows=P, words=P, reach=P, sums=P, out=P, row=I64, start=I32,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a kernel is specialised for.
+
+    Attributes:
+        bits: of the register.
+        groups: G, even.
+        floats: the results are float32.
+    """
+
+    bits: int
+    groups: int
+    floats: bool
+
+    @property
+    def low(self) -> int:
+        """The register's lower end."""
+        return -(1 << (self.bits - 1))
+
+    @property
+    def high(self) -> int:
+        """The upper one."""
+        return (1 << (self.bits - 1)) - 1
+
+    @property
+    def narrow(self) -> bool:
+        """Whether it is walked in words, which hold the upper end by themselves, moved to theirs; else in 32 bits."""
+        return self.bits <= NARROW
+
+    @property
+    def shifts(self) -> tuple[int, int]:
+        """Powers of two that values and weights are walked times, so that the register's ends are those of 32 bits."""
+        missing = 0 if self.narrow else 32 - self.bits
+        return min(missing, 7), max(missing - 7, 0)
+
+
+@lru_cache(32)
+def tiles(form: Form, target: Target) -> Kernel:
+    """The registers of output pixels after all slots, tiles ``first .. last`` of 16 G pixels each.
+
+    Args:
+        pixels: how many there are; a tile's beyond the last one repeat it, and are not kept.
+        x: codes, of which whole vectors can be read. Those of pixel m, tap l begin at ``base[m] + near[l]``.
+        base, near: int64.
+        channels, taps, outputs: C, L and O.
+        vectors: of output channels, whole ones.
+        blocks, size: slots are added in so many blocks of ``size``, whole pieces; weights beyond the last are 0.
+        quads: int8 [B, O, size].
+        singles: int32 [B, O, size]: two words of one weight, or of a weight and 0, see `recoup.nbsmt.bounded`.
+        lengths: float32 [B, O, size / 16], at least the lengths of the weights.
+        zeros: int32 [B, O, size / 16], what the zeros of the codes add, negated.
+        planes: memory, [B size, 16 G] codes, which are zero from K on.
+        windows, words, reach, sums: memory: [size / 4, G] vectors, [size / 2, G] vectors, float32 [size / 16],
+            int32 [vectors 16, G 16].
+        out: float32 or int32, [vectors 16] for each pixel, ``row`` apart.
+        start: 0, what stands for it.
+    """
+    return Kernel(tiles_module(form), "tiles", TILES, target)
+
+
+def tiles_module(form: Form) -> ir.Module:
+    """Code of `tiles`."""
+    module, groups = ir.Module("nbsmt"), form.groups
+    planes, fill, walk = planes_of(module, groups), _fill(module, form), _Walk(module, form).d
+    turn = turn_of(module, groups, form.floats)
+    d = TILES.define(module, "tiles")
+    b, at = d.b, Vector(d.b, LANES).at
+    wide, pieces = I64(groups * LANES), b.sdiv(d["size"], I64(PIECE))
+    with loop(b, d["first"], d["last"]) as tile:
+        done = b.mul(tile.index, wide)
+        planes.call(d, first=done)
+        with loop(b, I64(0), d["blocks"]) as block:
+            fill.call(d, pieces=pieces, rows=at(d["planes"], b.mul(b.mul(block.index, d["size"]), wide), I8))
+            own = b.mul(b.mul(block.index, d["outputs"]), pieces)
+            places = {
+                name: at(d[name], b.mul(own, I64(size)), I8)
+                for name, size in (("quads", PIECE), ("singles", 4 * PIECE), ("lengths", 4), ("zeros", 4))
+            }
+            begin = b.zext(b.icmp_signed("==", block.index, I64(0)), I32)
+            walk.call(d, pieces=pieces, begin=begin, **places)
+        turn.call(d, count=b.sub(d["pixels"], done), to=at(d["out"], b.mul(done, d["row"]), I8))
+    b.ret_void()
+    return module
+
+
+def _fill(module: ir.Module, form: Form) -> Definition:
+    """A block's rows of codes as windows of four slots, as values in words, and how long a piece's values can be.
+
+    Words are [slots / 2, G] vectors of [16 pixels, 2 slots], or [slots, 16 G pixels] where the register is narrow.
+    """
+    d = FILL.define(module, "fill")
+    b, v, groups = d.b, Vector(d.b, LANES), form.groups
+    order = [slot * LANES + lane for lane in range(LANES) for slot in range(QUAD)]
+    pair = [slot * LANES + lane for lane in range(LANES) for slot in range(2)]
+    shift = ir.Constant(ir.VectorType(I16, 2 * LANES), [form.shifts[0]] * 2 * LANES)
+    with loop(b, I64(0), d["pieces"]) as piece:
+        longest = ir.Constant(v.integers, None)
+        rows = v.at(d["rows"], b.mul(piece.index, I64(PIECE * groups * LANES)), I8)
+        windows = v.at(d["windows"], b.mul(piece.index, I64(PIECE // QUAD * groups * VECTOR)), I8)
+        words = v.at(d["words"], b.mul(piece.index, I64(PIECE // 2 * groups * VECTOR)), I8)
+        for group in range(groups):
+            length = ir.Constant(v.integers, None)
+            for quad in range(PIECE // QUAD):
+                slots = range(QUAD * quad, QUAD * (quad + 1))
+                codes = [v.load(rows, I64((slot * groups + group) * LANES), kind=v.of(I8)) for slot in slots]
+                halves = [llvm.shuffle(b, codes[i], range(2 * LANES), codes[i + 1]) for i in (0, 2)]
+                window = llvm.shuffle(b, halves[0], order, halves[1])
+                v.store(window, v.at(windows, I64((quad * groups + group) * VECTOR), I8), I64(0))
+                values = [b.sext(b.xor(code, v.constant(-SIGNED, v.of(I8))), v.of(I16)) for code in codes]
+                for i in (0, 2):
+                    both = llvm.shuffle(b, values[i], pair, values[i + 1])
+                    length = _dotted(b, "wssd", length, both, both)
+                    if not form.narrow:
+                        place = (slots[i] // 2 * groups + group) * VECTOR
+                        v.store(b.shl(both, shift), v.at(words, I64(place), I8), I64(0))
+                for slot, value in zip(slots, values, strict=True) if form.narrow else ():
+                    v.store(value, words, I64((slot * groups + group) * LANES))
+            longest = v.larger(longest, length)
+        squared = b.sitofp(v.reduced(longest, lambda x, y: b.select(b.icmp_signed(">", x, y), x, y)), F)
+        root = b.call(llvm.declared(b, "llvm.sqrt.f32", F, [F]), [squared])
+        v.put(b.fmul(root, F(UP)), d["reach"], piece.index)
+    b.ret_void()
+    return d
+
+
+class _Walk:
+    """All pieces of a block added, output channel by output channel.
+
+    ``sums``, int32 [O, G, 16], keeps the registers from block to block; ``begin``: this one is the first.
+    """
+
+    def __init__(self, module: ir.Module, form: Form) -> None:
+        self.form, self.d = form, WALK.define(module, "walk")
+        self.b, self.v = self.d.b, Vector(self.d.b, LANES)
+        self.words = ir.VectorType(I16, 2 * LANES)
+        d, b, v, groups = self.d, self.b, self.v, form.groups
+        fresh = v.everywhere(b.icmp_signed("!=", d["begin"], I32(0)))
+        with loop(b, I64(0), d["outputs"]) as output:
+            sums = v.at(d["sums"], b.mul(output.index, I64(VECTOR * groups)), I8)
+            kept = [v.load(sums, I64(LANES * g), kind=v.integers) for g in range(groups)]
+            registers = [b.select(fresh, ir.Constant(v.integers, None), register) for register in kept]
+            first = b.mul(output.index, d["pieces"])
+            with loop(b, I64(0), d["pieces"], 1, registers, unroll=False) as piece:
+                piece.carry(*self._piece(piece.values, piece.index, b.add(first, piece.index)))
+            for g, register in enumerate(piece.values):
+                v.store(register, sums, I64(LANES * g))
+        b.ret_void()
+
+    def _piece(self, registers: Sequence[Any], piece: Any, weights: Any) -> list[Any]:
+        """The registers after a piece of the block, of the weights' ``weights``-th."""
+        b, v, d = self.b, self.v, self.d
+        reach = b.fmul(v.get(d["reach"], piece, F), v.get(d["lengths"], weights, F))
+        reach = v.everywhere(b.fptosi(b.fadd(b.fmul(reach, F(UP)), F(1)), I32))
+        largest = smallest = registers[0]
+        for register in registers[1:]:
+            largest, smallest = v.larger(largest, register), v.smaller(smallest, register)
+        above = b.icmp_signed(">", largest, b.sub(v.constant(self.form.high, v.integers), reach))
+        below = b.icmp_signed("<", smallest, b.add(v.constant(self.form.low, v.integers), reach))
+        with b.if_else(v.any(b.or_(above, below)), likely=False) as (near, far):
+            with near:
+                walked = (self._narrow if self.form.narrow else self._walked)(registers, piece, weights)
+                from_near = b.block
+            with far:
+                added = self._added(registers, piece, weights)
+                from_far = b.block
+        after = []
+        for one, other in zip(walked, added, strict=True):
+            register = b.phi(v.integers)
+            register.add_incoming(one, from_near)
+            register.add_incoming(other, from_far)
+            after.append(register)
+        return after
+
+    def _added(self, registers: Sequence[Any], piece: Any, weights: Any) -> list[Any]:
+        """A piece at once."""
+        b, v, d, groups = self.b, self.v, self.d, self.form.groups
+        windows = v.at(d["windows"], b.mul(piece, I64(PIECE // QUAD * groups * VECTOR)), I8)
+        own = v.at(d["quads"], b.mul(weights, I64(PIECE)), I8)
+        zeros = v.everywhere(v.get(d["zeros"], weights, I32))
+        registers = [b.add(register, zeros) for register in registers]
+        for quad in range(PIECE // QUAD):
+            weight = v.everywhere(v.get(own, I64(quad), I32))
+            for g in range(groups):
+                x = v.load(windows, I64((quad * groups + g) * LANES), kind=v.integers)
+                registers[g] = _dotted(b, "busd", registers[g], x, weight)
+        return registers
+
+    def _walked(self, registers: Sequence[Any], piece: Any, weights: Any) -> list[Any]:
+        """Slot by slot, in 32 bits, whose ends are the register's: a pair of words, of which one weighs 0."""
+        b, v, d, groups = self.b, self.v, self.d, self.form.groups
+        words = v.at(d["words"], b.mul(piece, I64(PIECE // 2 * groups * VECTOR)), I8)
+        own = v.at(d["singles"], b.mul(weights, I64(4 * PIECE)), I8)
+        missing = v.constant(sum(self.form.shifts), v.integers)
+        with loop(b, I64(0), I64(PIECE), 2, [b.shl(r, missing) for r in registers], unroll=False) as slot:
+            x = v.at(words, b.mul(slot.index, I64(groups * VECTOR // 2)), I8)
+            values = [v.load(x, I64(LANES * g), kind=v.integers) for g in range(groups)]
+            after = slot.values
+            for i in range(2):
+                weight = v.everywhere(v.get(own, b.add(slot.index, I64(i)), I32))
+                after = [_dotted(b, "wssds", r, x, weight) for r, x in zip(after, values, strict=True)]
+            slot.carry(*after)
+        return [b.ashr(register, missing) for register in slot.values]
+
+    def _narrow(self, registers: Sequence[Any], piece: Any, weights: Any) -> list[Any]:
+        """Slot by slot, two groups in lanes of 16 bits, whose upper end is the register's, moved up to it."""
+        b, v, d, groups = self.b, self.v, self.d, self.form.groups
+        words = v.at(d["words"], b.mul(piece, I64(PIECE // 2 * groups * VECTOR)), I8)
+        own = v.at(d["singles"], b.mul(weights, I64(4 * PIECE)), I8)
+        start = (1 << (NARROW - 1)) - 1 - self.form.high
+        up = v.constant(start, v.integers)
+        both = range(2 * LANES)
+        moved = [b.trunc(b.add(register, up), v.of(I16)) for register in registers]
+        pairs = [llvm.shuffle(b, moved[g], both, moved[g + 1]) for g in range(0, groups, 2)]
+        low = ir.Constant(self.words, [self.form.low + start] * 2 * LANES)
+        with loop(b, I64(0), I64(PIECE), 1, pairs, unroll=False) as slot:
+            x = v.at(words, b.mul(slot.index, I64(groups * VECTOR // 2)), I8)
+            weight = b.bitcast(v.everywhere(v.get(own, slot.index, I32)), self.words)
+            after = []
+            for g, register in enumerate(slot.values):
+                values = b.load(v.at(x, I64(VECTOR * g), I8), typ=self.words, align=1)
+                function = llvm.declared(b, "llvm.sadd.sat.v32i16", self.words, [self.words] * 2)
+                register = b.call(function, [register, b.mul(values, weight)])
+                after.append(register if self.form.bits == NARROW else v.larger(register, low))
+            slot.carry(*after)
+        halves = [llvm.shuffle(b, r, range(i, i + LANES)) for r in slot.values for i in (0, LANES)]
+        return [b.sub(b.sext(half, v.integers), up) for half in halves]
+
+
+def _dotted(b: ir.IRBuilder, kind: str, register: Any, x: Any, w: Any) -> Any:
+    """The register plus the products of every lane's bytes or words."""
+    lanes = register.type
+    x, w = (value if value.type == lanes else b.bitcast(value, lanes) for value in (x, w))
+    return b.call(llvm.declared(b, f"llvm.x86.avx512.vpdp{kind}.512", lanes, [lanes] * 3), [register, x, w])
