@@ -14,7 +14,7 @@ from torch import Tensor
 from recoup.kernels.llvm import Target
 from recoup.kernels.threads import over_rows
 from recoup.nbsmt import emit_bounded
-from recoup.nbsmt.emit_bounded import PIECE, QUAD, UP, Form
+from recoup.nbsmt.emit_bounded import ALL, PIECE, PIECES, QUAD, SPAN, UP, Form
 from recoup.nbsmt.emit_runs import LANES, VECTOR
 from recoup.nbsmt.ports import SIGNED
 
@@ -29,6 +29,9 @@ PIXELS, OUTPUTS = GROUPS * LANES, 2 * LANES
 
 WORK = 1 << 16
 """Products that pay for one more thread."""
+
+WALKED = 0.5
+"""The share of pieces that may be walked: with more of them, `recoup.nbsmt.emit_saturating` takes less time."""
 
 NEEDED = frozenset({"avx512vnni", "avx512bw"})
 """What a processor must have."""
@@ -69,9 +72,10 @@ def weights(w_OK: Tensor, form: Form, size: int) -> Weights:
         pairs[:] = words.unsqueeze(-1)
     else:
         pairs[:, :, 0::2, 0], pairs[:, :, 1::2, 1] = words[:, :, 0::2], words[:, :, 1::2]
-    of_piece = w_BOk.to(torch.int32).unflatten(2, (-1, PIECE))
-    lengths = of_piece.square().sum(3).float().sqrt() * UP
-    return Weights(w_BOk, pairs.view(torch.int32).squeeze(-1), lengths, -SIGNED * of_piece.sum(3, dtype=torch.int32))
+    of_piece = w_BOk.to(torch.int32).unflatten(2, (-1, PIECES, PIECE))
+    squares, sums = of_piece.square().sum(4, dtype=torch.int32), of_piece.sum(4, dtype=torch.int32)
+    lengths, zeros = (torch.cat([part.sum(3, keepdim=True, dtype=torch.int32), part], 3) for part in (squares, sums))
+    return Weights(w_BOk, pairs.view(torch.int32).squeeze(-1), lengths.float().sqrt() * UP, -SIGNED * zeros)
 
 
 def fits(w_OSLV: Tensor, groups: int, zero: int, pixels: int, target: Target) -> bool:
@@ -94,9 +98,15 @@ class Tiles:
         outputs, self.channels, self.taps, _ = w_OSLV.shape
         self.outputs, self.bits = outputs // parts, bits
         slots = self.channels * self.taps
-        self.size = min(BLOCK, slots + -slots % PIECE)
+        self.size = min(BLOCK, slots + -slots % SPAN)
         form = Form(bits, GROUPS, floats=False)
+        self._walked = 0.0
         self._parts = [weights(w_OK, form, self.size) for w_OK in w_OSLV.flatten(1).chunk(parts)]
+
+    @property
+    def pays(self) -> bool:
+        """Whether few enough of the last call's pieces were walked."""
+        return self._walked <= WALKED
 
     def __call__(self, pixels: int, *, x: int, out: int, row: int, floats: bool, target: Target, **near: int) -> None:
         """Of so many output pixels, at least one.
@@ -116,12 +126,16 @@ class Tiles:
             vectors=lanes // LANES, blocks=blocks, size=size, row=row, start=0,
         )  # fmt: skip
 
+        all_walked: list[Tensor] = []
+
         def tiles(first: int, last: int) -> None:
             planes = torch.full((blocks * size, wide), SIGNED, dtype=torch.uint8)
             windows = torch.empty(size // QUAD, GROUPS, VECTOR, dtype=torch.uint8)
             words = torch.empty(size // 2, GROUPS, VECTOR, dtype=torch.uint8)
-            reach, sums = torch.empty(size // PIECE), torch.empty(lanes, wide, dtype=torch.int32)
-            memory = {"planes": planes, "windows": windows, "words": words, "reach": reach, "sums": sums}
+            reach, sums = torch.empty(size // SPAN, ALL), torch.empty(lanes, wide, dtype=torch.int32)
+            walked = torch.zeros(1, dtype=torch.int64)
+            all_walked.append(walked)
+            memory = {"planes": planes, "windows": windows, "words": words, "reach": reach, "sums": sums, "walked": walked}
             memory = {name: part.data_ptr() for name, part in memory.items()}
             for number, part in enumerate(self._parts):
                 own = {name: value.data_ptr() for name, value in part._asdict().items()}
@@ -129,4 +143,7 @@ class Tiles:
                 kernel(first=first, last=last, **own, **places, **memory)
 
         work = wide * len(self._parts) * self.channels * self.taps * self.outputs
-        over_rows(tiles, -(-pixels // wide), work, WORK)
+        count = -(-pixels // wide)
+        over_rows(tiles, count, work, WORK)
+        pieces = count * len(self._parts) * blocks * size // PIECE * self.outputs
+        self._walked = sum(int(walked) for walked in all_walked) / pieces

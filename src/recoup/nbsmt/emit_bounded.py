@@ -9,9 +9,9 @@ Legend: G groups of 16 pixels, a tile; K slots' taps in their order, in B blocks
 channels. All distances are in bytes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial, reduce
 from typing import Any
 
 from llvmlite import ir
@@ -23,8 +23,14 @@ from recoup.kernels.vector import Vector
 from recoup.nbsmt.emit_runs import LANES, VECTOR, planes_of, turn_of
 from recoup.network.scales import SIGNED
 
-QUAD, PIECE = 4, 16
-"""Slots of an instruction that adds, and of a piece."""
+QUAD, PIECE, SPAN = 4, 16, 32
+"""Slots of an instruction that adds, of a piece, and of a span."""
+
+PIECES = SPAN // PIECE
+"""Pieces of a span."""
+
+ALL = PIECES + 1
+"""Numbers of a span: its own, and one for each of its pieces."""
 
 NARROW = 16
 """Bits of a register up to which it is walked in lanes of words."""
@@ -32,15 +38,15 @@ NARROW = 16
 UP = 1 + 2.0**-20
 """What a length is multiplied by, lest rounding makes it shorter."""
 
-FILL = Signature.of(pieces=I64, rows=P, windows=P, words=P, reach=P)
+FILL = Signature.of(spans=I64, rows=P, windows=P, words=P, reach=P)
 WALK = Signature.of(
-    outputs=I64, pieces=I64, quads=P, singles=P, lengths=P, zeros=P,
-    windows=P, words=P, reach=P, sums=P, begin=I32,
+    outputs=I64, spans=I64, quads=P, singles=P, lengths=P, zeros=P,
+    windows=P, words=P, reach=P, sums=P, walked=P, begin=I32,
 )  # fmt: skip
 TILES = Signature.of(
     first=I64, last=I64, pixels=I64, x=P, base=P, near=P,
     channels=I64, taps=I64, outputs=I64, vectors=I64, blocks=I64, size=I64, quads=P, singles=P, lengths=P, zeros=P,
-    planes=P, windows=P, words=P, reach=P, sums=P, out=P, row=I64, start=I32,
+    planes=P, windows=P, words=P, reach=P, sums=P, walked=P, out=P, row=I64, start=I32,
 )  # fmt: skip
 
 
@@ -111,19 +117,19 @@ def tiles_module(form: Form) -> ir.Module:
     turn = turn_of(module, groups, form.floats)
     d = TILES.define(module, "tiles")
     b, at = d.b, Vector(d.b, LANES).at
-    wide, pieces = I64(groups * LANES), b.sdiv(d["size"], I64(PIECE))
+    wide, spans = I64(groups * LANES), b.sdiv(d["size"], I64(SPAN))
     with loop(b, d["first"], d["last"]) as tile:
         done = b.mul(tile.index, wide)
         planes.call(d, first=done)
         with loop(b, I64(0), d["blocks"]) as block:
-            fill.call(d, pieces=pieces, rows=at(d["planes"], b.mul(b.mul(block.index, d["size"]), wide), I8))
-            own = b.mul(b.mul(block.index, d["outputs"]), pieces)
+            fill.call(d, spans=spans, rows=at(d["planes"], b.mul(b.mul(block.index, d["size"]), wide), I8))
+            own = b.mul(b.mul(block.index, d["outputs"]), spans)
             places = {
                 name: at(d[name], b.mul(own, I64(size)), I8)
-                for name, size in (("quads", PIECE), ("singles", 4 * PIECE), ("lengths", 4), ("zeros", 4))
+                for name, size in (("quads", SPAN), ("singles", 4 * SPAN), ("lengths", 4 * ALL), ("zeros", 4 * ALL))
             }
             begin = b.zext(b.icmp_signed("==", block.index, I64(0)), I32)
-            walk.call(d, pieces=pieces, begin=begin, **places)
+            walk.call(d, spans=spans, begin=begin, **places)
         turn.call(d, count=b.sub(d["pixels"], done), to=at(d["out"], b.mul(done, d["row"]), I8))
     b.ret_void()
     return module
@@ -136,37 +142,55 @@ def _fill(module: ir.Module, form: Form) -> Definition:
     """
     d = FILL.define(module, "fill")
     b, v, groups = d.b, Vector(d.b, LANES), form.groups
-    order = [slot * LANES + lane for lane in range(LANES) for slot in range(QUAD)]
-    pair = [slot * LANES + lane for lane in range(LANES) for slot in range(2)]
-    shift = ir.Constant(ir.VectorType(I16, 2 * LANES), [form.shifts[0]] * 2 * LANES)
-    with loop(b, I64(0), d["pieces"]) as piece:
-        longest = ir.Constant(v.integers, None)
-        rows = v.at(d["rows"], b.mul(piece.index, I64(PIECE * groups * LANES)), I8)
-        windows = v.at(d["windows"], b.mul(piece.index, I64(PIECE // QUAD * groups * VECTOR)), I8)
-        words = v.at(d["words"], b.mul(piece.index, I64(PIECE // 2 * groups * VECTOR)), I8)
+    none = ir.Constant(v.integers, None)
+    with loop(b, I64(0), d["spans"]) as span:
+        rows = v.at(d["rows"], b.mul(span.index, I64(SPAN * groups * LANES)), I8)
+        windows = v.at(d["windows"], b.mul(span.index, I64(SPAN // QUAD * groups * VECTOR)), I8)
+        words = v.at(d["words"], b.mul(span.index, I64(SPAN // 2 * groups * VECTOR)), I8)
+        longest = [none] * ALL
         for group in range(groups):
-            length = ir.Constant(v.integers, None)
-            for quad in range(PIECE // QUAD):
-                slots = range(QUAD * quad, QUAD * (quad + 1))
-                codes = [v.load(rows, I64((slot * groups + group) * LANES), kind=v.of(I8)) for slot in slots]
-                halves = [llvm.shuffle(b, codes[i], range(2 * LANES), codes[i + 1]) for i in (0, 2)]
-                window = llvm.shuffle(b, halves[0], order, halves[1])
-                v.store(window, v.at(windows, I64((quad * groups + group) * VECTOR), I8), I64(0))
-                values = [b.sext(b.xor(code, v.constant(-SIGNED, v.of(I8))), v.of(I16)) for code in codes]
-                for i in (0, 2):
-                    both = llvm.shuffle(b, values[i], pair, values[i + 1])
-                    length = _dotted(b, "wssd", length, both, both)
-                    if not form.narrow:
-                        place = (slots[i] // 2 * groups + group) * VECTOR
-                        v.store(b.shl(both, shift), v.at(words, I64(place), I8), I64(0))
-                for slot, value in zip(slots, values, strict=True) if form.narrow else ():
-                    v.store(value, words, I64((slot * groups + group) * LANES))
-            longest = v.larger(longest, length)
-        squared = b.sitofp(v.reduced(longest, lambda x, y: b.select(b.icmp_signed(">", x, y), x, y)), F)
-        root = b.call(llvm.declared(b, "llvm.sqrt.f32", F, [F]), [squared])
-        v.put(b.fmul(root, F(UP)), d["reach"], piece.index)
+            of_pieces = []
+            for first in range(0, SPAN, PIECE):
+                length = none
+                for slot in range(first, first + PIECE, QUAD):
+                    places = [I64(((slot + i) * groups + group) * LANES) for i in range(QUAD)]
+                    codes = [v.load(rows, place, kind=v.of(I8)) for place in places]
+                    window = v.at(windows, I64((slot // QUAD * groups + group) * VECTOR), I8)
+                    v.store(_window(v, codes), window, I64(0))
+                    length = _words(v, form, codes, length, words, slot, group)
+                of_pieces.append(length)
+            whole = reduce(b.add, of_pieces)
+            longest = [v.larger(one, other) for one, other in zip(longest, [whole, *of_pieces], strict=True)]
+        for i, lengths in enumerate(longest):
+            squared = b.sitofp(v.reduced(lengths, lambda x, y: b.select(b.icmp_signed(">", x, y), x, y)), F)
+            root = b.call(llvm.declared(b, "llvm.sqrt.f32", F, [F]), [squared])
+            v.put(b.fmul(root, F(UP)), d["reach"], b.add(b.mul(span.index, I64(ALL)), I64(i)))
     b.ret_void()
     return d
+
+
+def _window(v: Vector, codes: Sequence[Any]) -> Any:
+    """Four slots' codes of 16 pixels, pixel by pixel."""
+    order = [slot * LANES + lane for lane in range(LANES) for slot in range(QUAD)]
+    halves = [llvm.shuffle(v.b, codes[i], range(2 * LANES), codes[i + 1]) for i in (0, 2)]
+    return llvm.shuffle(v.b, halves[0], order, halves[1])
+
+
+def _words(v: Vector, form: Form, codes: Sequence[Any], length: Any, words: Any, slot: int, group: int) -> Any:
+    """Store the values of four slots from ``slot`` on; ``length`` and the sums of their squares."""
+    b, groups = v.b, form.groups
+    pair = [slot * LANES + lane for lane in range(LANES) for slot in range(2)]
+    shift = ir.Constant(ir.VectorType(I16, 2 * LANES), [form.shifts[0]] * 2 * LANES)
+    values = [b.sext(b.xor(code, v.constant(-SIGNED, v.of(I8))), v.of(I16)) for code in codes]
+    for i in (0, 2):
+        both = llvm.shuffle(b, values[i], pair, values[i + 1])
+        length = _dotted(b, "wssd", length, both, both)
+        if not form.narrow:
+            place = ((slot + i) // 2 * groups + group) * VECTOR
+            v.store(b.shl(both, shift), v.at(words, I64(place), I8), I64(0))
+    for i, value in enumerate(values if form.narrow else ()):
+        v.store(value, words, I64(((slot + i) * groups + group) * LANES))
+    return length
 
 
 class _Walk:
@@ -185,57 +209,104 @@ class _Walk:
             sums = v.at(d["sums"], b.mul(output.index, I64(VECTOR * groups)), I8)
             kept = [v.load(sums, I64(LANES * g), kind=v.integers) for g in range(groups)]
             registers = [b.select(fresh, ir.Constant(v.integers, None), register) for register in kept]
-            first = b.mul(output.index, d["pieces"])
-            with loop(b, I64(0), d["pieces"], 1, registers, unroll=False) as piece:
-                piece.carry(*self._piece(piece.values, piece.index, b.add(first, piece.index)))
-            for g, register in enumerate(piece.values):
+            first = b.mul(output.index, d["spans"])
+            with loop(b, I64(0), d["spans"], 1, registers, unroll=False) as span:
+                span.carry(*self._span(span.values, span.index, b.add(first, span.index)))
+            for g, register in enumerate(span.values):
                 v.store(register, sums, I64(LANES * g))
         b.ret_void()
 
-    def _piece(self, registers: Sequence[Any], piece: Any, weights: Any) -> list[Any]:
-        """The registers after a piece of the block, of the weights' ``weights``-th."""
+    def _reach(self, span: Any, weights: Any, number: int) -> Any:
+        """How far a span goes, or a step of it, at most: float32, 1 or more above it."""
         b, v, d = self.b, self.v, self.d
-        reach = b.fmul(v.get(d["reach"], piece, F), v.get(d["lengths"], weights, F))
-        reach = v.everywhere(b.fptosi(b.fadd(b.fmul(reach, F(UP)), F(1)), I32))
-        largest = smallest = registers[0]
-        for register in registers[1:]:
-            largest, smallest = v.larger(largest, register), v.smaller(smallest, register)
+        length, reach = (
+            v.get(d[name], b.add(b.mul(at, I64(ALL)), I64(number)), F)
+            for name, at in (("lengths", weights), ("reach", span))
+        )
+        return b.fadd(b.fmul(b.fmul(length, reach), F(UP)), F(1))
+
+    def _outside(self, largest: Any, smallest: Any, reach: Any) -> Any:
+        """Whether a register may leave that goes so far from these."""
+        b, v = self.b, self.v
+        reach = v.everywhere(b.fptosi(reach, I32))
         above = b.icmp_signed(">", largest, b.sub(v.constant(self.form.high, v.integers), reach))
         below = b.icmp_signed("<", smallest, b.add(v.constant(self.form.low, v.integers), reach))
-        with b.if_else(v.any(b.or_(above, below)), likely=False) as (near, far):
-            with near:
-                walked = (self._narrow if self.form.narrow else self._walked)(registers, piece, weights)
-                from_near = b.block
-            with far:
-                added = self._added(registers, piece, weights)
-                from_far = b.block
+        return v.any(b.or_(above, below))
+
+    def _either(self, holds: Any, one: Callable[[], list[Any]], other: Callable[[], list[Any]]) -> list[Any]:
+        """The registers after one way or the other."""
+        b = self.b
+        with b.if_else(holds, likely=False) as (then, otherwise):
+            with then:
+                ones, from_one = one(), b.block
+            with otherwise:
+                others, from_other = other(), b.block
         after = []
-        for one, other in zip(walked, added, strict=True):
-            register = b.phi(v.integers)
-            register.add_incoming(one, from_near)
-            register.add_incoming(other, from_far)
+        for first, second in zip(ones, others, strict=True):
+            register = b.phi(first.type)
+            register.add_incoming(first, from_one)
+            register.add_incoming(second, from_other)
             after.append(register)
         return after
 
-    def _added(self, registers: Sequence[Any], piece: Any, weights: Any) -> list[Any]:
-        """A piece at once."""
+    def _span(self, registers: Sequence[Any], span: Any, weights: Any) -> list[Any]:
+        """The registers after a span of the block, of the weights' ``weights``-th."""
+        outside = self._outside(*self._ends(registers), self._reach(span, weights, 0))
+
+        def whole() -> list[Any]:
+            return self._added(self._from_zero(registers, weights, 0), span, weights, 0, SPAN)
+
+        return self._either(outside, lambda: self._pieces(registers, span, weights), whole)
+
+    def _ends(self, registers: Sequence[Any]) -> tuple[Any, Any]:
+        """The largest and the smallest register of every lane."""
+        largest = smallest = registers[0]
+        for register in registers[1:]:
+            largest, smallest = self.v.larger(largest, register), self.v.smaller(smallest, register)
+        return largest, smallest
+
+    def _pieces(self, registers: list[Any], span: Any, weights: Any) -> list[Any]:
+        """A span piece by piece: a sum goes beyond both of a piece's ends by half of what it can go, or less."""
+        b, v, walk = self.b, self.v, self._narrow if self.form.narrow else self._walked
+        for piece in range(PIECES):
+            first, reach = piece * PIECE, self._reach(span, weights, piece + 1)
+            after = self._added(self._from_zero(registers, weights, piece + 1), span, weights, first, PIECE)
+            (high, low), (higher, lower) = self._ends(registers), self._ends(after)
+            ends = v.larger(high, higher), v.smaller(low, lower)
+            outside = self._outside(*ends, b.fadd(b.fmul(reach, F(0.5)), F(1)))
+            registers = self._either(outside, partial(walk, registers, span, weights, first), after.copy)
+        return registers
+
+    def _from_zero(self, registers: Sequence[Any], weights: Any, number: int) -> list[Any]:
+        """The registers less what the zeros of the codes of a span, or of a step of it, are going to add."""
+        place = self.b.add(self.b.mul(weights, I64(ALL)), I64(number))
+        zeros = self.v.everywhere(self.v.get(self.d["zeros"], place, I32))
+        return [self.b.add(register, zeros) for register in registers]
+
+    def _added(self, registers: list[Any], span: Any, weights: Any, first: int, count: int) -> list[Any]:
+        """Some slots of a span, whole quads, added as if the register had no ends."""
         b, v, d, groups = self.b, self.v, self.d, self.form.groups
-        windows = v.at(d["windows"], b.mul(piece, I64(PIECE // QUAD * groups * VECTOR)), I8)
-        own = v.at(d["quads"], b.mul(weights, I64(PIECE)), I8)
-        zeros = v.everywhere(v.get(d["zeros"], weights, I32))
-        registers = [b.add(register, zeros) for register in registers]
-        for quad in range(PIECE // QUAD):
+        windows = v.at(d["windows"], b.mul(span, I64(SPAN // QUAD * groups * VECTOR)), I8)
+        own = v.at(d["quads"], b.mul(weights, I64(SPAN)), I8)
+        for quad in range(first // QUAD, (first + count) // QUAD):
             weight = v.everywhere(v.get(own, I64(quad), I32))
             for g in range(groups):
                 x = v.load(windows, I64((quad * groups + g) * LANES), kind=v.integers)
                 registers[g] = _dotted(b, "busd", registers[g], x, weight)
         return registers
 
-    def _walked(self, registers: Sequence[Any], piece: Any, weights: Any) -> list[Any]:
-        """Slot by slot, in 32 bits, whose ends are the register's: a pair of words, of which one weighs 0."""
+    def _walk_from(self, span: Any, weights: Any, first: int) -> tuple[Any, Any]:
+        """Where the words of a piece lie that begins at slot ``first`` of a span, and its weights; the piece is counted."""
         b, v, d, groups = self.b, self.v, self.d, self.form.groups
-        words = v.at(d["words"], b.mul(piece, I64(PIECE // 2 * groups * VECTOR)), I8)
-        own = v.at(d["singles"], b.mul(weights, I64(4 * PIECE)), I8)
+        v.put(b.add(v.get(d["walked"], I64(0), I64), I64(1)), d["walked"], I64(0))
+        words = v.at(d["words"], b.mul(span, I64(SPAN // 2 * groups * VECTOR)), I8)
+        own = v.at(d["singles"], b.mul(weights, I64(4 * SPAN)), I8)
+        return v.at(words, I64(first // 2 * groups * VECTOR), I8), v.at(own, I64(first), I32)
+
+    def _walked(self, registers: Sequence[Any], span: Any, weights: Any, first: int) -> list[Any]:
+        """Slot by slot, in 32 bits, whose ends are the register's: a pair of words, of which one weighs 0."""
+        b, v, groups = self.b, self.v, self.form.groups
+        words, own = self._walk_from(span, weights, first)
         missing = v.constant(sum(self.form.shifts), v.integers)
         with loop(b, I64(0), I64(PIECE), 2, [b.shl(r, missing) for r in registers], unroll=False) as slot:
             x = v.at(words, b.mul(slot.index, I64(groups * VECTOR // 2)), I8)
@@ -247,11 +318,10 @@ class _Walk:
             slot.carry(*after)
         return [b.ashr(register, missing) for register in slot.values]
 
-    def _narrow(self, registers: Sequence[Any], piece: Any, weights: Any) -> list[Any]:
+    def _narrow(self, registers: Sequence[Any], span: Any, weights: Any, first: int) -> list[Any]:
         """Slot by slot, two groups in lanes of 16 bits, whose upper end is the register's, moved up to it."""
-        b, v, d, groups = self.b, self.v, self.d, self.form.groups
-        words = v.at(d["words"], b.mul(piece, I64(PIECE // 2 * groups * VECTOR)), I8)
-        own = v.at(d["singles"], b.mul(weights, I64(4 * PIECE)), I8)
+        b, v, groups = self.b, self.v, self.form.groups
+        words, own = self._walk_from(span, weights, first)
         start = (1 << (NARROW - 1)) - 1 - self.form.high
         up = v.constant(start, v.integers)
         both = range(2 * LANES)

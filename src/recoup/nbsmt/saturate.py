@@ -81,7 +81,7 @@ class Saturating:
         way = next((way for way in WAYS if way.fits(self._weight_OSLV, *key, pixels, target)), None)
         if way is not None and key not in self._tiles:
             self._tiles[key] = way.Tiles(self._weight_OSLV, register.bits, groups)
-        return None if way is None else self._tiles[key]
+        return self._tiles[key] if way is not None and self._tiles[key].pays else None
 
     def __call__(
         self,
