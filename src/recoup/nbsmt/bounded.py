@@ -18,13 +18,13 @@ from recoup.nbsmt.emit_bounded import ALL, PIECE, PIECES, QUAD, SPAN, UP, Form
 from recoup.nbsmt.emit_runs import LANES, VECTOR
 from recoup.nbsmt.ports import SIGNED
 
-GROUPS = 4
-"""Groups of pixels of a tile, even: more are walked together where one of them has to be."""
+GROUPS = 8
+"""The most groups of pixels of a tile, even: of more the nearest to an end would be nearer."""
 
-BLOCK = 64
-"""Slots of a block, whole pieces, whose windows and words stay in a first-level cache while all output channels pass."""
+BLOCK = 96
+"""The most slots of a block, whose windows stay in a first-level cache while all output channels pass."""
 
-PIXELS, OUTPUTS = GROUPS * LANES, 2 * LANES
+PIXELS, OUTPUTS = 4 * LANES, 2 * LANES
 """Output pixels, and output channels, from which this pays: lanes are filled, and what is laid out is used often."""
 
 WORK = 1 << 16
@@ -98,7 +98,8 @@ class Tiles:
         outputs, self.channels, self.taps, _ = w_OSLV.shape
         self.outputs, self.bits = outputs // parts, bits
         slots = self.channels * self.taps
-        self.size = min(BLOCK, slots + -slots % SPAN)
+        each = -(-slots // -(-slots // BLOCK))
+        self.size = each + -each % SPAN
         form = Form(bits, GROUPS, floats=False)
         self._walked = 0.0
         self._parts = [weights(w_OK, form, self.size) for w_OK in w_OSLV.flatten(1).chunk(parts)]
@@ -119,9 +120,12 @@ class Tiles:
             floats: whether they are float32.
             target: the processor.
         """
-        lanes, wide, size = self.outputs + -self.outputs % LANES, GROUPS * LANES, self.size
+        vectors, lanes, size = -(-pixels // LANES), self.outputs + -self.outputs % LANES, self.size
+        # What a tile takes: its vectors, and one more, of weights.
+        groups = min(range(2, GROUPS + 1, 2), key=lambda groups: -(-vectors // groups) * (groups + 1))
+        wide = groups * LANES
         blocks = len(self._parts[0].quads)
-        kernel = emit_bounded.tiles(Form(self.bits, GROUPS, floats), target).bind(
+        kernel = emit_bounded.tiles(Form(self.bits, groups, floats), target).bind(
             pixels=pixels, **near, channels=self.channels, taps=self.taps, outputs=self.outputs,
             vectors=lanes // LANES, blocks=blocks, size=size, row=row, start=0,
         )  # fmt: skip
@@ -130,8 +134,8 @@ class Tiles:
 
         def tiles(first: int, last: int) -> None:
             planes = torch.full((blocks * size, wide), SIGNED, dtype=torch.uint8)
-            windows = torch.empty(size // QUAD, GROUPS, VECTOR, dtype=torch.uint8)
-            words = torch.empty(size // 2, GROUPS, VECTOR, dtype=torch.uint8)
+            windows = torch.empty(size // QUAD, groups, VECTOR, dtype=torch.uint8)
+            words = torch.empty(size // 2, groups, VECTOR, dtype=torch.uint8)
             reach, sums = torch.empty(size // SPAN, ALL), torch.empty(lanes, wide, dtype=torch.int32)
             walked = torch.zeros(1, dtype=torch.int64)
             all_walked.append(walked)
