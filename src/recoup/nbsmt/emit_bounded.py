@@ -32,8 +32,8 @@ PIECES = SPAN // PIECE
 ALL = PIECES + 1
 """Numbers of a span: its own, and one for each of its pieces."""
 
-NARROW = 16
-"""Bits of a register up to which it is walked in lanes of words."""
+WORD = 16
+"""Bits of a register below which it is walked in lanes of words."""
 
 UP = 1 + 2.0**-20
 """What a length is multiplied by, lest rounding makes it shorter."""
@@ -77,13 +77,13 @@ class Form:
     @property
     def narrow(self) -> bool:
         """Whether it is walked in words, which hold the upper end by themselves, moved to theirs; else in 32 bits."""
-        return self.bits <= NARROW
+        return self.bits < WORD
 
     @property
     def shifts(self) -> tuple[int, int]:
         """Powers of two that values and weights are walked times, so that the register's ends are those of 32 bits."""
         missing = 0 if self.narrow else 32 - self.bits
-        return min(missing, 7), max(missing - 7, 0)
+        return min(missing, 8), max(missing - 8, 0)
 
 
 @lru_cache(32)
@@ -322,7 +322,7 @@ class _Walk:
         """Slot by slot, two groups in lanes of 16 bits, whose upper end is the register's, moved up to it."""
         b, v, groups = self.b, self.v, self.form.groups
         words, own = self._walk_from(span, weights, first)
-        start = (1 << (NARROW - 1)) - 1 - self.form.high
+        start = (1 << (WORD - 1)) - 1 - self.form.high
         up = v.constant(start, v.integers)
         both = range(2 * LANES)
         moved = [b.trunc(b.add(register, up), v.of(I16)) for register in registers]
@@ -335,8 +335,7 @@ class _Walk:
             for g, register in enumerate(slot.values):
                 values = b.load(v.at(x, I64(VECTOR * g), I8), typ=self.words, align=1)
                 function = llvm.declared(b, "llvm.sadd.sat.v32i16", self.words, [self.words] * 2)
-                register = b.call(function, [register, b.mul(values, weight)])
-                after.append(register if self.form.bits == NARROW else v.larger(register, low))
+                after.append(v.larger(b.call(function, [register, b.mul(values, weight)]), low))
             slot.carry(*after)
         halves = [llvm.shuffle(b, r, range(i, i + LANES)) for r in slot.values for i in (0, LANES)]
         return [b.sub(b.sext(half, v.integers), up) for half in halves]
