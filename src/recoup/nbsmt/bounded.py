@@ -1,9 +1,11 @@
 """Sums in a register that saturates where slots hold one signed product: see `recoup.nbsmt.emit_bounded`.
 
-What a piece of 16 slots adds on its way is bounded by the lengths of its values and of its weights, and most pieces
-cannot leave the register from where it is.
+How far a few slots can move a register is bounded by the lengths of their values and of their weights, and from most
+places no end is that near. Where most are, as in a register that saturates all the time, nothing is won; that shows
+in the first call's values, and the next ones are left to `recoup.nbsmt.emit_saturating`.
 
-Legend: O output channels, K = C L slots' taps in their order (C channels, L taps), B blocks of them.
+Legend: O output channels, K = C L slots' taps in their order (C channels, L taps), B blocks of them. A block has
+spans of 32 slots, a span two pieces of 16.
 """
 
 from typing import NamedTuple
@@ -14,7 +16,7 @@ from torch import Tensor
 from recoup.kernels.llvm import Target
 from recoup.kernels.threads import over_rows
 from recoup.nbsmt import emit_bounded
-from recoup.nbsmt.emit_bounded import ALL, PIECE, PIECES, QUAD, SPAN, UP, Form
+from recoup.nbsmt.emit_bounded import ALL, PIECE, PIECES, QUAD, SPAN, UP, WORD, Form, Register
 from recoup.nbsmt.emit_runs import LANES, VECTOR
 from recoup.nbsmt.ports import SIGNED
 
@@ -42,10 +44,10 @@ class Weights(NamedTuple):
 
     Attributes:
         quads: int8 [B, O, size].
-        singles: int32 [B, O, size], two words each: twice the weight where the register is narrow; else a weight of the
-            first word of a pair, or of the second, times a power of two.
-        lengths: float32 [B, O, size / 16], square roots of the sums of a piece's squares, or a little more.
-        zeros: int32 [B, O, size / 16], -128 times a piece's weights.
+        singles: int32 [B, O, size], two words each: twice the weight where the register is narrow; else the weight of
+            one word of a pair of slots, times a power of two, and 0.
+        lengths: float32 [B, O, size / 32, 3], a span's and its pieces': square roots of the sums of squares, or more.
+        zeros: int32 [B, O, size / 32, 3], -128 times the sums of their weights.
     """
 
     quads: Tensor
@@ -54,21 +56,21 @@ class Weights(NamedTuple):
     zeros: Tensor
 
 
-def weights(w_OK: Tensor, form: Form, size: int) -> Weights:
+def weights(w_OK: Tensor, bits: int, size: int) -> Weights:
     """Lay weights out.
 
     Args:
         w_OK: int8.
-        form: of the kernel.
-        size: slots of a block, whole pieces; what lacks weighs 0.
+        bits: of the register.
+        size: slots of a block, whole spans; what lacks weighs 0.
     """
-    outputs, slots = w_OK.shape
+    slots = w_OK.shape[1]
     blocks = max(1, -(-slots // size))
     padded = torch.nn.functional.pad(w_OK, (0, blocks * size - slots))
     w_BOk = padded.unflatten(1, (blocks, size)).transpose(0, 1).contiguous()
-    words = w_BOk.to(torch.int16) << form.shifts[1]
+    words = w_BOk.to(torch.int16) << Register.of(bits).shift_of_weights
     pairs = torch.zeros(*words.shape, 2, dtype=torch.int16)
-    if form.narrow:
+    if bits < WORD:
         pairs[:] = words.unsqueeze(-1)
     else:
         pairs[:, :, 0::2, 0], pairs[:, :, 1::2, 1] = words[:, :, 0::2], words[:, :, 1::2]
@@ -100,13 +102,12 @@ class Tiles:
         slots = self.channels * self.taps
         each = -(-slots // -(-slots // BLOCK))
         self.size = each + -each % SPAN
-        form = Form(bits, GROUPS, floats=False)
         self._walked = 0.0
-        self._parts = [weights(w_OK, form, self.size) for w_OK in w_OSLV.flatten(1).chunk(parts)]
+        self._parts = [weights(w_OK, bits, self.size) for w_OK in w_OSLV.flatten(1).chunk(parts)]
 
     @property
     def pays(self) -> bool:
-        """Whether few enough of the last call's pieces were walked."""
+        """Whether few enough of the last call's pieces were walked; who heeds it makes no more calls."""
         return self._walked <= WALKED
 
     def __call__(self, pixels: int, *, x: int, out: int, row: int, floats: bool, target: Target, **near: int) -> None:
@@ -121,33 +122,33 @@ class Tiles:
             target: the processor.
         """
         vectors, lanes, size = -(-pixels // LANES), self.outputs + -self.outputs % LANES, self.size
+        blocks = len(self._parts[0].quads)
         # What a tile takes: its vectors, and one more, of weights.
         groups = min(range(2, GROUPS + 1, 2), key=lambda groups: -(-vectors // groups) * (groups + 1))
-        wide = groups * LANES
-        blocks = len(self._parts[0].quads)
-        kernel = emit_bounded.tiles(Form(self.bits, groups, floats), target).bind(
+        wide, count = groups * LANES, -(-vectors // groups)
+        form, register = Form(self.bits < WORD, groups, floats), Register.of(self.bits)
+        kernel = emit_bounded.tiles(form, target).bind(
             pixels=pixels, **near, channels=self.channels, taps=self.taps, outputs=self.outputs,
             vectors=lanes // LANES, blocks=blocks, size=size, row=row, start=0,
+            low=register.low, high=register.high, shift=register.shift,
+            missing=register.shift + register.shift_of_weights,
         )  # fmt: skip
-
-        all_walked: list[Tensor] = []
+        counts: list[Tensor] = []
 
         def tiles(first: int, last: int) -> None:
             planes = torch.full((blocks * size, wide), SIGNED, dtype=torch.uint8)
             windows = torch.empty(size // QUAD, groups, VECTOR, dtype=torch.uint8)
             words = torch.empty(size // 2, groups, VECTOR, dtype=torch.uint8)
             reach, sums = torch.empty(size // SPAN, ALL), torch.empty(lanes, wide, dtype=torch.int32)
-            walked = torch.zeros(1, dtype=torch.int64)
-            all_walked.append(walked)
-            memory = {"planes": planes, "windows": windows, "words": words, "reach": reach, "sums": sums, "walked": walked}
-            memory = {name: part.data_ptr() for name, part in memory.items()}
+            counts.append(walked := torch.zeros(1, dtype=torch.int64))
+            memory = {"planes": planes, "windows": windows, "words": words, "reach": reach, "sums": sums}
+            memory = {name: part.data_ptr() for name, part in (memory | {"walked": walked}).items()}
             for number, part in enumerate(self._parts):
                 own = {name: value.data_ptr() for name, value in part._asdict().items()}
                 places = {"x": x + number * self.channels, "out": out + 4 * number * lanes}
                 kernel(first=first, last=last, **own, **places, **memory)
 
-        work = wide * len(self._parts) * self.channels * self.taps * self.outputs
-        count = -(-pixels // wide)
-        over_rows(tiles, count, work, WORK)
-        pieces = count * len(self._parts) * blocks * size // PIECE * self.outputs
-        self._walked = sum(int(walked) for walked in all_walked) / pieces
+        each = len(self._parts) * self.outputs
+        over_rows(tiles, count, wide * each * self.channels * self.taps, WORK)
+        pieces = count * each * blocks * size // PIECE
+        self._walked = sum(map(int, counts)) / pieces

@@ -1,18 +1,19 @@
-"""Registers that saturate where slots hold one signed product, as LLVM vector IR: pieces that cannot leave, at once.
+"""Registers that saturate where slots hold one signed product, as LLVM vector IR: many slots at once, far from an end.
 
-Products of signed values have any sign, so no run of them is known beforehand. But what a piece of some slots adds on
-its way is at most |v| |w|, the lengths of its values and of its weights (Cauchy and Schwarz). Where no register of a
-tile is nearer to an end than that, none of the piece's sums leaves it, and the piece is added as if there were no ends:
-four products an instruction. Else it is walked, slot by slot.
+Products of signed values have any sign, so no run of them is known beforehand. But all that some slots add on their
+way is at most |v| |w|, the lengths of their values and of their weights (Cauchy and Schwarz). Where no register of a
+tile is nearer to an end than that, none leaves within a span, which is added as if there were no ends: four products an
+instruction. Else the span is added piece by piece, and what a piece passes on its way lies beyond both of its ends by
+half of its |v| |w| or less, for it comes back. If that too reaches an end the piece is walked again, slot by slot.
 
-Legend: G groups of 16 pixels, a tile; K slots' taps in their order, in B blocks of `Form.size`, each of pieces; O output
-channels. All distances are in bytes.
+Legend: G groups of 16 pixels, a tile; K slots' taps in their order, in B blocks of spans of pieces; O output channels.
+All distances are in bytes.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial, reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 
@@ -38,15 +39,17 @@ WORD = 16
 UP = 1 + 2.0**-20
 """What a length is multiplied by, lest rounding makes it shorter."""
 
-FILL = Signature.of(spans=I64, rows=P, windows=P, words=P, reach=P)
+FILL = Signature.of(spans=I64, rows=P, windows=P, words=P, reach=P, shift=I32)
 WALK = Signature.of(
     outputs=I64, spans=I64, quads=P, singles=P, lengths=P, zeros=P,
     windows=P, words=P, reach=P, sums=P, walked=P, begin=I32,
+    low=I32, high=I32, missing=I32,
 )  # fmt: skip
 TILES = Signature.of(
     first=I64, last=I64, pixels=I64, x=P, base=P, near=P,
     channels=I64, taps=I64, outputs=I64, vectors=I64, blocks=I64, size=I64, quads=P, singles=P, lengths=P, zeros=P,
     planes=P, windows=P, words=P, reach=P, sums=P, walked=P, out=P, row=I64, start=I32,
+    low=I32, high=I32, shift=I32, missing=I32,
 )  # fmt: skip
 
 
@@ -55,35 +58,30 @@ class Form:
     """What a kernel is specialised for.
 
     Attributes:
-        bits: of the register.
+        narrow: whether registers are walked in words, which hold the upper end by themselves, moved up to theirs; else
+            in 32 bits, times a power of two, which hold both.
         groups: G, even.
         floats: the results are float32.
     """
 
-    bits: int
+    narrow: bool
     groups: int
     floats: bool
 
-    @property
-    def low(self) -> int:
-        """The register's lower end."""
-        return -(1 << (self.bits - 1))
 
-    @property
-    def high(self) -> int:
-        """The upper one."""
-        return (1 << (self.bits - 1)) - 1
+class Register(NamedTuple):
+    """How a register is walked: its ends, and powers of two that values and weights are taken times."""
 
-    @property
-    def narrow(self) -> bool:
-        """Whether it is walked in words, which hold the upper end by themselves, moved to theirs; else in 32 bits."""
-        return self.bits < WORD
+    low: int
+    high: int
+    shift: int
+    shift_of_weights: int
 
-    @property
-    def shifts(self) -> tuple[int, int]:
-        """Powers of two that values and weights are walked times, so that the register's ends are those of 32 bits."""
-        missing = 0 if self.narrow else 32 - self.bits
-        return min(missing, 8), max(missing - 8, 0)
+    @classmethod
+    def of(cls, bits: int) -> "Register":
+        """Of so many bits. Values and weights times 2^8 fit words, which lift the ends of 16 bits to those of 32."""
+        missing = 0 if bits < WORD else 32 - bits
+        return cls(-(1 << (bits - 1)), (1 << (bits - 1)) - 1, min(missing, 8), max(missing - 8, 0))
 
 
 @lru_cache(32)
@@ -96,16 +94,19 @@ def tiles(form: Form, target: Target) -> Kernel:
         base, near: int64.
         channels, taps, outputs: C, L and O.
         vectors: of output channels, whole ones.
-        blocks, size: slots are added in so many blocks of ``size``, whole pieces; weights beyond the last are 0.
+        blocks, size: slots are added in so many blocks of ``size``, whole spans; weights beyond the last are 0.
         quads: int8 [B, O, size].
         singles: int32 [B, O, size]: two words of one weight, or of a weight and 0, see `recoup.nbsmt.bounded`.
-        lengths: float32 [B, O, size / 16], at least the lengths of the weights.
-        zeros: int32 [B, O, size / 16], what the zeros of the codes add, negated.
+        lengths: float32 [B, O, size / 32, 3], at least the lengths of a span's weights, and of its pieces'.
+        zeros: int32 [B, O, size / 32, 3], what the zeros of the codes add there, negated.
         planes: memory, [B size, 16 G] codes, which are zero from K on.
-        windows, words, reach, sums: memory: [size / 4, G] vectors, [size / 2, G] vectors, float32 [size / 16],
+        windows, words, reach, sums: memory: [size / 4, G] vectors, [size / 2, G] vectors, float32 [size / 32, 3],
             int32 [vectors 16, G 16].
+        walked: int64, to which the number of pieces that were walked is added.
         out: float32 or int32, [vectors 16] for each pixel, ``row`` apart.
         start: 0, what stands for it.
+        low, high: the register's ends.
+        shift, missing: powers of two that values are taken times, and registers, while they are walked.
     """
     return Kernel(tiles_module(form), "tiles", TILES, target)
 
@@ -136,7 +137,7 @@ def tiles_module(form: Form) -> ir.Module:
 
 
 def _fill(module: ir.Module, form: Form) -> Definition:
-    """A block's rows of codes as windows of four slots, as values in words, and how long a piece's values can be.
+    """A block's rows of codes as windows of four slots, as values in words, and how long their values can be.
 
     Words are [slots / 2, G] vectors of [16 pixels, 2 slots], or [slots, 16 G pixels] where the register is narrow.
     """
@@ -147,21 +148,21 @@ def _fill(module: ir.Module, form: Form) -> Definition:
         rows = v.at(d["rows"], b.mul(span.index, I64(SPAN * groups * LANES)), I8)
         windows = v.at(d["windows"], b.mul(span.index, I64(SPAN // QUAD * groups * VECTOR)), I8)
         words = v.at(d["words"], b.mul(span.index, I64(SPAN // 2 * groups * VECTOR)), I8)
-        longest = [none] * ALL
-        for group in range(groups):
+        with loop(b, I64(0), I64(groups), 1, [none] * ALL, unroll=False) as group:
+            column, vector = b.mul(group.index, I64(LANES)), b.mul(group.index, I64(VECTOR))
             of_pieces = []
             for first in range(0, SPAN, PIECE):
                 length = none
                 for slot in range(first, first + PIECE, QUAD):
-                    places = [I64(((slot + i) * groups + group) * LANES) for i in range(QUAD)]
+                    places = [b.add(column, I64((slot + i) * groups * LANES)) for i in range(QUAD)]
                     codes = [v.load(rows, place, kind=v.of(I8)) for place in places]
-                    window = v.at(windows, I64((slot // QUAD * groups + group) * VECTOR), I8)
+                    window = v.at(windows, b.add(vector, I64(slot // QUAD * groups * VECTOR)), I8)
                     v.store(_window(v, codes), window, I64(0))
-                    length = _words(v, form, codes, length, words, slot, group)
+                    length = _words(d, form, codes, length, words, slot, group.index)
                 of_pieces.append(length)
             whole = reduce(b.add, of_pieces)
-            longest = [v.larger(one, other) for one, other in zip(longest, [whole, *of_pieces], strict=True)]
-        for i, lengths in enumerate(longest):
+            group.carry(*map(v.larger, group.values, [whole, *of_pieces]))
+        for i, lengths in enumerate(group.values):
             squared = b.sitofp(v.reduced(lengths, lambda x, y: b.select(b.icmp_signed(">", x, y), x, y)), F)
             root = b.call(llvm.declared(b, "llvm.sqrt.f32", F, [F]), [squared])
             v.put(b.fmul(root, F(UP)), d["reach"], b.add(b.mul(span.index, I64(ALL)), I64(i)))
@@ -176,25 +177,25 @@ def _window(v: Vector, codes: Sequence[Any]) -> Any:
     return llvm.shuffle(v.b, halves[0], order, halves[1])
 
 
-def _words(v: Vector, form: Form, codes: Sequence[Any], length: Any, words: Any, slot: int, group: int) -> Any:
+def _words(d: Definition, form: Form, codes: Sequence[Any], length: Any, words: Any, slot: int, group: Any) -> Any:
     """Store the values of four slots from ``slot`` on; ``length`` and the sums of their squares."""
-    b, groups = v.b, form.groups
+    b, v, groups = d.b, Vector(d.b, LANES), form.groups
     pair = [slot * LANES + lane for lane in range(LANES) for slot in range(2)]
-    shift = ir.Constant(ir.VectorType(I16, 2 * LANES), [form.shifts[0]] * 2 * LANES)
+    shift = llvm.splat(b, b.trunc(d["shift"], I16), 2 * LANES)
     values = [b.sext(b.xor(code, v.constant(-SIGNED, v.of(I8))), v.of(I16)) for code in codes]
     for i in (0, 2):
         both = llvm.shuffle(b, values[i], pair, values[i + 1])
         length = _dotted(b, "wssd", length, both, both)
         if not form.narrow:
-            place = ((slot + i) // 2 * groups + group) * VECTOR
-            v.store(b.shl(both, shift), v.at(words, I64(place), I8), I64(0))
+            place = b.mul(b.add(group, I64((slot + i) // 2 * groups)), I64(VECTOR))
+            v.store(b.shl(both, shift), v.at(words, place, I8), I64(0))
     for i, value in enumerate(values if form.narrow else ()):
-        v.store(value, words, I64(((slot + i) * groups + group) * LANES))
+        v.store(value, words, b.mul(b.add(group, I64((slot + i) * groups)), I64(LANES)))
     return length
 
 
 class _Walk:
-    """All pieces of a block added, output channel by output channel.
+    """All spans of a block added, output channel by output channel.
 
     ``sums``, int32 [O, G, 16], keeps the registers from block to block; ``begin``: this one is the first.
     """
@@ -204,6 +205,7 @@ class _Walk:
         self.b, self.v = self.d.b, Vector(self.d.b, LANES)
         self.words = ir.VectorType(I16, 2 * LANES)
         d, b, v, groups = self.d, self.b, self.v, form.groups
+        self.low, self.high, self.missing = (v.everywhere(d[name]) for name in ("low", "high", "missing"))
         fresh = v.everywhere(b.icmp_signed("!=", d["begin"], I32(0)))
         with loop(b, I64(0), d["outputs"]) as output:
             sums = v.at(d["sums"], b.mul(output.index, I64(VECTOR * groups)), I8)
@@ -217,7 +219,7 @@ class _Walk:
         b.ret_void()
 
     def _reach(self, span: Any, weights: Any, number: int) -> Any:
-        """How far a span goes, or a step of it, at most: float32, 1 or more above it."""
+        """How far a span goes, or a piece of it, at most: float32, about 1 above it."""
         b, v, d = self.b, self.v, self.d
         length, reach = (
             v.get(d[name], b.add(b.mul(at, I64(ALL)), I64(number)), F)
@@ -229,8 +231,8 @@ class _Walk:
         """Whether a register may leave that goes so far from these."""
         b, v = self.b, self.v
         reach = v.everywhere(b.fptosi(reach, I32))
-        above = b.icmp_signed(">", largest, b.sub(v.constant(self.form.high, v.integers), reach))
-        below = b.icmp_signed("<", smallest, b.add(v.constant(self.form.low, v.integers), reach))
+        above = b.icmp_signed(">", largest, b.sub(self.high, reach))
+        below = b.icmp_signed("<", smallest, b.add(self.low, reach))
         return v.any(b.or_(above, below))
 
     def _either(self, holds: Any, one: Callable[[], list[Any]], other: Callable[[], list[Any]]) -> list[Any]:
@@ -278,7 +280,7 @@ class _Walk:
         return registers
 
     def _from_zero(self, registers: Sequence[Any], weights: Any, number: int) -> list[Any]:
-        """The registers less what the zeros of the codes of a span, or of a step of it, are going to add."""
+        """The registers less what the zeros of the codes of a span, or of a piece of it, are going to add."""
         place = self.b.add(self.b.mul(weights, I64(ALL)), I64(number))
         zeros = self.v.everywhere(self.v.get(self.d["zeros"], place, I32))
         return [self.b.add(register, zeros) for register in registers]
@@ -296,7 +298,7 @@ class _Walk:
         return registers
 
     def _walk_from(self, span: Any, weights: Any, first: int) -> tuple[Any, Any]:
-        """Where the words of a piece lie that begins at slot ``first`` of a span, and its weights; the piece is counted."""
+        """Where a piece's words lie that begins at slot ``first`` of a span, and its weights; the piece is counted."""
         b, v, d, groups = self.b, self.v, self.d, self.form.groups
         v.put(b.add(v.get(d["walked"], I64(0), I64), I64(1)), d["walked"], I64(0))
         words = v.at(d["words"], b.mul(span, I64(SPAN // 2 * groups * VECTOR)), I8)
@@ -307,8 +309,7 @@ class _Walk:
         """Slot by slot, in 32 bits, whose ends are the register's: a pair of words, of which one weighs 0."""
         b, v, groups = self.b, self.v, self.form.groups
         words, own = self._walk_from(span, weights, first)
-        missing = v.constant(sum(self.form.shifts), v.integers)
-        with loop(b, I64(0), I64(PIECE), 2, [b.shl(r, missing) for r in registers], unroll=False) as slot:
+        with loop(b, I64(0), I64(PIECE), 2, [b.shl(r, self.missing) for r in registers], unroll=False) as slot:
             x = v.at(words, b.mul(slot.index, I64(groups * VECTOR // 2)), I8)
             values = [v.load(x, I64(LANES * g), kind=v.integers) for g in range(groups)]
             after = slot.values
@@ -316,18 +317,18 @@ class _Walk:
                 weight = v.everywhere(v.get(own, b.add(slot.index, I64(i)), I32))
                 after = [_dotted(b, "wssds", r, x, weight) for r, x in zip(after, values, strict=True)]
             slot.carry(*after)
-        return [b.ashr(register, missing) for register in slot.values]
+        return [b.ashr(register, self.missing) for register in slot.values]
 
     def _narrow(self, registers: Sequence[Any], span: Any, weights: Any, first: int) -> list[Any]:
         """Slot by slot, two groups in lanes of 16 bits, whose upper end is the register's, moved up to it."""
         b, v, groups = self.b, self.v, self.form.groups
         words, own = self._walk_from(span, weights, first)
-        start = (1 << (WORD - 1)) - 1 - self.form.high
-        up = v.constant(start, v.integers)
+        up = b.sub(v.constant((1 << (WORD - 1)) - 1, v.integers), self.high)
         both = range(2 * LANES)
         moved = [b.trunc(b.add(register, up), v.of(I16)) for register in registers]
         pairs = [llvm.shuffle(b, moved[g], both, moved[g + 1]) for g in range(0, groups, 2)]
-        low = ir.Constant(self.words, [self.form.low + start] * 2 * LANES)
+        low = b.trunc(b.add(self.low, up), v.of(I16))
+        low = llvm.shuffle(b, low, both, low)
         with loop(b, I64(0), I64(PIECE), 1, pairs, unroll=False) as slot:
             x = v.at(words, b.mul(slot.index, I64(groups * VECTOR // 2)), I8)
             weight = b.bitcast(v.everywhere(v.get(own, slot.index, I32)), self.words)

@@ -4,9 +4,9 @@ Where a sum saturates depends on the order of its parts, so no matrix product gi
 `recoup.nbsmt.groups`: T threads times G groups, one to 64 of them, which are added exactly before the register is.
 
 A few images at a time are dealt out so that a slot's values lie side by side (`recoup.nbsmt.emit_slots`), inside zeros
-where the convolution pads, and stay in the cache while `recoup.nbsmt.emit_saturating` adds them up; slots of one product
-are added run by run where it is unsigned (`recoup.nbsmt.runs`), and several at once where it is signed and the register
-is far enough from its ends (`recoup.nbsmt.bounded`).
+where the convolution pads, and stay in the cache while `recoup.nbsmt.emit_saturating` adds them up. Slots of one
+product are added run by run where it is unsigned (`recoup.nbsmt.runs`), and where it is signed many at once, if the
+register is far enough from its ends (`recoup.nbsmt.bounded`).
 
 Legend: S slots, L the kernel's taps, V = G * T products of a slot, M output pixels, O output channels.
 """
