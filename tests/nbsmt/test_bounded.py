@@ -108,29 +108,27 @@ def test_large_layers_saturate_alike(register, least, most, changes):
 
 @needs_vnni
 @pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("beyond", [-2, -1, 0, 1, 2])
-@pytest.mark.parametrize("at", [0, 3, 15, 16, 31, 40])
+@pytest.mark.parametrize("beyond", [-3, -1, 0, 1, 2])
+@pytest.mark.parametrize("at", [0, 3, 15, 31])
+@pytest.mark.parametrize("apart", [2, 40])
 @pytest.mark.parametrize("register", [14, 16, 18, 21])
-def test_sums_that_pass_an_end_and_come_back(register, at, beyond, sign):
-    """All that can be of a piece, values in proportion to weights, goes up in slot ``at`` and the next, and comes down:
-    the register stands where it just does not reach its end, reaches it, or passes it by one or two, in one pixel."""
-    slots, highest, step = 64, (1 << (register - 1)) - (sign > 0), 48
-    weight, value = torch.zeros(32, slots + 600, dtype=torch.int64), torch.zeros(64, slots + 600, dtype=torch.int64)
-    # First up to where two steps of 48 * 48 are missing: by 120 * 120 as often as it goes, and by ones.
-    for k, part in enumerate(_parts(highest + beyond - 2 * step * step)):
-        value[5, k], weight[:, k] = part
-    up = slice(600 + at, 602 + at)
-    down = slice(602 + at, 604 + at)
-    value[5, up], weight[:, up] = step, step
-    value[5, down], weight[:, down] = -step, step
-    weight *= sign
-    x, w = value.to(torch.int8), weight.to(torch.int8)
-    expected = clipped(x[:, :, None, None], w[:, :, None, None], POINTWISE, register)[:, :, 0, 0]
-    peak = highest + beyond - 2 * step * step
-    assert expected[5].tolist() == [sign * (peak - max(0, beyond))] * 32
-    found, walked = summed(made(w[:, :, None, None], register), x[:, :, None, None], POINTWISE)
-    assert torch.equal(found[:, :, 0, 0].long(), expected)
-    assert walked > 0 if beyond > 0 else walked == 0 if beyond < -1 else True
+def test_sums_that_pass_an_end_and_come_back(register, apart, at, beyond, sign):
+    """All that a piece can do, values in proportion to weights, is up in two slots and down in two, or up in a span and
+    down in the next: one pixel stays short of its register's end, reaches it, or would pass it by one or two."""
+    first, step, pixel = 20 * SPAN, 48, 5
+    highest = (1 << (register - 1)) - (sign > 0)
+    start = highest + beyond - 2 * step * step
+    weight, value = (torch.zeros(size, first + 128, dtype=torch.int64) for size in (32, 64))
+    for k, part in enumerate(_parts(start)):
+        value[pixel, k], weight[:, k] = part
+    up, down = (slice(first + place, first + place + 2) for place in (at, at + apart))
+    value[pixel, up], value[pixel, down], weight[:, up], weight[:, down] = step, -step, step, step
+    x, w = (part.to(torch.int8)[:, :, None, None] for part in (value, weight * sign))
+    expected = clipped(x, w, POINTWISE, register)
+    assert expected[pixel].flatten().tolist() == [sign * (start - max(0, beyond))] * 32
+    found, walked = summed(made(w, register), x, POINTWISE)
+    assert torch.equal(found.long(), expected)
+    assert walked > 0 if beyond > 0 or apart > 2 else walked == 0 if beyond < -2 else True
 
 
 def _parts(total):
@@ -139,7 +137,7 @@ def _parts(total):
     for size in (120, 11, 3, 1):
         parts += [(size, size)] * (total // size**2)
         total %= size**2
-    assert len(parts) <= 600
+    assert len(parts) <= 20 * SPAN
     return parts
 
 
