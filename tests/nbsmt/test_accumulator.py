@@ -211,15 +211,17 @@ def test_code_for_other_processors(sharing):
 
 
 def test_registers_that_saturate_by_themselves():
-    """From 17 bits on powers of two lift a register's ends to those of 32 bits; products fit words."""
-    for bits in range(8, 33):
-        found = scaled(bits, 2, VNNI)
-        assert (found is None) == (bits < 17)
-        if found is not None:
-            assert sum(found) == 32 - bits
-            assert max(255 << found[0], 128 << found[1]) <= 2**15
-    assert scaled(18, 4, VNNI) is None
-    assert scaled(18, 2, llvm.Target.named("skylake-avx512")) is None
+    """From 17 bits on, or 16 of signed values, powers of two lift a register's ends to those of 32 bits, and products
+    fit words."""
+    for zero, largest, least in ((0, 255, 17), (128, 128, 16)):
+        for bits in range(8, 33):
+            found = scaled(bits, 2, zero, VNNI)
+            assert (found is None) == (bits < least)
+            if found is not None:
+                assert sum(found) == 32 - bits
+                assert max(largest << found[0], 128 << found[1]) <= 2**15
+    assert scaled(18, 4, 0, VNNI) is None
+    assert scaled(18, 2, 0, llvm.Target.named("skylake-avx512")) is None
 
 
 @pytest.mark.parametrize("config", [NBSMT(1), NBSMT(2, "A"), NBSMT(2), NBSMT(4, pairing="adjacent")], ids=str)
