@@ -137,8 +137,8 @@ def _paired_text(summary: Summary) -> str:
             "of their own."
         )
     return (
-        f"Answers of {apart} of {len(summary.lines)} lines were not kept image by image, by an older recoup, or are not "
-        "to the same images: their gains and losses have the widest interval that the accuracies allow."
+        f"Answers of {apart} of {len(summary.lines)} lines were not kept image by image, by an older recoup, or are "
+        "not to the same images: their gains and losses have the widest interval that the accuracies allow."
     )
 
 
