@@ -4,16 +4,18 @@ The card against the emulator, output by output: `torch._scaled_mm` with fast ac
 it against promotion every 128, and float16, bfloat16 and TF32 products with their reductions pinned to float32. K goes
 from one instruction to 4,096, data from normal to cancelling and to terms at the last bit kept. Where bits differ, the
 operands that show it are printed, and how often neighbouring units agree with the card; operands and the card's bits
-are kept in results/tensorcore_gpu_vectors.npz. Libraries may split K and add parts in an order of their own: short K
-tell the instruction, long ones the library too. Before that the Triton path is compared with the CPU's kernels.
+are kept in results/tensorcore_gpu_vectors.npz. The library may split K into parts, which it adds in float32: where bits
+differ, even splits are tried, and one that explains every output is named. Before that the Triton path is compared with
+the CPU's kernels.
 
 Then giga multiply-adds a second of the emulator beside torch's own products, between CUDA events. The units are those
-of Hopper; on another card it says so and the comparison is of that card with Hopper. It has not been run yet.
+of Hopper; on another card it says so and the comparison is of that card with Hopper.
 
     python benchmarks/tensorcore_gpu.py [--bits | --speed]
 """
 
 import argparse
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ SHAPES = ((4096, 4096, 4096), (384, 1152, 1024), (64, 576, 16384), (512, 4608, 5
 SIDE, KEPT_SIDE, KEPT_K = 128, 16, 128  # rows and columns compared, and what is kept of them
 TERMS = (16, 32, 64, 128, 512, 1024, 4096)
 KINDS = ("normal", "codes", "zeros", "subnormal", "cancelling", "last bit")
+SPLITS = (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 16, 24, 32, 64)  # parts of K that a library may add in float32
 SHOWN = 3
 DTYPES = {
     "e4m3fn": torch.float8_e4m3fn,
@@ -127,6 +130,18 @@ def differences(one: Tensor, other: Tensor) -> Tensor:
     return (one != other) & ~(one.isnan() & other.isnan())
 
 
+def split_of(unit: TensorCore, a: Tensor, b: Tensor, card: Tensor) -> int | None:
+    """Into how many even parts the library split K, if that explains every output: parts are added in order."""
+    K = a.shape[1]
+    for parts in SPLITS:
+        if K % parts == 0:
+            pairs = zip(a.chunk(parts, 1), b.chunk(parts), strict=True)
+            products = [rc.tensorcore.matmul(x.contiguous(), y.contiguous(), unit) for x, y in pairs]
+            if not differences(functools.reduce(torch.add, products), card).any():
+                return parts
+    return None
+
+
 def neighbours(unit: TensorCore) -> Iterator[TensorCore]:
     """Units to try where a card does not give a unit's bits."""
     for group in (4, 8, 16, 32, 64):
@@ -165,11 +180,14 @@ def compared(case: Case, kind: str, K: int, device: str, kept: dict[str, np.ndar
     x, y = a.to(device), b.to(device)
     ours, card = rc.tensorcore.matmul(x, y, case.unit).cpu(), case.card(x, y).float().cpu()
     count = int(differences(ours, card).sum())
+    row: dict[str, Any] = {"case": case.name, "kind": kind, "K": K, "outputs": ours.numel(), "different": count}
+    if count and (parts := split_of(case.unit, x, y, card.to(device))):
+        row |= {"different": 0, "parts of K": parts, "different if not split": count}
+        return row
     if K <= KEPT_K:
         side = slice(KEPT_SIDE)
         for name, value in (("a", a[side]), ("b", b[:, side]), ("card", card[side, side])):
             kept[f"{case.name}/{kind}/{K}/{name}"] = value.contiguous().view(torch.int32).numpy()
-    row: dict[str, Any] = {"case": case.name, "kind": kind, "K": K, "outputs": ours.numel(), "different": count}
     if count:
         error = (ours - card).abs().max().item()
         row |= {"largest difference": error, "examples": examples(a, b, ours, card)}
@@ -197,7 +215,11 @@ def bits(device: str = "cuda") -> dict[str, Any]:
             for K in TERMS:
                 row = compared(case, kind, K, device, kept)
                 rows.append(row)
-                print(f"{case.name:32} {kind:12} K {K:5} {row['different']:7} of {row['outputs']} differ", flush=True)
+                told = f", K in {row['parts of K']} parts" if "parts of K" in row else ""
+                print(
+                    f"{case.name:32} {kind:12} K {K:5} {row['different']:7} of {row['outputs']} differ{told}",
+                    flush=True,
+                )
                 for example in row.get("examples", [])[:1]:
                     products = " + ".join(example["first products"])
                     print(f"    emulator {example['emulator']}, card {example['card']}: {products}")
