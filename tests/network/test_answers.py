@@ -70,6 +70,13 @@ def test_answers_to_other_samples_are_not_compared(other):
         answers([True, False, True]).flips(other)
 
 
+def test_answers_to_samples_that_are_not_known_are_not_compared():
+    known, unknown = answers([True, False]), answers([True, False], "")
+    for pair in ((known, unknown), (unknown, known), (unknown, unknown)):
+        with pytest.raises(RecoupError, match="not known to which samples"):
+            pair[0].flips(pair[1])
+
+
 def test_the_interval_holds_the_difference_19_times_of_20():
     draw = np.random.default_rng(0)
     for count, lost, won in ((300, 0.04, 0.02), (1000, 0.01, 0.01), (2000, 0.0095, 0.0075)):

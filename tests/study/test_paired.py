@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from recoup.errors import RecoupError
 from recoup.report.html import interval_text
 from recoup.report.lines import against_float
 from recoup.report.summary import summarize
@@ -177,6 +178,14 @@ def test_results_of_an_older_recoup_have_the_widest_intervals(known):
     assert paired is not None
     assert (loss.low, loss.high) < (paired.low, paired.high) < (loss.high, math.inf)
     assert "were not kept image by image, by an older recoup" in interval_text(old, summarize(old))
+
+
+def test_damaged_answers_are_named(known):
+    folder, kept = known
+    kept.of("NBSMT", NONE)["answers"]["right"] = "AA=="
+    kept.save()
+    with pytest.raises(RecoupError, match=r"study: measurement .NBSMT.* answers of a measurement cannot be read \(1 "):
+        run(asked(folder), progress=False)
 
 
 def test_answers_to_other_images_are_not_paired_and_it_is_said(known):

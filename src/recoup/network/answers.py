@@ -63,7 +63,7 @@ class Answers:
         bits: eight samples a byte, the first in the highest bit, 1 where the answer is right; the last byte is filled
             with zeros.
         count: samples.
-        samples: a digest of inputs and labels in order; "" where they were not looked at.
+        samples: a digest of inputs and labels in order; "" where it is not known.
     """
 
     bits: bytes
@@ -84,13 +84,16 @@ class Answers:
         """What changed since ``before``, on the same samples.
 
         Raises:
-            RecoupError: other samples, another order, or another number of them.
+            RecoupError: other samples, another order, or another number of them; samples that nobody looked at.
 
         >>> import torch
-        >>> before, now = (Answers.of(torch.tensor(right)) for right in ([True, True, False], [True, False, True]))
+        >>> right = torch.tensor([True, True, False]), torch.tensor([True, False, True])
+        >>> before, now = (Answers.of(one, "three digits") for one in right)
         >>> now.flips(before)
         Flips(lost=1, won=1, count=3)
         """
+        if not self.samples or not before.samples:
+            raise RecoupError("answers cannot be compared one by one where it is not known to which samples they are")
         if (self.count, self.samples) != (before.count, before.samples):
             raise RecoupError(
                 f"answers to {self.count:,} samples and to {before.count:,} cannot be compared one by one: they are "

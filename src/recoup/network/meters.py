@@ -138,8 +138,8 @@ class Top1(Meter):
 
     Args:
         purpose: heads errors.
-        digest: of the samples, so that answers are compared with those to the same ones alone; None: whoever compares
-            them knows.
+        digest: of the samples, so that answers are compared with those to the same ones alone; None: they are not
+            compared, or who keeps them adds it.
     """
 
     name, rises = "top1", True

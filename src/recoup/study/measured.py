@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
+from recoup.errors import RecoupError
 from recoup.network.answers import Answers
 from recoup.network.wing import FLOAT, Baseline
 from recoup.study.repairs import NONE
@@ -105,7 +106,10 @@ def _flips(together: Sequence[tuple[T, T]], values: Stored) -> list[FlipsRow]:
         kept = [values[task.key].get("answers") for task in (one, other)]
         if None in kept or kept[0]["samples"] != kept[1]["samples"]:
             return []
-        now, before = map(Answers.from_dict, kept)
+        try:
+            now, before = map(Answers.from_dict, kept)
+        except RecoupError as error:
+            raise RecoupError(f"study: measurement {one.key!r} or {other.key!r}: {error}") from None
         found = now.flips(before)
         low, high = found.interval
         numbers = {"lost": found.lost, "won": found.won, "count": found.count, "low": low, "high": high}
