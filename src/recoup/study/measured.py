@@ -94,9 +94,8 @@ def _compared(told: Sequence[T], compared: Mapping[str, Baseline]) -> Iterator[l
 
 
 def _row(one: Measurement, other: Measurement, values: Stored) -> DifferenceRow:
-    return DifferenceRow(
-        **_named(one, other), **difference_of(values[one.key]["windows"], values[other.key]["windows"])
-    )
+    found = difference_of(values[one.key]["windows"], values[other.key]["windows"])
+    return DifferenceRow(**{**_named(one, other), **found})
 
 
 def _flips(together: Sequence[tuple[T, T]], values: Stored) -> list[FlipsRow]:
