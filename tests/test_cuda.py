@@ -193,7 +193,7 @@ def test_statistics_profiles_and_scores_of_a_network_on_the_gpu():
     for one, other in zip(*(rows for rows, _ in scores), strict=True):  # the float layers before differ in last bits
         names = [field.name for field in dataclasses.fields(one) if isinstance(getattr(one, field.name), float)]
         for name in names:
-            assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-2, abs=1e-6), name
+            assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-2, abs=1e-3), name
 
 
 def test_what_is_saved_on_one_device_loads_on_the_other(tmp_path):
