@@ -3,9 +3,11 @@
 Layers of ResNet-20 (batch 32) and ResNet-18 (batch 8), grouped and depthwise convolutions, and a whole ResNet-20:
 ``NBSMT(..., accumulator=Int(18))`` against the same without an accumulator, activations quantised and operands built in
 both. Random weights, activations behind a ReLU; interleaved, the median of the rounds' ratios. One thread is measured
-in CPU time, which other jobs on the machine disturb less than the clock.
+in CPU time, which other jobs on the machine disturb less than the clock. ``--signed``: one thread of the multiplier and
+activations of any sign, of which more or less saturate: registers of several sizes.
 
     python benchmarks/nbsmt_saturating.py
+    python benchmarks/nbsmt_saturating.py --signed
     OMP_WAIT_POLICY=PASSIVE python benchmarks/nbsmt_saturating.py --torch-threads 2
 
 (torch's OpenMP threads else spin after every call on the core that ours want.)
@@ -44,17 +46,22 @@ LAYERS: dict[str, tuple[int, int, int, int, int, int, int]] = {
     "4 groups of 32": (8, 128, 28, 128, 3, 1, 4),
 }
 REGISTER = rc.Int(18)
+SIGNED = (12, 16, 17, 18, 19, 20)
+"""Bits of registers of signed products."""
 
 
-def layer(shape: tuple[int, int, int, int, int, int, int], config: NBSMT) -> Callable[[], torch.Tensor]:
+def layer(
+    shape: tuple[int, int, int, int, int, int, int], config: NBSMT, signed: bool = False
+) -> Callable[[], torch.Tensor]:
     """One convolution under a config."""
     N, inputs, size, outputs, kernel, stride, groups = shape
     random = torch.Generator().manual_seed(0)
-    x = torch.randn(N, inputs, size, size, generator=random).relu_().contiguous(memory_format=torch.channels_last)
+    x = torch.randn(N, inputs, size, size, generator=random)
+    x = (x if signed else x.relu_()).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(outputs, inputs // groups, kernel, kernel, generator=random)
     places = [stride] * 2, [kernel // 2] * 2, [1, 1], groups
-    scale = float(x.amax()) / 255
-    return lambda: ops.convolution(x, weight, None, scale, config.code, *places, "layer")
+    scale, zero = (float(x.abs().amax()) / 127, 128) if signed else (float(x.amax()) / 255, 0)
+    return lambda: ops.convolution(x, weight, None, scale, config.code, *places, "layer", zero)
 
 
 def network(config: NBSMT) -> Callable[[], torch.Tensor]:
@@ -65,10 +72,12 @@ def network(config: NBSMT) -> Callable[[], torch.Tensor]:
     return lambda: model(x)
 
 
-def ratio(make: Callable[[NBSMT], Callable[[], torch.Tensor]], config: NBSMT, rounds: int) -> dict[str, float]:
+def ratio(
+    make: Callable[[NBSMT], Callable[[], torch.Tensor]], config: NBSMT, rounds: int, register: rc.Int = REGISTER
+) -> dict[str, float]:
     """The saturating register's time over the unlimited one's: the median round, and the least times."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    runs, seconds = [make(config), make(config.replace(accumulator=REGISTER))], ([], [])
+    runs, seconds = [make(config), make(config.replace(accumulator=register))], ([], [])
     for turn in range(rounds + 2):
         for run, kept in zip(runs, seconds, strict=True):
             start = clock()
@@ -95,6 +104,26 @@ def rows(rounds: int) -> list[dict]:
     return found
 
 
+def signed_rows(rounds: int) -> list[dict]:
+    """Every layer on one thread of the multiplier, with activations of any sign, under registers of several sizes."""
+    found = []
+    for name, shape in LAYERS.items():
+        for bits in SIGNED:
+            row = ratio(lambda config, shape=shape: layer(shape, config, True), NBSMT(1), rounds, rc.Int(bits))
+            found.append({"layer": name, "bits": bits, **row})
+        print(f"{name:40s}", *(f"{row['bits']}: {row['ratio']:5.2f}" for row in found[-len(SIGNED) :]), flush=True)
+    return found
+
+
+def signed_table(found: list[dict]) -> str:
+    """In Markdown."""
+    lines = [f"| | {' | '.join(f'{bits} bits' for bits in SIGNED)} |", "|---" * (1 + len(SIGNED)) + "|"]
+    for name in dict.fromkeys(row["layer"] for row in found):
+        ratios = [f"{row['ratio']:.2f}" for row in found if row["layer"] == name]
+        lines.append(f"| {name} | {' | '.join(ratios)} |")
+    return "\n".join(lines)
+
+
 def table(found: list[dict]) -> str:
     """In Markdown: `S+A`, and the slowest of all policies."""
     lines = [
@@ -115,13 +144,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--torch-threads", type=int, default=1)
+    parser.add_argument("--signed", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(given.torch_threads)
     with torch.inference_mode():
-        found = rows(given.rounds)
-    print(table(found))
-    results = {"threads": given.torch_threads, "rounds": given.rounds, "register": repr(REGISTER), "rows": found}
-    print(save(f"nbsmt_saturating_{given.torch_threads}t", results))
+        found = (signed_rows if given.signed else rows)(given.rounds)
+    print((signed_table if given.signed else table)(found))
+    results = {"threads": given.torch_threads, "rounds": given.rounds, "rows": found}
+    results |= {} if given.signed else {"register": repr(REGISTER)}
+    print(save(f"nbsmt_saturating_{'signed_' if given.signed else ''}{given.torch_threads}t", results))
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ network; a seed decides the initial weights and the order of the images and is t
 differences are paired. Hyperparameters are scaled from batches of 128 to one image. The reference rate is the one of a
 grid at which SGDM alone, without a delay, does best after one epoch on two seeds; no other method was asked. The rate
 falls linearly to zero over all epochs. ``--blocks 9`` has 30 stages and delays up to 58. A row of SGD at batch 128,
-with the reference rate as it is, stands beside them.
+with the reference rate as it is, stands beside them. ``--data cifar10`` trains on CIFAR-10, pooled to 16 x 16.
 
-    python benchmarks/pipeline_converged.py [--epochs 3] [--blocks 4] [--tables]
+    python benchmarks/pipeline_converged.py [--epochs 3] [--blocks 4] [--data fashion-mnist] [--tables]
 
 Interrupted, the same command goes on. The log has one JSON line a run and epoch; ``--tables`` computes the table, with
 its intervals, from the log alone, which takes seconds.
@@ -18,6 +18,7 @@ import math
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -41,6 +42,36 @@ LOG = RESULTS / "pipeline_converged.jsonl"
 Images = tuple[Tensor, Tensor]
 
 
+@dataclass(frozen=True)
+class Data:
+    """A data set: its folder, an image's channels and the side of a pooled one."""
+
+    folder: str
+    channels: int
+    side: int
+
+
+DATA = {"fashion-mnist": Data("fashion_mnist", 1, 14), "cifar10": Data("cifar10", 3, 16)}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the runs of one study share."""
+
+    epochs: int
+    blocks: int
+    data: str
+
+    def ends(self, row: dict) -> bool:
+        """Whether a row of the log is of the end of such a training; the first rows do not name their data."""
+        found = row["blocks"], row["epochs"], row["epoch"], row.get("data", "fashion-mnist")
+        return found == (self.blocks, self.epochs, self.epochs - 1, self.data)
+
+    def name(self, start: str = "pipeline_converged") -> str:
+        """Of a file."""
+        return f"{start}_{self.blocks}_{self.epochs}" + ("" if self.data == "fashion-mnist" else f"_{self.data}")
+
+
 class Block(nn.Module):
     """Two convolutions with group norm, and what came in."""
 
@@ -55,13 +86,13 @@ class Block(nn.Module):
         return self.sum(x + self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x))))))
 
 
-def network(seed: int, blocks: int) -> nn.Sequential:
+def network(seed: int, blocks: int, data: Data) -> nn.Sequential:
     """The seed's initial network."""
     torch.manual_seed(seed)
-    stem = nn.Sequential(nn.Conv2d(1, WIDTH, 3, padding=1, bias=False), nn.GroupNorm(4, WIDTH), nn.ReLU())
-    return nn.Sequential(
-        stem, nn.MaxPool2d(2), *(Block() for _ in range(blocks)), nn.Sequential(nn.Flatten(), nn.Linear(WIDTH * 49, 10))
-    )
+    places = (data.side // 2) ** 2
+    stem = nn.Sequential(nn.Conv2d(data.channels, WIDTH, 3, padding=1, bias=False), nn.GroupNorm(4, WIDTH), nn.ReLU())
+    last = nn.Sequential(nn.Flatten(), nn.Linear(WIDTH * places, 10))
+    return nn.Sequential(stem, nn.MaxPool2d(2), *(Block() for _ in range(blocks)), last)
 
 
 def stages(blocks: int) -> list[list[str]]:
@@ -70,10 +101,9 @@ def stages(blocks: int) -> list[list[str]]:
     return [["0"], ["1"], *(stage for block in inner for stage in block), [str(blocks + 2)]]
 
 
-def images(split: str) -> Images:
+def images(data: str, split: str) -> Images:
     """All of a split, pooled and centred."""
-    data = rc.data.load(f"fashion-mnist:{root() / 'fashion_mnist'}", split)
-    both = list(data.batches(1000))
+    both = list(rc.data.load(f"{data}:{root() / DATA[data].folder}", split).batches(1000))
     x, y = torch.cat([x for x, _ in both]), torch.cat([y for _, y in both])
     return nn.functional.avg_pool2d(x, 2), y
 
@@ -92,10 +122,10 @@ def accuracy(model: nn.Module, test: Images) -> float:
 class Study:
     """Runs of one network that train at once, kept in the log and, between epochs, in a file."""
 
-    def __init__(self, cases: Sequence[tuple[str, int, float]], epochs: int, blocks: int, train: Images) -> None:
-        self.cases, self.epochs, self.blocks, self.train = list(cases), epochs, blocks, train
-        self.models = [network(seed, blocks) for _, seed, _ in cases]
-        cut, steps = stages(blocks), epochs * len(train[1])
+    def __init__(self, cases: Sequence[tuple[str, int, float]], setting: Setting, train: Images) -> None:
+        self.cases, self.setting, self.train = list(cases), setting, train
+        self.models = [network(seed, setting.blocks, DATA[setting.data]) for _, seed, _ in cases]
+        cut, steps = stages(setting.blocks), setting.epochs * len(train[1])
         late = rc.pipeline.delays(len(cut))
         runs = []
         for method, _, reference in cases:
@@ -123,7 +153,7 @@ class Study:
                 "loss": loss if math.isfinite(loss) else None,
                 "top1": accuracy(self.batched.load(run, model), test),
             }
-            setting = {"blocks": self.blocks, "epochs": self.epochs, "rate": reference}
+            setting = {**asdict(self.setting), "rate": reference}
             found.append({"method": method, "delay": delay, "seed": seed, "epoch": number, **measured, **setting})
         self.losses.zero_()
         return found
@@ -142,35 +172,30 @@ class Study:
             self.losses.copy_(state["losses"])
 
 
-def last_of(row: dict, epochs: int, blocks: int) -> bool:
-    """Whether a row is of the end of a training of so many epochs and blocks."""
-    return (row["blocks"], row["epochs"], row["epoch"]) == (blocks, epochs, epochs - 1)
-
-
-def trained(cases: Sequence[tuple[str, int, float]], epochs: int, blocks: int, work: Path, name: str) -> None:
+def trained(cases: Sequence[tuple[str, int, float]], setting: Setting, work: Path, name: str) -> None:
     """Train some cases, all together, unless the log has the end of all of them."""
-    ended = {(row["method"], row["seed"], row["rate"]) for row in rows_of(LOG) if last_of(row, epochs, blocks)}
+    ended = {(row["method"], row["seed"], row["rate"]) for row in rows_of(LOG) if setting.ends(row)}
     if set(cases) <= ended:
         return
-    train, test = images("train"), images("test")
-    study, path = Study(cases, epochs, blocks, train), work / f"pipeline_converged_{name}.pt"
+    train, test = images(setting.data, "train"), images(setting.data, "test")
+    study, path = Study(cases, setting, train), work / f"{name}.pt"
     study.resume(path)
-    for number in range(study.batched.steps // len(train[1]), epochs):
+    for number in range(study.batched.steps // len(train[1]), setting.epochs):
         rows = study.epoch(number, test, path)
         append(LOG, *rows)
         study.keep(path)
 
 
-def large(epochs: int, blocks: int, rate: float) -> None:
+def large(setting: Setting, rate: float) -> None:
     """SGD with momentum at batch 128, by torch's optimizer: the seeds that the log lacks."""
-    (x, y), test = images("train"), images("test")
-    steps = epochs * (len(y) // BATCH)
-    ended = {row["seed"] for row in rows_of(LOG) if row["method"] == LARGE and last_of(row, epochs, blocks)}
+    (x, y), test = images(setting.data, "train"), images(setting.data, "test")
+    steps = setting.epochs * (len(y) // BATCH)
+    ended = {row["seed"] for row in rows_of(LOG) if row["method"] == LARGE and setting.ends(row)}
     for seed in sorted(set(SEEDS) - ended):
-        model = network(seed, blocks)
+        model = network(seed, setting.blocks, DATA[setting.data])
         optimizer = torch.optim.SGD(model.parameters(), rate, MOMENTUM)
         falling = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 1 - k / steps)
-        for number in range(epochs):
+        for number in range(setting.epochs):
             total, parts = 0.0, order(seed, number, len(y))[: len(y) // BATCH * BATCH].split(BATCH)
             for now in parts:
                 optimizer.zero_grad()
@@ -180,23 +205,22 @@ def large(epochs: int, blocks: int, rate: float) -> None:
                 falling.step()
                 total += loss.item()
             row = {"method": LARGE, "delay": 0, "seed": seed, "epoch": number, "loss": total / len(parts)}
-            row |= {"top1": accuracy(model, test), "blocks": blocks, "epochs": epochs, "rate": rate}
-            append(LOG, row)
+            append(LOG, row | {"top1": accuracy(model, test), **asdict(setting), "rate": rate})
 
 
-def best(blocks: int) -> float:
+def best(grid: Setting) -> float:
     """The grid's rate of the highest mean accuracy of SGDM."""
     found: dict[float, list[float]] = {}
     for row in rows_of(LOG):
-        own = last_of(row, 1, blocks) and row["method"] == SGDM and row["seed"] in GRID_SEEDS
+        own = grid.ends(row) and row["method"] == SGDM and row["seed"] in GRID_SEEDS
         if own and row["loss"] is not None:
             found.setdefault(row["rate"], []).append(row["top1"])
     return max(found, key=lambda rate: statistics.mean(found[rate]))
 
 
-def summary(epochs: int, blocks: int) -> dict[str, dict]:
+def summary(setting: Setting) -> dict[str, dict]:
     """Of every method its last accuracies by seed, their mean and, less SGDM's of the same seed, a 95 % t interval."""
-    last = [row for row in rows_of(LOG) if last_of(row, epochs, blocks)]
+    last = [row for row in rows_of(LOG) if setting.ends(row)]
     found: dict[str, dict] = {}
     for method in (*METHODS, LARGE):
         own = {row["seed"]: row for row in last if row["method"] == method}
@@ -227,20 +251,22 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--blocks", type=int, default=4)
+    parser.add_argument("--data", default="fashion-mnist", choices=DATA)
     parser.add_argument("--work", type=Path, default=Path("recoup-results"), help="folder of unfinished runs")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    setting, first = (Setting(epochs, given.blocks, given.data) for epochs in (given.epochs, 1))
     if not given.tables:
         grid = [(SGDM, seed, rate) for rate in GRID for seed in GRID_SEEDS]
-        trained(grid, 1, given.blocks, given.work, f"grid_{given.blocks}")
-        rate = best(given.blocks)
+        trained(grid, first, given.work, first.name("pipeline_converged_grid"))
+        rate = best(first)
         cases = [(method, seed, rate) for method in METHODS for seed in SEEDS]
-        trained(cases, given.epochs, given.blocks, given.work, f"{given.blocks}_{given.epochs}")
-        large(given.epochs, given.blocks, rate)
-    found = summary(given.epochs, given.blocks)
+        trained(cases, setting, given.work, setting.name())
+        large(setting, rate)
+    found = summary(setting)
     print(table(found))
     if not given.tables:
-        print(save(f"pipeline_converged_{given.blocks}_{given.epochs}", {"grid": list(GRID), "methods": found}))
+        print(save(setting.name(), {"grid": list(GRID), "methods": found}))
 
 
 if __name__ == "__main__":

@@ -4,16 +4,18 @@ The card against the emulator, output by output: `torch._scaled_mm` with fast ac
 it against promotion every 128, and float16, bfloat16 and TF32 products with their reductions pinned to float32. K goes
 from one instruction to 4,096, data from normal to cancelling and to terms at the last bit kept. Where bits differ, the
 operands that show it are printed, and how often neighbouring units agree with the card; operands and the card's bits
-are kept in results/tensorcore_gpu_vectors.npz. Libraries may split K and add parts in an order of their own: short K
-tell the instruction, long ones the library too. Before that the Triton path is compared with the CPU's kernels.
+are kept in results/tensorcore_gpu_vectors.npz. The library may split K into parts, which it adds in float32: where bits
+differ, even splits are tried, and one that explains every output is named. Before that the Triton path is compared with
+the CPU's kernels.
 
 Then giga multiply-adds a second of the emulator beside torch's own products, between CUDA events. The units are those
-of Hopper; on another card it says so and the comparison is of that card with Hopper. It has not been run yet.
+of Hopper; on another card it says so and the comparison is of that card with Hopper.
 
     python benchmarks/tensorcore_gpu.py [--bits | --speed]
 """
 
 import argparse
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,9 +34,11 @@ from benchmarks.nbsmt_gpu import events
 from recoup import TensorCore
 
 SHAPES = ((4096, 4096, 4096), (384, 1152, 1024), (64, 576, 16384), (512, 4608, 512))
-SIDE, KEPT_SIDE, KEPT_K = 128, 16, 128  # rows and columns compared, and what is kept of them
+SIDE, KEPT_SIDE, KEPT_K = 128, 8, 128  # rows and columns compared, and what is kept of them
+WIDE = 2048  # rows and columns of the longest K: enough tiles for the library not to split K
 TERMS = (16, 32, 64, 128, 512, 1024, 4096)
 KINDS = ("normal", "codes", "zeros", "subnormal", "cancelling", "last bit")
+SPLITS = (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 16, 24, 32, 64)  # parts of K that a library may add in float32
 SHOWN = 3
 DTYPES = {
     "e4m3fn": torch.float8_e4m3fn,
@@ -127,12 +131,24 @@ def differences(one: Tensor, other: Tensor) -> Tensor:
     return (one != other) & ~(one.isnan() & other.isnan())
 
 
+def split_of(unit: TensorCore, a: Tensor, b: Tensor, card: Tensor) -> int | None:
+    """Into how many even parts the library split K, if that explains every output: parts are added in order."""
+    K = a.shape[1]
+    for parts in SPLITS:
+        if K % parts == 0:
+            pairs = zip(a.chunk(parts, 1), b.chunk(parts), strict=True)
+            products = [rc.tensorcore.matmul(x.contiguous(), y.contiguous(), unit) for x, y in pairs]
+            if not differences(functools.reduce(torch.add, products), card).any():
+                return parts
+    return None
+
+
 def neighbours(unit: TensorCore) -> Iterator[TensorCore]:
     """Units to try where a card does not give a unit's bits."""
     for group in (4, 8, 16, 32, 64):
         for fraction in range(max(1, unit.fraction - 2), unit.fraction + 3):
             for output in ("e8m13", "float32"):
-                for promotion in (None, 128):
+                for promotion in (None, 64, 128):
                     yield unit.replace(group=group, fraction=fraction, output=output, promotion=promotion)
 
 
@@ -149,10 +165,11 @@ def examples(a: Tensor, b: Tensor, ours: Tensor, card: Tensor) -> list[dict[str,
     return found
 
 
-def agreement(unit: TensorCore, a: Tensor, b: Tensor, card: Tensor) -> dict[str, float]:
+def agreement(case: Case, kind: str, K: int, device: str) -> dict[str, float]:
     """Shares of outputs on which the best neighbouring units agree with the card."""
-    shares = {}
-    for other in neighbours(unit):
+    a, b = operands(case.unit, (SIDE, K, SIDE), kind, K)
+    card, shares = case.card(a.to(device), b.to(device)).float().cpu(), {}
+    for other in neighbours(case.unit):
         y = rc.tensorcore.matmul(a, b, other)
         shares[repr(other)] = 1 - differences(y, card).double().mean().item()
     return dict(sorted(shares.items(), key=lambda item: -item[1])[:SHOWN])
@@ -160,19 +177,22 @@ def agreement(unit: TensorCore, a: Tensor, b: Tensor, card: Tensor) -> dict[str,
 
 def compared(case: Case, kind: str, K: int, device: str, kept: dict[str, np.ndarray]) -> dict[str, Any]:
     """One case on one kind of data: how many outputs differ, and what shows it; small operands are kept."""
-    a, b = operands(case.unit, (SIDE, K, SIDE), kind, K)
+    side = WIDE if max(TERMS) == K else SIDE
+    a, b = operands(case.unit, (side, K, side), kind, K)
     x, y = a.to(device), b.to(device)
     ours, card = rc.tensorcore.matmul(x, y, case.unit).cpu(), case.card(x, y).float().cpu()
     count = int(differences(ours, card).sum())
+    row: dict[str, Any] = {"case": case.name, "kind": kind, "K": K, "outputs": ours.numel(), "different": count}
+    if count and (parts := split_of(case.unit, x, y, card.to(device))):
+        row |= {"different": 0, "parts of K": parts, "different if not split": count}
+        return row
     if K <= KEPT_K:
         side = slice(KEPT_SIDE)
         for name, value in (("a", a[side]), ("b", b[:, side]), ("card", card[side, side])):
             kept[f"{case.name}/{kind}/{K}/{name}"] = value.contiguous().view(torch.int32).numpy()
-    row: dict[str, Any] = {"case": case.name, "kind": kind, "K": K, "outputs": ours.numel(), "different": count}
     if count:
         error = (ours - card).abs().max().item()
         row |= {"largest difference": error, "examples": examples(a, b, ours, card)}
-        row["neighbours that agree"] = agreement(case.unit, x, y, card.to(device))
     return row
 
 
@@ -197,12 +217,22 @@ def bits(device: str = "cuda") -> dict[str, Any]:
             for K in TERMS:
                 row = compared(case, kind, K, device, kept)
                 rows.append(row)
-                print(f"{case.name:32} {kind:12} K {K:5} {row['different']:7} of {row['outputs']} differ", flush=True)
-                for example in row.get("examples", []):
+                told = f", K in {row['parts of K']} parts" if "parts of K" in row else ""
+                print(
+                    f"{case.name:32} {kind:12} K {K:5} {row['different']:7} of {row['outputs']} differ{told}",
+                    flush=True,
+                )
+                for example in row.get("examples", [])[:1]:
                     products = " + ".join(example["first products"])
                     print(f"    emulator {example['emulator']}, card {example['card']}: {products}")
-                for unit, share in row.get("neighbours that agree", {}).items():
-                    print(f"    {share:7.2%} with {unit}")
+    for case in cases():  # one pair of operands a case: every neighbour is compiled
+        wrong_rows = [row for row in rows if row["case"] == case.name and row["different"]]
+        if wrong_rows:
+            row = min(wrong_rows, key=lambda row: (row["K"], -row["different"]))
+            row["neighbours that agree"] = agreement(case, row["kind"], row["K"], device)
+            print(f"{case.name}, {row['kind']}, K {row['K']}: neighbours that agree with the card")
+            for unit, share in row["neighbours that agree"].items():
+                print(f"    {share:7.2%} with {unit}", flush=True)
     RESULTS.mkdir(exist_ok=True)
     np.savez_compressed(RESULTS / "tensorcore_gpu_vectors.npz", **kept)
     return {"triton against cpu": wrong, "card": rows}

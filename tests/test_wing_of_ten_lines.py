@@ -86,7 +86,7 @@ def test_studied_and_reported_without_a_word_of_another_wing(trunc):
     assert WORDS.findall(seen) == []
     assert "Trunc(bits=2)" in html
     made = {path.name for path in write_tables(results, Path("studied"))}
-    assert made == {"accuracy.csv", "shifts.csv"}
+    assert made == {"accuracy.csv", "flips.csv", "shifts.csv"}
 
 
 def test_a_title_a_preset_and_a_repair_on_the_card(trunc):
@@ -133,7 +133,7 @@ def test_on_the_command_line(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Trunc(bits=4)" in done.stdout  # the one layer there is
     assert WORDS.findall(done.stdout) == []
-    assert {path.name for path in (tmp_path / "r").glob("*.csv")} == {"accuracy.csv", "shifts.csv"}
+    assert {path.name for path in (tmp_path / "r").glob("*.csv")} == {"accuracy.csv", "flips.csv", "shifts.csv"}
     again = recoup("run", "r/recipe.yaml", "--wing", "stranger", "--json", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert recoup("report", "r", "--wing", "stranger", cwd=tmp_path).returncode == 0

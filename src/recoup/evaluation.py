@@ -17,6 +17,7 @@ from recoup.network.meters import METERS, Accuracy, Meter, Metric, Top1
 from recoup.network.modes import compiled, evaluating
 from recoup.network.reached import watching
 from recoup.network.saturation import watching_sums
+from recoup.storage.digest import OfSamples
 
 __all__ = ["Accuracy", "Function", "Metric", "accuracy", "evaluate", "measure", "nats_per_token", "observe"]
 
@@ -70,8 +71,9 @@ def evaluate(
         progress: whether to show a progress bar on standard error.
 
     Returns:
-        For ``top1`` an `Accuracy`, else a `Metric`. With fewer than five classes top5 counts all of them. Between equal
-        outputs the class with the lower index comes first, so a constant network scores its share, not 100 %.
+        For ``top1`` an `Accuracy`, which knows how every sample was answered, else a `Metric`. With fewer than five
+        classes top5 counts all of them. Between equal outputs the class with the lower index comes first, so a
+        constant network scores its share, not 100 %.
 
     Raises:
         RecoupError: no such metric; no batch, no labels, labels outside the classes, NaN or infinity in inputs or
@@ -95,7 +97,7 @@ def evaluate(
     if metric not in METERS:
         legal = ", ".join(map(repr, METERS))
         raise RecoupError(f"evaluate(metric={metric!r}): metric must be one of {legal}, or a callable(model, batches)")
-    meter = METERS[metric]("evaluate")
+    meter = Top1("evaluate", OfSamples()) if metric == Top1.name else METERS[metric]("evaluate")
     refer = _reference(model, reference, metric) if meter.relative else None
     with _saying_saturated(model):
         measure(model, batches, [meter], refer=refer, progress=progress)
@@ -144,8 +146,13 @@ def measure(
         progress: whether to show a progress bar.
     """
     purpose = meters[0].purpose
+
+    def seen(inputs: Any, label: Any) -> None:
+        for meter in meters:
+            meter.seen(inputs, label)
+
     with _scoring(model, purpose):
-        for number, (inputs, label) in enumerate(prepared(model, batches, purpose, progress)):
+        for number, (inputs, label) in enumerate(prepared(model, batches, purpose, progress, seen)):
             expected = None if refer is None else refer(inputs)
             output = call(model, inputs)
             for meter in meters:

@@ -36,6 +36,11 @@ def test_from_a_study_to_a_chip_and_back():
     assert f"{row.top1:.2f} % top-1" in shown
     assert told["lost"]["low"] < told["lost"]["points"] == told["float"]["top1"] - row.top1 < told["lost"]["high"]
     assert f"lost   {told['lost']['points']:+.2f} points (" in shown
+    wrong, right = told["lost"]["wrong_now"], told["lost"]["right_now"]
+    assert f"on the same images: {wrong} are wrong now, {right} right now" in shown
+    flips = [r for r in rc.study.Results.load("recoup-results").flips if (r.state, r.against) == (row.state, "float")]
+    assert [(r.lost, r.won) for r in flips] == [(wrong, right)]
+    assert (told["lost"]["low"], told["lost"]["high"]) == pytest.approx((flips[0].low, flips[0].high))
     assert recoup("describe", "--chip", "chip.safetensors").stdout == recoup("describe", "chip.safetensors").stdout
     Path("chip.st").write_bytes(Path("chip.safetensors").read_bytes())  # whatever its name
     plain = rc.models.load("digits_net", "chip.safetensors").state_dict()

@@ -35,7 +35,7 @@ SMALL = shlex.split(
 NET = shlex.split("--model gelunets:net --data digits")
 TRAINING = shlex.split("--limit 32 --test-limit 20 --batch-size 16 --epochs 1 --one-stage")
 
-TABLES = ("accuracy.csv", "cycles.csv", "layers.csv", "shifts.csv")
+TABLES = ("accuracy.csv", "flips.csv", "cycles.csv", "layers.csv", "shifts.csv")
 
 
 def recoup(*arguments, code=0):

@@ -12,7 +12,7 @@ import pytest
 from recoup.lightnorm.cpu_rounding import GENERAL, NONE, TRUNCATE
 
 CAPABILITIES = (80, 90)
-REDUCTION = {"STEPS": 16, "LANES": 512, "LOG": 9}
+REDUCTION = {"STEPS": 16, "LANES": 512}
 TILE = {"ROWS": 4, "COLUMNS": 256}
 ROUNDINGS = [(NONE, False, False), (TRUNCATE, False, True), (GENERAL, True, False), (GENERAL, False, True)]
 VALUES = ("normalize_kernel", "gradient_kernel", "extrema_kernel")
@@ -67,7 +67,7 @@ class TestCompiler:
     @anywhere
     def test_pieces_are_joined(self, capability, wide):
         for log in (0, 1, 5):
-            code = compiled("join_kernel", capability, ENDS=wide, PIECES=1 << log, LOG=log)
+            code = compiled("join_kernel", capability, ENDS=wide, PIECES=1 << log)
             self.check(code, False)
 
     @pytest.mark.parametrize(("name", "how", "capability", "wide"), TURNS)

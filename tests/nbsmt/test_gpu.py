@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 import recoup as rc
 from recoup.errors import RecoupError
+from recoup.formats import Int
 from recoup.models import mobilenet_v1, resnet18, resnet20
 from recoup.nbsmt import gpu, reference
 from recoup.nbsmt.config import NBSMT, PAIRINGS, POLICIES, ROUNDINGS
@@ -24,7 +25,7 @@ from recoup.nbsmt.faults import NOT_FINITE
 from recoup.nbsmt.gpu_plan import Plan
 from recoup.nbsmt.groups import groups
 from recoup.nbsmt.ops import convolution
-from recoup.nbsmt.weights import quantize_weight
+from recoup.nbsmt.weights import quantize_weight, weight_operand
 from recoup.network.convolution import POINTWISE, Geometry, as_2d
 from recoup.network.emulated import emulated_layers
 from tests.nbsmt.strategies import operands
@@ -71,8 +72,17 @@ def plain(weight):
     return Geometry.of(weight, (1, 1), (0, 0), (1, 1), 1)
 
 
+def followed(x_LMC, w_LCO, config):
+    """The registers of pixels x [L, M, C] and weights [L, C, O] after every slot and, in a slot, every tap."""
+    total = torch.zeros(x_LMC.shape[1], w_LCO.shape[2], dtype=torch.int64)
+    for taps in zip(*(reference.slots(x, w, config) for x, w in zip(x_LMC, w_LCO, strict=True)), strict=True):
+        for *_, products in taps:
+            total = reference.register(total + products.sum(0), config.accumulator)
+    return total
+
+
 def expected(x, weight, order, scale, config, geometry, zero=0):
-    """The slot-by-slot reference, tap by tap: sums as float32 [N, O, h, w], and the weights' scales."""
+    """The slot-by-slot reference: sums as float32 [N, O, h, w], and the weights' scales."""
     code, (weight_code, scale_O) = reference.quantize_activation(x, scale, zero), quantize_weight(weight)
     if order is not None:
         code, weight_code = code[:, order], weight_code[:, order]
@@ -85,8 +95,7 @@ def expected(x, weight, order, scale, config, geometry, zero=0):
         columns = F.unfold(part, weight_code.shape[2:], geometry.dilation, geometry.padding, geometry.stride)
         x_LMC = columns.view(len(x), inputs, plan.taps, -1).permute(2, 0, 3, 1).reshape(plan.taps, -1, inputs)
         w_LCO = weight_code[g * each : (g + 1) * each].flatten(2).permute(2, 1, 0)
-        pairs = zip(x_LMC.to(code.dtype), w_LCO, strict=True)
-        sums.append(sum(reference.matmul(a, b, config).long() for a, b in pairs))
+        sums.append(followed(x_LMC.to(code.dtype), w_LCO, config))
     total = torch.cat(sums, 1).view(len(x), *plan.out, -1)  # type: ignore[arg-type]
     return total.permute(0, 3, 1, 2).float(), scale_O
 
@@ -161,6 +170,42 @@ class Kernels:
     def test_grouped_convolutions(self, shape):
         x_shape, weight_shape, geometry = GROUPED[shape]
         self.check(*sample(3, x_shape, weight_shape), config=NBSMT(1), geometry=geometry)
+
+    @pytest.mark.parametrize("shape", [*SHAPES, *GROUPED])
+    @pytest.mark.parametrize("overflow", ["saturate", "wrap"])
+    def test_registers_equal_the_reference(self, shape, overflow):
+        """Wide and narrow ones, of signed and unsigned codes."""
+        x_shape, weight_shape, geometry = (SHAPES | GROUPED)[shape]
+        configs = [NBSMT(1), NBSMT(2, "S+aW", "half_up", port=4), NBSMT(4, "S+Aw", "zero", "adjacent")]
+        for seed, config in enumerate(configs[: 1 if geometry.groups > 1 else 3]):
+            order = torch.randperm(x_shape[1], generator=torch.Generator().manual_seed(0)) if seed == 2 else None
+            for zero, bits in ((0, 12), (128, 15), (0, 17)):
+                unit = config.replace(accumulator=Int(bits, overflow=overflow))
+                x, weight = sample(seed, x_shape, weight_shape, signed=zero > 0)
+                self.check(x, weight, order, geometry=geometry, config=unit, zero=zero)
+
+    @pytest.mark.parametrize("overflow", ["saturate", "wrap"])
+    @pytest.mark.parametrize("bits", [8, 24, 30, 31, 32])
+    def test_registers_of_every_width(self, bits, overflow):
+        unit = NBSMT(1, accumulator=Int(bits, overflow=overflow))
+        x, weight = torch.full((2, 700, 1, 1), 127.5), torch.full((2, 700), 127.5)
+        x[1, :9], weight[1, 350:] = 0.5, -113.0
+        self.check(x, weight, config=unit)
+
+    @pytest.mark.parametrize("config", [NBSMT(1), NBSMT(2, "S+aW", port=4), NBSMT(4, pairing="adjacent")], ids=repr)
+    @pytest.mark.parametrize("signed", [False, True])
+    def test_saturated_products_equal_the_reference(self, config, signed):
+        from recoup.nbsmt.gpu_convolution import saturated_products
+
+        x, w = operands(3, 5, 11, 3, 0.3, signed)
+        operand = weight_operand(w.t(), config, 128 * signed)
+        a_MJ = reference.activation_operand(x, operand.activations, config)
+        slots = a_MJ.shape[1] // (len(operand.activations) * config.threads)
+        for bits in (9, 14):
+            unit = config.replace(accumulator=Int(bits))
+            given = a_MJ.int().to(self.device), operand.weight_OGJkk.to(self.device), 128 * signed
+            found = saturated_products(*given, unit, slots, torch.int32)
+            assert torch.equal(found.cpu(), reference.matmul(x, w, unit))
 
     def test_any_strides(self):
         x, weight = sample(4, (4, 10, 6, 8), (2, 5, 3, 3))

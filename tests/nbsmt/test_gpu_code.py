@@ -76,7 +76,8 @@ class TestCompiler:
         from recoup.nbsmt.gpu_convolution import Tile, _convolution_kernel
 
         t = Tile(*block)
-        constants = {"EVEN": capability == 80, "BLOCK_M": t.pixels, "BLOCK_O": t.outputs, "BLOCK_K": t.columns}
+        blocks = {"BLOCK_M": t.pixels, "BLOCK_O": t.outputs, "BLOCK_K": t.columns}
+        constants = {"EVEN": capability == 80, "BITS": 18, **blocks}
         code = self.code(_convolution_kernel, capability, constants, num_warps=t.warps, num_stages=t.stages)
         assert product_ in code
         assert "cvt.rn.f32.s32" in code
@@ -84,5 +85,14 @@ class TestCompiler:
     def test_convolutions_in_groups(self):
         from recoup.nbsmt.gpu_convolution import _grouped_kernel
 
-        code = self.code(_grouped_kernel, 80, {"BLOCK_M": 64, "BLOCK_O": 32})
+        code = self.code(_grouped_kernel, 80, {"BITS": 32, "BLOCK_M": 64, "BLOCK_O": 32})
         assert "cvt.rn.f32.s32" in code
+
+    @pytest.mark.parametrize(("bits", "grouped"), [(18, False), (18, True), (32, False)])
+    def test_registers_that_saturate(self, bits, grouped):
+        from recoup.nbsmt.gpu_convolution import _saturating_kernel
+
+        blocks = {"BLOCK_M": 32, "BLOCK_O": 32}
+        code = self.code(_saturating_kernel, 90, {"LESS": 128, "BITS": bits, "GROUPED": grouped, **blocks})
+        assert "min.s32" in code or bits > 30
+        assert "cvt.rn.f32.s" in code or "cvt.f32.s" in code

@@ -66,7 +66,7 @@ def summed(code, weight, register, geometry, **settings):
     """By the kernel, which has to be the one that is tested."""
     kernel = Saturating(weight, NBSMT(1, accumulator=rc.Int(register)), 1)
     found = kernel(code.permute(0, 2, 3, 1).contiguous(), geometry, **settings)
-    assert geometry.groups in kernel._tiles
+    assert (geometry.groups, settings.get("zero", 0)) in kernel._tiles
     return found
 
 
@@ -204,9 +204,9 @@ def test_weights_are_cut_once():
     kernel = Saturating(torch.ones(32, 4, 1, 1, dtype=torch.int8), NBSMT(1, accumulator=rc.Int(8)), 1)
     code = torch.ones(64, 1, 1, 4, dtype=torch.uint8)
     kernel(code, POINTWISE)
-    cut = kernel._tiles[1]
+    cut = kernel._tiles[1, 0]
     kernel(code, POINTWISE)
-    assert kernel._tiles[1] is cut
+    assert kernel._tiles[1, 0] is cut
 
 
 def test_code_of_a_tile():

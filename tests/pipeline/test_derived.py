@@ -116,6 +116,24 @@ def test_a_first_layer_may_derive_its_weights_as_no_gradient_goes_through_it():
     check(nn.Sequential(Scaled(3, 3), nn.Linear(3, 3)), line())
 
 
+def accumulator_of(parameter):
+    """The node that gathers a parameter's gradient: one while a graph holds it, a new one after."""
+    return parameter.expand_as(parameter).grad_fn.next_functions[0][0]
+
+
+def test_looking_leaves_no_graph_behind():
+    """A node that is left would keep its stream, which a CUDA graph may not wait for, and its activations."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.MaxPool1d(2), nn.Linear(2, 2), nn.ReLU())
+    kept = accumulator_of(model[0].weight)
+    kept.metadata["kept"] = True
+    assert accumulator_of(model[0].weight).metadata == {"kept": True}
+    del kept
+    check(model, torch.randn(1, 2, 4))
+    for parameter in model.parameters():
+        accumulator_of(parameter).metadata["looked"] = True
+        assert not accumulator_of(parameter).metadata
+
+
 def test_compiled_modules_are_refused():
     in_place, wrapped = nn.Linear(3, 3), nn.Sequential(torch.compile(nn.Linear(3, 3), backend="eager"))
     in_place.compile(backend="eager")

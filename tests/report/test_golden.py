@@ -1,7 +1,8 @@
 """The report of the demo's results, which golden/ holds, byte for byte: page, terminal and tables.
 
 Pictures are matplotlib's and change with its version: of each is compared what it says, its label and its words.
-Date, seconds and machine are those of the golden results, so they are compared too.
+Date, seconds and machine are those of the golden results, so they are compared too. They are of an older recoup, which
+kept no answers image by image, and the page says so.
 """
 
 import re

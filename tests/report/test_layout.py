@@ -12,7 +12,7 @@ from recoup.report.figures import SERIES, VARIABLES
 from recoup.report.html import STYLE
 from recoup.report.summary import summarize
 from tests.report.pages import Page, plain_page
-from tests.study.examples import FOUR, results
+from tests.study.examples import FOUR, results, with_accuracy
 
 CSS = STYLE.read_text("utf-8")
 
@@ -78,9 +78,7 @@ def test_a_narrow_screen_keeps_accuracy_interval_and_gain():
 
 def test_no_share_of_a_loss_that_may_be_none():
     made = results(seeds=(0,), layers=0)
-    few = made.model_copy(
-        update={"test_images": 200, "accuracy": tuple(r.model_copy(update={"count": 200}) for r in made.accuracy)}
-    )
+    few = with_accuracy(made, (row.model_copy(update={"count": 200}) for row in made.accuracy), test_images=200)
     assert {line.recovered for line in summarize(few).lines} == {None}
     line = summarize(made).line(repr(FOUR), "paired")
     assert line is not None

@@ -20,7 +20,7 @@ from recoup.study.results import AccuracyRow, ShiftRow
 from recoup.study.rows import Row
 from recoup.wings import Baseline, Card
 from tests.report.pages import Page, plain_page, shown, verdicts
-from tests.study.examples import results
+from tests.study.examples import results, with_accuracy
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ def stranger(top1: tuple[float, float, float] = (89.5, 90.0, 91.5), configs=(Tru
                 accuracy.append(AccuracyRow(**row, count=10_000, seconds=1.0))
     shifts = tuple(ShiftRow(config=repr(c), layer="bn1", mean=0.1, variance=1.1) for c in configs)
     machine = made.machine.model_copy(update={"backend": "", "isa": "", "reason": ""})
-    changes = {"accuracy": tuple(accuracy), "tables": tables, "shifts": shifts, "notes": ()}
-    return made.model_copy(update=changes | {"recipe": Recipe.build(recipe), "machine": machine})
+    changes = {"tables": tables, "shifts": shifts, "notes": (), "recipe": Recipe.build(recipe), "machine": machine}
+    return with_accuracy(made, accuracy, **changes)
 
 
 def visible(page: str) -> str:
@@ -134,7 +134,7 @@ def test_a_baseline_of_its_own(card):
     card(baseline=Baseline("wide", "16 bits", "at 16 bits", lambda _: Trunc(16), hardware="no cut"))
     made = stranger(configs=(Trunc(4),))
     rows = tuple(row.model_copy(update={"config": "wide", "top1": 91.0}) for row in made.accuracy[1:2])
-    made = made.model_copy(update={"accuracy": (made.accuracy[0], *rows, *made.accuracy[1:])})
+    made = with_accuracy(made, (made.accuracy[0], *rows, *made.accuracy[1:]))
     assert verdicts(made)[0].startswith("Trunc(bits=4): 91.00 % at 16 bits falls to 89.50 %")
     page = render(made)
     assert ">16 bits, no cut<" in re.sub(r"<text[^>]*>", ">", page)

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from recoup.lba import LBA
@@ -6,13 +8,13 @@ from recoup.study import Recipe, Results, State
 from recoup.study.hardware import Hardware
 from recoup.wings import wing_of
 from tests.report.pages import verdicts
-from tests.study.examples import BASELINE, FOUR, TWO, norm_results, results
+from tests.study.examples import BASELINE, FOUR, TWO, norm_results, results, with_accuracy
 
 
 def without(results: Results, *states: str) -> Results:
     recipe = results.recipe.model_dump(mode="json") | {"states": [s for s in results.recipe.states if s not in states]}
     rows = tuple(row for row in results.accuracy if row.state not in states)
-    return results.model_copy(update={"accuracy": rows, "recipe": Recipe.build(recipe)})
+    return with_accuracy(results, rows, churn=60, recipe=Recipe.build(recipe))
 
 
 def test_gains_are_taken_seed_by_seed():
@@ -21,7 +23,9 @@ def test_gains_are_taken_seed_by_seed():
     assert line is not None
     assert line.gain == pytest.approx(91.6 - 90.25)
     assert line.gain_interval is not None
-    assert line.gain_interval.half == pytest.approx(0.22699, abs=1e-5)  # every seed gains the same: the images' alone
+    # Every seed gains the same 135 images more than it loses, and 60 more change in either direction: theirs alone.
+    half = 1.959964 * math.sqrt(135 + 2 * 60 + 1 - 135**2 / 10_002) / 10_002 * 100
+    assert line.gain_interval.half == pytest.approx(half, abs=1e-5)
     assert line.recovered == pytest.approx((91.6 - 90.25) / (91.7 - 90.25))
     assert line.reached.kind == "t"
 
@@ -32,7 +36,7 @@ def test_float_is_compared_with_every_seed_of_hardware_that_seeds_decide():
     bare = next(row for row in made.accuracy if row.config == name)
     each = [bare.model_copy(update={"seed": seed, "top1": 89.5 + 0.1 * seed}) for seed in (0, 1, 2)]
     rows = tuple(row for row in made.accuracy if row is not bare)
-    line = summarize(made.model_copy(update={"accuracy": (*rows, *each)})).line(name, "paired")
+    line = summarize(with_accuracy(made, (*rows, *each))).line(name, "paired")
     assert line is not None
     assert line.recovered == pytest.approx((91.5 - 89.6) / (91.73 - 89.6))
 
@@ -53,7 +57,7 @@ def test_a_single_seed_gets_the_test_sets_interval():
     assert line is not None
     assert (line.reached.kind, line.reached.std) == ("wilson", None)
     assert line.gain_interval is not None
-    assert (line.gain_interval.kind, line.gain_interval.holds_zero) == ("wilson", False)
+    assert (line.gain_interval.kind, line.gain_interval.holds_zero) == ("wilson", True)  # 65 won, 60 lost
 
 
 def test_verdict_in_plain_words():
@@ -85,7 +89,7 @@ def test_verdicts_of_other_outcomes(top1, said):
         else row
         for row in made.accuracy
     )
-    assert said in verdicts(made.model_copy(update={"accuracy": rows}))[1]
+    assert said in verdicts(with_accuracy(made, rows))[1]
 
 
 def test_the_quoted_repair_is_fixed_not_picked():
@@ -106,7 +110,7 @@ def test_a_gain_that_its_interval_does_not_support_is_noise():
         else row.model_copy(update={"count": 200})
         for row in made.accuracy
     )
-    said = verdicts(made.model_copy(update={"accuracy": rows, "test_images": 200}))[1]
+    said = verdicts(with_accuracy(made, rows, test_images=200))[1]
     assert said.endswith("falls to 80.00 %; what paired recalibration changes is within noise of 200 images (81.50 %).")
 
 

@@ -12,8 +12,9 @@ def read(path):
 def test_one_row_a_measurement(tmp_path):
     made = results()
     paths = write_tables(made, tmp_path)
-    assert [path.name for path in paths] == ["accuracy.csv", "layers.csv", "cycles.csv", "shifts.csv"]
-    accuracy, layers, cycles, shifts = map(read, paths)
+    assert [path.name for path in paths] == ["accuracy.csv", "flips.csv", "layers.csv", "cycles.csv", "shifts.csv"]
+    accuracy, flips, layers, cycles, shifts = map(read, paths)
+    assert (flips[0]["against"], len(flips)) == ("8-bit", len(made.flips))
     assert (len(accuracy), len(layers)) == (len(made.accuracy), len(made.rows("layers")))
     assert (len(cycles), len(shifts)) == (len(made.rows("cycles")), len(made.shifts))
     assert accuracy[0]["seed"] == ""
@@ -25,12 +26,12 @@ def test_one_row_a_measurement(tmp_path):
 
 def test_names_with_commas_and_quotes_survive(tmp_path):
     paths = write_tables(results(name='a,"b"\n'), tmp_path)
-    rows = read(paths[1])
+    rows = read(paths[2])
     assert rows[0]["name"] == 'a,"b"\n0'
 
 
 def test_a_wings_table_without_rows_is_not_written(tmp_path):
-    accuracy, shifts = write_tables(results(layers=0), tmp_path)
+    accuracy, _, shifts = write_tables(results(layers=0), tmp_path)
     assert accuracy.name == "accuracy.csv"
     assert shifts.read_text() == "config,layer,mean,variance\n"
 

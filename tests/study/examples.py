@@ -1,5 +1,6 @@
 """A small study and its results, for tests."""
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from recoup.study.measures.lightnorm import TrafficRow
 from recoup.study.measures.nbsmt import CycleRow, LayerRow
 from recoup.study.repairs import FLOAT
 from recoup.study.results import AccuracyRow, ShiftRow
+from recoup.study.rows import FlipsRow
 
 BASELINE = "8-bit"
 NBSMT_STATES = (State.NONE, "recalibrated at 8 bit", "recalibrated on hardware", "paired", "bias correction")
@@ -21,6 +23,25 @@ ACCURACY = {  # of each state, by config: what a study of a real network looks l
     repr(TWO): (91.5, 91.2, 91.25, 91.55, 91.45),
     repr(FOUR): (90.25, 90.4, 91.2, 91.6, 91.0),
 }
+
+
+def with_accuracy(made: Results, rows: Iterable[AccuracyRow], churn: int = 0, **changes: Any) -> Results:
+    """A study with other accuracies, and the fewest images that they flip, or ``churn`` more in either direction."""
+    rows, bare = tuple(rows), {}
+    for row in rows:
+        if row.state == State.NONE:
+            bare.setdefault(row.config, []).append(row)
+    flips = []
+    for row in rows:
+        for name, others in bare.items():
+            if (name, State.NONE) == (row.config, row.state) or name not in (FLOAT, BASELINE, "wide", row.config):
+                continue
+            other = others[0] if len(others) == 1 else next(o for o in others if row.seed in (o.seed, None))
+            less = round((other.top1 - row.top1) / 100 * row.count)
+            seen = {"lost": max(less, 0) + churn, "won": max(-less, 0) + churn, "count": row.count}
+            about = {"config": row.config, "state": row.state, "seed": row.seed, "against": name}
+            flips.append(FlipsRow(**about, against_state=State.NONE, **seen, low=0.0, high=0.0))
+    return made.model_copy(update={"accuracy": rows, "flips": tuple(flips), **changes})
 
 
 def small_recipe(out: Path, **changes: Any) -> Recipe:
@@ -57,7 +78,7 @@ def results(seeds: tuple[int, ...] = (0, 1, 2), layers: int = 6, name: str = "co
         ]
         for config, values in ACCURACY.items():
             accuracy += [_row(config, state, seed, v + jitter) for state, v in zip(NBSMT_STATES, values, strict=True)]
-    return Results(
+    made = Results(
         date="2026-01-02T03:04:05+00:00",
         recipe=recipe,
         machine=Machine(
@@ -84,6 +105,7 @@ def results(seeds: tuple[int, ...] = (0, 1, 2), layers: int = 6, name: str = "co
         notes=("emulate_: 1 layers run one thread because grouped: x",),
         seconds=412.3,
     )  # fmt: skip
+    return with_accuracy(made, accuracy, churn=60)
 
 
 def norm_results(layers: int = 4, top1: tuple[float, float, float] = (89.5, 90.0, 91.5)) -> Results:
@@ -101,9 +123,7 @@ def norm_results(layers: int = 4, top1: tuple[float, float, float] = (89.5, 90.0
         each = {name: round(bits * 8192) for name, bits in asdict(widths(config, 32)).items()}
         place = {"kind": "BatchNorm2d", "emulated": True, "channels": 32, "elements": 8192}
         traffic += [TrafficRow(config=repr(config), name=f"bn{i}", **place, **each) for i in range(layers)]
-    return made.model_copy(
-        update={"recipe": recipe, "accuracy": tuple(rows), "tables": {**made.tables, "traffic": tuple(traffic)}}
-    )
+    return with_accuracy(made, rows, recipe=recipe, tables={**made.tables, "traffic": tuple(traffic)})
 
 
 def _row(config: str, state: State, seed: int | None, top1: float) -> AccuracyRow:

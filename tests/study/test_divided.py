@@ -148,6 +148,7 @@ def test_shards_in_any_order(whole, tmp_path, made, kind, order):
     run(asked(tmp_path, kind), workers=1, progress=False)
     assert len(made) == len(kept(tmp_path))
     assert told(tmp_path) == told(whole[kind])
+    assert sum(row["lost"] + row["won"] for row in told(tmp_path)["flips"]) > 0  # answers came along
 
 
 def test_shards_of_folders_that_were_apart(whole, tmp_path, made):

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recoup.errors import RecoupError
-from recoup.study.intervals import accuracy, difference, of_test_set, over_seeds
+from recoup.network.answers import Flips
+from recoup.study.intervals import accuracy, difference, most_changed, of_test_set, over_seeds
 
 PERCENTS = st.lists(st.floats(0, 100), min_size=2, max_size=12)
 
@@ -71,9 +72,15 @@ def test_intervals_are_possible_and_never_of_zero_width(count, data):
         for alone in (over_seeds(percents), of_test_set(made.mean, count)):
             assert made.low <= max(alone.low, 0) + 1e-9
             assert made.high >= min(alone.high, 100) - 1e-9
-    change = difference([one - percents[0] for one in percents], count)
-    assert -100 <= change.low <= change.mean <= change.high <= 100
-    assert change.low < change.high
+    points = [one - percents[0] for one in percents]
+    most = [most_changed(one, percents[0], count) for one in percents]
+    spans = []
+    for changed in ([abs(hit - hits[0]) for hit in hits], most):
+        change = difference(points, count, changed)
+        assert -100 <= change.low <= change.mean <= change.high <= 100
+        assert change.low < change.high
+        spans.append(change.half)
+    assert spans[0] <= spans[1] + 1e-9
 
 
 def test_seeds_and_images_add_as_squares():
@@ -86,10 +93,45 @@ def test_seeds_and_images_add_as_squares():
 @pytest.mark.parametrize(("images", "noise"), [(0, True), (1, True), (4, True), (5, False), (-4, True), (-5, False)])
 @pytest.mark.parametrize("count", [50, 596, 10_000])
 def test_a_difference_of_few_images_may_be_none(images, noise, count):
-    assert difference([100 * images / count], count).holds_zero == noise
-    assert difference([100 * images / count] * 3, count).holds_zero == noise
+    """Even where no other changed."""
+    assert difference([100 * images / count], count, [abs(images)]).holds_zero == noise
+    assert difference([100 * images / count] * 3, count, [abs(images)] * 3).holds_zero == noise
 
 
 def test_seeds_that_disagree_are_noise():
-    assert difference([1.0, 2.5], 200).half == pytest.approx(9.7, abs=0.3)
-    assert difference([1.0, 2.5], 200).holds_zero
+    found = difference([1.0, 2.5], 200, [2, 5])
+    assert found.half == pytest.approx(9.7, abs=0.3)
+    assert found.holds_zero
+
+
+@given(st.integers(1, 300), st.data())
+def test_a_difference_is_paired(count, data):
+    """By Flips of the same images, over seeds by hand."""
+    lost, won = (data.draw(st.lists(st.integers(0, count // 2), min_size=2, max_size=2)) for _ in "ab")
+    both = [Flips(*seen, count) for seen in zip(lost, won, strict=True)]
+    for one in both:
+        found = difference([one.points], count, [one.changed])
+        assert (found.mean, found.low, found.high) == pytest.approx((one.points, *one.interval), abs=1e-6)
+    found = difference([one.points for one in both], count, [one.changed for one in both])
+    k, m, n = sum(lost + [-x for x in won]) / 2, sum(lost + won) / 2, count + 2
+    half = 1.959964 * math.sqrt(m + 1 - k * k / n)
+    seeds, mean = 12.7062 * abs(both[0].points - both[1].points) / 2, 100 * k / count
+    low = mean - math.hypot(seeds, mean - 100 * (k - half) / n)
+    assert found.low == pytest.approx(max(low, -100), rel=1e-4, abs=1e-5)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_no_more_can_change_than_the_accuracies_allow(pairs):
+    one, other = (100 * sum(side) / len(pairs) for side in zip(*pairs, strict=True))
+    most = most_changed(one, other, len(pairs))
+    assert sum(a != b for a, b in pairs) <= most + 1e-6
+    # Some answers with these accuracies reach it: the right ones of the two, as far apart as they can be.
+    right = [round(x * len(pairs) / 100) for x in (one, other)]
+    apart = [(n < right[0], n >= len(pairs) - right[1]) for n in range(len(pairs))]
+    assert sum(a != b for a, b in apart) == pytest.approx(most)
+
+
+@pytest.mark.parametrize("changed", [9, 1001])
+def test_changes_that_a_difference_cannot_have(changed):
+    with pytest.raises(RecoupError, match=r"a difference of 1 points on 1,000 images: [\d,]+ of them cannot"):
+        difference([1.0], 1000, [changed])

@@ -16,7 +16,7 @@ from recoup.study import Recipe, Results, run
 from recoup.study.lab import Lab
 from recoup.study.runner import plan
 from tests.report.pages import shown
-from tests.study.examples import small_recipe
+from tests.study.examples import small_recipe, with_accuracy
 
 A = rc.Policy({"re:features.(3|7)": "nbsmt-4t", "classifier": "LBA.biased(5, 4)"}, name="chip A")
 B = rc.Policy({"re:features.(3|7|10)": "nbsmt-2t", "re:.*": None}, name="chip B")
@@ -141,7 +141,7 @@ def test_the_ranking_is_shown_everywhere(found, tmp_path):
 def test_a_beaten_chip_is_said(found):
     worse = [row.model_copy(update={"cycles": 10**9}) if row.config == "chip B" else row for row in found.costs]
     rows = [row.model_copy(update={"top1": 50.0}) for row in found.accuracy]
-    chips = ranked(made := found.model_copy(update={"costs": tuple(worse), "accuracy": tuple(rows)}), summarize(made))
+    chips = ranked(made := with_accuracy(found, rows, costs=tuple(worse)), summarize(made))
     assert [(chip.line.config, chip.mark, chip.same) for chip in chips] == [
         ("chip A", "", False),
         ("chip B", "(beaten)", True),
@@ -163,7 +163,7 @@ def test_the_ranking_quotes_the_line_of_the_verdict(found, bare, repaired, quote
         return 94.0 if row.config == "float" else bare if row.state == "float statistics" else repaired
 
     rows = tuple(row.model_copy(update={"top1": top1(row)}) for row in found.accuracy)
-    made = found.model_copy(update={"accuracy": rows, "untrained": False})
+    made = with_accuracy(found, rows, untrained=False)
     summary = summarize(made)
     assert [said in text for text in summary.verdicts] == [True, True], summary.verdicts
     assert [chip.line.reached.mean for chip in ranked(made, summary)] == [quoted, quoted]

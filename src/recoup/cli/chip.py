@@ -9,11 +9,11 @@ import typer
 from recoup.emulate import restore_
 from recoup.errors import RecoupError
 from recoup.evaluation import Accuracy
+from recoup.network.answers import Answers
 from recoup.repair import describe
 from recoup.saving import load, save
 from recoup.study import Recipe
 from recoup.study.hardware import name_of
-from recoup.study.intervals import difference
 from recoup.study.lab import Lab
 from recoup.study.quality import Quality, perplexity_text
 from recoup.study.repairs import NONE, State
@@ -65,6 +65,8 @@ def evaluate_chip(
     lost = _lost(source.quality, found)
     if source.quality.paired:
         found = {name: numbers_of(value) for name, value in found.items()}
+    else:
+        found = {name: {k: v for k, v in value.items() if k != "answers"} for name, value in found.items()}
     found["lost"] = lost
     if as_json:
         typer.echo(json.dumps({**found, "layers": told.to_dict()}, indent=1))
@@ -74,15 +76,18 @@ def evaluate_chip(
         typer.echo(f"{name:6} {_told(found[name])}")
     quality = source.quality
     least, low, high = (quality.signed(lost[name]) for name in (quality.unit, "low", "high"))
-    typer.echo(f"{'lost':6} {least} {quality.unit} ({low} to {high}), on the same {quality.samples}")
+    flips = "" if quality.paired else f": {lost['wrong_now']} are wrong now, {lost['right_now']} right now"
+    typer.echo(f"{'lost':6} {least} {quality.unit} ({low} to {high}), on the same {quality.samples}{flips}")
 
 
 def _lost(quality: Quality, found: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """What a chip loses against float on the same samples, and the interval: points, or nats window by window."""
+    """What a chip loses against float and its interval: points, paired image by image, or nats, window by window."""
     if quality.paired:
         return difference_of(found["chip"]["windows"], found["float"]["windows"])
-    lost = difference([found["float"]["top1"] - found["chip"]["top1"]], found["chip"]["count"])
-    return {quality.unit: lost.mean, "low": lost.low, "high": lost.high}
+    now, before = (Answers.from_dict(found[name]["answers"]) for name in ("chip", "float"))
+    flips = now.flips(before)
+    low, high = flips.interval
+    return {quality.unit: flips.points, "low": low, "high": high, "wrong_now": flips.lost, "right_now": flips.won}
 
 
 def check_saved(recipe: Recipe, shard: str | None = None) -> None:

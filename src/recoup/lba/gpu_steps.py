@@ -134,17 +134,23 @@ def term(x, w, s, base, k, floats, integers, FORM: tl.constexpr):
         total = x * w + s
         return tl.minimum(tl.maximum(total, tl.load(floats + BOTTOM)), tl.load(floats + TOP)), total, total
     else:
+        # An element of FORM is a constant only once it has a name: Triton 3.6 passes it on as what it holds.
+        product_kind: tl.constexpr = FORM[1]
+        product_flush: tl.constexpr = FORM[2]
+        kind: tl.constexpr = FORM[3]
+        flush: tl.constexpr = FORM[4]
+        exact_sums: tl.constexpr = FORM[7]
         exact = x * w
         p = exact
-        if FORM[1] != "none":
-            p = quantise(exact, base, 2 * k, floats, integers, AT_PRODUCT, FORM[1], FORM[2])
-        if FORM[3] == "saturate" or FORM[3] == "wrap":
+        if product_kind != "none":
+            p = quantise(exact, base, 2 * k, floats, integers, AT_PRODUCT, product_kind, product_flush)
+        if kind == "saturate" or kind == "wrap":
             p = p * tl.load(floats + AT_SUM * SLOT + INVERSE)
-        total = wide_sum(p, s, FORM[7])
+        total = wide_sum(p, s, exact_sums)
         near = total
         if FORM[8]:
-            near = wide_sum(reduced(p, floats), s, FORM[7])
-        after = quantise(near, base, 2 * k + 1, floats, integers, AT_SUM, FORM[3], FORM[4])
+            near = wide_sum(reduced(p, floats), s, exact_sums)
+        after = quantise(near, base, 2 * k + 1, floats, integers, AT_SUM, kind, flush)
         return after, total, exact
 
 
@@ -159,11 +165,14 @@ def add(s, y, base, counter, floats, integers, FORM: tl.constexpr):
         total = s + y
         return tl.minimum(tl.maximum(total, tl.load(floats + BOTTOM)), tl.load(floats + TOP)), total
     else:
+        outer_kind: tl.constexpr = FORM[5]
+        outer_flush: tl.constexpr = FORM[6]
+        exact_outer: tl.constexpr = FORM[7]
         if FORM[3] == "saturate" or FORM[3] == "wrap":
-            if FORM[5] != "saturate" and FORM[5] != "wrap":
+            if outer_kind != "saturate" and outer_kind != "wrap":
                 s = s * tl.load(floats + AT_SUM * SLOT + SCALE)
-        total = wide_sum(s, y, FORM[7])
-        return quantise(total, base, counter, floats, integers, AT_OUTER, FORM[5], FORM[6]), total
+        total = wide_sum(s, y, exact_outer)
+        return quantise(total, base, counter, floats, integers, AT_OUTER, outer_kind, outer_flush), total
 
 
 @triton.jit

@@ -117,10 +117,15 @@ def multiplied_and_added(factor: Tensor, x: Tensor, term: Tensor) -> Tensor:
     return torch.where(result == 0, product + term, result)
 
 
+def over(x: Tensor, divisor: int) -> Tensor:
+    """x / divisor, rounded once on every device: by a plain number CUDA would multiply with the reciprocal."""
+    return x / x.new_full((), divisor)
+
+
 def quotient(pairs: Tensor, divisor: int) -> Tensor:
     """The sum of float64 pairs [..., 2] over a divisor, rounded to odd."""
     total = _to_odd(*exact_sum(*pairs.unbind(-1)))
-    result = total / divisor
+    result = over(total, divisor)
     product, lost = exact_product(result, torch.full_like(result, divisor))
     return _to_odd(result, (total - product) - lost)
 

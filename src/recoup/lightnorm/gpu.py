@@ -72,7 +72,7 @@ def moments(x: Tensor, chunks: int) -> tuple[Tensor, Tensor, Tensor]:
     longer = sum(part > short for part in parts)
     with _device_of(x):
         moments_kernel[(C, chunks * pieces)](
-            x, sums, ends, indices, C, P, pieces, chunks, short, longer, steps, LANES, _log(LANES), **OPTIONS
+            x, sums, ends, indices, C, P, pieces, chunks, short, longer, steps, LANES, **OPTIONS
         )
         return _joined(sums, ends, indices, min(P, longest) - 1)
 
@@ -82,7 +82,7 @@ def _joined(sums: Tensor, ends: Tensor, indices: Tensor, nowhere: int) -> tuple[
     C, K, pieces, _ = sums.shape
     out = sums.new_empty(C, 2), ends.new_empty(C, K, 2), indices.new_empty(C, K, 2)
     size = triton.next_power_of_2(pieces)
-    join_kernel[(C,)](sums, ends, indices, *out, pieces, K, nowhere, ends is not sums, size, _log(size), **OPTIONS)
+    join_kernel[(C,)](sums, ends, indices, *out, pieces, K, nowhere, ends is not sums, size, **OPTIONS)
     return out
 
 
@@ -115,7 +115,7 @@ def products(g: Tensor, xhat: Tensor) -> tuple[Tensor, Tensor]:
     _check(g, pieces)
     plain, cross = (torch.empty(C, 1, pieces, 2, dtype=torch.float64, device=g.device) for _ in range(2))
     with _device_of(g):
-        products_kernel[(C, pieces)](g, xhat, plain, cross, C, P, pieces, N * P, steps, LANES, _log(LANES), **OPTIONS)
+        products_kernel[(C, pieces)](g, xhat, plain, cross, C, P, pieces, N * P, steps, LANES, **OPTIONS)
         none = torch.empty(0, dtype=torch.int64, device=g.device)
         return _joined(plain, plain, none, 0)[0], _joined(cross, cross, none, 0)[0]
 
@@ -159,10 +159,6 @@ def _pieces(elements: int) -> tuple[int, int]:
     """How many programs share a sum, and the steps of each; an empty sum has one too."""
     steps = triton.next_power_of_2(max(1, triton.cdiv(elements, LANES)))
     return max(1, triton.cdiv(elements, LANES * STEPS)), min(STEPS, steps)
-
-
-def _log(size: int) -> int:
-    return size.bit_length() - 1
 
 
 def _device_of(x: Tensor) -> AbstractContextManager:

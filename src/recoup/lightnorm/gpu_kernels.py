@@ -30,13 +30,9 @@ def add_pair(total, error, v, more):
 
 
 @triton.jit
-def joined(total, error, SIZE: tl.constexpr, LOG: tl.constexpr):
-    """The pairs of 2^LOG = SIZE lanes as one."""
-    for i in tl.static_range(LOG):
-        a, b = tl.split(tl.reshape(total, (SIZE >> (i + 1), 2)))
-        c, d = tl.split(tl.reshape(error, (SIZE >> (i + 1), 2)))
-        total, error = add_pair(a, c, b, d)
-    return tl.sum(total, 0), tl.sum(error, 0)  # of the one that is left
+def joined(total, error):
+    """The pairs of all lanes as one; in any order, as a pair is exact."""
+    return tl.reduce((total, error), 0, add_pair)
 
 
 @triton.jit
@@ -116,7 +112,7 @@ def _address(i, c, channels, places):
 @triton.jit(do_not_specialize=["channels", "places", "pieces", "chunks", "short", "longer"])
 def moments_kernel(
     x, sums, ends, indices, channels, places, pieces, chunks, short, longer,
-    STEPS: tl.constexpr, LANES: tl.constexpr, LOG: tl.constexpr,
+    STEPS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Of one piece: the sum [2], maximum and minimum [2], and their first indices [2]; all in [C, K, pieces, 2]."""
     c, piece, chunk = tl.program_id(0), tl.program_id(1) % pieces, tl.program_id(1) // pieces
@@ -135,7 +131,7 @@ def moments_kernel(
         more, less = inside & (v > high), inside & (v < low)
         high, low = tl.where(more, v, high), tl.where(less, v, low)
         at_high, at_low = tl.where(more, i, at_high), tl.where(less, i, at_low)
-    s, e = joined(total, error, LANES, LOG)
+    s, e = joined(total, error)
     top, bottom = tl.max(high, 0), tl.min(low, 0)
     out = ((c.to(tl.int64) * chunks + chunk) * pieces + piece) * 2
     tl.store(sums + out, s)
@@ -149,7 +145,7 @@ def moments_kernel(
 @triton.jit(do_not_specialize=["pieces", "chunks", "nowhere"])
 def join_kernel(
     sums, ends, indices, out_sums, out_ends, out_indices, pieces, chunks, nowhere,
-    ENDS: tl.constexpr, PIECES: tl.constexpr, LOG: tl.constexpr,
+    ENDS: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
     """The pieces of a channel together. ``nowhere``: index in a chunk of NaN, that of cpu.py."""
     c = tl.program_id(0).to(tl.int64)
@@ -159,7 +155,7 @@ def join_kernel(
     for chunk in range(chunks):
         at = ((c * chunks + chunk) * pieces + piece) * 2
         v, more = tl.load(sums + at, mask=inside, other=0.0), tl.load(sums + at + 1, mask=inside, other=0.0)
-        v, more = joined(v, more, PIECES, LOG)
+        v, more = joined(v, more)
         total, error = add_pair(total, error, v, more)
         if ENDS:
             high = tl.load(ends + at, mask=inside, other=float("-inf"))
@@ -181,7 +177,7 @@ def join_kernel(
 @triton.jit(do_not_specialize=["channels", "places", "pieces", "elements"])
 def products_kernel(
     g, xhat, plain, cross, channels, places, pieces, elements,
-    STEPS: tl.constexpr, LANES: tl.constexpr, LOG: tl.constexpr,
+    STEPS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Of one piece: the sums of g and of g xhat, as pairs in [C, pieces, 2]."""
     c, piece = tl.program_id(0), tl.program_id(1)
@@ -196,10 +192,10 @@ def products_kernel(
         total, error = add_pair(total, error, v, 0.0)
         total_x, error_x = add_pair(total_x, error_x, v * h, 0.0)
     out = (c.to(tl.int64) * pieces + piece) * 2
-    s, e = joined(total, error, LANES, LOG)
+    s, e = joined(total, error)
     tl.store(plain + out, s)
     tl.store(plain + out + 1, e)
-    s, e = joined(total_x, error_x, LANES, LOG)
+    s, e = joined(total_x, error_x)
     tl.store(cross + out, s)
     tl.store(cross + out + 1, e)
 

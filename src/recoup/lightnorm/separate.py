@@ -14,7 +14,7 @@ from recoup.errors import RecoupError
 from recoup.formats import BlockFloat, Float, quantize
 from recoup.kernels.operators import needs_triton, on_device
 from recoup.lightnorm.config import LightNorm
-from recoup.lightnorm.exact import exact_reciprocals, quotient, uncertainty
+from recoup.lightnorm.exact import exact_reciprocals, over, quotient, uncertainty
 from recoup.lightnorm.scale import factors
 
 
@@ -122,7 +122,7 @@ class SeparatePasses:
     def _amounts(self, slope: Tensor, S: Tensor, elements: int, chunks: int) -> Tensor:
         """What chunks' maxima lose and minima gain, [C, K]: gamma r C(m_k) S / K, multiplied in this order."""
         C_K = torch.from_numpy(factors(elements, self.config.chunks, self.config.scale)).to(slope.device)
-        return (slope[:, None] * self.share(C_K, chunks)) * S[:, None] / self.config.chunks
+        return over((slope[:, None] * self.share(C_K, chunks)) * S[:, None], self.config.chunks)
 
     def _normalized(self, x_q: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
         config = self.config
@@ -149,7 +149,7 @@ def _parameter(value: Tensor, config: LightNorm) -> Tensor:
 
 def averaged(pairs: Tensor, elements: int, form: Float | None) -> Tensor:
     """Sums that are given as pairs, float64 [C, 2], over n."""
-    return pairs.sum(-1) / elements if form is None else rounded(quotient(pairs, elements), form)
+    return over(pairs.sum(-1), elements) if form is None else rounded(quotient(pairs, elements), form)
 
 
 def statistics(
@@ -171,7 +171,7 @@ def deviation(ends: Tensor, elements: int, config: LightNorm, eps: float) -> Ten
     total = torch.zeros_like(ends[:, 0, 0])
     for k in range(config.chunks):
         total = total + C_K[k] * (ends[:, k, 0] - ends[:, k, 1])
-    return total / config.chunks + eps
+    return over(total, config.chunks) + eps
 
 
 def quantized_moments(x: Tensor, config: LightNorm) -> tuple[Tensor, Tensor]:

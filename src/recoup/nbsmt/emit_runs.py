@@ -67,8 +67,8 @@ def tiles(groups: int, floats: bool, target: Target) -> Kernel:
 def tiles_module(groups: int, floats: bool) -> ir.Module:
     """Code of `tiles`."""
     module = ir.Module("nbsmt")
-    planes, windows = _planes(module, groups), _windows(module, groups)
-    walk, turn = _walk(module, groups), _turn(module, groups, floats)
+    planes, windows = planes_of(module, groups), _windows(module, groups)
+    walk, turn = _walk(module, groups), turn_of(module, groups, floats)
     d = TILES.define(module, "tiles")
     b, at = d.b, Vector(d.b, LANES).at
     slots, wide = b.mul(d["channels"], d["taps"]), I64(groups * LANES)
@@ -89,7 +89,7 @@ def tiles_module(groups: int, floats: bool) -> ir.Module:
     return module
 
 
-def _planes(module: ir.Module, groups: int) -> Definition:
+def planes_of(module: ir.Module, groups: int) -> Definition:
     """Values slot by slot: row ``c L + l`` of ``planes`` holds channel c at tap l of the pixels from ``first`` on."""
     d = PLANES.define(module, "planes_of")
     b, v = d.b, Vector(d.b, LANES)
@@ -191,7 +191,7 @@ def _added(d: Definition, register: Any, x: Any, w: Any) -> Any:
     return d.b.call(function, [register, x, w])
 
 
-def _turn(module: ir.Module, groups: int, floats: bool) -> Definition:
+def turn_of(module: ir.Module, groups: int, floats: bool) -> Definition:
     """Registers [vectors 16, G, 16 pixels] as numbers, pixel by pixel, of the first ``count`` pixels."""
     d = TURN.define(module, "turn")
     b, v = d.b, Vector(d.b, LANES)

@@ -78,16 +78,17 @@ def choice(near_L: Tensor) -> Tensor:
     return torch.stack([2 * near_L, 2 * near_L + 1, zero, zero], 1).to(torch.uint8)
 
 
-def scaled(bits: int, products: int, target: Target) -> tuple[int, int] | None:
+def scaled(bits: int, products: int, zero: int, target: Target) -> tuple[int, int] | None:
     """Powers of two that values and weights are multiplied by, for a register of so many bits to saturate as one of 32.
 
-    None: they have no room for it, or the processor has no such instruction. Values take 2^7 (255 * 128 and -128 * 128
-    fit 16 bits), weights 2^8: a register of 17 bits or more.
+    None: they have no room for it, or the processor has no such instruction. Weights take 2^8 (-128 * 256 fits 16
+    bits), signed values (``zero`` is not 0) as much, unsigned ones 2^7 (255 * 128 does): a register of 16 bits or more,
+    or of 17.
     """
-    missing = 32 - bits
-    if products > 2 or missing > 15 or "avx512vnni" not in target.features:
+    missing, most = 32 - bits, 8 if zero else 7
+    if products > 2 or missing > most + 8 or "avx512vnni" not in target.features:
         return None
-    return min(missing, 7), max(missing - 7, 0)
+    return min(missing, most), max(missing - most, 0)
 
 
 def started(bits: int, ends: Ends) -> dict[str, int]:

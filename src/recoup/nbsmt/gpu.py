@@ -41,21 +41,20 @@ def accumulate(
         weight: float32 [O, I], [O, I, k] or [O, I, kh, kw], on the same device.
         order: int64 permutation of the channels among the threads, or None.
         scale: the activation scale.
-        config: threads, policy, rounding and pairing; one thread where geometry.groups > 1.
+        config: threads, policy, rounding, pairing and accumulator; one thread where geometry.groups > 1.
         geometry: of the convolution.
         layer: what errors call the layer.
         zero: of the activation codes: 0 unsigned, 128 signed.
 
     Returns:
-        float32 [N, O, h, w], channels_last: exact integer sums, rounded once; and the weight scales, float32 [O].
+        float32 [N, O, h, w], channels_last: exact integer sums, or what the accumulators hold, rounded once; and the
+        weight scales, float32 [O].
 
     Raises:
-        RecoupError: an accumulator, negative (where codes are unsigned) or non-finite inputs, non-finite weights, sums
+        RecoupError: negative (where codes are unsigned) or non-finite inputs, non-finite weights, sums
             that may leave 32 bits, shapes or devices that do not fit, a stream that is being captured, a GPU that is
             too old, or no Triton.
     """
-    if config.accumulator is not None:
-        raise RecoupError(f"{layer}: {config.accumulator!r} is emulated on the CPU alone; the input lies on {x.device}")
     operands, convolution = _kernels(layer)
     weight = as_2d(weight)
     plan = Plan.of(tuple(x.shape), tuple(weight.shape), config, geometry, zero)
@@ -64,7 +63,7 @@ def accumulate(
     with torch.cuda.device_of(x):
         faults = torch.zeros(1, dtype=torch.int32, device=x.device)
         weight_OLK, offset_O, scale_O = operands.weight_operands(plan, weight, order, faults)
-        if plan.most >= 2**31:
+        if plan.most >= 2**31 and not plan.saturates:
             _check_sums(weight, weight_OLK, config, layer, zero)
         sums = x.new_empty(x.shape[0], *plan.out, weight.shape[0])
         readings = []

@@ -9,6 +9,7 @@ from functools import lru_cache
 from itertools import product
 from typing import Any
 
+from recoup.formats import Int
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.groups import Activation, Weight, groups
 from recoup.nbsmt.ports import UNSIGNED, activation_port
@@ -141,6 +142,17 @@ class Plan:
         weight_tables = tables(self.config)[1]
         shared = max(sum(table >> 2 * case & 3 != 0 for table in weight_tables) for case in range(CASES))
         return 128 * max(255, 128 * shared) * self.weight[1] * self.taps
+
+    @property
+    def register(self) -> Int | None:
+        """The accumulator, where a sum could leave it."""
+        own = self.config.accumulator
+        return None if own is None or self.most <= own.largest_value else own
+
+    @property
+    def saturates(self) -> bool:
+        """Whether registers are followed slot by slot; others hold their sums, cut to their bits where they wrap."""
+        return self.register is not None and self.register.overflow == "saturate"
 
     def parts(self) -> Iterator[slice]:
         """The batch in parts whose operands fit the workspace; at least one image each."""

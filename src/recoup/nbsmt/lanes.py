@@ -96,7 +96,7 @@ def laid_out(w_OSLV: Tensor, bits: int, groups: int, zero: int, target: Target) 
             "products a slot; grouped convolutions run one thread, which has 1"
         )
     words, each = products <= 2, outputs // groups
-    shifts = scaled(bits, products, target)
+    shifts = scaled(bits, products, zero, target)
     sharing: Sharing = "all" if groups == 1 or each >= LANES else "none" if each == 1 else "few"
     wide = "avx512bw" in target.features
     corrected = zero > 0 and not words

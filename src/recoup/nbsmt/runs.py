@@ -118,7 +118,12 @@ class Tiles:
         w_OSLV: int8, V = 1.
         bits: of the register.
         parts: groups of the convolution.
+
+    Attributes:
+        pays: always, as the same is done for any values.
     """
+
+    pays = True
 
     def __init__(self, w_OSLV: Tensor, bits: int, parts: int) -> None:
         outputs, self.channels, self.taps, _ = w_OSLV.shape

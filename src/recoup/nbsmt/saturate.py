@@ -4,8 +4,9 @@ Where a sum saturates depends on the order of its parts, so no matrix product gi
 `recoup.nbsmt.groups`: T threads times G groups, one to 64 of them, which are added exactly before the register is.
 
 A few images at a time are dealt out so that a slot's values lie side by side (`recoup.nbsmt.emit_slots`), inside zeros
-where the convolution pads, and stay in the cache while `recoup.nbsmt.emit_saturating` adds them up; slots
-of one unsigned product are added run by run (`recoup.nbsmt.runs`).
+where the convolution pads, and stay in the cache while `recoup.nbsmt.emit_saturating` adds them up. Slots of one
+product are added run by run where it is unsigned (`recoup.nbsmt.runs`), and where it is signed many at once, if the
+register is far enough from its ends (`recoup.nbsmt.bounded`).
 
 Legend: S slots, L the kernel's taps, V = G * T products of a slot, M output pixels, O output channels.
 """
@@ -22,7 +23,7 @@ from torch import Tensor
 from recoup.kernels import llvm
 from recoup.kernels.signature import Bound
 from recoup.kernels.threads import over_rows
-from recoup.nbsmt import emit_slots, reference, runs
+from recoup.nbsmt import bounded, emit_slots, reference, runs
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.emit_saturating import VECTOR, Form, saturating, started
 from recoup.nbsmt.lanes import Layout, in_bytes, laid_out
@@ -37,6 +38,11 @@ SEGMENT, CHUNK = 1 << 17, 1 << 19
 
 FEW = 4
 """Output pixels from which a whole tile is computed, whatever of it is needed."""
+
+WAYS = (runs, bounded)
+"""How slots of one product are added several at once, unsigned ones and signed ones."""
+
+Tiles = runs.Tiles | bounded.Tiles
 
 WORK, COPIED = 1 << 16, 1 << 18
 """Products, and bytes to deal out, that pay for one more thread."""
@@ -58,7 +64,7 @@ class Saturating:
         self.outputs, self.slots, self.taps, self.products = self._weight_OSLV.shape
         self._layouts: dict[tuple, Layout] = {}
         self._segments: dict[tuple, list[Segment]] = {}
-        self._tiles: dict[int, runs.Tiles] = {}
+        self._tiles: dict[tuple[int, int], Tiles] = {}
 
     def layout(self, groups: int, zero: int, target: llvm.Target) -> Layout:
         """The weights for a convolution of so many groups; laid out at the first call."""
@@ -68,15 +74,14 @@ class Saturating:
             self._layouts[key] = laid_out(self._weight_OSLV, register.bits, *key)
         return self._layouts[key]
 
-    def _by_runs(self, groups: int, zero: int, pixels: int, target: llvm.Target) -> runs.Tiles | None:
-        """The weights cut into runs, where those pay; cut at the first call."""
-        register = self.config.accumulator
+    def _by_tiles(self, groups: int, zero: int, pixels: int, target: llvm.Target) -> Tiles | None:
+        """The weights in runs or pieces that are added at once, where those pay; cut at the first call."""
+        register, key = self.config.accumulator, (groups, zero)
         assert register is not None
-        if not runs.fits(self._weight_OSLV, groups, zero, pixels, target):
-            return None
-        if groups not in self._tiles:
-            self._tiles[groups] = runs.Tiles(self._weight_OSLV, register.bits, groups)
-        return self._tiles[groups]
+        way = next((way for way in WAYS if way.fits(self._weight_OSLV, *key, pixels, target)), None)
+        if way is not None and key not in self._tiles:
+            self._tiles[key] = way.Tiles(self._weight_OSLV, register.bits, groups)
+        return self._tiles[key] if way is not None and self._tiles[key].pays else None
 
     def __call__(
         self,
@@ -98,14 +103,14 @@ class Saturating:
         """
         target = target or llvm.host()
         size = geometry.outputs(operand.shape[1:3])
-        tiles = self._by_runs(geometry.groups, zero, len(operand) * prod(size), target)
+        tiles = self._by_tiles(geometry.groups, zero, len(operand) * prod(size), target)
         layout = in_bytes(self._weight_OSLV, geometry.groups) if tiles else self.layout(geometry.groups, zero, target)
         out_NML = torch.empty(
             len(operand), prod(size), layout.all_lanes, dtype=torch.float32 if floats else torch.int32
         )
         if out_NML.numel():
             work = out_NML[0].numel() * self.slots * self.taps * self.products
-            kind = _Run if tiles is None else partial(_RunByRuns, tiles)
+            kind = _Run if tiles is None else partial(_RunByTiles, tiles)
             run = kind(self, operand.contiguous(), out_NML, layout, geometry, zero, target)
             over_rows(run.images, len(operand), work, WORK)
         each = self.outputs // layout.parts
@@ -115,7 +120,7 @@ class Saturating:
 
     def segments(self, layout: Layout, pixels: int, floats: bool, target: llvm.Target) -> list["Segment"]:
         """Block by block, as many slots at a time as the cache holds weights of, for so many output pixels."""
-        if not layout.blocks:  # added run by run: the layout is made for one call, so its id must not become a key
+        if not layout.blocks:  # added tile by tile: the layout is made for one call, so its id must not become a key
             return []
         form = replace(layout.form, floats=floats)
         form = replace(form, pixels=1) if pixels < FEW else form
@@ -264,10 +269,10 @@ class _Run:
         over_rows(rows, pixels, self.work, WORK)
 
 
-class _RunByRuns(_Run):
-    """The same of slots of one unsigned product, run by run."""
+class _RunByTiles(_Run):
+    """The same of slots of one product, tile by tile."""
 
-    def __init__(self, tiles: runs.Tiles, sums: Saturating, *settings: Any) -> None:
+    def __init__(self, tiles: Tiles, sums: Saturating, *settings: Any) -> None:
         super().__init__(sums, *settings)
         self.tiles, self.target = tiles, settings[-1]
 

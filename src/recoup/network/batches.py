@@ -4,7 +4,7 @@ A batch is the input tensor itself, a tuple or list ``(input, label, ...)``, or 
 model in which ``labels`` (or ``label``) holds the labels.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -49,7 +49,11 @@ def count(inputs: Any) -> int:
 
 
 def prepared(
-    model: nn.Module, batches: Iterable[Any], purpose: str, progress: bool = False
+    model: nn.Module,
+    batches: Iterable[Any],
+    purpose: str,
+    progress: bool = False,
+    seen: Callable[[Any, Any], None] | None = None,
 ) -> Iterator[tuple[Any, Tensor | None]]:
     """Iterate over (input, label), on the model's device, checked.
 
@@ -58,6 +62,7 @@ def prepared(
         batches: the iterable of batches.
         purpose: what the caller is doing; heads the progress bar and the errors.
         progress: whether to show a progress bar on standard error.
+        seen: called with every input and label as they came, before they are moved to the device.
 
     Raises:
         RecoupError: no batch at all, an empty batch, an input that is no tensor, NaN or infinity in an input.
@@ -65,17 +70,19 @@ def prepared(
     is_module(model, purpose)
     check_batches(batches, purpose)
     device = device_of(model)
-    seen = 0
+    samples = 0
     for number, batch in enumerate(_shown(batches, purpose) if progress else batches):
-        inputs, label = split(batch)
+        given, label = split(batch)
         inputs = (
-            {k: _checked(v, purpose, number, device) for k, v in inputs.items()}
-            if isinstance(inputs, Mapping)
-            else _checked(inputs, purpose, number, device)
+            {k: _checked(v, purpose, number, device) for k, v in given.items()}
+            if isinstance(given, Mapping)
+            else _checked(given, purpose, number, device)
         )
-        seen += count(inputs)
+        samples += count(inputs)
+        if seen is not None:
+            seen(given, label)
         yield inputs, label.to(device) if isinstance(label, Tensor) else label
-    if not seen:
+    if not samples:
         raise RecoupError(
             f"{purpose}: there was no batch; pass a list or a DataLoader with at least one batch "
             "(a generator is empty the second time)"

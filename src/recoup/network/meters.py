@@ -3,7 +3,7 @@
 Legend: N samples, T tokens of a sample, V classes or vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -11,18 +11,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recoup.errors import RecoupError
+from recoup.network.answers import Answers, Z
+from recoup.storage.digest import OfSamples
 
-Z = 1.959964  # of a 95 % interval
 PADDING = -100  # what torch and transformers put where a token has no label
 
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """How often the label is the highest (top1) or among the five highest (top5) outputs, in percent of ``count``."""
+    """How often the label is the highest (top1) or among the five highest (top5) outputs, in percent of ``count``.
+
+    ``answers`` says of each sample whether its label was the highest: ``now.answers.flips(before.answers)`` are the
+    samples that two networks answer otherwise, and the paired interval of what the first one loses.
+    """
 
     top1: float
     top5: float
     count: int
+    answers: Answers | None = field(default=None, repr=False, compare=False)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -62,14 +68,12 @@ class Meter:
         name: of the measure.
         relative: whether it compares with a reference.
         rises: whether more is better.
-        paired: whether networks are compared by it sample by sample, so that the samples are worth keeping.
         purpose: heads errors.
     """
 
     name: ClassVar[str]
     relative: ClassVar[bool] = False
     rises: ClassVar[bool] = False
-    paired: ClassVar[bool] = False
 
     def __init__(self, purpose: str) -> None:
         self.purpose = purpose
@@ -79,6 +83,13 @@ class Meter:
     def add(self, output: Any, label: Any, reference: Any, number: int) -> None:
         """One batch: the network's output, its labels and the reference's output."""
         raise NotImplementedError  # each measure's own
+
+    def seen(self, inputs: Any, label: Any) -> None:
+        """One batch as it came, before `add`; most measures need outputs alone."""
+
+    def kept(self) -> dict[str, Any]:
+        """Plain values of every sample by which networks are compared one by one; nothing of most measures."""
+        return {}
 
     def _keep(self, values_NT: Tensor, mask_NT: Tensor | None = None) -> None:
         """A value for each token of each sample."""
@@ -123,32 +134,53 @@ def over_samples(means_N: Tensor, counts_N: Tensor) -> tuple[float, float]:
 
 
 class Top1(Meter):
-    """Accuracy."""
+    """Accuracy.
+
+    Args:
+        purpose: heads errors.
+        digest: of the samples, so that answers are compared with those to the same ones alone; None: they are not
+            compared, or who keeps them adds it.
+    """
 
     name, rises = "top1", True
 
-    def __init__(self, purpose: str) -> None:
+    def __init__(self, purpose: str, digest: OfSamples | None = None) -> None:
         super().__init__(purpose)
-        self.hits = [0, 0]
-        self.total = 0
+        self.digest = digest
+        self.hits_5 = 0
+        self.right_N: list[Tensor] = []
+
+    def seen(self, inputs: Any, label: Any) -> None:
+        """Samples."""
+        if self.digest is not None:
+            self.digest.add(inputs, label)
 
     def add(self, output: Any, label: Any, reference: Any, number: int) -> None:  # noqa: ARG002
         """Ranks of the labels."""
         logits = _logits(output, label, number)
         rank = _rank(logits, label)
-        self.hits = [hit + int((rank < most).sum()) for hit, most in zip(self.hits, (1, 5), strict=True)]
-        self.total += label.numel()
+        self.right_N.append((rank < 1).cpu())
+        self.hits_5 += int((rank < 5).sum())
+
+    @property
+    def answers(self) -> Answers:
+        """Right or wrong, sample by sample."""
+        return Answers.of(torch.cat(self.right_N), "" if self.digest is None else self.digest.text)
+
+    def kept(self) -> dict[str, Any]:
+        """The answers."""
+        return {"answers": self.answers.to_dict()}
 
     def result(self) -> Accuracy:
         """Percentages."""
-        top1, top5 = (100 * hit / self.total for hit in self.hits)
-        return Accuracy(top1, top5, self.total)
+        answers = self.answers
+        return Accuracy(100 * answers.right / answers.count, 100 * self.hits_5 / answers.count, answers.count, answers)
 
 
 class Nats(Meter):
     """Cross-entropy."""
 
-    name, paired = "nats", True
+    name = "nats"
 
     def add(self, output: Any, label: Any, reference: Any, number: int) -> None:  # noqa: ARG002
         """Of every token or sample that has a label."""
@@ -166,6 +198,12 @@ class Nats(Meter):
             )
         losses = F.cross_entropy(output.flatten(0, -2).double(), label.flatten(), reduction="none")
         self._keep(losses.view(label.shape), known)
+
+    def kept(self) -> dict[str, Any]:
+        """Every sample's mean, and how many tokens it is over; one number where all have as many."""
+        alike = set(self.labelled)
+        labels = list(alike) if len(alike) == 1 else self.labelled
+        return {"samples": [round(value, 9) for value in self.samples], "labels": labels}
 
 
 class KL(Meter):

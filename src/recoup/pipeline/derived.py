@@ -69,16 +69,19 @@ def refuse_derived_weights(
             seen.append((tensor, list(running)))
         if _storage(tensor) in trace.derived:
             found.append(here())
-        return tensor
+        return tensor.detach()  # a node that holds its own output through Python is never freed
 
     x = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, x)  # a pass may write to its input
     activations = set(_addresses(x))
     kind = _OriginsUncompiled if "torch._dynamo" in sys.modules else _Origins
     trace = kind(parameters, activations, pack, lambda: foreign.append(here()))
-    devices = {p.device for p in parameters if p.device.type == "cuda"}
-    saved = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-    with as_it_was(model), _named(model, running), torch.random.fork_rng(devices), torch.enable_grad(), saved, trace:
-        _refuse_reentrant((run or model)(x))
+    random = torch.random.fork_rng({p.device for p in parameters if p.device.type == "cuda"})
+    saves = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    try:
+        with as_it_was(model), _named(model, running), random, torch.enable_grad(), saves, trace:
+            _refuse_reentrant((run or model)(x))
+    finally:
+        trace.forget()
     if foreign:
         raise RecoupError(f"pipeline: {_shown(foreign[0])} {FOREIGN}")
     if found and not activations:
@@ -91,6 +94,7 @@ def refuse_derived_weights(
     if used is not None:
         for tensor, names in seen:
             used(tensor, names)
+    seen.clear()  # `pack` and `trace` know each other, so what they hold would live until garbage is collected
 
 
 def _refuse_opaque(model: nn.Module) -> None:
@@ -120,6 +124,11 @@ class _Origins(TorchDispatchMode):
         self.activations = set(activations)
         self.derived: set[int] = set()
         self._alive: list[Tensor] = []  # or an address could come back with another origin
+
+    def forget(self) -> None:
+        """Let go of all that was computed: a graph that lives on keeps the stream on which parameters gather gradients,
+        and a CUDA graph is captured on another."""
+        self._alive.clear()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

@@ -111,6 +111,11 @@ def interval_text(results: Results, summary: Summary) -> str:
     kinds = {line.reached.kind for line in summary.lines}
     if summary.quality.paired:
         return _window_text(kinds, summary)
+    return f"{_image_text(kinds, results, summary)} {_paired_text(summary)}"
+
+
+def _image_text(kinds: set[str], results: Results, summary: Summary) -> str:
+    """Over test images."""
     own = f"the {results.test_images:,} test images themselves resolve about ±{summary.resolution:.2f} points"
     seeds = (
         f"t: Student's interval over {summary.seeds} draws of calibration images combined with Wilson's over the test "
@@ -120,9 +125,20 @@ def interval_text(results: Results, summary: Summary) -> str:
         return f"{seeds}; {own}."
     if "t" in kinds:
         return f"{seeds}. W: Wilson's interval of a single measurement; {own}."
+    return f"W: Wilson's interval of the single measurement; {own}."
+
+
+def _paired_text(summary: Summary) -> str:
+    """What the intervals of differences are."""
+    apart = sum(not line.paired for line in summary.lines)
+    if not apart:
+        return (
+            "Every state is measured on the same images: gains and losses are taken image by image and have intervals "
+            "of their own."
+        )
     return (
-        f"W: Wilson's interval of the single measurement; {own}. Every state is measured on the same images, so "
-        "differences between states are more certain than that."
+        f"Answers of {apart} of {len(summary.lines)} lines were not kept image by image, by an older recoup, or are "
+        "not to the same images: their gains and losses have the widest interval that the accuracies allow."
     )
 
 

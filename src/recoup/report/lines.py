@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from recoup.network.wing import FLOAT, Baseline
-from recoup.study.intervals import Estimate, accuracy, difference, of_windows
+from recoup.study.intervals import Estimate, accuracy, difference, most_changed, of_windows
 from recoup.study.measured import pairs
 from recoup.study.quality import Quality, perplexity
 from recoup.study.repairs import NONE
 from recoup.study.results import AccuracyRow, Results
-from recoup.study.rows import DifferenceRow, NatsRow
+from recoup.study.rows import DifferenceRow, FlipsRow, NatsRow
 
 Key = tuple[str, str]
 """A config and a state."""
@@ -28,6 +28,8 @@ class Line:
         loss: what is worse on the config than on its wing's baseline, seed by seed; None if unmeasured.
         recovered: gain / what the config lost against its baseline, a share; None where no more was lost than is worth
             a repair (and than one test image), or no more than the test samples and seeds leave open.
+        paired: whether gain and loss were taken sample by sample; else their intervals are the widest that the
+            accuracies allow.
     """
 
     config: str
@@ -39,6 +41,7 @@ class Line:
     gain_interval: Estimate | None
     loss: Estimate | None
     recovered: float | None
+    paired: bool = True
 
 
 def threshold(quality: Quality, count: int) -> float:
@@ -54,7 +57,7 @@ def lines_of(results: Results, titles: Mapping[str, str], compared: Mapping[str,
         titles: of configs and baselines, by the names of their rows.
         compared: what each config is compared with; baselines themselves have none to lose against.
     """
-    found = _Nats(results.nats, results.differences) if results.nats else _Accuracies(results.accuracy)
+    found = _found(results)
     made = []
     for config, state in found.keys:
         baseline = compared.get(config)
@@ -73,6 +76,7 @@ def lines_of(results: Results, titles: Mapping[str, str], compared: Mapping[str,
                 gain_interval=gain,
                 loss=lost,
                 recovered=gain.mean / loss if gain is not None and sure else None,
+                paired=found.paired(config, state, baseline),
             )
         )
     return tuple(made)
@@ -80,19 +84,26 @@ def lines_of(results: Results, titles: Mapping[str, str], compared: Mapping[str,
 
 def against_float(results: Results, config: str, state: str) -> Estimate | None:
     """What a config loses in a state against the float network on the same samples: points of top-1, or nats more,
-    paired window by window."""
+    paired sample by sample."""
+    return _found(results).beside(config, state, FLOAT.name)
+
+
+def _found(results: Results) -> "_Accuracies | _Nats":
     if results.nats:
-        return _Nats(results.nats, results.differences).beside(config, state, FLOAT.name)
-    return _Accuracies(results.accuracy).beside(config, state, FLOAT.name)
+        return _Nats(results.nats, results.differences)
+    return _Accuracies(results.accuracy, results.flips)
 
 
 class _Accuracies:
-    """Top-1 and top-5: differences are those of accuracies on the same images."""
+    """Top-1 and top-5: differences are paired image by image where answers were kept."""
 
-    def __init__(self, rows: Iterable[AccuracyRow]) -> None:
+    def __init__(self, rows: Iterable[AccuracyRow], flips: Iterable[FlipsRow]) -> None:
         self._groups: dict[Key, list[AccuracyRow]] = {}
+        self._flips: dict[tuple[Key, Key], list[FlipsRow]] = {}
         for row in rows:
             self._groups.setdefault((row.config, row.state), []).append(row)
+        for flip in flips:
+            self._flips.setdefault(((flip.config, flip.state), (flip.against, flip.against_state)), []).append(flip)
 
     @property
     def keys(self) -> list[Key]:
@@ -110,7 +121,7 @@ class _Accuracies:
 
     def gain(self, config: str, state: str) -> Estimate | None:
         """Over the bare hardware."""
-        return self._apart((config, state), (config, NONE))
+        return self._apart((config, state), (config, NONE), -1)
 
     def loss(self, config: str, baseline: str) -> Estimate | None:
         """Of the bare hardware."""
@@ -118,12 +129,24 @@ class _Accuracies:
 
     def beside(self, config: str, state: str, baseline: str) -> Estimate | None:
         """What is lost against a baseline."""
-        return self._apart((baseline, NONE), (config, state))
+        return self._apart((config, state), (baseline, NONE), 1)
 
-    def _apart(self, one: Key, other: Key) -> Estimate | None:
-        rows = self._groups.get(one, [])
-        points = [mine.top1 - theirs.top1 for mine, theirs in pairs(rows, self._groups.get(other, []))]
-        return difference(points, rows[0].count) if points else None
+    def paired(self, config: str, state: str, baseline: Baseline | None) -> bool:
+        """Whether flips are known of all that the state is compared with."""
+        others = {(config, NONE)} | (set() if baseline is None else {(baseline.name, NONE)})
+        there = [other for other in others if other != (config, state) and other in self._groups]
+        return all(((config, state), other) in self._flips for other in there)
+
+    def _apart(self, one: Key, other: Key, sign: int) -> Estimate | None:
+        """What ``one`` loses against ``other``, or with sign -1 gains."""
+        flips, rows = self._flips.get((one, other)), self._groups.get(one, [])
+        if flips:
+            points = [100 * sign * (flip.lost - flip.won) / flip.count for flip in flips]
+            return difference(points, flips[0].count, [flip.lost + flip.won for flip in flips])
+        both = pairs(rows, self._groups.get(other, []))
+        points = [sign * (theirs.top1 - mine.top1) for mine, theirs in both]
+        changed = [most_changed(mine.top1, theirs.top1, mine.count) for mine, theirs in both]
+        return difference(points, rows[0].count, changed) if points else None
 
 
 class _Nats:
@@ -160,6 +183,10 @@ class _Nats:
     def beside(self, config: str, state: str, baseline: str) -> Estimate | None:
         """Nats more than a baseline has."""
         return self._apart(config, state, baseline, 1)
+
+    def paired(self, config: str, state: str, baseline: Baseline | None) -> bool:  # noqa: ARG002
+        """Always."""
+        return True
 
     def _apart(self, config: str, state: str, against: str, sign: int) -> Estimate | None:
         wanted = (config, state, against, NONE)

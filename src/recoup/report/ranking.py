@@ -77,17 +77,15 @@ def ranked(results: Results, summary: Summary) -> list[Ranked]:
         Ranked(
             *(chip.line, chip.cost, chip.cycles, chip.traffic, chip.lost),
             beaten=any(_beats(quality, other, chip) for other in found),
-            same=place > 0 and _alike(quality, chip, found[place - 1]),
+            same=place > 0 and _alike(chip, found[place - 1]),
         )
         for place, chip in enumerate(found)
     ]
 
 
-def _alike(quality: Quality, one: Ranked, other: Ranked) -> bool:
-    """Whether intervals overlap: of what is reached, or, where differences are measured sample by sample, of those from
-    float, for hard samples are hard for every chip."""
-    first, second = (chip.lost if quality.paired else chip.line.reached for chip in (one, other))
-    return first.high >= second.low and second.high >= first.low
+def _alike(one: Ranked, other: Ranked) -> bool:
+    """Whether the intervals of what is lost against float overlap, for hard samples are hard for every chip."""
+    return one.lost.high >= other.lost.low and other.lost.high >= one.lost.low
 
 
 def _beats(quality: Quality, one: Ranked, other: Ranked) -> bool:

@@ -136,9 +136,7 @@ def verdict(summary: Summary, hardware: Hardware, saving: str = "") -> str:
 
 def _within_noise(summary: Summary, loss: float, bare: Line) -> bool:
     """Whether what little the hardware changes may as well be nothing."""
-    if summary.quality.paired and bare.loss is not None:
-        return bare.loss.holds_zero
-    return abs(loss) <= summary.resolution
+    return abs(loss) <= summary.resolution if bare.loss is None else bare.loss.holds_zero
 
 
 def _lost_text(summary: Summary, before: Line, bare: Line) -> str:
@@ -188,9 +186,8 @@ def _loss(summary: Summary, before: Line, bare: Line) -> float:
 
 def _lost(summary: Summary, before: Line, bare: Line) -> bool:
     """Whether hardware costs accuracy, as far as the test samples and seeds resolve it."""
-    unsure = bare.loss is not None and bare.loss.holds_zero
-    least = summary.threshold if summary.quality.paired else max(summary.threshold, summary.resolution)
-    return _loss(summary, before, bare) > least and not unsure
+    loss = _loss(summary, before, bare)
+    return loss > summary.threshold and not _within_noise(summary, loss, bare)
 
 
 def _won_back(summary: Summary, hardware: Hardware, bare: Line, repaired: Line | None) -> str:

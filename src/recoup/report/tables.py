@@ -10,12 +10,12 @@ from pydantic import BaseModel
 
 from recoup.storage.files import write_atomically
 from recoup.study.results import AccuracyRow, Results, ShiftRow
-from recoup.study.rows import DifferenceRow, NatsRow
+from recoup.study.rows import DifferenceRow, FlipsRow, NatsRow
 
 
 def write_tables(results: Results, folder: Path) -> list[Path]:
-    """Write accuracy (of a language model nats and differences), every table of the wings that has rows, and shifts,
-    each whole or not at all."""
+    """Write accuracy and flips (of a language model nats and differences), every table of the wings that has rows, and
+    shifts, each whole or not at all."""
     tables: dict[str, tuple[type[BaseModel], Sequence[BaseModel]]] = {
         **_measured(results),
         **{name: (type(rows[0]), rows) for name, rows in results.tables.items() if rows},
@@ -32,7 +32,8 @@ def write_tables(results: Results, folder: Path) -> list[Path]:
 def _measured(results: Results) -> dict[str, tuple[type[BaseModel], Sequence[BaseModel]]]:
     if results.quality.paired:
         return {"nats": (NatsRow, results.nats), "differences": (DifferenceRow, results.differences)}
-    return {"accuracy": (AccuracyRow, results.accuracy)}
+    flips = {"flips": (FlipsRow, results.flips)} if results.flips else {}
+    return {"accuracy": (AccuracyRow, results.accuracy), **flips}
 
 
 def _table(columns: Iterable[str], rows: Sequence[BaseModel]) -> str:

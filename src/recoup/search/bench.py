@@ -80,6 +80,7 @@ class Bench(Workbench):
         if not all(is_calibrated(modules[name]) for name in self.scaled):
             with ALONE, cpu_threads(1):
                 calibrate_(self.model, self.calibration, {**dict.fromkeys(self.scaled, True), "re:.*": None})
+        self._digest = of_batches(self.batches)
         self._weights = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -94,7 +95,7 @@ class Bench(Workbench):
             "weights": of_state(self.model),
             "network": built(self.model),
             "scales": of_text(repr(scales)) if scales else None,
-            "data": of_batches(self.batches),
+            "data": self._digest,
             "calibration": of_batches(self.calibration),
             "layout": _layouts(self.batches),
             "repair": self.repair if isinstance(self.repair, str) else list(self.repair),
@@ -109,8 +110,8 @@ class Bench(Workbench):
         return self.measured(task.hardware, task.label)
 
     def measured(self, assignment: Assignment, label: str) -> Value:
-        """A policy's numbers (metric -> value, count, interval, of nats each sample's; seconds; notes): hardware on,
-        repaired, measured, hardware off.
+        """A policy's numbers (metric -> value, count, interval, of nats and top1 each sample's; seconds; notes):
+        hardware on, repaired, measured, hardware off.
 
         Raises:
             RecoupError: whatever a step refuses, headed by the policy's ``label``.
@@ -154,10 +155,9 @@ class Bench(Workbench):
             for name, one in found.items()
         }
         for name, meter in zip(named, meters, strict=True):
-            if meter.paired:  # what another network differs by is known sample by sample
-                alike = set(meter.labelled)
-                told[name]["samples"] = [round(value, 9) for value in meter.samples]
-                told[name]["labels"] = list(alike) if len(alike) == 1 else meter.labelled
+            told[name] |= meter.kept()  # what another network differs by is known sample by sample
+            if "answers" in told[name]:
+                told[name]["answers"]["samples"] = self._digest  # known once, and a network may change its inputs
         return told
 
     def _refer(self) -> Callable[[Any], Tensor]:

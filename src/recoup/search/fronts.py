@@ -40,7 +40,9 @@ class Measured:
         quality: name of the natural measure, ``top1`` or ``nats``; "" where the labels fit neither.
         reached, quality_low, quality_high: it and its interval.
         lost, lost_low, lost_high: what is worse than in float, on the same samples, and its interval: points of top-1,
-            or nats, which are paired window by window.
+            paired image by image, or nats, paired window by window.
+        flips: of top-1, images that are right in float and wrong here, and the reverse, of each draw; none where
+            answers were not kept: then the interval is the widest that the accuracies allow.
     """
 
     damage: float
@@ -55,6 +57,7 @@ class Measured:
     lost: float = math.nan
     lost_low: float = math.nan
     lost_high: float = math.nan
+    flips: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,24 +8,30 @@ from typing import Any
 import torch
 
 from recoup.errors import RecoupError
+from recoup.network.answers import Answers, Flips
 from recoup.network.meters import METERS, over_samples
-from recoup.study.intervals import Estimate, difference, over_seeds
+from recoup.study.intervals import Estimate, difference, most_changed, over_seeds
 
 Found = Mapping[str, Any]
-"""A metric's part of a measurement: value, count, interval; samples and labels where it is compared by them."""
+"""A metric's part of a measurement: value, count, interval; what networks are compared by sample by sample: samples and
+labels of nats, answers of top1."""
 
 
 def loss(name: str, ones: Sequence[Found], others: Sequence[Found], *, rises: bool) -> Estimate:
     """How much worse networks are than another, one value a draw.
 
-    Nats are compared sample by sample (window by window of a text), accuracies as `recoup.study.intervals.difference`
-    says. A distance from the other is its own measure. Of a measure of the user's own the samples are not known: the
+    Networks are compared sample by sample: nats window by window of a text, accuracies image by image as
+    `recoup.study.intervals.difference` says; where answers were not kept, with the widest interval that the accuracies
+    allow. A distance from the other is its own measure. Of a measure of the user's own the samples are not known: the
     interval is its own, which knows nothing of what the two have in common. The draws' part adds as squares.
 
     Args:
         name: of the metric.
         ones, others: what was measured, draw by draw.
         rises: whether more of it is better.
+
+    Raises:
+        RecoupError: measurements of other samples.
     """
     sign = -1 if rises else 1
     if "samples" in ones[0]:
@@ -33,8 +39,29 @@ def loss(name: str, ones: Sequence[Found], others: Sequence[Found], *, rises: bo
         return _estimate([sign * mean for mean, _ in pairs], [half for _, half in pairs])
     values = [sign * (one["value"] - other["value"]) for one, other in zip(ones, others, strict=True)]
     if name == "top1":
-        return difference(values, ones[0]["count"])
+        found, count = flips(ones, others), ones[0]["count"]
+        if found:
+            return difference([one.points for one in found], count, [one.changed for one in found])
+        changed = [most_changed(one["value"], other["value"], count) for one, other in zip(ones, others, strict=True)]
+        return difference(values, count, changed)
     return _estimate(values, [half_of(one) for one in ones])
+
+
+def flips(ones: Sequence[Found], others: Sequence[Found]) -> tuple[Flips, ...]:
+    """The images that networks answer otherwise than another, draw by draw; none where answers were not kept.
+
+    Raises:
+        RecoupError: measurements of other samples.
+    """
+    if not all("answers" in found for found in (*ones, *others)):
+        return ()
+    pairs = zip(ones, others, strict=True)
+    try:
+        return tuple(
+            Answers.from_dict(one["answers"]).flips(Answers.from_dict(other["answers"])) for one, other in pairs
+        )
+    except RecoupError as error:
+        raise RecoupError(f"search: {error}") from None
 
 
 def _estimate(values: Sequence[float], halves: Sequence[float]) -> Estimate:
@@ -52,10 +79,12 @@ def half_of(one: Found) -> float:
 
 
 def half_of_damage(name: str, one: Found, base: Found) -> float:
-    """Half of what the samples leave open of a damage: of a distance its own, of nats that of the difference sample by
-    sample; 0 of others, whose own interval is not that of a difference on the same samples."""
+    """Half of what the samples leave open of a damage: of a distance its own, of nats and top1 that of the difference
+    sample by sample; 0 of others, whose own interval is not that of a difference on the same samples."""
     if "samples" in one:
         return _paired(one, base)[1]
+    if name == "top1":
+        return loss(name, [one], [base], rises=True).half
     return half_of(one) if name in METERS and METERS[name].relative else 0.0
 
 

@@ -35,8 +35,9 @@ class PointRow(Frozen):
     """A policy of the front, or a uniform one; the measured numbers are null before it was verified.
 
     ``predicted``: null of a fine-tuned point, kind ``tuned``, which is another network and whose ``weights`` are named.
-    ``lost``: points of top-1 or nats against float, on the same samples, with its interval. ``allowed``: whether it
-    keeps every limit.
+    ``lost``: points of top-1 or nats against float, on the same samples, with its interval; ``flips``: of top-1, how
+    many images of each draw are right in float and wrong here, and the reverse; none where they are not known, by an
+    older recoup: then the interval says less than it seems to. ``allowed``: whether it keeps every limit.
     """
 
     name: str
@@ -54,6 +55,7 @@ class PointRow(Frozen):
     lost: float | None = None
     lost_low: float | None = None
     lost_high: float | None = None
+    flips: tuple[tuple[int, int], ...] = ()
     allowed: bool = True
     weights: str = ""
 
@@ -207,4 +209,4 @@ def _numbers(found: Measured | None) -> dict[str, Any]:
     numbers = {"damage": found.damage, "low": found.low, "high": found.high}
     reached = {"reached": found.reached, "reached_low": found.quality_low, "reached_high": found.quality_high}
     reached |= {name: getattr(found, name) for name in ("lost", "lost_low", "lost_high")}
-    return numbers | {name: value for name, value in reached.items() if not math.isnan(value)}
+    return numbers | {name: value for name, value in reached.items() if not math.isnan(value)} | {"flips": found.flips}

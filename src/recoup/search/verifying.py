@@ -21,7 +21,7 @@ from recoup.network.replay import Outputs, memory
 from recoup.search.bench import Bench, kept, laid_out, metric_name, needing_scales
 from recoup.search.fronts import Front, Measured
 from recoup.search.joining import measure_tuned
-from recoup.search.pairing import half_of, loss
+from recoup.search.pairing import flips, half_of, loss
 from recoup.search.records import Records, Task
 from recoup.storage.digest import of_batches, of_state
 from recoup.study.intervals import accuracy, of_windows
@@ -223,4 +223,5 @@ def _measured(values: Sequence[Value], floats: Sequence[Value], name: str, quali
     lost = loss(quality, ones, others, rises=top1)
     reached: dict[str, Any] = {"reached": fmean(numbers), "quality_low": found.low, "quality_high": found.high}
     told: dict[str, Any] = {"lost": lost.mean, "lost_low": lost.low, "lost_high": lost.high}
+    told["flips"] = tuple((one.lost, one.won) for one in flips(ones, others)) if top1 else ()
     return Measured(**about, quality=quality, **reached, **told, count=samples)

@@ -86,6 +86,30 @@ def of_tensors(*tensors: Tensor | None) -> str:
     return digest.hexdigest()
 
 
+class OfSamples:
+    """Of samples in their order, added batch by batch: the same however they are cut into batches. xxh3_128."""
+
+    def __init__(self) -> None:
+        self._runs: dict[str, list[tuple[str, Any]]] = {}
+
+    def add(self, inputs: Any, label: Any) -> None:
+        """A batch: its input, a tensor or a mapping of tensors, and its labels."""
+        named = dict(inputs) if isinstance(inputs, Mapping) else {"": inputs}
+        for name, tensor in (*named.items(), ("labels", label)):
+            if isinstance(tensor, Tensor) and tensor.layout is torch.strided and not tensor.is_meta:
+                kind, runs = f"{tensor.dtype} {list(tensor.shape[1:])}", self._runs.setdefault(name, [])
+                if not runs or runs[-1][0] != kind:  # samples of another shape
+                    runs.append((kind, xxhash.xxh3_128()))
+                flat = tensor.detach().cpu().contiguous().flatten()
+                runs[-1][1].update(flat.view(torch.uint8).numpy().data)
+
+    @property
+    def text(self) -> str:
+        """Of all that was added."""
+        parts = {name: [(kind, digest.hexdigest()) for kind, digest in runs] for name, runs in self._runs.items()}
+        return of_text(repr(sorted(parts.items())))
+
+
 def of_text(text: str) -> str:
     """xxh3_128 of a text."""
     return xxhash.xxh3_128(text.encode()).hexdigest()

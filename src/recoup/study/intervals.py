@@ -7,10 +7,10 @@ from statistics import fmean, stdev
 from typing import Literal
 
 from recoup.errors import RecoupError
+from recoup.network.answers import Z, paired_interval
 
 Kind = Literal["t", "wilson", "normal"]
 MARKS: dict[str, str] = {"t": "t", "wilson": "W", "normal": "N"}
-Z = 1.959964  # of a 95 % interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,23 +85,46 @@ def accuracy(percents: Sequence[float], count: int) -> Estimate:
     return _combined(percents, images.low, images.high, (0.0, 100.0))
 
 
-def difference(points: Sequence[float], count: int) -> Estimate:
+def difference(points: Sequence[float], count: int, changed: Sequence[float]) -> Estimate:
     """Differences between two accuracies on the same images, in points: over the images, and over seeds if several.
 
-    The least that the images leave open: a difference of k images needs k that changed sides, and the interval is
-    Agresti and Min's for paired proportions (Statistics in Medicine 24, 2005) with no others: half an image is added
-    to each of the four outcomes, ``(k +- 1.96 sqrt(k + 1 - k^2 / (n + 2))) / (n + 2)``. Fewer than five images may as
-    well be none. Images that changed in both directions, which a study does not keep, would widen it. Combined with
-    the seeds as in `accuracy`, cut to [-100, 100] [our definition].
+    Paired image by image: the interval over the images is `recoup.network.answers.paired_interval`, of the mean
+    difference and the mean of ``changed``; of one seed it is that of `recoup.network.answers.Flips`. Even where all
+    changed images changed alike, fewer than five may as well be none. Combined with the seeds as in `accuracy`, cut to
+    [-100, 100] [our definition].
 
-    >>> difference([2.0], 200).holds_zero, difference([2.5], 200).holds_zero
-    (True, False)
+    Args:
+        points: a difference a seed.
+        count: images.
+        changed: how many of them are right in one of the two and wrong in the other, lost and won together, a number a
+            seed; where answers were not kept, `most_changed` of the two accuracies, which makes the interval too wide
+            rather than too narrow.
+
+    Raises:
+        RecoupError: fewer changed than a difference needs, or more than there are.
+
+    >>> difference([1.0], 1000, [10]).holds_zero, difference([1.0], 1000, [70]).holds_zero
+    (False, True)
     """
-    mean, total = round(fmean(points), 6), count + 2  # accuracies are quotients, rounded
-    images = mean / 100 * count
-    half = Z * (abs(images) + 1 - images**2 / total) ** 0.5
-    low, high = (100 * (images + sign * half) / total for sign in (-1, 1))
+    mean = round(fmean(points), 6)  # accuracies are quotients, rounded
+    for one, many in zip(points, changed, strict=True):
+        if not abs(one) / 100 * count - 0.01 <= many <= count + 0.01:
+            raise RecoupError(
+                f"a difference of {one:g} points on {count:,} images: {many:,} of them cannot have changed"
+            )
+    low, high = paired_interval(mean / 100 * count, fmean(changed), count)
     return _combined(points, low, high, (-100.0, 100.0))
+
+
+def most_changed(one: float, other: float, count: int) -> float:
+    """How many of ``count`` images two accuracies in percent can answer differently: as many as both have wrong, no
+    image twice, or as many as both have right.
+
+    >>> most_changed(91.0, 90.0, 1000), most_changed(20.0, 10.0, 1000)
+    (190.0, 300.0)
+    """
+    right = round((one + other) / 100 * count, 6)
+    return min(right, 2 * count - right)
 
 
 def of_windows(values: Sequence[float], halves: Sequence[float], least: float = 0.0) -> Estimate:

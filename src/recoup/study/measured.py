@@ -1,12 +1,14 @@
-"""Rows of results from stored measurements: accuracy, or nats and what they differ by window by window."""
+"""Rows of results from stored measurements: accuracy or nats, and what they differ by sample by sample."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
+from recoup.errors import RecoupError
+from recoup.network.answers import Answers
 from recoup.network.wing import FLOAT, Baseline
 from recoup.study.repairs import NONE
 from recoup.study.results import AccuracyRow
-from recoup.study.rows import DifferenceRow, NatsRow
+from recoup.study.rows import DifferenceRow, FlipsRow, NatsRow
 from recoup.study.sources import difference_of, numbers_of
 
 
@@ -51,30 +53,72 @@ def measured_rows(tasks: Sequence[Measurement], store: Stored, compared: Mapping
     if all("windows" not in value for value in values.values()):
         numbers = ("top1", "top5", "count")
         rows = [AccuracyRow(**own, **{name: values[task.key][name] for name in numbers}) for own, task in named]
-        return {"accuracy": tuple(rows)}
+        flips = [row for pairs in _compared(told, compared) for row in _flips(pairs, values)]
+        return {"accuracy": tuple(rows), "flips": tuple(flips)}
     nats = tuple(NatsRow(**own, **numbers_of(values[task.key])) for own, task in named)
-    return {"nats": nats, "differences": tuple(_differences(told, values, compared))}
+    differences = [_row(one, other, values) for pairs in _compared(told, compared) for one, other in pairs]
+    return {"nats": nats, "differences": tuple(differences)}
 
 
-def _differences(told: Sequence[T], values: Stored, compared: Mapping[str, Baseline]) -> list[DifferenceRow]:
-    """Of every state against float, against its baseline, and repaired against bare."""
+def unpaired(tasks: Sequence[Measurement], store: Stored) -> list[str]:
+    """Why accuracies are not compared image by image, as far as they are not: notes for the results."""
+    measured = [store[task.key] for task in tasks if task.state is not None]
+    kept = [value["answers"]["samples"] for value in measured if "answers" in value]
+    found, bare = [], sum("top1" in value and "answers" not in value for value in measured)
+    if bare:
+        found.append(
+            f"{bare} of {len(measured)} measurements were made by an older recoup, which kept no answers image by "
+            "image: differences from them have the widest interval that the accuracies allow. --overwrite measures "
+            "them again."
+        )
+    if len(set(kept)) > 1:
+        found.append(
+            "The test images, or their order, changed while this was measured, so not all answers can be compared "
+            "image by image: differences have the widest interval that the accuracies allow. --overwrite measures all "
+            "again."
+        )
+    return found
+
+
+def _compared(told: Sequence[T], compared: Mapping[str, Baseline]) -> Iterator[list[tuple[T, T]]]:
+    """Every state with float, with its baseline, and repaired with bare, seed by seed."""
     groups: dict[tuple[str, str | None], list[T]] = {}
     for task in told:
         groups.setdefault((task.config, task.state), []).append(task)
-    rows = []
     for (config, state), tasks in groups.items():
         baseline = compared[config].name if config in compared else FLOAT.name
         others = dict.fromkeys([(FLOAT.name, NONE), (baseline, NONE), (config, NONE)])
         for against in others:
             if against != (config, state) and against in groups:
-                rows += [_row(one, other, values) for one, other in pairs(tasks, groups[against])]
-    return rows
+                yield pairs(tasks, groups[against])
 
 
 def _row(one: Measurement, other: Measurement, values: Stored) -> DifferenceRow:
     found = difference_of(values[one.key]["windows"], values[other.key]["windows"])
-    named: dict[str, Any] = {"config": one.config, "state": str(one.state), "seed": one.seed, **found}
-    return DifferenceRow(**named, against=other.config, against_state=str(other.state))
+    return DifferenceRow(**{**_named(one, other), **found})
+
+
+def _flips(together: Sequence[tuple[T, T]], values: Stored) -> list[FlipsRow]:
+    """A row a seed; none where the answers of a seed were not kept, or are not to the same images."""
+    rows = []
+    for one, other in together:
+        kept = [values[task.key].get("answers") for task in (one, other)]
+        if None in kept or kept[0]["samples"] != kept[1]["samples"]:
+            return []
+        try:
+            now, before = map(Answers.from_dict, kept)
+        except RecoupError as error:
+            raise RecoupError(f"study: measurement {one.key!r} or {other.key!r}: {error}") from None
+        found = now.flips(before)
+        low, high = found.interval
+        numbers = {"lost": found.lost, "won": found.won, "count": found.count, "low": low, "high": high}
+        rows.append(FlipsRow(**_named(one, other), **numbers))
+    return rows
+
+
+def _named(one: Measurement, other: Measurement) -> dict[str, Any]:
+    own = {"config": one.config, "state": str(one.state), "seed": one.seed}
+    return own | {"against": other.config, "against_state": str(other.state)}
 
 
 def pairs(ones: Sequence[S], others: Sequence[S]) -> list[tuple[S, S]]:

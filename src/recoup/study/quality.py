@@ -24,7 +24,8 @@ class Quality:
         rises: whether more is better.
         digits: behind the point.
         worth: a loss of at most so much needs no repair; of a smaller one the share won back says nothing.
-        paired: whether differences are measured sample by sample, so that they need not exceed the intervals.
+        paired: whether a sample has a number of its own, so that intervals are over samples' spread; else it is right
+            or wrong.
     """
 
     name: str

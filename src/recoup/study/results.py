@@ -22,7 +22,7 @@ from recoup.study.machine import Machine
 from recoup.study.measures import tables
 from recoup.study.quality import NATS, TOP1, Quality
 from recoup.study.recipe import Recipe
-from recoup.study.rows import CostRow, DifferenceRow, Frozen, NatsRow, Percent, PricedRow, Row, TextRow, Whole
+from recoup.study.rows import CostRow, DifferenceRow, FlipsRow, Frozen, NatsRow, Percent, PricedRow, Row, TextRow, Whole
 from recoup.wings import cards
 
 FILE = "results.json"
@@ -66,6 +66,9 @@ class Results(Frozen):
     ``untrained``: whether it is known to have none but initial weights; ``outputs`` and ``classes``: of the network and
     the data, where they are known. ``costs``: of every chip, where the recipe has policies.
 
+    ``flips`` has the images that rows of ``accuracy`` answer otherwise than others; a pair of states that is not among
+    them was not compared image by image, by an older recoup or on other images.
+
     Of a language model there is no ``accuracy``: ``nats`` has a row for each measurement, ``differences`` what rows
     lose against others window by window, ``text`` what a window is; ``test_images`` and ``calibration_images`` count
     windows. Other studies have none of the three in results.json.
@@ -88,6 +91,7 @@ class Results(Frozen):
     calibration_images: int
     augmented: bool
     accuracy: tuple[AccuracyRow, ...] = ()
+    flips: tuple[FlipsRow, ...] = ()
     nats: tuple[NatsRow, ...] = ()
     differences: tuple[DifferenceRow, ...] = ()
     text: TextRow | None = None
@@ -119,7 +123,7 @@ class Results(Frozen):
     def _spread(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """The wings' tables as fields of their own, behind accuracy or nats."""
         spread: dict[str, Any] = {}
-        absent = ("accuracy",) if self.nats else ("nats", "differences", "text")
+        absent = ("accuracy", "flips") if self.nats else ("nats", "differences", "text")
         for name, value in handler(self).items():
             if name in absent:
                 continue

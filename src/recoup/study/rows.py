@@ -80,6 +80,25 @@ class DifferenceRow(Frozen):
         return (self.high - self.low) / 2
 
 
+class FlipsRow(Frozen):
+    """The images that a state answers otherwise than another: ``lost`` were right there, ``won`` wrong.
+
+    ``against``, ``against_state``: the other's config and state; ``count``: test images. ``low`` and ``high``: a 95 %
+    interval of what is lost, 100 (lost - won) / count points, over test images, paired image by image.
+    """
+
+    config: str
+    state: str
+    seed: int | None
+    against: str
+    against_state: str
+    lost: Whole
+    won: Whole
+    count: Annotated[int, Field(ge=1)]
+    low: float
+    high: float
+
+
 class TextRow(Frozen):
     """The text of a language model's study, and what a window of it is.
 

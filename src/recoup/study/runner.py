@@ -19,7 +19,7 @@ from recoup.study.configs import Config
 from recoup.study.hardware import Hardware, name_of, references
 from recoup.study.lab import Lab
 from recoup.study.machine import cpu_threads, describe
-from recoup.study.measured import measured_rows
+from recoup.study.measured import measured_rows, unpaired
 from recoup.study.measures import tables
 from recoup.study.progress import displayed
 from recoup.study.recipe import Recipe
@@ -31,7 +31,7 @@ from recoup.tasks.performing import check_division, perform
 from recoup.tasks.shards import IncompleteError, Shard
 
 RECIPE = "recipe.yaml"
-MEASURED = ("accuracy", "nats", "differences")
+MEASURED = ("accuracy", "flips", "nats", "differences")
 ON_THREADS = "Measurements were made on {counts} threads of torch, on which the last digits of float layers depend."
 HEADER = "# Written by recoup: everything that decides the numbers in this folder.\n"
 
@@ -278,6 +278,7 @@ def _results(lab: Lab, tasks: list[Task], store: Store, notes: list[str]) -> Res
     notes += [note for note in unsure if note not in notes]
     threads = sorted({store[task.key].get("threads", 0) for task in tasks} - {0})
     notes += [ON_THREADS.format(counts=" and ".join(map(str, threads)))] if len(threads) > 1 else []
+    notes += unpaired(tasks, store)
     notes += [note for task in tasks for note in store[task.key]["notes"]]
     images = lab.images(first, 1)
     return Results(

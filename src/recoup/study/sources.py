@@ -121,9 +121,10 @@ class Images:
         return found
 
     def judged(self, model: nn.Module, batches: Iterable[Any]) -> dict[str, Any]:
-        """Top-1, top-5, and of how many."""
+        """Top-1, top-5, of how many, and every answer."""
         found = evaluate(model, batches)
-        return {"top1": found.top1, "top5": found.top5, "count": found.count}
+        assert found.answers is not None
+        return {"top1": found.top1, "top5": found.top5, "count": found.count, "answers": found.answers.to_dict()}
 
     def identity(self) -> dict[str, Any]:
         """Nothing."""

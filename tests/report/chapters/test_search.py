@@ -1,9 +1,11 @@
 """The search's chapter says what the numbers say, in text, table and pictures."""
 
+import math
 import re
 
 import pytest
 
+from recoup.network.answers import Flips
 from recoup.report.alone import write_alone
 from recoup.report.chapters.search import CHAPTER, apart, setting_text, surrogate_text, verdict
 from recoup.report.search_figures import additivity_figure, front_figure, heat_figure, strip_figure
@@ -17,6 +19,18 @@ def point(name, options, cycles, damage, reached, kind="front", on_front=True):
     return PointRow(
         name=name, kind=kind, on_front=on_front, options=options, costs=costs, predicted=damage, **seen, **spread
     )
+
+
+def paired(found, won=0):
+    """As a search keeps it: images that a point loses against float and ``won`` that it wins."""
+    known = []
+    for one in found.points:
+        less = round((found.floating - one.reached) / 100 * found.count)
+        flips = Flips(less + won, won, found.count)
+        told = {"lost": flips.points, "flips": ((flips.lost, flips.won),)}
+        told |= dict(zip(("lost_low", "lost_high"), flips.interval, strict=True))
+        known.append(one.model_copy(update=told))
+    return found.model_copy(update={"points": tuple(known)})
 
 
 def context_of(found):
@@ -75,7 +89,21 @@ def test_the_verdict_names_the_point_its_saving_and_what_the_images_leave_open()
         "1,000 test images leave a loss of "
     )
     assert "no policy stays within 0.1 points" in verdict(study(budget=0.1, chosen=None))
-    assert "the best loses 0.20 (-0.14 to +0.54), at 1.00 of the cycles" in verdict(study(budget=0.1, chosen=None))
+    none = study(budget=0.1, chosen=None)
+    assert "the best loses 0.20 (-0.14 to +0.54), at 1.00 of the cycles" in verdict(paired(none))
+    assert "the best loses 0.20 (-0.74 to +1.14), at 1.00 of the cycles" in verdict(paired(none, won=10))
+    assert "answers were not kept" not in verdict(paired(study()))
+
+
+def test_older_results_say_the_widest_interval_that_the_accuracies_allow():
+    """What 67 wrong in float and 69 on the point leave, if they are all different ones; whatever is in lost_low."""
+    half = 1.959964 * math.sqrt(67 + 69 + 1 - 2**2 / 1002) / 1002 * 100
+    told = f"({0.2 - half:+.2f} to {0.2 + half:+.2f})"
+    none = study(budget=0.1, chosen=None)
+    assert f"the best loses 0.20 {told}, at 1.00 of the cycles" in verdict(none)
+    narrow = [one.model_copy(update={"flips": ()}) for one in paired(none).points]
+    assert f"the best loses 0.20 {told}, at" in verdict(none.model_copy(update={"points": tuple(narrow)}))
+    assert "open (the widest that the accuracies allow: answers were not kept)" in verdict(study())
     assert "none was measured" in verdict(study(floating=None, budget=None, chosen=None))
 
 
@@ -120,7 +148,7 @@ def test_texts():
     odd = (ProbeRow(label="a", predicted=0.0, measured=4.0), ProbeRow(label="b", predicted=1.0, measured=1.0))
     assert surrogate_text(study(probes=odd, **none)).startswith("Of 2 whole networks 1 have damage where none was")
     assert "No band holds every probe" in (additivity_figure(study(probes=odd, **none)) or "")
-    (table,) = CHAPTER.totals(study())
+    (table,) = CHAPTER.totals(paired(study()))
     assert table.rows[1] == ("point 01 *", "0.60", "1.10e-02", "1.10e-02", "92.90", "-0.04 to +0.84")
     assert table.rows[4][0] == "worse (beaten)"
     (said,) = CHAPTER.totals(study(uncounted=("lstm (LSTM)",), notes=("outside the space no hardware runs fc.",)))
@@ -179,7 +207,7 @@ def test_fine_tuned_points_are_named_with_their_weights_and_are_in_no_prediction
     row = context_of(found)["rows"][-1]
     assert (row["name"], row["kind"], row["predicted"], row["mark"]) == ("point 00, tuned", "tuned", "", "")
     assert context_of(with_tuned(on_front=False))["rows"][-1]["mark"] == "(beaten)"
-    (table,) = CHAPTER.totals(found)
+    (table,) = CHAPTER.totals(paired(found))
     assert table.rows[-1] == ("point 00, tuned", "0.25", "", "9.00e-01", "92.80", "+0.02 to +0.98")
     assert "of their own: point 00, tuned (tuned/<w>.safetensors). Their damage" in (table.caption or "")
     assert "Fine-tuned" not in (CHAPTER.totals(study())[0].caption or "")

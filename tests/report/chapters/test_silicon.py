@@ -19,7 +19,7 @@ from recoup.study.measures.silicon import SEVERAL, SiliconResults, areas
 from recoup.study.repairs import NONE
 from tests.report.pages import EVIL, Page, plain_page, shown
 from tests.silicon.test_verify import MUL
-from tests.study.examples import results
+from tests.study.examples import results, with_accuracy
 
 ONE = Policy({"conv1": "nbsmt-2t", "re:.*": "nbsmt-2t"}, name="one unit")
 BOTH = Policy({"conv1": "nbsmt-2t", "re:.*": "nbsmt-4t"}, name="two units")
@@ -95,7 +95,7 @@ def test_a_study_that_changed_has_its_own_accuracy_and_names_what_was_not_measur
     changed = results()
     accuracy = tuple(row.model_copy(update={"top1": row.top1 - 10}) for row in changed.accuracy)
     lba = changed.recipe.model_copy(update={"configs": (*changed.recipe.configs, LBA.m7e4())})
-    changed = changed.model_copy(update={"accuracy": accuracy, "recipe": lba})
+    changed = with_accuracy(changed, accuracy, churn=60, recipe=lba)
     before, after = joined(study, results()), joined(study, changed)
     assert [row.reached - 10 for row in before.rows] == pytest.approx([row.reached for row in after.rows])
     assert "top1" not in study.model_dump_json()

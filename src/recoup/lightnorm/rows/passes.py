@@ -15,7 +15,7 @@ from torch import Tensor
 
 from recoup.formats import Float, quantize
 from recoup.lightnorm.config import LightNorm
-from recoup.lightnorm.exact import exact_reciprocal, uncertainty
+from recoup.lightnorm.exact import exact_reciprocal, over, uncertainty
 from recoup.lightnorm.rows import anywhere, cpu
 from recoup.lightnorm.rows.reference import NOWHERE, Kind, at_end, constants_of
 from recoup.lightnorm.separate import SeparatePasses, averaged, blocked, device_of, rounded, statistics
@@ -114,7 +114,7 @@ def _reciprocals(largest: Tensor, features: int, config: LightNorm, eps: float) 
     s = torch.zeros_like(largest[:, 0])
     for k, constant in enumerate(constants):
         s = s + constant * largest[:, k]
-    s = s / config.chunks + eps
+    s = over(s, config.chunks) + eps
     r = rounded(1 / s, form)
     if form is None:
         return r
@@ -142,9 +142,9 @@ def _write_ends(
     g, m, slope, S = scale[at] * dy[rows, at].double(), mean[rows], r[rows], cross[rows]
     sign, C = 2.0 * sides - 1, torch.tensor(constants, dtype=torch.float64, device=dx.device)[chunks]
     if form is None:
-        dx[rows, at] = ((g - m) * slope + sign * (slope * C * S / K)).to(dx.dtype)
+        dx[rows, at] = ((g - m) * slope + sign * over(slope * C * S, K)).to(dx.dtype)
         return
-    factor = sign * (C / K)
+    factor = sign * over(C, K)
     near, size = (g - m) * slope + slope * factor * S, (g.abs() + m.abs() + (factor * S).abs()) * slope
     low, high = (quantize(near + way * DOUBT * size, form) for way in (-1, 1))
     values = quantize(near, form)

@@ -7,7 +7,7 @@ from typing import Any
 from recoup.report.chapters import Chapter, Table
 from recoup.report.search_figures import additivity_figure, front_figure, heat_figure, metric_title, strip_figure
 from recoup.search.results import PointRow, SearchResults
-from recoup.study.intervals import difference
+from recoup.study.intervals import difference, most_changed
 from recoup.study.quality import NATS, TOP1, Quality
 
 UNITS = {"cycles": "cycles", "traffic": "bytes", "bits": "bits", "energy": "pJ", "area": "um2"}
@@ -68,13 +68,15 @@ def _between(study: SearchResults, point: PointRow) -> str:
 
 
 def left_open(study: SearchResults, point: PointRow) -> tuple[float, float] | None:
-    """The interval of what a point loses; of older results that of as many images, and of nats none."""
-    if point.lost_low is not None and point.lost_high is not None:
-        return point.lost_low, point.lost_high
-    if study.quality != TOP1.name or study.count is None:
-        return None
-    found = difference([lost(study, point)], study.count)
-    return found.low, found.high
+    """The interval of what a point loses; of older results, which kept no answers, the widest that the accuracies
+    allow, and of nats none."""
+    known = None if point.lost_low is None or point.lost_high is None else (point.lost_low, point.lost_high)
+    if study.quality != TOP1.name or study.count is None or point.flips:
+        return known
+    changed = most_changed(study.floating or 0.0, point.reached or 0.0, study.count)
+    found = difference([lost(study, point)], study.count, [changed])
+    low, high = known or (found.low, found.high)
+    return min(low, found.low), max(high, found.high)
 
 
 def _certainty(study: SearchResults, point: PointRow) -> str:
@@ -86,6 +88,8 @@ def _certainty(study: SearchResults, point: PointRow) -> str:
         return f"over {study.count:,} {_counted(study)}"
     low, high = map(quality.signed, found)
     told = f"{study.count:,} test {_counted(study)} leave a loss of {low} to {high} {quality.unit} open"
+    if study.quality == TOP1.name and not point.flips:
+        told += " (the widest that the accuracies allow: answers were not kept)"
     return told if found[1] > study.budget else f"{told}, all within the budget"
 
 
@@ -129,7 +133,7 @@ def context(study: SearchResults) -> Mapping[str, Any]:
         "costs": [_headed(study, cost) for cost in study.costs],
         "quality": study.quality,
         "sample": study.sample,
-        "lost_on": "windows, window by window" if study.quality == NATS.name else "test images",
+        "lost_on": "windows, window by window" if study.quality == NATS.name else "test images, image by image",
         "rows": [_cells(study, number, distinct) for number in range(len(study.points))],
         "uncounted": study.uncounted,
         "notes": study.notes,
