@@ -73,7 +73,7 @@ def test_lightnorm(network, norm):
     assert figure in paper("lightnorm")
 
 
-@pytest.mark.parametrize(("epochs", "blocks"), [(3, 4), (2, 9)])
+@pytest.mark.parametrize(("epochs", "blocks"), [(3, 4), (2, 9), (1, 19)])
 def test_pipeline(epochs, blocks):
     """Paired by seed, with Student's 95 % interval over five seeds."""
     last = {
@@ -81,9 +81,21 @@ def test_pipeline(epochs, blocks):
         for row in lines("pipeline_converged.jsonl")
         if (row.get("epochs"), row["epoch"], row["blocks"]) == (epochs, epochs - 1, blocks)
         and "batch" not in row["method"]
+        and row.get("data", "fashion-mnist") == "fashion-mnist"
     }
     for method, pages in (("LWPv+SC", (README, paper("pipeline"))), ("PB", (paper("pipeline"),))):
         less = [last[method, seed] - last["SGDM, no delay", seed] for seed in range(5)]
         half = 2.776 * statistics.stdev(less) / math.sqrt(5)
         figure = f"{statistics.mean(less):+.2f} ± {half:.2f}"
         assert all(figure in page for page in pages), figure
+
+
+def test_tensor_cores_of_a_card():
+    """What an H100 gave: every output of every comparison."""
+    rows = json.loads((RESULTS / "tensorcore_gpu.json").read_text("utf-8"))["bits"]["card"]
+    assert not any(row["different"] for row in rows)
+    outputs = sum(row["outputs"] for row in rows)
+    for page in ("docs/tensorcore.md", "docs/guides/gpu.md"):
+        assert f"{len(rows)} comparisons" in (ROOT / page).read_text("utf-8")
+        assert f"{outputs:,} outputs" in (ROOT / page).read_text("utf-8")
+    assert f"{outputs:,} outputs" in README

@@ -66,7 +66,7 @@ def refuse_derived_weights(
 
     def pack(tensor: Tensor) -> Tensor:
         if _storage(tensor) in trace.parameters:
-            seen.append((tensor, list(running)))
+            seen.append((tensor.detach(), list(running)))
         if _storage(tensor) in trace.derived:
             found.append(here())
         return tensor.detach()  # a node that holds its own output through Python is never freed
@@ -77,11 +77,8 @@ def refuse_derived_weights(
     trace = kind(parameters, activations, pack, lambda: foreign.append(here()))
     random = torch.random.fork_rng({p.device for p in parameters if p.device.type == "cuda"})
     saves = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-    try:
-        with as_it_was(model), _named(model, running), random, torch.enable_grad(), saves, trace:
-            _refuse_reentrant((run or model)(x))
-    finally:
-        trace.forget()
+    with as_it_was(model), _named(model, running), random, torch.enable_grad(), saves, trace:
+        _refuse_reentrant((run or model)(x))
     if foreign:
         raise RecoupError(f"pipeline: {_shown(foreign[0])} {FOREIGN}")
     if found and not activations:
@@ -94,7 +91,6 @@ def refuse_derived_weights(
     if used is not None:
         for tensor, names in seen:
             used(tensor, names)
-    seen.clear()  # `pack` and `trace` know each other, so what they hold would live until garbage is collected
 
 
 def _refuse_opaque(model: nn.Module) -> None:
@@ -125,9 +121,10 @@ class _Origins(TorchDispatchMode):
         self.derived: set[int] = set()
         self._alive: list[Tensor] = []  # or an address could come back with another origin
 
-    def forget(self) -> None:
-        """Let go of all that was computed: a graph that lives on keeps the stream on which parameters gather gradients,
-        and a CUDA graph is captured on another."""
+    def __exit__(self, *raised: Any) -> None:
+        """Let go of all that was computed, for this mode and `pack` know each other and wait for the garbage's collection:
+        a graph that lives keeps the stream on which gradients gather, and a CUDA graph is captured on another."""
+        super().__exit__(*raised)
         self._alive.clear()
 
     @classmethod
