@@ -188,6 +188,26 @@ def test_damaged_answers_are_named(known):
         run(asked(folder), progress=False)
 
 
+@pytest.mark.parametrize("damaged", [{}, None, [], "AA==", {"right": "AA==", "count": 8, "samples": 5}])
+def test_answers_of_another_form_are_named(known, damaged):
+    folder, kept = known
+    kept.of("NBSMT", NONE)["answers"] = damaged
+    kept.save()
+    with pytest.raises(RecoupError, match=r"study: measurement .NBSMT.* answers of a measurement cannot be read"):
+        run(asked(folder), progress=False)
+
+
+def test_answers_to_images_that_are_not_known_are_not_paired(known):
+    folder, kept = known
+    for value in kept.values.values():
+        if "answers" in value:
+            value["answers"]["samples"] = ""
+    kept.save()
+    results = run(asked(folder), progress=False)
+    assert not results.flips
+    assert unpaired_lines(results)
+
+
 def test_answers_to_other_images_are_not_paired_and_it_is_said(known):
     folder, kept = known
     kept.of("NBSMT", NONE)["answers"]["samples"] = "of others"

@@ -62,9 +62,9 @@ def measured_rows(tasks: Sequence[Measurement], store: Stored, compared: Mapping
 
 def unpaired(tasks: Sequence[Measurement], store: Stored) -> list[str]:
     """Why accuracies are not compared image by image, as far as they are not: notes for the results."""
-    measured = [store[task.key] for task in tasks if task.state is not None]
-    kept = [value["answers"]["samples"] for value in measured if "answers" in value]
-    found, bare = [], sum("top1" in value and "answers" not in value for value in measured)
+    measured = {task.key: store[task.key] for task in tasks if task.state is not None}
+    kept = [answers.samples for key in measured if (answers := _answers(key, measured)) is not None]
+    found, bare = [], sum("top1" in value and "answers" not in value for value in measured.values())
     if bare:
         found.append(
             f"{bare} of {len(measured)} measurements were made by an older recoup, which kept no answers image by "
@@ -102,18 +102,24 @@ def _flips(together: Sequence[tuple[T, T]], values: Stored) -> list[FlipsRow]:
     """A row a seed; none where the answers of a seed were not kept, or are not to the same images."""
     rows = []
     for one, other in together:
-        kept = [values[task.key].get("answers") for task in (one, other)]
-        if None in kept or kept[0]["samples"] != kept[1]["samples"]:
+        now, before = (_answers(task.key, values) for task in (one, other))
+        if now is None or before is None or not now.samples or now.samples != before.samples:
             return []
-        try:
-            now, before = map(Answers.from_dict, kept)
-        except RecoupError as error:
-            raise RecoupError(f"study: measurement {one.key!r} or {other.key!r}: {error}") from None
         found = now.flips(before)
         low, high = found.interval
         numbers = {"lost": found.lost, "won": found.won, "count": found.count, "low": low, "high": high}
         rows.append(FlipsRow(**_named(one, other), **numbers))
     return rows
+
+
+def _answers(key: str, values: Stored) -> Answers | None:
+    """What a measurement kept of every image; None of an older recoup's."""
+    if "answers" not in values[key]:
+        return None
+    try:
+        return Answers.from_dict(values[key]["answers"])
+    except RecoupError as error:
+        raise RecoupError(f"study: measurement {key!r}: {error}") from None
 
 
 def _named(one: Measurement, other: Measurement) -> dict[str, Any]:
