@@ -226,18 +226,18 @@ def products(a: Tensor, b: Tensor, config: TensorCore, scales: Scales | None = N
     block = {"block": scales.block} if scales else {}
     left = rows(a, first, form, processor, row, scales and scales.a, **block)
     right = columns(b, second, form, processor, column, scales and scales.b, **block)
-    c = torch.zeros(right.count, left.count * form.rows, form.columns)
+    c = torch.zeros(left.count * form.rows, right.count * form.columns)
     result = torch.zeros_like(c) if config.promotion else c
     part = config.promotion or K
-    bound = steps(form, processor).bind(cut_offset=offset, a_block=form.rows * K, b_tile=form.columns * K)
+    strides = {"a_block": form.rows * K, "b_tile": form.columns * K, "c_row": c.shape[1]}
+    bound = steps(form, processor).bind(cut_offset=offset, **strides)
     for start in range(0, K, part):
         if start:
             c.zero_()
         _steps(bound, left, right, c, (start, min(start + part, K)), form)
         if config.promotion:
             result += c  # float32, to nearest even
-    y = result.permute(1, 0, 2).reshape(left.count * form.rows, right.count * form.columns)[:M, :N]
-    return y.contiguous(), left.faults | right.faults
+    return result[:M, :N].contiguous(), left.faults | right.faults
 
 
 def _steps(kernel: Bound, left: Prepared, right: Prepared, c: Tensor, terms: tuple[int, int], form: Form) -> None:
@@ -261,7 +261,7 @@ def _steps(kernel: Bound, left: Prepared, right: Prepared, c: Tensor, terms: tup
             b=b[tile:].data_ptr(),
             b_exponents=b_exponents[tile:].data_ptr(),
             b_lowest=b_lowest[form.copies * tile :].data_ptr(),
-            c=c[tiles[0], form.rows * blocks[0] :].data_ptr(),
+            c=c[form.rows * blocks[0] :, form.columns * tiles[0] :].data_ptr(),
         )
 
     def over_blocks(begin: int, end: int) -> None:
