@@ -32,9 +32,10 @@ from recoup.kernels.signature import Definition, Kernel, Signature
 from recoup.kernels.vector import Vector
 from recoup.tensorcore.emit_form import AVX512, BIAS, FLOAT16_MIN, INFINITE, VECTORS, Form
 
-STACK = 64  # bytes that the panel's is aligned to: what leaves the registers then never lies in two lines of the cache
-PANEL = 64  # columns whose terms of some groups stay in the first-level cache
-CHUNK = {False: 192, True: 128}  # terms of those groups, in lanes of float32 and of float64: found by trying
+LINE = 64  # bytes of the caches'
+PANEL = 64  # columns whose terms of some groups stay in the second-level cache
+CHUNK = 384  # terms of those groups: found by trying
+GROUP = 64  # terms of a group that are asked for ahead: more would be much code
 
 STEPS = Signature.of(
     tiles=I64, blocks=I64, K=I64, cut_offset=I32,
@@ -52,7 +53,7 @@ def steps(form: Form, target: Target) -> Kernel:
     """
     module = ir.Module("tensorcore")
     inner = internal(module, "panel", STEPS)
-    inner.function.attributes.alignstack = STACK
+    inner.function.attributes.alignstack = LINE  # so that no register that leaves for memory lies in two lines
     _panel(inner, form)
     outer = STEPS.define(module, "steps")
     b, at = outer.b, Vector(outer.b, form.lanes, form.wide).at
@@ -73,10 +74,10 @@ def steps(form: Form, target: Target) -> Kernel:
 
 def _panel(d: Definition, form: Form) -> None:
     """Some groups outside, then rows, then a few tiles, then each of the groups: the groups' columns stay in the
-    first-level cache for all rows, the rows' terms are fetched once for all columns of the panel, in one stretch, and
+    second-level cache for all rows, the rows' terms are fetched once for all columns of the panel, in one stretch, and
     accumulators go back to memory only when the groups are done."""
     b, v = d.b, Vector(d.b, form.lanes, form.wide)
-    groups = form.group * max(1, CHUNK[form.wide] // form.group)
+    groups = form.group * max(1, CHUNK // form.group)
     with loop(b, I64(0), d["K"], groups) as chunk:
         last = _least(b, b.add(chunk.index, I64(groups)), d["K"])
         with loop(b, I64(0), d["blocks"]) as block, loop(b, I64(0), d["tiles"]) as tile:
@@ -120,6 +121,7 @@ class _Step:
     def written(self, first: Any, end: Any, accumulators: list[Any]) -> list[Any]:
         """The accumulators after the terms ``first <= k < end``."""
         rows, before, after = range(self.form.rows), _split(accumulators, VECTORS), []
+        self._ahead(first)
         tops = self._exponents(first, end, [self._own(c) for c in before])
         starts, middles, cuts = [], [], []
         for row, top in zip(rows, tops, strict=True):
@@ -134,6 +136,16 @@ class _Step:
                 exact = self.b.fsub(total, middles[row][i])  # a multiple of q; +0 where it is zero
                 after.append(self._output(exact, before[row][i]))
         return after
+
+    def _ahead(self, first: Any) -> None:
+        """Ask for the next block's terms of the group: its rows lie too far from these for processors to foresee."""
+        b, form = self.b, self.form
+        place = b.add(b.mul(b.add(self.block, I64(1)), self.d["a_block"]), b.mul(first, I64(form.rows)))
+        names = {"a": self.v.scalar, "a_exponents": I32, "a_lowest": I32} | ({} if form.folded else {"a_signs": I32})
+        for name, kind in names.items():
+            size = 8 if kind is D else 4
+            for line in range(0, min(form.group, GROUP) * form.rows, LINE // size):
+                self.v.prefetch(self.d[name], b.add(place, I64(line)), kind)
 
     def _exponents(self, first: Any, end: Any, own: list[Any]) -> list[Any]:
         """The largest of the accumulators' exponents and those of a group's products, per row."""

@@ -14,7 +14,7 @@ from recoup.kernels.vector import Vector
 from recoup.tensorcore.emit_form import VECTORS, ZERO, Form
 
 LANES = 16
-AHEAD = 8  # k that a tile's columns are asked for before they are read: their rows are too far apart for processors to see
+AHEAD = 8  # k that columns are asked for before they are read: their rows lie too far apart for processors to foresee
 FRACTION, BIAS, FIELD = 23, 127, 255
 SIGN = 128  # of a folded byte
 NOT_IN_FORMAT, NOT_FINITE = 1, 2  # what `prepare_rows` and `prepare_columns` find
@@ -208,9 +208,7 @@ def _looked_at(v: Vector, d: Definition, x: Any, power: Any = None) -> tuple[Any
 def _exponent(v: Vector, x: Any) -> Any:
     """Of positive integers that a float32 holds, and -127 of zero."""
     b = v.b
-    return b.sub(
-        b.lshr(v.bits(b.sitofp(x, v.vector)), v.constant(FRACTION, v.integers)), v.constant(BIAS, v.integers)
-    )
+    return b.sub(b.lshr(v.bits(b.sitofp(x, v.vector)), v.constant(FRACTION, v.integers)), v.constant(BIAS, v.integers))
 
 
 def _value(v: Vector, form: Form, x: Any) -> Any:
