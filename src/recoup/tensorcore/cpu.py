@@ -41,7 +41,8 @@ __all__ = ["Prepared", "products", "target"]
 MINIMUM_WORK = 1 << 18  # multiply-adds that pay for one more thread
 LEAST = -24  # lowest bit of formats whose values always reach less than bytes hold
 INFINITY = 0x7F800000  # as bits
-LINE = 64  # bytes of the cache
+LINE = 64  # bytes of the caches'
+KEPT = 1 << 20  # bytes from which one allocation pays
 
 _target: ContextVar[Target | None] = ContextVar("target", default=None)
 
@@ -65,10 +66,12 @@ class Memory:
         columns = -(-N // form.columns) * form.columns * K
         value, packed = (8 if form.wide else 4), form.integer.width // 8
         size = rows * (value + 12) + columns * (value + (1 + form.copies) * packed)
-        self.rest = fresh(torch.empty(size + 7 * LINE, dtype=torch.uint8, device="meta"))
+        self.rest = fresh(torch.empty(size + 7 * LINE, dtype=torch.uint8, device="meta")) if size > KEPT else None
 
     def take(self, count: int, dtype: torch.dtype) -> Tensor:
         """Elements from the beginning of a cache's line on."""
+        if self.rest is None:
+            return torch.empty(count, dtype=dtype)
         size = count * dtype.itemsize
         found = self.rest[:size].view(dtype)
         self.rest = self.rest[-(-size // LINE) * LINE :]
