@@ -34,7 +34,7 @@ from recoup.tensorcore.emit_form import AVX512, BIAS, FLOAT16_MIN, INFINITE, VEC
 
 LINE = 64  # bytes of the caches'
 PANEL = 64  # columns whose terms of some groups stay in the second-level cache
-CHUNK = 384  # terms of those groups: found by trying
+CHUNK = {False: 576, True: 384}  # terms of those groups, in lanes of float32 and of float64: found by trying
 GROUP = 64  # terms of a group that are asked for ahead: more would be much code
 
 STEPS = Signature.of(
@@ -77,7 +77,7 @@ def _panel(d: Definition, form: Form) -> None:
     second-level cache for all rows, the rows' terms are fetched once for all columns of the panel, in one stretch, and
     accumulators go back to memory only when the groups are done."""
     b, v = d.b, Vector(d.b, form.lanes, form.wide)
-    groups = form.group * max(1, CHUNK // form.group)
+    groups = form.group * max(1, CHUNK[form.wide] // form.group)
     with loop(b, I64(0), d["K"], groups) as chunk:
         last = _least(b, b.add(chunk.index, I64(groups)), d["K"])
         with loop(b, I64(0), d["blocks"]) as block, loop(b, I64(0), d["tiles"]) as tile:
@@ -110,8 +110,12 @@ class _Step:
         self.piece = ir.VectorType(form.integer, form.columns // form.pieces)
 
     def loaded(self) -> list[Any]:
-        """The accumulators, row by row."""
-        return [self.v.load(self.d["c"], place, kind=self.v.of(F)) for place in self._places()]
+        """The accumulators, row by row; and the next block's are asked for."""
+        b, places = self.b, self._places()
+        ahead = b.mul(self.d["c_row"], I64(self.form.rows))
+        for place in places:
+            self.v.prefetch(self.d["c"], b.add(place, ahead))
+        return [self.v.load(self.d["c"], place, kind=self.v.of(F)) for place in places]
 
     def store(self, accumulators: list[Any]) -> None:
         """Put them back."""
