@@ -154,7 +154,7 @@ def rows(
     size = (blocks * K + LANES) * form.rows
     x = a if a.stride(1) == 1 else a.contiguous()
     values = memory.take(size, torch.float64 if form.wide else torch.float32)
-    exponents, lowest = (memory.take(size, torch.int32) for _ in range(2))
+    exponents, lowest = (memory.take(size, torch.int32 if form.repeated else torch.int8) for _ in range(2))
     signs = memory.take(0 if form.folded else size, torch.int32)
     faults = torch.zeros((), dtype=torch.int32)
     prepare_rows(form, processor, scales is not None)(

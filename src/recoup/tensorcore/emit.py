@@ -145,9 +145,10 @@ class _Step:
         """Ask for the next block's terms of the group: its rows lie too far from these for processors to foresee."""
         b, form = self.b, self.form
         place = b.add(b.mul(b.add(self.block, I64(1)), self.d["a_block"]), b.mul(first, I64(form.rows)))
-        names = {"a": self.v.scalar, "a_exponents": I32, "a_lowest": I32} | ({} if form.folded else {"a_signs": I32})
-        for name, kind in names.items():
-            size = 8 if kind is D else 4
+        value = (self.v.scalar, 8 if form.wide else 4)
+        exponent = (form.kept, form.kept.width // 8)
+        names = {"a": value, "a_exponents": exponent, "a_lowest": exponent}
+        for name, (kind, size) in (names | ({} if form.folded else {"a_signs": (I32, 4)})).items():
             for line in range(0, min(form.group, GROUP) * form.rows, LINE // size):
                 self.v.prefetch(self.d[name], b.add(place, I64(line)), kind)
 
@@ -359,7 +360,9 @@ class _Step:
         return self.v.get(self.d[array], place, kind)
 
     def _everywhere(self, array: str, k: Any, row: int, kind: ir.VectorType) -> Any:
-        """A row's exponent in every lane: it is kept as often as 32 bits hold, which loads spread at no cost."""
+        """A row's exponent in every lane, see `Form.repeated`."""
+        if not self.form.repeated:
+            return splat(self.b, self._scalar(array, k, row, self.form.kept), kind.count)
         count = kind.count * kind.element.width // 32
         return self.b.bitcast(splat(self.b, self._scalar(array, k, row, I32), count), kind)
 

@@ -32,7 +32,7 @@ COLUMNS = Signature.of(
 @cache
 def prepare_rows(form: Form, target: Target, scaled: bool = False) -> Kernel:
     """Of [M, K] numbers, ``stride`` from row to row, in the order that `emit` says: values; what exponents lack to
-    ``exponent_base``, and lowest bits above ``lowest_base``, as often as 32 bits hold them; and signs, as bytes from
+    ``exponent_base``, and lowest bits above ``lowest_base``, see `Form.repeated`; and signs, as bytes from
     columns' lowest bits for positive values to those for negative ones. The last block repeats the last row; beyond it
     up to `LANES` k more are written.
 
@@ -84,7 +84,8 @@ def _block(v: Vector, d: Definition, form: Form, at: tuple[Any, Any, Any], scale
     names = ("values", "exponents", "lowest") if form.folded else ("values", "exponents", "lowest", "signs")
     for name, vectors in zip(names, zip(*made, strict=True), strict=True):
         for i, x in enumerate(_side_by_side(v, list(vectors))):
-            v.store(x, d[name], b.add(place, I64(i * v.lanes)))
+            whole = form.repeated or name in ("values", "signs")
+            v.store(x if whole else b.trunc(x, v.of(form.kept)), d[name], b.add(place, I64(i * v.lanes)))
     return faults
 
 
@@ -103,7 +104,9 @@ def _side_by_side(v: Vector, vectors: list[Any]) -> list[Any]:
 
 
 def _repeated(v: Vector, form: Form, x: Any) -> Any:
-    """The low bits of every lane, as often as it holds them."""
+    """The low bits of every lane, as often as it holds them where rows keep them so."""
+    if not form.repeated:
+        return x
     mask, often = (0xFF, 0x01010101) if form.short else (0xFFFF, 0x00010001)
     return v.b.mul(v.b.and_(x, v.constant(mask, v.integers)), v.constant(often, v.integers))
 
