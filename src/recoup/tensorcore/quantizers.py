@@ -45,7 +45,7 @@ def quantize_operand(
     strided(x, "quantize_operand", "x")
     if x.dtype != torch.float32:
         raise RecoupError(f"quantize_operand: x must be float32; got {x.dtype} {list(x.shape)}")
-    form = ROUNDED[name] if name in ROUNDED else Float.parse(name)
+    form = ROUNDED[name] if isinstance(name, str) and name in ROUNDED else Float.parse(name)
     if amax is not None and not (is_number(amax) and 0 < amax <= form.largest_value):
         top = form.largest_value
         raise RecoupError(f"quantize_operand(amax={amax!r}): amax must lie above 0 and at most at {top}, or None")
