@@ -108,7 +108,8 @@ class Answers:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: the bits in base64, 4 characters for 24 samples."""
-        return {"right": base64.b64encode(bytes.fromhex(self.bits)).decode(), "count": self.count, "samples": self.samples}
+        right = base64.b64encode(bytes.fromhex(self.bits)).decode()
+        return {"right": right, "count": self.count, "samples": self.samples}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Answers":
