@@ -1,4 +1,4 @@
-"""Claim: a study runs on a GPU as it does on a CPU: the same verdicts, in the time measured here.
+"""Claim: a study runs on a GPU as on a CPU, with top-1 as close and in the time measured here.
 
 `recoup evaluate` on ResNet-20 and 2,000 of CIFAR-10's test images, seven hardwares and their repairs, once on the GPU
 and once on the CPU of the same machine. Calibration images come from the test set's other images, so that the training

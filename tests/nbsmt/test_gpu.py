@@ -192,6 +192,26 @@ class Kernels:
         x[1, :9], weight[1, 350:] = 0.5, -113.0
         self.check(x, weight, config=unit)
 
+    @pytest.mark.parametrize("bits", [29, 30, 31, 32])
+    def test_wide_registers_are_followed_too(self, bits):
+        """No layer above has sums that long, so its plan has no such register. Of 31 bits on the kernel adds in 64; the
+        interpreter, which takes milliseconds a slot, does not reach their ends."""
+        from recoup.nbsmt.gpu_convolution import saturated_products
+
+        ends = (1 << (bits - 1)) // (255 * 127) + 9 if self.device == "cuda" else 9
+        generator = torch.Generator().manual_seed(bits)
+        a_MJ = torch.randint(0, 256, (3, ends + 20), generator=generator)
+        b_NJ = torch.randint(-128, 128, (2, ends + 20), generator=generator)
+        a_MJ[:2, :ends], b_NJ[0, :ends], b_NJ[1, :ends] = 255, 127, -128
+        own = Int(bits, overflow="saturate")
+        given = a_MJ.int().to(self.device), b_NJ.to(torch.int8).to(self.device), 0, NBSMT(1, accumulator=own)
+        low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+        total = torch.zeros(3, 2, dtype=torch.int64)
+        for a_M, b_N in zip(a_MJ.T, b_NJ.T, strict=True):
+            total = (total + a_M[:, None] * b_N).clamp(low, high)
+        assert torch.equal(saturated_products(*given, a_MJ.shape[1], torch.int32).cpu().long(), total)
+        assert torch.equal(saturated_products(*given, a_MJ.shape[1]).cpu(), total.float())
+
     @pytest.mark.parametrize("config", [NBSMT(1), NBSMT(2, "S+aW", port=4), NBSMT(4, pairing="adjacent")], ids=repr)
     @pytest.mark.parametrize("signed", [False, True])
     def test_saturated_products_equal_the_reference(self, config, signed):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from recoup.errors import RecoupError
+from recoup.formats import Int
 from recoup.kernels import operators
 from recoup.nbsmt import gpu
 from recoup.nbsmt.config import NBSMT, POLICIES, THREADS
@@ -36,6 +37,18 @@ def test_sums_beyond_32_bits_are_refused():
     with pytest.raises(RecoupError, match="run this layer on the CPU"):
         gpu._check_sums(many[:, :9], torch.full((1, 1, 1 << 17), -128, dtype=torch.int8), NBSMT(1), "layer")
     gpu._check_sums(many[:, :9], torch.full((1, 1, (1 << 17) - 1), -128, dtype=torch.int8), NBSMT(1), "layer")
+
+
+def test_a_register_of_32_bits_is_refused_as_on_the_cpu(monkeypatch):
+    """Under Int(32) nothing ever saturates; a narrower one takes any layer."""
+    weight = torch.ones(1, 70000, 1, 1)
+    none = torch.zeros(1, 1, 1, dtype=torch.int8)
+    gpu._check_sums(weight, none, NBSMT(1, accumulator=Int(31)), "layer")
+    operands = SimpleNamespace(weight_operands=lambda *_: (none, None, None))
+    monkeypatch.setattr(gpu, "_kernels", lambda _: (operands, None))
+    monkeypatch.setattr(gpu, "_check_device", lambda *_: None)
+    with pytest.raises(RecoupError, match=r"layer: .*32-bit accumulator"):
+        gpu.accumulate(weight, weight, None, 1.0, NBSMT(1, accumulator=Int(32)), POINTWISE, "layer")
 
 
 @pytest.mark.parametrize(

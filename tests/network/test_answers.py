@@ -121,6 +121,9 @@ def test_digests_of_samples():
     whole = digest((x, y))
     assert whole == digest((x[:1], y[:1]), (x[1:5], y[1:5]), (x[5:], y[5:]))
     assert whole == digest((x.contiguous(memory_format=torch.channels_last), y))
+    assert whole == digest((torch._neg_view(-x), y))  # what torch has yet to negate, or to conjugate
+    z = torch.complex(x, -x)
+    assert digest((z, y)) == digest((z.conj_physical().conj(), y)) != digest((z.conj(), y))
     others = [
         digest((x.double(), y)), digest((x, y.int())), digest((x.flip(0), y)), digest((x, None)),
         digest((x.view(6, 3, 16), y)), digest(({"x": x}, y)), digest(({"y": x}, y)),

@@ -63,7 +63,7 @@ def accumulate(
     with torch.cuda.device_of(x):
         faults = torch.zeros(1, dtype=torch.int32, device=x.device)
         weight_OLK, offset_O, scale_O = operands.weight_operands(plan, weight, order, faults)
-        if plan.most >= 2**31 and not plan.saturates:
+        if plan.most >= 2**31:
             _check_sums(weight, weight_OLK, config, layer, zero)
         sums = x.new_empty(x.shape[0], *plan.out, weight.shape[0])
         readings = []
@@ -109,6 +109,8 @@ def _refuse_weight(weight: Tensor, config: NBSMT, layer: str, zero: int) -> None
 def _check_sums(weight: Tensor, weight_OLK: Tensor, config: NBSMT, layer: str, zero: int = UNSIGNED) -> None:
     """Look at the weights themselves where their number alone does not say that every sum fits 32 bits."""
     _refuse_weight(weight, config, layer, zero)
+    if config.accumulator is not None and config.accumulator.overflow == "saturate":
+        return  # its kernel has room for more
     reach = 128 * int(weight_OLK.int().abs().sum((1, 2), dtype=torch.int64).max())
     if reach >= 2**31:
         raise RecoupError(

@@ -100,7 +100,7 @@ class OfSamples:
                 kind, runs = f"{tensor.dtype} {list(tensor.shape[1:])}", self._runs.setdefault(name, [])
                 if not runs or runs[-1][0] != kind:  # samples of another shape
                     runs.append((kind, xxhash.xxh3_128()))
-                flat = tensor.detach().cpu().contiguous().flatten()
+                flat = tensor.detach().cpu().contiguous().resolve_conj().resolve_neg().flatten()
                 runs[-1][1].update(flat.view(torch.uint8).numpy().data)
 
     @property
