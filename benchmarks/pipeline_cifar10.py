@@ -91,7 +91,8 @@ def train(
     models: list[torch.nn.Module], batched: Batched, cases: Cases, setting: dict[str, int], path: Path
 ) -> list[list[float]]:
     """Mean losses of every run, a row per EVERY steps; resumes from, and keeps, a checkpoint; logs every epoch."""
-    data, curve = rc.data.load(f"cifar10:{root() / 'cifar10'}", "train"), []
+    data = rc.data.load(f"cifar10:{root() / 'cifar10'}", "train")
+    curve: list[list[float]] = []
     if path.exists():
         state = torch.load(path, weights_only=True)
         batched.load_state_dict(state["batched"])
@@ -123,7 +124,8 @@ def _keep(path: Path, state: dict) -> None:
 
 def figures(models: list[torch.nn.Module], batched: Batched, curve: list[list[float]]) -> list[dict[str, float | None]]:
     """Of every run the mean loss of a curve, and its top-1 on the test set if it has not diverged."""
-    test, found = rc.data.load(f"cifar10:{root() / 'cifar10'}", "test"), []
+    test = rc.data.load(f"cifar10:{root() / 'cifar10'}", "test")
+    found: list[dict[str, float | None]] = []
     for run, model in enumerate(models):
         loss = finite(statistics.mean(row[run] for row in curve))
         top1 = None if loss is None else rc.evaluate(batched.load(run, model).eval(), test.batches(500)).top1
@@ -133,7 +135,8 @@ def figures(models: list[torch.nn.Module], batched: Batched, curve: list[list[fl
 
 def whole(cases: Cases, curve: list[list[float]], setting: dict[str, int]) -> dict[str, dict]:
     """Of every method the accuracies at the end, the mean losses of the last tenth, and the curves."""
-    ended, found = ends(LOG, *FIELDS), {}
+    ended = ends(LOG, *FIELDS)
+    found: dict[str, dict] = {}
     for run, (method, seed) in enumerate(cases):
         entry = found.setdefault(method, {"top1": [], "loss": [], "curves": []})
         entry["top1"].append(ended[*setting.values(), method, seed]["top1"])

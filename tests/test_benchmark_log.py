@@ -9,6 +9,7 @@ import pytest
 from benchmarks import pipeline_cifar10, pipeline_converged, pipeline_digits, pipeline_text
 from benchmarks.log import Log, append, ends, finite, rows_of
 
+from recoup.pipeline import automatic, delays
 from recoup.study.measures.pipeline import PB, SGDM, Setting, study
 
 
@@ -153,6 +154,7 @@ def test_cifar10_has_a_row_a_run_and_epoch(tmp_path, monkeypatch):
         found = [{"loss": 2.0 - epoch, "top1": 10.0 * epoch + run} for run in range(6)]
         found[4] = {"loss": None, "top1": None}
         append(pipeline_cifar10.LOG, *pipeline_cifar10.rows(cases, found, epoch, setting))
+    assert delays(len(automatic(pipeline_cifar10.network(0))))[0] == 60
     assert [row["delay"] for row in rows_of(pipeline_cifar10.LOG)] == [0, 0, 0, 240, 240, 240] * 2
     lines = pipeline_cifar10.table(setting).splitlines()
     assert lines[2] == "| sgdm | 11.00 ± 1.00 | 1.000 ± 0.000 |  |"
