@@ -97,7 +97,7 @@ def main() -> None:
     torch.set_num_threads(1)
     log = Log(RESULTS / "lightnorm_fashion.jsonl")
     if measures:
-        train, test = images("train"), images("test")
+        train, test = images("fashion-mnist", "train"), images("fashion-mnist", "test")
         for norms in (MAIN, [norm for norm in NORMS if norm not in MAIN]):
             for seed in SEEDS:
                 for norm in norms:

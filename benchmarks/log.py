@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -30,6 +31,19 @@ def append(path: Path, *rows: dict) -> None:
         file.truncate(whole.rfind(b"\n") + 1)
         file.seek(0, 2)
         file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def ends(path: Path, *fields: str) -> dict[Key, dict]:
+    """Of a log with a row a training run and epoch, the last epoch's row of every run that ended, by a run's fields.
+
+    A row's ``epoch`` counts from 0, and it names the run's ``epochs``.
+    """
+    return {tuple(row[name] for name in fields): row for row in rows_of(path) if row["epoch"] == row["epochs"] - 1}
+
+
+def finite(value: float) -> float | None:
+    """As JSON has it: null of what is no number."""
+    return value if math.isfinite(value) else None
 
 
 class Log:

@@ -7,12 +7,12 @@ initial weights, the order and the augmentation, and is the same for every metho
 cores cannot carry a full schedule of 200 epochs: every method gets the same short one. ``--stretch 4`` makes all delays
 four times as long: those of a pipeline of 121 stages.
 
-    python benchmarks/pipeline_cifar10.py [--epochs 1] [--stretch 1] [--methods none lwpv+sc]
+    python benchmarks/pipeline_cifar10.py [--epochs 1] [--stretch 1] [--methods none lwpv+sc] [--tables]
 
-Interrupted, the same command goes on.
+Interrupted, the same command goes on. The log has one JSON line a run and epoch; ``--tables`` computes the table from
+it. The runs of two epochs that are in it were not evaluated after the first: its top-1 is null.
 """
 
-import argparse
 import math
 import statistics
 import sys
@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 import recoup as rc
-from benchmarks.measure import save
+from benchmarks.log import append, arguments, ends, finite
+from benchmarks.measure import RESULTS, save
 from recoup.data import root
 from recoup.pipeline import Batched, Run
 
@@ -34,6 +35,10 @@ Cases = list[tuple[str, int]]  # method, seed
 RATE, MOMENTUM, BATCH, DECAY = 0.1, 0.9, 128, 1e-4
 EVERY = 1000  # steps between two points of a curve
 KEEP = 5000  # steps between checkpoints
+IMAGES = 50_000  # of an epoch
+DELAY = 60  # of the first of ResNet-20's 31 stages
+LOG = RESULTS / "pipeline_cifar10.jsonl"
+FIELDS = ("epochs", "stretch", "method", "seed")  # of a run
 
 
 class Stream:
@@ -82,15 +87,18 @@ def build(cases: Cases, steps: int, stretch: int) -> tuple[list[torch.nn.Module]
     return models, Batched(models, stages, runs)
 
 
-def train(batched: Batched, cases: Cases, data: rc.data.Dataset, steps: int, path: Path) -> list[list[float]]:
-    """Mean losses of every run, a row per EVERY steps; resumes from, and keeps, a checkpoint."""
+def train(
+    models: list[torch.nn.Module], batched: Batched, cases: Cases, setting: dict[str, int], path: Path
+) -> list[list[float]]:
+    """Mean losses of every run, a row per EVERY steps; resumes from, and keeps, a checkpoint; logs every epoch."""
+    data = rc.data.load(f"cifar10:{root() / 'cifar10'}", "train")
     curve: list[list[float]] = []
     if path.exists():
         state = torch.load(path, weights_only=True)
         batched.load_state_dict(state["batched"])
         curve = state["curve"]
     streams = {seed: Stream(data, seed, batched.steps) for seed in SEEDS}
-    total = torch.zeros(len(cases), dtype=torch.float64)
+    total, steps = torch.zeros(len(cases), dtype=torch.float64), setting["epochs"] * IMAGES
     while batched.steps < steps:
         samples = {seed: stream.next() for seed, stream in streams.items()}
         x, y = (torch.stack([samples[seed][part] for _, seed in cases]) for part in range(2))
@@ -99,6 +107,9 @@ def train(batched: Batched, cases: Cases, data: rc.data.Dataset, steps: int, pat
             curve.append((total / EVERY).tolist())
             total.zero_()
             print(f"{batched.steps} of {steps}", [round(v, 3) for v in curve[-1][:: len(SEEDS)]], flush=True)
+        if batched.steps % IMAGES == 0:
+            found = figures(models, batched, curve[-IMAGES // EVERY :])
+            append(LOG, *rows(cases, found, batched.steps // IMAGES - 1, setting))
         if batched.steps % KEEP == 0:
             _keep(path, {"batched": batched.state_dict(), "curve": curve})
     return curve
@@ -111,32 +122,59 @@ def _keep(path: Path, state: dict) -> None:
     temporary.replace(path)
 
 
-def figures(cases: Cases, models: list[torch.nn.Module], batched: Batched, curve: list[list[float]]) -> dict[str, dict]:
-    """Accuracy on the test set and the mean loss of the last tenth, of every method and seed."""
+def figures(models: list[torch.nn.Module], batched: Batched, curve: list[list[float]]) -> list[dict[str, float | None]]:
+    """Of every run the mean loss of a curve, and its top-1 on the test set if it has not diverged."""
     test = rc.data.load(f"cifar10:{root() / 'cifar10'}", "test")
+    found: list[dict[str, float | None]] = []
+    for run, model in enumerate(models):
+        loss = finite(statistics.mean(row[run] for row in curve))
+        top1 = None if loss is None else rc.evaluate(batched.load(run, model).eval(), test.batches(500)).top1
+        found.append({"loss": loss, "top1": top1})
+    return found
+
+
+def whole(cases: Cases, curve: list[list[float]], setting: dict[str, int]) -> dict[str, dict]:
+    """Of every method the accuracies at the end, the mean losses of the last tenth, and the curves."""
+    ended = ends(LOG, *FIELDS)
     found: dict[str, dict] = {}
-    tail = curve[-max(1, len(curve) // 10) :]
-    for run, (method, _) in enumerate(cases):
-        top1 = rc.evaluate(batched.load(run, models[run]).eval(), test.batches(500)).top1
-        loss = statistics.mean(row[run] for row in tail)
+    for run, (method, seed) in enumerate(cases):
         entry = found.setdefault(method, {"top1": [], "loss": [], "curves": []})
-        entry["top1"].append(top1)
-        entry["loss"].append(loss)
+        entry["top1"].append(ended[*setting.values(), method, seed]["top1"])
+        entry["loss"].append(statistics.mean(row[run] for row in curve[-max(1, len(curve) // 10) :]))
         entry["curves"].append([row[run] for row in curve])
     return found
 
 
-def table(found: dict[str, dict]) -> str:
-    """Markdown: mean and standard deviation, and the paired difference to SGDM."""
-    lines = ["| | top-1 | loss, last tenth | top-1 less SGDM's, same seed |", "|---|---|---|---|"]
-    for method, entry in found.items():
-        gap = [a - b for a, b in zip(entry["top1"], found["sgdm"]["top1"], strict=True)]
-        cells = [_cell(entry["top1"], 2), _cell(entry["loss"], 3), "" if method == "sgdm" else _cell(gap, 2)]
-        lines.append(f"| {method} | {' | '.join(cells)} |")
+def rows(cases: Cases, found: list[dict[str, float | None]], epoch: int, setting: dict[str, int]) -> list[dict]:
+    """Of the log, one a run."""
+    late = {method: 0 if method == "sgdm" else DELAY * setting["stretch"] for method, _ in cases}
+    return [
+        {"method": method, "delay": late[method], "seed": seed, "epoch": epoch, **own, **setting, "rate": RATE}
+        for (method, seed), own in zip(cases, found, strict=True)
+    ]
+
+
+def table(setting: dict[str, int]) -> str:
+    """Markdown: mean and standard deviation, and the paired difference to SGDM, of what the log has."""
+    ended, of = ends(LOG, *FIELDS), (setting["epochs"], setting["stretch"])
+    lines = ["| | top-1 | loss of the last epoch | top-1 less SGDM's, same seed |", "|---|---|---|---|"]
+    for method in ("sgdm", *METHODS):
+        both = [(ended.get((*of, method, seed)), ended.get((*of, "sgdm", seed))) for seed in SEEDS]
+        kept = [(row, exact) for row, exact in both if row and exact]
+        if not kept:
+            continue
+        top1, loss = ([_number(row[metric]) for row, _ in kept] for metric in ("top1", "loss"))
+        gap = [_number(row["top1"]) - _number(exact["top1"]) for row, exact in kept]
+        lines.append(f"| {method} | {_cell(top1)} | {_cell(loss, 3)} | {'' if method == 'sgdm' else _cell(gap)} |")
     return "\n".join(lines)
 
 
-def _cell(values: list[float], digits: int) -> str:
+def _number(value: float | None) -> float:
+    """A log's null is a run that diverged."""
+    return math.nan if value is None else value
+
+
+def _cell(values: list[float], digits: int = 2) -> str:
     kept = [value for value in values if math.isfinite(value)]
     if len(kept) < len(values):
         return f"{len(values) - len(kept)} of {len(values)} diverged"
@@ -144,22 +182,23 @@ def _cell(values: list[float], digits: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--epochs", type=float, default=1.0)
+    parser = arguments(__doc__)
+    parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--stretch", type=int, default=1)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="beside sgdm")
     parser.add_argument("--work", type=Path, default=Path("recoup-results"), help="folder of checkpoints")
-    arguments = parser.parse_args()
+    given = parser.parse_args()
     torch.set_num_threads(1)
-    data = rc.data.load(f"cifar10:{root() / 'cifar10'}", "train")
-    steps = round(arguments.epochs * len(data))
-    cases = [(method, seed) for method in ("sgdm", *arguments.methods) for seed in SEEDS]
-    name = f"pipeline_cifar10_{arguments.epochs:g}_epochs" + f"_x{arguments.stretch}" * (arguments.stretch != 1)
-    models, batched = build(cases, steps, arguments.stretch)
-    curve = train(batched, cases, data, steps, arguments.work / f"{name}.pt")
-    found = figures(cases, models, batched, curve)
-    print(table(found))
-    print(save(name, {"epochs": arguments.epochs, "stretch": arguments.stretch, "every": EVERY, "methods": found}))
+    setting = {"epochs": given.epochs, "stretch": given.stretch}
+    cases = [(method, seed) for method in ("sgdm", *given.methods) for seed in SEEDS]
+    if not given.tables and not {(given.epochs, given.stretch, *case) for case in cases} <= set(ends(LOG, *FIELDS)):
+        name = f"pipeline_cifar10_{given.epochs}_epochs" + f"_x{given.stretch}" * (given.stretch != 1)
+        models, batched = build(cases, given.epochs * IMAGES, given.stretch)
+        path = given.work / f"{name}.pt"
+        curve = train(models, batched, cases, setting, path)
+        print(save(name, {**setting, "every": EVERY, "methods": whole(cases, curve, setting)}))
+        path.unlink()  # all is in the log and the results
+    print(table(setting))
 
 
 if __name__ == "__main__":

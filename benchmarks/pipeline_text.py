@@ -8,7 +8,8 @@ per character are of the last tenth of the text, for the choice of the rate as w
 
     python benchmarks/pipeline_text.py [--tables]
 
-Interrupted, the same command goes on. The log has one JSON line a run; ``--tables`` computes the table from the log.
+Interrupted, the same command goes on. The log has one JSON line a run and epoch; a run is one epoch of 1,500 updates
+(12,000 windows, drawn from 15,685), after which it is evaluated. ``--tables`` computes the table from the log.
 """
 
 import math
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import recoup as rc
-from benchmarks.log import append, arguments, rows_of
+from benchmarks.log import append, arguments, ends, rows_of
 from benchmarks.measure import RESULTS, save
 from benchmarks.paired import gap, spread
 from recoup.data import root
@@ -44,6 +45,7 @@ METHODS = {
 }
 LATE = {"fine-grained": rc.pipeline.delays(BLOCKS * 2 + 2), "1F1B": list(range(BLOCKS * 2 + 1, -1, -1))}
 LOG = RESULTS / "pipeline_text.jsonl"
+FIELDS = ("method", "delays", "rate", "updates", "seed")  # of a run
 
 
 def stages() -> list[list[str]]:
@@ -97,20 +99,19 @@ def trained(method: str, late: str, seed: int, rate: float) -> dict[str, float |
 
 def measure(method: str, late: str, seed: int, rate: float) -> None:
     """Train a run that the log lacks, and keep its row."""
-    key = {"method": method, "delays": late, "seed": seed, "rate": rate, "steps": STEPS}
-    if any(key.items() <= row.items() for row in rows_of(LOG)):
+    if (method, late, rate, STEPS, seed) in ends(LOG, *FIELDS):
         return
-    delay = 0 if method == EXACT else LATE[late][0]
-    row = key | {"delay": delay, **trained(method, late, seed, rate)}
+    run = {"method": method, "delay": 0 if method == EXACT else LATE[late][0], "seed": seed, "epoch": 0}
+    setting = {"delays": late, "rate": rate, "updates": STEPS, "epochs": 1}
+    row = {**run, **trained(method, late, seed, rate), **setting}
     append(LOG, row)
     print(row, flush=True)
 
 
 def found(method: str, late: str, rate: float) -> dict[int, float]:
     """A method's nats by seed; NaN where a run diverged."""
-    key = {"method": method, "delays": late, "rate": rate, "steps": STEPS}
-    rows = [row for row in rows_of(LOG) if key.items() <= row.items()]
-    return {row["seed"]: math.nan if row["nats"] is None else row["nats"] for row in rows}
+    rows = {run[-1]: row for run, row in ends(LOG, *FIELDS).items() if run[:-1] == (method, late, rate, STEPS)}
+    return {seed: math.nan if row["nats"] is None else row["nats"] for seed, row in rows.items()}
 
 
 def tuned(method: str, late: str, measures: bool) -> float:

@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 README = (ROOT / "README.md").read_text("utf-8")
+PIPELINE = (ROOT / "docs" / "pipeline.md").read_text("utf-8")
 
 
 def paper(name: str) -> str:
@@ -88,6 +89,68 @@ def test_pipeline(epochs, blocks):
         half = 2.776 * statistics.stdev(less) / math.sqrt(5)
         figure = f"{statistics.mean(less):+.2f} ± {half:.2f}"
         assert all(figure in page for page in pages), figure
+
+
+def of_pipeline(log: str, value: str = "top1", **setting: Any) -> list[float]:
+    """The values at the end of some runs; NaN: diverged."""
+    rows = [r for r in lines(log) if setting.items() <= r.items() and r["epoch"] == r["epochs"] - 1]
+    assert [r["seed"] for r in rows] == sorted({r["seed"] for r in rows})
+    return [math.nan if r[value] is None else r[value] for r in rows]
+
+
+DIGITS = ((1, 30, 0.032), (1, 90, 0.032), (8, 30, 0.016))
+
+
+@pytest.mark.parametrize("method", ["SGDM", "PB", "stash", "SC", "stash+SC", "LWP", "LWPv+SC", "LWPw+SC", "SpecTrain"])
+def test_pipeline_of_digits(method):
+    """The table's row: accuracy / loss of the runs that did not diverge."""
+    cells = []
+    for update, delay, rate in DIGITS:
+        run = {"method": method, "delay": 0 if method == "SGDM" else delay, "update_size": update, "rate": rate}
+        top1, loss = (of_pipeline("pipeline_digits.jsonl", value, **run) for value in ("top1", "loss"))
+        assert len(top1) == len(loss) == 5
+        kept, losses = ([v for v in values if math.isfinite(v)] for values in (top1, loss))
+        lost = f" ({5 - len(kept)} of 5 diverged)" if len(kept) < 5 else ""
+        cell = (
+            f"{statistics.mean(kept):.1f} ± {statistics.stdev(kept):.1f} / {statistics.mean(losses):.3f}"
+            if kept
+            else ""
+        )
+        cells.append(cell + lost if kept else "diverged")
+    assert f"| {method} | {' | '.join(cells)} |\n" in PIPELINE
+
+
+@pytest.mark.parametrize(
+    ("method", "late", "rate"),
+    [
+        *(("nothing", late, 0.002) for late in ("fine-grained", "1F1B")),
+        *(("coasting, stash", late, 0.002) for late in ("fine-grained", "1F1B")),
+        ("SC", "fine-grained", 0.004),
+        ("SC", "1F1B", 0.001),
+    ],
+)
+def test_pipeline_of_text(method, late, rate):
+    """Nats per character, and less those without a delay, with Student's 95 % interval over five seeds."""
+    own = of_pipeline("pipeline_text.jsonl", "nats", method=method, delays=late, rate=rate)
+    exact = of_pipeline("pipeline_text.jsonl", "nats", method="no delay", rate=0.016)
+    less = [a - b for a, b in zip(own, exact, strict=True)]
+    half = 2.776 * statistics.stdev(less) / math.sqrt(5)
+    cells = f"{statistics.mean(own):.3f} ± {statistics.stdev(own):.3f} | {statistics.mean(less):+.3f} ± {half:.3f} |"
+    assert len(less) == 5
+    assert any(line.startswith(f"| {method} | ") and cells in line for line in PIPELINE.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("epochs", "method"),
+    [*((1, method) for method in ("none", "sc", "lwpv", "lwpv+sc")), *((2, method) for method in ("none", "lwpv+sc"))],
+)
+def test_pipeline_of_cifar10(epochs, method):
+    """Top-1, and its difference to SGDM's of the same seed."""
+    own, exact = (of_pipeline("pipeline_cifar10.jsonl", method=m, epochs=epochs) for m in (method, "sgdm"))
+    less = [a - b for a, b in zip(own, exact, strict=True)]
+    assert f"{told(own)} ({statistics.mean(less):+.2f} ± {statistics.stdev(less):.2f})" in PIPELINE
+    assert told(exact) in PIPELINE
+    assert epochs == 2 or method not in ("none", "lwpv+sc") or told(own) in paper("pipeline")
 
 
 def test_tensor_cores_of_a_card():

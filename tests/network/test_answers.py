@@ -49,7 +49,7 @@ def test_answers_come_back_from_text(right):
     kept = one.to_dict()
     assert Answers.from_dict(kept) == one
     assert len(kept["right"]) == 4 * math.ceil(math.ceil(len(right) / 8) / 3)
-    assert "".join(f"{byte:08b}" for byte in one.bits)[: len(right)] == "".join("01"[x] for x in right)
+    assert "".join(f"{int(digit, 16):04b}" for digit in one.bits)[: len(right)] == "".join("01"[x] for x in right)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ What is accepted must be right: overwritten under the graph, its gradient to the
 import copy
 import importlib
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -116,7 +117,7 @@ def test_a_first_layer_may_derive_its_weights_as_no_gradient_goes_through_it():
     check(nn.Sequential(Scaled(3, 3), nn.Linear(3, 3)), line())
 
 
-def accumulator_of(parameter):
+def accumulator_of(parameter) -> Any:
     """The node that gathers a parameter's gradient: one while a graph holds it, a new one after."""
     return parameter.expand_as(parameter).grad_fn.next_functions[0][0]
 

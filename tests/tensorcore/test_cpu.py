@@ -129,12 +129,13 @@ def test_processors_that_run_halves_count_in_halves(monkeypatch):
     for unit in (TensorCore.hopper_fp8(), TensorCore.ampere_tf32(), TensorCore.hopper_f16(output="float16")):
         a, b = operands(unit, (7, 70, 70), "spread", 5)
         expected = reference.matmul(a, b, unit)
-        for piece, rows in ((32, 3), (32, 4), (64, 4)):
+        for piece, rows, repeated in ((32, 3, False), (32, 3, True), (32, 4, False), (64, 4, True), (64, 4, False)):
             with monkeypatch.context() as patched:
 
-                def form(*given, piece=piece, rows=rows):
+                def form(*given, piece=piece, rows=rows, repeated=repeated):
                     found = plain(*given)
-                    return replace(found, piece=min(piece, found.columns * found.integer.width // 8), rows=rows)
+                    piece = min(piece, found.columns * found.integer.width // 8)
+                    return replace(found, piece=piece, rows=rows, repeated=repeated or not found.short)
 
                 patched.setattr(cpu, "form_of", form)
                 assert same(cpu.products(a, b, unit)[0], expected)

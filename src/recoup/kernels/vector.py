@@ -93,6 +93,11 @@ class Vector:
         made = self.b.store(value, self.at(pointer, index, value.type.element), align=size)
         made.set_metadata("nontemporal", self.b.module.add_metadata([I32(1)]))
 
+    def prefetch(self, pointer: Any, index: Any, kind: Any = F) -> None:
+        """Ask for the line of an element, to be read soon; it need not be there."""
+        ask = declared(self.b, "llvm.prefetch.p0", ir.VoidType(), [P, I32, I32, I32])
+        self.b.call(ask, [self.at(pointer, index, kind), I32(0), I32(3), I32(1)])  # to read, in all caches, data
+
     def bits(self, x: Any) -> Any:
         """Floats as integers of their size."""
         return self.b.bitcast(x, self.of(I64 if isinstance(x.type.element, ir.DoubleType) else I32))

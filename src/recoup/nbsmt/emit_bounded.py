@@ -267,7 +267,7 @@ class _Walk:
             largest, smallest = self.v.larger(largest, register), self.v.smaller(smallest, register)
         return largest, smallest
 
-    def _pieces(self, registers: list[Any], span: Any, weights: Any) -> list[Any]:
+    def _pieces(self, registers: Sequence[Any], span: Any, weights: Any) -> list[Any]:
         """A span piece by piece: a sum goes beyond both of a piece's ends by half of what it can go, or less."""
         b, v, walk = self.b, self.v, self._narrow if self.form.narrow else self._walked
         for piece in range(PIECES):

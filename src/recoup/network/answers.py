@@ -60,25 +60,29 @@ class Answers:
     """Right or wrong, of each sample in order.
 
     Attributes:
-        bits: eight samples a byte, the first in the highest bit, 1 where the answer is right; the last byte is filled
-            with zeros.
+        bits: four samples a hexadecimal digit, the first in the highest bit, 1 where the answer is right; the last two
+            digits are filled with zeros. Text, so that results that hold it are plain values.
         count: samples.
         samples: a digest of inputs and labels in order; "" where it is not known.
     """
 
-    bits: bytes
+    bits: str
     count: int
     samples: str = ""
 
     @classmethod
     def of(cls, right_N: Tensor, samples: str = "") -> "Answers":
         """Of booleans."""
-        return cls(np.packbits(right_N.cpu().numpy()).tobytes(), len(right_N), samples)
+        return cls(np.packbits(right_N.cpu().numpy()).tobytes().hex(), len(right_N), samples)
+
+    @property
+    def _whole(self) -> int:
+        return int.from_bytes(bytes.fromhex(self.bits))
 
     @property
     def right(self) -> int:
         """How many."""
-        return int.from_bytes(self.bits).bit_count()
+        return self._whole.bit_count()
 
     def flips(self, before: "Answers") -> Flips:
         """What changed since ``before``, on the same samples.
@@ -99,12 +103,13 @@ class Answers:
                 f"answers to {self.count:,} samples and to {before.count:,} cannot be compared one by one: they are "
                 "of other samples, or in another order"
             )
-        now, then = int.from_bytes(self.bits), int.from_bytes(before.bits)
+        now, then = self._whole, before._whole
         return Flips((then & ~now).bit_count(), (now & ~then).bit_count(), self.count)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: the bits in base64, 4 characters for 24 samples."""
-        return {"right": base64.b64encode(self.bits).decode(), "count": self.count, "samples": self.samples}
+        right = base64.b64encode(bytes.fromhex(self.bits)).decode()
+        return {"right": right, "count": self.count, "samples": self.samples}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Answers":
@@ -120,4 +125,4 @@ class Answers:
                 raise ValueError(f"{len(bits)} bytes for {count} samples")
         except (KeyError, TypeError, ValueError) as error:
             raise RecoupError(f"answers of a measurement cannot be read ({error})") from None
-        return cls(bits, count, samples)
+        return cls(bits.hex(), count, samples)

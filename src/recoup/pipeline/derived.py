@@ -122,7 +122,7 @@ class _Origins(TorchDispatchMode):
         self._alive: list[Tensor] = []  # or an address could come back with another origin
 
     def __exit__(self, *raised: Any) -> None:
-        """Let go of all that was computed: this mode and `pack` know each other, and wait for garbage collection.
+        """Let go of all that was computed: this mode and who packs know each other, and wait for garbage collection.
 
         A graph that lives keeps the stream on which gradients gather, and a CUDA graph is captured on another.
         """

@@ -24,6 +24,8 @@ SUMMED = 16
 
 OPERANDS = ("e4m3fn", "e5m2", "e2m1fn", "float16", "bfloat16", "tf32")
 """Operand formats of the units."""
+FORMATS = {name: Float.parse(name) for name in OPERANDS}
+"""The same as numbers; torch.compile would follow `Float.parse` through every format that there is."""
 
 AMAX = {"e4m3fn": 448.0, "e5m2": 57344.0, "e2m1fn": 6.0}
 """Formats whose operands layers scale, and the magnitude that the largest element becomes."""
@@ -190,8 +192,8 @@ class TensorCore(Config):
     @property
     def formats(self) -> tuple[Float, Float]:
         """a's and b's formats."""
-        first, second = (Float.parse(name) for name in self.pair)
-        return first, second
+        first, second = self.pair
+        return FORMATS[first], FORMATS[second]
 
     def amax_of(self, name: str) -> float | None:
         """What layers scale the largest magnitude of an operand in a format to; None: they do not scale it."""

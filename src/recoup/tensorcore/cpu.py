@@ -17,6 +17,7 @@ from torch import Tensor
 from recoup.formats import Float
 from recoup.kernels.llvm import Target, host
 from recoup.kernels.magnitudes import magnitudes
+from recoup.kernels.memory import fresh
 from recoup.kernels.signature import Bound
 from recoup.kernels.threads import over_rows
 from recoup.tensorcore.config import TensorCore
@@ -40,6 +41,8 @@ __all__ = ["Prepared", "products", "target"]
 MINIMUM_WORK = 1 << 18  # multiply-adds that pay for one more thread
 LEAST = -24  # lowest bit of formats whose values always reach less than bytes hold
 INFINITY = 0x7F800000  # as bits
+LINE = 64  # bytes of the caches'
+KEPT = 1 << 20  # bytes from which one allocation pays
 
 _target: ContextVar[Target | None] = ContextVar("target", default=None)
 
@@ -52,6 +55,27 @@ def target(level: str) -> Iterator[None]:
         yield
     finally:
         _target.reset(token)
+
+
+class Memory:
+    """One allocation for all that is prepared: of several the C library gives some back after every product, and a
+    fresh page costs as much as preparing 1,000 numbers."""
+
+    def __init__(self, form: Form, M: int, K: int, N: int) -> None:
+        rows = (-(-M // form.rows) * K + LANES) * form.rows
+        columns = -(-N // form.columns) * form.columns * K
+        value, packed = (8 if form.wide else 4), form.integer.width // 8
+        size = rows * (value + 12) + columns * (value + (1 + form.copies) * packed)
+        self.rest = fresh(torch.empty(size + 7 * LINE, dtype=torch.uint8, device="meta")) if size > KEPT else None
+
+    def take(self, count: int, dtype: torch.dtype) -> Tensor:
+        """Elements from the beginning of a cache's line on."""
+        if self.rest is None:
+            return torch.empty(count, dtype=dtype)
+        size = count * dtype.itemsize
+        found = self.rest[:size].view(dtype)
+        self.rest = self.rest[-(-size // LINE) * LINE :]
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +144,7 @@ def rows(
     form: Form,
     processor: Target,
     base: dict[str, int],
+    memory: Memory,
     scales: Tensor | None = None,
     block: int = 1,
 ) -> Prepared:
@@ -128,9 +153,9 @@ def rows(
     blocks = -(-M // form.rows)
     size = (blocks * K + LANES) * form.rows
     x = a if a.stride(1) == 1 else a.contiguous()
-    values = torch.empty(size, dtype=torch.float64 if form.wide else torch.float32)
-    exponents, lowest = (torch.empty(size, dtype=torch.int32) for _ in range(2))
-    signs = torch.empty(0 if form.folded else size, dtype=torch.int32)
+    values = memory.take(size, torch.float64 if form.wide else torch.float32)
+    exponents, lowest = (memory.take(size, torch.int32 if form.repeated else torch.int8) for _ in range(2))
+    signs = memory.take(0 if form.folded else size, torch.int32)
     faults = torch.zeros((), dtype=torch.int32)
     prepare_rows(form, processor, scales is not None)(
         M=M,
@@ -156,6 +181,7 @@ def columns(
     form: Form,
     processor: Target,
     base: dict[str, int],
+    memory: Memory,
     scales: Tensor | None = None,
     block: int = 1,
 ) -> Prepared:
@@ -166,8 +192,8 @@ def columns(
     scales = None if scales is None else _padded(scales, tiles * form.columns)
     size = tiles * K * form.columns
     short = torch.int8 if form.short else torch.int16
-    values = torch.empty(size, dtype=torch.float64 if form.wide else torch.float32)
-    exponents, lowest = torch.empty(size, dtype=short), torch.empty(form.copies * size, dtype=short)
+    values = memory.take(size, torch.float64 if form.wide else torch.float32)
+    exponents, lowest = memory.take(size, short), memory.take(form.copies * size, short)
     faults = torch.zeros((tiles,), dtype=torch.int32)
     constants = {"K": K, "stride": x.stride(0)} | _of_format(number) | base | _scales(scales, block)
     kernel = prepare_columns(form, processor, scales is not None)
@@ -224,20 +250,21 @@ def products(a: Tensor, b: Tensor, config: TensorCore, scales: Scales | None = N
     form = form_of(config, processor, reach, K)
     row, column, offset = bases(form, reach)
     block = {"block": scales.block} if scales else {}
-    left = rows(a, first, form, processor, row, scales and scales.a, **block)
-    right = columns(b, second, form, processor, column, scales and scales.b, **block)
-    c = torch.zeros(right.count, left.count * form.rows, form.columns)
+    memory = Memory(form, M, K, N)
+    left = rows(a, first, form, processor, row, memory, scales and scales.a, **block)
+    right = columns(b, second, form, processor, column, memory, scales and scales.b, **block)
+    c = torch.zeros(left.count * form.rows, right.count * form.columns)
     result = torch.zeros_like(c) if config.promotion else c
     part = config.promotion or K
-    bound = steps(form, processor).bind(cut_offset=offset, a_block=form.rows * K, b_tile=form.columns * K)
+    strides = {"a_block": form.rows * K, "b_tile": form.columns * K, "c_row": c.shape[1]}
+    bound = steps(form, processor).bind(cut_offset=offset, **strides)
     for start in range(0, K, part):
         if start:
             c.zero_()
         _steps(bound, left, right, c, (start, min(start + part, K)), form)
         if config.promotion:
             result += c  # float32, to nearest even
-    y = result.permute(1, 0, 2).reshape(left.count * form.rows, right.count * form.columns)[:M, :N]
-    return y.contiguous(), left.faults | right.faults
+    return result[:M, :N].contiguous(), left.faults | right.faults
 
 
 def _steps(kernel: Bound, left: Prepared, right: Prepared, c: Tensor, terms: tuple[int, int], form: Form) -> None:
@@ -261,7 +288,7 @@ def _steps(kernel: Bound, left: Prepared, right: Prepared, c: Tensor, terms: tup
             b=b[tile:].data_ptr(),
             b_exponents=b_exponents[tile:].data_ptr(),
             b_lowest=b_lowest[form.copies * tile :].data_ptr(),
-            c=c[tiles[0], form.rows * blocks[0] :].data_ptr(),
+            c=c[form.rows * blocks[0] :, form.columns * tiles[0] :].data_ptr(),
         )
 
     def over_blocks(begin: int, end: int) -> None:

@@ -16,7 +16,7 @@ and for negative ones; rows keep where, in bytes, as ``signs``. Where seven bits
 the sign, of rows' and columns' alike (`Form.folded`): sums then have the product's sign, there is one array and no
 ``signs``, and one signed comparison finds the negative products that are cut. Exponents and lowest bits of a
 tile's columns lie in another order: of lane d of the vectors i side by side, [d][i], which lets shifts and masks take
-them apart. The accumulators are [tile][row][columns], float32.
+them apart. The accumulators are [row][tile][columns], float32.
 """
 
 import math
@@ -32,14 +32,16 @@ from recoup.kernels.signature import Definition, Kernel, Signature
 from recoup.kernels.vector import Vector
 from recoup.tensorcore.emit_form import AVX512, BIAS, FLOAT16_MIN, INFINITE, VECTORS, Form
 
-PANEL = 64  # columns whose terms of some groups stay in the first-level cache
-CHUNK = {False: 192, True: 128}  # terms of those groups, in lanes of float32 and of float64: found by trying
+LINE = 64  # bytes of the caches'
+PANEL = 64  # columns whose terms of some groups stay in the second-level cache
+CHUNK = {False: 576, True: 384}  # terms of those groups, in lanes of float32 and of float64: found by trying
+GROUP = 64  # terms of a group that are asked for ahead: more would be much code
 
 STEPS = Signature.of(
     tiles=I64, blocks=I64, K=I64, cut_offset=I32,
     a=P, a_exponents=P, a_lowest=P, a_signs=P, a_block=I64,
     b=P, b_exponents=P, b_lowest=P, b_tile=I64,
-    c=P,
+    c=P, c_row=I64,
 )  # fmt: skip
 
 
@@ -47,10 +49,11 @@ STEPS = Signature.of(
 def steps(form: Form, target: Target) -> Kernel:
     """All steps of ``tiles`` column tiles by ``blocks`` blocks of rows, from the accumulators in c.
 
-    ``a_block`` and ``b_tile``: elements from one block, and tile, to the next.
+    ``a_block``, ``b_tile`` and ``c_row``: elements from one block, tile, and row of accumulators to the next.
     """
     module = ir.Module("tensorcore")
     inner = internal(module, "panel", STEPS)
+    inner.function.attributes.alignstack = LINE  # so that no register that leaves for memory lies in two lines
     _panel(inner, form)
     outer = STEPS.define(module, "steps")
     b, at = outer.b, Vector(outer.b, form.lanes, form.wide).at
@@ -63,20 +66,15 @@ def steps(form: Form, target: Target) -> Kernel:
             b=at(outer["b"], place, D if form.wide else F),
             b_exponents=at(outer["b_exponents"], place, form.integer),
             b_lowest=at(outer["b_lowest"], b.mul(place, I64(form.copies)), form.integer),
-            c=at(outer["c"], b.mul(turn.index, _accumulators(outer, form)), F),
+            c=at(outer["c"], b.mul(turn.index, I64(form.columns)), F),
         )
     b.ret_void()
     return Kernel(module, "steps", STEPS, target)
 
 
-def _accumulators(d: Definition, form: Form) -> Any:
-    """How many a tile has."""
-    return d.b.mul(d["blocks"], I64(form.rows * form.columns))
-
-
 def _panel(d: Definition, form: Form) -> None:
     """Some groups outside, then rows, then a few tiles, then each of the groups: the groups' columns stay in the
-    first-level cache for all rows, the rows' terms are fetched once for all columns of the panel, in one stretch, and
+    second-level cache for all rows, the rows' terms are fetched once for all columns of the panel, in one stretch, and
     accumulators go back to memory only when the groups are done."""
     b, v = d.b, Vector(d.b, form.lanes, form.wide)
     groups = form.group * max(1, CHUNK[form.wide] // form.group)
@@ -88,11 +86,13 @@ def _panel(d: Definition, form: Form) -> None:
                 "b": v.at(d["b"], place, v.scalar),
                 "b_exponents": v.at(d["b_exponents"], place, form.integer),
                 "b_lowest": v.at(d["b_lowest"], b.mul(place, I64(form.copies)), form.integer),
-                "c": v.at(d["c"], b.mul(tile.index, _accumulators(d, form)), F),
+                "c": v.at(d["c"], b.mul(tile.index, I64(form.columns)), F),
             }
             step = _Step(replace(d, arguments=d.arguments | moved), form, block.index)
-            with loop(b, chunk.index, last, form.group) as group:
-                step.write(group.index, _least(b, b.add(group.index, I64(form.group)), last))
+            with loop(b, chunk.index, last, form.group, step.loaded()) as group:
+                end = _least(b, b.add(group.index, I64(form.group)), last)
+                group.carry(*step.written(group.index, end, group.values))
+            step.store(group.values)
     b.ret_void()
 
 
@@ -109,10 +109,23 @@ class _Step:
         self.short = ir.VectorType(form.integer, form.columns)  # a row's exponents
         self.piece = ir.VectorType(form.integer, form.columns // form.pieces)
 
-    def write(self, first: Any, end: Any) -> None:
-        """From the accumulators to the next ones, for the terms ``first <= k < end``."""
-        rows, vectors = range(self.form.rows), range(VECTORS)
-        before = [[self.v.load(self.d["c"], self._place(row, i), kind=self.v.of(F)) for i in vectors] for row in rows]
+    def loaded(self) -> list[Any]:
+        """The accumulators, row by row; and the next block's are asked for."""
+        b, places = self.b, self._places()
+        ahead = b.mul(self.d["c_row"], I64(self.form.rows))
+        for place in places:
+            self.v.prefetch(self.d["c"], b.add(place, ahead))
+        return [self.v.load(self.d["c"], place, kind=self.v.of(F)) for place in places]
+
+    def store(self, accumulators: list[Any]) -> None:
+        """Put them back."""
+        for x, place in zip(accumulators, self._places(), strict=True):
+            self.v.store(x, self.d["c"], place)
+
+    def written(self, first: Any, end: Any, accumulators: list[Any]) -> list[Any]:
+        """The accumulators after the terms ``first <= k < end``."""
+        rows, before, after = range(self.form.rows), _split(accumulators, VECTORS), []
+        self._ahead(first)
         tops = self._exponents(first, end, [self._own(c) for c in before])
         starts, middles, cuts = [], [], []
         for row, top in zip(rows, tops, strict=True):
@@ -125,7 +138,19 @@ class _Step:
             for i, missing in enumerate(self._counted(counts[row])):
                 total = self.v.floats(self.b.add(self.v.bits(sums[row][i]), missing))
                 exact = self.b.fsub(total, middles[row][i])  # a multiple of q; +0 where it is zero
-                self.v.store(self._output(exact, before[row][i]), self.d["c"], self._place(row, i))
+                after.append(self._output(exact, before[row][i]))
+        return after
+
+    def _ahead(self, first: Any) -> None:
+        """Ask for the next block's terms of the group: its rows lie too far from these for processors to foresee."""
+        b, form = self.b, self.form
+        place = b.add(b.mul(b.add(self.block, I64(1)), self.d["a_block"]), b.mul(first, I64(form.rows)))
+        value = (self.v.scalar, 8 if form.wide else 4)
+        exponent = (form.kept, form.kept.width // 8)
+        names = {"a": value, "a_exponents": exponent, "a_lowest": exponent}
+        for name, (kind, size) in (names | ({} if form.folded else {"a_signs": (I32, 4)})).items():
+            for line in range(0, min(form.group, GROUP) * form.rows, LINE // size):
+                self.v.prefetch(self.d[name], b.add(place, I64(line)), kind)
 
     def _exponents(self, first: Any, end: Any, own: list[Any]) -> list[Any]:
         """The largest of the accumulators' exponents and those of a group's products, per row."""
@@ -297,10 +322,12 @@ class _Step:
         sign = b.and_(v.bits(exact), v.constant(-1 << 63, v.integers))
         return v.floats(b.or_(v.bits(b.fmul(whole, unit)), sign))
 
-    def _place(self, row: int, i: int) -> Any:
-        """Of a vector of a row's accumulators."""
-        rows = self.b.add(self.b.mul(self.block, I64(self.form.rows)), I64(row))
-        return self.b.add(self.b.mul(rows, I64(self.form.columns)), I64(i * self.form.lanes))
+    def _places(self) -> list[Any]:
+        """Of the vectors of all rows' accumulators."""
+        b, form = self.b, self.form
+        first = b.mul(self.block, I64(form.rows))
+        starts = [b.mul(b.add(first, I64(row)), self.d["c_row"]) for row in range(form.rows)]
+        return [b.add(start, I64(i * form.lanes)) for start in starts for i in range(VECTORS)]
 
     def _cut_up(self, x: Any) -> list[Any]:
         """A row's exponents as vectors of the size that counts."""
@@ -333,7 +360,9 @@ class _Step:
         return self.v.get(self.d[array], place, kind)
 
     def _everywhere(self, array: str, k: Any, row: int, kind: ir.VectorType) -> Any:
-        """A row's exponent in every lane: it is kept as often as 32 bits hold, which loads spread at no cost."""
+        """A row's exponent in every lane, see `Form.repeated`."""
+        if not self.form.repeated:
+            return splat(self.b, self._scalar(array, k, row, self.form.kept), kind.count)
         count = kind.count * kind.element.width // 32
         return self.b.bitcast(splat(self.b, self._scalar(array, k, row, I32), count), kind)
 

@@ -54,6 +54,8 @@ class Form:
         rows: of a block, whose sums stay in registers.
         bounded: no sum reaches infinity.
         folded: a byte of a lowest bit has the sign in its first bit, so that sums of two have the product's.
+        repeated: rows' exponents and lowest bits are kept as often as 32 bits hold them, which every processor spreads
+            at no cost; a core that spreads bytes as cheaply fetches a quarter.
     """
 
     group: int
@@ -66,6 +68,7 @@ class Form:
     rows: int
     bounded: bool
     folded: bool
+    repeated: bool
 
     @property
     def lanes(self) -> int:
@@ -81,6 +84,11 @@ class Form:
     def integer(self) -> ir.IntType:
         """What exponents are kept in."""
         return I8 if self.short else I16
+
+    @property
+    def kept(self) -> ir.IntType:
+        """What a row's exponent is kept in."""
+        return I32 if self.repeated else self.integer
 
     @property
     def packed(self) -> ir.IntType:
@@ -141,6 +149,7 @@ def form_of(config: TensorCore, processor: Target, reach: Pair | None = None, K:
         many if register == 64 else 2,
         short and config.output != "float16",
         short and folds(config.fraction, reach or of_formats(config)),
+        not (short and processor.cpu == HALVES),
     )
 
 

@@ -14,6 +14,7 @@ from recoup.kernels.vector import Vector
 from recoup.tensorcore.emit_form import VECTORS, ZERO, Form
 
 LANES = 16
+AHEAD = 8  # k that columns are asked for before they are read: their rows lie too far apart for processors to foresee
 FRACTION, BIAS, FIELD = 23, 127, 255
 SIGN = 128  # of a folded byte
 NOT_IN_FORMAT, NOT_FINITE = 1, 2  # what `prepare_rows` and `prepare_columns` find
@@ -31,7 +32,7 @@ COLUMNS = Signature.of(
 @cache
 def prepare_rows(form: Form, target: Target, scaled: bool = False) -> Kernel:
     """Of [M, K] numbers, ``stride`` from row to row, in the order that `emit` says: values; what exponents lack to
-    ``exponent_base``, and lowest bits above ``lowest_base``, as often as 32 bits hold them; and signs, as bytes from
+    ``exponent_base``, and lowest bits above ``lowest_base``, see `Form.repeated`; and signs, as bytes from
     columns' lowest bits for positive values to those for negative ones. The last block repeats the last row; beyond it
     up to `LANES` k more are written.
 
@@ -43,19 +44,19 @@ def prepare_rows(form: Form, target: Target, scaled: bool = False) -> Kernel:
     module = ir.Module("rows")
     d = ROWS.define(module, "rows")
     b, v = d.b, Vector(d.b, LANES)
-    none = [v.constant(0, v.integers)]
+    none = [v.constant(0, v.integers)] * 2
     with loop(b, I64(0), d["blocks"], 1, none) as block:
         with loop(b, I64(0), d["K"], LANES, block.values) as term:
             place = b.mul(b.add(b.mul(block.index, d["K"]), term.index), I64(form.rows))
             faults = _block(v, d, form, (block.index, term.index, place), scaled)
-            term.carry(reduce(b.or_, faults, term.values[0]))
+            term.carry(*_together(v, faults, term.values))
         block.carry(*term.values)
-    _report(v, d, block.values[0])
+    _report(v, d, block.values)
     b.ret_void()
     return Kernel(module, "rows", ROWS, target)
 
 
-def _block(v: Vector, d: Definition, form: Form, at: tuple[Any, Any, Any], scaled: bool) -> list[Any]:
+def _block(v: Vector, d: Definition, form: Form, at: tuple[Any, Any, Any], scaled: bool) -> list[list[Any]]:
     """A block's rows, 16 k of each, from k on to ``place``: their faults."""
     b, (block, k, place) = v.b, at
     inside, made, faults = v.inside(k, d["K"]), [], []
@@ -79,11 +80,12 @@ def _block(v: Vector, d: Definition, form: Form, at: tuple[Any, Any, Any], scale
         sign = b.and_(negative, v.constant(apart, v.integers))
         own = (_value(v, form, x), _repeated(v, form, missing), _repeated(v, form, lowest))
         made.append(own if form.folded else (*own, sign))
-        faults.append(b.select(inside, found, v.constant(0, v.integers)))
+        faults.append(found)  # beyond the row's end there are zeros
     names = ("values", "exponents", "lowest") if form.folded else ("values", "exponents", "lowest", "signs")
     for name, vectors in zip(names, zip(*made, strict=True), strict=True):
         for i, x in enumerate(_side_by_side(v, list(vectors))):
-            v.store(x, d[name], b.add(place, I64(i * v.lanes)))
+            whole = form.repeated or name in ("values", "signs")
+            v.store(x if whole else b.trunc(x, v.of(form.kept)), d[name], b.add(place, I64(i * v.lanes)))
     return faults
 
 
@@ -102,7 +104,9 @@ def _side_by_side(v: Vector, vectors: list[Any]) -> list[Any]:
 
 
 def _repeated(v: Vector, form: Form, x: Any) -> Any:
-    """The low bits of every lane, as often as it holds them."""
+    """The low bits of every lane, as often as it holds them where rows keep them so."""
+    if not form.repeated:
+        return x
     mask, often = (0xFF, 0x01010101) if form.short else (0xFFFF, 0x00010001)
     return v.b.mul(v.b.and_(x, v.constant(mask, v.integers)), v.constant(often, v.integers))
 
@@ -114,7 +118,7 @@ def prepare_columns(form: Form, target: Target, scaled: bool = False) -> Kernel:
     module = ir.Module("columns")
     d = COLUMNS.define(module, "columns")
     b, v = d.b, Vector(d.b, form.lanes)
-    with loop(b, I64(0), d["tiles"], 1, [v.constant(0, v.integers)]) as tile:
+    with loop(b, I64(0), d["tiles"], 1, [v.constant(0, v.integers)] * 2) as tile:
         with loop(b, I64(0), d["K"], 1, tile.values) as term:
             source = b.add(b.mul(term.index, d["stride"]), b.mul(tile.index, I64(form.columns)))
             place = b.mul(b.add(b.mul(tile.index, d["K"]), term.index), I64(form.columns))
@@ -123,20 +127,21 @@ def prepare_columns(form: Form, target: Target, scaled: bool = False) -> Kernel:
                 row = b.mul(b.sdiv(term.index, d["block"]), d["scales_stride"])
                 scales = b.add(row, b.mul(tile.index, I64(form.columns)))
             faults = _column(v, d, form, (source, place, scales))
-            term.carry(reduce(b.or_, faults, term.values[0]))
+            term.carry(*_together(v, faults, term.values))
         tile.carry(*term.values)
-    _report(v, d, tile.values[0])
+    _report(v, d, tile.values)
     b.ret_void()
     return Kernel(module, "columns", COLUMNS, target)
 
 
-def _column(v: Vector, d: Definition, form: Form, at: tuple[Any, Any, Any]) -> list[Any]:
+def _column(v: Vector, d: Definition, form: Form, at: tuple[Any, Any, Any]) -> list[list[Any]]:
     """A tile's columns of one k, from ``source`` to ``place``, with scales from a third place: their faults."""
     b, never, (source, place, scales) = v.b, v.constant(form.never, v.integers), at
     exponents, positives, negatives, faults = [], [], [], []
     for i in range(VECTORS):
         first = I64(i * form.lanes)
         x = v.load(d["x"], b.add(source, first))
+        v.prefetch(d["x"], b.add(b.add(source, first), b.mul(d["stride"], I64(AHEAD))))
         scale = None if scales is None else v.load(d["scales"], b.add(scales, first), kind=v.integers)
         zero, exponent, lowest, found = _looked_at(v, d, x, scale)
         v.store(_value(v, form, x), d["values"], b.add(place, first))
@@ -171,9 +176,10 @@ def _put_together(v: Vector, form: Form, vectors: list[Any], array: Any, place: 
     b.store(found, v.at(array, place, form.integer), align=1)
 
 
-def _looked_at(v: Vector, d: Definition, x: Any, power: Any = None) -> tuple[Any, Any, Any, Any]:
-    """Whether it is zero, the exponent as the unit sees it, that of the lowest set bit above ``lowest_base``, and what
-    is wrong, in int32 lanes; ``power``: the exponents of the powers of two that x has been multiplied by."""
+def _looked_at(v: Vector, d: Definition, x: Any, power: Any = None) -> tuple[Any, Any, Any, list[Any]]:
+    """Whether it is zero, the exponent as the unit sees it, that of the lowest set bit above ``lowest_base``, in int32
+    lanes, and of every fault lanes that are negative where it has it; ``power``: the exponents of the powers of two
+    that x has been multiplied by."""
     b = v.b
 
     def number(value: int) -> Any:
@@ -186,25 +192,26 @@ def _looked_at(v: Vector, d: Definition, x: Any, power: Any = None) -> tuple[Any
     fraction = b.and_(bits, number((1 << FRACTION) - 1))
     significand = b.or_(fraction, b.select(normal, number(1 << FRACTION), number(0)))
     bit = b.and_(significand, b.sub(number(0), significand))
-    trailing = b.sub(b.lshr(v.bits(b.sitofp(bit, v.vector)), number(FRACTION)), number(BIAS))
-    top = b.sub(b.lshr(v.bits(b.sitofp(significand, v.vector)), number(FRACTION)), number(BIAS))
-    lowest = b.add(b.sub(scale, number(BIAS + FRACTION)), trailing)
-    highest = b.add(b.sub(scale, number(BIAS + FRACTION)), top)
+    lowest = b.add(scale, b.sub(_exponent(v, bit), number(BIAS + FRACTION)))
     mantissa, smallest, largest = (v.everywhere(d[name]) for name in ("mantissa", "min_exponent", "largest"))
-    nothing = number(ZERO)
+    # Without powers of two no format's smallest exponent is below that of float32's subnormals.
+    highest, nothing = b.sub(scale, number(BIAS)), number(ZERO)
     if power is not None:
+        highest = b.add(scale, b.sub(_exponent(v, significand), number(BIAS + FRACTION)))
         smallest, nothing = b.add(smallest, power), b.add(nothing, power)
         largest = b.fmul(largest, v.floats(b.shl(b.add(power, number(BIAS)), number(FRACTION))))
     zero = b.icmp_signed("==", bits, number(0))
-    exponent = b.select(zero, nothing, v.larger(highest, smallest))
-    foreign = b.or_(
-        b.icmp_signed("<", lowest, b.sub(smallest, mantissa)), b.icmp_signed(">", b.sub(highest, lowest), mantissa)
-    )
-    foreign = b.or_(foreign, b.fcmp_ordered(">", v.floats(bits), largest))
-    finite = b.icmp_signed("<", field, number(FIELD))
-    foreign = b.and_(b.and_(foreign, finite), b.not_(zero))
-    faults = b.or_(b.select(foreign, number(NOT_IN_FORMAT), number(0)), b.select(finite, number(0), number(NOT_FINITE)))
-    return zero, exponent, b.sub(lowest, v.everywhere(d["lowest_base"])), faults
+    exponent = v.larger(highest, smallest)
+    infinite = b.sub(number((FIELD << FRACTION) - 1), bits)
+    foreign = b.or_(b.sub(lowest, b.sub(exponent, mantissa)), b.sub(v.bits(largest), bits))
+    foreign = b.select(zero, number(0), b.and_(foreign, b.not_(infinite)))
+    return zero, b.select(zero, nothing, exponent), b.sub(lowest, v.everywhere(d["lowest_base"])), [foreign, infinite]
+
+
+def _exponent(v: Vector, x: Any) -> Any:
+    """Of positive integers that a float32 holds, and -127 of zero."""
+    b = v.b
+    return b.sub(b.lshr(v.bits(b.sitofp(x, v.vector)), v.constant(FRACTION, v.integers)), v.constant(BIAS, v.integers))
 
 
 def _value(v: Vector, form: Form, x: Any) -> Any:
@@ -212,5 +219,13 @@ def _value(v: Vector, form: Form, x: Any) -> Any:
     return v.b.fpext(x, v.of(D)) if form.wide else x
 
 
-def _report(v: Vector, d: Definition, faults: Any) -> None:
-    v.put(v.reduced(faults, v.b.or_), d["faults"], I64(0))
+def _together(v: Vector, faults: list[list[Any]], before: list[Any]) -> list[Any]:
+    """Lanes that are negative where any were."""
+    return [reduce(v.b.or_, found, kept) for found, kept in zip(zip(*faults, strict=True), before, strict=True)]
+
+
+def _report(v: Vector, d: Definition, faults: list[Any]) -> None:
+    b = v.b
+    found = [b.lshr(v.reduced(x, b.or_), I32(31)) for x in faults]
+    codes = [b.mul(x, I32(code)) for x, code in zip(found, (NOT_IN_FORMAT, NOT_FINITE), strict=True)]
+    v.put(reduce(b.or_, codes), d["faults"], I64(0))

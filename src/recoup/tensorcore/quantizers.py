@@ -9,11 +9,12 @@ from recoup.errors import RecoupError
 from recoup.fields import is_number
 from recoup.formats import Float, quantize
 from recoup.network.checks import strided
-from recoup.tensorcore.config import AMAX, TensorCore
+from recoup.tensorcore.config import AMAX, FORMATS, TensorCore
 
 __all__ = ["for_gradient", "quantize_operand", "scaled_operand"]
 
 GRADIENT = "e5m2"  # gradients of 8-bit units: range before precision
+ROUNDED = {**FORMATS, "tf32": FORMATS["tf32"].replace(rounding="zero")}
 
 
 def quantize_operand(
@@ -44,8 +45,7 @@ def quantize_operand(
     strided(x, "quantize_operand", "x")
     if x.dtype != torch.float32:
         raise RecoupError(f"quantize_operand: x must be float32; got {x.dtype} {list(x.shape)}")
-    form = Float.parse(name)
-    form = form.replace(rounding="zero") if name == "tf32" else form
+    form = ROUNDED[name] if isinstance(name, str) and name in ROUNDED else Float.parse(name)
     if amax is not None and not (is_number(amax) and 0 < amax <= form.largest_value):
         top = form.largest_value
         raise RecoupError(f"quantize_operand(amax={amax!r}): amax must lie above 0 and at most at {top}, or None")
@@ -89,6 +89,6 @@ def for_gradient(grad: Tensor, unit: TensorCore) -> tuple[Tensor, Tensor, str]:
     ``unit.amax`` holds for it too, as far as the format reaches: it is there so that sums do not overflow.
     """
     name = GRADIENT if any(n in AMAX for n in unit.pair) else unit.pair[0]
-    amax = AMAX.get(name) if unit.amax is None else min(unit.amax, Float.parse(name).largest_value)
+    amax = AMAX.get(name) if unit.amax is None else min(unit.amax, FORMATS[name].largest_value)
     y, scale = quantize_operand(grad, name, amax, None)
     return y, scale, name
