@@ -74,21 +74,22 @@ def test_lightnorm(network, norm):
     assert figure in paper("lightnorm")
 
 
-@pytest.mark.parametrize(("epochs", "blocks"), [(3, 4), (2, 9), (1, 19)])
-def test_pipeline(epochs, blocks):
+@pytest.mark.parametrize(("epochs", "blocks", "data"), [(3, 4, ""), (2, 9, ""), (1, 19, ""), (2, 4, "cifar10")])
+def test_pipeline(epochs, blocks, data):
     """Paired by seed, with Student's 95 % interval over five seeds."""
     last = {
         (row["method"], row["seed"]): row["top1"]
         for row in lines("pipeline_converged.jsonl")
         if (row.get("epochs"), row["epoch"], row["blocks"]) == (epochs, epochs - 1, blocks)
         and "batch" not in row["method"]
-        and row.get("data", "fashion-mnist") == "fashion-mnist"
+        and row.get("data", "fashion-mnist") == (data or "fashion-mnist")
     }
-    for method, pages in (("LWPv+SC", (README, paper("pipeline"))), ("PB", (paper("pipeline"),))):
+    pages = paper("pipeline"), (ROOT / "docs" / "pipeline.md").read_text("utf-8"), *([] if data else [README])
+    for method, of in (("LWPv+SC", pages), ("PB", pages[:2])):
         less = [last[method, seed] - last["SGDM, no delay", seed] for seed in range(5)]
         half = 2.776 * statistics.stdev(less) / math.sqrt(5)
         figure = f"{statistics.mean(less):+.2f} ± {half:.2f}"
-        assert all(figure in page for page in pages), figure
+        assert all(figure in page for page in of), figure
 
 
 def of_pipeline(log: str, value: str = "top1", **setting: Any) -> list[float]:

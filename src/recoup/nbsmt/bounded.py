@@ -107,7 +107,7 @@ class Tiles:
 
     @property
     def pays(self) -> bool:
-        """Whether few enough of the last call's pieces were walked; who heeds it makes no more calls."""
+        """Whether few enough pieces were walked in every call; who heeds it makes no more calls."""
         return self._walked <= WALKED
 
     def __call__(self, pixels: int, *, x: int, out: int, row: int, floats: bool, target: Target, **near: int) -> None:
@@ -151,4 +151,4 @@ class Tiles:
         each = len(self._parts) * self.outputs
         over_rows(tiles, count, wide * each * self.channels * self.taps, WORK)
         pieces = count * each * blocks * size // PIECE
-        self._walked = sum(map(int, counts)) / pieces
+        self._walked = max(self._walked, sum(map(int, counts)) / pieces)  # a call has a part of the images

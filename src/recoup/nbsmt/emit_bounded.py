@@ -267,9 +267,10 @@ class _Walk:
             largest, smallest = self.v.larger(largest, register), self.v.smaller(smallest, register)
         return largest, smallest
 
-    def _pieces(self, registers: Sequence[Any], span: Any, weights: Any) -> list[Any]:
+    def _pieces(self, given: Sequence[Any], span: Any, weights: Any) -> list[Any]:
         """A span piece by piece: a sum goes beyond both of a piece's ends by half of what it can go, or less."""
         b, v, walk = self.b, self.v, self._narrow if self.form.narrow else self._walked
+        registers = list(given)
         for piece in range(PIECES):
             first, reach = piece * PIECE, self._reach(span, weights, piece + 1)
             after = self._added(self._from_zero(registers, weights, piece + 1), span, weights, first, PIECE)

@@ -79,6 +79,13 @@ def accumulate(
     return sums.permute(0, 3, 1, 2), scale_O
 
 
+def saturated() -> Callable[..., Tensor]:
+    """`gpu_convolution.saturated_products`; an error where there is no Triton."""
+    with needs_triton("NB-SMT's registers that saturate need"):
+        from recoup.nbsmt.gpu_convolution import saturated_products
+    return saturated_products
+
+
 def _kernels(layer: str) -> tuple[ModuleType, ModuleType]:
     with named(layer), needs_triton("NB-SMT layers need"):
         from recoup.nbsmt import gpu_convolution, gpu_operands

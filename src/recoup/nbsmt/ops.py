@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from recoup.errors import RecoupError
-from recoup.kernels.operators import named, needs_triton, on_device, register
+from recoup.kernels.operators import named, on_device, register
 from recoup.nbsmt import cpu, gpu, reference
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.faults import raise_fault
@@ -76,11 +76,10 @@ def matmul(x: Tensor, w: Tensor, config: NBSMT) -> Tensor:
     bound = operand.bound * min(peak, reach(zero)) // reach(zero)
     register = config.accumulator
     if register is not None and register.overflow == "saturate" and bound > register.largest_value:
-        if not x.is_cpu:
-            with needs_triton("nbsmt.matmul needs"):
-                from recoup.nbsmt.gpu_convolution import saturated_products
+        saturated = on_device(x.device, "nbsmt.matmul", lambda: None, gpu.saturated)
+        if saturated is not None:
             slots = a_MJ.shape[1] // (len(operand.activations) * config.threads)
-            return saturated_products(a_MJ.int(), operand.weight_OGJkk, zero, config, slots, torch.int32)
+            return saturated(a_MJ.int(), operand.weight_OGJkk, zero, config, slots, torch.int32)
         kernel = Saturating(operand.weight_OGJkk[:, :, None, None], config, len(operand.activations))
         bytes_MJ = (a_MJ.to(torch.int16) + zero).to(torch.uint8)
         return kernel(bytes_MJ[:, None, None], POINTWISE, zero)[:, :, 0, 0].contiguous()

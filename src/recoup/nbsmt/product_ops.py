@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from recoup.errors import RecoupError
-from recoup.kernels.operators import named, needs_triton, on_device, register
-from recoup.nbsmt import cpu, reference
+from recoup.kernels.operators import named, on_device, register
+from recoup.nbsmt import cpu, gpu, reference
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.faults import NEGATIVE, NOT_FINITE
 from recoup.nbsmt.ports import SIGNED
@@ -122,11 +122,11 @@ def _accumulated(a_BMJ: Tensor, operand: WeightOperand, unit: NBSMT, zero: int, 
 
 def _saturated(a_BMJ: Tensor, b_BNJ: Tensor, operand: WeightOperand, unit: NBSMT, zero: int, layer: str) -> Tensor:
     """One batch after the other, as the kernel has one weight."""
-    if not a_BMJ.is_cpu:
-        with named(layer), needs_triton("NB-SMT layers need"):
-            from recoup.nbsmt.gpu_convolution import saturated_products
+    with named(layer):
+        saturated = on_device(a_BMJ.device, EMULATION, lambda: None, gpu.saturated)
+    if saturated is not None:
         slots = a_BMJ.shape[2] // (len(operand.activations) * unit.threads)
-        return torch.stack([saturated_products(a, b, zero, unit, slots) for a, b in zip(a_BMJ, b_BNJ, strict=True)])
+        return torch.stack([saturated(a, b, zero, unit, slots) for a, b in zip(a_BMJ, b_BNJ, strict=True)])
     out = []
     for a_MJ, b_NJ in zip((a_BMJ + zero).to(torch.uint8), b_BNJ, strict=True):
         kernel = Saturating(b_NJ[:, :, None, None], unit, len(operand.activations))
