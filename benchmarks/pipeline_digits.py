@@ -12,8 +12,8 @@ that did not diverge; differences are paired by seed.
 
 Interrupted, the same command goes on, and writes pipeline_digits.json and pipeline_digits_delay.svg at the end. The log
 has one JSON line a run and epoch; loss and accuracy are null from the epoch on in which a run diverged. ``--tables``
-computes the tables, that of the documentation first, from the log. Runs that were measured before the log had epochs
-have their last one's line only: all but those of WHICH.
+computes the tables, that of the documentation first, from the log. The log's older rows are
+of last epochs only, as no others were kept; the runs of the documentation's table have all epochs.
 """
 
 import math
