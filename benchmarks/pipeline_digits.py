@@ -10,10 +10,10 @@ that did not diverge; differences are paired by seed.
 
     python benchmarks/pipeline_digits.py [--tables]
 
-Interrupted, the same command goes on, and writes pipeline_digits.json and pipeline_digits_delay.svg at the end. The log
-has one JSON line a run and epoch; loss and accuracy are null from the epoch on in which a run diverged. ``--tables``
-computes the tables, that of the documentation first, from the log. Runs that were measured before the log had epochs
-have their last one's line only: all but those of WHICH.
+Interrupted, the same command goes on; it writes pipeline_digits.json and pipeline_digits_delay.svg after every column.
+The log has one JSON line a run and epoch; loss and accuracy are null from the epoch on in which a run diverged. Runs of
+batch one at eta_r other than 0.032, or D other than 0, 30 and 90, have their last epoch only: no other was kept when
+they were measured. ``--tables`` computes the tables, that of the documentation first, from the log.
 """
 
 import math

@@ -173,3 +173,12 @@ def test_committed_logs_have_a_line_a_run_and_epoch(script):
     runs = [tuple((name, value) for name, value in row.items() if name not in ("loss", figure)) for row in rows]
     if script is not pipeline_converged:  # its grid's runs are its one-epoch study's too
         assert len(set(runs)) == len(runs)
+
+
+@pytest.mark.parametrize("column", pipeline_digits.DOCUMENTED.values(), ids=pipeline_digits.DOCUMENTED)
+def test_digits_log_has_every_epoch_of_the_documentation_s_columns(column):
+    rows = rows_of(pipeline_digits.LOG)
+    for method in pipeline_digits.METHODS:
+        run = dict(zip(pipeline_digits.FIELDS, pipeline_digits.key(column, method), strict=False))
+        found = [(row["seed"], row["epoch"]) for row in rows if run.items() <= row.items()]
+        assert found == [(seed, epoch) for seed in range(5) for epoch in range(column[1])]
