@@ -34,8 +34,8 @@ from benchmarks.nbsmt_gpu import events
 from recoup import TensorCore
 
 SHAPES = ((4096, 4096, 4096), (384, 1152, 1024), (64, 576, 16384), (512, 4608, 512))
-SIDE, KEPT_SIDE, KEPT_K = 2048, 8, 128  # rows and columns compared: few tiles lead the library to split K; what is kept
-NARROW = 128  # rows and columns on which neighbours are tried
+SIDE, KEPT_SIDE, KEPT_K = 128, 8, 128  # rows and columns compared, and what is kept of them
+WIDE = 2048  # rows and columns of the longest K: enough tiles for the library not to split K
 TERMS = (16, 32, 64, 128, 512, 1024, 4096)
 KINDS = ("normal", "codes", "zeros", "subnormal", "cancelling", "last bit")
 SPLITS = (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 16, 24, 32, 64)  # parts of K that a library may add in float32
@@ -167,7 +167,7 @@ def examples(a: Tensor, b: Tensor, ours: Tensor, card: Tensor) -> list[dict[str,
 
 def agreement(case: Case, kind: str, K: int, device: str) -> dict[str, float]:
     """Shares of outputs on which the best neighbouring units agree with the card."""
-    a, b = operands(case.unit, (NARROW, K, NARROW), kind, K)
+    a, b = operands(case.unit, (SIDE, K, SIDE), kind, K)
     card, shares = case.card(a.to(device), b.to(device)).float().cpu(), {}
     for other in neighbours(case.unit):
         y = rc.tensorcore.matmul(a, b, other)
@@ -177,7 +177,8 @@ def agreement(case: Case, kind: str, K: int, device: str) -> dict[str, float]:
 
 def compared(case: Case, kind: str, K: int, device: str, kept: dict[str, np.ndarray]) -> dict[str, Any]:
     """One case on one kind of data: how many outputs differ, and what shows it; small operands are kept."""
-    a, b = operands(case.unit, (SIDE, K, SIDE), kind, K)
+    side = WIDE if max(TERMS) == K else SIDE
+    a, b = operands(case.unit, (side, K, side), kind, K)
     x, y = a.to(device), b.to(device)
     ours, card = rc.tensorcore.matmul(x, y, case.unit).cpu(), case.card(x, y).float().cpu()
     count = int(differences(ours, card).sum())
