@@ -23,7 +23,7 @@ SAMPLE = 1 << 16
 VECTORS = 4
 """The most vectors of a block, which share a column's words."""
 
-FILLED = {1: 0.55, 2: 0.65, 3: 0.7, 4: 0.75}
+FILLED = {1: 0.5, 2: 0.65, 3: 0.7, 4: 0.75}
 """The fraction of elements that are not zero up to which this pays, by vectors of a block."""
 
 
@@ -33,7 +33,7 @@ def pays(x: Tensor, columns: Columns, chosen: Plan, config: LBA) -> bool:
     if B != 1 or M == 0 or not takes(chosen.form, current_target(), K, min(config.chunk or K, K)):
         return False
     lanes = -(-M // LANES) * LANES
-    if M < lanes * 3 // 4 or len(columns.columns) < 2 * LANES * torch.get_num_threads():
+    if lanes * 3 // 4 > M or len(columns.columns) < 2 * LANES * torch.get_num_threads():
         return False
     source = columns.source
     few = source[: max(1, SAMPLE // max(1, source[0].numel()))]

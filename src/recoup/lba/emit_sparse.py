@@ -2,8 +2,8 @@
 
 A product of zero leaves a truncated sum as it is: the sum has its format already, so that mask and limit change nothing
 of it. Here lanes are therefore rows (output channels), every 16 terms of a column have a word with a bit for each that
-is not zero, and only those are computed: two fifths of them in a residual network on images. Terms keep their order, and
-chunks the ones they had, so the bits are those of `emit`.
+is not zero, and only those are computed: two fifths of them in a residual network on images. Terms keep their order,
+and chunks the ones they had, so the bits are those of `emit`.
 
 Only the sign of a zero may differ, which the end of a product makes positive in either form.
 

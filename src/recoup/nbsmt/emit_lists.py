@@ -13,6 +13,7 @@ Legend: C channels, Q = C / 4 quads of a group; V vectors of 16 places, a tile; 
 are in bytes unless said otherwise.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -139,29 +140,25 @@ def _planes(module: ir.Module, form: Form) -> Definition:
             return codes(b.select(beyond, b.sub(of, d["quads"]), of))
 
         groups = group_values(b, form.recipe, own, partner)
-        for number, plane, value in _laid(b, form, groups, d["quads"], quad.index):
+        for number, plane, value in _laid(b, form, groups, quad.index):
             at = b.mul(b.add(b.mul(I64(number), d["quads"]), plane), d["places"])
             b.store(value, v.at(d["planes"], b.add(at, place.index), I32), align=1)
     b.ret_void()
     return d
 
 
-def _laid(b: ir.IRBuilder, form: Form, groups: list[Any], quads: Any, quad: Any) -> list[tuple[int, Any, Any]]:
-    """The vectors of groups with their planes: those of a group's first, and the plane among them."""
-    laid: list[tuple[int, Any, Any]] = []
-    twice, done = b.mul(quad, I64(2)), -1
+def _laid(b: ir.IRBuilder, form: Form, groups: list[Any], quad: Any) -> Iterator[tuple[int, Any, Any]]:
+    """The vectors of a quad's groups: the group whose planes they are among, the plane among these, and the vector."""
     for g, value in enumerate(groups):
-        if g <= done:
-            continue
+        if g and form.paired[g - 1]:
+            continue  # with the one before
         if not form.paired[g]:
-            laid.append((g, quad, value))
+            yield g, quad, value
             continue
         for half in range(2):
-            order = [c - c % 4 + 2 * half + c % 4 // 2 + VECTOR * (c % 2) for c in range(VECTOR)]
-            both = llvm.shuffle(b, value, order, groups[g + 1])
-            laid.append((g, b.add(twice, I64(half)), both))
-        done = g + 1
-    return laid
+            order = [c - c % QUAD + 2 * half + c % QUAD // 2 + VECTOR * (c % 2) for c in range(VECTOR)]
+            plane = b.add(b.mul(quad, I64(2)), I64(half))
+            yield g, plane, llvm.shuffle(b, value, order, groups[g + 1])
 
 
 def _walk(module: ir.Module, vectors: int) -> Definition:

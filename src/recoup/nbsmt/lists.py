@@ -1,8 +1,8 @@
 """Groups whose weights are mostly zero, summed by lists of the quads that hold one: see `recoup.nbsmt.emit_lists`.
 
-A group of the convolution costs the same whatever its weights are. With four threads two groups hold nearly all of them,
-and up to ten others those that have a partner of weight zero: these are summed here, and added to the sums of the rest.
-Sums are whole numbers, so that their order does not matter.
+A group of the convolution costs the same whatever its weights are. With four threads two groups hold nearly all of
+them, and up to ten others those that have a partner of weight zero: these are summed here, and added to the sums of the
+rest. Sums are whole numbers, so that their order does not matter.
 
 Legend: N images, O output channels, C channels, G groups of the multiplier, J channels of one, kk the kernel's taps.
 """
@@ -17,8 +17,8 @@ from torch import Tensor
 from recoup.errors import RecoupError
 from recoup.kernels.llvm import Target, host
 from recoup.kernels.threads import over_rows
-from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.combine import Recipe
+from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.emit_lists import LANES, QUAD, VECTOR, Form, images
 from recoup.nbsmt.groups import Activation
 from recoup.nbsmt.operand import alike, operands

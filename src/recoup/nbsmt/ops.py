@@ -173,7 +173,7 @@ def _accumulate(
         prepared = prepare(weight, config, order, zero)
     name = current_backend()
     x_NHWC = (x if order is None else x.index_select(1, order)).permute(0, 2, 3, 1).contiguous()
-    divided = prepared.divided((x.shape[2], x.shape[3]), geometry, name)
+    divided = prepared.divided(x.shape, geometry, name)
     summed = prepared if divided is None else divided[0]
     x_PC = x_NHWC.view(-1, x.shape[1])
     operand_PJ, faults = cpu.operands(
