@@ -10,6 +10,7 @@ from torch import Tensor
 from recoup.kernels.magnitudes import magnitudes
 from recoup.kernels.memory import address
 from recoup.kernels.threads import over_rows
+from recoup.lba import cpu_sparse as sparse
 from recoup.lba.config import LBA
 from recoup.lba.cpu_gradient import gradients
 from recoup.lba.driver import MINIMUM_WORK, Columns, Index, finished
@@ -36,6 +37,8 @@ class Cpu:
 
     def product(self, x: Tensor, columns: Columns, chosen: Plan, config: LBA, index: Index) -> Tensor:
         """See `driver.Machine`."""
+        if sparse.pays(x, columns, chosen, config):
+            return sparse.product(x[0], columns, chosen, config, index)[None]
         return _product(x, columns, chosen, config, index)
 
     def gradients(

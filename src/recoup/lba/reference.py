@@ -77,20 +77,21 @@ def run(product: Callable[[int], Tensor], K: int, base: Tensor, config: LBA) -> 
     chunk = min(config.chunk or K, K)
     y = torch.zeros(base.shape, dtype=torch.float64, device=base.device)
     none = torch.zeros_like(y, dtype=torch.bool)
+    draws = (lambda counter: random_bits(base, counter)) if config.stochastic else (lambda _: base)  # else unread
     for number, start in enumerate(range(0, K, max(chunk, 1))):
         s = torch.zeros_like(y)
         for k in range(start, min(start + chunk, K)):
             exact = p = product(k)
             saturated = none
             if config.product is not None:
-                p = quantize(exact, config.product, config, random_bits(base, 2 * k + PRODUCT))
+                p = quantize(exact, config.product, config, draws(2 * k + PRODUCT))
                 saturated = exact.abs() >= config.product.largest_value
             total = exact_sum(p, s)
-            after = added(p, s, config.accumulator, config, random_bits(base, 2 * k + SUM))
+            after = added(p, s, config.accumulator, config, draws(2 * k + SUM))
             yield Step(k, False, s, after, p, saturated, overflows(total, config.accumulator, config))
             s = after
         total = exact_sum(s, y)
-        after = added(s, y, config.outer, config, random_bits(base, 2 * K + number))
+        after = added(s, y, config.outer, config, draws(2 * K + number))
         yield Step(number, True, y, after, s, none, overflows(total, config.outer, config))
         y = after
 

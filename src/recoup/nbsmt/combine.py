@@ -117,7 +117,7 @@ def _whole_pixels(b: ir.IRBuilder, recipe: Recipe, rows: Any, out: Any, count: A
     width, G = recipe.width, len(recipe.activations)
     with llvm.loop(b, COUNT(0), count, recipe.pixels) as turn:
         x = _load(b, b.gep(rows, [b.mul(turn.index, Cp)]), recipe.lanes)
-        groups = _groups(b, recipe, x, lambda offset: llvm.shuffle(b, x, _partner_lanes(recipe, offset)))
+        groups = group_values(b, recipe, x, lambda offset: llvm.shuffle(b, x, _partner_lanes(recipe, offset)))
         for pixel in range(recipe.pixels):
             place = b.add(turn.index, COUNT(pixel))
             with b.if_then(b.icmp_signed("<", place, count)):
@@ -144,7 +144,7 @@ def _cut_rows(b: ir.IRBuilder, recipe: Recipe, rows: Any, out: Any, count: Any, 
                     return llvm.shuffle(b, x, _partner_lanes(recipe, offset))
                 return _load(b, b.gep(here, [b.mul(H, COUNT(offset))]), LANES)
 
-            for g, value in enumerate(_groups(b, recipe, x, partner)):
+            for g, value in enumerate(group_values(b, recipe, x, partner)):
                 _store(b, recipe, value, b.gep(to, [b.add(b.mul(Cp, COUNT(g)), c)]))
 
 
@@ -161,7 +161,7 @@ def _partner_lanes(recipe: Recipe, offset: int) -> list[int]:
     return order
 
 
-def _groups(b: ir.IRBuilder, recipe: Recipe, x: Any, partner: Callable[[int], Any]) -> list[Any]:
+def group_values(b: ir.IRBuilder, recipe: Recipe, x: Any, partner: Callable[[int], Any]) -> list[Any]:
     """Every group's operand for one vector of codes; ``partner(u)`` gives the codes of the threads u further."""
     port = activation_port(recipe.config, recipe.zero)
     zero, lowest = _all(x, recipe.zero), _all(x, recipe.zero + port.low)

@@ -118,9 +118,7 @@ def _plan(
     zero: int,
 ) -> _Plan:
     Cp = -(-C // config.threads) * config.threads
-    # All other policies reduce alike, r_A; unsigned codes know one port.
-    alike = config.replace(policy="S" if config.policy == "S" else "S+A", port=config.port if zero else 5)
-    recipe = Recipe(alike, activations, Cp if Cp <= LANES else 0, dtype == torch.float32, zero)
+    recipe = Recipe(alike(config, zero), activations, Cp if Cp <= LANES else 0, dtype == torch.float32, zero)
     plain = activations == (Activation(),) and Cp == C and dtype == torch.uint8
     unit = LANES // gcd(C, LANES)  # so many pixels fill whole vectors
     block = max(1, BLOCK // max(C, 1))
@@ -129,6 +127,12 @@ def _plan(
     kernel = None if plain or C == 0 else combine_kernel(recipe, target)
     scratch = codes + block * Cp * recipe.copies + SLACK
     return _Plan(Cp, len(activations) * Cp, kernel, block, codes, scratch, (target or llvm.host()).fma)
+
+
+def alike(config: NBSMT, zero: int) -> NBSMT:
+    """One of the configurations with the same reduced activations: policies but S reduce alike, and unsigned codes know
+    one port."""
+    return config.replace(policy="S" if config.policy == "S" else "S+A", port=config.port if zero else 5)
 
 
 def _check(x_PC: Tensor, scale: float, plan: _Plan, dtype: torch.dtype, out: Tensor | None) -> Tensor:

@@ -172,13 +172,19 @@ def _accumulate(
         prepared = prepare(weight, config, order, zero)
     name = current_backend()
     x_NHWC = (x if order is None else x.index_select(1, order)).permute(0, 2, 3, 1).contiguous()
-    dtype = prepared.operand_type(name)
+    divided = prepared.divided(x.shape, geometry, name)
+    summed = prepared if divided is None else divided[0]
     x_PC = x_NHWC.view(-1, x.shape[1])
-    operand_PJ, faults = cpu.operands(x_PC, scale, config, prepared.operand.activations, dtype, zero=zero)
+    operand_PJ, faults = cpu.operands(
+        x_PC, scale, config, summed.operand.activations, summed.operand_type(name), zero=zero
+    )
     if faults:
         raise_fault(layer, x, faults)
     operand = operand_PJ.view(*x_NHWC.shape[:3], -1).permute(0, 3, 1, 2)
-    return prepared.accumulate(operand, geometry, name, layer), prepared.scale_O
+    sums = summed.accumulate(operand, geometry, name, layer)
+    if divided is not None:
+        divided[1].add(sums.permute(0, 2, 3, 1), x_NHWC, scale)
+    return sums, prepared.scale_O
 
 
 def _convolution_fake(x, weight, order, scale, config, stride, padding, dilation, groups, layer, zero=UNSIGNED):

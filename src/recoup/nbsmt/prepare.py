@@ -9,6 +9,7 @@ layer's time), because writes through ``.data`` leave a tensor's version counter
 its key: a tied layer may read the same bytes transposed.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,9 +19,11 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from recoup.formats import Int
+from recoup.kernels import llvm
 from recoup.kernels.arrays import array
 from recoup.nbsmt import cpu, reference
 from recoup.nbsmt.config import NBSMT
+from recoup.nbsmt.lists import Lists, divided
 from recoup.nbsmt.ports import UNSIGNED
 from recoup.nbsmt.saturate import Saturating
 from recoup.nbsmt.trust import packed
@@ -41,6 +44,7 @@ class Prepared:
         zero: the byte of value 0 among the activation codes.
         fits_int8: whether sums over bytes, which come as float32, are exact. Unsigned codes are their bytes, and their
             sum need not be subtracted from: it may be rounded.
+        dense, sparse: the groups by how they are summed, once it was ``looked`` whether that differs; else None.
     """
 
     content: int
@@ -52,6 +56,10 @@ class Prepared:
     convolutions: dict[tuple, cpu.Int8Convolution | None] = field(default_factory=dict)
     maps: dict[tuple, Tensor] = field(default_factory=dict)
     saturating: Saturating | None = None
+    dense: "Prepared | None" = None
+    sparse: WeightOperand | None = None
+    looked: bool = False
+    lists: dict[tuple, Lists] = field(default_factory=dict)
 
     @property
     def register(self) -> Int | None:
@@ -63,6 +71,31 @@ class Prepared:
         """What `accumulate` takes: bytes for integers' kernels, values for floats'."""
         saturates = self.register is not None and self.register.overflow == "saturate"
         return torch.uint8 if saturates or (backend == "int8" and self.fits_int8) else torch.float32
+
+    def divided(self, shape: Sequence[int], geometry: Geometry, backend: str) -> "tuple[Prepared, Lists] | None":
+        """What sums the groups, where those of few weights are summed apart: the others, and these; else None.
+
+        Args:
+            shape: of the input [N, C, H, W].
+            geometry: of the convolution.
+            backend: as in `accumulate`.
+        """
+        if backend != "int8" or geometry.groups > 1 or self.register is not None or cpu.probe().isa == "AMX":
+            return None  # AMX multiplies zeros faster than lists leave them out
+        if shape[1] * len(self.operand.activations) != self.operand.weight_OGJkk.shape[1]:
+            return None  # channels that fill up slots
+        if not self.looked:
+            self.looked = True
+            division = divided(self.operand, self.config, self.zero, llvm.host())
+            if division is not None:
+                others = (self.scale_O, self.zero, self.fits_int8)
+                self.dense, self.sparse = Prepared(self.content, self.config, division.dense, *others), division.sparse
+        if self.dense is None or self.sparse is None:
+            return None
+        key = ((shape[2], shape[3]), geometry)
+        if key not in self.lists:
+            _remember(self.lists, key, Lists(self.sparse, self.config, geometry, key[0]))
+        return (self.dense, self.lists[key]) if self.lists[key].fits else None
 
     def accumulate(self, operand: Tensor, geometry: Geometry, backend: str, layer: str) -> Tensor:
         """What the accumulators hold, as float32 [N, O, h, w] channels_last; ``operand`` [N, G*J, H, W] channels_last.
