@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import recoup as rc
 from recoup.kernels import llvm
-from recoup.nbsmt import bounded, emit_bounded, reference, saturate
+from recoup.nbsmt import bounded, emit_bounded, reference, runs, saturate
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.emit_bounded import PIECE, SPAN, Form, Register
 from recoup.nbsmt.ports import SIGNED
@@ -15,7 +15,7 @@ from recoup.nbsmt.saturate import Saturating
 from recoup.network.convolution import POINTWISE, Geometry
 from tests.nbsmt.test_runs import bits, clipped, hostile
 
-HERE = llvm.host().features >= bounded.NEEDED
+HERE = llvm.host().features >= runs.NEEDED
 needs_vnni = pytest.mark.skipif(not HERE, reason="this processor has no AVX-512 VNNI")
 
 
@@ -70,8 +70,9 @@ def test_convolutions_equal_registers_clipped_after_every_product(
     weight = hostile(kind, (outputs * groups, channels, *kernel), channels, random)
     value = values(of, (images, channels * groups, *size), random)
     with pytest.MonkeyPatch.context() as patch:
-        for name, number in (("OUTPUTS", 1), ("PIXELS", 1), ("BLOCK", block), ("GROUPS", tile)):
-            patch.setattr(bounded, name, number)
+        sizes = (runs, "OUTPUTS", 1), (runs, "PIXELS", 1), (bounded, "BLOCK", block), (bounded, "GROUPS", tile)
+        for module, name, number in sizes:
+            patch.setattr(module, name, number)
         found, _ = summed(made(weight, register), value, geometry)
         real, _ = summed(made(weight, register), value, geometry, floats=True)
     expected = clipped(value, weight, geometry, register)
@@ -196,20 +197,6 @@ def test_thread_count_and_pieces_change_nothing(threads, monkeypatch):
             assert torch.equal(summed(made(weight, 17), value, geometry)[0], whole)
     finally:
         torch.set_num_threads(before)
-
-
-def test_what_is_added_so():
-    """One signed product a slot, on a processor that multiplies quads, of a layer that is large enough."""
-    weight = torch.ones(64, 8, 9, 1, dtype=torch.int8)
-    able = llvm.Target("cascadelake", "", bounded.NEEDED)
-    assert bounded.fits(weight, 1, 128, 64, able)
-    assert bounded.fits(weight, 2, 128, 64, able)
-    assert not bounded.fits(weight, 4, 128, 64, able)  # 16 output channels a group
-    assert not bounded.fits(weight, 1, 0, 64, able)  # unsigned: run by run
-    assert not bounded.fits(weight, 1, 128, 63, able)
-    assert not bounded.fits(weight.view(64, 4, 9, 2), 1, 128, 64, able)
-    assert not bounded.fits(weight[:, :0], 1, 128, 64, able)
-    assert not bounded.fits(weight, 1, 128, 64, llvm.Target("haswell", "", frozenset({"avx2"})))
 
 
 @needs_vnni

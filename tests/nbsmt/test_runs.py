@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import recoup as rc
 from recoup.kernels import llvm
-from recoup.nbsmt import emit_runs, reference, runs, saturate
+from recoup.nbsmt import bounded, emit_runs, reference, runs, saturate
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.saturate import Saturating
 from recoup.network.convolution import POINTWISE, Geometry
@@ -185,18 +185,19 @@ def test_thread_count_and_pieces_change_nothing(threads, monkeypatch):
         torch.set_num_threads(before)
 
 
-def test_what_is_added_run_by_run():
-    """One unsigned product a slot, on a processor that multiplies quads, of a layer that is large enough."""
+@pytest.mark.parametrize(("way", "zero", "other"), [(runs, 0, 128), (bounded, 128, 0)])
+def test_what_is_added_many_at_once(way, zero, other):
+    """One product a slot, on a processor that multiplies quads, of a layer that is large enough: a sign, a way."""
     weight = torch.ones(64, 8, 9, 1, dtype=torch.int8)
     able = llvm.Target("cascadelake", "", runs.NEEDED)
-    assert runs.fits(weight, 1, 0, 64, able)
-    assert runs.fits(weight, 2, 0, 64, able)
-    assert not runs.fits(weight, 4, 0, 64, able)  # 16 output channels a group
-    assert not runs.fits(weight, 1, 128, 64, able)  # signed: a product's sign is not its weight's
-    assert not runs.fits(weight, 1, 0, 63, able)
-    assert not runs.fits(weight.view(64, 4, 9, 2), 1, 0, 64, able)
-    assert not runs.fits(weight[:, :0], 1, 0, 64, able)
-    assert not runs.fits(weight, 1, 0, 64, llvm.Target("haswell", "", frozenset({"avx2"})))
+    assert way.fits(weight, 1, zero, 64, able)
+    assert way.fits(weight, 2, zero, 64, able)
+    assert not way.fits(weight, 4, zero, 64, able)  # 16 output channels a group
+    assert not way.fits(weight, 1, other, 64, able)  # a signed product's sign is not its weight's
+    assert not way.fits(weight, 1, zero, 63, able)
+    assert not way.fits(weight.view(64, 4, 9, 2), 1, zero, 64, able)
+    assert not way.fits(weight[:, :0], 1, zero, 64, able)
+    assert not way.fits(weight, 1, zero, 64, llvm.Target("haswell", "", frozenset({"avx2"})))
 
 
 @needs_vnni

@@ -140,15 +140,20 @@ def test_a_study_with_known_flips(known):
     assert "image by image and have intervals of their own" in interval_text(results, summarize(results))
 
 
+def paired(results, config):
+    """The rows in which a configuration without repair stands on either side."""
+    return [
+        row for row in results.flips if (config, NONE) in ((row.config, row.state), (row.against, row.against_state))
+    ]
+
+
 def test_measurements_without_answers_have_the_widest_interval_and_a_note(known):
     folder, kept = known
     del kept.of("LBA", NONE)["answers"]
     kept.save()
     results = run(asked(folder), progress=False)
     four, lba = map(repr, results.recipe.configs)
-    assert not [
-        row for row in results.flips if (lba, NONE) in ((row.config, row.state), (row.against, row.against_state))
-    ]
+    assert not paired(results, lba)
     assert [row for row in results.flips if (row.config, row.state) == (four, NONE)]
     loss = against_float(results, lba, NONE)
     assert loss is not None  # four wrong in each: at most eight that differ
@@ -214,9 +219,7 @@ def test_answers_to_other_images_are_not_paired_and_it_is_said(known):
     kept.save()
     results = run(asked(folder), progress=False)
     four, lba = map(repr, results.recipe.configs)
-    assert not [
-        row for row in results.flips if (four, NONE) in ((row.config, row.state), (row.against, row.against_state))
-    ]
+    assert not paired(results, four)
     assert [row for row in results.flips if (row.config, row.state) == (lba, NONE)]
     assert sum("The test images, or their order, changed" in note for note in results.notes) == 1
     assert (four, NONE) in unpaired_lines(results)

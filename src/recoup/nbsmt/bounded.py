@@ -19,6 +19,7 @@ from recoup.nbsmt import emit_bounded
 from recoup.nbsmt.emit_bounded import ALL, PIECE, PIECES, QUAD, SPAN, UP, WORD, Form, Register
 from recoup.nbsmt.emit_runs import LANES, VECTOR
 from recoup.nbsmt.ports import SIGNED
+from recoup.nbsmt.runs import single
 
 GROUPS = 8
 """The most groups of pixels of a tile, even: of more the nearest to an end would be nearer."""
@@ -26,17 +27,11 @@ GROUPS = 8
 BLOCK = 96
 """The most slots of a block, whose windows stay in a first-level cache while all output channels pass."""
 
-PIXELS, OUTPUTS = 4 * LANES, 2 * LANES
-"""Output pixels, and output channels, from which this pays: lanes are filled, and what is laid out is used often."""
-
 WORK = 1 << 16
 """Products that pay for one more thread."""
 
 WALKED = 0.5
 """The share of pieces that may be walked: with more of them, `recoup.nbsmt.emit_saturating` takes less time."""
-
-NEEDED = frozenset({"avx512vnni", "avx512bw"})
-"""What a processor must have."""
 
 
 class Weights(NamedTuple):
@@ -82,9 +77,7 @@ def weights(w_OK: Tensor, bits: int, size: int) -> Weights:
 
 def fits(w_OSLV: Tensor, groups: int, zero: int, pixels: int, target: Target) -> bool:
     """Whether a convolution is computed so: one signed product a slot, output channels and pixels that pay."""
-    outputs, slots, _, products = w_OSLV.shape
-    plain = products == 1 and zero == SIGNED and target.features >= NEEDED
-    return plain and slots > 0 and outputs // groups >= OUTPUTS and pixels >= PIXELS
+    return zero == SIGNED and single(w_OSLV, groups, pixels, target)
 
 
 class Tiles:

@@ -23,11 +23,9 @@ from recoup.nbsmt.emit_lists import LANES, QUAD, VECTOR, Form, images
 from recoup.nbsmt.groups import Activation
 from recoup.nbsmt.operand import alike, operands
 from recoup.nbsmt.ports import UNSIGNED
+from recoup.nbsmt.runs import NEEDED
 from recoup.nbsmt.weights import WeightOperand
 from recoup.network.convolution import Geometry
-
-NEEDED = frozenset({"avx512vnni", "avx512bw"})
-"""What a processor must have."""
 
 SPARSE = 2.0
 """What a quad costs here, in what one costs oneDNN, which multiplies zeros too."""

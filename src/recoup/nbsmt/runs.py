@@ -106,9 +106,14 @@ def _steps(w_OK: Tensor, highest: int, size: int) -> tuple[Tensor, Tensor]:
 
 def fits(w_OSLV: Tensor, groups: int, zero: int, pixels: int, target: Target) -> bool:
     """Whether a convolution is computed so: one unsigned product a slot, output channels and pixels that pay."""
+    return zero == UNSIGNED and single(w_OSLV, groups, pixels, target)
+
+
+def single(w_OSLV: Tensor, groups: int, pixels: int, target: Target) -> bool:
+    """Whether slots have one product, on a processor that multiplies quads, and channels and pixels pay."""
     outputs, slots, _, products = w_OSLV.shape
-    plain = products == 1 and zero == UNSIGNED and target.features >= NEEDED
-    return plain and slots > 0 and outputs // groups >= OUTPUTS and pixels >= PIXELS
+    able = products == 1 and target.features >= NEEDED
+    return able and slots > 0 and outputs // groups >= OUTPUTS and pixels >= PIXELS
 
 
 class Tiles:
