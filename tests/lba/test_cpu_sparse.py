@@ -1,5 +1,7 @@
 """Products that leave zeros out, against those that do not, and against the reference."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -93,6 +95,16 @@ def test_where_it_pays(config, M, filled, used, calls):
     a, b = operands(1, M, 288, 512, filled, 0)
     assert torch.equal(lba.matmul(a, b, config), reference.matmul(a, b, config))
     assert bool(calls) == used
+
+
+@pytest.mark.parametrize("shape", [(1, 2048, 1024), (1, 100, 5000), (3, 64, 56, 56), (200, 16, 8, 8), (1, 7, 3)])
+def test_zeros_are_counted_in_a_sample(shape):
+    """A pass over all of a large operand took a tenth of its product's time."""
+    found = cpu_sparse._few(torch.empty(shape, device="meta"))
+    assert min(cpu_sparse.SAMPLE, math.prod(shape)) // 2 < found.numel() <= cpu_sparse.SAMPLE
+    source = torch.zeros(1, 64, 4096)
+    source[:, 20:] = 1  # which the first rows do not show
+    assert cpu_sparse._few(source).float().mean() > 0.6
 
 
 def test_infinities_and_nan_meet_zeros_as_before():

@@ -12,7 +12,7 @@ from recoup.kernels import llvm
 from recoup.nbsmt import cpu, lists, ops, reference
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.lists import Lists, divided
-from recoup.nbsmt.prepare import Prepared
+from recoup.nbsmt.prepare import Prepared, prepare
 from recoup.nbsmt.weights import weight_operand
 from recoup.network.convolution import Geometry
 from tests.nbsmt.strategies import ACTIVATIONS
@@ -130,6 +130,17 @@ def test_layers_use_them_where_they_pay_with_the_same_bits(zeros, channels, used
     assert torch.equal(found, net(x))
     with ops.backend("float32"):
         assert torch.equal(found, net(x))
+
+
+@pytest.mark.skipif(cpu.probe().isa != "AVX-512 VNNI", reason="other instructions multiply zeros faster")
+def test_images_too_large_for_lists_keep_none(monkeypatch):
+    net, x = layer(0.05)
+    found = net(x)
+    prepared = prepare(net[0].weight, NBSMT(threads=4))
+    assert prepared.lists.popitem()[1].fits
+    monkeypatch.setattr(lists, "PLANES", 0)
+    assert torch.equal(found, net(x))
+    assert list(prepared.lists.values()) == [None]
 
 
 def test_what_lists_do_not_take():

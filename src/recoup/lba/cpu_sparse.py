@@ -18,7 +18,7 @@ from recoup.lba.plan import Plan
 from recoup.lba.tiles import current_target, padded, shared_arguments
 
 SAMPLE = 1 << 16
-"""Elements whose zeros are counted: what they say decides the speed alone."""
+"""Elements whose zeros are counted, roughly: what they say decides the speed alone."""
 
 VECTORS = 4
 """The most vectors of a block, which share a column's words."""
@@ -35,9 +35,14 @@ def pays(x: Tensor, columns: Columns, chosen: Plan, config: LBA) -> bool:
     lanes = -(-M // LANES) * LANES
     if lanes * 3 // 4 > M or len(columns.columns) < 2 * LANES * torch.get_num_threads():
         return False
-    source = columns.source
-    few = source[: max(1, SAMPLE // max(1, source[0].numel()))]
+    few = _few(columns.source)
     return int(few.count_nonzero()) <= FILLED[_vectors(M)] * few.numel()
+
+
+def _few(source: Tensor) -> Tensor:
+    """Some images or matrices; of a large one every so many channels or rows."""
+    few = source[: max(1, SAMPLE // max(1, source[0].numel()))]
+    return few[:, :: -(-few.numel() // SAMPLE)] if few.numel() > SAMPLE else few
 
 
 def _vectors(M: int) -> int:

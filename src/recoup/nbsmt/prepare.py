@@ -45,6 +45,7 @@ class Prepared:
         fits_int8: whether sums over bytes, which come as float32, are exact. Unsigned codes are their bytes, and their
             sum need not be subtracted from: it may be rounded.
         dense, sparse: the groups by how they are summed, once it was ``looked`` whether that differs; else None.
+        lists: of the sparse ones, by image size and geometry; None where planes do not stay in a cache.
     """
 
     content: int
@@ -59,7 +60,7 @@ class Prepared:
     dense: "Prepared | None" = None
     sparse: WeightOperand | None = None
     looked: bool = False
-    lists: dict[tuple, Lists] = field(default_factory=dict)
+    lists: dict[tuple, Lists | None] = field(default_factory=dict)
 
     @property
     def register(self) -> Int | None:
@@ -93,9 +94,13 @@ class Prepared:
         if self.dense is None or self.sparse is None:
             return None
         key = ((shape[2], shape[3]), geometry)
-        if key not in self.lists:
-            _remember(self.lists, key, Lists(self.sparse, self.config, geometry, key[0]))
-        return (self.dense, self.lists[key]) if self.lists[key].fits else None
+        if key in self.lists:
+            made = self.lists[key]
+        else:
+            made = Lists(self.sparse, self.config, geometry, key[0])
+            made = made if made.fits else None  # 16 bytes a pixel, which nothing would read
+            _remember(self.lists, key, made)
+        return None if made is None else (self.dense, made)
 
     def accumulate(self, operand: Tensor, geometry: Geometry, backend: str, layer: str) -> Tensor:
         """What the accumulators hold, as float32 [N, O, h, w] channels_last; ``operand`` [N, G*J, H, W] channels_last.
