@@ -184,3 +184,26 @@ def test_flushing_changes_nothing():
     finally:
         torch.set_flush_denormal(False)
     assert same(got, expected)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_one_allocation_holds_all_that_is_prepared(level, monkeypatch):
+    """Kernels write to bare addresses: what is too short would be written beyond."""
+    take, taken = cpu.Memory.take, []
+
+    def checked(memory, count, dtype):
+        found = take(memory, count, dtype)
+        assert memory.rest is not None
+        assert (found.numel(), found.data_ptr() % cpu.LINE) == (count, 0) or count == 0
+        taken.append(count)
+        return found
+
+    monkeypatch.setattr(cpu.Memory, "take", checked)
+    monkeypatch.setattr(cpu, "KEPT", 0)
+    for unit in (TensorCore.hopper_fp8(), TensorCore.hopper_bf16(), TensorCore.hopper_f16(output="float16")):
+        for shape in ((1, 1, 1), (5, 71, 67)):
+            for kind in ("normal", "spread"):  # in bytes, and bfloat16's in words
+                a, b = operands(unit, shape, kind, 3)
+                with cpu.target(level):
+                    assert same(cpu.products(a, b, unit)[0], reference.matmul(a, b, unit))
+    assert taken
