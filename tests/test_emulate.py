@@ -10,7 +10,7 @@ from torch import nn
 
 import recoup as rc
 from recoup.nbsmt import NBSMTConv2d
-from recoup.network.emulated import emulated_layers
+from recoup.network.emulated import Emulated, emulated_layers
 from tests.networks import CONVOLUTIONS, images, small_net
 
 
@@ -180,6 +180,45 @@ def test_a_subclass_with_its_own_forward_is_passed_over_and_said_so(model):
     net = nn.Sequential(model, nn.ReLU(), Scaled(10, 3))
     with pytest.warns(rc.RecoupWarning, match=r"subclass.*2 \(Scaled\)"):
         rc.emulate_(net, rc.NBSMT())
+
+
+@pytest.mark.parametrize("method", ["forward", "_conv_forward"])
+@pytest.mark.parametrize("config", [rc.NBSMT(threads=2), rc.LBA(), rc.tensorcore.TensorCore.hopper_fp8()], ids=repr)
+def test_a_layer_with_a_method_of_its_own_is_left_in_float_and_said_so(model, config, method):
+    """Such a wrapper runs whatever the layer's class is: with it the layer would be float arithmetic under the
+    hardware's name."""
+    conv = model.block1.conv1
+    plain = getattr(conv, method)
+    setattr(conv, method, lambda *args: 2 * plain(*args))
+    rc.calibrate_(model, [images(64)])
+    with pytest.warns(rc.RecoupWarning, match=rf"left in float, because {method} was set .*: block1.conv1 \(Conv2d\)"):
+        rc.emulate_(model, config)
+    assert type(conv) is nn.Conv2d
+    assert isinstance(model.block1.conv2, Emulated)
+    rc.restore_(model)
+    with pytest.raises(rc.RecoupError, match=f"'block1.conv1' .* {method} was set on the object itself"):
+        rc.emulate_(model, config, {"block1.conv1": config})
+    delattr(conv, method)
+    rc.emulate_(model, config)
+    assert isinstance(conv, Emulated)
+
+
+def test_a_norm_with_a_method_of_its_own_is_left_too(model):
+    model.block1.bn1.forward = torch.compile(model.block1.bn1.forward, backend="eager")
+    with pytest.warns(rc.RecoupWarning, match=r"forward was set on the object itself .*: block1.bn1 \(BatchNorm2d\)"):
+        rc.emulate_(model, rc.LightNorm())
+    assert type(model.block1.bn1) is nn.BatchNorm2d
+
+
+def test_a_layer_frozen_by_a_train_of_its_own_is_taken(model):
+    """What is set on the object and computes nothing."""
+    conv, norm = model.block1.conv1, model.block1.bn1
+    conv.train = lambda _=True: conv
+    norm.train = lambda _=True: norm
+    rc.emulate_(model, rc.LBA())
+    rc.emulate_(model, rc.LightNorm())
+    assert isinstance(conv, Emulated)
+    assert isinstance(norm, Emulated)
 
 
 def test_repr_shows_the_config(model):

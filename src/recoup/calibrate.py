@@ -203,7 +203,10 @@ def _candidates(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, nn.Mo
             layers[name] = module
         elif isinstance(module, AttentionUnit) and not wing_of(module.config, "calibrate_").seedless:
             attentions[name] = module
-        elif kinds := [kind for card in found if (kind := card.stand_in(module)) is not None]:
+        elif isinstance(module, Emulated):
+            continue
+        # A layer that `emulate_` will refuse for methods set on it is measured all the same: it is told there.
+        elif kinds := [kind for card in found if (kind := card.for_class(type(module))) is not None]:
             kept = attentions if all(issubclass(kind, AttentionUnit) for kind in kinds) else layers
             kept[name] = module
     return layers, attentions

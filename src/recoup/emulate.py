@@ -14,6 +14,7 @@ from torch import nn
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.network import ledger
 from recoup.network.checks import is_module
+from recoup.network.derived import replaced
 from recoup.network.emulated import Emulated, become, emulated_layers, keep_off_fast_path, revert
 from recoup.network.multipliers import Multiplier, multipliers
 from recoup.network.selection import UNMATCHED, Selection
@@ -52,7 +53,8 @@ def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> 
             model is then as it was.
 
     Warns:
-        RecoupWarning: layers that run otherwise than asked (a grouped convolution runs one thread); under hardware for
+        RecoupWarning: layers that run otherwise than asked (a grouped convolution runs one thread); those that stay in
+            float because a method was set on the object itself, as wrappers set ``forward``; under hardware for
             products, by name, what a config was meant for and stays in float: subclasses, which may compute something
             else, classes without a stand-in (recurrent layers, transposed convolutions, attention), layers that
             `calibrate_` never saw, and modules of any other class that own weights and may multiply with them
@@ -108,6 +110,8 @@ def _planned(
                 f"emulate_: {module.title} is emulated already ({module.config!r}): restore_ the model first"
             )
         elif name in layers and target is None:
+            if _is_wrapped(card, module):
+                raise RecoupError(f"emulate_: layer {name!r} ({type(module).__name__}) is {_wrapped(module)}")
             raise RecoupError(
                 f"emulate_: layer {name!r} is a {type(module).__name__}; {type(wanted).__name__} stands in for "
                 f"{', '.join(t.__name__ for t in _layers_of(wanted))}"
@@ -133,6 +137,8 @@ def _would_take(card: Card, layer: Emulated) -> bool:
 def _why_left(card: Card, name: str, module: nn.Module, weighty: Mapping[str, Multiplier]) -> str | None:
     """Why a module that a config was meant for stays in float, if that must be said."""
     hardware = card.config.__name__
+    if card.ready(module) and _is_wrapped(card, module):
+        return _wrapped(module)
     if isinstance(module, Emulated) or card.declined(module):
         return None
     if isinstance(module, torch.jit.ScriptModule):
@@ -153,6 +159,17 @@ def _why_left(card: Card, name: str, module: nn.Module, weighty: Mapping[str, Mu
     if card.multiplies and any(other.multiplies and other.stand_in(module) for other in cards().values()):
         return f"left in float, because {hardware} has no stand-in for them"
     return None
+
+
+def _is_wrapped(card: Card, module: nn.Module) -> bool:
+    return card.for_class(type(module)) is not None and bool(replaced(module))
+
+
+def _wrapped(module: nn.Module) -> str:
+    return (
+        f"left in float, because {', '.join(replaced(module))} was set on the object itself and would run as before "
+        "(emulate_ first, then wrap; or take the wrapper off)"
+    )
 
 
 def _check_each_is_used(
@@ -280,7 +297,8 @@ def _also_left(left: Mapping[str, list[str]]) -> str:
 def _why_nothing(model: nn.Module, config: Any) -> str:
     if config is not None:
         card = wing_of(config, "emulate_")
-        if card.unready and any(card.stand_in(module) is not None for module in model.modules()):
+        own = [module for module in model.modules() if card.for_class(type(module)) is not None]
+        if card.unready and own and not any(card.ready(module) for module in own):
             return card.unready
     kinds = ", ".join(t.__name__ for t in _layers_of(config)) or "nothing"
     held = Counter(_class_of(module) for module in model.modules() if not next(module.children(), None))

@@ -1,5 +1,6 @@
 """Emulated classes for float classes that are known only when they are met: subclasses, classes of other packages."""
 
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -8,6 +9,9 @@ from recoup.network.emulated import Emulated
 
 PLAIN = frozenset({"__init__", "__repr__", "extra_repr", "_get_name", "reset_parameters", "reset_running_stats"})
 """What a subclass may define anew without computing something else."""
+
+CALLED = ("forward", "_call_impl", "_wrapped_call_impl")
+"""Methods of every module that decide what a call computes."""
 
 _made: dict[tuple[type, type, bool], type[nn.Module]] = {}
 
@@ -42,6 +46,26 @@ def only_adds(subclass: type[nn.Module], base: type[nn.Module]) -> bool:
     overridden = [name for name in _own(subclass, base) if hasattr(base, name) and name not in PLAIN and _acts(name)]
     bound = [value for value in _added(subclass, base).values() if "__class__" in _free(value)]
     return not overridden and not bound
+
+
+def replaced(module: nn.Module) -> list[str]:
+    """Methods that were set on the object itself, as wrappers of ``forward`` are: they run, and call what its class did
+    when they were made, whatever its class is now. What all modules have besides computing is none of them (a ``train``
+    that freezes), nor is what recoup sets for the time of a pass."""
+    own = vars(module).keys() & _deciding(type(module))
+    return sorted(name for name in own if callable(vars(module)[name]) and not _ours(vars(module)[name]))
+
+
+@lru_cache(1024)
+def _deciding(kind: type[nn.Module]) -> frozenset[str]:
+    """The methods of a class that may decide what a call computes."""
+    bases = [base for base in kind.__mro__ if not issubclass(nn.Module, base)]
+    own = {name for base in bases for name, value in vars(base).items() if callable(value)}
+    return frozenset(own - PLAIN - vars(nn.Module).keys() | set(CALLED))
+
+
+def _ours(value: Any) -> bool:
+    return str(getattr(value, "__module__", "")).partition(".")[0] == "recoup"
 
 
 def _own(subclass: type, base: type) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from recoup.errors import RecoupError
 from recoup.fields import choice
+from recoup.network.derived import replaced
 from recoup.network.emulated import Emulated
 from recoup.network.sites import Site, Spent
 from recoup.network.systolic import Array
@@ -275,10 +276,15 @@ class Card:
                 raise RecoupError(f"Card(config={self.config.__name__}): {name!r} is none of its repairs")
 
     def stand_in(self, module: nn.Module) -> type[nn.Module] | None:
-        """The emulated class for a float module; None where the wing has none, or the module is emulated already."""
-        if isinstance(module, Emulated):
+        """The emulated class for a float module; None where the wing has none, the module is emulated already, or
+        methods were set on the module itself, which would run whatever its class is (`derived.replaced`)."""
+        if isinstance(module, Emulated) or replaced(module):
             return None
-        return self.layers.get(type(module)) or self.adapt(type(module))
+        return self.for_class(type(module))
+
+    def for_class(self, kind: type[nn.Module]) -> type[nn.Module] | None:
+        """The emulated class for the modules of a class; None where the wing has none."""
+        return self.layers.get(kind) or self.adapt(kind)
 
     def units_on(self, config: Any, array: Array) -> int:
         """How many units of a config a die with an array has: as ``placed`` says, or by its default."""
