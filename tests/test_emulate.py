@@ -221,6 +221,16 @@ def test_a_layer_frozen_by_a_train_of_its_own_is_taken(model):
     assert isinstance(norm, Emulated)
 
 
+def test_a_parametrized_layer_is_left_in_float_and_the_remedy_works(model):
+    conv = nn.utils.parametrizations.weight_norm(model.block1.conv1)
+    with pytest.warns(rc.RecoupWarning, match=r"parametrize.remove_parametrizations .*: block1.conv1 "):
+        rc.emulate_(model, rc.NBSMT(threads=2))
+    rc.restore_(model)
+    nn.utils.parametrize.remove_parametrizations(conv, "weight")
+    rc.emulate_(model, rc.NBSMT(threads=2))
+    assert isinstance(conv, Emulated)
+
+
 def test_repr_shows_the_config(model):
     rc.emulate_(model, rc.NBSMT(threads=4))
     assert re.search(r"NBSMTConv2d\(8, 12, .*NBSMT\(threads=4, policy='S\+A'", repr(model.block1.conv1))

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.network import ledger
@@ -145,6 +146,8 @@ def _why_left(card: Card, name: str, module: nn.Module, weighty: Mapping[str, Mu
         if module.original_name in {kind.__name__ for kind in card.layers}:
             return "left in float, because torch.jit compiled them (emulate_ before it)"
         return None
+    if isinstance(module, tuple(card.layers)) and is_parametrized(module):
+        return "left in float, because they are parametrized (parametrize.remove_parametrizations gives plain weights)"
     if isinstance(module, tuple(card.layers)) and card.stand_in(module) is None:
         return "left in float, because a subclass may compute something else"
     if card.stand_in(module) is not None:
