@@ -89,7 +89,7 @@ def test_what_may_multiply_and_stays_in_float_is_named_in_one_warning_with_class
     assert f"experts (tests.test_emulate_whole.Experts, {share:.3g} % of all weights)" in told
     assert "the model itself (tests.test_emulate_whole.Several, " in told
     assert re.search(r"no stand-in for them.*: rnn \(LSTMCell\), up \(ConvTranspose1d\)", told)
-    assert re.search(r"subclass may compute something else: weighted \(ParametrizedConv1d\)", told)
+    assert re.search(r"they are parametrized \(.*\): weighted \(ParametrizedConv1d\)", told)
     assert not re.search("table|norm |original|fc", told)
 
 

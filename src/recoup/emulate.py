@@ -138,10 +138,10 @@ def _would_take(card: Card, layer: Emulated) -> bool:
 def _why_left(card: Card, name: str, module: nn.Module, weighty: Mapping[str, Multiplier]) -> str | None:
     """Why a module that a config was meant for stays in float, if that must be said."""
     hardware = card.config.__name__
-    if card.ready(module) and _is_wrapped(card, module):
-        return _wrapped(module)
-    if isinstance(module, Emulated) or card.declined(module):
+    if isinstance(module, Emulated) or (card.declined(module) and not card.ready(module)):
         return None
+    if _is_wrapped(card, module):
+        return _wrapped(module)
     if isinstance(module, torch.jit.ScriptModule):
         if module.original_name in {kind.__name__ for kind in card.layers}:
             return "left in float, because torch.jit compiled them (emulate_ before it)"
