@@ -49,8 +49,8 @@ def test_a_number_is_that_of_the_verbs(found):
     lab = Lab(found.recipe)
     model, seed = rc.models.load("digits_net"), found.recipe.calibration.seeds[0]
     model.load_state_dict(lab.model.state_dict())
-    drawn = lab.images(seed)
-    images = drawn.batches(16, augment=lab.augmented(drawn), seed=seed)
+    drawn = lab.drawing.images(seed)
+    images = drawn.batches(16, augment=lab.drawing.augmented(drawn), seed=seed)
     rc.calibrate_(model.eval(), images, {"re:features.(3|7|10)": True, "re:.*": None})
     rc.emulate_(model, A)
     rows = (row for row in found.accuracy if (row.config, row.state) == ("chip A", "float statistics"))

@@ -318,7 +318,7 @@ def test_paired_statistics_of_a_norm_unit_are_the_librarys(tmp_path):
     mine = Statistics.of(lab.model)
     lab._reset()
     emulate_(lab.model, LightNorm(block=16))
-    recalibrate_(lab.model, lab.images(3).batches(16, augment=True, seed=3), "paired")
+    recalibrate_(lab.model, lab.drawing.images(3).batches(16, augment=True, seed=3), "paired")
     after = Statistics.of(lab.model)
     assert all(torch.equal(b, after.buffers[n][k]) for n, bs in mine.buffers.items() for k, b in bs.items())
 

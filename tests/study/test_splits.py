@@ -1,11 +1,13 @@
 """Which images a study tests on and which it calibrates with: all that does not fit is found before a measurement."""
 
 import pytest
+import torch
 from PIL import Image
 
+from recoup.data import load
 from recoup.errors import RecoupError
 from recoup.models import mobilenet_v1
-from recoup.study import run
+from recoup.study import Recipe, run
 from recoup.study.lab import Lab
 from recoup.study.machine import cpu_threads
 from tests.study.examples import small_recipe
@@ -64,11 +66,27 @@ def test_what_does_not_fit_is_found_first(tmp_path, monkeypatch, folder, calibra
 def test_a_split_is_divided_into_tested_images_and_others(tmp_path, folder):
     path, split = folder
     lab = Lab(recipe(tmp_path, path, {"split": split}, {"limit": 8}))
-    taken = [set(map(str, _files(data))) for data in (lab.test, lab.images(0), lab.images(1))]
+    taken = [set(map(str, _files(data))) for data in (lab.test, lab.drawing.images(0), lab.drawing.images(1))]
     assert [len(files) for files in taken] == [8, 4, 4]
     assert not taken[0] & (taken[1] | taken[2])
     made = run(recipe(tmp_path, path, {"split": split}, {"limit": 8}), progress=False)
     assert made.test_images == 8
+
+
+def test_a_recipe_that_leaves_the_number_of_calibration_images_open_takes_what_there_is(tmp_path, folder):
+    """A newcomer's few pictures, fewer than the 1,024 that are customary; what was found is what the folder says."""
+    path, split = folder
+    whole = recipe(tmp_path, path, {"split": split, "images": None}, {"limit": 8})
+    made = run(whole, progress=False)
+    assert made.calibration_images == Recipe.load(tmp_path / "new" / "recipe.yaml").calibration.images == 4
+    assert run(whole, progress=False).to_dict()["accuracy"] == made.to_dict()["accuracy"]  # the same folder
+
+
+def test_where_there_are_enough_it_takes_1024(tmp_path):
+    lab = Lab(Recipe(model="digits_net", data="digits", configs=["LBA()"], out=str(tmp_path)))
+    assert lab.recipe.calibration.images == 1024
+    drawn = load("digits", "train", limit=1024, seed=0)
+    assert torch.equal(lab.drawing.images(0).labels, drawn.labels)
 
 
 def _files(data):

@@ -82,7 +82,13 @@ ActivationCodes = Annotated[
 NegativeInputs = Annotated[
     str, typer.Option(help="Layers with negative inputs under unsigned codes: error, or float to leave them so.")
 ]
-CalibrationImages = Annotated[int, typer.Option(help="Training images (windows) to calibrate and repair with.")]
+CalibrationImages = Annotated[
+    int | None,
+    typer.Option(
+        help="Training images (windows) to calibrate and repair with.",
+        show_default="1024, or all if fewer",
+    ),
+]
 Augment = Annotated[
     bool | None,
     typer.Option("--augment/--no-augment", help="Augment them.", show_default="where the data know how"),
@@ -118,7 +124,7 @@ def evaluate(
     policy: Policies = None,
     layers: LayerMap = None,
     state: States = None,
-    calibration_images: CalibrationImages = 1024,
+    calibration_images: CalibrationImages = None,
     calibration_split: CalibrationSplit = "train",
     augment: Augment = None,
     activations: ActivationCodes = "auto",

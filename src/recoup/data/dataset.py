@@ -14,6 +14,7 @@ from torch import Tensor
 
 from recoup.data.augmentation import Augmentation, CropFlip, ResizedCrop
 from recoup.data.pictures import Pictures
+from recoup.data.places import TooFewError
 from recoup.errors import RecoupError
 from recoup.network.checks import instance
 
@@ -224,6 +225,12 @@ class Batches:
 
 
 def check_count(what: str, n: int, available: int, samples: str = "images") -> None:
-    """Refuse a number of images that is not an integer from 1 to what there is."""
+    """Refuse a number of images that is not an integer from 1 to what there is.
+
+    Raises:
+        RecoupError: such a number.
+        TooFewError: more than there are.
+    """
     if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= available:
-        raise RecoupError(f"{what} of {n!r} {samples}: it must be an integer from 1 to {available:,}")
+        told = f"{what} of {n!r} {samples}: it must be an integer from 1 to {available:,}"
+        raise TooFewError(told, available=available) if type(n) is int and n > available else RecoupError(told)

@@ -11,7 +11,7 @@ from torch import Tensor
 from recoup.data import cifar, digits, hub, idx, imagefolder
 from recoup.data.augmentation import CenterCrop
 from recoup.data.dataset import Dataset, check_count
-from recoup.data.places import Pick
+from recoup.data.places import Pick, TooFewError
 from recoup.errors import RecoupError
 
 SPECS = (
@@ -52,10 +52,6 @@ def load(spec: str, split: str = "test", *, limit: int | None = None, seed: int 
     return read(split, lambda labels: _pick(f"{spec}, {split}", labels, limit, seed))
 
 
-class TooFewError(RecoupError):
-    """A split has fewer images than are asked for."""
-
-
 def rest(
     spec: str, split: str, *, limit: int, seed: int | None = None, take: int | None = None, drawn: int = 0
 ) -> Dataset:
@@ -85,7 +81,8 @@ def rest(
         if take is None:
             return places
         if take > len(places):
-            raise TooFewError(f"{what}: {limit:,} of its images leave {len(places):,}, where {take:,} are asked for")
+            told = f"{what}: {limit:,} of its images leave {len(places):,}, where {take:,} are asked for"
+            raise TooFewError(told, available=len(places))
         return places[torch.randperm(len(places), generator=torch.Generator().manual_seed(drawn))[:take]]
 
     return _reader(spec, source, location, options)(split, others)

@@ -15,6 +15,14 @@ class NoSplitError(RecoupError):
     """A split that the data do not have."""
 
 
+class TooFewError(RecoupError):
+    """A split has fewer samples than are asked for: ``available``."""
+
+    def __init__(self, message: str = "", *, available: int = 0) -> None:
+        super().__init__(message)
+        self.available = available
+
+
 HELD_OUT = ("test", "validation", "valid", "val")
 
 

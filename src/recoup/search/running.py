@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from recoup.costs import assigned
-from recoup.data.loading import TooFewError
-from recoup.data.places import HELD_OUT
+from recoup.data.places import HELD_OUT, TooFewError
 from recoup.errors import RecoupError
 from recoup.models import load_weights_
 from recoup.network.systolic import Array

@@ -1,8 +1,8 @@
 """A recipe -> runs -> results, resumable: the main job of recoup as one call.
 
 >>> from recoup.study import Recipe
->>> Recipe(model="resnet20", data="cifar10:data").calibration.images
-1024
+>>> Recipe(model="resnet20", data="cifar10:data").calibration.seeds
+(0, 1, 2)
 """
 
 from recoup.study.configs import parse_config

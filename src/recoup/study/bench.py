@@ -150,7 +150,7 @@ def _beside(folder: str) -> Iterator[None]:
 
 def _likeness(lab: Lab) -> dict[str, Any]:
     """What every worker's lab must share: identity, and the first samples that are tested on and calibrated with."""
-    first = (lab.test, lab.images(lab.recipe.calibration.seeds[0], 2))
+    first = (lab.test, lab.drawing.images(lab.recipe.calibration.seeds[0], 2))
     return {**lab.identity(), "samples": of_batches(next(iter(samples.batches(2))) for samples in first)}
 
 

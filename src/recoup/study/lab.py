@@ -1,8 +1,7 @@
 """The network under measurement: puts it into a state, measures, and depends on nothing that was measured before."""
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +10,6 @@ from torch import nn
 
 from recoup.calibrate import calibrate_
 from recoup.costs import Cost, assigned, cost
-from recoup.data.places import HELD_OUT, NoSplitError
 from recoup.emulate import emulate_, restore_
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.models.loading import FACTORIES, factory_of
@@ -28,6 +26,7 @@ from recoup.recalibrate import PAIRED
 from recoup.storage.digest import of_state
 from recoup.study.configs import Config
 from recoup.study.doubts import doubts
+from recoup.study.drawing import Drawing
 from recoup.study.hardware import Hardware, baseline_of, has_work, name_of, needs_scales, scaled_once_emulated
 from recoup.study.layouts import laid_out, takes_channels_last
 from recoup.study.machine import check_device
@@ -49,14 +48,6 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0]}"
 
 
-@contextmanager
-def _told_as(what: str) -> Iterator[None]:
-    try:
-        yield
-    except RecoupError as error:
-        raise RecoupError(f"{what}: {error}") from None
-
-
 class Lab:
     """A model, its data and the float BatchNorm statistics it came with.
 
@@ -71,6 +62,8 @@ class Lab:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # a factory without weights: the same network when the study is taken up again
             model, self.source = self._loaded()
+            self.drawing = Drawing(recipe, self.source)
+        self.recipe = self.drawing.recipe
         self.model: nn.Module = model.to(self.device).eval()
         self.has_norms = has_norms(model)
         self._working = {type(config): has_work(config, model) for config in recipe.configs}
@@ -103,14 +96,14 @@ class Lab:
         if self.source.quality.paired and len(self.test) < 2:
             raise RecoupError("test: one window leaves no interval: take two or more (test.limit, --limit; context)")
         inputs = next(iter(self.test.batches(2)))[0].to(self.device)
-        self._drawn(self.recipe.calibration.seeds[0])
+        self.drawing.kept(self.recipe.calibration.seeds[0])
         named = self.recipe.model
         with torch.no_grad():
             try:
                 output = call(self.model, inputs)
             except Exception as error:  # a network of the user's may fail in any way
                 raise RecoupError(
-                    f"model {named!r} does not take the {self._samples} of {self.recipe.data!r}, "
+                    f"model {named!r} does not take the {self.drawing.named} of {self.recipe.data!r}, "
                     f"{list(inputs.shape[1:])} each: {_told(error)}"
                 ) from error
             self.outputs = self.source.outputs(self.model, inputs, output, named)
@@ -137,10 +130,6 @@ class Lab:
     def doubts(self) -> list[str]:
         """What makes accuracies say nothing, as far as it shows before they are measured."""
         return doubts(self.untrained, self.outputs, self.source.classes())
-
-    @property
-    def _samples(self) -> str:
-        return self.source.quality.samples
 
     def has_work(self, config: Config) -> bool:
         """Whether the network has something for a config's hardware."""
@@ -199,52 +188,10 @@ class Lab:
         """A fingerprint of every parameter and buffer of the float model."""
         return of_state(self.model)
 
-    @cached_property
+    @property
     def test(self) -> Samples:
         """The test images, or windows."""
-        test = self.recipe.test
-        with _told_as(f"test {self._samples} (test.limit, .seed, .split; --limit, --test-seed, --test-split)"):
-            return self.source.load(test.split, test.limit, test.seed)
-
-    def images(self, seed: int, count: int | None = None) -> Samples:
-        """The calibration images of a seed, or the first ``count`` of them; none of them is a test image.
-
-        Raises:
-            RecoupError: more than there are; a split that is not there, or all of whose images are tested on.
-        """
-        calibration = self.recipe.calibration
-        limit = min(count or calibration.images, calibration.images)
-        where = "(calibration.images, .split; --calibration-images, --calibration-split)"
-        with _told_as(f"calibration {self._samples} {where}"):
-            if self._unseen is not None:
-                return self._unseen.subset(limit, seed)
-            try:
-                return self.source.load(calibration.split, limit, seed)
-            except NoSplitError as error:
-                raise RecoupError(
-                    f"{error}; they may be drawn from the split that is tested on, of which test.limit (--limit) "
-                    "leaves a part"
-                ) from None
-
-    @cached_property
-    def _unseen(self) -> Samples | None:
-        """What the test leaves of its own split, if calibration images are drawn from that; else None."""
-        data, split, test = self.recipe.data, self.recipe.calibration.split, self.recipe.test
-        if split not in (test.split, *HELD_OUT):
-            return None
-        if split != test.split and self.source.load(split, 1, 0).split != self.test.split:
-            return None
-        if test.limit is None:
-            raise RecoupError(
-                f"{data}, {split}: all {self._samples} of this split are tested on; with test.limit (--limit) they are "
-                "drawn from the rest"
-            )
-        return self.source.rest(split, test.limit, test.seed)
-
-    def augmented(self, images: Samples) -> bool:
-        """Whether calibration images are augmented: as the recipe says, else where the data set knows how."""
-        wanted = self.recipe.calibration.augment
-        return images.augmentation is not None if wanted is None else wanted
+        return self.drawing.test
 
     def accuracy(self, config: Config | Policy | None, state: str, seed: int) -> tuple[dict[str, Any], Shifts]:
         """What the source judges a state by, accuracy or nats (``config`` None: the float network), and how far
@@ -266,9 +213,7 @@ class Lab:
     def profiled(self, config: Config | Policy, seed: int) -> Any:
         """Calibration images for the per-layer figures; the model now runs on a config's hardware without repair."""
         self._prepare(config, NONE, seed)
-        if self._few is None or self._few[0] != seed:
-            self._few = (seed, self.images(seed, self.recipe.profile_images or 1))
-        return self._batches(self._few[1], seed, "profile")
+        return self.display.watch(self.drawing.batches(seed, self.recipe.profile_images or 1), "profile")
 
     def _prepare(self, config: Config | Policy | None, state: str, seed: int) -> None:
         self._reset()
@@ -276,7 +221,7 @@ class Lab:
             return
         # First, for what hardware is, is tried with another seed's scales where it is not known yet.
         repaired = None if state == NONE else self._repair(config, state)
-        batches = self._batches(self._drawn(seed), seed, "calibrate")
+        batches = self.display.watch(self.drawing.batches(seed), "calibrate")
         if self._calibrates(config):
             self._calibrate(seed, batches, isinstance(config, Policy))
         elsewhere = None
@@ -382,15 +327,3 @@ class Lab:
         chosen = Selection({key: True}, modules, "layers", modules)
         named = [module for name, module in modules.items() if chosen.of(name) is not UNMATCHED]
         return any(card.stand_in(module) is not None for card in takes for module in named)
-
-    def _drawn(self, seed: int) -> Samples:
-        if self._images is None or self._images[0] != seed:
-            self._images = (seed, self.images(seed))
-        return self._images[1]
-
-    _images: tuple[int, Samples] | None = None
-    _few: tuple[int, Samples] | None = None  # to profile on: reading a data set takes longer than those images do
-
-    def _batches(self, images: Samples, seed: int, what: str) -> Any:
-        batches = images.batches(self.recipe.calibration.batch_size, augment=self.augmented(images), seed=seed)
-        return self.display.watch(batches, what)

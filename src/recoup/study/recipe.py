@@ -141,13 +141,14 @@ class AnyRecipe(Strict):
 class Calibration(Strict):
     """The images that activation scales and repairs are computed from; each seed draws its own.
 
-    ``augment``: vary them as in training; null: where the data set knows how. ``split``: what they are drawn from.
-    ``activations``: codes for hardware of 8-bit activations: ``auto`` (signed where a layer's inputs are negative, else
-    unsigned), ``unsigned`` or ``signed``. ``negative``: what becomes of layers with negative inputs under ``unsigned``:
-    an ``error``, or they stay in ``float``.
+    ``images``: how many; null: 1,024, or all there are where those are fewer, which the recipe in a study's folder then
+    says. ``augment``: vary them as in training; null: where the data set knows how. ``split``: what they are drawn
+    from. ``activations``: codes for hardware of 8-bit activations: ``auto`` (signed where a layer's inputs are
+    negative, else unsigned), ``unsigned`` or ``signed``. ``negative``: what becomes of layers with negative inputs
+    under ``unsigned``: an ``error``, or they stay in ``float``.
     """
 
-    images: Count = 1024
+    images: Count | None = None
     augment: bool | None = None
     batch_size: Count = 128
     seeds: tuple[Seed, ...] = Field(default=(0, 1, 2), min_length=1)

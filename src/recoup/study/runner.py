@@ -16,6 +16,7 @@ from recoup.storage.files import keeping
 from recoup.storage.folder import reserve
 from recoup.study.bench import Bench, Task
 from recoup.study.configs import Config
+from recoup.study.drawing import with_images
 from recoup.study.hardware import Hardware, name_of, references
 from recoup.study.lab import Lab
 from recoup.study.machine import cpu_threads, describe
@@ -86,6 +87,7 @@ def run(
     how: dict[str, Any] = {"workers": workers or 1, "executor": executor, "shard": shard}
     with cpu_threads(1 if divided and recipe.cpu_threads is None else recipe.cpu_threads):
         lab = Lab(recipe)
+        recipe = lab.recipe
         lab.check()
         tasks, notes = plan(recipe, lab.has_norms, lab.hardware, lab.has_work)
         with Locks(Path(recipe.out), shard):
@@ -141,7 +143,7 @@ def _claim(store: Store, recipe: Recipe, overwrite: bool) -> None:
         path = store.folder / RECIPE
         if text.startswith(HEADER):
             return False
-        if Recipe.load(path) == recipe:
+        if with_images(Recipe.load(path), recipe.calibration.images) == recipe:
             return True
         raise RecoupError(f"{path} is another recipe; choose another folder with --out, or use --overwrite")
 
@@ -280,7 +282,8 @@ def _results(lab: Lab, tasks: list[Task], store: Store, notes: list[str]) -> Res
     notes += [ON_THREADS.format(counts=" and ".join(map(str, threads)))] if len(threads) > 1 else []
     notes += unpaired(tasks, store)
     notes += [note for task in tasks for note in store[task.key]["notes"]]
-    images = lab.images(first, 1)
+    images, count = lab.drawing.images(first, 1), recipe.calibration.images
+    assert count is not None  # counted when the lab was made
     return Results(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         recipe=recipe,
@@ -295,8 +298,8 @@ def _results(lab: Lab, tasks: list[Task], store: Store, notes: list[str]) -> Res
         classes=lab.source.classes(),
         data_name=images.name,
         test_images=len(lab.test),
-        calibration_images=recipe.calibration.images,
-        augmented=lab.augmented(images),
+        calibration_images=count,
+        augmented=lab.drawing.augmented(images),
         **measured_rows(tasks, store, references(present)),
         text=text,
         tables=_tables(recipe, tasks, store),

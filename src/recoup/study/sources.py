@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from recoup.data import load as load_data
-from recoup.data.loading import TooFewError
 from recoup.data.loading import rest as rest_of_data
+from recoup.data.places import TooFewError
 from recoup.data.text import SPLITS, Windows, windows
 from recoup.errors import RecoupError
 from recoup.evaluation import evaluate, observe
@@ -195,7 +195,8 @@ class Texts:
         if left < (take or 1):
             raise TooFewError(
                 f"text:{self.path}, {split}: {limit:,} of its windows leave {left:,}"
-                + ("" if take is None else f", where {take:,} are asked for")
+                + ("" if take is None else f", where {take:,} are asked for"),
+                available=left,
             )
         found = whole.take(order[limit:].sort().values)
         return found if take is None else found.subset(take, drawn)
