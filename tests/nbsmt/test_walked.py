@@ -1,4 +1,4 @@
-"""Registers that saturate all the time, signed values added one by one, against registers clipped after every product."""
+"""Registers that saturate all the time, signed values added one by one, against ones clipped after every product."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from recoup.kernels import llvm
-from recoup.nbsmt import bounded, emit_walked, runs, saturate, walked
+from recoup.nbsmt import emit_walked, runs, saturate, walked
 from recoup.nbsmt.emit_walked import AT_ONCE, Form
 from recoup.nbsmt.ports import SIGNED
 from recoup.network.convolution import POINTWISE, Geometry
@@ -50,7 +50,7 @@ def summed(weight, value, geometry, register, calls=1, **settings):
 def test_convolutions_equal_registers_clipped_after_every_product(
     register, seed, kind, of, images, channels, outputs, groups, kernel, stride, padding, dilation, block, columns, tail
 ):
-    """Any geometry and any size, borders of the code 128, with blocks of few slots and of many, from both ends or not."""
+    """Any geometry and any size, borders of the code 128, blocks of few slots or many, from both ends or not."""
     geometry, size = Geometry(kernel, stride, padding, dilation, groups), (7, 9)
     assume(min(geometry.outputs(size)) >= 1)
     random = torch.Generator().manual_seed(seed)

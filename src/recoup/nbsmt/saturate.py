@@ -75,7 +75,7 @@ class Saturating:
         return self._layouts[key]
 
     def _by_tiles(self, groups: int, zero: int, pixels: int, target: llvm.Target) -> Tiles | None:
-        """The weights tile by tile, where that pays: in runs or pieces that are added at once, or slots that are not."""
+        """The weights tile by tile, where that pays: in runs or pieces added at once, or slot by slot."""
         register, key = self.config.accumulator, (groups, zero)
         assert register is not None
         way = next((way for way in WAYS if way.fits(self._weight_OSLV, *key, pixels, target)), None)
