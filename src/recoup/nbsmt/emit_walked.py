@@ -210,6 +210,8 @@ class _Walk:
 
 def together(b: ir.IRBuilder, values: Sequence[Any]) -> list[Any]:
     """The same vectors, all computed before anything that takes them: LLVM would put what takes one next to it."""
+    if len(values) < 2:
+        return list(values)
     kinds = [value.type for value in values]
     places = ",".join(["=v"] * len(kinds) + [str(i) for i in range(len(kinds))])
     result = ir.LiteralStructType(kinds)

@@ -18,8 +18,8 @@ from recoup.nbsmt.ports import SIGNED, reach
 COLUMNS = 8
 """The most columns of a tile: their registers on two paths, and their products, are in a processor's registers."""
 
-BLOCK = 28 << 10
-"""Bytes of values that stay in a first-level cache while all output channels pass."""
+BLOCK = 14 << 10
+"""Bytes of values that stay in a first-level cache while all output channels pass: half of it, as more did not."""
 
 TAIL, OPEN = 0.25, 0.125
 """The share of the slots that is tried to settle output channels at first, and of those that it may leave."""
