@@ -104,10 +104,10 @@ class Tiles:
         each = -(-slots // -(-slots // max(AT_ONCE, BLOCK // (form.columns * VECTOR))))
         size, wide = each + -each % AT_ONCE, form.columns * COLUMN
         parts, count, high = self._weights(size), -(-pixels // wide), (1 << (self.bits - 1)) - 1
-        blocks = len(parts[0])
+        blocks, tail = len(parts[0]), self.tail
         kernel = emit_walked.tiles(form, target).bind(
             pixels=pixels, **near, channels=self.channels, taps=self.taps, outputs=self.outputs,
-            vectors=lanes // LANES, blocks=blocks, size=size, tail=ceil(self.tail * blocks), row=row, start=0,
+            vectors=lanes // LANES, blocks=blocks, size=size, tail=ceil(tail * blocks), row=row, start=0,
             low=-high - 1, high=high, up=0 if self._held else (1 << (WORD - 1)) - 1 - high,
             shift=WORD - self.bits if self._held else 0,
         )  # fmt: skip
@@ -126,11 +126,11 @@ class Tiles:
 
         each = len(parts) * self.outputs
         over_rows(tiles, count, wide * each * slots, WORK)
-        self._learn(sum(map(int, counts)) / (count * each), blocks)
+        self._learn(tail, sum(map(int, counts)) / (count * each), blocks)
 
-    def _learn(self, opened: float, blocks: int) -> None:
-        """Take a shorter tail as long as it settles almost all, then the last that did, or none."""
-        if opened > OPEN:
-            self.tail, self._shrinks = 0 if self.tail == TAIL else 2 * self.tail, False
-        elif self._shrinks and self.tail * blocks > 1:
-            self.tail /= 2
+    def _learn(self, tail: float, opened: float, blocks: int) -> None:
+        """After a call with a tail: a shorter one as long as it settles almost all, then the last that did, or none."""
+        if opened > OPEN:  # another thread's call may have had the same tail, and found the same
+            self.tail, self._shrinks = 0 if tail in (0, TAIL) else 2 * tail, False
+        elif self._shrinks and tail * blocks > 1:
+            self.tail = tail / 2
