@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import recoup as rc
 from recoup.kernels import llvm
-from recoup.nbsmt import bounded, emit_bounded, reference, runs, saturate
+from recoup.nbsmt import bounded, emit_bounded, reference, runs, saturate, walked
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.emit_bounded import PIECE, SPAN, Form, Register
 from recoup.nbsmt.ports import SIGNED
@@ -200,20 +200,22 @@ def test_thread_count_and_pieces_change_nothing(threads, monkeypatch):
 
 
 @needs_vnni
-def test_a_layer_that_saturates_all_the_time_goes_back_to_single_slots():
+@pytest.mark.parametrize(("register", "heavy"), [(12, True), (16, True), (20, False)])
+def test_a_layer_that_saturates_all_the_time_goes_back_to_single_slots(register, heavy):
     """After the first call, with the same bits; one that hardly does stays, with the weights laid out once."""
     random = torch.Generator().manual_seed(3)
     geometry = Geometry((3, 3), (1, 1), (1, 1), (1, 1), 1)
     weight, value = hostile("any", (32, 24, 3, 3), 24, random), values("any", (1, 24, 9, 8), random)
-    for register, heavy in ((12, True), (20, False)):
-        kernel = made(weight, register)
-        first, walked = summed(kernel, value, geometry)
-        own = kernel._tiles[1, SIGNED]
-        assert own.pays is (walked <= bounded.WALKED) is not heavy
-        assert not kernel._layouts
-        assert torch.equal(summed(kernel, value, geometry)[0], first)
-        assert bool(kernel._layouts) is heavy
-        assert kernel._tiles[1, SIGNED] is own
+    kernel = made(weight, register)
+    first, share = summed(kernel, value, geometry)
+    own = kernel._tiles[1, SIGNED]
+    assert own.pays is (share <= bounded.WALKED) is not heavy
+    assert not kernel._layouts
+    code = (value.to(torch.int16) + SIGNED).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    assert torch.equal(kernel(code, geometry, SIGNED), first)
+    assert isinstance(kernel._tiles[1, SIGNED], walked.Tiles) is (register < walked.WORD)
+    assert bool(kernel._layouts) is (heavy and register >= walked.WORD)
+    assert (kernel._tiles[1, SIGNED] is own) is (register >= walked.WORD)
 
 
 def test_code_of_a_tile():

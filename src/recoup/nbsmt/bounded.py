@@ -2,7 +2,7 @@
 
 How far a few slots can move a register is bounded by the lengths of their values and of their weights, and from most
 places no end is that near. Where most are, as in a register that saturates all the time, nothing is won; that shows
-in the first call's values, and the next ones are left to `recoup.nbsmt.emit_saturating`.
+in the first call's values, and the next ones are left to `recoup.nbsmt.walked`, or `recoup.nbsmt.emit_saturating`.
 
 Legend: O output channels, K = C L slots' taps in their order (C channels, L taps), B blocks of them. A block has
 spans of 32 slots, a span two pieces of 16.
@@ -31,7 +31,7 @@ WORK = 1 << 16
 """Products that pay for one more thread."""
 
 WALKED = 0.5
-"""The share of pieces that may be walked: with more of them, `recoup.nbsmt.emit_saturating` takes less time."""
+"""The share of pieces that may be walked: with more of them, adding slot by slot takes less time."""
 
 
 class Weights(NamedTuple):

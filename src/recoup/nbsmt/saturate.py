@@ -6,7 +6,7 @@ Where a sum saturates depends on the order of its parts, so no matrix product gi
 A few images at a time are dealt out so that a slot's values lie side by side (`recoup.nbsmt.emit_slots`), inside zeros
 where the convolution pads, and stay in the cache while `recoup.nbsmt.emit_saturating` adds them up. Slots of one
 product are added run by run where it is unsigned (`recoup.nbsmt.runs`), and where it is signed many at once, if the
-register is far enough from its ends (`recoup.nbsmt.bounded`).
+register is far enough from its ends (`recoup.nbsmt.bounded`), or by lanes of pixels (`recoup.nbsmt.walked`).
 
 Legend: S slots, L the kernel's taps, V = G * T products of a slot, M output pixels, O output channels.
 """
@@ -23,7 +23,7 @@ from torch import Tensor
 from recoup.kernels import llvm
 from recoup.kernels.signature import Bound
 from recoup.kernels.threads import over_rows
-from recoup.nbsmt import bounded, emit_slots, reference, runs
+from recoup.nbsmt import bounded, emit_slots, reference, runs, walked
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.emit_saturating import VECTOR, Form, saturating, started
 from recoup.nbsmt.lanes import Layout, in_bytes, laid_out
@@ -42,7 +42,7 @@ FEW = 4
 WAYS = (runs, bounded)
 """How slots of one product are added several at once, unsigned ones and signed ones."""
 
-Tiles = runs.Tiles | bounded.Tiles
+Tiles = runs.Tiles | bounded.Tiles | walked.Tiles
 
 WORK, COPIED = 1 << 16, 1 << 18
 """Products, and bytes to deal out, that pay for one more thread."""
@@ -75,13 +75,17 @@ class Saturating:
         return self._layouts[key]
 
     def _by_tiles(self, groups: int, zero: int, pixels: int, target: llvm.Target) -> Tiles | None:
-        """The weights in runs or pieces that are added at once, where those pay; cut at the first call."""
+        """The weights tile by tile, where that pays: in runs or pieces added at once, or slot by slot."""
         register, key = self.config.accumulator, (groups, zero)
         assert register is not None
         way = next((way for way in WAYS if way.fits(self._weight_OSLV, *key, pixels, target)), None)
-        if way is not None and key not in self._tiles:
+        if way is None:
+            return None
+        if key not in self._tiles:
             self._tiles[key] = way.Tiles(self._weight_OSLV, register.bits, groups)
-        return self._tiles[key] if way is not None and self._tiles[key].pays else None
+        if not self._tiles[key].pays and register.bits < walked.WORD:
+            self._tiles[key] = walked.Tiles(self._weight_OSLV, register.bits, groups)
+        return self._tiles[key] if self._tiles[key].pays else None
 
     def __call__(
         self,
