@@ -1,6 +1,7 @@
 """Conversion: in place, reversible, by map, with float checkpoints, and nothing changed after an error."""
 
 import copy
+import functools
 import pickle
 import re
 
@@ -11,6 +12,7 @@ from torch import nn
 import recoup as rc
 from recoup.nbsmt import NBSMTConv2d
 from recoup.network.emulated import Emulated, emulated_layers
+from recoup.network.replay import Outputs, replaying
 from tests.networks import CONVOLUTIONS, images, small_net
 
 
@@ -201,6 +203,78 @@ def test_a_layer_with_a_method_of_its_own_is_left_in_float_and_said_so(model, co
     delattr(conv, method)
     rc.emulate_(model, config)
     assert isinstance(conv, Emulated)
+
+
+def test_a_wrapper_that_calls_itself_one_of_ours_is_seen():
+    """functools.wraps copies the name of the module that a function is from."""
+    net = nn.ModuleDict({"p": rc.models.attention.AttentionProducts(), "q": rc.models.attention.AttentionProducts()})
+    plain = net.p.forward
+    net.p.forward = functools.wraps(plain)(functools.partial(plain))
+    with pytest.warns(rc.RecoupWarning, match=r"forward was set on the object itself .*: p \(AttentionProducts\)"):
+        rc.emulate_(net, rc.LBA.m7e4())
+    assert set(emulated_layers(net)) == {"q"}
+
+
+def test_costs_and_spaces_leave_out_a_layer_with_a_method_of_its_own():
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    net[2].forward = lambda x, plain=net[2].forward: plain(x)
+    cost = rc.cost(net, rc.Policy({"re:.*": rc.LBA.m7e4()}), (8,))
+    assert cost.in_float == ("2",)
+    rc.emulate_(net, rc.LBA.m7e4(), {"2": None})
+    assert rc.cost(net, None, (8,)).layers == cost.layers
+    rc.restore_(net)
+    assert {
+        name for group in rc.search.Space({"re:.*": [None, rc.LBA.m7e4()]}).groups(net) for name in group.layers
+    } == {"0"}
+
+
+def test_kept_outputs_are_not_given_for_a_layer_with_a_method_of_its_own():
+    outputs, x = Outputs(), torch.randn(2, 3, 6, 6)
+    one, two = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+    two.load_state_dict(one.state_dict())
+    two._conv_forward = lambda x, w, b, plain=two._conv_forward: 2 * plain(x, w, b)
+    with torch.no_grad(), replaying(nn.ModuleList([one, two]), outputs):
+        assert torch.equal(two(x), 2 * one(x))
+
+
+@pytest.mark.parametrize("way", ["alone", "under another name"])
+def test_layers_of_an_encoder_are_kept_off_its_fast_path_however_they_are_found(way):
+    torch.manual_seed(0)
+    encoder, x = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval(), torch.randn(2, 5, 16)
+    holder = nn.Module()
+    holder.first, holder.encoder = encoder.linear1, encoder
+    with torch.no_grad():
+        expected = encoder(x)
+        if way == "alone":
+            rc.emulate_(encoder.linear1, rc.LBA.m7e4())
+        else:
+            rc.emulate_(holder, rc.LBA.m7e4(), {"first": rc.LBA.m7e4(), "re:.*": None})
+        assert not torch.equal(encoder(x), expected)
+        rc.restore_(encoder)
+        assert torch.equal(encoder(x), expected)
+
+
+@pytest.mark.parametrize("config", [rc.NBSMT(threads=2), rc.LBA(), rc.TensorCore.hopper_fp8()], ids=repr)
+def test_padding_set_after_construction_is_that_of_the_layer(config):
+    conv, other = nn.Conv2d(3, 4, (3, 2), dilation=(1, 2)), nn.Conv2d(3, 4, (3, 2), dilation=(1, 2), padding="same")
+    other.load_state_dict(conv.state_dict())
+    x = torch.rand(1, 3, 8, 8)
+    conv.padding = "same"
+    assert torch.equal(conv(x), other(x))
+    for layer in (conv, other):
+        rc.calibrate_(layer, [x], {"": True})
+        rc.emulate_(layer, config)
+    assert torch.equal(conv(x), other(x))
+
+
+def test_a_layer_parametrized_while_emulated_is_not_restored_but_said():
+    layer = nn.Linear(8, 8)
+    rc.emulate_(layer, rc.LBA())
+    nn.utils.parametrizations.weight_norm(layer)
+    with pytest.raises(rc.RecoupError, match="parametrized after emulate_"):
+        rc.restore_(layer)
+    nn.utils.parametrize.remove_parametrizations(layer, "weight")
+    assert type(rc.restore_(layer)) is nn.Linear
 
 
 def test_a_norm_with_a_method_of_its_own_is_left_too(model):

@@ -132,3 +132,14 @@ def test_tied_weights(tmp_path):
     assert loaded[2].weight is loaded[0].weight
     x = torch.rand(3, 4)
     assert torch.equal(loaded(x), model(x))
+
+
+def test_a_model_of_another_dtype_is_refused_and_stays(tmp_path):
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval()
+    rc.emulate_(net, rc.LightNorm())
+    rc.save(net, tmp_path / "chip.safetensors")
+    other = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval().bfloat16()
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    with pytest.raises(rc.RecoupError, match=r"torch.float32 in the file and torch.bfloat16 in the model.*model.to"):
+        rc.load(tmp_path / "chip.safetensors", other)
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())

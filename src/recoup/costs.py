@@ -16,6 +16,7 @@ from torch import nn
 from recoup.dies import Die, able, smallest_units, told  # noqa: F401 -- able is one of this module's names
 from recoup.errors import RecoupError
 from recoup.network.checks import is_module
+from recoup.network.derived import replaced
 from recoup.network.emulated import Emulated
 from recoup.network.reached import say_missed
 from recoup.network.selection import UNMATCHED, Selection
@@ -318,8 +319,8 @@ def assigned(model: nn.Module, policy: Policy | Mapping[str, Any] | None, purpos
 
 def takes(kind: type, module: nn.Module) -> bool:
     """Whether the hardware of a config class stands in for a module, as it is in float."""
-    card, float_kind = cards().get(kind), float_class(module)
-    return card is not None and (float_kind in card.layers or card.adapt(float_kind) is not None)
+    card, kept = cards().get(kind), not isinstance(module, Emulated) and replaced(module)
+    return card is not None and card.for_class(float_class(module)) is not None and not kept
 
 
 def beside(model: nn.Module, sizes: Map) -> tuple[Uncounted, ...]:

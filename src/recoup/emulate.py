@@ -226,12 +226,21 @@ def restore_(model: M, *, statistics: str = "auto") -> M:
             back if neither changed since; if any did, as in training, all stays, and a warning says so. ``undo``: what
             still is as the repair wrote it goes back, whatever happened to the others.
 
+    Raises:
+        RecoupError: no such ``statistics``; a layer that was parametrized while it was emulated.
+
     Warns:
         RecoupWarning: statistics that stay because something changed since they were repaired.
     """
     if statistics not in ("auto", "undo"):
         raise RecoupError(f"restore_(statistics={statistics!r}): statistics must be 'auto' or 'undo'")
     is_module(model, "restore_")
+    for layer in emulated_layers(model).values():
+        if is_parametrized(layer):
+            raise RecoupError(
+                f"restore_: {layer.title} was parametrized after emulate_, which gave it another class: take that off "
+                "first (torch.nn.utils.parametrize.remove_parametrizations)"
+            )
     _restore_tensors(model, statistics == "undo")
     for layer in emulated_layers(model).values():
         revert(layer)
@@ -268,11 +277,14 @@ def _layers_of(config: Any) -> Mapping[type[nn.Module], type[nn.Module]]:
 
 def _convert(plan: Plan, modules: Mapping[str, nn.Module]) -> None:
     done: list[nn.Module] = []
+    encoders = (module for module in modules.values() if isinstance(module, nn.TransformerEncoderLayer))
+    within = {child for encoder in encoders for child in encoder.children()}
     try:
         for name, (module, config, target) in plan.items():
             become(module, target, config, name)
             done.append(module)
-            if isinstance(modules.get(name.rpartition(".")[0]), nn.TransformerEncoderLayer):
+            # A layer that is converted by itself may lie in such a layer, which cannot be seen from here.
+            if module in within or (not name and isinstance(module, nn.Linear | nn.LayerNorm)):
                 keep_off_fast_path(module)
     except BaseException:
         for module in done:

@@ -7,7 +7,7 @@ The file is a safetensors file that is a correct float checkpoint: parameters an
 
 import ast
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,8 @@ def load(path: str | Path, model: nn.Module | str | None = None, **options: Any)
 
     Raises:
         RecoupError: no such file, a damaged one or none of ours, a newer format; a model that is emulated already or
-            whose names or shapes differ; hardware of a wing that is not registered. The model is then as it was.
+            whose names, shapes or dtypes differ; hardware of a wing that is not registered. The model is then as it
+            was.
 
     Warns:
         RecoupWarning: names that differ by a prefix.
@@ -123,6 +124,7 @@ def load(path: str | Path, model: nn.Module | str | None = None, **options: Any)
     weights = {name: value for name, value in tensors.items() if not name.startswith((PREFIX, BEFORE))}
     own, extra = network.state_dict(), header.get("extra_state", {})
     rename = renamed(_shaped(weights | extra), _shaped(own), f"load: {path}")
+    _check_types(weights, own, rename, path)
     before = {name: value.clone() if isinstance(value, Tensor) else value for name, value in own.items()}
     scales = {module: {n: module.__dict__.get(n) for n in MEASURED} for module in network.modules()}
     try:
@@ -182,6 +184,19 @@ def _file(path: str | Path) -> Path:
     """The file itself; in a folder, such as that of save_pretrained, the one that has its name there."""
     place = Path(str(path).removeprefix(FOLDER))
     return place / NAME if place.is_dir() else place
+
+
+def _check_types(
+    weights: Mapping[str, Tensor], own: Mapping[str, Any], rename: Callable[[str], str], path: str | Path
+) -> None:
+    """Refuse a model of another dtype: its weights would be rounded, and not be those that were saved."""
+    for name, value in weights.items():
+        there = own.get(rename(name))
+        if isinstance(there, Tensor) and there.dtype != value.dtype:
+            raise RecoupError(
+                f"load: {path}: {name!r} is {value.dtype} in the file and {there.dtype} in the model: convert the "
+                f"model first, as in model.to({value.dtype})"
+            )
 
 
 def _shaped(state: Mapping[str, Any]) -> dict[str, Tensor]:

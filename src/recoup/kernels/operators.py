@@ -139,7 +139,7 @@ def _plain_keys() -> tuple[int, ...]:
     found = []
     for inference in (False, True):
         with torch.inference_mode(inference):
-            found.append(torch._C._dispatch_keys(torch.empty(0, device="cpu")).raw_repr())
+            found.append(torch._C._dispatch_keys(torch.empty(0, dtype=torch.float32, device="cpu")).raw_repr())
     return tuple(found)
 
 

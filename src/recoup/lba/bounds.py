@@ -130,7 +130,9 @@ def _operand_range(low: float, high: float, layer: LBALayer) -> tuple[float, flo
     low, high = -_below(max(-low, 0.0)), _below(max(high, 0.0))
     form, largest = layer.config.pair[0], layer.largest_input()
     if isinstance(form, Int) and largest is not None:  # codes grow with what they are of
-        ends, _ = quantize_operand(torch.tensor([low, high]), form, largest=largest, layer=layer.title)
+        ends, _ = quantize_operand(
+            torch.tensor([low, high], dtype=torch.float32), form, largest=largest, layer=layer.title
+        )
         return float(ends[0]) + 0.0, float(ends[1])
     if isinstance(form, Int):
         if low < 0 and not form.signed:
@@ -146,7 +148,7 @@ def _operand_range(low: float, high: float, layer: LBALayer) -> tuple[float, flo
 def _below(x: float) -> float:
     """The largest float32 number that is not above x >= 0."""
     near = torch.tensor(min(x, torch.finfo(torch.float32).max), dtype=torch.float64).float()
-    return float(near if float(near) <= x else torch.nextafter(near, torch.zeros(())))
+    return float(near if float(near) <= x else torch.nextafter(near, torch.zeros((), dtype=torch.float32)))
 
 
 def _relative(format: Float | Int | None) -> float:  # noqa: A002

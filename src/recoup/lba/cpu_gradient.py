@@ -41,8 +41,8 @@ def gradients(
     rows, raw = (F.pad(t, [0, 0, 0, short]).contiguous() for t in (scaled(x, chosen), x))
     g = F.pad(grad, [0, width - N, 0, short]).contiguous()
     parts = groups(B, tiles * tile.rows, K, panels)
-    grad_a = torch.zeros(parts, B, tiles * tile.rows, K)
-    grad_b = torch.zeros(B, panels, K, tile.columns)
+    grad_a = torch.zeros(parts, B, tiles * tile.rows, K, dtype=torch.float32)
+    grad_b = torch.zeros(B, panels, K, tile.columns, dtype=torch.float32)
     overflow, recursive = config.gradient.endswith("_of"), config.gradient.startswith("recursive")
     chunk = min(config.chunk or K, K)
     kernel = build(chosen.form, tile, processor, overflow, recursive).bind(

@@ -57,7 +57,9 @@ def _run(
     chunk = min(config.chunk or K, K)
     chosen = plan(*reach, chunk * reach[0].largest * reach[1].largest, config, target.fma)
     tile = fitted(shape(chosen.form, target), M, N)
-    columns = Columns(torch.empty(0), torch.arange(K) * strides[0], torch.arange(N) * strides[1], 0)
+    columns = Columns(
+        torch.empty(0, dtype=torch.float32), torch.arange(K) * strides[0], torch.arange(N) * strides[1], 0
+    )
     places, straight = padded(columns, tile)
     tiles, width = -(-M // tile.rows), len(places)
     kernel = build(chosen.form, tile, target).prepare(

@@ -83,8 +83,10 @@ def runs(unit: LBA, config: LBA) -> bool:
 def self_test() -> str:
     """Sums of M7E4 by hand: twice 2^-8 behind a 1 is lost, before it not; 75 saturates; 2^-13 is no product."""
     small = 2.0**-8
-    a = torch.tensor([[1, small, small, 0, 0], [small, small, 1, 0, 0], [15.0] * 5, [2.0**-13] * 5])
-    got = matmul(a, torch.ones(5, 1), LBA.m7e4()).flatten().tolist()
+    a = torch.tensor(
+        [[1, small, small, 0, 0], [small, small, 1, 0, 0], [15.0] * 5, [2.0**-13] * 5], dtype=torch.float32
+    )
+    got = matmul(a, torch.ones(5, 1, dtype=torch.float32), LBA.m7e4()).flatten().tolist()
     expected = [1.0, 1 + 2.0**-7, 63.75, 0.0]
     if got != expected:
         raise RecoupError(f"lba.matmul gives {got}, expected {expected}")

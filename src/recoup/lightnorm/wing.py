@@ -97,8 +97,15 @@ def self_test() -> str:
     products with gamma share the exponent of the second largest, whose last place is 1/64: 9/512 becomes 1/64. The
     gradient of a sum is zero: a batch norm takes every mean away.
     """
-    x = torch.tensor([-1.0, 1.0]).repeat(8)[:, None].expand(16, 4).contiguous().requires_grad_()
-    y = train(x, torch.tensor([1, 1 / 2, 1 / 4, 1 / 32]), torch.zeros(4), LightNorm().code, 0.0, "self-test")[0]
+    x = torch.tensor([-1.0, 1.0], dtype=torch.float32).repeat(8)[:, None].expand(16, 4).contiguous().requires_grad_()
+    y = train(
+        x,
+        torch.tensor([1, 1 / 2, 1 / 4, 1 / 32], dtype=torch.float32),
+        torch.zeros(4, dtype=torch.float32),
+        LightNorm().code,
+        0.0,
+        "self-test",
+    )[0]
     (slope,) = torch.autograd.grad(y.sum(), x)
     got, expected = y[1].tolist(), [9 / 16, 9 / 32, 9 / 64, 1 / 64]
     if got != expected or not torch.equal(y[0::2], -y[1::2]) or slope.any():

@@ -132,7 +132,10 @@ class Tiles:
             planes = torch.full((blocks * size, wide), SIGNED, dtype=torch.uint8)
             windows = torch.empty(size // QUAD, groups, VECTOR, dtype=torch.uint8)
             words = torch.empty(size // 2, groups, VECTOR, dtype=torch.uint8)
-            reach, sums = torch.empty(size // SPAN, ALL), torch.empty(lanes, wide, dtype=torch.int32)
+            reach, sums = (
+                torch.empty(size // SPAN, ALL, dtype=torch.float32),
+                torch.empty(lanes, wide, dtype=torch.int32),
+            )
             counts.append(walked := torch.zeros(1, dtype=torch.int64))
             memory = {"planes": planes, "windows": windows, "words": words, "reach": reach, "sums": sums}
             memory = {name: part.data_ptr() for name, part in (memory | {"walked": walked}).items()}

@@ -9,7 +9,8 @@ Legend: N images, O output channels, C channels of the operand (all groups toget
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
@@ -45,12 +46,13 @@ class Int8Convolution:
         self, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, groups: int, shape: tuple[int, ...]
     ) -> None:
         self.shape = tuple(shape)
-        self._ones = torch.ones(weight.shape[0])
+        self._ones = torch.ones(weight.shape[0], dtype=torch.float32)
         self._zeros = torch.zeros(weight.shape[0], dtype=torch.int64)
         self._geometry = (list(stride), list(padding), list(dilation), groups)
-        self._packed: Tensor = torch.ops.onednn.qconv_prepack(
-            weight.contiguous(), self._ones, 1.0, 0, *self._geometry, list(shape)
-        )
+        with _default_of_floats():
+            self._packed: Tensor = torch.ops.onednn.qconv_prepack(
+                weight.contiguous(), self._ones, 1.0, 0, *self._geometry, list(shape)
+            )
 
     def __call__(self, operand: Tensor) -> Tensor:
         if operand.shape != self.shape:
@@ -58,6 +60,20 @@ class Int8Convolution:
         scales = (self._packed, self._ones, self._zeros, None)
         output = (1.0, 0, torch.float32, "none", [], "")
         return torch.ops.onednn.qconv2d_pointwise(operand, 1.0, 0, *scales, *self._geometry, *output)
+
+
+@contextmanager
+def _default_of_floats() -> Iterator[None]:
+    """float32 as torch's default dtype, of which oneDNN's packing makes scales of its own: it fails on others."""
+    before = torch.get_default_dtype()
+    if before == torch.float32:
+        yield
+        return
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def exact_convolution(

@@ -125,7 +125,7 @@ class SeenProduct:
     def weight_codes(self) -> tuple[Tensor, Tensor]:
         """int8 codes [B * N, K, 1, 1] of the operand that plays the weights, and its scale for each of them."""
         code = quantize_activation(self.w_BKN, self.scales[1], SIGNED).transpose(1, 2).flatten(0, 1)
-        return code[..., None, None], torch.full((len(code),), self.scales[1])
+        return code[..., None, None], torch.full((len(code),), self.scales[1], dtype=torch.float32)
 
     def ordered(self, config: NBSMT) -> None:
         """No order: what meets in a slot is new in every call."""

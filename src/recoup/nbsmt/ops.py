@@ -214,7 +214,17 @@ def _convolution_backward(
     weight_code, scale_O = quantize_weight(weight)
     quantized = as_2d(weight_code * scale_O.view(-1, *[1] * (weight.dim() - 1)))
     grad_x, grad_w, _ = torch.ops.aten.convolution_backward(
-        grad, code * scale, quantized, None, stride, padding, dilation, False, [0, 0], groups, [*needs, False]
+        grad,
+        code.to(torch.float32) * scale,
+        quantized,
+        None,
+        stride,
+        padding,
+        dilation,
+        False,
+        [0, 0],
+        groups,
+        [*needs, False],
     )
     if grad_x is not None:
         value = torch.round(x / x.new_tensor(scale))

@@ -139,11 +139,17 @@ class Padded:
     def padded(self, x: Tensor) -> tuple[Tensor, list[int]]:
         """The input, padded where the operator cannot do it, and what padding is left for the operator."""
         none = [0] * len(self.kernel_size)
-        if self.padding_mode != "zeros":
+        if self.padding_mode != "zeros":  # what the constructor saw, as in torch, whatever padding was set to since
             return F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), none
-        if self.padding == "same":
-            return F.pad(x, self._reversed_padding_repeated_twice), none
+        if self.padding == "same":  # torch pads by what the layer is now
+            return F.pad(x, self._same), none
         return x, none if isinstance(self.padding, str) else list(self.padding)
+
+    @property
+    def _same(self) -> list[int]:
+        """What ``same`` adds, the last dimension first, before and after it: the larger half behind."""
+        totals = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        return [half for total in reversed(totals) for half in (total // 2, total - total // 2)]
 
     def in_2d(self, x: Tensor) -> tuple[Tensor, Geometry]:
         """The input, batched or not, as [N, C, H, W] padded where the operator cannot do it; and what is left to do."""

@@ -65,7 +65,8 @@ def _deciding(kind: type[nn.Module]) -> frozenset[str]:
 
 
 def _ours(value: Any) -> bool:
-    return str(getattr(value, "__module__", "")).partition(".")[0] == "recoup"
+    """Whether it is an object of a class of recoup's: a function's ``__module__`` may be that of what it wraps."""
+    return type(value).__module__.partition(".")[0] == "recoup"
 
 
 def _own(subclass: type, base: type) -> dict[str, Any]:

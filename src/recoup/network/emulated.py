@@ -161,7 +161,7 @@ class Emulated(nn.Module):
 def _copied(module: nn.Module) -> Tensor:
     """A copy of a layer's weight; of a norm without one nothing."""
     weight = getattr(module, "weight", None)
-    return weight.detach().clone() if isinstance(weight, Tensor) else torch.empty(0)
+    return weight.detach().clone() if isinstance(weight, Tensor) else torch.empty(0, dtype=torch.float32)
 
 
 def become(module: nn.Module, layer_class: type[nn.Module], config: Any, name: str) -> None:

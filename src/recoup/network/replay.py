@@ -17,6 +17,7 @@ import xxhash
 from torch import Tensor, nn
 
 from recoup.kernels.arrays import array
+from recoup.network.derived import replaced
 from recoup.network.emulated import Emulated
 from recoup.network.modes import compiled
 
@@ -172,7 +173,7 @@ def replaying(model: nn.Module, outputs: Outputs, *, keep: bool = True, lasting:
     """
     known = (*PURE, Emulated)
     layers = [] if compiled(model) else [m for m in model.modules() if isinstance(m, known)]
-    layers = [layer for layer in layers if "forward" not in layer.__dict__]
+    layers = [layer for layer in layers if "forward" not in layer.__dict__ and not replaced(layer)]
     try:
         for layer in layers:
             layer.__dict__["forward"] = _Replayed(layer, outputs, keep, lasting)

@@ -24,11 +24,12 @@ from recoup.study.recipe import AnyRecipe, Array, Calibration, Chip, Count, Scal
 
 
 class Scoring(Strict):
-    """The images that options are scored on: drawn with ``seed`` from ``split``, none of them a test image; null: from
-    what ``test.limit`` leaves of the test's split, where that is enough, else from ``train``. A network loses less on
-    images that it was trained on, so what is predicted from them is too little for others."""
+    """The images that options are scored on: ``images`` of them (null: 1,000, or all there are where those are fewer),
+    drawn with ``seed`` from ``split``, none of them a test image; null: from what ``test.limit`` leaves of the test's
+    split, where that is enough, else from ``train``. A network loses less on images that it was trained on, so what is
+    predicted from them is too little for others."""
 
-    images: Count = 1000
+    images: Count | None = None
     seed: Seed = 0
     batch_size: Count = 250
     split: Text | None = None
@@ -52,8 +53,8 @@ class SearchRecipe(AnyRecipe):
         space, same, at_most: as in `recoup.search.spaces.Space`; "float" or null is a layer in float.
         scoring: which images options are scored on.
         calibration: which images decide scales and repairs. The first seed scores, each seed is a draw when the front
-            is measured.
-        test: which images the front is measured on.
+            is measured. Where the number is open, 256, or all there are where those are fewer.
+        test: which images the front is measured on; where nothing is said 1,000, or all there are.
         repair: a plan of `recoup.repair_`.
         metric: what damage is.
         reference: whether options are scored with everything else on its first option, not in float.
@@ -82,7 +83,7 @@ class SearchRecipe(AnyRecipe):
     same: tuple[tuple[Text, ...], ...] = ()
     at_most: dict[Text, Count] = Field(default_factory=dict)
     scoring: Scoring = Scoring()
-    calibration: Calibration = Calibration(images=256)
+    calibration: Calibration = Calibration()
     test: Test = Test(limit=1000)
     repair: Text = "default"
     metric: Literal["kl", "mse", "nats", "top1"] = "kl"

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -31,10 +31,15 @@ from recoup.search.spaces import title
 from recoup.search.verifying import verify
 from recoup.storage.folder import make
 from recoup.study import sources
+from recoup.study.drawing import told_as
 from recoup.study.quality import NATS
 from recoup.study.sources import Samples, Texts
 from recoup.tasks.performing import Progress
 from recoup.tasks.shards import Shard
+
+MANY, FEW = 1000, 256
+"""Samples that options are scored on and that repairs are computed from, where a recipe does not say and there are
+as many."""
 
 Stage = Literal["plan", "score", "front", "verify", "run"]
 TRAINED_ON = (
@@ -109,35 +114,56 @@ class Source:
     def calibration(self, seed: int) -> Iterable[Any]:
         """Batches for scales and repairs, of a draw; augmented where the recipe says so or the data know how."""
         wanted = self.recipe.calibration
-        samples = self._other(wanted.split, wanted.images, seed, "calibration")
+        with self._told("calibration", ".images, .split"):
+            samples = self._other(wanted.split, wanted.images, FEW, seed, "calibration")
         augment = samples.augmentation is not None if wanted.augment is None else wanted.augment
         return samples.batches(wanted.batch_size, augment=augment, seed=seed)
 
     def test(self) -> Iterable[Any]:
         """Batches that the front is measured on."""
+        return self._tested.batches(self.recipe.test.batch_size)
+
+    @cached_property
+    def _tested(self) -> Samples:
         wanted = self.recipe.test
-        return self.data.load(wanted.split, wanted.limit, self._seed).batches(wanted.batch_size)
+        with self._told("test", ".limit, .split"):
+            return self.data.load(wanted.split, self._limit, self._seed)
+
+    @cached_property
+    def _limit(self) -> int | None:
+        """How many are tested on: None, all, also where the recipe says nothing and there are fewer than by default."""
+        wanted = self.recipe.test
+        if "test" not in self.recipe.model_fields_set:
+            try:
+                self.data.load(wanted.split, wanted.limit, self._seed)
+            except TooFewError:
+                return None
+        return wanted.limit
 
     @cached_property
     def _scored(self) -> Samples:
         wanted, test = self.recipe.scoring, self.recipe.test
-        if wanted.split is None and test.limit is not None:
-            try:
-                return self.data.rest(test.split, test.limit, self._seed, wanted.images, wanted.seed)
-            except TooFewError:  # the results' notes say where they are from
-                pass
-        return self._other(wanted.split or "train", wanted.images, wanted.seed, "scoring")
+        with self._told("scoring", ".images, .split"):
+            if wanted.split is None and self._limit is not None:
+                try:
+                    return self.data.rest(test.split, self._limit, self._seed, wanted.images or MANY, wanted.seed)
+                except TooFewError:  # the results' notes say where they are from
+                    pass
+            return self._other(wanted.split or "train", wanted.images, MANY, wanted.seed, "scoring")
 
-    def _other(self, split: str, count: int, seed: int, what: str) -> Samples:
-        """Samples of a split, none of which is tested on."""
+    def _told(self, what: str, keys: str) -> Any:
+        return told_as(f"{what} {self.sample}s ({what}{keys})")
+
+    def _other(self, split: str, count: int | None, most: int, seed: int, what: str) -> Samples:
+        """``count`` samples of a split, none of which is tested on; None: ``most``, or all there are."""
         if not self._is_tested(split):
-            return self.data.load(split, count, seed)
-        test = self.recipe.test
+            return _at_most(lambda count: self.data.load(split, count, seed), count, most)
+        test, limit = self.recipe.test, self._limit
         asked = f"{what}.split: {split!r} is tested on"
-        if test.limit is None:
+        if limit is None:
             raise RecoupError(f"{asked}, all of it; with test.limit {what} {self.sample}s are drawn from the rest")
         try:
-            return self.data.rest(test.split, test.limit, self._seed, count, seed)
+            return _at_most(lambda count: self.data.rest(test.split, limit, self._seed, count, seed), count, most)
         except TooFewError as error:
             raise RecoupError(f"{asked}: {error}") from None
 
@@ -152,6 +178,16 @@ class Source:
         """Windows follow each other, so a part of them is always drawn."""
         seed = self.recipe.test.seed
         return (seed or 0) if isinstance(self.data, Texts) else seed
+
+
+def _at_most(take: Callable[[int], Samples], count: int | None, most: int) -> Samples:
+    """``count`` samples; None: ``most``, or all there are."""
+    try:
+        return take(count or most)
+    except TooFewError as error:
+        if count is not None or not error.available:
+            raise
+        return take(error.available)
 
 
 def source(recipe: SearchRecipe) -> Source:
@@ -187,6 +223,7 @@ def _checked(recipe: SearchRecipe, loaded: Source, batches: Iterable[Any]) -> Pl
     program = affordable(made.groups, sizes, *asked)
     for point, network in zip(recipe.tuned, loaded.tuned, strict=True):
         placed(program, made.groups, network, point.policy, point.repair)
+    loaded.test()
     return made
 
 

@@ -75,7 +75,10 @@ def _prepared(x: Tensor, scale: Tensor, block: int, exponents: tuple[int, int], 
     """
     K, N = x.shape
     tiles = -(-N // width)
-    values, powers = torch.empty(tiles, K, width, dtype=torch.float64), torch.empty(tiles, K, width)
+    values, powers = (
+        torch.empty(tiles, K, width, dtype=torch.float64),
+        torch.empty(tiles, K, width, dtype=torch.float32),
+    )
     arrays = [array(t) for t in (x, scale)], [array(t) for t in (values, powers)]
 
     def run(first: int, last: int) -> None:
@@ -114,7 +117,7 @@ def _scale_exponent(config: TensorCore) -> int:
 def _run(kernel: object, operands: tuple[Tensor, ...], config: TensorCore, M: int, shape: tuple[int, ...]) -> Tensor:
     """Rows of tiles over the pool -> [M, N]."""
     (K, N), tiles = shape, -(-shape[1] // TILE)
-    y, arrays = torch.empty(tiles, M, TILE), [array(t) for t in operands]
+    y, arrays = torch.empty(tiles, M, TILE, dtype=torch.float32), [array(t) for t in operands]
     numbers, result = (config.group, config.fraction, config.promotion or K), array(y)
 
     def run(first: int, last: int) -> None:

@@ -74,7 +74,7 @@ def _rows(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, config: Tensor
     right = _Side.of(b.mT, scale_b.mT, second, config)
     K, shape = a.shape[2], (a.shape[0], a.shape[1], b.shape[2])
     part = config.promotion or K
-    whole = torch.zeros(shape, device=a.device)
+    whole = torch.zeros(shape, dtype=torch.float32, device=a.device)
     aligned = _sixteens if config.sums_sixteen else _each
     for begin in range(0, K, part):
         c = torch.zeros(shape, dtype=torch.float64, device=a.device)

@@ -253,7 +253,7 @@ def products(a: Tensor, b: Tensor, config: TensorCore, scales: Scales | None = N
     memory = Memory(form, M, K, N)
     left = rows(a, first, form, processor, row, memory, scales and scales.a, **block)
     right = columns(b, second, form, processor, column, memory, scales and scales.b, **block)
-    c = torch.zeros(left.count * form.rows, right.count * form.columns)
+    c = torch.zeros(left.count * form.rows, right.count * form.columns, dtype=torch.float32)
     result = torch.zeros_like(c) if config.promotion else c
     part = config.promotion or K
     strides = {"a_block": form.rows * K, "b_tile": form.columns * K, "c_row": c.shape[1]}

@@ -83,7 +83,7 @@ def placed(config: TensorCore, array: Array) -> int:
 
 def self_test() -> str:
     """By hand: 1 - 2^-14 is cut to 1 in 13 bits, and kept in 25."""
-    a, b = torch.tensor([[1.0, -(2.0**-7)]]), torch.tensor([[1.0], [2.0**-7]])
+    a, b = (torch.tensor(t, dtype=torch.float32) for t in ([[1.0, -(2.0**-7)]], [[1.0], [2.0**-7]]))
     units = TensorCore.hopper_fp8(), TensorCore.blackwell_fp8()
     got = [matmul(a, b, unit).item() for unit in units]
     if got != [1.0, 1 - 2.0**-14]:

@@ -106,7 +106,7 @@ def _stored(x: Tensor, form: Float | None, blocks: BlockFloat | None) -> Tensor:
 def _chunks(x: Tensor, kind: Kind, chunks: int) -> tuple[list[list[float]], Tensor]:
     """Range, or largest magnitude, of every sample's chunks; and `Saved.ends`."""
     spans: list[list[float]] = [[] for _ in x]
-    ends = torch.full((len(x), chunks, 2), NOWHERE)
+    ends = torch.full((len(x), chunks, 2), NOWHERE, dtype=torch.int64)
     for s, row in enumerate(x.tolist()):
         start = 0
         for k, m in enumerate(sizes(len(row), chunks)):
