@@ -74,6 +74,7 @@ SUMS = {
     "zero told by the exponent": (Float.lba(2, 2, 1), *(flushing(2, -1, 2, **NEAREST),) * 2),
     "incomplete top binade": (flushing(2, -2, 1), *(flushing(2, -2, 1, largest=3.0),) * 2),
     "the last that is flushed": (flushing(2, 0, 5),) * 3,
+    "no binade in common": (Float.lba(2, 2, 4), Float.lba(2, 2, -2), Float.lba(3, 2, 4)),
 }
 
 
@@ -82,7 +83,6 @@ BEYOND = {
     "a binade further": (flushing(2, 0, 6),) * 3,
     "many binades, nearest": (Float.lba(3, 2, 4), *(Float.lba(3, 2, 3, **NEAREST),) * 2),
     "terms wider and higher": (Float.lba(3, 3, 1), *(Float.lba(3, 2, 3),) * 2),
-    "zeros from above": (Float.lba(2, 2, 4), Float.lba(2, 2, -2), Float.lba(3, 2, 4)),
 }
 
 
