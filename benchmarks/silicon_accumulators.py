@@ -2,8 +2,8 @@
 
 All 16,785,409 pairs of the M7E4 adder and all 66,049 of its FP8 multiplier are compared with the reference; then areas
 of multiply-accumulate units on M4E3 operands, from one generator. Kept in
-benchmarks/results/silicon_accumulators.jsonl, areas by library, each with a digest of its design: another is measured
-anew.
+benchmarks/results/silicon_accumulators.jsonl, areas by library, each with a digest of its design and of the mapping:
+another is measured anew.
 
     python benchmarks/silicon_accumulators.py LIBERTY...            # several files of one library are read together
     python benchmarks/silicon_accumulators.py LIBERTY... --proofs   # the exhaustive comparisons too
@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.log import Log
-from benchmarks.measure import RESULTS, design
+from benchmarks.measure import RESULTS, design, mapped
 from recoup.formats import Float
 from recoup.gates.module import Module
 from recoup.lba import LBA
@@ -68,7 +68,7 @@ def main() -> None:
     print(f"| {library} | area |\n|---|---|")
     for name, module in modules.items():
         measured = Measured.of(module)
-        area = log.measure((library, name), lambda m=measured: m.area(arguments.liberty).area, design(module))
+        area = log.measure((library, name), lambda m=measured: m.area(arguments.liberty).area, mapped(module))
         print(f"| {name} | {area:,.{0 if area > 1000 else 1}f} |", flush=True)
 
 
