@@ -75,3 +75,10 @@ def save(name: str, results: Mapping[str, object]) -> Path:
 def design(module: Any) -> str:
     """A digest of a hardware module's RTLIL: a log that has it does not keep what an earlier generator measured."""
     return hashlib.sha256(module.rtlil().encode()).hexdigest()[:16]
+
+
+def mapped(module: Any) -> str:
+    """A digest of a hardware module's RTLIL and of how it is mapped to a library: of its area and energy."""
+    from recoup.silicon import yosys  # most benchmarks need no yosys
+
+    return hashlib.sha256((design(module) + yosys.rule()).encode()).hexdigest()[:16]

@@ -2,9 +2,9 @@
 
 ResNet-20 on CIFAR-10, all 18 emulated convolutions, real operands of eight test images, weighted by their
 multiply-accumulates. Beside NB-SMT stands the processing element with T exact multipliers: same speed, no loss. Each
-layer is kept in benchmarks/results/silicon_energy.jsonl as it is measured, with a digest of the design; run again, it
-goes on where it stopped, and measures what another generator measured anew. So is what a flip-flop's clock takes by
-what it holds.
+layer is kept in benchmarks/results/silicon_energy.jsonl as it is measured, with a digest of the design and mapping; run
+again, it goes on where it stopped, and measures what another generator measured anew. So is what a flip-flop's clock
+takes by what it holds.
 
     python benchmarks/silicon_energy.py [--liberty FILE ...] [--registers product ...] [--lanes 64]
 """
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import recoup as rc
 from benchmarks.log import Log
-from benchmarks.measure import RESULTS, design, save
+from benchmarks.measure import RESULTS, mapped, save
 from recoup.data import root
 from recoup.gates.module import Expected, Module, Port, amaranth
 from recoup.silicon import Energy, Measured, build, capture
@@ -107,7 +107,7 @@ def measure(log: Log, liberty: list[Path], registers: str, lanes: int) -> tuple[
 
             key, steps = (liberty[0].name, registers, lanes, title), {name: macs[name] / threads for name in macs}
             try:
-                table[title] = image(log, key, one, steps, design(module))
+                table[title] = image(log, key, one, steps, mapped(module))
             except rc.RecoupError as error:
                 failed[title] = str(error)
                 print(f"{title} with registers {registers} has no energy: {error}", flush=True)
@@ -140,7 +140,7 @@ def clocks(log: Log, liberty: list[Path]) -> dict[str, float]:
         return module.energy({"x": np.repeat(row, STEPS, 0)}, liberty).clock / BITS
 
     return {
-        name: log.measure((liberty[0].name, "a drain's clock", name), functools.partial(clock, row), design(module))
+        name: log.measure((liberty[0].name, "a drain's clock", name), functools.partial(clock, row), mapped(module))
         for name, row in rows.items()
     }
 

@@ -3,8 +3,8 @@ all of them are proved.
 
 Areas of a lane's parts without the divider (as published: neither has the division and the root, once a channel), of
 whole units with it, and of conventional lanes from the same generator; then the proofs of units. A row at a time is
-kept in benchmarks/results/silicon_lightnorm.jsonl with a digest of its design, another is measured anew; FP32 takes
-minutes. The table goes to silicon_lightnorm.json.
+kept in benchmarks/results/silicon_lightnorm.jsonl with a digest of its design and mapping, another is measured anew;
+FP32 takes minutes. The table goes to silicon_lightnorm.json.
 
     python benchmarks/silicon_lightnorm.py
 """
@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.log import Log
-from benchmarks.measure import RESULTS, design, save
+from benchmarks.measure import RESULTS, mapped, save
 from benchmarks.proofs import prove
 from recoup.data import root
 from recoup.formats import ports
@@ -175,7 +175,7 @@ def main() -> None:
     log, liberty = Log(RESULTS / "silicon_lightnorm.jsonl"), root() / "liberty" / "sg13g2_stdcell_typ_1p20V_25C.lib"
     area = {
         name: log.measure(
-            (liberty.name, name), lambda module=module: Measured.of(module).area(liberty).area, design(module)
+            (liberty.name, name), lambda module=module: Measured.of(module).area(liberty).area, mapped(module)
         )
         for name, module in (modules() | backward_modules()).items()
     }

@@ -1,5 +1,5 @@
 """Claim: processing elements, arrays, multiply-add units and LightNorm units of few bits equal the emulation, and their
-vectors show 99.5 % of the stuck-at faults that anything can show.
+vectors show 99.5 % of the stuck-at faults that anything can show, of all but the last, which is not truncated.
 
 The units of the presets, arrays of 2 x 2 elements, and LightNorm units of six to eight bits. LightNorm's own presets
 are in silicon_lightnorm.py. A proof at a time is kept in benchmarks/results/silicon_proofs.jsonl with a digest of its

@@ -3,8 +3,8 @@ smaller than a conventional lane in FP32.
 
 Areas of a lane's parts without the divider (neither side has division and root, once a row), of whole units with it,
 and of conventional lanes from the same generator; rows of at most 4,096 features. Then the proofs of the units. A row
-at a time is kept in benchmarks/results/silicon_rows.jsonl with a digest of its design, another is measured anew. The
-table goes to silicon_rows.json.
+at a time is kept in benchmarks/results/silicon_rows.jsonl with a digest of its design and mapping, another is measured
+anew. The table goes to silicon_rows.json.
 
     python benchmarks/silicon_rows.py
 """
@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.log import Log
-from benchmarks.measure import RESULTS, design, save
+from benchmarks.measure import RESULTS, mapped, save
 from benchmarks.proofs import prove
 from benchmarks.silicon_lightnorm import packing
 from recoup.data import root
@@ -102,7 +102,7 @@ def main() -> None:
     log, liberty = Log(RESULTS / "silicon_rows.jsonl"), root() / "liberty" / "sg13g2_stdcell_typ_1p20V_25C.lib"
     area = {
         name: log.measure(
-            (liberty.name, name), lambda module=module: Measured.of(module).area(liberty).area, design(module)
+            (liberty.name, name), lambda module=module: Measured.of(module).area(liberty).area, mapped(module)
         )
         for name, module in modules().items()
     }

@@ -3,7 +3,8 @@
 Area per product of the tensor core's step (multipliers, alignment, adder, normalisation, accumulator) for FP8 operands
 and groups of 1 to 32, in 13 and 25 bits, beside multiply-add units of the same operands: M7E4, M10E5, FP32 and int32
 accumulators. Liberty files are found through RECOUP_DATA. A row at a time is kept in
-benchmarks/results/silicon_tensorcore.jsonl with a digest of its design.
+benchmarks/results/silicon_tensorcore.jsonl with a digest of its design and of
+the mapping.
 
     python benchmarks/silicon_tensorcore.py
 """
@@ -16,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import recoup as rc
 from benchmarks.log import Log
-from benchmarks.measure import RESULTS, design, save
+from benchmarks.measure import RESULTS, mapped, save
 from recoup.data import root
 from recoup.formats import Float
 from recoup.silicon import Measured, build
@@ -44,7 +45,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     log, liberty = Log(RESULTS / "silicon_tensorcore.jsonl"), root() / "liberty" / "sg13g2_stdcell_typ_1p20V_25C.lib"
     area = {
-        key: log.measure((liberty.name, *key), lambda m=module: m.area(liberty).area, design(module))
+        key: log.measure((liberty.name, *key), lambda m=module: m.area(liberty).area, mapped(module))
         for key, module in modules().items()
     }
     print("\n| unit | products a cycle | um2 | um2 a product |\n|---|---|---|---|")

@@ -74,6 +74,7 @@ SUMS = {
     "zero told by the exponent": (Float.lba(2, 2, 1), *(flushing(2, -1, 2, **NEAREST),) * 2),
     "incomplete top binade": (flushing(2, -2, 1), *(flushing(2, -2, 1, largest=3.0),) * 2),
     "the last that is flushed": (flushing(2, 0, 5),) * 3,
+    "no binade in common": (Float.lba(2, 2, 4), Float.lba(2, 2, -2), Float.lba(3, 2, 4)),
 }
 
 
@@ -82,7 +83,6 @@ BEYOND = {
     "a binade further": (flushing(2, 0, 6),) * 3,
     "many binades, nearest": (Float.lba(3, 2, 4), *(Float.lba(3, 2, 3, **NEAREST),) * 2),
     "terms wider and higher": (Float.lba(3, 3, 1), *(Float.lba(3, 2, 3),) * 2),
-    "zeros from above": (Float.lba(2, 2, 4), Float.lba(2, 2, -2), Float.lba(3, 2, 4)),
 }
 
 
@@ -107,6 +107,7 @@ PRODUCTS = {
     "all saturate, below the sums": (Float.lba(2, 2, -3), Float.lba(2, 2, -3), M2E2, Float.lba(2, 2, -5)),
     "wider than exact": (Float.lba(2, 1, 1), Float.lba(2, 1, 1), Float.lba(3, 6, 3), Float.lba(2, 6, 1)),
     "incomplete top binade": (M2E2, M2E2, flushing(2, -2, 2, largest=5.0), M2E2),
+    "saturated at no power of two": (M2E2, M2E2, flushing(2, -9, 1), M2E2),
     "operands without a flag": (flushing(2, -1, 2), M2E2, flushing(2, -3, 4, **NEAREST), M2E2),
 }
 
@@ -131,6 +132,25 @@ def test_one_binade_further_what_cancels_there_would_not_be_zero(monkeypatch):
     found = shown(adder(form, form, form), (form, form), form)
     wrong = {(x, y) for (x, y), v in found.items() if v != quantise(Fraction(x) + Fraction(y), form, True)}
     assert wrong == {(x, -x) for x in values_of(form) if abs(x) >= 64}
+
+
+@pytest.mark.parametrize("name", ["flags, truncated", "many binades, nearest"])
+def test_a_term_of_zero_that_is_not_shifted_out_is_caught(monkeypatch, name):
+    """By clearing it, where the distance is too short, and by bits of the distance."""
+    one, other, total = (SUMS | BEYOND)[name]
+    module, shifted_out = adder(one, other, total), flagged._shifted_out
+    monkeypatch.setattr(flagged, "_shifted_out", lambda m, v, d, gone, n: shifted_out(m, v, d, gone & False, n))
+    found = shown(module, (one, other), total)
+    wrong = {(x, y) for (x, y), v in found.items() if v != quantise(Fraction(x) + Fraction(y), total, True)}
+    assert wrong
+    assert all(not x or not y for x, y in wrong)
+
+
+def test_both_ways_of_shifting_out_and_of_saturating_are_there():
+    texts = {name: adder(*forms).rtlil() for name, forms in (SUMS | BEYOND).items()}
+    assert {"_aligned_far" in text for text in texts.values()} == {True, False}
+    texts = {name: multiplier(*forms).rtlil() for name, forms in PRODUCTS.items()}
+    assert {"rounded_clamped" in text for text in texts.values()} == {True, False}
 
 
 # config, operands, whether a sum that cancels is always flushed; None: products have no flag of zero

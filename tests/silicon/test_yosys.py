@@ -12,7 +12,11 @@ import pytest
 
 pytest.importorskip("amaranth")
 
+from recoup.data import root
 from recoup.errors import RecoupError
+from recoup.formats import Float
+from recoup.lba import LBA
+from recoup.lba.rtl import build
 from recoup.silicon import yosys
 from recoup.silicon.measured import Measured
 from tests.silicon.test_liberty import TINY
@@ -115,3 +119,53 @@ def test_a_cache_that_cannot_be_made_keeps_nothing(monkeypatch, tmp_path):
     monkeypatch.setenv("RECOUP_CACHE", str(tmp_path / "file"))
     yosys.keep("name", 1)
     assert yosys.kept("name") is None
+
+
+@pytest.mark.parametrize(
+    ("areas", "kept"),
+    [
+        ({"fast": 100.0, "small": 98.0}, "small"),
+        ({"fast": 100.0, "small": 98.1}, "fast"),
+        ({"fast": 100.0, "small": 120.0}, "fast"),
+        ({"fast": 100.0}, "fast"),
+        ({"gates": 0.0}, "gates"),
+    ],
+)
+def test_the_second_mapping_is_kept_where_it_is_two_per_cent_smaller(areas, kept):
+    assert yosys._chosen(areas) == kept
+
+
+def test_where_a_library_allows_one_mapping_alone_nothing_is_left_of_the_other(fresh, tmp_path):
+    (tmp_path / "tiny.lib").write_text(TINY)
+    both = Measured.of(MUL).area(tmp_path / "tiny.lib")
+    assert not list(tmp_path.glob("recoup-yosys-*"))
+    first = yosys.mappings
+    fresh.setattr(yosys, "mappings", lambda liberty: dict([next(iter(first(liberty).items()))]))
+    assert Measured.of(MUL).area(tmp_path / "tiny.lib") == both
+
+
+LIBRARY = root() / "liberty" / "sg13g2_stdcell_typ_1p20V_25C.lib"
+
+
+@pytest.mark.skipif(not LIBRARY.is_file(), reason="no Liberty files: set RECOUP_DATA")
+def test_what_is_kept_is_either_mapping_and_the_unit_itself(fresh):
+    """A narrow accumulator is mapped smaller by the second, a plain integer one by neither."""
+    module, asked, chosen = build(LBA(chunk=None), operands=Float.lba(3, 4, bias=3)), [], yosys._chosen
+
+    def recorded(areas):
+        asked.append(areas)
+        return chosen(areas)
+
+    fresh.setattr(yosys, "_chosen", recorded)
+    narrow, integer = (Measured.of(one) for one in (module, module.baselines()["int32, saturates"]))
+    assert narrow.area(LIBRARY).area == pytest.approx(asked[0]["small"])
+    assert asked[0]["small"] < 0.98 * asked[0]["fast"]
+    assert integer.area(LIBRARY).area == pytest.approx(asked[1]["fast"])
+    assert asked[1]["small"] > 0.98 * asked[1]["fast"]
+    assert not narrow.verify(1024, liberty=LIBRARY, coverage=False).mismatches
+
+
+def test_a_rule_of_mapping_has_a_digest_of_its_own(fresh):
+    before = yosys.rule()
+    fresh.setattr(yosys, "KEPT", 0.97)
+    assert yosys.rule() != before

@@ -42,10 +42,10 @@ def flushes_nothing(equal: int, width: int, nearest: bool, low: int, grain: int 
 
         equal + 1 - (2^stages - 1)
 
-    which is flushed if it is below ``low``. So it is read of two zeros, from the lowest binade of b.
+    which is flushed if it is below ``low``.
 
     Args:
-        equal: the highest binade that a and b both have, or the lowest of b if that is higher.
+        equal: the highest binade that a and b both may have.
         width: bits of the widest significand.
         nearest: whether sums are rounded to nearest, otherwise toward zero.
         low: the lowest binade of sums; without subnormals.
@@ -66,19 +66,15 @@ def _topped(n: Number) -> Number:
     return replace(n, significand=hdl.Cat(n.significand[:-1], hdl.Const(1, 1)))
 
 
-def flagged(n: Number) -> Flagged:
-    """A number with its leading bit on top, whose own flag that bit is."""
-    return Flagged(_topped(n), ~n.nonzero)
+def flagged(n: Number, cleared: Bits = None) -> Flagged:
+    """A number with its leading bit on top, whose own flag that bit is; zero where ``cleared``."""
+    return Flagged(_topped(n), ~n.nonzero if cleared is None else ~n.nonzero | cleared)
 
 
 def multiply(m: Any, a: Number, b: Number, name: str) -> Flagged:
-    """The exact product of two numbers with their leading bits on top, (1 + f) (1 + g) = f g + (f + g) + 1."""
-    f, g = a.significand[:-1], b.significand[:-1]
+    """The exact product of two numbers with their leading bits on top, which are constant in the multiplier."""
     zero = named(m, f"{name}_zero", ~(a.nonzero & b.nonzero))
-    shifted = hdl.Cat(hdl.Const(0, len(g)), f) + hdl.Cat(hdl.Const(0, len(f)), g)
-    places = len(f) + len(g)
-    product = f * g + (shifted + hdl.Const(1 << places, places + 1))
-    product = named(m, f"{name}_significand", product[: places + 2])
+    product = named(m, f"{name}_significand", _topped(a).significand * _topped(b).significand)
     most = a.most + b.most
     exponent = named(m, f"{name}_exponent", (a.exponent + b.exponent)[: width_of(most)])
     exact = Number(a.sign ^ b.sign, exponent, product, a.low + b.low, most, 1, a.least + b.least)
@@ -92,6 +88,8 @@ def quantise(m: Any, n: Flagged, layout: Layout, name: str, grain: int | None = 
     """
     number, M = n.number, layout.fraction
     depth, span = layout.low - number.base, layout.high - layout.low
+    if depth <= 0 <= depth + span < number.most and not layout.nearest and layout.top == (1 << M) - 1:
+        return _saturated(m, n, layout, name)
     deep = depth > 0 and (grain is None or grain < layout.low)
     reach, E = max(number.most - depth, 0), width_of(span)
     # The exponent as a signed number of binades above the smallest.
@@ -120,6 +118,25 @@ def quantise(m: Any, n: Flagged, layout: Layout, name: str, grain: int | None = 
     return Flagged(kept, zero)
 
 
+def _saturated(m: Any, n: Flagged, layout: Layout, name: str) -> Flagged:
+    """The number cut and saturated, where none is flushed and each bit of the largest fraction is set.
+
+    The exponent is bounded before it is counted from the lowest binade: two gates fewer than afterwards.
+    """
+    number, M = n.number, layout.fraction
+    above, span = number.base - layout.low, layout.high - layout.low
+    limit = span - above
+    over = named(m, f"{name}_over", number.exponent > limit)
+    exponent = hdl.Cat(*(bit | over if limit >> i & 1 else bit & ~over for i, bit in enumerate(number.exponent)))
+    exponent = named(m, f"{name}_clamped", exponent[: width_of(limit)])
+    binade = named(m, f"{name}_binade", arithmetic.offset(exponent, limit, above))
+    significand = hdl.Cat(hdl.Const(0, max(M + 1 - number.width, 0)), number.significand)
+    fraction = significand[len(significand) - (M + 1) : -1] | over.replicate(M)
+    least = min(number.least + above, span)
+    kept = Number(number.sign, binade, hdl.Cat(fraction, hdl.Const(1, 1)), layout.low - M, span, least=least)
+    return Flagged(kept, n.zero)
+
+
 def code(n: Flagged, layout: Layout) -> Bits:
     """The code of a number that is quantised to the layout, or to one whose lowest binade is higher."""
     fraction, nonzero = n.number.significand[:-1], ~n.zero
@@ -134,35 +151,48 @@ def either(m: Any, chosen: Bits, one: Flagged, other: Flagged, name: str) -> Fla
     return Flagged(_topped(arithmetic.either(m, chosen, one.number, other.number, name)), zero)
 
 
-def add(m: Any, a: Flagged, b: Number, layout: Layout, name: str, grain: int | None = None) -> Flagged:
-    """Q(a + b), of a b whose zero has exponent 0, in a layout without subnormals; ``grain`` as in `quantise`.
+def add(m: Any, a: Flagged, b: Number | Flagged, layout: Layout, name: str, grain: int | None = None) -> Flagged:
+    """Q(a + b), in a layout without subnormals; ``grain`` as in `quantise`.
 
-    An a that is zero is the smaller, shifts out whole and is not subtracted.
+    A term that is zero is the smaller, shifts out whole and is not subtracted.
     """
-    term, zero, nearest = a.number, a.zero, layout.nearest
-    width = max(term.width, b.width, layout.fraction + 1)
-    base, guard = min(term.base, b.base), arithmetic.guard_bits(nearest)
-    most = max(n.most + n.base for n in (term, b)) - base
-    keys, parts = arithmetic.order_keys(term, b, base, most, width)
-    one, other = (hdl.Cat(*key) for key in keys)
-    swap = named(m, f"{name}_swap", (one < other) | zero)
+    b = b if isinstance(b, Flagged) else flagged(b)
+    one, other, nearest = a.number, b.number, layout.nearest
+    width = max(one.width, other.width, layout.fraction + 1)
+    base, guard = min(one.base, other.base), arithmetic.guard_bits(nearest)
+    most = max(n.most + n.base for n in (one, other)) - base
+    keys, parts = arithmetic.order_keys(one, other, base, most, width)
+    of_a, of_b = (hdl.Cat(*key[:2]) for key in keys)  # not the leading bits, which are constant
+    missing = named(m, f"{name}_nothing", b.zero)
+    none, both = named(m, f"{name}_none", a.zero | missing), a.zero & missing
+    swap = named(m, f"{name}_swap", ~missing & (a.zero | ~(of_b < of_a)))
     sign, exponent, large = (
         named(m, f"{name}_large_{i}", hdl.Mux(swap, y, x)) for i, (x, y) in arithmetic.by_part(parts)
     )
     _, lower, small = (named(m, f"{name}_small_{i}", hdl.Mux(swap, x, y)) for i, (x, y) in arithmetic.by_part(parts))
-    reach = max(x.most + x.base - y.least - y.base for x, y in ((term, b), (b, term)))
+    reach = max(x.most + x.base - y.least - y.base for x, y in ((one, other), (other, one)))
     distance = named(m, f"{name}_distance", (exponent - lower)[: width_of(max(reach, 0))])
-    small = hdl.Cat(hdl.Const(0, guard), small)
-    aligned, sticky = arithmetic.shifted_right(m, small, distance, f"{name}_aligned")
-    aligned = named(m, f"{name}_added", aligned & ~zero.replicate(width + guard))
-    sticky = named(m, f"{name}_sticky", sticky & ~zero) if nearest else sticky
-    subtract = named(m, f"{name}_subtract", (term.sign ^ b.sign) & ~zero)
+    aligned, sticky = _shifted_out(m, hdl.Cat(hdl.Const(0, guard), small), distance, none, f"{name}_aligned")
+    sticky = named(m, f"{name}_sticky", sticky & ~none) if nearest else sticky
+    subtract = named(m, f"{name}_subtract", (one.sign ^ other.sign) & ~none)
     total = hdl.Cat(hdl.Const(0, guard), large) + (aligned ^ subtract.replicate(width + guard)) + (subtract & ~sticky)
     total = named(m, f"{name}_total", total[: width + guard + 1])
     significand = hdl.Cat(total[:-1], total[-1] & ~subtract)
     kept = sticky if nearest else None
     exact = Number(sign, exponent, significand, base + 1 - width - guard, most, width + guard, sticky=kept)
     found = normalised(m, exact, f"{name}_total")
-    equal = max(min(n.most + n.base for n in (term, b)), b.base)
-    nothing = hdl.Const(0, 1) if flushes_nothing(equal, width, nearest, layout.low, grain) else ~found.nonzero
+    equal = min(n.most + n.base for n in (one, other))
+    nothing = both if flushes_nothing(equal, width, nearest, layout.low, grain) else both | ~found.nonzero
     return quantise(m, Flagged(_topped(found), nothing), layout, f"{name}_rounded", grain)
+
+
+def _shifted_out(m: Any, value: Bits, distance: Bits, gone: Bits, name: str) -> tuple[Bits, Bits]:
+    """A value shifted right, and out of its bits where it is ``gone``; `arithmetic.shifted_right`.
+
+    Few bits of the distance, set, shift it out; where the distance has no such value, its bits are cleared.
+    """
+    far = min(range(len(value), 1 << len(distance)), key=lambda k: (k.bit_count(), k), default=0)
+    if far:
+        distance = named(m, f"{name}_far", distance | hdl.Mux(gone, far, 0))
+    aligned, sticky = arithmetic.shifted_right(m, value, distance, name)
+    return (aligned if far else named(m, f"{name}_kept", aligned & ~gone.replicate(len(value)))), sticky

@@ -18,7 +18,7 @@ from torch import Tensor
 from recoup.errors import RecoupError
 from recoup.fields import choice
 from recoup.formats import Float, Int, code_bits, ports
-from recoup.gates import arithmetic
+from recoup.gates import arithmetic, flagged
 from recoup.gates import typical as draw
 from recoup.gates.module import Expected, Inputs, Module, Port, amaranth
 from recoup.lba.config import LBA
@@ -191,9 +191,8 @@ class Unit:
         config, inner = self.config, self.config.accumulator
         p = product(m, port.x, port.w, self.x, self.w, config)
         s = hdl.Signal(code_bits(inner), name="accumulator", reset_less=True)
-        kept = s & ~port.first.replicate(len(s))
         if self.outer is None:
-            m.d.sync += s.eq(self.added(m, p, self.sum_of(m, kept, inner, "sum"), inner, "add"))
+            m.d.sync += s.eq(self.added(m, p, self._going_on(m, s, port.first, p), inner, "add"))
             m.d.comb += port.y.eq(s)
             return
         y = hdl.Signal(code_bits(config.outer), name="output", reset_less=True)
@@ -201,7 +200,7 @@ class Unit:
         if self.outer == "own":
             before = self.sum_of(m, y & ~port.start.replicate(len(y)), config.outer, "output")
             total = self.added(m, self.sum_of(m, s, inner, "chunk"), before, config.outer, "outer")
-            m.d.sync += s.eq(self.added(m, p, self.sum_of(m, kept, inner, "sum"), inner, "add"))
+            m.d.sync += s.eq(self.added(m, p, self._going_on(m, s, port.first, p), inner, "add"))
         else:
             base = hdl.Mux(port.outer, y, s) & ~port.first.replicate(len(s))
             base = self.sum_of(m, arithmetic.named(m, "base", base), inner, "sum")
@@ -213,6 +212,13 @@ class Unit:
                 m.d.sync += s.eq(total)
         with m.If(port.outer):
             m.d.sync += y.eq(total)
+
+    def _going_on(self, m: Any, s: Any, first: Any, p: Any) -> Any:
+        """The sum that p is added to: the register's, or zero with the first term."""
+        inner = self.config.accumulator
+        if isinstance(p, flagged.Flagged):
+            return flagged.flagged(self.sum_of(m, s, inner, "sum"), first)
+        return self.sum_of(m, s & ~first.replicate(len(s)), inner, "sum")
 
     def sums(self) -> tuple[Port, ...]:
         """The registers of sums."""
