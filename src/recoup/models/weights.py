@@ -25,7 +25,8 @@ def load_weights_(model: M, path: str | Path) -> M:
 
     ``*.safetensors`` is read by safetensors, anything else by ``torch.load(weights_only=True)``: a pickle that names
     code is refused and its code never runs. The tensors may lie under ``state_dict``, ``model_state_dict``, ``model``
-    or ``net``, and every name may begin with ``module.`` or ``_orig_mod.``. They are copied to the model's own device
+    or ``net``, and every name may begin with ``module.`` or ``_orig_mod.``, or with the name that another module (a
+    LightningModule) knows the network by, if the rest is the model's names. They are copied to the model's own device
     and floating-point type. BatchNorm's ``num_batches_tracked`` may be missing (files older than torch 0.4.1): the
     model keeps its own. Nothing else may be missing, left over, or of another shape.
 
@@ -162,6 +163,13 @@ def _without_prefixes(tensors: dict[str, Tensor], own: Mapping[str, object]) -> 
             foreign = not any(name.startswith(prefix) for name in own)
             if foreign and all(name.startswith(prefix) for name in tensors):
                 tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    # Of a network that was an attribute, as of a LightningModule: any name, where the rest is the model's to a letter.
+    first = next(iter(tensors), "").partition(".")[0] + "."
+    if all(name.startswith(first) for name in tensors):
+        within = {name.removeprefix(first): tensor for name, tensor in tensors.items()}
+        lacking = {name for name in own if name not in within and not name.endswith("num_batches_tracked")}
+        if within.keys() <= own.keys() and not lacking:
+            return within
     return tensors
 
 
