@@ -23,7 +23,7 @@ SAMPLE = 1 << 16
 VECTORS = 4
 """The most vectors of a block, which share a column's words."""
 
-FILLED = {1: 0.5, 2: 0.65, 3: 0.7, 4: 0.75}
+FILLED = {1: 0.7, 2: 0.8, 3: 0.75, 4: 0.8}
 """The fraction of elements that are not zero up to which this pays, by vectors of a block."""
 
 
@@ -59,7 +59,7 @@ def product(x: Tensor, columns: Columns, chosen: Plan, config: LBA, index: Index
     rows = vectors * LANES
     blocks = -(-M // rows)
     places, straight = padded(columns, SHAPE)
-    weights_KM = F.pad((x * 2.0**chosen.a_scale).t(), [0, blocks * rows - M]).contiguous()
+    weights_KM = F.pad((x * 2.0**chosen.a_scale).t(), [0, blocks * rows - M, 0, 1]).contiguous()
     y = torch.empty(blocks * rows, len(places), dtype=torch.float32)
     shared = shared_arguments(columns, places, straight, chosen, index)
     kernel = build(chosen.form, vectors, current_target()).bind(
@@ -76,7 +76,7 @@ def product(x: Tensor, columns: Columns, chosen: Plan, config: LBA, index: Index
     room = scratch(K, vectors)
 
     def run(first: int, last: int) -> None:
-        arrays = {name: np.empty(size, np.uint8) for name, size in room.items()}
+        arrays = {name: np.zeros(size, np.uint8) for name, size in room.items()}
         kernel(first=first, last=last, **{name: address(array) for name, array in arrays.items()})
 
     over_rows(run, len(places) // LANES, M * LANES * K, MINIMUM_WORK)

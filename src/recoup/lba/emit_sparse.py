@@ -11,7 +11,7 @@ Legend: M rows, N columns, K terms; a panel is ``LANES`` columns, a block ``vect
 """
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, reduce
 from typing import Any
 
 from llvmlite import ir
@@ -28,6 +28,9 @@ LANES = 16
 """Columns of a panel, rows of a vector, and terms of a word."""
 
 SHAPE = Shape(LANES, 1, 1)
+
+SUMS_AT_WORK = 4
+"""Vectors of sums that hide each other's latency: of one column where a block has as many, else of several."""
 
 # Scratch: a panel of columns side by side; its words, int32 [K / 16, 16 columns]; a block's sums, column by column.
 PANELS = Signature.of(
@@ -63,7 +66,7 @@ def build(form: Narrow, vectors: int, target: Target) -> Kernel:
         with loop(b, I64(0), panels["blocks"]) as block:
             row = b.mul(block.index, rows)
             weights = code.at(panels["weights"], row)
-            with loop(b, I64(0), I64(LANES)) as own:
+            with loop(b, I64(0), I64(LANES), together(vectors)) as own:
                 column.call(
                     panels,
                     weights=weights,
@@ -77,9 +80,14 @@ def build(form: Narrow, vectors: int, target: Target) -> Kernel:
     return Kernel(module, "panels", PANELS, target)
 
 
+def together(vectors: int) -> int:
+    """Columns that are summed side by side: each as many terms as the one of most has, of zeros where it has fewer."""
+    return SUMS_AT_WORK // vectors
+
+
 def scratch(K: int, vectors: int) -> dict[str, int]:
     """Bytes of the scratch arrays."""
-    return {"panel": 4 * LANES * K, "words": 4 * K, "sums": 4 * LANES * vectors * LANES}
+    return {"panel": 4 * LANES * (K + 1), "words": 4 * K, "sums": 4 * LANES * vectors * LANES}
 
 
 def _words(module: ir.Module) -> Definition:
@@ -99,34 +107,54 @@ def _words(module: ir.Module) -> Definition:
 
 
 def _column(module: ir.Module, form: Narrow, vectors: int, target: Target) -> Definition:
-    """A block's sums of one column."""
+    """A block's sums of some columns."""
     column = internal(module, "column", COLUMN)
-    b, code = column.b, Code(column, Shape(LANES, 1, vectors), False, target)
+    group = together(vectors)
+    b, code = column.b, Code(column, Shape(LANES, group, vectors), False, target)
     code.load_constants()
-    zeros = [code.zero] * vectors
+    zeros = [code.zero] * (group * vectors)
     with loop(b, I64(0), column["K"], column["chunk"], zeros) as chunks:
         with loop(b, chunks.index, chunk_end(code, chunks.index), LANES, zeros) as parts:
-            word = code.get(column["words"], parts.index, I32)
-            count = b.call(declared(b, "llvm.ctpop.i32", I32, [I32]), [word])
-            with loop(b, I32(0), count, 1, [word, *parts.values], unroll=False) as terms:
-                left, *sums = terms.values
-                first = b.call(declared(b, "llvm.cttz.i32", I32, [I32, I1]), [left, I1(1)])
-                k = b.add(parts.index, b.zext(first, I64))
-                terms.carry(b.and_(left, b.sub(left, I32(1))), *_term(code, form, k, sums))
-            parts.carry(*terms.values[1:])
+            words = [code.get(column["words"], b.add(parts.index, I64(own)), I32) for own in range(group)]
+            count = reduce(lambda x, y: b.select(b.icmp_unsigned(">", x, y), x, y), [_ones(b, word) for word in words])
+            with loop(b, I32(0), count, 1, [*words, *parts.values], unroll=False) as terms:
+                left, sums = terms.values[:group], terms.values[group:]
+                terms.carry(
+                    *[b.and_(word, b.sub(word, I32(1))) for word in left],
+                    *[
+                        total
+                        for own, word in enumerate(left)
+                        for total in _term(
+                            code, form, own, _next(code, parts.index, word), sums[own * vectors : (own + 1) * vectors]
+                        )
+                    ],
+                )
+            parts.carry(*terms.values[group:])
         added = [form.add(code, s, y, None).result for s, y in zip(parts.values, chunks.values, strict=True)]
         chunks.carry(*added)
-    for vector, value in enumerate(chunks.values):
+    for place, value in enumerate(chunks.values):
         y = b.fadd(b.fmul(value, code.everywhere(column["unscale"])), code.zero)  # adding zero makes zeros positive
-        code.store(y, column["sums"], I64(vector * LANES))
+        code.store(y, column["sums"], I64(place * LANES))
     b.ret_void()
     return column
 
 
-def _term(code: Code, form: Narrow, k: Any, sums: Sequence[Any]) -> list[Any]:
-    """The sums after term k."""
+def _ones(b: ir.IRBuilder, word: Any) -> Any:
+    return b.call(declared(b, "llvm.ctpop.i32", I32, [I32]), [word])
+
+
+def _next(code: Code, part: Any, word: Any) -> Any:
+    """The first of a word's terms; of a word without any, where other columns of its group have more, the term K."""
     b = code.b
-    x = code.everywhere(code.get(code.v["panel"], b.mul(k, I64(LANES)), F))
+    first = b.call(declared(b, "llvm.cttz.i32", I32, [I32, I1]), [word, I1(0)])
+    k = b.add(part, b.zext(first, I64))
+    return b.select(b.icmp_signed("!=", word, I32(0)), k, code.v["K"])
+
+
+def _term(code: Code, form: Narrow, own: int, k: Any, sums: Sequence[Any]) -> list[Any]:
+    """The sums of a group's column after term k."""
+    b = code.b
+    x = code.everywhere(code.get(code.v["panel"], b.add(b.mul(k, I64(LANES)), I64(own)), F))
     row = code.at(code.v["weights"], b.mul(k, code.v["stride"]))
     ws = [code.load(row, I64(vector * LANES)) for vector in range(len(sums))]
     return [form.term(code, x, w, s, None).result for w, s in zip(ws, sums, strict=True)]
