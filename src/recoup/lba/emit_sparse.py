@@ -34,7 +34,19 @@ SUMS_AT_WORK = 4
 
 # Scratch: a panel of columns side by side; its words, int32 [K / 16, 16 columns]; a block's sums, column by column.
 PANELS = Signature.of(
-    first=I64, last=I64, blocks=I64, **SIZES, **SOURCE, weights=P, **SUMS, **CONSTANTS, panel=P, words=P, sums=P
+    first=I64,
+    last=I64,
+    blocks=I64,
+    **SIZES,
+    **SOURCE,
+    weights=P,
+    **SUMS,
+    c_columns=I64,
+    c_image=I64,
+    **CONSTANTS,
+    panel=P,
+    words=P,
+    sums=P,
 )
 WORDS = Signature.of(K=I64, panel=P, words=P)
 COLUMN = Signature.of(**SIZES, weights=P, stride=I64, unscale=F, **CONSTANTS, panel=P, words=P, sums=P)
@@ -51,7 +63,8 @@ def build(form: Narrow, vectors: int, target: Target) -> Kernel:
     """Compile a form's kernel: all rows of columns panels ``first .. last`` of C = A B.
 
     B is as in `recoup.lba.emit.build`. ``weights`` float32 [K, blocks * vectors * 16] is A transposed, times its scale,
-    with zeros beyond the last row; ``c`` has as many rows.
+    with zeros beyond the last row; ``c`` has as many rows, and after every ``c_columns`` columns, which panels must
+    divide, the next ones lie ``c_image`` elements on.
     """
     module = ir.Module("lba")
     pack, words, column = packing(module, form, SHAPE), _words(module), _column(module, form, vectors, target)
@@ -63,6 +76,8 @@ def build(form: Narrow, vectors: int, target: Target) -> Kernel:
         place = b.mul(turn.index, I64(LANES))
         pack.call(panels, **panel_columns(code, place))
         words.call(panels)
+        image = b.udiv(place, panels["c_columns"])
+        to = b.add(b.mul(image, panels["c_image"]), b.sub(place, b.mul(image, panels["c_columns"])))
         with loop(b, I64(0), panels["blocks"]) as block:
             row = b.mul(block.index, rows)
             weights = code.at(panels["weights"], row)
@@ -75,7 +90,7 @@ def build(form: Narrow, vectors: int, target: Target) -> Kernel:
                     words=code.at(panels["words"], own.index, I32),
                     sums=code.at(panels["sums"], b.mul(own.index, rows)),
                 )
-            _turned(code, panels, vectors, row, place)
+            _turned(code, panels, vectors, row, to)
     b.ret_void()
     return Kernel(module, "panels", PANELS, target)
 
@@ -160,11 +175,11 @@ def _term(code: Code, form: Narrow, own: int, k: Any, sums: Sequence[Any]) -> li
     return [form.term(code, x, w, s, None).result for w, s in zip(ws, sums, strict=True)]
 
 
-def _turned(code: Code, panels: Definition, vectors: int, row: Any, place: Any) -> None:
+def _turned(code: Code, panels: Definition, vectors: int, row: Any, to: Any) -> None:
     """A block's sums from columns to rows, into C."""
     b = code.b
     for vector in range(vectors):
         columns = [code.load(panels["sums"], I64((i * vectors + vector) * LANES)) for i in range(LANES)]
         for i, y in enumerate(code.transposed(columns)):
             at = b.mul(b.add(row, I64(vector * LANES + i)), panels["c_stride"])
-            code.store(y, panels["c"], b.add(at, place))
+            code.store(y, panels["c"], b.add(at, to))
