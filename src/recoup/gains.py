@@ -261,18 +261,21 @@ class _Fit:
         assert isinstance(layer, Gained)
         seen = layer.seen(output, args, kwargs)  # the layer has no gain until the end
         p, z = seen.multiplied.double(), seen.wanted.double()
-        good = p.isfinite() & z.isfinite()
-        if not bool(good.all()):
+        good = (
+            None if bool((p.sum() + z.sum()).isfinite()) else p.isfinite() & z.isfinite()
+        )  # no sum of floats overflows
+        if good is not None:
             self.infinite += int((~good).sum())
             p, z = p.where(good, 0.0), z.where(good, 0.0)
         others = [i for i in range(p.dim()) if i != seen.dim % p.dim()]
-        weight = _of_rows(z, seen.dim) if self.weigh == "rows" else 1.0
-        self.cross = self.cross.to(p.device) + (weight * p * z).sum(others)
-        self.square = self.square.to(p.device) + (weight * p * p).sum(others)
+        weighed = p if self.weigh == "outputs" else _of_rows(z, seen.dim) * p
+        self.cross = self.cross.to(p.device) + (weighed * z).sum(others)
+        self.square = self.square.to(p.device) + (weighed * p).sum(others)
         self.seen = True
         y = layer.gained(self._factor.float(), seen, output, args, kwargs)
         if layer.rounds_gained:
-            error, moved = z - p, (y - output).double().reshape(p.shape).where(good, 0.0)
+            error, moved = z - p, (y - output).double().reshape(p.shape)
+            moved = moved if good is None else moved.where(good, 0.0)
             self.bare = self.bare.to(p.device) + (error * error).sum(others)
             self.repaired = self.repaired.to(p.device) + (error - moved).square().sum(others)
             y = layer.gained(self.gain, seen, output, args, kwargs)

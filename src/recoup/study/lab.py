@@ -216,6 +216,8 @@ class Lab:
         """
         calibration = self.recipe.calibration
         limit = min(count or calibration.images, calibration.images)
+        if self._images is not None and self._images[0] == seed:  # of one seed fewer are the first of more
+            return self._images[1].take(torch.arange(limit))
         where = "(calibration.images, .split; --calibration-images, --calibration-split)"
         with _told_as(f"calibration {self._samples} {where}"):
             if self._unseen is not None:
@@ -268,9 +270,7 @@ class Lab:
     def profiled(self, config: Config | Policy, seed: int) -> Any:
         """Calibration images for the per-layer figures; the model now runs on a config's hardware without repair."""
         self._prepare(config, NONE, seed)
-        if self._few is None or self._few[0] != seed:
-            self._few = (seed, self.images(seed, self.recipe.profile_images or 1))
-        return self._batches(self._few[1], seed, "profile")
+        return self._batches(self.images(seed, self.recipe.profile_images or 1), seed, "profile")
 
     def _prepare(self, config: Config | Policy | None, state: str, seed: int) -> None:
         self._reset()
@@ -392,7 +392,6 @@ class Lab:
         return self._images[1]
 
     _images: tuple[int, Samples] | None = None
-    _few: tuple[int, Samples] | None = None  # to profile on: reading a data set takes longer than those images do
 
     def _batches(self, images: Samples, seed: int, what: str) -> Any:
         batches = images.batches(self.recipe.calibration.batch_size, augment=self.augmented(images), seed=seed)
