@@ -14,7 +14,7 @@ docs/sentence-encoder.md.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
@@ -30,7 +30,8 @@ from recoup.network.batches import count as images_in
 from recoup.network.emulated import Emulated, Mode
 from recoup.network.modes import evaluating
 from recoup.network.norms import has_norms
-from recoup.network.reached import watching
+from recoup.network.passes import measured, state
+from recoup.network.reached import say_missed
 from recoup.network.wing import Repair
 from recoup.recalibrate import PAIRED
 
@@ -171,24 +172,45 @@ def fit_gains_(
             "truncated: set mode = 'emulate' first"
         )
     before = {name: {"gain": layer.gain} for name, layer in layers.items()}
-    fits = {name: _Fit(layer, per, weigh) for name, layer in layers.items()}
-    images = 0
-    with ledger.whole(model), _observing(layers, {name: fit.observe for name, fit in fits.items()}):
+    with ledger.whole(model):
         for layer in layers.values():
             layer.gain = None
-        with watching(layers, verb), evaluating(model), torch.no_grad():
-            for inputs, _ in prepared(model, batches, verb, progress):
-                call(model, inputs)
-                images += images_in(inputs)
-        fitted = {name: layer for name, layer in layers.items() if fits[name].seen}
+        found, images = _fits(model, layers, batches, per, weigh, progress, verb)
+        say_missed({name: layer for name, layer in layers.items() if name not in found}, len(layers), verb)
+        fitted = {name: layer for name, layer in layers.items() if name in found}
         for name, layer in fitted.items():
-            layer.gain = fits[name].gain
-        dead, infinite = ({name: getattr(fits[name], kind) for name in fitted} for kind in ("dead", "infinite"))
-        channels, gave = next(iter(fits.values())).layer.gained_as
+            layer.gain = found[name].gain.clone()
+        dead, infinite = ({name: getattr(found[name], kind) for name in fitted} for kind in ("dead", "infinite"))
+        channels, gave = next(iter(layers.values())).gained_as
         tell(verb, dead, f"{channels} of {{layers}} {gave}, keep gain 1", 3)
         tell(verb, infinite, "outputs of {layers} were NaN or infinite and have no say in their gains", 3)
         ledger.record(model, fitted, "gain", verb, before, images=images)
     return model
+
+
+def _fits(
+    model: nn.Module,
+    layers: Mapping[str, Gained],
+    batches: Iterable[Any],
+    per: Per,
+    weigh: Weigh,
+    progress: bool,
+    verb: str,
+) -> tuple[dict[str, "_Fitted"], int]:
+    """What belongs to the layers that ran, and how many images that took; see `fit_gains_`."""
+
+    def make(_: Sequence[int]) -> list[tuple[dict[str, _Fitted], int]]:
+        fits = {name: _Fit(layer, per, weigh) for name, layer in layers.items()}
+        images = 0
+        with _observing(layers, {name: fit.observe for name, fit in fits.items()}):
+            for inputs, _ in prepared(model, batches, verb, progress):
+                call(model, inputs)
+                images += images_in(inputs)
+        return [({n: _Fitted(fit.gain, fit.dead, fit.infinite) for n, fit in fits.items() if fit.seen}, images)]
+
+    with evaluating(model), torch.no_grad():
+        wanted = state(model, "gains", per, weigh, tuple(layers))
+        return measured([wanted], make, lambda: state(model))[0]
 
 
 def tell(purpose: str, counts: Mapping[str, int], what: str, above: int) -> None:
@@ -218,6 +240,14 @@ def _observing(layers: Mapping[str, nn.Module], watch: Mapping[str, Callable[...
             hook.remove()
 
 
+class _Fitted(NamedTuple):
+    """A layer's gain, its channels of which it multiplied nothing but zeros, and outputs that were not finite."""
+
+    gain: Tensor
+    dead: int
+    infinite: int
+
+
 class _Fit:
     """Running sums of one layer, in float64."""
 
@@ -231,18 +261,21 @@ class _Fit:
         assert isinstance(layer, Gained)
         seen = layer.seen(output, args, kwargs)  # the layer has no gain until the end
         p, z = seen.multiplied.double(), seen.wanted.double()
-        good = p.isfinite() & z.isfinite()
-        if not bool(good.all()):
+        good = (
+            None if bool((p.sum() + z.sum()).isfinite()) else p.isfinite() & z.isfinite()
+        )  # no sum of floats overflows
+        if good is not None:
             self.infinite += int((~good).sum())
             p, z = p.where(good, 0.0), z.where(good, 0.0)
         others = [i for i in range(p.dim()) if i != seen.dim % p.dim()]
-        weight = _of_rows(z, seen.dim) if self.weigh == "rows" else 1.0
-        self.cross = self.cross.to(p.device) + (weight * p * z).sum(others)
-        self.square = self.square.to(p.device) + (weight * p * p).sum(others)
+        weighed = p if self.weigh == "outputs" else _of_rows(z, seen.dim) * p
+        self.cross = self.cross.to(p.device) + (weighed * z).sum(others)
+        self.square = self.square.to(p.device) + (weighed * p).sum(others)
         self.seen = True
         y = layer.gained(self._factor.float(), seen, output, args, kwargs)
         if layer.rounds_gained:
-            error, moved = z - p, (y - output).double().reshape(p.shape).where(good, 0.0)
+            error, moved = z - p, (y - output).double().reshape(p.shape)
+            moved = moved if good is None else moved.where(good, 0.0)
             self.bare = self.bare.to(p.device) + (error * error).sum(others)
             self.repaired = self.repaired.to(p.device) + (error - moved).square().sum(others)
             y = layer.gained(self.gain, seen, output, args, kwargs)

@@ -5,8 +5,8 @@ norms, with the hardware on, wins back much of the accuracy (Shomron and Weiser,
 Recalibration", 2020). The paired method is ours.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
@@ -21,7 +21,8 @@ from recoup.network.checks import is_module
 from recoup.network.emulated import emulated_layers, running
 from recoup.network.modes import evaluating
 from recoup.network.norms import Statistics, check_changeable, tracking_norms
-from recoup.network.reached import watching
+from recoup.network.passes import measured, state
+from recoup.network.reached import say_missed, watching
 from recoup.network.wing import Repair
 
 Method = Literal["paired", "average", "ema"]
@@ -80,11 +81,10 @@ def recalibrate_(
         for norm in norms.values():
             ledger.take_back(norm, "statistics")
         before = {name: ledger.statistics(norm) for name, norm in norms.items()}
-        with watching(norms, "recalibrate_", kind="batch norms"):
-            if method == "paired":
-                images = _paired(model, norms, batches, baseline, progress)
-            else:
-                images = (_average if method == "average" else _ema)(model, norms, batches, progress)
+        if method == "paired":
+            images = _paired(model, norms, batches, baseline, progress)
+        else:
+            images = (_average if method == "average" else _ema)(model, norms, batches, progress)
         if kept:
             ledger.record(model, norms, "statistics", "recalibrate_", before, images=images)
     return model
@@ -155,6 +155,9 @@ def _forward(model: nn.Module, norms: dict[str, _BatchNorm], inputs: Any, into: 
             hook.remove()
 
 
+Seen = tuple[dict[str, Moments], int]  # what each norm saw, and how many images that was
+
+
 def _paired(
     model: nn.Module, norms: dict[str, _BatchNorm], batches: Iterable[Any], baseline: nn.Module | None, progress: bool
 ) -> int:
@@ -162,26 +165,37 @@ def _paired(
     if other.keys() != norms.keys():
         odd = sorted(other.keys() ^ norms.keys())[0]
         raise RecoupError(f"recalibrate_: batch norm {odd!r} is in only one of model and baseline")
-    images = 0
-    off, on = {name: Moments() for name in norms}, {name: Moments() for name in norms}
+
+    def off() -> AbstractContextManager[None]:
+        return running(model, "baseline") if baseline is None else nullcontext()
+
+    def make(places: Sequence[int]) -> list[Seen]:
+        """The run with the emulation off, at place 0, on, at 1, or both, batch by batch."""
+        seen, images = [{name: Moments() for name in norms} for _ in range(2)], 0
+        for inputs, _ in prepared(model, batches, "recalibrate_ (paired)", progress):
+            if 0 in places:
+                with off():
+                    _forward(baseline or model, other, inputs, seen[0])
+            if 1 in places:
+                _forward(model, norms, inputs, seen[1])
+            images += count(inputs)
+        return [(seen[place], images) for place in places]
+
     with ExitStack() as both:  # entered in this order: each changes what the one before found
         both.enter_context(_measuring(model, norms))
         if baseline is not None:
             both.enter_context(_measuring(baseline, other))
         both.enter_context(_by_moments([*norms.values(), *other.values()]))
-        for inputs, _ in prepared(model, batches, "recalibrate_ (paired)", progress):
-            if baseline is None:
-                with running(model, "baseline"):
-                    _forward(model, norms, inputs, off)
-            else:
-                _forward(baseline, other, inputs, off)
-            _forward(model, norms, inputs, on)
-            images += count(inputs)
+        with off():
+            states = [None if baseline is not None else _state(model, norms)]
+        states += [None if baseline is not None else _state(model, norms)]
+        (before, _), (after, images) = measured(states, make, _left(model, norms))
+    _say_missed(norms, *([before] if baseline is None else []), after)
     moved = {}
     for name, norm in norms.items():
-        if not on[name].batches:
+        if not after[name].batches:
             continue  # a batch norm the model never ran keeps its statistics
-        (mean_off, var_off), (mean_on, var_on) = off[name].pooled(), on[name].pooled()
+        (mean_off, var_off), (mean_on, var_on) = before[name].pooled(), after[name].pooled()
         mean, variance = _stored(norm)
         ratio = torch.where(var_off > 0, var_on / var_off, 1.0)
         moved[norm] = (mean.double() + (mean_on - mean_off), variance.double() * ratio)
@@ -190,19 +204,39 @@ def _paired(
 
 
 def _average(model: nn.Module, norms: dict[str, _BatchNorm], batches: Iterable[Any], progress: bool) -> int:
-    images = 0
-    seen = {name: Moments() for name in norms}
-    with _measuring(model, norms):
+    def make(_: Sequence[int]) -> list[Seen]:
+        seen, images = {name: Moments() for name in norms}, 0
         for inputs, _ in prepared(model, batches, "recalibrate_ (average)", progress):
             _forward(model, norms, inputs, seen)
             images += count(inputs)
+        return [(seen, images)]
+
+    with _measuring(model, norms):
+        ((seen, images),) = measured([_state(model, norms)], make, _left(model, norms))
+    _say_missed(norms, seen)
     _store(model, {norm: seen[name].pooled() for name, norm in norms.items() if seen[name].batches})
     return images
 
 
+def _state(model: nn.Module, norms: dict[str, _BatchNorm]) -> Hashable:
+    """What decides the batch statistics: that some norms estimate and others measure, too."""
+    return state(model, "moments", tuple((name, getattr(norm, "by_moments", None)) for name, norm in norms.items()))
+
+
+def _left(model: nn.Module, norms: dict[str, _BatchNorm]) -> Callable[[], Hashable]:
+    """The network but for the statistics, which are put back."""
+    return lambda: state(model, writes=set(norms.values()))
+
+
+def _say_missed(norms: dict[str, _BatchNorm], *seen: dict[str, Moments]) -> None:
+    missed = {name: norm for name, norm in norms.items() if not any(one[name].batches for one in seen)}
+    say_missed(missed, len(norms), "recalibrate_", kind="batch norms")
+
+
 def _ema(model: nn.Module, norms: dict[str, _BatchNorm], batches: Iterable[Any], progress: bool) -> int:
     images = 0
-    with Statistics.all_or_none(model), _training(model, norms), torch.no_grad():
+    watch = watching(norms, "recalibrate_", kind="batch norms")
+    with Statistics.all_or_none(model), watch, _training(model, norms), torch.no_grad():
         for inputs, _ in prepared(model, batches, "recalibrate_ (ema)", progress):
             _forward(model, norms, inputs, None)
             images += count(inputs)

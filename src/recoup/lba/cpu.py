@@ -35,10 +35,13 @@ class Cpu:
         """In one pass over the numbers' bits."""
         return Extent.of(*magnitudes(x))
 
-    def product(self, x: Tensor, columns: Columns, chosen: Plan, config: LBA, index: Index) -> Tensor:
+    def product(
+        self, x: Tensor, columns: Columns, chosen: Plan, config: LBA, index: Index, images: Tensor | None = None
+    ) -> Tensor | None:
         """See `driver.Machine`."""
         if sparse.pays(x, columns, chosen, config):
-            return sparse.product(x[0], columns, chosen, config, index)[None]
+            y = sparse.product(x[0], columns, chosen, config, index, images)
+            return None if y is None else y[None]
         return _product(x, columns, chosen, config, index)
 
     def gradients(

@@ -23,7 +23,7 @@ SAMPLE = 1 << 16
 VECTORS = 4
 """The most vectors of a block, which share a column's words."""
 
-FILLED = {1: 0.5, 2: 0.65, 3: 0.7, 4: 0.75}
+FILLED = {1: 0.7, 2: 0.8, 3: 0.75, 4: 0.8}
 """The fraction of elements that are not zero up to which this pays, by vectors of a block."""
 
 
@@ -51,16 +51,19 @@ def _vectors(M: int) -> int:
     return -(-vectors // -(-vectors // VECTORS))
 
 
-def product(x: Tensor, columns: Columns, chosen: Plan, config: LBA, index: Index) -> Tensor:
-    """x [M, K] times the columns: float32 [M, N], `driver.finished`."""
+def product(
+    x: Tensor, columns: Columns, chosen: Plan, config: LBA, index: Index, images: Tensor | None = None
+) -> Tensor | None:
+    """x [M, K] times the columns: float32 [M, N], `driver.finished`; None: they are in the images (`driver.Machine`),
+    whose rows and pixels must fill the kernel's blocks and panels."""
     (M, K), N = x.shape, len(columns.columns)
     assert isinstance(chosen.form, Narrow)  # as `takes` says
     vectors = _vectors(M)
     rows = vectors * LANES
     blocks = -(-M // rows)
     places, straight = padded(columns, SHAPE)
-    weights_KM = F.pad((x * 2.0**chosen.a_scale).t(), [0, blocks * rows - M]).contiguous()
-    y = torch.empty(blocks * rows, len(places), dtype=torch.float32)
+    weights_KM = F.pad((x * 2.0**chosen.a_scale).t(), [0, blocks * rows - M, 0, 1]).contiguous()
+    y, lies = _room(blocks * rows, len(places), images if blocks * rows == M and chosen.finished else None)
     shared = shared_arguments(columns, places, straight, chosen, index)
     kernel = build(chosen.form, vectors, current_target()).bind(
         blocks=blocks,
@@ -68,7 +71,7 @@ def product(x: Tensor, columns: Columns, chosen: Plan, config: LBA, index: Index
         chunk=min(config.chunk or K, K),
         weights=weights_KM.data_ptr(),
         c=y.data_ptr(),
-        c_stride=len(places),
+        **lies,
         unscale=2.0**chosen.unscale if chosen.finished else 1.0,
         b=columns.source.data_ptr(),
         **{name: value for name, value in shared.items() if name not in ("seed_base", "index_row", "index_column")},
@@ -76,9 +79,23 @@ def product(x: Tensor, columns: Columns, chosen: Plan, config: LBA, index: Index
     room = scratch(K, vectors)
 
     def run(first: int, last: int) -> None:
-        arrays = {name: np.empty(size, np.uint8) for name, size in room.items()}
+        arrays = {name: np.zeros(size, np.uint8) for name, size in room.items()}
         kernel(first=first, last=last, **{name: address(array) for name, array in arrays.items()})
 
     over_rows(run, len(places) // LANES, M * LANES * K, MINIMUM_WORK)
+    if y is images:
+        return None
     y = y if y.shape == (M, N) else y[:M, :N].contiguous()
     return y if chosen.finished else finished(y, chosen)
+
+
+def _room(rows: int, columns: int, images: Tensor | None) -> tuple[Tensor, dict[str, int]]:
+    """Where the sums go, and how they lie there: in the images [N, M, ...], where a panel is one image's."""
+    pixels = 0 if images is None else images[0, 0].numel()
+    if images is None or not pixels or pixels % LANES or not images.is_contiguous():
+        return torch.empty(rows, columns, dtype=torch.float32), {
+            "c_stride": columns,
+            "c_columns": columns,
+            "c_image": 0,
+        }
+    return images, {"c_stride": pixels, "c_columns": pixels, "c_image": rows * pixels}

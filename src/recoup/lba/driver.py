@@ -4,10 +4,10 @@ Legend: B matrices of a batch, M rows, N columns, K terms; a convolution is a pr
 column per output pixel, read straight from the padded image.
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,7 @@ IMAGE_BYTES = 1 << 26  # of a padded block of images
 LANES = 16  # columns computed together, roughly, on any machine
 FLOAT32 = 4  # bytes of an operand's element
 MINIMUM_WORK = 1 << 18  # multiply-adds that pay for one more thread
+PLACES_KEPT = 1 << 18  # of a geometry's pixels, 8 bytes each
 GRADIENT_BYTES = 1 << 26  # of the columns' gradients
 
 
@@ -44,6 +45,7 @@ class Columns:
     Attributes:
         matrix: elements from one matrix of the batch to the next.
         regular: shape and strides [K, N] of which terms and columns are the multiples; None: they are none.
+        known: what a machine has found out about them, for those that lie alike; None: each finds out for itself.
     """
 
     source: Tensor
@@ -51,6 +53,7 @@ class Columns:
     columns: Tensor
     matrix: int
     regular: tuple[int, int, int, int] | None = None
+    known: dict[Hashable, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +88,13 @@ class Machine(Protocol):
         """What float32 numbers reach."""
         ...
 
-    def product(self, x: Tensor, columns: Columns, chosen: Plan, config: LBA, index: Index) -> Tensor:
-        """x [B, M, K] times the columns: float32 [B, M, N], `finished`."""
+    def product(
+        self, x: Tensor, columns: Columns, chosen: Plan, config: LBA, index: Index, images: Tensor | None = None
+    ) -> Any:
+        """x [B, M, K] times the columns: float32 [B, M, N], `finished`.
+
+        Columns that are the pixels of ``images``, float32 [N, M, ...], may go there instead; it then gives None.
+        """
         ...
 
     def gradients(
@@ -260,8 +268,10 @@ def convolution(machine: Machine, x: Tensor, weight: Tensor, geometry: Geometry,
     for start, block in _blocks(x):
         columns = pixels(pad_image(block, geometry), geometry, size)
         index = Index(seed, start * P, outputs // G * N * P, N * P)
-        sums = machine.product(rows, columns, chosen, config, index)
-        y[start : start + len(block)] = sums.reshape(outputs, len(block), *size).transpose(0, 1)
+        images = y[start : start + len(block)]
+        sums = machine.product(rows, columns, chosen, config, index, images)
+        if sums is not None:
+            images.copy_(sums.reshape(outputs, len(block), *size).transpose(0, 1))
     return y
 
 
@@ -281,12 +291,21 @@ def _blocks(x: Tensor) -> Iterator[tuple[int, Tensor]]:
 def pixels(source: Tensor, geometry: Geometry, size: tuple[int, int]) -> Columns:
     """The columns of im2col within padded images [N, C, H, W]."""
     N, channels, H, W = source.shape
+    few = N * size[0] * size[1] <= PLACES_KEPT
+    terms, places, known = (_lie if few else _lie.__wrapped__)(source.shape, geometry, size, source.device)
+    return Columns(source, terms, places, channels // geometry.groups * H * W, None, known if few else None)
+
+
+@lru_cache(maxsize=8)
+def _lie(
+    shape: torch.Size, geometry: Geometry, size: tuple[int, int], device: torch.device
+) -> tuple[Tensor, Tensor, dict[Hashable, Any]]:
+    """Terms and places of `pixels`, and what is known about them: layers of one geometry share them."""
+    N, channels, H, W = shape
     C = channels // geometry.groups
     (kh, kw), (sh, sw), (dh, dw) = geometry.kernel, geometry.stride, geometry.dilation
-    device = source.device
     terms = _outer((C, H * W), (kh, dh * W), (kw, dw), device=device)
-    places = _outer((N, channels * H * W), (size[0], sh * W), (size[1], sw), device=device)
-    return Columns(source, terms, places, C * H * W)
+    return terms, _outer((N, channels * H * W), (size[0], sh * W), (size[1], sw), device=device), {}
 
 
 def _outer(*counts: tuple[int, int], device: torch.device) -> Tensor:

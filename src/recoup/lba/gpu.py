@@ -50,7 +50,15 @@ class Gpu:
         ends = torch.stack([bits.amax(), torch.where(bits == 0, none, bits).amin()]).tolist()
         return Extent.of(*ends)
 
-    def product(self, x: Tensor, columns: Columns, chosen: Plan, config: LBA, index: Index) -> Tensor:
+    def product(
+        self,
+        x: Tensor,
+        columns: Columns,
+        chosen: Plan,
+        config: LBA,
+        index: Index,
+        images: Tensor | None = None,  # noqa: ARG002 -- a copy costs little here
+    ) -> Tensor:
         """See `driver.Machine`."""
         B, M, K = x.shape
         N = len(columns.columns)

@@ -16,7 +16,7 @@ overflows.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -78,6 +78,12 @@ class LBALayer(Scaled, Gained):
     def emulates(self) -> bool:
         """Whether sums run on the narrow accumulator, and not in float32."""
         return self.mode == "emulate"
+
+    def acts_as(self) -> Hashable:
+        """As `Emulated`; without the unit there is neither gain nor shift."""
+        if self.mode != "baseline":
+            return super().acts_as()
+        return self.mode, repr(self.config), self.extras_digest(Scaled.travelling)
 
     @property
     def code(self) -> str:

@@ -49,7 +49,10 @@ def padded(columns: Columns, tile: Shape) -> tuple[np.ndarray, np.ndarray]:
     """Columns up to a multiple of the tile's (the last repeated); how each vector of them lies (`emit.packing`)."""
     if columns.regular is not None:
         return _regular(*columns.regular, tile)
-    return laid(columns.terms.numpy(), columns.columns.numpy(), tile)
+    known: dict = {} if columns.known is None else columns.known
+    if tile not in known:
+        known[tile] = laid(columns.terms.numpy(), columns.columns.numpy(), tile)
+    return known[tile]
 
 
 @lru_cache(maxsize=64)

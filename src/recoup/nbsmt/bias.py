@@ -7,15 +7,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from recoup.fields import choice
+from recoup.kernels.arrays import array
 from recoup.nbsmt import reference
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.groups import Activation
 from recoup.nbsmt.observe import Layer, Seen, hooked, in_mode, nbsmt_layers
-from recoup.nbsmt.tally import Taps, activation_counts
+from recoup.nbsmt.operand import operands
+from recoup.nbsmt.reference import quantize_activation
+from recoup.nbsmt.tally import Taps
 from recoup.nbsmt.weights import weight_operand
 from recoup.network import ledger
 from recoup.network.batches import call, count, prepared
@@ -121,20 +125,14 @@ def mean_loss(seen: Seen) -> Tensor:
     if config.accumulator is not None:
         lost = seen.product(config.eight_bit, None).double() - seen.product(config, layer.order).double()
         return lost.mean((0, 2, 3))
-    code, (weight, scale_O) = seen.codes(), seen.weight_codes()
-    if layer.order is not None:
-        code, weight = code[:, layer.order], weight[:, layer.order]
+    weight, scale_O = seen.weight_codes()
+    weight = weight if layer.order is None else weight[:, layer.order]
     operand = weight_operand(weight, config, seen.zero)
-    tables = operand_tables(operand.activations, config, seen.zero).to(code.device)
-    sums = [
-        torch.einsum("gtsklmx,amx->atskl", counts, tables)
-        for _, counts in activation_counts(code, torch.arange(256), config, geometry)
-    ]
-    sum_AJkl = reference.merge_threads(torch.cat(sums, 2), config, 1)
+    sum_AJkl = _operand_sums(seen, (Activation(), *operand.activations), config)
     exact_Jkl, operand_AJkl = sum_AJkl[0], sum_AJkl[1:]
     exact_O = weight.double().flatten(1) @ exact_Jkl[: weight.shape[1]].flatten()
     nbsmt_O = operand.weight_OGJkk.double().flatten(1) @ operand_AJkl.flatten()
-    positions = len(code) * Taps.of((code.shape[2], code.shape[3]), geometry).outputs
+    positions = len(seen.x) * Taps.of((seen.x.shape[2], seen.x.shape[3]), geometry).outputs
     return (exact_O - nbsmt_O) / positions * (scale_O * seen.scale).double()
 
 
@@ -152,16 +150,19 @@ def mean_relative_loss(seen: Seen) -> tuple[Tensor, float]:
     return (weight * lost).sum((0, 2, 3)) / (total or 1.0), total
 
 
-def operand_tables(activations: tuple[Activation, ...], config: NBSMT, zero: int) -> Tensor:
-    """What the code itself and each activation operand are worth: float64 [1 + A, 2^(T-1) masks, 256 codes]."""
-    x = torch.arange(-zero, 256 - zero)
-    values = reference.activation_values(x, config, zero)
-    masks = range(1 << (config.threads - 1))
-    tables = [torch.stack([x for _ in masks])]
-    for activation in activations:
-        active = [min(2, sum(mask >> (u - 1) & 1 for u in activation.partners)) for mask in masks]
-        tables.append(torch.stack([values[activation.values[n]] for n in active]))
-    return torch.stack(tables).double()
+def _operand_sums(seen: Seen, activations: tuple[Activation, ...], config: NBSMT) -> Tensor:
+    """What each activation operand adds up to, over all images and output positions: float64 [A, J, k, l], exact."""
+    x = seen.x if seen.layer.order is None else seen.x[:, seen.layer.order]
+    if x.is_cpu:
+        x_NHWC = x.permute(0, 2, 3, 1).contiguous()
+        bytes_PJ, _ = operands(x_NHWC.view(-1, x.shape[1]), seen.scale, config, activations, zero=seen.zero)
+        bytes_NHWJ = array(bytes_PJ.view(*x_NHWC.shape[:3], -1))  # whose sum takes torch ten times as long
+        sum_HWJ = torch.from_numpy(bytes_NHWJ.sum(0, dtype=np.int64)) - len(x) * seen.zero
+    else:
+        code = quantize_activation(x, seen.scale, seen.zero)
+        sum_HWJ = reference.activation_operand(code, activations, config).sum(0, dtype=torch.int64).permute(1, 2, 0)
+    sum_AJkl = Taps.of((x.shape[2], x.shape[3]), seen.geometry).sums(sum_HWJ.double())
+    return sum_AJkl.unflatten(0, (len(activations), -1))
 
 
 @dataclass(slots=True)

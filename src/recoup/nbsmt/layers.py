@@ -4,6 +4,7 @@ Each is its torch counterpart with the same constructor, parameters and state_di
 calibrated, an activation scale. `recoup.emulate_` turns the layers of a model into these, in place.
 """
 
+from collections.abc import Hashable
 from typing import Any, ClassVar
 
 import torch
@@ -83,6 +84,13 @@ class NBSMTLayer(Scaled):
         """Whether an order changes a number: by which channels share a multiplier, or by when a register saturates."""
         saturates = config.accumulator is not None and config.accumulator.overflow == "saturate"
         return getattr(self, "groups", 1) == 1 and (config.threads > 1 or saturates)
+
+    def acts_as(self) -> Hashable:
+        if self.mode == "float":
+            return super().acts_as()
+        extras = [*Scaled.travelling, *(["bias_correction"] if self.mode == "emulate" else [])]
+        extras += ["order"] if self.order_decides(self.active_config) else []
+        return repr(self.active_config), self.extras_digest(extras)
 
     def caveat(self) -> str | None:
         grouped = getattr(self, "groups", 1) > 1 and self.config.threads > 1

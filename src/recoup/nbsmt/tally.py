@@ -77,6 +77,11 @@ class Taps:
         """Output positions per image."""
         return self.rows.outputs * self.columns.outputs
 
+    def sums(self, x_HWJ: Tensor) -> Tensor:
+        """What channels add up to per tap, of numbers by input position: [J, k, l], exact of whole ones."""
+        serves = [axis.serves[axis.kind].to(x_HWJ.device) for axis in (self.rows, self.columns)]
+        return torch.einsum("hwj,hk,wl->jkl", x_HWJ, *serves)
+
     def count(self, labels_NUHW: Iterable[Tensor], units: int, labels: int, device: torch.device) -> Tensor:
         """How often each label occurs per unit and tap over all output positions, float64 [U, k, l, labels], exact.
 

@@ -5,7 +5,7 @@ buffers, hooks, names and other references to the layer stay as they are, and gi
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from recoup.errors import RecoupWarning
 from recoup.network.checks import is_module
+from recoup.storage.digest import of_tensors
 
 Mode = Literal["emulate", "baseline", "float"]
 
@@ -93,6 +94,17 @@ class Emulated(nn.Module):
     def fault(self, name: str, value: Any) -> str | None:  # noqa: ARG002 -- for wings to fill in
         """What is wrong with a travelling extra that a state_dict brings, as in "has shape [3]", or None."""
         return None
+
+    def acts_as(self) -> Hashable:
+        """What decides its outputs beside class, input, weight and bias; equal for layers that compute alike."""
+        if self.mode == "float":
+            return self.float_class
+        return self.mode, repr(self.config), self.extras_digest(self.travelling)
+
+    def extras_digest(self, names: Iterable[str]) -> Hashable:
+        """Of some travelling extras."""
+        found = {name: torch.as_tensor(value) for name in names if (value := getattr(self, name, None)) is not None}
+        return tuple((name, value.dtype, value.shape, of_tensors(value)) for name, value in found.items())
 
     def extra_tensors(self) -> dict[str, Tensor]:
         """The travelling extras there are, as tensors."""

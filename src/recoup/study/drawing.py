@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
+import torch
+
 from recoup.data.places import HELD_OUT, NoSplitError, TooFewError
 from recoup.errors import RecoupError
 from recoup.study.recipe import Recipe
@@ -39,7 +41,7 @@ class Drawing:
 
     def __init__(self, recipe: Recipe, source: Source) -> None:
         self.source, self.recipe = source, recipe
-        self._kept: dict[int | None, tuple[int, Samples]] = {}
+        self._kept: tuple[int, Samples] | None = None
         if recipe.calibration.images is None:
             seed = recipe.calibration.seeds[0]
             with self._told():
@@ -47,7 +49,7 @@ class Drawing:
                     found = self._taken(MOST, seed)
                 except TooFewError as error:
                     found = self._taken(error.available, seed)
-            self.recipe, self._kept[None] = with_images(recipe, len(found)), (seed, found)
+            self.recipe, self._kept = with_images(recipe, len(found)), (seed, found)
 
     @property
     def named(self) -> str:
@@ -69,15 +71,17 @@ class Drawing:
         """
         most = self.recipe.calibration.images
         assert most is not None
+        limit = min(count or most, most)
+        if self._kept is not None and self._kept[0] == seed:  # of one seed fewer are the first of more
+            return self._kept[1].take(torch.arange(limit))
         with self._told():
-            return self._taken(min(count or most, most), seed)
+            return self._taken(limit, seed)
 
-    def kept(self, seed: int, count: int | None = None) -> Samples:
-        """The same, kept while the seed is: reading a data set takes longer than a few images do."""
-        found = self._kept.get(count)
-        if found is None or found[0] != seed:
-            self._kept[count] = found = (seed, self.images(seed, count))
-        return found[1]
+    def kept(self, seed: int) -> Samples:
+        """The calibration images of a seed, kept until another is asked for: reading a data set takes time."""
+        if self._kept is None or self._kept[0] != seed:
+            self._kept = (seed, self.images(seed))
+        return self._kept[1]
 
     def augmented(self, images: Samples) -> bool:
         """Whether calibration images are augmented: as the recipe says, else where the data set knows how."""
@@ -85,8 +89,8 @@ class Drawing:
         return images.augmentation is not None if wanted is None else wanted
 
     def batches(self, seed: int, count: int | None = None) -> Any:
-        """The calibration images of a seed, as `kept`, in batches."""
-        images = self.kept(seed, count)
+        """The calibration images of a seed, or the first ``count`` of them, in batches."""
+        images = self.kept(seed) if count is None else self.images(seed, count)
         return images.batches(self.recipe.calibration.batch_size, augment=self.augmented(images), seed=seed)
 
     def _told(self) -> Any:

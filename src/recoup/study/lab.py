@@ -17,6 +17,7 @@ from recoup.network.applied import applied
 from recoup.network.batches import call
 from recoup.network.emulated import emulated_layers
 from recoup.network.norms import Statistics, has_norms, shift
+from recoup.network.passes import Passes, keeping_passes
 from recoup.network.scales import is_calibrated
 from recoup.network.selection import UNMATCHED, Selection
 from recoup.network.systolic import Array
@@ -72,6 +73,7 @@ class Lab:
         self._weights = {name: value.detach().clone() for name, value in self.model.named_parameters()}
         self._calibrated: tuple[int, bool] | None = None  # the seed, and whether for policies
         self._said = Said()  # by that calibration
+        self._passes = Passes()
         self.known: dict[str, Hardware] = {}  # by name, once it was tried
         self._costs: dict[str, Cost] = {}
         self.outputs: int | None = None  # known after `check`, if the model gives a row of them an image
@@ -224,17 +226,18 @@ class Lab:
         batches = self.display.watch(self.drawing.batches(seed), "calibrate")
         if self._calibrates(config):
             self._calibrate(seed, batches, isinstance(config, Policy))
-        elsewhere = None
-        if repaired is not None and repaired.on_baseline:
-            elsewhere = self._measured_on_baseline(config, repaired, seed, batches)
-        self._emulate(config)
-        if not isinstance(config, Policy) and scaled_once_emulated(config):
-            calibrate_(self.model, batches, activations=self.recipe.calibration.activations)
-            self._calibrated = None  # other hardware leaves the first and the last layer in float
-        if elsewhere is not None:
-            elsewhere.put(self.model)
-        elif repaired is not None:
-            applied(self.model, repaired, batches)
+        with keeping_passes(self._passes, seed):
+            elsewhere = None
+            if repaired is not None and repaired.on_baseline:
+                elsewhere = self._measured_on_baseline(config, repaired, seed, batches)
+            self._emulate(config)
+            if not isinstance(config, Policy) and scaled_once_emulated(config):
+                calibrate_(self.model, batches, activations=self.recipe.calibration.activations)
+                self._calibrated = None  # other hardware leaves the first and the last layer in float
+            if elsewhere is not None:
+                elsewhere.put(self.model)
+            elif repaired is not None:
+                applied(self.model, repaired, batches)
 
     def _repair(self, config: Config | Policy, state: str) -> Repair:
         hardware = self.hardware(config)

@@ -46,6 +46,10 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
 
+    def take(self, positions: Tensor) -> "Samples":
+        """Those."""
+        ...
+
     def subset(self, n: int, seed: int = 0) -> "Samples":
         """As many at random."""
         ...
