@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from recoup import lba
 from recoup.formats import Float
 from recoup.kernels.llvm import host
-from recoup.lba import LBA, cpu, cpu_sparse, reference
+from recoup.lba import LBA, cpu, cpu_sparse, driver, reference
 from recoup.lba.ops import convolution
 from tests.lba.strategies import truncating
 
@@ -79,6 +79,33 @@ def test_convolutions_behind_a_relu_leave_zeros_out(config, calls):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu_sparse, "pays", lambda *_: False)
         assert torch.equal(found, convolution(x, weight, *arguments))
+
+
+@pytest.mark.parametrize("outputs", [16, 80, 128, 20])
+@pytest.mark.parametrize(("size", "stride"), [(8, 1), (9, 2), (8, 2)])  # 64, 25 and 16 pixels an image
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_sums_lie_image_by_image(outputs, size, stride, layout, calls, monkeypatch):
+    """Written there where panels and blocks are filled, else copied; from image blocks that do not divide the batch."""
+    random = torch.Generator().manual_seed(outputs)
+    x = torch.randn(19, 16, size, size, generator=random).relu().contiguous(memory_format=layout)
+    weight = torch.randn(outputs, 16, 3, 3, generator=random)
+    monkeypatch.setattr(driver, "IMAGE_BYTES", 4 * 8 * x[0].numel())
+    monkeypatch.setattr(cpu_sparse.torch, "get_num_threads", lambda: 1)  # or there would be too few columns
+    arguments = (LBA().code, [stride] * 2, [1, 1], [1, 1], 1, 0, "a layer")
+    found = convolution(x, weight, *arguments)
+    assert bool(calls) == (outputs != 20)
+    monkeypatch.setattr(cpu_sparse, "pays", lambda *_: False)
+    assert torch.equal(found, convolution(x, weight, *arguments))
+    assert found.is_contiguous(memory_format=layout)
+
+
+def test_columns_of_one_group_may_hold_few_terms_and_many():
+    """Those that are through wait for the others with products of zero."""
+    random = torch.Generator().manual_seed(5)
+    a, b = torch.randn(16, 160, generator=random), torch.randn(160, 64, generator=random)
+    b[:, ::4], b[:, 1::4], b[16:48, 2::4] = 0, b[:, 1::4] * (torch.rand(160, 16, generator=random) < 0.2), 0
+    found = lba.matmul(a, b, LBA())
+    assert torch.equal(found, reference.matmul(a, b, LBA()))
 
 
 @pytest.mark.parametrize(
