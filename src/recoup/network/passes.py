@@ -71,7 +71,7 @@ def state(model: nn.Module, *what: Hashable, writes: Collection[nn.Module] = ())
             tensors = {own: value for own, value in tensors.items() if own not in extras}
         if not all(value is None or _is_its_bytes(value) for value in tensors.values()):
             return None
-        shapes = tuple((own, None if x is None else (x.dtype, x.shape)) for own, x in tensors.items())
+        shapes = tuple((own, None if x is None else (x.dtype, x.shape, x.stride())) for own, x in tensors.items())
         parts += [name, type(module), module.training, acts, shapes, of_tensors(*tensors.values())]
     return tuple(parts)
 
