@@ -81,7 +81,7 @@ def test_convolutions_behind_a_relu_leave_zeros_out(config, calls):
         assert torch.equal(found, convolution(x, weight, *arguments))
 
 
-@pytest.mark.parametrize("outputs", [16, 32, 48, 64, 128, 20, 80])
+@pytest.mark.parametrize("outputs", [16, 80, 128, 20])
 @pytest.mark.parametrize(("size", "stride"), [(8, 1), (9, 2), (8, 2)])  # 64, 25 and 16 pixels an image
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_sums_lie_image_by_image(outputs, size, stride, layout, calls, monkeypatch):

@@ -80,7 +80,7 @@ class LBALayer(Scaled, Gained):
         return self.mode == "emulate"
 
     def acts_as(self) -> Hashable:
-        """As `Emulated`; without the unit there is neither gain nor shift."""
+        """As of every emulated layer; without the unit there is neither gain nor shift."""
         if self.mode != "baseline":
             return super().acts_as()
         return self.mode, repr(self.config), self.extras_digest(Scaled.travelling)

@@ -1,6 +1,6 @@
 """What a pass over calibration images measured, given again to the next repair that would measure the same.
 
-A study puts one network into one state after another, and each starts from the checkpoint: `paired` measures the
+A study puts one network into one state after another, and each starts from the checkpoint: ``paired`` measures the
 hardware that ``recalibrated on hardware`` has measured, and its baseline, which is the same for any number of threads;
 a combination begins with a repair that is a state of its own. What a pass measures is decided by the images, which the
 study names, and by all that a repair may change: parameters, buffers, configs, modes and extras.
@@ -71,7 +71,7 @@ def state(model: nn.Module, *what: Hashable, writes: Collection[nn.Module] = ())
             tensors = {own: value for own, value in tensors.items() if own not in extras}
         if not all(value is None or _is_its_bytes(value) for value in tensors.values()):
             return None
-        shapes = tuple((own, None if x is None else (x.dtype, x.shape)) for own, x in tensors.items())
+        shapes = tuple((own, None if x is None else (x.dtype, x.shape, x.stride())) for own, x in tensors.items())
         parts += [name, type(module), module.training, acts, shapes, of_tensors(*tensors.values())]
     return tuple(parts)
 
