@@ -103,7 +103,8 @@ def wing_of(config: Any, purpose: str) -> Card:
         return _CARDS[type(config)]
     except KeyError:
         known = ", ".join(wing.__name__ for wing in _CARDS)
-        raise RecoupError(f"{purpose}: {config!r} is no configuration of a wing ({known}) and not None") from None
+        read = "; texts are read by recoup.study.parse_config, and by Policy" if isinstance(config, str) else ""
+        raise RecoupError(f"{purpose}: {config!r} is no configuration of a wing ({known}) and not None{read}") from None
 
 
 def is_config(value: Any) -> bool:
