@@ -1,5 +1,5 @@
-"""Every block of code in README.md and docs is run, or says why not: README's Python here, whole pages in `make slow`,
-and what needs a reader's data in `make real`. How: tests/blocks.py."""
+"""Every block of code in README.md and docs is run, or says why not: pages and notebooks in `make test`, those that take
+long in `make slow`, and what needs a reader's data in `make real`. How: tests/blocks.py."""
 
 import json
 import warnings
@@ -19,6 +19,8 @@ RUNNING = [page for page in PAGES if any(block.reason is None for block in block
 REAL = [page for page in RUNNING if any(block.real and block.reason is None for block in blocks.blocks(page))]
 
 
+LONG = ("docs/search.md", "docs/cluster.md")
+"""Pages that take longest."""
 NOTEBOOKS = sorted(notebooks.FOLDER.glob("*.py"))
 
 
@@ -40,13 +42,11 @@ def in_a_folder_of_its_own(page: str, weights: bytes, folder: Path, real: bool) 
     assert done.returncode == 0, done.stderr[-6000:]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", RUNNING)
+@pytest.mark.parametrize("page", [pytest.param(p, marks=pytest.mark.slow) if p in LONG else p for p in RUNNING])
 def test_blocks_run(page, weights, tmp_path):
     in_a_folder_of_its_own(page, weights, tmp_path, real=False)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 def test_notebooks_run(path, weights, tmp_path):
     (tmp_path / WEIGHTS).parent.mkdir()

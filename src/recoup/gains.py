@@ -199,7 +199,7 @@ def _fits(
 ) -> tuple[dict[str, "_Fitted"], int]:
     """What belongs to the layers that ran, and how many images that took; see `fit_gains_`."""
 
-    def make(_: Sequence[int]) -> list[tuple[dict[str, _Fitted], int]]:
+    def make(_wanted: Sequence[int]) -> list[tuple[dict[str, _Fitted], int]]:
         fits = {name: _Fit(layer, per, weigh) for name, layer in layers.items()}
         images = 0
         with _observing(layers, {name: fit.observe for name, fit in fits.items()}):

@@ -204,7 +204,7 @@ def _paired(
 
 
 def _average(model: nn.Module, norms: dict[str, _BatchNorm], batches: Iterable[Any], progress: bool) -> int:
-    def make(_: Sequence[int]) -> list[Seen]:
+    def make(_wanted: Sequence[int]) -> list[Seen]:
         seen, images = {name: Moments() for name in norms}, 0
         for inputs, _ in prepared(model, batches, "recalibrate_ (average)", progress):
             _forward(model, norms, inputs, seen)
