@@ -1,5 +1,5 @@
-"""Every block of code in README.md and docs is run, or says why not: pages and notebooks in `make test`, those that take
-long in `make slow`, and what needs a reader's data in `make real`. How: tests/blocks.py."""
+"""Every block of code in README.md and docs is run, or says why not: pages and notebooks in `make test`, the longest
+pages in `make slow`, and what needs a reader's data in `make real`. How: tests/blocks.py."""
 
 import json
 import warnings
