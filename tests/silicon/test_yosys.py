@@ -169,3 +169,19 @@ def test_a_rule_of_mapping_has_a_digest_of_its_own(fresh):
     before = yosys.rule()
     fresh.setattr(yosys, "KEPT", 0.97)
     assert yosys.rule() != before
+
+
+def test_a_run_that_had_no_time_is_not_taken_for_a_mapping_that_fails(monkeypatch):
+    """What fails for want of time or space would be kept as the answer for both mappings."""
+
+    def late(*_: object, **__: object) -> dict[str, str]:
+        raise RecoupError("no time")
+
+    monkeypatch.setattr(yosys, "run", late)
+    with pytest.raises(RecoupError, match="no time"):
+        yosys._mapped("", [], {"fast": [], "small": []}, "test", [])
+
+
+def test_a_mapping_without_an_area_is_not_smaller():
+    assert yosys._chosen({"fast": 10.0, "small": 0.0}) == yosys._chosen({"fast": 0.0, "small": 0.0}) == "fast"
+    assert yosys._chosen({"fast": 10.0, "small": 9.0}) == "small"

@@ -83,7 +83,7 @@ class Saturating:
             return None
         if key not in self._tiles:
             self._tiles[key] = way.Tiles(self._weight_OSLV, register.bits, groups)
-        if not self._tiles[key].pays and register.bits < walked.WORD:
+        if way is bounded and not self._tiles[key].pays and register.bits < walked.WORD:
             self._tiles[key] = walked.Tiles(self._weight_OSLV, register.bits, groups)
         return self._tiles[key] if self._tiles[key].pays else None
 

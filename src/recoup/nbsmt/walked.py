@@ -52,6 +52,10 @@ def held(w_OK: Tensor, bits: int) -> bool:
     return (largest * reach(SIGNED)) << (WORD - bits) < 1 << (WORD - 1)
 
 
+LAID = 2
+"""Layouts of one weight that are kept: of whole batches and of a ragged last one."""
+
+
 class Tiles:
     """The registers of output pixels, a tile of them and a block of slots after the other, for one weight.
 
@@ -78,6 +82,8 @@ class Tiles:
     def _weights(self, size: int) -> list[Tensor]:
         """All parts in blocks of so many slots; laid out at the first call."""
         if size not in self._laid:
+            if len(self._laid) == LAID:  # a size goes with a number of pixels, of which a caller may have many
+                self._laid.pop(next(iter(self._laid)))
             shift = WORD - self.bits if self._held else 0
             self._laid[size] = [weights(w_OK, shift, size) for w_OK in self._parts]
         return self._laid[size]

@@ -3,7 +3,8 @@
 A study puts one network into one state after another, and each starts from the checkpoint: ``paired`` measures the
 hardware that ``recalibrated on hardware`` has measured, and its baseline, which is the same for any number of threads;
 a combination begins with a repair that is a state of its own. What a pass measures is decided by the images, which the
-study names, and by all that a repair may change: parameters, buffers, configs, modes and extras.
+study names, and by all that a repair may change: parameters, buffers, configs, modes and extras. Who keeps passes
+changes nothing else of the network between them, hooks and plain attributes included.
 """
 
 import pickle
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recoup.network.derived import replaced
 from recoup.network.emulated import Emulated
 from recoup.storage.digest import of_tensors
 
@@ -50,7 +52,8 @@ def keeping_passes(passes: Passes, images: Hashable) -> Iterator[None]:
 
 
 def state(model: nn.Module, *what: Hashable, writes: Collection[nn.Module] = ()) -> Hashable:
-    """All that decides what a pass measures beside its images; None: nothing is kept, or what decides is not known.
+    """What decides, as far as repairs change it, what a pass measures beside its images; None: nothing is kept, or
+    what decides is not known.
 
     Args:
         model: as it runs in the pass.
@@ -69,10 +72,13 @@ def state(model: nn.Module, *what: Hashable, writes: Collection[nn.Module] = ())
                 return None  # the pass would be counted
             acts, extras = module.acts_as(), module.travelling
             tensors = {own: value for own, value in tensors.items() if own not in extras}
-        if not all(value is None or _is_its_bytes(value) for value in tensors.values()):
+        drawing = any(isinstance(value, torch.Generator) for value in vars(module).values())
+        if drawing or replaced(module) or not all(x is None or _is_its_bytes(x) for x in tensors.values()):
             return None
         shapes = tuple((own, None if x is None else (x.dtype, x.shape, x.stride())) for own, x in tensors.items())
-        parts += [name, type(module), module.training, acts, shapes, of_tensors(*tensors.values())]
+        kind = module.float_class if isinstance(module, Emulated) else type(module)  # of the config ``acts`` knows more
+        parts += [name, type(module), kind.extra_repr(module), module.training, acts, shapes]
+        parts.append(of_tensors(*tensors.values()))
     return tuple(parts)
 
 

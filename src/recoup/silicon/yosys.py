@@ -197,7 +197,7 @@ def run(
         failed = bool(code) or not all((folder / name).is_file() for name in wanted)
         if failed:
             last = "\n".join((folder / "log").read_text().strip().splitlines()[-8:])
-            raise RecoupError(
+            raise FailedError(
                 f"{purpose}: {tool} failed (exit code {code}); script, input and log are kept in {folder}; "
                 f"the log ends with\n{last}"
             )
@@ -207,6 +207,10 @@ def run(
     finally:
         if not (failed and keep_failed):  # of Ctrl-C and of a full disk too
             shutil.rmtree(folder, ignore_errors=True)
+
+
+class FailedError(RecoupError):
+    """yosys ended with an error of its own, which it would in every run."""
 
 
 def _started(tool: Tool, folder: Path, until: float | None, purpose: str) -> int:
@@ -323,19 +327,19 @@ def _mapped(
     commands = [*script, *(command for way in ways.values() for command in way)]
     try:
         texts = run(commands, {"in.il": rtlil}, purpose, wanted, liberty, keep_failed=not others)
-    except RecoupError:
+    except FailedError:  # of its own, not for want of time or space, which another run would have
         if not others:
             raise
         return _mapped(rtlil, script, {first: ways[first]}, purpose, liberty)
     stats = {way: json.loads(texts[f"{way}.stat.json"]) for way in ways}
-    way = _chosen({way: stat["design"].get("area", 0.0) for way, stat in stats.items()})
+    way = _chosen({way: stat["design"].get("area") or 0.0 for way, stat in stats.items()})
     return {"stat": stats[way], "netlist": json.loads(texts[f"{way}.netlist.json"])}
 
 
 def _chosen(areas: dict[str, float]) -> str:
     """Which of the mappings is kept, by their areas: the first, unless another is at most `KEPT` times as large."""
     first, *others = areas
-    return next((way for way in others if areas[way] <= KEPT * areas[first]), first)
+    return next((way for way in others if 0 < areas[way] <= KEPT * areas[first]), first)
 
 
 def plain(paths: Sequence[Path]) -> tuple[Path, ...]:

@@ -48,6 +48,8 @@ class Drawing:
                 try:
                     found = self._taken(MOST, seed)
                 except TooFewError as error:
+                    if not error.available:
+                        raise
                     found = self._taken(error.available, seed)
             self.recipe, self._kept = with_images(recipe, len(found)), (seed, found)
 
