@@ -41,3 +41,17 @@ def operands(seed: int, rows: int, size: int, columns: int, zeros: float = 0.3, 
 def port_of(config: NBSMT, signed: bool) -> str | int:
     """What the port model calls the port of activations."""
     return config.port if signed else "unsigned"
+
+
+ONE_PRODUCT = {
+    "kind": st.sampled_from(["any", "alternating", "runs", "sparse", "largest", "one sign"]),
+    "images": st.integers(1, 3),
+    "channels": st.integers(1, 40),
+    "outputs": st.sampled_from([1, 3, 16, 33]),
+    "groups": st.sampled_from([1, 1, 2, 3]),
+    "kernel": st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    "stride": st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    "padding": st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    "dilation": st.tuples(st.integers(1, 2), st.integers(1, 2)),
+}
+"""Convolutions whose slots hold one product, and the kind of their weights."""

@@ -13,6 +13,7 @@ from recoup.nbsmt.emit_bounded import PIECE, SPAN, Form, Register
 from recoup.nbsmt.ports import SIGNED
 from recoup.nbsmt.saturate import Saturating
 from recoup.network.convolution import POINTWISE, Geometry
+from tests.nbsmt.strategies import ONE_PRODUCT
 from tests.nbsmt.test_runs import bits, clipped, hostile
 
 HERE = llvm.host().features >= runs.NEEDED
@@ -47,16 +48,8 @@ def summed(kernel, value, geometry, **settings):
 @given(
     register=st.one_of(bits, st.integers(12, 24)),
     seed=st.integers(0, 2**31),
-    kind=st.sampled_from(["any", "alternating", "runs", "sparse", "largest", "one sign"]),
     of=st.sampled_from(["any", "zeros", "small", "ends"]),
-    images=st.integers(1, 3),
-    channels=st.integers(1, 40),
-    outputs=st.sampled_from([1, 3, 16, 33]),
-    groups=st.sampled_from([1, 1, 2, 3]),
-    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    stride=st.tuples(st.integers(1, 2), st.integers(1, 2)),
-    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
-    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    **ONE_PRODUCT,
     block=st.sampled_from([1, 40, 96]),
     tile=st.sampled_from([2, 4]),
 )

@@ -12,6 +12,7 @@ from recoup.nbsmt import bounded, emit_runs, reference, runs, saturate
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.saturate import Saturating
 from recoup.network.convolution import POINTWISE, Geometry
+from tests.nbsmt.strategies import ONE_PRODUCT
 
 HERE = llvm.host().features >= runs.NEEDED
 needs_vnni = pytest.mark.skipif(not HERE, reason="this processor has no AVX-512 VNNI")
@@ -75,16 +76,8 @@ def summed(code, weight, register, geometry, **settings):
 @given(
     register=bits,
     seed=st.integers(0, 2**31),
-    kind=st.sampled_from(["any", "alternating", "runs", "sparse", "largest", "one sign"]),
     of=st.sampled_from(["any", "zeros", "largest"]),
-    images=st.integers(1, 3),
-    channels=st.integers(1, 40),
-    outputs=st.sampled_from([1, 3, 16, 33]),
-    groups=st.sampled_from([1, 1, 2, 3]),
-    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    stride=st.tuples(st.integers(1, 2), st.integers(1, 2)),
-    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
-    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    **ONE_PRODUCT,
     block=st.sampled_from([1, 2, 6, 24]),
 )
 def test_convolutions_equal_registers_clipped_after_every_product(

@@ -10,6 +10,7 @@ from recoup.nbsmt import emit_walked, runs, saturate, walked
 from recoup.nbsmt.emit_walked import AT_ONCE, Form
 from recoup.nbsmt.ports import SIGNED
 from recoup.network.convolution import POINTWISE, Geometry
+from tests.nbsmt.strategies import ONE_PRODUCT
 from tests.nbsmt.test_bounded import made, needs_vnni, values
 from tests.nbsmt.test_runs import clipped, hostile
 
@@ -34,16 +35,8 @@ def summed(weight, value, geometry, register, calls=1, **settings):
 @given(
     register=st.integers(8, 15),
     seed=st.integers(0, 2**31),
-    kind=st.sampled_from(["any", "alternating", "runs", "sparse", "largest", "one sign"]),
     of=st.sampled_from(["any", "zeros", "small", "ends"]),
-    images=st.integers(1, 3),
-    channels=st.integers(1, 40),
-    outputs=st.sampled_from([1, 3, 16, 33]),
-    groups=st.sampled_from([1, 1, 2, 3]),
-    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    stride=st.tuples(st.integers(1, 2), st.integers(1, 2)),
-    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
-    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    **ONE_PRODUCT,
     block=st.sampled_from([1, 4 << 10, 14 << 10]),
     columns=st.sampled_from([2, 3]),
     tail=st.sampled_from([0, 0.25, 1]),

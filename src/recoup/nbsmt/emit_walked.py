@@ -199,12 +199,12 @@ class _Walk:
         values = [v.load(x, I64(COLUMN * column), kind=self.kind) for column in range(n)]
         products = together(b, [b.mul(value, weight[i >= form.first]) for i, value in enumerate(values)])
         add = llvm.declared(b, "llvm.sadd.sat.v32i16", self.kind, [self.kind] * 2)
-        first = [i % n < form.first for i in range(len(registers))]
+        kinds = [i % n < form.first for i in range(len(registers))]
         pairs = [(register, products[i % n]) for i, register in enumerate(registers)]
-        after = together(b, [b.call(add, p) if own else b.add(*p) for own, p in zip(first, pairs, strict=True)])
-        after = together(b, [r if own else v.smaller(r, self.high) for own, r in zip(first, after, strict=True)])
+        after = together(b, [b.call(add, p) if first else b.add(*p) for first, p in zip(kinds, pairs, strict=True)])
+        after = together(b, [r if first else v.smaller(r, self.high) for first, r in zip(kinds, after, strict=True)])
         low = None if form.held else self.low_up
-        ends = [low if own else self.low for own in first]
+        ends = [low if first else self.low for first in kinds]
         return [r if end is None else v.larger(r, end) for end, r in zip(ends, after, strict=True)]
 
 

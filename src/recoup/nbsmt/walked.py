@@ -107,8 +107,8 @@ class Tiles:
             target: the processor.
         """
         form, slots, lanes = self._form(pixels, floats), self.channels * self.taps, -(-self.outputs // LANES) * LANES
-        each = -(-slots // -(-slots // max(AT_ONCE, BLOCK // (form.columns * VECTOR))))
-        size, wide = each + -each % AT_ONCE, form.columns * COLUMN
+        least = -(-slots // -(-slots // max(AT_ONCE, BLOCK // (form.columns * VECTOR))))
+        size, wide = least + -least % AT_ONCE, form.columns * COLUMN
         parts, count, high = self._weights(size), -(-pixels // wide), (1 << (self.bits - 1)) - 1
         blocks, tail = len(parts[0]), self.tail
         kernel = emit_walked.tiles(form, target).bind(

@@ -127,18 +127,18 @@ class Source:
     def _tested(self) -> Samples:
         wanted = self.recipe.test
         with self._told("test", ".limit, .split"):
-            return self.data.load(wanted.split, self._limit, self._seed)
+            try:
+                return self.data.load(wanted.split, wanted.limit, self._seed)
+            except TooFewError:
+                if "test" in self.recipe.model_fields_set:
+                    raise
+                return self.data.load(wanted.split, None, self._seed)
 
     @cached_property
     def _limit(self) -> int | None:
         """How many are tested on: None, all, also where the recipe says nothing and there are fewer than by default."""
-        wanted = self.recipe.test
-        if "test" not in self.recipe.model_fields_set:
-            try:
-                self.data.load(wanted.split, wanted.limit, self._seed)
-            except TooFewError:
-                return None
-        return wanted.limit
+        limit = self.recipe.test.limit
+        return limit if limit == len(self._tested) else None
 
     @cached_property
     def _scored(self) -> Samples:
