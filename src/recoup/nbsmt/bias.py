@@ -102,7 +102,7 @@ def _measured(
         return output + mean_O.float().view(-1, *[1] * len(getattr(seen.layer, "kernel_size", ())))
 
     watch = watching(layers, "correct_bias_")
-    with watch, evaluating(model), in_mode(layers, "emulate"), hooked(layers, correct):
+    with watch, evaluating(model), in_mode(layers, "emulate"), hooked(layers, correct, "correct_bias_"):
         for inputs, _ in prepared(model, batches, "correct_bias_", progress):
             call(model, inputs)
             images += count(inputs)

@@ -165,7 +165,9 @@ def cycles(model: nn.Module, inputs: Any, array: Array | None = None) -> Cost:
 
         return hook
 
-    hooks = [module.register_forward_hook(record(name), with_kwargs=True) for name, module in layers.items()]
+    hooks = [
+        module.register_forward_hook(record(name), with_kwargs=True, prepend=True) for name, module in layers.items()
+    ]
     try:
         reached = watching(emulated_layers(model), "cycles", refuse=False)
         with watching_uncounted(model, layers) as uncounted, reached, evaluating(model):

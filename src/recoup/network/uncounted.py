@@ -56,7 +56,9 @@ def watching_uncounted(model: nn.Module, counted: Mapping[str, nn.Module]) -> It
 
         return hook
 
-    hooks = [module.register_forward_hook(note(name), with_kwargs=True) for name, module in watched.items()]
+    hooks = [
+        module.register_forward_hook(note(name), with_kwargs=True, prepend=True) for name, module in watched.items()
+    ]
     try:
         yield found
     finally:

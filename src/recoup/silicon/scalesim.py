@@ -56,7 +56,7 @@ def topology(model: nn.Module, inputs: Any, kind: Literal["conv", "gemm"] = "con
         return hook
 
     hooks = [
-        module.register_forward_hook(record(name or "model"), with_kwargs=True)
+        module.register_forward_hook(record(name or "model"), with_kwargs=True, prepend=True)
         for name, module in model.named_modules()
         if isinstance(module, kinds)
     ]
