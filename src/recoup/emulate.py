@@ -58,8 +58,9 @@ def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> 
             float because a method was set on the object itself, as wrappers set ``forward``; under hardware for
             products, by name, what a config was meant for and stays in float: subclasses, which may compute something
             else, classes without a stand-in (recurrent layers, transposed convolutions, attention), layers that
-            `calibrate_` never saw, and modules of any other class that own weights and may multiply with them
-            (`network.multipliers`). A layer map's None leaves any of them in float without a word.
+            `calibrate_` never saw, and modules of any other class that own weights, be they parameters, buffers or
+            packed, and may multiply with them (`network.multipliers`). A layer map's None leaves any of them in float
+            without a word.
     """
     is_module(model, "emulate_")
     config, layers = _unpacked(config, layers)
