@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.network import ledger
 from recoup.network.checks import is_module
-from recoup.network.derived import replaced
+from recoup.network.derived import patched, replaced
 from recoup.network.emulated import Emulated, become, emulated_layers, keep_off_fast_path, revert
 from recoup.network.multipliers import Multiplier, multipliers
 from recoup.network.nested import leave_nested, take_nested
@@ -56,12 +56,12 @@ def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> 
 
     Warns:
         RecoupWarning: layers that run otherwise than asked (a grouped convolution runs one thread); those that stay in
-            float because a method was set on the object itself, as wrappers set ``forward``; under hardware for
-            products, by name, what a config was meant for and stays in float: subclasses, which may compute something
-            else, classes without a stand-in (recurrent layers, transposed convolutions, attention), layers that
-            `calibrate_` never saw, and modules of any other class that own weights, be they parameters, buffers or
-            packed, and may multiply with them (`network.multipliers`). A layer map's None leaves any of them in float
-            without a word.
+            float because a method was set on the object itself, as wrappers set ``forward``, or put into a class of
+            torch's; under hardware for products, by name, what a config was meant for and stays in float: subclasses,
+            which may compute something else, classes without a stand-in (recurrent layers, transposed convolutions,
+            attention), layers that `calibrate_` never saw, and modules of any other class that own weights, be they
+            parameters, buffers or packed, and may multiply with them (`network.multipliers`). A layer map's None leaves
+            any of them in float without a word.
     """
     is_module(model, "emulate_")
     config, layers = _unpacked(config, layers)
@@ -170,10 +170,13 @@ def _is_wrapped(card: Card, module: nn.Module) -> bool:
 
 
 def _wrapped(module: nn.Module) -> str:
-    return (
-        f"left in float, because {', '.join(replaced(module))} was set on the object itself and would run as before "
-        "(emulate_ first, then wrap; or take the wrapper off)"
-    )
+    others = patched(type(module))
+    own = [name for name in replaced(module) if name not in others]
+    put = ", ".join(f"{kind}.{name}" for name, kind in others.items())
+    told = [f"{', '.join(own)} was set on the object itself and would run as before"] if own else []
+    told += [f"{put} is not torch's own and would not run on hardware"] if put else []
+    remedy = "emulate_ first, then wrap; or take the wrapper off" if own else "put torch's own method back"
+    return f"left in float, because {', and '.join(told)} ({remedy})"
 
 
 def _check_each_is_used(
