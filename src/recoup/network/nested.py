@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 MASK = "src_key_padding_mask"
-_HOOKS = "recoup_nested_hooks"  # where a layer holds them
-_NOW = "recoup_nested_mask"  # and the mask of the call that runs
+_HOOKS = "_recoup_nested_hooks"  # where a layer holds them
+_NOW = "_recoup_nested_mask"  # and the mask of the call that runs
 
 
 def take_nested(layer: nn.TransformerEncoderLayer) -> None:
