@@ -39,7 +39,7 @@ def of_self(net):
 def decorated(net):
     @functools.wraps(net.norm.forward)
     def forward(x):
-        return forward.__wrapped__(x)
+        return forward.__wrapped__(x)  # type: ignore[attr-defined]
 
     net.norm.forward = forward
 
@@ -64,7 +64,7 @@ def of_a_tensor(net):
 def of_a_global(net):
     global GLOBAL  # noqa: PLW0603 -- as in a notebook
     GLOBAL = net.norm.forward
-    net.norm.forward = lambda x: GLOBAL(x) + 1
+    net.norm.forward = lambda x: GLOBAL(x) + 1  # type: ignore[misc]
 
 
 def hook(net):
@@ -124,10 +124,10 @@ def test_what_a_copy_takes_along_is_copied(wrap):
     before = other(X)
     assert torch.equal(before, net(X))
     with torch.no_grad():
-        net.norm.running_mean += 1
+        net.norm.running_mean.add_(1)
     assert torch.equal(other(X), before)
     with torch.no_grad():
-        other.norm.running_mean += 1
+        other.norm.running_mean.add_(1)
     assert torch.equal(other(X), net(X))
 
 

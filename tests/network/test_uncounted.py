@@ -137,6 +137,8 @@ class Packed(nn.Module):
 
     def __init__(self):
         super().__init__()
+        self.qweight: Tensor
+        self.scales: Tensor
         self.register_buffer("qweight", torch.randint(0, 2**31 - 1, (8, 2), dtype=torch.int32))
         self.register_buffer("scales", torch.full((1, 8), 0.1))
 

@@ -126,8 +126,9 @@ def memory_format(x: Tensor) -> torch.memory_format:
 
 def in_every_dimension(layer: Any, name: str, title: str, least: int = 1) -> tuple[int, ...]:
     """A convolution's ``stride``, ``padding`` or ``dilation`` as a number for each dimension; see `Padded.numbers`."""
-    value, dims = getattr(layer, name), layer.weight.dim() - 2
-    several = value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+    value: Any = getattr(layer, name)
+    dims = layer.weight.dim() - 2
+    several: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
     if not all(_is_whole(number) and number >= least for number in several) or len(several) not in (1, dims):
         words = ", 'same' or 'valid'" if name == "padding" else ""
         raise RecoupError(

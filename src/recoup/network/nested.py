@@ -67,4 +67,7 @@ def _padded(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tupl
 
 def _nested(layer: nn.Module, _args: tuple, _kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
     hidden = layer.__dict__.pop(_NOW, None)
-    return None if hidden is None else torch._nested_tensor_from_mask(output, hidden.logical_not(), mask_check=False)
+    if hidden is None:
+        return None
+    seen = hidden.logical_not()
+    return torch._nested_tensor_from_mask(output, seen, mask_check=False)  # type: ignore[attr-defined]
