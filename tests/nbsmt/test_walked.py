@@ -101,9 +101,13 @@ def test_products_at_the_end_of_a_word(register, lowest):
     random = torch.Generator().manual_seed(0)
     weight = torch.where(torch.rand(32, 40, 1, 1, generator=random) < 0.5, lowest, 127).to(torch.int8)
     value = torch.where(torch.rand(1, 40, 9, 9, generator=random) < 0.5, -128, 127).to(torch.int8)
-    found, _ = summed(weight, value, POINTWISE, register)
+    found, tiles = summed(weight, value, POINTWISE, register)
     assert torch.equal(found.long(), clipped(value, weight, POINTWISE, register))
     assert walked.held(weight.flatten(1), register) is (register == 15 and lowest == -127)
+    assert tiles.asks is (register == 15 and lowest == -128)
+    within, tiles = summed(weight, value.clamp(min=-127), POINTWISE, register)
+    assert torch.equal(within.long(), clipped(value.clamp(min=-127), weight, POINTWISE, register))
+    assert {shift for _, shift in tiles._laid} == {int(register == 15)}
 
 
 @settings(max_examples=30, deadline=None)

@@ -278,7 +278,9 @@ class _RunByTiles(_Run):
 
     def __init__(self, tiles: Tiles, sums: Saturating, *settings: Any) -> None:
         super().__init__(sums, *settings)
-        self.tiles, self.target = tiles, settings[-1]
+        self.target, self.tiles = settings[-1], tiles
+        if isinstance(tiles, walked.Tiles) and tiles.asks:
+            self.tiles = partial(tiles, smallest=int(self.operand.min()) - self.zero)
 
     def _added(self, x: int, out: int, pixels: int) -> None:
         near = {"base": self.base.data_ptr(), "near": self.near.data_ptr()}

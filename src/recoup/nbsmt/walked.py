@@ -46,10 +46,16 @@ def weights(w_OK: Tensor, shift: int, size: int) -> Tensor:
     return torch.stack([words << shift, words << shift, words, words], 3).view(torch.int32)
 
 
-def held(w_OK: Tensor, bits: int) -> bool:
-    """Whether products times the power of two that makes a register's ends those of words still are words."""
+def held(w_OK: Tensor, bits: int, smallest: int = -reach(SIGNED)) -> bool:
+    """Whether products times the power of two that makes a register's ends those of words still are words.
+
+    Args:
+        w_OK: int8.
+        bits: of the register.
+        smallest: value, of signed ones that go up to 127.
+    """
     largest = int(w_OK.to(torch.int16).abs().max()) if w_OK.numel() else 0
-    return (largest * reach(SIGNED)) << (WORD - bits) < 1 << (WORD - 1)
+    return (largest * max(-smallest, reach(SIGNED) - 1)) << (WORD - bits) < 1 << (WORD - 1)
 
 
 LAID = 2
@@ -68,6 +74,7 @@ class Tiles:
         pays: always: nothing is faster.
         tail: the share of the slots that is added from both ends first, 0 where too few output channels were settled
             by the last ones. It is found call by call, and changes no bit.
+        asks: whether the smallest value decides how registers are held.
     """
 
     pays = True
@@ -77,25 +84,36 @@ class Tiles:
         self.outputs, self.bits, self.tail = outputs // parts, bits, TAIL
         self._parts, self._shrinks = w_OSLV.flatten(1).chunk(parts), True
         self._held = held(w_OSLV, bits)
-        self._laid: dict[int, list[Tensor]] = {}
+        self.asks = not self._held and held(w_OSLV, bits, smallest=1 - reach(SIGNED))
+        self._laid: dict[tuple[int, int], list[Tensor]] = {}
 
-    def _weights(self, size: int) -> list[Tensor]:
-        """All parts in blocks of so many slots; laid out at the first call."""
-        if size not in self._laid:
+    def _weights(self, size: int, shift: int) -> list[Tensor]:
+        """All parts in blocks of so many slots, times a power of two; laid out at the first call."""
+        if (size, shift) not in self._laid:
             if len(self._laid) == LAID:  # a size goes with a number of pixels, of which a caller may have many
                 self._laid.pop(next(iter(self._laid)))
-            shift = WORD - self.bits if self._held else 0
-            self._laid[size] = [weights(w_OK, shift, size) for w_OK in self._parts]
-        return self._laid[size]
+            self._laid[size, shift] = [weights(w_OK, shift, size) for w_OK in self._parts]
+        return self._laid[size, shift]
 
-    def _form(self, pixels: int, floats: bool) -> Form:
+    def _form(self, pixels: int, held: bool, floats: bool) -> Form:
         """Tiles that as many pixels fill best, on as many threads as torch uses."""
         columns, threads = -(-pixels // COLUMN), torch.get_num_threads()
         n = min(range(2, COLUMNS + 1), key=lambda n: ceil(ceil(columns / n) / threads) * (n + 0.5))
         # Of what multiplies, and adds with an end, as much as of the rest.
-        return Form(n, ceil(n / 2) if self._held else ceil(2 * n / 3), self._held, floats)
+        return Form(n, ceil(n / 2) if held else ceil(2 * n / 3), held, floats)
 
-    def __call__(self, pixels: int, *, x: int, out: int, row: int, floats: bool, target: Target, **near: int) -> None:
+    def __call__(
+        self,
+        pixels: int,
+        *,
+        x: int,
+        out: int,
+        row: int,
+        floats: bool,
+        target: Target,
+        smallest: int = -reach(SIGNED),
+        **near: int,
+    ) -> None:
         """Of so many output pixels, at least one.
 
         Args:
@@ -105,17 +123,20 @@ class Tiles:
             row: bytes from a pixel's results to the next one's.
             floats: whether they are float32.
             target: the processor.
+            smallest: no value is smaller; what is not known costs time where ``asks``.
         """
-        form, slots, lanes = self._form(pixels, floats), self.channels * self.taps, -(-self.outputs // LANES) * LANES
+        held = self._held or (self.asks and smallest > -reach(SIGNED))
+        shift = WORD - self.bits if held else 0
+        form, slots = self._form(pixels, held, floats), self.channels * self.taps
+        lanes = self.outputs + -self.outputs % LANES
         least = -(-slots // -(-slots // max(AT_ONCE, BLOCK // (form.columns * VECTOR))))
         size, wide = least + -least % AT_ONCE, form.columns * COLUMN
-        parts, count, high = self._weights(size), -(-pixels // wide), (1 << (self.bits - 1)) - 1
+        parts, count, high = self._weights(size, shift), -(-pixels // wide), (1 << (self.bits - 1)) - 1
         blocks, tail = len(parts[0]), self.tail
         kernel = emit_walked.tiles(form, target).bind(
             pixels=pixels, **near, channels=self.channels, taps=self.taps, outputs=self.outputs,
             vectors=lanes // LANES, blocks=blocks, size=size, tail=ceil(tail * blocks), row=row, start=0,
-            low=-high - 1, high=high, up=0 if self._held else (1 << (WORD - 1)) - 1 - high,
-            shift=WORD - self.bits if self._held else 0,
+            low=-high - 1, high=high, up=0 if held else (1 << (WORD - 1)) - 1 - high, shift=shift,
         )  # fmt: skip
         counts: list[Tensor] = []
 
