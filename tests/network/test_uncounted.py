@@ -200,6 +200,11 @@ class Data(nn.Module):
             "anchor_grid",
             "relative_position_index",
             "k_cache",
+            "pe",
+            "positional_encoding",
+            "queue",
+            "prior_boxes",
+            "feature_mean",
         ):
             self.register_buffer(name, torch.rand(8, 8))
         self.register_buffer("mean", torch.rand(1, 8))

@@ -16,10 +16,11 @@ NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 TABLE_MODULES = (nn.Embedding, nn.EmbeddingBag)
 NORM_NAME = re.compile(r"Norm(\d[dD])?$")
 DATA_NAME = re.compile(
-    r"(^|_)(mask|bias|causal|tri[lu]|index|indices|idx|ids?|grid|anchors?|inv|freqs?|cos|sin|rope|rotary|cached?|past"
-    r"|running|states?|stats?)(_|$)"
+    r"(^|_)(mask|bias|causal|tri[lu]|index|indices|idx|ids?|grid|anchors?|priors?|boxes|coords?|inv|freqs?|cos|sin|rope"
+    r"|rotary|pe|pes|encodings?|cached?|past|queue|memory|running|states?|stats?|means?|stds?|vars?|noise|targets?"
+    r"|labels?)(_|$)"
 )
-"""Buffers that are no weights: masks, places, tables of angles, what a module remembers."""
+"""Buffers that are no weights: masks, places, tables of angles and positions, statistics, what a module remembers."""
 PACKED = (torch.int8, torch.uint8, torch.int16, torch.int32)
 TABLE_NAME = re.compile(r"(^|_)(pos|positions?|positional|embed\w*|tokens?|table)(_|$)")
 
