@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from recoup.errors import RecoupError
 from recoup.fields import location
 from recoup.models.blocks import M
+from recoup.storage.kinds import EXPORTED, REMEDIES, SCRIPT, kind_of
 
 NESTS = ("state_dict", "model_state_dict", "model", "net")  # where training scripts put the tensors, first match wins
 # Where they put averages of them (timm, torchvision's references, DeiT and others).
@@ -87,6 +88,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise RecoupError(f"{path} is a folder; give the weights file itself")
     if not path.exists():
         raise RecoupError(f"{path}: no such file")
+    kind = kind_of(path)
+    if kind in (SCRIPT, EXPORTED):
+        raise RecoupError(f"{path} is {kind}, which is code; {REMEDIES[kind].replace('FILE', repr(str(path)))}")
     content = _read_safetensors(path) if path.suffix == ".safetensors" or _is_safetensors(path) else _read_pickle(path)
     return _state_dict(path, content if key is None else _under(path, content, key))
 
