@@ -144,9 +144,9 @@ def test_a_beaten_chip_is_said(found):
     chips = ranked(made := with_accuracy(found, rows, costs=tuple(worse)), summarize(made))
     assert [(chip.line.config, chip.mark, chip.same) for chip in chips] == [
         ("chip A", "", False),
-        ("chip B", "(beaten)", True),
+        ("chip B", "(chip A is better)", True),
     ]
-    assert "chip B (beaten)" in render(made)
+    assert "chip B (chip A is better)" in render(made)
 
 
 @pytest.mark.parametrize(

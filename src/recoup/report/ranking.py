@@ -19,8 +19,7 @@ from recoup.study.rows import CostRow, PricedRow
 CAPTION = (
     "By {by}, each in the state that its verdict quotes; ~: not told apart from the one above. Lost: {unit} against "
     "float on the same {samples}, with its 95 % interval. Cycles and traffic: against the float network on the same "
-    "array; bits: mean width of accumulators. Beaten: another chip is as {good} for fewer cycles, or {better} for as "
-    "many."
+    "array; bits: mean width of accumulators. Better: as {good} for fewer cycles, or {better} for as many."
 )
 
 PRICED = ("uJ", "mm2")
@@ -38,7 +37,7 @@ class Ranked:
         cost: what it costs.
         cycles, traffic: against the float network.
         lost: points of top-1 or nats against the float network on the same samples, and its interval.
-        beaten: whether another chip is as good for fewer cycles, or better for as many.
+        beaten: by which other chip, the best of those that are as good for fewer cycles, or better for as many; or "".
         same: whether the test samples and seeds cannot tell it from the next better one.
     """
 
@@ -47,13 +46,13 @@ class Ranked:
     cycles: float
     traffic: float
     lost: Estimate
-    beaten: bool = False
+    beaten: str = ""
     same: bool = False
 
     @property
     def mark(self) -> str:
         """Behind its name."""
-        return "(beaten)" if self.beaten else ""
+        return f"({self.beaten} is better)" if self.beaten else ""
 
 
 def ranked(results: Results, summary: Summary) -> list[Ranked]:
@@ -76,7 +75,7 @@ def ranked(results: Results, summary: Summary) -> list[Ranked]:
     return [
         Ranked(
             *(chip.line, chip.cost, chip.cycles, chip.traffic, chip.lost),
-            beaten=any(_beats(quality, other, chip) for other in found),
+            beaten=next((other.line.config for other in found if _beats(quality, other, chip)), ""),
             same=place > 0 and _alike(chip, found[place - 1]),
         )
         for place, chip in enumerate(found)
