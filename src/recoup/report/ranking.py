@@ -1,7 +1,7 @@
 """Chips of one study, ranked: accuracy after repair against what they cost, in a table and a picture."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from recoup.network.wing import FLOAT
@@ -22,6 +22,7 @@ CAPTION = (
     "array; bits: mean width of accumulators. Better: as {good} for fewer cycles, or {better} for as many."
 )
 
+INTERVAL = "95 % interval"
 PRICED = ("uJ", "mm2")
 PRICES = (
     "uJ of one {sample}, and mm2: of the layers and units that hardware is generated for; the notes name the others."
@@ -93,10 +94,17 @@ def _beats(quality: Quality, one: Ranked, other: Ranked) -> bool:
     return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
 
 
+def narrow(full: Table) -> Table:
+    """The ranking without what the table of all states says too: the interval of what a chip reaches."""
+    place = full.columns.index(INTERVAL)
+    rows = tuple((*row[:place], *row[place + 1 :]) for row in full.rows)
+    return replace(full, columns=(*full.columns[:place], *full.columns[place + 1 :]), rows=rows)
+
+
 def table(chips: list[Ranked], quality: Quality) -> Table:
     """The ranking as text."""
     priced = any(isinstance(chip.cost, PricedRow) for chip in chips)
-    columns = ("chip", "state", quality.label, "95 % interval", "lost", "cycles", "traffic", "bits")
+    columns = ("chip", "state", quality.label, INTERVAL, "lost", "cycles", "traffic", "bits")
     by, good, better = ("accuracy", "accurate", "more accurate") if quality.rises else ("nats", "good", "better")
     caption = CAPTION.format(by=by, unit=quality.unit, samples=quality.samples, good=good, better=better)
     if priced:

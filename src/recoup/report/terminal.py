@@ -15,7 +15,7 @@ from recoup.report.chapters import Study, parts_beside, parts_of
 from recoup.report.chapters import Table as Cells
 from recoup.report.html import heading, interval_text, verdicts_of
 from recoup.report.lines import Line
-from recoup.report.ranking import ranked
+from recoup.report.ranking import narrow, ranked
 from recoup.report.ranking import table as ranking
 from recoup.report.summary import Summary, quoted_of, summarize
 from recoup.study.quality import Quality, perplexity_text
@@ -36,7 +36,7 @@ def tables(results: Results, *beside: Study | None) -> RenderableType:
         found += [replace(table, title=worded(table.title)) for table in own] if about is results else own
     shown: list[RenderableType] = [Text()]
     chips = ranked(results, summary)
-    found += [ranking(chips, summary.quality)] if chips else []
+    found += [narrow(ranking(chips, summary.quality))] if chips else []
     for table in (_accuracy(results, summary), *map(drawn, found)):
         shown += [table, Text()]
     shown += [Text(f"note: {note}", style="yellow") for note in results.notes]
@@ -48,7 +48,7 @@ def _table(name: str, *columns: str, caption: str | None = None) -> Table:
     style = {"title_justify": "left", "caption_justify": "left", "title_style": "bold", "caption_style": "dim"}
     table = Table(title=escape(name), caption=caption, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), **style)  # type: ignore[arg-type]
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left")
+        table.add_column(column, justify="right" if index else "left", overflow="fold")  # nothing is cut
     return table
 
 
