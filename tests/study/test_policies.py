@@ -233,6 +233,10 @@ def test_bad_policies_are_refused(tmp_path, changes, told):
     [
         ({"fc9": "lba-m7e4"}, "policy 'bad': .*'fc9' matches no layer"),
         ({"features.0": "lightnorm"}, "policy 'bad': .*cannot take layer 'features.0'"),
+        (
+            {"re:.*[.](1|4)": "nbsmt-2t"},
+            "; NBSMT is no hardware for features.1, features.4: a BatchNorm2d is for Light",
+        ),
         ({"re:features.*": None}, "policy 'bad': takes no layer of model 'digits_net'"),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from recoup.calibrate import calibrate_
-from recoup.costs import Cost, assigned, cost
+from recoup.costs import Cost, assigned, cost, told_unfit
 from recoup.emulate import emulate_, restore_
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.models.loading import FACTORIES, factory_of
@@ -118,7 +118,8 @@ class Lab:
                 self.hardware(config)
         for policy in self.recipe.policy:
             if not assigned(self.model, policy, f"policy {policy.name!r}"):
-                raise RecoupError(f"policy {policy.name!r}: takes no layer of model {self.recipe.model!r}")
+                why = told_unfit(self.model, policy)
+                raise RecoupError(f"policy {policy.name!r}: takes no layer of model {self.recipe.model!r}{why}")
         for policy in self.recipe.policy:
             self.hardware(policy)
 
