@@ -52,7 +52,7 @@ dist: $(STAMP)   ## the source archive, and the wheel made from it alone, in dis
 	$(BIN)/hatchling build -t sdist
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --no-index -w dist dist/*.tar.gz
 
-dist-check: dist   ## both, each in an empty environment of every supported Python there is, with the demo; 3 minutes each
+dist-check: dist   ## both, each in an empty environment of every supported Python there is, with the demo; three minutes and more each
 	$(BIN)/python scripts/dist_check.py
 
 clean:

@@ -4,8 +4,9 @@ For every Python that pyproject.toml names and this machine has, and for the sou
 a new environment, ``pip install -c constraints.txt ARCHIVE`` as pip is configured here, and ``recoup demo`` in a new
 folder, with nothing of this repository on Python's path and no network for data. The demo must end well and leave its
 report, and the package must be the environment's own, of the version that the archive is called by. A Python that is
-not here is named and proves nothing; none at all is a failure. Environments are removed as soon as they have been
-looked at: one takes 1.5 GB.
+not here is named and proves nothing; none at all is a failure. Pip's own settings decide which build of the pinned
+torch is taken (those for CPUs where they name an index of them, as by PIP_EXTRA_INDEX_URL), and every line names it: an
+environment with a CUDA build takes 5.6 GB. It is removed as soon as it has been looked at.
 
     make dist-check                            # makes dist/ first
     python scripts/dist_check.py               # all Pythons
@@ -26,7 +27,10 @@ from scripts.check_install import ROOT, interpreter, pythons
 DIST = ROOT / "dist"
 MADE = ("results.json", "report.html")  # what the demo leaves in recoup-demo
 MINUTES = 30
-ASKED = "import pathlib, recoup; print(recoup.__version__); print(pathlib.Path(recoup.__file__).resolve())"
+ASKED = (
+    "import pathlib, recoup, torch; print(recoup.__version__, pathlib.Path(recoup.__file__).resolve(), "
+    "torch.__version__, sep='\\n')"
+)
 
 
 def archives(folder: Path) -> list[Path]:
@@ -58,7 +62,7 @@ def environment() -> dict[str, str]:
 
 def faults(told: str, archive: Path, home: Path, folder: Path) -> list[str]:
     """What is wrong with an installed package that told its version and place, and with what its demo left."""
-    said, _, place = told.strip().partition("\n")
+    said, place, *_ = [*told.split("\n"), "", ""]
     found = [] if said == version(archive) else [f"{archive.name} installs version {said or 'nothing'}"]
     if not Path(place).is_relative_to(home.resolve()):
         found.append(f"recoup was imported from {place or 'nowhere'}, not from the environment")
@@ -73,8 +77,8 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def check(python: str, archive: Path, folder: Path) -> list[str]:
-    """Install an archive for one Python and run its demo; what went wrong."""
+def check(python: str, archive: Path, folder: Path) -> tuple[list[str], str]:
+    """Install an archive for one Python and run its demo; what went wrong, and the torch that came with it."""
     home, empty = folder / "environment", folder / "empty"
     empty.mkdir()
     own = str(home / "bin" / "python")
@@ -86,8 +90,9 @@ def check(python: str, archive: Path, folder: Path) -> list[str]:
     for step in steps:
         done = run(step, empty)
         if done.returncode:
-            return [f"{' '.join(step)} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"]
-    return faults(run([own, "-c", ASKED], empty).stdout, archive, home, empty)
+            return [f"{' '.join(step)} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"], ""
+    told = run([own, "-c", ASKED], empty).stdout
+    return faults(told, archive, home, empty), told.strip().rpartition("\n")[2]
 
 
 def main() -> None:
@@ -109,8 +114,8 @@ def main() -> None:
         for archive in pair:
             start = time.monotonic()
             with tempfile.TemporaryDirectory() as folder:
-                wrong = check(own, archive, Path(folder))
-            said = "FAILS\n" + "\n".join(wrong) if wrong else "installs and runs the demo"
+                wrong, torch = check(own, archive, Path(folder))
+            said = "FAILS\n" + "\n".join(wrong) if wrong else f"installs, with torch {torch}, and runs the demo"
             print(f"Python {python}: {archive.name}: {said} ({time.monotonic() - start:.0f} s)", flush=True)
             results.append(not wrong)
     sys.exit(0 if results and all(results) else 1)
