@@ -13,6 +13,7 @@ import recoup as rc
 from recoup.nbsmt import NBSMTConv2d
 from recoup.network.emulated import Emulated, emulated_layers
 from recoup.network.replay import Outputs, replaying
+from recoup.silicon.scalesim import topology
 from tests.networks import CONVOLUTIONS, images, small_net
 
 
@@ -388,3 +389,63 @@ def test_what_has_no_stand_in_is_told():
     with pytest.warns(rc.RecoupWarning, match=rf"{told}.*; 1 layers .*subclass.*attend\.out_proj") as seen:
         rc.emulate_(Mixed(), rc.LBA())
     assert len(seen) == 1
+
+
+def convolved(kind, config):
+    torch.manual_seed(0)
+    conv = kind(8, 4, 3, dilation=2).eval()
+    x = torch.randn(2, 8, *[9] * (conv.weight.dim() - 2))
+    return rc.emulate_(rc.calibrate_(conv, [x], {"": True}), config), x
+
+
+EDITS = [
+    {"stride": 2},
+    {"stride": (2,)},
+    {"padding": 1},
+    {"padding": [1]},
+    {"dilation": 1},
+    {"stride": 3, "padding": 2},
+]
+CONVOLVING = [rc.NBSMT(threads=2), rc.LBA(), rc.TensorCore.hopper_fp8()]
+
+
+@pytest.mark.parametrize("edit", EDITS, ids=str)
+@pytest.mark.parametrize("config", CONVOLVING, ids=repr)
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d])
+def test_numbers_set_on_a_convolution_count_for_every_dimension(kind, config, edit):
+    (conv, x), (other, _) = convolved(kind, config), convolved(kind, config)
+    for name, value in edit.items():
+        setattr(conv, name, value)
+        setattr(other, name, ((value,) if isinstance(value, int) else tuple(value)) * (1 if len(x.shape) == 3 else 2))
+    for mode in ("emulate", "baseline"):
+        conv.mode = other.mode = mode
+        assert torch.equal(conv(x), other(x))
+    assert topology(conv, x, "gemm") == topology(other, x, "gemm")
+    if "dilation" in edit:
+        assert topology(conv, x) == topology(other, x)
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        ({"stride": 0}, "stride=0: it must be a whole number from 1 on, 2 of them"),
+        ({"stride": (2, 2, 2)}, r"stride=\(2, 2, 2\)"),
+        ({"stride": 1.5}, "stride=1.5"),
+        ({"stride": None}, "stride=None"),
+        ({"dilation": (1, 1.5)}, r"dilation=\(1, 1.5\)"),
+        ({"padding": -1}, "padding=-1: it must be a whole number from 0 on, 2 of them, 'same' or 'valid'"),
+        ({"padding": "some"}, "padding='some'"),
+        ({"padding": "same", "stride": 2}, "padding='same' goes with stride 1; got stride=2"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["emulate", "baseline"])
+@pytest.mark.parametrize("config", CONVOLVING, ids=repr)
+def test_what_a_convolution_cannot_have_is_refused(config, mode, edit, told):
+    conv, x = convolved(nn.Conv2d, config)
+    for name, value in edit.items():
+        setattr(conv, name, value)
+    conv.mode = mode
+    with pytest.raises(rc.RecoupError, match=told):
+        conv(x)
+    with pytest.raises((RuntimeError, TypeError)):  # as in torch
+        conv._conv_forward(x, conv.weight, conv.bias)

@@ -165,3 +165,45 @@ def test_where_nothing_can_be_taken_the_layers_that_are_there_are_told_by_class(
     told = rf"the model is made of 2 ReLU, 1 {__name__.replace('.', '[.]')}[.]Linear\)"
     with pytest.raises(rc.RecoupError, match=told):
         rc.emulate_(nn.Sequential(nn.ReLU(), Linear(), nn.ReLU()), rc.LBA())
+
+
+@pytest.fixture
+def _swapping():
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    yield
+    torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+CHANGES = {
+    "to": lambda model: model.to("cpu", torch.float32),
+    "half and back": lambda model: model.half().float(),
+    "channels last": lambda model: model.to(memory_format=torch.channels_last),
+    "other weights": lambda model: model.load_state_dict(small_net(seed=3).state_dict()),
+    "other weights, assigned": lambda model: model.load_state_dict(small_net(seed=3).state_dict(), assign=True),
+    "its own weights": lambda model: model.load_state_dict(copy.deepcopy(model.state_dict())),
+}
+SWAPPED = [rc.NBSMT(threads=4), rc.LBA.m7e4(), rc.TensorCore.hopper_fp8(), rc.LightNorm()]
+
+
+def changed(config, change, x):
+    """Outputs on hardware, with repairs after a change of the parameters, and in float."""
+    model = rc.emulate_(rc.calibrate_(small_net(seed=1).eval(), [x]), config)
+    model(x)
+    if not isinstance(config, rc.LightNorm):
+        rc.repair_(model, [x])
+    CHANGES[change](model)
+    found = [model(x)]
+    with torch.no_grad():
+        model.block1.conv1.weight.mul_(1.5)
+    return [*found, model(x), rc.restore_(model)(x)]
+
+
+@pytest.mark.filterwarnings("ignore::recoup.RecoupWarning")  # of what stays in float, and of repairs of other weights
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("config", SWAPPED, ids=repr)
+def test_parameters_that_torch_swaps_give_the_bits_of_those_it_replaces(request, config, change):
+    x = images(3)
+    with torch.no_grad():
+        expected = changed(config, change, x)
+        request.getfixturevalue("_swapping")
+        assert all(map(torch.equal, changed(config, change, x), expected))

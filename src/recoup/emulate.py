@@ -5,7 +5,7 @@ Which layers a config stands in for is on its wing's card (`recoup.wings`); a mo
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -15,9 +15,10 @@ from torch.nn.utils.parametrize import is_parametrized
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.network import ledger
 from recoup.network.checks import is_module
-from recoup.network.derived import replaced
+from recoup.network.derived import patched, replaced
 from recoup.network.emulated import Emulated, become, emulated_layers, keep_off_fast_path, revert
 from recoup.network.multipliers import Multiplier, multipliers
+from recoup.network.nested import leave_nested, take_nested
 from recoup.network.selection import UNMATCHED, Selection
 from recoup.network.wing import Card
 from recoup.policy import Policy
@@ -55,11 +56,12 @@ def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> 
 
     Warns:
         RecoupWarning: layers that run otherwise than asked (a grouped convolution runs one thread); those that stay in
-            float because a method was set on the object itself, as wrappers set ``forward``; under hardware for
-            products, by name, what a config was meant for and stays in float: subclasses, which may compute something
-            else, classes without a stand-in (recurrent layers, transposed convolutions, attention), layers that
-            `calibrate_` never saw, and modules of any other class that own weights and may multiply with them
-            (`network.multipliers`). A layer map's None leaves any of them in float without a word.
+            float because a method was set on the object itself, as wrappers set ``forward``, or put into a class of
+            torch's; under hardware for products, by name, what a config was meant for and stays in float: subclasses,
+            which may compute something else, classes without a stand-in (recurrent layers, transposed convolutions,
+            attention), layers that `calibrate_` never saw, and modules of any other class that own weights, be they
+            parameters, buffers or packed, and may multiply with them (`network.multipliers`). A layer map's None leaves
+            any of them in float without a word.
     """
     is_module(model, "emulate_")
     config, layers = _unpacked(config, layers)
@@ -81,8 +83,7 @@ def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> 
             ledger.begin_structure(model, "emulate_")
             _warn(plan, left)
         except BaseException:
-            for module, _, _ in plan.values():
-                revert(module)
+            _revert([module for module, _, _ in plan.values()], modules.values())
             raise
     return model
 
@@ -171,10 +172,13 @@ def _is_wrapped(card: Card, module: nn.Module) -> bool:
 
 
 def _wrapped(module: nn.Module) -> str:
-    return (
-        f"left in float, because {', '.join(replaced(module))} was set on the object itself and would run as before "
-        "(emulate_ first, then wrap; or take the wrapper off)"
-    )
+    others = patched(type(module))
+    own = [name for name in replaced(module) if name not in others]
+    put = ", ".join(f"{kind}.{name}" for name, kind in others.items())
+    told = [f"{', '.join(own)} was set on the object itself and would run as before"] if own else []
+    told += [f"{put} is not torch's own and would not run on hardware"] if put else []
+    remedy = "emulate_ first, then wrap; or take the wrapper off" if own else "put torch's own method back"
+    return f"left in float, because {', and '.join(told)} ({remedy})"
 
 
 def _check_each_is_used(
@@ -247,8 +251,7 @@ def restore_(model: M, *, statistics: str = "auto") -> M:
                 "first (torch.nn.utils.parametrize.remove_parametrizations)"
             )
     _restore_tensors(model, statistics == "undo")
-    for layer in emulated_layers(model).values():
-        revert(layer)
+    _revert(emulated_layers(model).values(), model.modules())
     for card in cards().values():
         card.take_back(model)
     for module in model.modules():
@@ -282,8 +285,8 @@ def _layers_of(config: Any) -> Mapping[type[nn.Module], type[nn.Module]]:
 
 def _convert(plan: Plan, modules: Mapping[str, nn.Module]) -> None:
     done: list[nn.Module] = []
-    encoders = (module for module in modules.values() if isinstance(module, nn.TransformerEncoderLayer))
-    within = {child for encoder in encoders for child in encoder.children()}
+    encoders = [module for module in modules.values() if isinstance(module, nn.TransformerEncoderLayer)]
+    within = {child: encoder for encoder in encoders for child in encoder.children()}
     try:
         for name, (module, config, target) in plan.items():
             become(module, target, config, name)
@@ -291,10 +294,20 @@ def _convert(plan: Plan, modules: Mapping[str, nn.Module]) -> None:
             # A layer that is converted by itself may lie in such a layer, which cannot be seen from here.
             if module in within or (not name and isinstance(module, nn.Linear | nn.LayerNorm)):
                 keep_off_fast_path(module)
+            if module in within:
+                take_nested(within[module])
     except BaseException:
-        for module in done:
-            revert(module)
+        _revert(done, encoders)
         raise
+
+
+def _revert(layers: Iterable[nn.Module], encoders: Iterable[nn.Module]) -> None:
+    """Turn layers back, and leave those of torch's encoders that have none left as they were."""
+    for layer in layers:
+        revert(layer)
+    for encoder in encoders:
+        if not any(isinstance(child, Emulated) for child in encoder.children()):
+            leave_nested(encoder)
 
 
 def _warn(plan: Plan, left: Mapping[str, list[str]]) -> None:

@@ -14,8 +14,7 @@ docs/sentence-encoder.md.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
 
@@ -30,6 +29,7 @@ from recoup.network.batches import count as images_in
 from recoup.network.emulated import Emulated, Mode
 from recoup.network.modes import evaluating
 from recoup.network.norms import has_norms
+from recoup.network.own import watching_forward
 from recoup.network.passes import measured, state
 from recoup.network.reached import say_missed
 from recoup.network.wing import Repair
@@ -202,7 +202,7 @@ def _fits(
     def make(_wanted: Sequence[int]) -> list[tuple[dict[str, _Fitted], int]]:
         fits = {name: _Fit(layer, per, weigh) for name, layer in layers.items()}
         images = 0
-        with _observing(layers, {name: fit.observe for name, fit in fits.items()}):
+        with watching_forward(layers, {name: fit.observe for name, fit in fits.items()}, verb):
             for inputs, _ in prepared(model, batches, verb, progress):
                 call(model, inputs)
                 images += images_in(inputs)
@@ -227,17 +227,6 @@ def tell(purpose: str, counts: Mapping[str, int], what: str, above: int) -> None
         shown = ", ".join(f"{name} ({count})" for name, count in list(found.items())[:6])
         said = what.replace("{layers}", f"{len(found)} layers")
         warnings.warn(f"{purpose}: {sum(found.values())} {said}: {shown}", RecoupWarning, stacklevel=1 + above)
-
-
-@contextmanager
-def _observing(layers: Mapping[str, nn.Module], watch: Mapping[str, Callable[..., Tensor]]) -> Iterator[None]:
-    """A forward hook on each layer; then none."""
-    hooks = [layers[name].register_forward_hook(hook, with_kwargs=True) for name, hook in watch.items()]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 class _Fitted(NamedTuple):

@@ -89,7 +89,7 @@ def means(model, x, mode):
                     output = output + seen.layer.bias.view(1, -1, 1, 1)
         found[name] = output.double().mean((0, 2, 3))
 
-    with torch.no_grad(), hooked(nbsmt_layers(model, "test"), hook):
+    with torch.no_grad(), hooked(nbsmt_layers(model, "test"), hook, "test"):
         model(x)
     return found
 

@@ -1,12 +1,16 @@
 """What passes over calibration images measured is given again where they would measure the same, and only there."""
 
+import functools
 import random
+import threading
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from recoup.calibrate import calibrate_
 from recoup.emulate import emulate_, restore_
@@ -14,6 +18,7 @@ from recoup.errors import RecoupWarning
 from recoup.lba import LBA
 from recoup.lba.repair import correct_gain_
 from recoup.nbsmt import NBSMT
+from recoup.network.attributes import attributes
 from recoup.network.emulated import running
 from recoup.network.norms import Statistics
 from recoup.network.passes import Passes, keeping_passes
@@ -21,6 +26,8 @@ from recoup.recalibrate import recalibrate_
 from recoup.repair import undo_
 
 IMAGES = [torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+
+RAN = []
 
 
 class Net(nn.Module):
@@ -31,10 +38,18 @@ class Net(nn.Module):
         self.first, self.conv = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
         self.norm, self.last, self.does = nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1), does
         self.register_buffer("memory", torch.zeros(1))
-        self.passes = 0
+
+    @property
+    def passes(self):
+        """Batches since it was set; no network holds them, which would then be another one after each pass."""
+        return len(RAN)
+
+    @passes.setter
+    def passes(self, _):
+        RAN.clear()
 
     def forward(self, x):
-        self.passes += 1
+        RAN.append(self)
         self.does(self)
         return self.last(self.norm(self.conv(self.first(x).relu())).relu()).mean((2, 3))
 
@@ -163,7 +178,38 @@ def warns(net):
     warnings.warn("again", RecoupWarning, stacklevel=2)
 
 
-@pytest.mark.parametrize("does", [draws, draws_in_python, draws_in_numpy, remembers, warns])
+def counts(net):
+    net.count = getattr(net, "count", 0) + 1
+
+
+def counts_in_a_list(net):
+    net.__dict__.setdefault("seen", [0])[0] += 1
+
+
+class Counts:
+    """A function with a memory."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, _):
+        self.count += 1
+
+
+def counting():
+    count = 0
+
+    def counts(_):
+        nonlocal count
+        count += 1
+
+    return counts
+
+
+STATEFUL = [counts, counts_in_a_list, Counts(), counting()]
+
+
+@pytest.mark.parametrize("does", [draws, draws_in_python, draws_in_numpy, remembers, warns, *STATEFUL])
 def test_a_pass_that_does_more_than_measure_is_made_again(does):
     net = network()
     net.does = does
@@ -211,3 +257,94 @@ def test_what_a_layer_acts_as():
     assert net.conv.acts_as() != two
     with running(net, "baseline"):
         assert net.conv.acts_as() == baseline
+
+
+class Cycled(nn.Module):
+    """Scales every batch otherwise, by a number of its own."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.steps = net, 0
+
+    def forward(self, x):
+        self.steps += 1
+        return self.net(x * (1 + self.steps % 4))
+
+
+def test_a_network_that_counts_its_batches_gets_no_stale_statistics():
+    """Each pass moves the counter by 2 of a period of 4, so that two passes in a row see other batches."""
+    found = []
+    for passes in (Passes(), None):
+        net, found_here = Cycled(network()).eval(), []
+        for _ in range(2):
+            with keeping_passes(passes, "images") if passes else nullcontext():
+                emulate_(net, LBA())
+                recalibrate_(net, IMAGES, "average")
+                found_here.append(net.net.norm.running_var.clone())
+                undo_(net)
+                restore_(net)
+        found.append(found_here)
+    assert all(map(torch.equal, *found))
+    assert not torch.equal(*found[0])
+
+
+def hook(net):
+    return net.conv.register_forward_hook(lambda _, __, y: y + 1)
+
+
+def hook_before(net):
+    return net.conv.register_forward_pre_hook(lambda _, args: (args[0] + 1,))
+
+
+def hook_of_all(_):
+    return register_module_forward_hook(lambda module, _, y: y + 1 if isinstance(module, nn.Conv2d) else None)
+
+
+@pytest.mark.parametrize("put", [hook, hook_before, hook_of_all])
+def test_a_network_with_hooks_shares_no_pass(put):
+    net, passes = network(), Passes()
+    with keeping_passes(passes, "images"):
+        bare, _ = repaired(net, NBSMT(threads=2), "average")
+        handle = put(net)
+        try:
+            hooked, ran = repaired(net, NBSMT(threads=2), "average")
+            assert repaired(net, NBSMT(threads=2), "average")[1] == ran == 2
+        finally:
+            handle.remove()
+        assert not torch.equal(hooked[0], bare[0])
+        assert repaired(net, NBSMT(threads=2), "average")[1] == 0
+
+
+OTHERS = [
+    {"a": 1, "b": (2.0, [None, "c"])},
+    np.arange(3),
+    torch.arange(3),
+    torch.arange(3).to(torch.float32),
+    random.Random(0),
+    np.random.default_rng(0),
+    Counts(),
+    lambda x: x + 1,
+    lambda x: x + 2,
+    functools.partial(torch.add, 1),
+]
+
+
+def test_plain_attributes_tell_networks_apart():
+    net, seen = network(), set()
+    for value in OTHERS:
+        net.other = value
+        assert attributes(net) == attributes(net)
+        assert attributes(net) not in seen
+        seen.add(attributes(net))
+    net.other = OTHERS[4]
+    net.other.random()
+    assert attributes(net) not in seen
+    net.other = net.conv  # registered: the network's own
+    assert attributes(net) is not None
+
+
+@pytest.mark.parametrize("value", [torch.Generator(), threading.Lock(), torch.ones(2).to_sparse(), open])
+def test_what_cannot_be_told_is_not(value):
+    net = network()
+    net.other = value
+    assert (attributes(net) is None) == (value is not open)  # a function of Python's own is known by its name

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import recoup as rc
 from recoup.models.attention import AttentionProducts
 from recoup.nbsmt import cycles
+from recoup.network.emulated import running
 from tests.networks import images, small_net
 
 
@@ -115,10 +116,139 @@ def test_an_lstm_before_a_linear_layer():
     assert cost.uncounted_macs == 20 * 4 * 32 * (12 + 32 + 32 + 32)
 
 
-def test_weights_used_by_a_functional_call_are_listed_without_a_number():
+def test_weights_used_by_a_functional_call_are_listed_where_they_are_used():
     cost = cycles(Network(Borrowed()), torch.rand(B, L, 8))
-    assert [(row.name, row.calls, row.macs) for row in cost.uncounted] == [("inner.head", 0, None)]
-    assert cost.uncounted_macs is None
+    assert [(row.name, row.calls, row.macs) for row in cost.uncounted] == [("inner", 1, B * L * 8 * 8)]
+
+
+class Buffered(nn.Module):
+    """As layers of quantised checkpoints are: no parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("kernel", torch.randn(8, 8))
+
+    def forward(self, x):
+        return F.linear(x, self.kernel)
+
+
+class Packed(nn.Module):
+    """Eight codes of four bits in a word, as GPTQ packs them."""
+
+    def __init__(self):
+        super().__init__()
+        self.qweight: Tensor
+        self.scales: Tensor
+        self.register_buffer("qweight", torch.randint(0, 2**31 - 1, (8, 2), dtype=torch.int32))
+        self.register_buffer("scales", torch.full((1, 8), 0.1))
+
+    def forward(self, x):
+        codes = (self.qweight[..., None] >> torch.arange(0, 16, 4)) & 15
+        return torch.einsum("bli,io->blo", x, (codes.flatten(1) - 8) * self.scales)
+
+
+class Bare(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.matrix = torch.randn(8, 8)
+
+    def forward(self, x):
+        return torch.matmul(x, self.matrix)
+
+
+class Dynamic(nn.Module):
+    """A layer of torch's own quantisation."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = torch.ao.nn.quantized.dynamic.Linear(8, 8)
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(Buffered, "inner"), (Packed, "inner"), (Bare, "inner")])
+def test_weights_that_are_no_parameters_multiply_too(kind, name):
+    model = Network(kind())
+    with pytest.warns(
+        rc.RecoupWarning, match=rf"1 layers left in float, and may multiply .*: {name} \(.*\.{kind.__name__}"
+    ):
+        rc.emulate_(model, rc.LBA())
+    assert [(row.name, row.calls, row.macs) for row in cycles(model, torch.rand(B, L, 8)).uncounted] == [
+        (name, 1, None)
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_what_torch_packed_multiplies_too():
+    model = Network(Dynamic())
+    with pytest.warns(rc.RecoupWarning, match=r"may multiply .*: inner\.inner\._packed_params \("):
+        rc.emulate_(model, rc.LBA())
+    assert [row.name for row in cycles(model, torch.rand(B, L, 8)).uncounted] == ["inner.inner"]
+
+
+class Data(nn.Module):
+    """Buffers that are no weights."""
+
+    def __init__(self):
+        super().__init__()
+        for name in (
+            "attn_mask",
+            "bias",
+            "cos_cached",
+            "pos_embed",
+            "anchor_grid",
+            "relative_position_index",
+            "k_cache",
+        ):
+            self.register_buffer(name, torch.rand(8, 8))
+        self.register_buffer("mean", torch.rand(1, 8))
+        self.register_buffer("places", torch.zeros(8, 8, dtype=torch.int64))
+        self.register_buffer("seen", torch.zeros(8, 8, dtype=torch.bool))
+        self.register_buffer("nothing", None)
+
+    def forward(self, x):
+        return x + self.mean
+
+
+@pytest.mark.filterwarnings("error")
+def test_masks_indices_and_tables_do_not_multiply():
+    model = rc.emulate_(Network(Data()), rc.LBA())
+    assert cycles(model, torch.rand(B, L, 8)).uncounted == ()
+
+
+FUNCTIONAL = [
+    (lambda x: x @ x.mT @ x, B * 2 * L * L * 8),
+    (lambda x: torch.einsum("bij,bkj->bik", x, x), B * L * L * 8),
+    (lambda x: F.linear(x, torch.ones(3, 8)), B * L * 8 * 3),
+    (lambda x: F.conv1d(x.mT, torch.ones(6, 4, 3), groups=2), B * (L - 2) * 6 * 4 * 3),
+    (lambda x: F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None]), None),  # torch does not count it
+]
+
+
+class Calls(nn.Module):
+    def __init__(self, does):
+        super().__init__()
+        self.does = does
+
+    def forward(self, x):
+        self.does(x)
+        return x
+
+
+@pytest.mark.parametrize(("does", "macs"), FUNCTIONAL)
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_products_of_functional_calls_are_listed_with_their_module(does, macs, around):
+    model = Network(Calls(does), lambda inner, x: inner(inner(x)))
+    with around():
+        (row,) = cycles(model, torch.rand(B, L, 8)).uncounted
+    assert (row.name, row.calls, row.macs) == ("inner", 2, macs and 2 * macs)
+
+
+def test_products_of_an_emulated_layer_in_float_are_its_own():
+    model = rc.emulate_(Network(nn.Identity()), rc.LBA())
+    with running(model, "baseline"):
+        assert cycles(model, torch.rand(B, L, 8)).uncounted == ()
 
 
 def test_emulated_layers_that_never_run_are_said():

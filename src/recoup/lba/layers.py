@@ -228,7 +228,7 @@ class _Convolution(LBALayer, Padded):
             x, padding = self.padded(x)
             run = F.conv2d if self.dims == 2 else F.conv1d
             with float32_products(x):
-                y = run(x, w, None, self.stride, padding, self.dilation, self.groups)  # type: ignore[arg-type]
+                y = run(x, w, None, self.numbers("stride"), padding, self.numbers("dilation"), self.groups)  # type: ignore[arg-type]
         y = self._finished(y, scale, (1, -1, *[1] * self.dims))
         return y.squeeze(0) if unbatched else y
 

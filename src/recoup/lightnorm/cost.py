@@ -304,7 +304,9 @@ def traffic(model: nn.Module, inputs: Any, config: LightNorm | None = None, *, s
         return hook
 
     norms = {name: module for name, module in model.named_modules() if is_batch_norm(module) or is_row_norm(module)}
-    hooks = [module.register_forward_hook(record(name), with_kwargs=True) for name, module in norms.items()]
+    hooks = [
+        module.register_forward_hook(record(name), with_kwargs=True, prepend=True) for name, module in norms.items()
+    ]
     try:
         with evaluating(model):
             for batch, _ in prepared(model, [inputs], "lightnorm.traffic"):

@@ -99,10 +99,10 @@ def _measured(
             return None
         mean_O, weight = mean_relative_loss(seen) if weigh == "rows" else (mean_loss(seen), float(output.numel()))
         lost.setdefault(name, _Mean(mean_O, 0.0)).add(mean_O, weight)
-        return output + mean_O.float().view(-1, *[1] * len(getattr(seen.layer, "kernel_size", ())))
+        return output + mean_O.float().view(-1, *[1] * (seen.layer.weight.dim() - 2))
 
     watch = watching(layers, "correct_bias_")
-    with watch, evaluating(model), in_mode(layers, "emulate"), hooked(layers, correct):
+    with watch, evaluating(model), in_mode(layers, "emulate"), hooked(layers, correct, "correct_bias_"):
         for inputs, _ in prepared(model, batches, "correct_bias_", progress):
             call(model, inputs)
             images += count(inputs)

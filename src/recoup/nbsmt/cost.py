@@ -130,8 +130,8 @@ def cycles(model: nn.Module, inputs: Any, array: Array | None = None) -> Cost:
     Every Conv1d, Conv2d, Linear and Conv1D of transformers counts, emulated or not: what is left in float (the first
     convolution and the classifier, by default) must run somewhere, and is taken to run on the same array as 8-bit
     arithmetic with one thread [our definition]. Everything else is not on the array: what multiplies (recurrent layers,
-    transposed convolutions, attention, modules of any class that own weights) is listed in ``uncounted``, with its
-    multiply-accumulates where they can be known; functional calls alone cannot be seen.
+    transposed convolutions, attention, modules of any class that own weights or in whose forward a product of torch's
+    runs) is listed in ``uncounted``, with its multiply-accumulates where they can be known.
 
     Args:
         model: any module; it runs once, in eval mode, to learn the sizes.
@@ -165,7 +165,9 @@ def cycles(model: nn.Module, inputs: Any, array: Array | None = None) -> Cost:
 
         return hook
 
-    hooks = [module.register_forward_hook(record(name), with_kwargs=True) for name, module in layers.items()]
+    hooks = [
+        module.register_forward_hook(record(name), with_kwargs=True, prepend=True) for name, module in layers.items()
+    ]
     try:
         reached = watching(emulated_layers(model), "cycles", refuse=False)
         with watching_uncounted(model, layers) as uncounted, reached, evaluating(model):

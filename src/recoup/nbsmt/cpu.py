@@ -21,6 +21,7 @@ from torch import Tensor
 from recoup.errors import RecoupError
 from recoup.kernels import llvm
 from recoup.nbsmt.operand import operands
+from recoup.network.checks import float32_products
 
 __all__ = ["Backend", "Int8Convolution", "exact_convolution", "operands", "probe"]
 
@@ -102,7 +103,8 @@ def whole_convolution(
     dtype = torch.float32 if bound < 2**24 and _float32_is_plain() else torch.float64
     last = torch.channels_last
     x, w = operand.to(dtype, memory_format=last), weight.to(dtype, memory_format=last)
-    return F.conv2d(x, w, None, stride, padding, dilation, groups)
+    with float32_products(x):
+        return F.conv2d(x, w, None, stride, padding, dilation, groups)
 
 
 def _float32_is_plain() -> bool:

@@ -150,6 +150,19 @@ class NBSMTLayer(Scaled):
     def release(self) -> None:
         forget(self.weight)
 
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._forget_before_swap()
+        return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._forget_before_swap()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _forget_before_swap(self) -> None:
+        """torch exchanges what two parameters hold only where nothing refers weakly to either."""
+        if torch.__future__.get_swap_module_params_on_conversion():
+            forget(self.weight)
+
 
 class _Convolution(NBSMTLayer, Padded):
     weight: Tensor

@@ -2,9 +2,9 @@
 attention's product as a grouped one."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from recoup.network.attention import PRODUCTS
 from recoup.network.convolution import POINTWISE, Geometry, as_2d
 from recoup.network.emulated import Mode, emulated_layers
 from recoup.network.matrices import one_batch
+from recoup.network.own import Watch, watching_forward
 
 Layer = NBSMTConv1d | NBSMTConv2d | NBSMTRows
 Unit = Layer | NBSMTAttention
@@ -178,27 +179,22 @@ def attentions(units: Mapping[str, Unit]) -> dict[str, NBSMTAttention]:
     return {name: unit for name, unit in units.items() if isinstance(unit, NBSMTAttention)}
 
 
-@contextmanager
-def hooked(layers: dict[str, Layer], hook: Callable[[str, Seen, Tensor], Tensor | None]) -> Iterator[None]:
-    """Call ``hook(name, seen, output)`` after each call of a layer; what it returns replaces the output.
+def hooked(
+    layers: dict[str, Layer], hook: Callable[[str, Seen, Tensor], Tensor | None], purpose: str
+) -> AbstractContextManager[None]:
+    """Call ``hook(name, seen, output)`` after each forward of a layer, before hooks on the layer have the output; what
+    it returns replaces that.
 
     The layer ran before, so its input is known to be legal.
     """
 
-    def register(name: str, layer: Layer) -> Any:
-        def forward_hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:  # noqa: ARG001
+    def watch(name: str, layer: Layer) -> Watch:
+        def watched(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:  # noqa: ARG001
             return hook(name, see(layer, args[0] if args else kwargs["input"]), output)
 
-        return layer.register_forward_hook(forward_hook, with_kwargs=True)
+        return watched
 
-    hooks = []
-    try:
-        for name, layer in layers.items():
-            hooks.append(register(name, layer))
-        yield
-    finally:
-        for handle in hooks:
-            handle.remove()
+    return watching_forward(layers, {name: watch(name, layer) for name, layer in layers.items()}, purpose)
 
 
 @contextmanager

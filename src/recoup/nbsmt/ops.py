@@ -21,7 +21,7 @@ from recoup.nbsmt.prepare import prepare
 from recoup.nbsmt.reference import activation_operand, quantize_activation
 from recoup.nbsmt.saturate import Saturating
 from recoup.nbsmt.weights import quantize_weight, weight_operand
-from recoup.network.checks import instance, one_device, strided
+from recoup.network.checks import float32_products, instance, one_device, strided
 from recoup.network.convolution import POINTWISE, Geometry, as_2d, memory_format
 
 _backend: ContextVar[str | None] = ContextVar("recoup_nbsmt_backend", default=None)
@@ -84,7 +84,8 @@ def matmul(x: Tensor, w: Tensor, config: NBSMT) -> Tensor:
         bytes_MJ = (a_MJ.to(torch.int16) + zero).to(torch.uint8)
         return kernel(bytes_MJ[:, None, None], POINTWISE, zero)[:, :, 0, 0].contiguous()
     exact = torch.float32 if bound < 2**24 and x.device.type == "cpu" else torch.float64
-    sums = a_MJ.to(exact) @ operand.weight_OGJkk.t().to(exact)
+    with float32_products(x):
+        sums = a_MJ.to(exact) @ operand.weight_OGJkk.t().to(exact)
     return (sums if register is None else reference.register(sums.long(), register)).to(torch.int32)
 
 

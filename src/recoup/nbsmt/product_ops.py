@@ -22,7 +22,7 @@ from recoup.nbsmt.ports import SIGNED
 from recoup.nbsmt.reference import activation_operand, quantize_activation
 from recoup.nbsmt.saturate import Saturating
 from recoup.nbsmt.weights import WeightOperand, weight_operand
-from recoup.network.checks import one_device
+from recoup.network.checks import float32_products, one_device
 from recoup.network.convolution import POINTWISE
 from recoup.network.matrices import one_batch
 
@@ -116,7 +116,8 @@ def _accumulated(a_BMJ: Tensor, operand: WeightOperand, unit: NBSMT, zero: int, 
         return _saturated(a_BMJ, b_BNJ, operand, unit, zero, layer)
     # CUDA's float32 products may be of fewer bits.
     exact = torch.float32 if bound < 2**24 and a_BMJ.is_cpu else torch.float64
-    sums = a_BMJ.to(exact) @ b_BNJ.to(exact).transpose(1, 2)
+    with float32_products(a_BMJ):
+        sums = a_BMJ.to(exact) @ b_BNJ.to(exact).transpose(1, 2)
     return (sums if narrow is None else reference.register(sums.long(), narrow)).to(torch.float32)
 
 

@@ -118,7 +118,13 @@ def profile(model: nn.Module, batches: Iterable[Any], *, progress: bool = False)
         return multiplied
 
     watched = observing_operands(products, _no_hook, watch)
-    with watching(units, "profile"), evaluating(model), in_mode(units, "emulate"), hooked(layers, observe), watched:
+    with (
+        watching(units, "profile"),
+        evaluating(model),
+        in_mode(units, "emulate"),
+        hooked(layers, observe, "profile"),
+        watched,
+    ):
         for inputs, _ in prepared(model, batches, "profile", progress):
             call(model, inputs)
             images += count(inputs)

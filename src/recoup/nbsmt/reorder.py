@@ -98,11 +98,11 @@ def _better_orders(
         )
 
     with evaluating(model), in_mode(layers, "emulate"):
-        with hooked(layers, measure):
+        with hooked(layers, measure, "reorder_"):
             for inputs, _ in prepared(model, batches, "reorder_ (measure)", progress):
                 call(model, inputs)
         orders |= {name: found.order() for name, found in affinity.items()}
-        with hooked(layers, compare):
+        with hooked(layers, compare, "reorder_"):
             for inputs, _ in prepared(model, batches, "reorder_ (compare)", progress):
                 call(model, inputs)
     return {name: orders[name] for name, (old, new) in errors.items() if new < old}

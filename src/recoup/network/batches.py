@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from recoup.errors import RecoupError
 from recoup.network.checks import is_module, strided
+from recoup.network.derived import say_patched
 
 LABELS = ("labels", "label")
 
@@ -65,11 +66,15 @@ def prepared(
         progress: whether to show a progress bar on standard error.
         seen: called with every input and label as they came, before they are moved to the device.
 
+    Warns:
+        RecoupWarning: emulated layers whose class in torch has had methods replaced since (`derived.say_patched`).
+
     Raises:
         RecoupError: no batch at all, an empty batch, a mapping whose keys the model does not take, an input that is no
             tensor, NaN or infinity in an input.
     """
     is_module(model, purpose)
+    say_patched(model, purpose)
     check_batches(batches, purpose)
     device = device_of(model)
     samples = 0

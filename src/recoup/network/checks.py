@@ -1,6 +1,7 @@
 """Arguments that are no plain values, checked where a public function takes them: models, tensors, configs."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -8,7 +9,16 @@ from torch import Tensor, nn
 
 from recoup.errors import RecoupError
 
-__all__ = ["as_float32", "float32_products", "float64_alike", "instance", "is_module", "one_device", "strided"]
+__all__ = [
+    "as_float32",
+    "float32_products",
+    "float64_alike",
+    "instance",
+    "is_module",
+    "one_device",
+    "reduced_float32",
+    "strided",
+]
 
 T = TypeVar("T")
 
@@ -69,10 +79,40 @@ def float64_alike(x: Tensor, parameters: torch.dtype, layer: str, kind: str) -> 
 
 
 def float32_products(x: Tensor) -> AbstractContextManager[Any]:
-    """Products of float32 operands in float32, whatever autocast would make of them."""
+    """Products of float32 operands in float32, whatever autocast, or on the CPU a precision that was set for float32
+    (`reduced_float32`), would make of them."""
+    if x.is_cpu and _reduced():
+        return _whole_float32()
     if torch.is_autocast_enabled(x.device.type):
         return torch.autocast(x.device.type, enabled=False)
     return nullcontext()
+
+
+def reduced_float32() -> dict[str, str]:
+    """What of torch's operators may compute float32 in fewer bits on the CPU (``matmul``, ``conv``), and in which:
+    ``bf16`` under ``torch.set_float32_matmul_precision("medium")`` or ``torch.backends.mkldnn``'s ``fp32_precision``,
+    where the processor has instructions for it."""
+    return dict(_reduced())
+
+
+@torch.compiler.assume_constant_result
+def _reduced() -> list[tuple[str, str]]:
+    found = [(name, torch._C._get_fp32_precision_getter("mkldnn", name)) for name in ("matmul", "conv")]
+    return [(name, value) for name, value in found if value in ("bf16", "tf32")]
+
+
+@contextmanager
+def _whole_float32() -> Iterator[None]:
+    before = _reduced()
+    try:
+        for name, _ in before:
+            torch._C._set_fp32_precision_setter("mkldnn", name, "ieee")
+        with torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        for name, value in before:  # one that follows a wider setting goes on doing so
+            follows = torch._C._get_fp32_precision_getter("mkldnn", "all") == value
+            torch._C._set_fp32_precision_setter("mkldnn", name, "none" if follows else value)
 
 
 def one_device(owner: str, *tensors: Tensor) -> None:

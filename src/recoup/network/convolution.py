@@ -8,7 +8,7 @@ Legend: N images, P = h w output pixels, O output channels, C input channels of 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from recoup.errors import RecoupError
 
-__all__ = ["POINTWISE", "Geometry", "Padded", "Pair", "as_2d", "memory_format"]
+__all__ = ["POINTWISE", "Geometry", "Padded", "Pair", "as_2d", "in_every_dimension", "memory_format"]
 
 Pair = tuple[int, int]
 
@@ -124,43 +124,70 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
+def in_every_dimension(layer: Any, name: str, title: str, least: int = 1) -> tuple[int, ...]:
+    """A convolution's ``stride``, ``padding`` or ``dilation`` as a number for each dimension; see `Padded.numbers`."""
+    value: Any = getattr(layer, name)
+    dims = layer.weight.dim() - 2
+    several: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
+    if not all(_is_whole(number) and number >= least for number in several) or len(several) not in (1, dims):
+        words = ", 'same' or 'valid'" if name == "padding" else ""
+        raise RecoupError(
+            f"{title}: {name}={value!r}: it must be a whole number from {least} on, {dims} of them{words}"
+        )
+    return tuple(several) if len(several) == dims else (*several,) * dims
+
+
+def _is_whole(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool)
+
+
 class Padded:
     """Mixed into emulated convolutions, before the torch layer: they run as two-dimensional ones, padded with zeros."""
 
+    title: str = "convolution"
     weight: Tensor
-    kernel_size: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: str | tuple[int, ...]
-    dilation: tuple[int, ...]
+    stride: int | Sequence[int]
+    padding: str | int | Sequence[int]
+    dilation: int | Sequence[int]
     groups: int
     padding_mode: Literal["zeros", "reflect", "replicate", "circular"]
     _reversed_padding_repeated_twice: list[int]
 
     def padded(self, x: Tensor) -> tuple[Tensor, list[int]]:
         """The input, padded where the operator cannot do it, and what padding is left for the operator."""
-        none = [0] * len(self.kernel_size)
+        none = [0] * (self.weight.dim() - 2)
         if self.padding_mode != "zeros":  # what the constructor saw, as in torch, whatever padding was set to since
             return F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), none
         if self.padding == "same":  # torch pads by what the layer is now
+            if any(step != 1 for step in self.numbers("stride")):
+                raise RecoupError(f"{self.title}: padding='same' goes with stride 1; got stride={self.stride!r}")
             return F.pad(x, self._same), none
-        return x, none if isinstance(self.padding, str) else list(self.padding)
+        return x, none if self.padding == "valid" else list(self.numbers("padding", 0))
+
+    def numbers(self, name: Literal["stride", "padding", "dilation"], least: int = 1) -> tuple[int, ...]:
+        """One of the layer's attributes in every dimension: as in torch it may have been set to one number for all.
+
+        Raises:
+            RecoupError: anything but whole numbers from ``least`` on, one or as many as there are dimensions.
+        """
+        return in_every_dimension(self, name, self.title, least)
 
     @property
     def _same(self) -> list[int]:
         """What ``same`` adds, the last dimension first, before and after it: the larger half behind."""
-        totals = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        totals = [d * (k - 1) for d, k in zip(self.numbers("dilation"), self.weight.shape[2:], strict=True)]
         return [half for total in reversed(totals) for half in (total // 2, total - total // 2)]
 
     def in_2d(self, x: Tensor) -> tuple[Tensor, Geometry]:
         """The input, batched or not, as [N, C, H, W] padded where the operator cannot do it; and what is left to do."""
-        dims = len(self.kernel_size)
+        dims = self.weight.dim() - 2
         x, padding = self.padded(x if x.dim() == dims + 2 else x.unsqueeze(0))
+        stride, dilation = self.numbers("stride"), self.numbers("dilation")
         if dims == 2:
-            return x, Geometry.of(self.weight, self.stride, padding, self.dilation, self.groups)
-        lifted = (1, *self.stride), (0, *padding), (1, *self.dilation)
-        return x.unsqueeze(2), Geometry.of(self.weight, *lifted, self.groups)
+            return x, Geometry.of(self.weight, stride, padding, dilation, self.groups)
+        return x.unsqueeze(2), Geometry.of(self.weight, (1, *stride), (0, *padding), (1, *dilation), self.groups)
 
     def from_2d(self, y: Tensor, like: Tensor) -> Tensor:
         """An output [N, O, h, w] in the layer's own dimensions, batched as the input ``like`` is."""
-        y = y.squeeze(2) if len(self.kernel_size) == 1 else y
+        y = y.squeeze(2) if self.weight.dim() == 3 else y
         return y if y.dim() == like.dim() else y.squeeze(0)

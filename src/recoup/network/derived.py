@@ -1,10 +1,13 @@
 """Emulated classes for float classes that are known only when they are met: subclasses, classes of other packages."""
 
+import sys
+import warnings
 from functools import lru_cache
 from typing import Any
 
 from torch import nn
 
+from recoup.errors import RecoupWarning
 from recoup.network.emulated import Emulated
 
 PLAIN = frozenset({"__init__", "__repr__", "extra_repr", "_get_name", "reset_parameters", "reset_running_stats"})
@@ -49,11 +52,54 @@ def only_adds(subclass: type[nn.Module], base: type[nn.Module]) -> bool:
 
 
 def replaced(module: nn.Module) -> list[str]:
-    """Methods that were set on the object itself, as wrappers of ``forward`` are: they run, and call what its class did
-    when they were made, whatever its class is now. What all modules have besides computing is none of them (a ``train``
-    that freezes), nor is what recoup sets for the time of a pass."""
+    """Methods that are not those of the module's class: set on the object itself, as wrappers of ``forward`` are, they
+    run and call what its class did when they were made, whatever its class is now; or put into a class of torch's, as
+    other libraries do. What all modules have besides computing is none of them (a ``train`` that freezes), nor is what
+    recoup sets for the time of a pass."""
     own = vars(module).keys() & _deciding(type(module))
-    return sorted(name for name in own if callable(vars(module)[name]) and not _ours(vars(module)[name]))
+    found = {name for name in own if callable(vars(module)[name]) and not _ours(vars(module)[name])}
+    return sorted(found.union(patched(type(module))))
+
+
+def patched(kind: type[nn.Module]) -> dict[str, str]:
+    """Methods that somebody put in the place of torch's, in a class's bases: name -> the class it is in. Those that a
+    subclass defines anew are not reached."""
+    found = {}
+    for name in _deciding(kind):
+        base = next((base for base in kind.__mro__ if name in vars(base)), None)
+        if base is None or issubclass(nn.Module, base) or not _known(base):
+            continue
+        function = getattr(vars(base)[name], "__func__", vars(base)[name])
+        plain = isinstance(function, type) or name == "__new__"
+        if not plain and getattr(function, "__globals__", None) is not vars(sys.modules[base.__module__]):
+            found[name] = base.__qualname__
+    return found
+
+
+def say_patched(model: nn.Module, purpose: str) -> None:
+    """Say which emulated layers do without a method that somebody put into their class of torch's since.
+
+    Warns:
+        RecoupWarning: one for all of them.
+    """
+    found: dict[str, list[str]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Emulated):
+            for method, kind in patched(module.float_class).items():
+                found.setdefault(f"{kind}.{method}", []).append(name)
+    if found:
+        told = "; ".join(f"{put}: {', '.join(names)}" for put, names in found.items())
+        warnings.warn(
+            f"{purpose}: methods that are not torch's own were put into its classes, and these layers on hardware do "
+            f"without them, but for their float mode: {told}",
+            RecoupWarning,
+            stacklevel=4,
+        )
+
+
+def _known(kind: type) -> bool:
+    """Whether hardware stands in for a class because it is that class: torch's, and one of transformers."""
+    return kind.__module__.startswith("torch.nn.") or is_conv1d(kind)
 
 
 @lru_cache(1024)

@@ -7,12 +7,16 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import nn
 
+from recoup.network.nested import taking_nested
+
 
 @contextmanager
 def evaluating(
     model: nn.Module, train: Callable[[nn.Module], bool] | None = None, *, eager: bool = True
 ) -> Iterator[None]:
     """Every module in eval mode, but those for which ``train(module)`` holds in train mode; then as before.
+
+    Hooks that are to be there meanwhile are registered before: those of torch's encoders then take padded sequences.
 
     Args:
         model: any module, compiled or not.
@@ -23,7 +27,7 @@ def evaluating(
     try:
         for module in modes:
             module.training = train is not None and train(module)
-        with uncompiled() if eager else nullcontext():
+        with taking_nested(model), uncompiled() if eager else nullcontext():
             yield
     finally:
         for module, mode in modes.items():

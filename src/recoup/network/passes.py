@@ -3,8 +3,8 @@
 A study puts one network into one state after another, and each starts from the checkpoint: ``paired`` measures the
 hardware that ``recalibrated on hardware`` has measured, and its baseline, which is the same for any number of threads;
 a combination begins with a repair that is a state of its own. What a pass measures is decided by the images, which the
-study names, and by all that a repair may change: parameters, buffers, configs, modes and extras. Who keeps passes
-changes nothing else of the network between them, hooks and plain attributes included.
+study names, and by the network: parameters, buffers, configs, modes, extras, and the plain attributes of its modules,
+such as counters. One with hooks, or with attributes that cannot be told, is measured anew every time.
 """
 
 import pickle
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recoup.network.attributes import attributes, is_its_bytes
 from recoup.network.derived import replaced
 from recoup.network.emulated import Emulated
 from recoup.storage.digest import of_tensors
@@ -62,7 +63,10 @@ def state(model: nn.Module, *what: Hashable, writes: Collection[nn.Module] = ())
     """
     if _kept.get() is None:
         return None
-    parts: list[Hashable] = [torch.get_num_threads(), torch.is_autocast_enabled("cpu"), *what]
+    held = attributes(model)
+    if held is None:
+        return None
+    parts: list[Hashable] = [torch.get_num_threads(), torch.is_autocast_enabled("cpu"), held, *what]
     for name, module in model.named_modules():
         tensors: dict[str, Tensor | None] = dict(module._parameters)
         tensors |= {} if module in writes else module._buffers
@@ -72,19 +76,13 @@ def state(model: nn.Module, *what: Hashable, writes: Collection[nn.Module] = ())
                 return None  # the pass would be counted
             acts, extras = module.acts_as(), module.travelling
             tensors = {own: value for own, value in tensors.items() if own not in extras}
-        drawing = any(isinstance(value, torch.Generator) for value in vars(module).values())
-        if drawing or replaced(module) or not all(x is None or _is_its_bytes(x) for x in tensors.values()):
+        if replaced(module) or not all(x is None or is_its_bytes(x) for x in tensors.values()):
             return None
         shapes = tuple((own, None if x is None else (x.dtype, x.shape, x.stride())) for own, x in tensors.items())
         kind = module.float_class if isinstance(module, Emulated) else type(module)  # of the config ``acts`` knows more
         parts += [name, type(module), kind.extra_repr(module), module.training, acts, shapes]
         parts.append(of_tensors(*tensors.values()))
     return tuple(parts)
-
-
-def _is_its_bytes(x: Tensor) -> bool:
-    plain = type(x) in (Tensor, nn.Parameter) and x.layout == torch.strided
-    return plain and x.is_cpu and not (x.is_neg() or x.is_conj())
 
 
 def measured(

@@ -223,7 +223,9 @@ def _noting(layers: Mapping[str, nn.Module], found: dict[str, Site]) -> Iterator
 
         return hook
 
-    hooks = [module.register_forward_hook(note(name), with_kwargs=True) for name, module in layers.items()]
+    hooks = [
+        module.register_forward_hook(note(name), with_kwargs=True, prepend=True) for name, module in layers.items()
+    ]
     try:
         yield
     finally:

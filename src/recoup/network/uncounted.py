@@ -4,7 +4,7 @@ Legend: B batch, L steps or tokens, E width of an attention.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 from recoup.models.attention import AttentionProducts
 from recoup.network.multipliers import multipliers, own_weights
+from recoup.network.products import hearing_products
 
+WHOLE = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.Bilinear, nn.modules.conv._ConvNd, AttentionProducts)
+"""What `macs_of` has a formula for: products that run in them are in it."""
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -41,12 +44,17 @@ class Uncounted:
 
 @contextmanager
 def watching_uncounted(model: nn.Module, counted: Mapping[str, nn.Module]) -> Iterator[list[Uncounted]]:
-    """Watch what multiplies besides the ``counted`` modules; the list is filled when the model has run."""
+    """Watch what multiplies besides the ``counted`` modules; the list is filled when the model has run.
+
+    Modules that own weights are in it whether they run or not, of any other those in whose forward a product runs: of a
+    buffer, of functional calls, of two activations.
+    """
     found: list[Uncounted] = []
     calls: dict[str, list[int | None]] = {}
     ran: set[str] = set()
+    modules = dict(model.named_modules())
     watched = {name: owner.module for name, owner in multipliers(model).items()}
-    watched |= {name: module for name, module in model.named_modules() if isinstance(module, AttentionProducts)}
+    watched |= {name: module for name, module in modules.items() if isinstance(module, AttentionProducts)}
 
     def note(name: str) -> Any:
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
@@ -56,19 +64,31 @@ def watching_uncounted(model: nn.Module, counted: Mapping[str, nn.Module]) -> It
 
         return hook
 
-    hooks = [module.register_forward_hook(note(name), with_kwargs=True) for name, module in watched.items()]
+    hooks = [
+        module.register_forward_hook(note(name), with_kwargs=True, prepend=True) for name, module in watched.items()
+    ]
+    whole = {*counted, *(name for name, module in watched.items() if isinstance(module, WHOLE))}
     try:
-        yield found
+        with hearing_products(model, whole) as heard:
+            yield found
     finally:
         for hook in hooks:
             hook.remove()
+    beside = {name: macs for name, macs in heard.macs.items() if name not in watched}
     for name, module in watched.items():
-        around = any(name.startswith(f"{other}.") for other in calls)
+        around = "" in beside or any(name.startswith(f"{other}.") for other in (*calls, *beside))
         if name in calls or not (name in ran or around):
             done = calls.get(name, [None])
-            kind = f"{type(module).__module__}.{type(module).__qualname__}"
-            macs = None if None in done else sum(part or 0 for part in done)
-            found.append(Uncounted(name, kind, len(calls.get(name, [])), macs))
+            found.append(Uncounted(name, _kind(module), len(calls.get(name, [])), _total(done)))
+    found += [Uncounted(name, _kind(modules[name]), heard.calls[name], _total(done)) for name, done in beside.items()]
+
+
+def _kind(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def _total(macs: Sequence[int | None]) -> int | None:
+    return None if None in macs else sum(part or 0 for part in macs)
 
 
 def macs_of(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> int | None:

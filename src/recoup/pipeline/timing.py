@@ -1,6 +1,5 @@
 """How long the stages of a model take on this machine: what `balance` and `wallclock` reckon with."""
 
-import copy
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -13,6 +12,7 @@ from torch import Tensor, fx, nn
 from recoup.errors import RecoupError
 from recoup.fields import integer
 from recoup.network.checks import is_module
+from recoup.network.copies import copied
 from recoup.pipeline.mitigation import Mitigation
 from recoup.pipeline.optimizers import Rule
 from recoup.pipeline.simulator import Simulator
@@ -64,7 +64,7 @@ def stage_times(
     rounds = integer("pipeline.stage_times", "rounds", rounds, (1, 1 << 31))
     if not isinstance(x, Tensor):
         raise RecoupError(f"pipeline.stage_times(x={type(x).__name__}): x must be a tensor, with its batch dimension")
-    model = copy.deepcopy(model)
+    model = copied(model, "pipeline.stage_times")
     chain = Chain(model, stages)  # type: ignore[arg-type]
     late = [0] * len(chain.stages) if delays is None else delays
     with torch.random.fork_rng(), as_it_was(model):

@@ -5,7 +5,6 @@ has several samples under way whose activations leave the caches, and packets ta
 the others do, first the stages of the whole model, then, in a trial of the pipeline itself, its own part.
 """
 
-import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from torch import nn
 
 from recoup.errors import RecoupError
 from recoup.fields import integer
+from recoup.network.copies import copied
 from recoup.pipeline.cutting import Joint
 from recoup.pipeline.packets import Packet
 from recoup.pipeline.plan import Plan, Samples
@@ -121,7 +121,7 @@ def rank_times(
     refuse_uninitialized("rank_times")
     rank, ranks = dist.get_rank(), dist.get_world_size()
     plan.check(ranks)
-    trial, device = replace(plan, model=copy.deepcopy(plan.model), lr=0.0), torch.device(device)
+    trial, device = replace(plan, model=copied(plan.model, "pipeline"), lr=0.0), torch.device(device)
     count = min(len(samples), COUNT)
     if not count:
         raise RecoupError("pipeline.rank_times: there are no samples to try")
@@ -226,7 +226,7 @@ def _followed(plan: Plan) -> bool:
 def _stages(plan: Plan, samples: Samples, rounds: int, device: torch.device) -> list[Times]:
     """Of the whole model, while all processes measure it."""
     x, y = samples[0]
-    model = copy.deepcopy(plan.model).to(device)
+    model = copied(plan.model, "pipeline").to(device)
     dist.barrier()
 
     def measure() -> list[Times]:

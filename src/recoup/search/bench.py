@@ -1,6 +1,5 @@
 """The network under measurement: every number starts from the float checkpoint, on one thread."""
 
-import copy
 import inspect
 import math
 import re
@@ -18,6 +17,7 @@ from recoup.emulate import emulate_, restore_
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.evaluation import Function, evaluate, measure
 from recoup.network.batches import call, check_batches, device_of, prepared, split
+from recoup.network.copies import copied
 from recoup.network.meters import METERS
 from recoup.network.modes import evaluating
 from recoup.network.replay import Outputs, replaying
@@ -72,7 +72,7 @@ class Bench(Workbench):
     _floating: list[Tensor] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.model = copy.deepcopy(self.model).eval()
+        self.model = copied(self.model, "search").eval()
         same = self.calibration is self.batches
         self.batches = laid_out(self.model, kept(self.batches))
         self.calibration = self.batches if same else laid_out(self.model, kept(self.calibration))
@@ -168,7 +168,7 @@ class Bench(Workbench):
         return lambda _: next(outputs)
 
     def _in_float(self) -> list[Tensor]:
-        bare = copy.deepcopy(self.model if self.reference is None else self.reference)
+        bare = copied(self.model if self.reference is None else self.reference, "search")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RecoupWarning)
             restore_(bare)

@@ -1,6 +1,5 @@
 """Fine-tuned networks join a front: priced as its points are, and each measured beside them once."""
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from torch import nn
 from recoup.costs import PRICED, assigned
 from recoup.errors import RecoupError
 from recoup.network.checks import instance, is_module
+from recoup.network.copies import copied
 from recoup.network.emulated import emulated_layers
 from recoup.policy import Policy
 from recoup.repair import check_plan
@@ -75,7 +75,7 @@ def join(
         float("nan"),
         TUNED,
         priced.allows(options),
-        tuned=Tuned(copy.deepcopy(model), repair, weights),
+        tuned=Tuned(copied(model, "search.join"), repair, weights),
     )
     outside = [layer for layer in chosen if layer not in inside]
     notes = (f"{name}: hardware runs {', '.join(outside)} too, outside the space.",) if outside else ()

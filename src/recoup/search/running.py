@@ -1,6 +1,5 @@
 """A search from its recipe: load, score, sweep, measure, and leave everything in the folder."""
 
-import copy
 import json
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
@@ -17,6 +16,7 @@ from recoup.costs import assigned
 from recoup.data.places import HELD_OUT, TooFewError
 from recoup.errors import RecoupError
 from recoup.models import load_weights_
+from recoup.network.copies import copied
 from recoup.network.systolic import Array
 from recoup.policy import Policy
 from recoup.search.bench import kept
@@ -91,7 +91,7 @@ class Source:
         found = []
         for one in self.recipe.tuned:
             try:
-                found.append(load_weights_(copy.deepcopy(self.model), one.weights))
+                found.append(load_weights_(copied(self.model, "search"), one.weights))
             except RecoupError as error:
                 raise RecoupError(f"tuned: {one.policy.name}: {error}") from None
         return found

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from recoup.errors import RecoupError
 from recoup.fields import choice
 from recoup.network.batches import call, count, prepared
+from recoup.network.convolution import in_every_dimension
 from recoup.network.modes import evaluating
 
 KINDS = ("conv", "gemm")
@@ -56,7 +57,7 @@ def topology(model: nn.Module, inputs: Any, kind: Literal["conv", "gemm"] = "con
         return hook
 
     hooks = [
-        module.register_forward_hook(record(name or "model"), with_kwargs=True)
+        module.register_forward_hook(record(name or "model"), with_kwargs=True, prepend=True)
         for name, module in model.named_modules()
         if isinstance(module, kinds)
     ]
@@ -76,7 +77,7 @@ def topology(model: nn.Module, inputs: Any, kind: Literal["conv", "gemm"] = "con
 def _conv(name: str, module: Any, x: Tensor, images: int) -> list[int]:
     """IFMAP height and width, filter height and width, channels, filters, stride, of one group and image."""
     linear = isinstance(module, nn.Linear)
-    spatial = 0 if linear else len(module.kernel_size)
+    spatial = 0 if linear else module.weight.dim() - 2
     seen = x.numel() // x.shape[-1] if linear else (x.shape[0] if x.dim() == spatial + 2 else 1)
     if seen % images if linear else seen != images:
         raise RecoupError(
@@ -85,23 +86,23 @@ def _conv(name: str, module: Any, x: Tensor, images: int) -> list[int]:
         )
     if linear:
         return [seen // images, 1, 1, 1, module.in_features, module.out_features, 1]
-    stride, dilation = set(module.stride), set(module.dilation)
-    if len(stride) > 1 or dilation != {1}:
+    title = f"silicon.scalesim.topology: {name!r}"
+    strides, dilations = (in_every_dimension(module, each, title) for each in ("stride", "dilation"))
+    if len(set(strides)) > 1 or set(dilations) != {1}:
         raise RecoupError(
-            f"silicon.scalesim.topology: {name!r}: stride {tuple(module.stride)}, dilation {tuple(module.dilation)}: "
-            "the conv format has one stride and no dilation; take kind='gemm'"
+            f"{title}: stride {strides}, dilation {dilations}: the conv format has one stride and no dilation; take "
+            "kind='gemm'"
         )
-    padding = module.padding
-    if isinstance(padding, str):
-        total = [0 if padding == "valid" else k - 1 for k in module.kernel_size]
+    kernel = list(module.weight.shape[2:])
+    if isinstance(module.padding, str):
+        total = [0 if module.padding == "valid" else k - 1 for k in kernel]
     else:
-        total = [2 * p for p in padding]
+        total = [2 * p for p in in_every_dimension(module, "padding", title, 0)]
     sizes = [size + more for size, more in zip(x.shape[-spatial:], total, strict=True)]
-    kernel = list(module.kernel_size)
     if spatial == 1:
         sizes, kernel = [1, *sizes], [1, *kernel]
     groups = module.groups
-    return [*sizes, *kernel, module.in_channels // groups, module.out_channels // groups, stride.pop()]
+    return [*sizes, *kernel, module.in_channels // groups, module.out_channels // groups, strides[0]]
 
 
 def _gemm(module: Any, output: Tensor) -> list[int]:

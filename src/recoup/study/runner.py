@@ -10,7 +10,7 @@ import torch
 
 from recoup.errors import RecoupError
 from recoup.models.weights import file_and_key
-from recoup.network.checks import instance
+from recoup.network.checks import instance, reduced_float32
 from recoup.policy import Policy
 from recoup.storage.digest import of_file
 from recoup.storage.files import keeping
@@ -34,6 +34,10 @@ from recoup.tasks.shards import IncompleteError, Shard
 
 RECIPE = "recipe.yaml"
 MEASURED = ("accuracy", "flips", "nats", "differences")
+IN_FEWER_BITS = (
+    "Float layers may have computed in fewer bits than float32 has: torch was told to take {kinds}. Hardware, and the "
+    "baselines of hardware, did not."
+)
 ON_THREADS = "Measurements were made on {counts} threads of torch, on which the last digits of float layers depend."
 HEADER = "# Written by recoup: everything that decides the numbers in this folder.\n"
 
@@ -281,6 +285,8 @@ def _results(lab: Lab, tasks: list[Task], store: Store, notes: list[str]) -> Res
     notes += [note for note in unsure if note not in notes]
     threads = sorted({store[task.key].get("threads", 0) for task in tasks} - {0})
     notes += [ON_THREADS.format(counts=" and ".join(map(str, threads)))] if len(threads) > 1 else []
+    fewer = " and ".join(f"{name} in {value}" for name, value in reduced_float32().items())
+    notes += [IN_FEWER_BITS.format(kinds=fewer)] if fewer else []
     notes += unpaired(tasks, store)
     notes += [note for task in tasks for note in store[task.key]["notes"]]
     images, count = lab.drawing.images(first, 1), recipe.calibration.images

@@ -7,6 +7,8 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
+from recoup.network.checks import reduced_float32
+
 Value = dict[str, Any]
 """What a measurement gives, as plain values."""
 ALONE = threading.Lock()
@@ -14,8 +16,10 @@ ALONE = threading.Lock()
 
 
 def capability() -> str:
-    """What of a processor decides which float kernels torch takes, and so the last bits of a result."""
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    """What of a processor, and of the precision that torch was given, decides which float kernels torch takes, and so
+    the last bits of a result."""
+    fewer = [f"{name} in {value}" for name, value in reduced_float32().items()]
+    return ", ".join([f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}", *fewer])
 
 
 class Task(Protocol):

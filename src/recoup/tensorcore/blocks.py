@@ -16,7 +16,7 @@ from recoup.errors import RecoupError
 from recoup.fields import choice
 from recoup.formats import Float, quantize
 from recoup.kernels.subnormals import exactly, flushes
-from recoup.network.checks import strided
+from recoup.network.checks import float32_products, strided
 from recoup.tensorcore.config import AMAX, SCALES, SUMMED, TensorCore
 from recoup.tensorcore.reference import ACCUMULATORS, ZERO_EXPONENT
 
@@ -101,7 +101,8 @@ def _sixteens(left: _Side, right: _Side, first: int, end: int) -> list[tuple[Ten
     found = []
     for k in range(first, end, SUMMED):
         stop = min(k + SUMMED, end)
-        sums = left.x[:, :, k:stop] @ right.x[:, :, k:stop].mT  # quarters below 2^12: exact in any order
+        with float32_products(left.x):
+            sums = left.x[:, :, k:stop] @ right.x[:, :, k:stop].mT  # quarters below 2^12: exact in any order
         sums = sums * left.scale[:, :, None, k] * right.scale[:, None, :, k]
         exponent = left.scale_e[:, :, None, k] + right.scale_e[:, None, :, k]
         found.append((sums, exponent, exponent))

@@ -1,0 +1,98 @@
+"""Copies of a network that are whole: a function is not copied, so a wrapper that holds a layer holds the first one."""
+
+import copy
+import functools
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from recoup.errors import RecoupError
+
+M = TypeVar("M", bound=nn.Module)
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def copied(model: M, purpose: str) -> M:
+    """A deep copy that computes with nothing of the model's own.
+
+    Raises:
+        RecoupError: a method that was set on a module itself, or a hook, is a function that holds a module or a tensor
+            of the model (in its closure, its defaults or a global variable): a copy of it would still compute with
+            that one, whatever becomes of the copy.
+    """
+    other = copy.deepcopy(model)
+    own = {id(module): name or "the model itself" for name, module in model.named_modules()}
+    own |= {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    for name, module in other.named_modules():
+        for what, value in _set_on(module):
+            held = _holds(value, own)
+            if held is not None:
+                raise RecoupError(
+                    f"{purpose}: {name or 'the model itself'}: {what} is a function that holds {own[held]} of this "
+                    "very model, and would compute with it in a copy too: set a bound method (types.MethodType), give "
+                    "the module a class with such a forward, or take it off"
+                )
+    return other
+
+
+def _set_on(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """What was set on a module itself: attributes that can be called, and hooks."""
+    for name, value in vars(module).items():
+        if name in HOOKS:
+            yield from (("a hook", hook) for hook in (value or {}).values())
+        elif callable(value) and not isinstance(value, type | nn.Module | Tensor):
+            yield name, value
+
+
+def _holds(value: Any, own: Mapping[int, str]) -> int | None:
+    """The module or tensor of ``own`` that something reaches through what a copy shares, by id."""
+    seen: set[int] = set()
+    open_ = [value]
+    while open_:
+        one = open_.pop()
+        if id(one) in own:
+            return id(one)
+        if id(one) not in seen:
+            seen.add(id(one))
+            open_ += _within(one)
+    return None
+
+
+def _within(value: Any) -> list[Any]:
+    if isinstance(value, types.MethodType):
+        return [value.__self__, value.__func__]
+    if isinstance(value, types.FunctionType):
+        return [
+            *_captured(value),
+            *(value.__defaults__ or ()),
+            *(value.__kwdefaults__ or {}).values(),
+            *vars(value).values(),
+        ]
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, dict):
+        return list(value.values())
+    if isinstance(value, list | tuple | set | frozenset):
+        return list(value)
+    if isinstance(value, type | types.ModuleType | Tensor):
+        return []
+    return list(getattr(value, "__dict__", {}).values())
+
+
+def _captured(function: types.FunctionType) -> list[Any]:
+    """What a function's closure holds, and the modules, their methods and tensors among its global variables."""
+    found = []
+    for cell in function.__closure__ or ():
+        try:
+            found.append(cell.cell_contents)
+        except ValueError:  # not filled yet
+            continue
+    named = (function.__globals__.get(name) for name in _names(function.__code__))
+    return found + [x for x in named if isinstance(getattr(x, "__self__", x), nn.Module | Tensor)]
+
+
+def _names(code: types.CodeType) -> set[str]:
+    inner = (_names(const) for const in code.co_consts if isinstance(const, types.CodeType))
+    return set(code.co_names).union(*inner)

@@ -1,0 +1,97 @@
+"""The products that run while a network does, each with the module in whose forward it runs: functional calls and
+kernels of other packages included, by the names of torch's operators."""
+
+import re
+from collections import Counter
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+PRODUCT = re.compile(r"(^|_)(\w*mm|(add)?mv|v?dot|linear|conv\w*|attention|rnn_layer)(_|$)")
+OWN = "recoup"
+
+
+@dataclass(slots=True)
+class Heard:
+    """By module: the multiply-accumulates of each product that runs in its own forward, None of which they are not
+    known, and how often every module ran."""
+
+    macs: dict[str, list[int | None]] = field(default_factory=dict)
+    calls: Counter[str] = field(default_factory=Counter)
+
+
+class _Listening(TorchDispatchMode):
+    """Notes the multiply-accumulates of every product, and where it runs."""
+
+    def __init__(self, running: list[str], heard: Heard, whole: Container[str]) -> None:
+        super().__init__()
+        self.running, self.heard, self.whole = running, heard, whole
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not isinstance(func, torch._ops.OpOverload):
+            return func(*args, **kwargs)
+        if func._can_decompose():  # as autograd does before this sees it, but under inference_mode
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        output = func(*args, **kwargs)
+        if _is_product(func) and not any(name in self.whole for name in self.running):
+            name = self.running[-1] if self.running else ""
+            self.heard.macs.setdefault(name, []).append(_macs(func, args, kwargs, output))
+        return output
+
+
+@lru_cache(4096)
+def _is_product(func: Any) -> bool:
+    space, _, name = func._schema.name.partition("::")
+    return space != OWN and bool(PRODUCT.search(name))
+
+
+def _macs(func: Any, args: tuple, kwargs: dict, output: Any) -> int | None:
+    """As torch counts them; None of what it does not count, such as attention on the CPU."""
+    from torch.utils.flop_counter import flop_registry
+
+    count = flop_registry.get(func._overloadpacket)
+    return None if count is None else int(count(*args, **kwargs, out_val=output)) // 2
+
+
+@contextmanager
+def hearing_products(model: nn.Module, whole: Container[str]) -> Iterator[Heard]:
+    """Hear which products run meanwhile, and in which module.
+
+    Args:
+        model: what runs.
+        whole: names of modules whose products, and those of modules within them, are left out.
+    """
+    running: list[str] = []
+    heard = Heard()
+    hooks: list[Any] = []
+
+    def follow(name: str, module: nn.Module) -> None:
+        def enter(*_: Any) -> None:
+            running.append(name)
+            heard.calls[name] += 1
+
+        def leave(*_: Any) -> None:
+            running.pop()
+
+        hooks.append(module.register_forward_pre_hook(enter, prepend=True))
+        hooks.append(module.register_forward_hook(leave, always_call=True))
+
+    try:
+        for name, module in model.named_modules():
+            if not isinstance(module, torch.jit.ScriptModule):  # it calls its parts by itself
+                follow(name, module)
+        with _Listening(running, heard, whole):
+            yield heard
+    finally:
+        for hook in hooks:
+            hook.remove()

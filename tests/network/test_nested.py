@@ -1,0 +1,108 @@
+"""Encoders of torch that drop what a mask hides run on hardware as they do in float."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import recoup as rc
+
+X = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(0))
+HIDDEN = torch.arange(5) >= torch.tensor([3, 5, 1])[:, None]
+BATCH = {"src": X, "src_key_padding_mask": HIDDEN}
+
+pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+
+
+def encoder(**options):
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True, **options)
+    return nn.TransformerEncoder(layer, 2, nn.LayerNorm(16)).eval()
+
+
+def shared(net):
+    rc.calibrate_(net, [BATCH], layers={"re:.*linear.*": True})
+    return rc.emulate_(net, None, layers={"re:.*linear.*": rc.NBSMT(threads=2)})
+
+
+HARDWARE = {
+    "nbsmt": shared,
+    "lba": lambda net: rc.emulate_(net, None, layers={"re:.*linear.*": rc.LBA.m7e4()}),
+    "one layer": lambda net: rc.emulate_(net, None, layers={"layers.1.linear2": rc.LBA.m7e4()}),
+    "a layer unseen": lambda net: rc.emulate_(net.layers[1], rc.LBA.m7e4(), layers={"re:self_attn.*": None}) and net,
+    "tensor core": lambda net: rc.emulate_(net, None, layers={"re:.*linear.*": rc.TensorCore.hopper_fp8()}),
+    "lightnorm": lambda net: rc.emulate_(net, rc.LightNorm()),
+}
+
+
+def hooks(net):
+    return [module for module in net.modules() if module._forward_hooks or module._forward_pre_hooks]
+
+
+def by_hand(net):
+    """Zeros in hidden places before and after every layer, which sees the mask."""
+    net.use_nested_tensor, y = False, X
+    for layer in net.layers:
+        y = layer(
+            y.masked_fill(HIDDEN[..., None], 0.0),
+            src_key_padding_mask=torch.zeros(3, 5).masked_fill(HIDDEN, -torch.inf),
+        )
+    return net.norm(y.masked_fill(HIDDEN[..., None], 0.0))
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("hardware", HARDWARE)
+def test_padded_sequences_run_as_with_zeros_in_hidden_places(hardware, around):
+    net, plain, bare = HARDWARE[hardware](encoder()), HARDWARE[hardware](encoder()), encoder()
+    partly = hardware in ("one layer", "a layer unseen")  # the other one runs on the fused path, which rounds otherwise
+    same = (lambda a, b: torch.allclose(a, b, atol=1e-5)) if partly else torch.equal
+    others = copy.deepcopy(net), pickle.loads(pickle.dumps(net))
+    with around():
+        expected = by_hand(plain)
+        for other in (net, *others):
+            assert same(other(**BATCH), expected)
+        assert torch.allclose(by_hand(encoder()), bare(**BATCH), atol=1e-5)  # in float: the same places, fused
+        rc.restore_(net)
+        assert torch.equal(net(**BATCH), bare(**BATCH))
+    assert not hooks(net)
+
+
+@pytest.mark.parametrize("hardware", ["lba", "lightnorm"])
+def test_it_serves_sequences_of_one_length_and_training(hardware):
+    net = HARDWARE[hardware](encoder(norm_first=False))
+    twin = copy.deepcopy(net)
+    twin.use_nested_tensor = False
+    none = torch.zeros_like(HIDDEN)
+    with torch.no_grad():
+        assert torch.equal(net(X, src_key_padding_mask=none), twin(X, src_key_padding_mask=none))
+    assert torch.equal(net.train()(**BATCH), twin.train()(**BATCH))
+
+
+class ByHand(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = encoder()
+
+    def forward(self, **_):
+        return by_hand(self.net)
+
+
+def test_calibration_and_costs_of_a_float_encoder_take_padded_batches():
+    net, other = encoder(), ByHand()
+    for one in (net, other):
+        rc.calibrate_(one, [BATCH], layers={"re:.*linear.*": True})
+    for left, right in zip(net.layers, other.net.layers, strict=True):
+        assert left.linear1.activation_scale is not None
+        assert left.linear1.activation_scale == right.linear1.activation_scale
+        assert left.linear2.activation_scale == right.linear2.activation_scale
+    assert [row.M for row in rc.nbsmt.cycles(net, BATCH).layers] == [15] * 4
+    assert not hooks(net)
+
+
+def test_a_conversion_that_is_refused_leaves_no_hook():
+    net = encoder().half()
+    with pytest.raises(rc.RecoupError, match="float32"):
+        rc.emulate_(net, rc.LBA.m7e4())
+    assert not hooks(net)
