@@ -74,7 +74,7 @@ def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> 
     plan, left = _planned(modules, weighty, chosen, config, layers or {})
     if not plan:
         if config is None:  # then keys say more than the network
-            _check_each_is_used(plan, modules, chosen, layers or {})
+            _check_each_is_used(plan, modules, chosen, {None: config} | dict(layers or {}))
         raise RecoupError(f"emulate_: {_why_nothing(model, config)}{_also_left(left)}")
     _check_each_is_used(plan, modules, chosen, {None: config} | dict(layers or {}))
     with ledger.whole(model):  # warnings may be errors
