@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 SITE_STAMP := $(VENV)/.docs
 WORKERS ?= 2
 
-.PHONY: demo test slow coverage real lint format bench docs dist clean
+.PHONY: demo test slow coverage real lint format bench docs dist dist-check clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
@@ -51,6 +51,9 @@ dist: $(STAMP)   ## the source archive, and the wheel made from it alone, in dis
 	rm -rf dist
 	$(BIN)/hatchling build -t sdist
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --no-index -w dist dist/*.tar.gz
+
+dist-check: dist   ## both, each in an empty environment of every supported Python there is, with the demo; three minutes and more each
+	$(BIN)/python scripts/dist_check.py
 
 clean:
 	rm -rf $(VENV) dist site .pytest_cache .ruff_cache .hypothesis .numba_cache htmlcov .coverage*

@@ -141,7 +141,14 @@ def test_a_unit_runs_fewer_threads():
     ("policy", "shape", "options", "told"),
     [
         ({"block9": LBA()}, SHAPE, {}, "cost: the layer map's key 'block9' matches no layer"),
-        ({"stem": rc.LightNorm()}, SHAPE, {}, r"cost: LightNorm.* cannot take layer 'stem', a Conv2d"),
+        ({"stem": rc.LightNorm()}, SHAPE, {}, r"cost: LightNorm.* cannot take layer 'stem': a Conv2d is for NBSMT"),
+        (
+            {},
+            (1, 8, 8),
+            {},
+            r"input of shape \[1, 1, 8, 8\], at layer 'stem' .* whose input is \[1, 1, 8, 8\]: RuntimeErr",
+        ),
+        ({}, torch.zeros(2, 3), {}, r"cost: the model does not take an input of shape \[2, 3\], at layer 'stem'"),
         ({}, (0, 3), {}, "cost: a shape has positive whole sizes"),
         ({}, SHAPE, {"array": 16}, r"cost\(array=16\): array must be"),
         ({}, SHAPE, {"liberty": "sg13g2"}, "liberty: 'sg13g2' is no file"),

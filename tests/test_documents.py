@@ -174,7 +174,7 @@ def check_line(words: list[str]) -> None:
     if first == "recoup" or words[:3] == ["python", "-m", "recoup"]:
         parsed(words if first == "recoup" else words[2:])
     elif first == "make":
-        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
         assert set(words[1:]) <= set(targets)
     elif first in ("python", "python3", "pip"):
         assert all((ROOT / word).exists() for word in words[1:] if word.endswith((".py", ".txt")))

@@ -102,7 +102,10 @@ def test_config_none_takes_only_what_the_map_names(model):
         ({"block9.conv1": None}, "'block9.conv1' matches no layer"),
         ({"block1": None}, "container"),
         ({"re:(": None}, "no regular expression"),
-        ({"block1.bn1": rc.NBSMT()}, "'block1.bn1' is a BatchNorm2d; NBSMT stands in for"),
+        (
+            {"block1.bn1": rc.NBSMT()},
+            r"'block1.bn1' is a BatchNorm2d; NBSMT stands in for .*, and a BatchNorm2d is for Li",
+        ),
         ({"stem": rc.NBSMT()}, "'stem'.*no activation scale.*calibrate_"),
         ({"block1.conv1": "NBSMT()"}, "no configuration"),
         ({7: None}, "names or 're:...'"),
@@ -116,6 +119,21 @@ def test_bad_maps_change_nothing(model, layers, message):
         rc.emulate_(model, rc.NBSMT(), layers)
     assert not emulated_layers(model)
     assert torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (
+            {"re:.*bn1": "nbsmt-2t"},
+            r"NBSMT.* for 're:.\*bn1' finds .* \(BatchNorm2d\); a BatchNorm2d is for LightNorm \(such",
+        ),
+        ({"re:.*": None}, "the model has no layer to emulate"),
+    ],
+)
+def test_policies_that_take_nothing_say_which_keys_matched_what(layers, message):
+    with pytest.raises(rc.RecoupError, match=message):
+        rc.emulate_(small_net(), rc.Policy(layers))
 
 
 def test_emulating_twice_names_the_layer(model):

@@ -25,7 +25,7 @@ from recoup.network.systolic import Array
 from recoup.network.uncounted import Uncounted
 from recoup.policy import Policy
 from recoup.silicon.tables import Tables
-from recoup.wings import cards, wing_of
+from recoup.wings import cards, told_takers, wing_of
 
 FLOAT = "float"
 NO_HARDWARE = "in float, for which no hardware is generated"
@@ -312,9 +312,22 @@ def assigned(model: nn.Module, policy: Policy | Mapping[str, Any] | None, purpos
             found[name] = config
         elif name in layers:
             raise RecoupError(
-                f"{purpose}: {config!r} cannot take layer {name!r}, a {float_class(modules[name]).__name__}"
+                f"{purpose}: {config!r} cannot take layer {name!r}: {told_takers(float_class(modules[name]))}"
             )
     return found
+
+
+def told_unfit(model: nn.Module, policy: Policy) -> str:
+    """What a policy's keys match that its configs cannot take, as the end of a message; "" where there is nothing."""
+    modules = dict(model.named_modules())
+    named = [name for name, module in modules.items() if any(takes(kind, module) for kind in cards())]
+    chosen = Selection(policy, named, "policy", modules)
+    found: dict[tuple[str, type[nn.Module]], list[str]] = {}
+    for name in named:
+        config = chosen.of(name)
+        if config is not UNMATCHED and config is not None and not takes(type(config), modules[name]):
+            found.setdefault((type(config).__name__, float_class(modules[name])), []).append(name)
+    return "".join(f"; {wing} is no hardware for {', '.join(n)}: {told_takers(c)}" for (wing, c), n in found.items())
 
 
 def takes(kind: type, module: nn.Module) -> bool:

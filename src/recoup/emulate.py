@@ -22,7 +22,7 @@ from recoup.network.nested import leave_nested, take_nested
 from recoup.network.selection import UNMATCHED, Selection
 from recoup.network.wing import Card
 from recoup.policy import Policy
-from recoup.wings import cards, wing_of
+from recoup.wings import cards, told_takers, wing_of
 
 M = TypeVar("M", bound=nn.Module)
 Plan = dict[str, tuple[nn.Module, Any, type[nn.Module]]]
@@ -73,6 +73,8 @@ def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> 
         _layers_of(value)
     plan, left = _planned(modules, weighty, chosen, config, layers or {})
     if not plan:
+        if config is None:  # then keys say more than the network
+            _check_each_is_used(plan, modules, chosen, {None: config} | dict(layers or {}))
         raise RecoupError(f"emulate_: {_why_nothing(model, config)}{_also_left(left)}")
     _check_each_is_used(plan, modules, chosen, {None: config} | dict(layers or {}))
     with ledger.whole(model):  # warnings may be errors
@@ -116,7 +118,7 @@ def _planned(
                 raise RecoupError(f"emulate_: layer {name!r} ({type(module).__name__}) is {_wrapped(module)}")
             raise RecoupError(
                 f"emulate_: layer {name!r} is a {type(module).__name__}; {type(wanted).__name__} stands in for "
-                f"{', '.join(t.__name__ for t in _layers_of(wanted))}"
+                f"{', '.join(t.__name__ for t in _layers_of(wanted))}, and {told_takers(type(module))}"
             )
         elif reason := _why_left(card, name, module, weighty):
             told = str(weighty[name]) if "may multiply" in reason else f"{name} ({type(module).__name__})"
@@ -201,7 +203,10 @@ def _check_each_is_used(
             kinds = ", ".join(dict.fromkeys(type(module).__name__ for module in own.values()))
             raise RecoupError(f"emulate_: {config!r}{said} takes none of {len(own)} layers ({kinds}): {card.unready}")
         stands = ", ".join(kind.__name__ for kind in card.layers)
-        found = ", ".join(f"{name} ({type(module).__name__})" for name, module in reached.items() if key is not None)
+        named = {} if key is None else reached
+        found = ", ".join(f"{name} ({type(module).__name__})" for name, module in named.items())
+        kinds = dict.fromkeys(type(module) for module in named.values() if _emulable(module))
+        found += "".join(f"; {told_takers(kind)}" for kind in kinds)
         raise RecoupError(
             f"emulate_: {config!r}{said} finds no layer it can take: it stands in for {stands}; "
             + (f"the key matches {found}" if found else "the model has none")

@@ -84,14 +84,16 @@ def undo_(model: M, stage: str | None = None) -> M:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One module: its hardware ("" for a norm without any) and what was done to it."""
+    """One module: its hardware ("" for a norm without any), what was done to it, and in which it does not run as its
+    hardware's config says ("" if it does)."""
 
     name: str
     hardware: str
     repairs: tuple[str, ...]
+    note: str = ""
 
     def __str__(self) -> str:
-        parts = [self.hardware, *self.repairs]
+        parts = [self.hardware + (f" ({self.note})" if self.note else ""), *self.repairs]
         return f"{self.name}: " + "; ".join(part for part in parts if part)
 
 
@@ -105,8 +107,11 @@ class Description:
         return "\n".join(map(str, self.lines)) or "a float network: nothing was done to it"
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Layer -> its hardware and repairs, as plain values."""
-        return {line.name: {"hardware": line.hardware, "repairs": list(line.repairs)} for line in self.lines}
+        """Layer -> its hardware, the note beside it and its repairs, as plain values."""
+        return {
+            line.name: {"hardware": line.hardware, "note": line.note, "repairs": list(line.repairs)}
+            for line in self.lines
+        }
 
 
 def describe(model: nn.Module) -> Description:
@@ -121,7 +126,8 @@ def describe(model: nn.Module) -> Description:
         own = sorted(ledger.entries(module).values(), key=lambda entry: entry.number)
         if own or isinstance(module, Emulated):
             repairs = tuple(_said(module, entry, elsewhere) for entry in own)
-            lines.append(Line(name or type(module).__name__, ledger.config_text(module), repairs))
+            note = module.note() if isinstance(module, Emulated) else ""
+            lines.append(Line(name or type(module).__name__, ledger.config_text(module), repairs, note))
     return Description(tuple(lines))
 
 

@@ -29,6 +29,7 @@ from recoup.network.emulated import Emulated, emulated_layers
 from recoup.network.scales import MEASURED, is_scale
 from recoup.policy import Policy
 from recoup.storage.files import write_atomically
+from recoup.storage.kinds import REMEDIES, kind_of
 from recoup.storage.names import renamed
 from recoup.version import __version__
 
@@ -76,6 +77,7 @@ def save(model: nn.Module, path: str | Path) -> None:
         **({"operands": operands} if operands else {}),
         "trained": [name for name, layer in emulated_layers(model).items() if layer.trained],
         "sights": {name: sight[1:] for name, layer in emulated_layers(model).items() if (sight := layer.witness)},
+        "notes": {name: note for name, layer in emulated_layers(model).items() if (note := layer.note())},
         "extra_state": _extra_state(model),
         **_language(model),
         "ledger": kept,
@@ -216,6 +218,12 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except RecoupError:
         raise
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        kind = kind_of(_file(path))
+        if kind is not None:
+            raise RecoupError(
+                f"load: {path} is {kind}, not written by recoup.save(model, ...), which keeps hardware and repairs; "
+                f"{REMEDIES[kind].replace('FILE', repr(str(path)))}"
+            ) from None
         raise RecoupError(f"load: {path} cannot be read; cut off or foreign? ({error})") from None
     version = header.get("format") if isinstance(header, dict) else None
     if not isinstance(version, int) or version > FORMAT or not {"layers", "scales", "ledger"} <= header.keys():

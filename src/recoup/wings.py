@@ -10,6 +10,8 @@ A wing of your own is known from the moment its card is registered:
 
 from typing import Any
 
+from torch import nn
+
 from recoup.errors import RecoupError
 from recoup.lba.wing import CARD as LBA_CARD
 from recoup.lightnorm.wing import CARD as LIGHTNORM_CARD
@@ -105,6 +107,13 @@ def wing_of(config: Any, purpose: str) -> Card:
         known = ", ".join(wing.__name__ for wing in _CARDS)
         read = "; texts are read by recoup.study.parse_config, and by Policy" if isinstance(config, str) else ""
         raise RecoupError(f"{purpose}: {config!r} is no configuration of a wing ({known}) and not None{read}") from None
+
+
+def told_takers(kind: type[nn.Module]) -> str:
+    """Which hardware there is for a class of layers: ``a BatchNorm2d is for LightNorm (such as lightnorm)``."""
+    able = [card for card in _CARDS.values() if card.for_class(kind) is not None]
+    named = (card.config.__name__ + "".join(f" (such as {name})" for name in list(card.presets)[:1]) for card in able)
+    return f"a {kind.__name__} is for {' or '.join(named) or 'no hardware there is: leave it in float (null, None)'}"
 
 
 def is_config(value: Any) -> bool:

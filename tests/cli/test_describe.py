@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import torch
+from torch import nn
 from typer.testing import CliRunner
 
 import recoup as rc
@@ -19,6 +21,22 @@ def test_a_saved_network_is_described(tmp_path):
     told = json.loads(CliRunner().invoke(app, ["describe", str(tmp_path / "chip"), "--json"]).stdout)
     assert told["layers"]["classifier"]["repairs"] == ["gain (correct_gain_, 13 images)"]
     assert told["recoup"] == rc.__version__
+
+
+def test_a_layer_that_runs_one_thread_is_called_so(tmp_path):
+    layers = (nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
+    model = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU())))
+    rc.calibrate_(model.eval(), [torch.rand(2, 4, 5, 5)])
+    with pytest.warns(rc.RecoupWarning, match="are grouped convolutions and run one thread"):
+        rc.emulate_(model, rc.NBSMT(threads=2))
+    rc.save(model, tmp_path / "chip")
+    done = CliRunner().invoke(app, ["describe", str(tmp_path / "chip")])
+    told = done.stdout.splitlines()
+    assert told[:-1] == str(rc.describe(model)).splitlines()
+    assert [line.endswith(" (one thread because grouped)") for line in told[:-1]] == [True, False]
+    found = json.loads(CliRunner().invoke(app, ["describe", str(tmp_path / "chip"), "--json"]).stdout)["layers"]
+    assert {name: line["note"] for name, line in found.items()} == {"2": "one thread because grouped", "4": ""}
+    assert rc.describe(model).to_dict()["2"]["note"] == "one thread because grouped"
 
 
 def test_a_foreign_file_is_refused(tmp_path):

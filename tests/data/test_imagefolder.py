@@ -99,7 +99,7 @@ def test_refuses(picture_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RecoupError, match="no such folder"):
         recoup.data.load(f"imagefolder:{tmp_path / 'none'}")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(RecoupError, match="has no class folders"):
+    with pytest.raises(RecoupError, match="empty: no class folders; a picture's label is the name of the folder"):
         recoup.data.load(f"imagefolder:{tmp_path / 'empty'}")
     with pytest.raises(RecoupError, match="size must be 1 or more and at most resize"):
         recoup.data.load(f"{spec},resize=100")
@@ -113,3 +113,23 @@ def test_refuses(picture_folder: Path, tmp_path: Path) -> None:
     (picture_folder / "train" / "eel").mkdir()
     with pytest.raises(RecoupError, match=r"val/eel holds no pictures; these are read: \.bmp"):
         recoup.data.load(spec)
+
+
+def test_pictures_without_class_folders_are_found_where_they_lie(picture_folder: Path, tmp_path: Path) -> None:
+    picture = (picture_folder / "val" / "dog" / "0.png").read_bytes()
+    for place in ("flat", "split/train", "split/val"):
+        (tmp_path / place).mkdir(parents=True)
+        for name in ("a.png", "b.png", "notes.txt"):
+            (tmp_path / place / name).write_bytes(picture)
+    flat, split = tmp_path / "flat", tmp_path / "split"
+    with pytest.raises(RecoupError) as refused:
+        recoup.data.load(f"imagefolder:{flat}", "train")
+    assert f"{flat}: no class folders (2 pictures in {flat} itself)" in str(refused.value)
+    assert str(refused.value).endswith(f"as in {flat}/CLASS/a.png")
+    with pytest.raises(RecoupError) as refused:
+        recoup.data.load(f"imagefolder:{split}", "train")
+    assert f"{split}/train, {split}/val: no class folders (2 pictures in {split}/train itself, 2 " in str(refused.value)
+    assert str(refused.value).endswith(f"as in {split}/train/CLASS/a.png")
+    (split / "cat").mkdir()
+    (split / "cat" / "a.png").write_bytes(picture)  # now train and val are classes, however they are called
+    assert recoup.data.load(f"imagefolder:{split}", "all").classes == ("cat", "train", "val")

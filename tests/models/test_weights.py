@@ -65,6 +65,51 @@ def test_layouts(tmp_path: Path, wrap: Callable[[Weights], Any], zipped: bool) -
     assert same(model, weights)
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("state_dict", "state_dict_ema"), ("model", "model_ema"), ("model", "ema"), ("state_dict", "model")],
+)
+def test_of_several_state_dicts_the_one_that_is_named(tmp_path: Path, first: str, second: str) -> None:
+    one, other = filled(1).state_dict(), filled(2).state_dict()
+    path = tmp_path / "last.pth.tar"
+    torch.save({"epoch": 3, second: other, first: one, "optimizer": {"state": {}}}, path)
+    model = digits_net()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(RecoupError) as refused:
+        load_weights_(model, path)
+    assert f"several state dicts that differ, under {first}, {second}: say which: {path}#{first} or " in str(
+        refused.value
+    )
+    assert ("timm's validate.py takes with --use-ema" in str(refused.value)) == ("ema" in second)
+    assert same(model, before)
+    assert same(load_weights_(model, f"{path}#{second}"), other)
+    assert same(load_weights_(model, Path(f"{path}#{first}")), one)
+    with pytest.raises(RecoupError, match=f"no weights under 'optimizer_'; it holds them under {second}, {first}$"):
+        load_weights_(model, f"{path}#optimizer_")
+    torch.save({first: one, second: dict(one)}, path)
+    assert same(load_weights_(model, path), one)
+
+
+def test_what_is_called_like_a_nest_and_holds_no_weights(tmp_path: Path) -> None:
+    weights = filled().state_dict()
+    torch.save({"state_dict": {"depth": 3}, "model": weights, "ema": {"decay": 0.9}}, tmp_path / "w.pt")
+    assert same(load_weights_(digits_net(), tmp_path / "w.pt"), weights)
+    torch.save({"state_dict_ema": weights}, tmp_path / "w.pt")
+    assert same(load_weights_(digits_net(), tmp_path / "w.pt"), weights)
+    torch.save(weights, tmp_path / "a#b")
+    assert same(load_weights_(digits_net(), tmp_path / "a#b"), weights)
+    with pytest.raises(RecoupError, match="no weights under 'ema'; it holds them under no key: leave #KEY out"):
+        load_weights_(digits_net(), f"{tmp_path / 'a#b'}#ema")
+
+
+def test_torchs_averaged_model(tmp_path: Path) -> None:
+    model = filled()
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    averaged.update_parameters(model)
+    torch.save({"model": filled(2).state_dict(), "model_ema": averaged.state_dict()}, tmp_path / "w.pt")
+    assert same(load_weights_(digits_net(), f"{tmp_path / 'w.pt'}#model_ema"), model.state_dict())
+
+
 def test_safetensors(tmp_path: Path) -> None:
     weights = filled().state_dict()
     save_file(prefixed("module.")(weights), tmp_path / "w.safetensors")

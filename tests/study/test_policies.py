@@ -144,9 +144,9 @@ def test_a_beaten_chip_is_said(found):
     chips = ranked(made := with_accuracy(found, rows, costs=tuple(worse)), summarize(made))
     assert [(chip.line.config, chip.mark, chip.same) for chip in chips] == [
         ("chip A", "", False),
-        ("chip B", "(beaten)", True),
+        ("chip B", "(chip A is better)", True),
     ]
-    assert "chip B (beaten)" in render(made)
+    assert "chip B (chip A is better)" in render(made)
 
 
 @pytest.mark.parametrize(
@@ -233,6 +233,10 @@ def test_bad_policies_are_refused(tmp_path, changes, told):
     [
         ({"fc9": "lba-m7e4"}, "policy 'bad': .*'fc9' matches no layer"),
         ({"features.0": "lightnorm"}, "policy 'bad': .*cannot take layer 'features.0'"),
+        (
+            {"re:.*[.](1|4)": "nbsmt-2t"},
+            "; NBSMT is no hardware for features.1, features.4: a BatchNorm2d is for Light",
+        ),
         ({"re:features.*": None}, "policy 'bad': takes no layer of model 'digits_net'"),
     ],
 )

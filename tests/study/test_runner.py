@@ -59,6 +59,9 @@ def test_every_state_is_measured(finished):
     assert [row.name for row in results.rows("cycles") if not row.emulated] == ["features.0", "classifier"]
     assert all(row.cycles < row.single for row in results.rows("cycles") if row.emulated)
     assert {row.layer for row in results.shifts} == {"features.1", "features.4", "features.8", "features.11"}
+    assert [note.partition(" Calibration leaves out the first and the last")[0] for note in results.notes] == [
+        "In float under NBSMT: features.0, classifier."
+    ]
     assert results.test_images == 40
     assert Results.load(folder) == results
 

@@ -8,6 +8,7 @@ import typer
 from recoup.cli.chip import Chip
 from recoup.cli.common import Json, Wing, load_wings
 from recoup.errors import RecoupError
+from recoup.repair import Line
 from recoup.saving import read
 
 
@@ -24,17 +25,25 @@ def describe(
         raise RecoupError("recoup describe: name one file: recoup describe FILE, or --chip FILE")
     header, tensors = read(named[0])
     names = dict.fromkeys([*header["layers"], *header["ledger"]])
-    layers = {name: {"hardware": header["layers"].get(name, ""), "repairs": _repairs(header, name)} for name in names}
+    notes = header.get("notes", {})  # files written before it was kept have none
+    layers = {
+        name: {
+            "hardware": header["layers"].get(name, ""),
+            "note": notes.get(name, ""),
+            "repairs": _repairs(header, name),
+        }
+        for name in names
+    }
     if as_json:
         versions = {name: header.get(name) for name in ("recoup", "torch")}
         typer.echo(json.dumps({"layers": layers, **versions, "tensors": len(tensors)}, indent=1))
         return
     for name, found in layers.items():
-        typer.echo(f"{name}: " + "; ".join(text for text in (found["hardware"], *found["repairs"]) if text))
+        typer.echo(Line(name, found["hardware"], found["repairs"], found["note"]))
     typer.echo(f"saved by recoup {header.get('recoup')}, torch {header.get('torch')}; {len(tensors)} tensors")
 
 
-def _repairs(header: dict[str, Any], name: str) -> list[str]:
+def _repairs(header: dict[str, Any], name: str) -> tuple[str, ...]:
     entries = sorted(header["ledger"].get(name, []), key=lambda entry: entry["number"])
     images = [f", {entry['images']} images" if entry["images"] is not None else "" for entry in entries]
-    return [f"{entry['slot']} ({entry['verb']}{said})" for entry, said in zip(entries, images, strict=True)]
+    return tuple(f"{entry['slot']} ({entry['verb']}{said})" for entry, said in zip(entries, images, strict=True))

@@ -50,7 +50,9 @@ Context = Annotated[
         "--context", min=1, help="Tokens a window of a text.", show_default="as many as the network takes, up to 1024"
     ),
 ]
-Weights = Annotated[str | None, typer.Option(help="The float checkpoint: .safetensors or a torch file.")]
+Weights = Annotated[
+    str | None, typer.Option(help="The float checkpoint: .safetensors or a torch file; FILE#KEY of several in it.")
+]
 Threads = Annotated[
     str | None, typer.Option(help="Threads a multiplier, comma-separated.", show_default="2,4 without --config")
 ]

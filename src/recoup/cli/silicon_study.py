@@ -23,12 +23,14 @@ def of_study(
     glitches: bool,
     parts: bool,
 ) -> None:
-    """Areas or energies of a study's configs into its folder, and its report anew.
+    """Areas or energies of a study's configs into its folder, and its report anew; what has none is named with the
+    reason.
 
     Raises:
-        RecoupError: no such study, options that no generator has, or energy without a library.
+        RecoupError: no such study, options that no generator has, energy without a library, or nothing that has one.
     """
     from recoup.report import write_html
+    from recoup.report.summary import quoted_of, summarize
     from recoup.study import Results
     from recoup.study.measures import beside
 
@@ -36,8 +38,15 @@ def of_study(
         raise RecoupError("silicon energy: --liberty FILE is needed: plain gates have no energy")
     results = Results.load(folder)
     measured, detail = (_areas, parts) if action == "area" else (_energies, glitches)
-    typer.echo(measured(folder, results, values, liberty, baselines, detail).save(folder))
+    found = measured(folder, results, values, liberty, baselines, detail)
+    typer.echo(found.save(folder))
     typer.echo(write_html(results, folder, *beside(folder)))
+    joined = found.joined(results, quoted_of(summarize(results)))
+    rows, left = (joined.rows, joined.left) if action == "area" else (joined.spent, joined.unspent)
+    for name, reason in left.items():
+        typer.echo(f"no {action}: {name}: {reason}", err=True)
+    if not rows:
+        raise RecoupError(f"silicon {action}: no hardware of {folder} has one")
 
 
 def _areas(folder: Path, results: Any, values: Any, liberty: Any, baselines: bool, parts: bool) -> Any:

@@ -50,8 +50,9 @@ def _home(path: Path, split: str) -> tuple[str, Path]:
     classes = {name: _classes(path / name) for name in SPLITS if (path / name).is_dir()}
     classes = {name: found for name, found in classes.items() if found}  # ImageNet's own test folder has no labels
     if not classes:
-        if not _classes(path):
-            raise RecoupError(f"{path} has no class folders")
+        flat = [path / one for one in _classes(path) if one in SPLITS and _loose(path / one)]
+        if len(flat) == len(_classes(path)):  # splits of loose pictures, or no folders at all
+            raise RecoupError(_flat(flat or [path]))
         return choose_split(f"{path} has class folders but no folders train and test", split, ["all"]), path
     name = choose_split(str(path), split, classes)
     for other, found in classes.items():
@@ -61,6 +62,21 @@ def _home(path: Path, split: str) -> tuple[str, Path]:
                 f"{path}: {other} and {name} have different classes, so their labels would differ: {', '.join(odd[:4])}"
             )
     return name, path / name
+
+
+def _loose(path: Path) -> list[str]:
+    """Pictures in a folder itself."""
+    return sorted(entry.name for entry in path.iterdir() if entry.is_file() and entry.name.lower().endswith(SUFFIXES))
+
+
+def _flat(places: list[Path]) -> str:
+    """What is wrong with folders that have no class folders, and what is expected."""
+    held = ", ".join(f"{len(_loose(place))} pictures in {place} itself" for place in places if _loose(place))
+    example = places[0] / "CLASS" / next(iter(_loose(places[0])), "1.png")
+    return (
+        f"{', '.join(map(str, places))}: no class folders{f' ({held})' if held else ''}; a picture's label is the name "
+        f"of the folder it lies in, as in {example}"
+    )
 
 
 def _classes(path: Path) -> tuple[str, ...]:

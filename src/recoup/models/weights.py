@@ -6,6 +6,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,14 @@ from torch import Tensor, nn
 from recoup.errors import RecoupError
 from recoup.fields import location
 from recoup.models.blocks import M
+from recoup.storage.kinds import EXPORTED, REMEDIES, SCRIPT, kind_of
 
 NESTS = ("state_dict", "model_state_dict", "model", "net")  # where training scripts put the tensors, first match wins
+# Where they put averages of them (timm, torchvision's references, DeiT and others).
+AVERAGED = ("state_dict_ema", "model_ema", "ema", "ema_state_dict", "model_state_dict_ema", "ema_model", "net_ema")
 PREFIXES = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before every name
 _PREFIXES = re.compile(f"^({'|'.join(map(re.escape, PREFIXES))})+")
+COUNT = "n_averaged"  # beside the network in torch.optim.swa_utils.AveragedModel
 SHOWN = 4
 
 
@@ -25,18 +30,22 @@ def load_weights_(model: M, path: str | Path) -> M:
 
     ``*.safetensors`` is read by safetensors, anything else by ``torch.load(weights_only=True)``: a pickle that names
     code is refused and its code never runs. The tensors may lie under ``state_dict``, ``model_state_dict``, ``model``
-    or ``net``, and every name may begin with ``module.`` or ``_orig_mod.``, or with the name that another module (a
-    LightningModule) knows the network by, if the rest is the model's names. They are copied to the model's own device
-    and floating-point type. BatchNorm's ``num_batches_tracked`` may be missing (files older than torch 0.4.1): the
-    model keeps its own. Nothing else may be missing, left over, or of another shape.
+    or ``net``, or as averages under ``state_dict_ema``, ``model_ema``, ``ema`` and the like; where a file holds several
+    that differ, ``FILE#KEY`` says which: ``"last.pth.tar#state_dict_ema"``. Every name may begin with ``module.`` or
+    ``_orig_mod.``, or with the name that another module (a LightningModule) knows the network by, if the rest is the
+    model's names. They are copied to the model's own device and floating-point type. BatchNorm's
+    ``num_batches_tracked`` may be missing (files older than torch 0.4.1): the model keeps its own. The count of
+    averages, ``n_averaged``, that torch's AveragedModel puts beside its network is left. Nothing else may be missing,
+    left over, or of another shape.
 
     Args:
         model: the network to fill; unchanged if anything fails.
-        path: the weights file.
+        path: the weights file, or ``FILE#KEY``: what lies under a key of it.
 
     Raises:
-        RecoupError: no such file, a folder, a truncated or foreign file, a pickle with code, or tensors that do not
-            fit; it names the first keys that are missing, unexpected or of another shape.
+        RecoupError: no such file, a folder, a truncated or foreign file, a pickle with code, several state dicts that
+            differ and no key, or tensors that do not fit; it names the first keys that are missing, unexpected or of
+            another shape.
 
     >>> from recoup.models import digits_net
     >>> load_weights_(digits_net(), "no-such-file.pt")
@@ -74,13 +83,32 @@ def _completed(own: Mapping[str, object], tensors: Mapping[str, Tensor], metadat
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a weights file by name, on the CPU, as the file has them; errors as :func:`load_weights_`."""
-    path = Path(path)
+    path, key = file_and_key(path)
     if path.is_dir():
         raise RecoupError(f"{path} is a folder; give the weights file itself")
     if not path.exists():
         raise RecoupError(f"{path}: no such file")
+    kind = kind_of(path)
+    if kind in (SCRIPT, EXPORTED):
+        raise RecoupError(f"{path} is {kind}, which is code; {REMEDIES[kind].replace('FILE', repr(str(path)))}")
     content = _read_safetensors(path) if path.suffix == ".safetensors" or _is_safetensors(path) else _read_pickle(path)
-    return _state_dict(path, content)
+    return _state_dict(path, content if key is None else _under(path, content, key))
+
+
+def file_and_key(path: str | Path) -> tuple[Path, str | None]:
+    """``FILE#KEY`` apart; a file that is called so is itself."""
+    file, mark, key = str(path).rpartition("#")
+    return (Path(file), key) if mark and key and file and not Path(path).exists() else (Path(path), None)
+
+
+def _under(path: Path, content: object, key: str) -> object:
+    """What a file holds under a key that was asked for."""
+    held = content if isinstance(content, Mapping) else {}
+    if not isinstance(held.get(key), Mapping):
+        legal = [str(name) for name, value in held.items() if isinstance(value, Mapping) and _weighs(value)]
+        listed = f"under {', '.join(legal)}" if legal else "under no key: leave #KEY out"
+        raise RecoupError(f"{path}#{key}: the file holds no weights under {key!r}; it holds them {listed}")
+    return held[key]
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -134,7 +162,7 @@ def _pickle_fault(path: Path, error: Exception) -> str:
 
 def _state_dict(path: Path, content: object) -> dict[str, Tensor]:
     while isinstance(content, Mapping):
-        nest = next((name for name in NESTS if isinstance(content.get(name), Mapping)), None)
+        nest = _nest(path, content)
         if nest is None:
             break
         content = content[nest]
@@ -156,8 +184,47 @@ def _state_dict(path: Path, content: object) -> dict[str, Tensor]:
     return state
 
 
+def _nest(path: Path, content: Mapping[Any, Any]) -> str | None:
+    """The key that the tensors lie under; what is called so but holds none, as a model's options, only for want of one.
+
+    Raises:
+        RecoupError: tensors that differ under several: none is taken without a word.
+    """
+    nests = [name for name in (*NESTS, *AVERAGED) if isinstance(content.get(name), Mapping)]
+    full = [name for name in nests if _weighs(content[name])]
+    if len(full) > 1 and not all(_alike(content[full[0]], content[name]) for name in full[1:]):
+        averaged = ", ".join(name for name in full if name in AVERAGED)
+        said = (
+            f"; {averaged}: an average over training, which timm's validate.py takes with --use-ema" if averaged else ""
+        )
+        raise RecoupError(
+            f"{path} holds several state dicts that differ, under {', '.join(full)}: say which: "
+            f"{' or '.join(f'{path}#{name}' for name in full)}{said}"
+        )
+    return next(iter(full or nests), None)
+
+
+def _weighs(value: Mapping[Any, Any]) -> bool:
+    """Whether there are tensors in a mapping, or where a training script puts them in it."""
+    inner = [value[name] for name in (*NESTS, *AVERAGED) if isinstance(value.get(name), Mapping)]
+    return any(isinstance(one, Tensor) for one in value.values()) or any(map(_weighs, inner))
+
+
+def _alike(one: Mapping[Any, Any], other: Mapping[Any, Any]) -> bool:
+    """Whether two state dicts are the same to the bit."""
+    return one.keys() == other.keys() and all(
+        isinstance(value, Tensor)
+        and isinstance(other[name], Tensor)
+        and value.dtype == other[name].dtype
+        and torch.equal(value, other[name])
+        for name, value in one.items()
+    )
+
+
 def _without_prefixes(tensors: dict[str, Tensor], own: Mapping[str, object]) -> dict[str, Tensor]:
     """Drop a prefix that every name in the file has and no name in the model has."""
+    if COUNT in tensors and COUNT not in own:
+        tensors = {name: tensor for name, tensor in tensors.items() if name != COUNT}
     for _ in range(4):  # module._orig_mod.module. and the like: bounded, each round drops one
         for prefix in PREFIXES:
             foreign = not any(name.startswith(prefix) for name in own)

@@ -96,6 +96,9 @@ class NBSMTLayer(Scaled):
         grouped = getattr(self, "groups", 1) > 1 and self.config.threads > 1
         return "are grouped convolutions and run one thread" if grouped else None
 
+    def note(self) -> str:
+        return "one thread because grouped" if self.caveat() else ""
+
     def _product(self, x: Tensor, geometry: Geometry) -> Tensor:
         """The scaled sums of a 2-d convolution without bias: x [N, C, H, W] -> [N, O, h, w]."""
         if self.activation_scale is None:
@@ -119,7 +122,7 @@ class NBSMTLayer(Scaled):
         if config is None:
             return text
         told = [", signed activations"] if self.activation_zero else []
-        told += [", one thread because grouped"] if self.caveat() else []
+        told += [f", {note}"] if (note := self.note()) else []
         return f"{text}, {config!r}" + "".join(told)
 
     def rescaled(self) -> None:

@@ -4,6 +4,7 @@ A batch is the input tensor itself, a tuple or list ``(input, label, ...)``, or 
 model in which ``labels`` (or ``label``) holds the labels.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -69,7 +70,8 @@ def prepared(
         RecoupWarning: emulated layers whose class in torch has had methods replaced since (`derived.say_patched`).
 
     Raises:
-        RecoupError: no batch at all, an empty batch, an input that is no tensor, NaN or infinity in an input.
+        RecoupError: no batch at all, an empty batch, a mapping whose keys the model does not take, an input that is no
+            tensor, NaN or infinity in an input.
     """
     is_module(model, purpose)
     say_patched(model, purpose)
@@ -78,6 +80,8 @@ def prepared(
     samples = 0
     for number, batch in enumerate(_shown(batches, purpose) if progress else batches):
         given, label = split(batch)
+        if isinstance(given, Mapping) and not number:
+            _check_names(model, batch, given, purpose)
         inputs = (
             {k: _checked(v, purpose, number, device) for k, v in given.items()}
             if isinstance(given, Mapping)
@@ -109,6 +113,24 @@ def check_batches(batches: Any, purpose: str) -> None:
         raise RecoupError(
             f"{purpose}: batches must be an iterable of batches; got one {type(batches).__name__}: pass [x]"
         )
+
+
+def _check_names(model: nn.Module, batch: Mapping[Any, Any], given: Mapping[Any, Any], purpose: str) -> None:
+    """Refuse a mapping whose keys are not arguments of the model, as data sets call what they hold."""
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):  # of compiled code: the call itself will say
+        return
+    try:
+        signature.bind(**given)
+    except TypeError as error:
+        name = next(iter(given), "image")
+        label = next((key for key in (*LABELS, *list(given)[1:]) if key in batch), "label")
+        raise RecoupError(
+            f"{purpose}: a batch is a mapping ({', '.join(map(str, given))}), whose values go to the model by these "
+            f"names, but {type(model).__name__}.forward takes {signature}: {error}. Pass pairs of input and label: "
+            f"[(batch[{name!r}], batch[{label!r}]) for batch in loader]"
+        ) from error
 
 
 def _checked(value: Any, purpose: str, number: int, device: torch.device) -> Tensor:

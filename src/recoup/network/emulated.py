@@ -169,6 +169,10 @@ class Emulated(nn.Module):
         """What runs otherwise than the config asks, as in "are grouped and run one thread", or None."""
         return None
 
+    def note(self) -> str:
+        """What `caveat` says of several layers, of this one, beside its config: "one thread because grouped", or ""."""
+        return ""
+
 
 def _copied(module: nn.Module) -> Tensor:
     """A copy of a layer's weight; of a norm without one nothing."""

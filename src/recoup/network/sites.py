@@ -171,7 +171,8 @@ def survey(model: nn.Module, inputs: Any, purpose: str) -> Map:
         purpose: heads errors.
 
     Raises:
-        RecoupError: a shape that is none, a bad batch, a model that runs no such layer.
+        RecoupError: a shape that is none, a bad batch, an input that the model fails on (which layer did is named), a
+            model that runs no such layer.
     """
     if isinstance(inputs, Sequence) and not any(isinstance(value, Tensor) for value in inputs):
         if not inputs or not all(isinstance(size, int) and size > 0 for size in inputs):
@@ -181,10 +182,36 @@ def survey(model: nn.Module, inputs: Any, purpose: str) -> Map:
     found: dict[str, Site] = {}
     with _noting(layers, found), watching_uncounted(model, layers) as uncounted, evaluating(model):
         for batch, _ in prepared(model, [inputs], purpose):
-            call(model, batch)
+            _called(model, batch, purpose)
     if not found:
         raise RecoupError(f"{purpose}: the model ran no convolution, linear layer, attention product or norm")
     return Map(tuple(found.values()), tuple(uncounted))
+
+
+def _called(model: nn.Module, batch: Any, purpose: str) -> None:
+    """Run a model; where it fails, the layer that does is named with its input."""
+    entered: list[tuple[str, Any]] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda _, args, name=name: entered.append((name, args)))
+        for name, module in model.named_modules()
+        if is_site(module)
+    ]
+    try:
+        call(model, batch)
+    except RecoupError:
+        raise
+    except Exception as error:  # a network of the user's may fail in any way
+        shapes = {k: list(v.shape) for k, v in batch.items()} if isinstance(batch, Mapping) else list(batch.shape)
+        modules, (name, args) = dict(model.named_modules()), entered[-1] if entered else ("", ())
+        given = next((list(one.shape) for one in args if isinstance(one, Tensor)), None)
+        at = f", at layer {name!r} ({modules[name].extra_repr()}), whose input is {given}" if given else ""
+        told = (str(error).splitlines() or ["no message"])[0]
+        raise RecoupError(
+            f"{purpose}: the model does not take an input of shape {shapes}{at}: {type(error).__name__}: {told}"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from recoup.lightnorm.cost import WORD, block_bits, widths
 from recoup.lightnorm.scale import constant, gaussian_range
 from recoup.lightnorm.separate import blocked, rounded
 from recoup.plots.palette import LIGHT, MARKERS, Palette, styled
+from recoup.plots.ratio import times
 
 WIDTH = 9.2  # inches
 SCALES: tuple[Scale, ...] = ("gaussian", "hoffer", "paper")
@@ -52,8 +53,8 @@ def traffic_figure(variants: Mapping[str, LightNorm | None], *, palette: Palette
         _stored_bars(stored, y, _stored(config), palette)
         each = widths(config)
         moved.barh(y, each.blocks, height=0.6, color=palette.series[1 if config else 0])
-        times = f"  ({each.ratio:.1f}x less)" if config else ""
-        moved.text(each.blocks + 3, y, f"{each.blocks:.4g}{times}", va="center")
+        saved = f"  ({times(each.ratio)})" if config else ""
+        moved.text(each.blocks + 3, y, f"{each.blocks:.4g}{saved}", va="center")
     stored.set_yticks(range(len(variants)), [_plain(name) for name in variants])
     stored.set_ylim(len(variants) - 0.5, -0.5)
     stored.set_xlim(0, WORD * 1.15)

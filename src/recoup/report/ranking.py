@@ -1,7 +1,7 @@
 """Chips of one study, ranked: accuracy after repair against what they cost, in a table and a picture."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from recoup.network.wing import FLOAT
@@ -19,10 +19,10 @@ from recoup.study.rows import CostRow, PricedRow
 CAPTION = (
     "By {by}, each in the state that its verdict quotes; ~: not told apart from the one above. Lost: {unit} against "
     "float on the same {samples}, with its 95 % interval. Cycles and traffic: against the float network on the same "
-    "array; bits: mean width of accumulators. Beaten: another chip is as {good} for fewer cycles, or {better} for as "
-    "many."
+    "array; bits: mean width of accumulators. Better: as {good} for fewer cycles, or {better} for as many."
 )
 
+INTERVAL = "95 % interval"
 PRICED = ("uJ", "mm2")
 PRICES = (
     "uJ of one {sample}, and mm2: of the layers and units that hardware is generated for; the notes name the others."
@@ -38,7 +38,7 @@ class Ranked:
         cost: what it costs.
         cycles, traffic: against the float network.
         lost: points of top-1 or nats against the float network on the same samples, and its interval.
-        beaten: whether another chip is as good for fewer cycles, or better for as many.
+        beaten: by which other chip, the best of those that are as good for fewer cycles, or better for as many; or "".
         same: whether the test samples and seeds cannot tell it from the next better one.
     """
 
@@ -47,13 +47,13 @@ class Ranked:
     cycles: float
     traffic: float
     lost: Estimate
-    beaten: bool = False
+    beaten: str = ""
     same: bool = False
 
     @property
     def mark(self) -> str:
         """Behind its name."""
-        return "(beaten)" if self.beaten else ""
+        return f"({self.beaten} is better)" if self.beaten else ""
 
 
 def ranked(results: Results, summary: Summary) -> list[Ranked]:
@@ -76,7 +76,7 @@ def ranked(results: Results, summary: Summary) -> list[Ranked]:
     return [
         Ranked(
             *(chip.line, chip.cost, chip.cycles, chip.traffic, chip.lost),
-            beaten=any(_beats(quality, other, chip) for other in found),
+            beaten=next((other.line.config for other in found if _beats(quality, other, chip)), ""),
             same=place > 0 and _alike(chip, found[place - 1]),
         )
         for place, chip in enumerate(found)
@@ -94,10 +94,17 @@ def _beats(quality: Quality, one: Ranked, other: Ranked) -> bool:
     return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
 
 
+def narrow(full: Table) -> Table:
+    """The ranking without what the table of all states says too: the interval of what a chip reaches."""
+    place = full.columns.index(INTERVAL)
+    rows = tuple((*row[:place], *row[place + 1 :]) for row in full.rows)
+    return replace(full, columns=(*full.columns[:place], *full.columns[place + 1 :]), rows=rows)
+
+
 def table(chips: list[Ranked], quality: Quality) -> Table:
     """The ranking as text."""
     priced = any(isinstance(chip.cost, PricedRow) for chip in chips)
-    columns = ("chip", "state", quality.label, "95 % interval", "lost", "cycles", "traffic", "bits")
+    columns = ("chip", "state", quality.label, INTERVAL, "lost", "cycles", "traffic", "bits")
     by, good, better = ("accuracy", "accurate", "more accurate") if quality.rises else ("nats", "good", "better")
     caption = CAPTION.format(by=by, unit=quality.unit, samples=quality.samples, good=good, better=better)
     if priced:

@@ -39,7 +39,7 @@ def front_figure(study: SearchResults, cost: str) -> str:
     axes[-1].set_xlabel(f"{cost}, relative to the first option everywhere")
     legend(figure, axes[0])
     told = [*shown, *study.tuned]
-    said = "; ".join(f"{p.name}: {p.costs[cost] / _first(study, cost):.2f} of {cost}, {_damage(p):.3g}" for p in told)
+    said = "; ".join(f"{p.name}: {p.costs[cost] / _first(study, cost):.2f} of {cost}, {damage_of(p):.3g}" for p in told)
     return svg(figure, f"front-{cost}", f"The front: {metric_title(study.metric)} against {cost}. {said}.")
 
 
@@ -64,7 +64,7 @@ def _damages(axis: Any, study: SearchResults, cost: str, shown: Sequence[PointRo
 def _errors(axis: Any, study: SearchResults, cost: str, points: Sequence[PointRow], series: int, label: str) -> None:
     if not points:
         return
-    damages = [_damage(point) for point in points]
+    damages = [damage_of(point) for point in points]
     # On a logarithmic axis an interval that reaches 0 is cut a decade below.
     below = [max(min(d - (p.low or 0.0), 0.9 * d), 0.0) for d, p in zip(damages, points, strict=True)]
     above = [max((p.high or d) - d, 0.0) for d, p in zip(damages, points, strict=True)]
@@ -256,5 +256,5 @@ def _at(study: SearchResults, cost: str, points: Sequence[PointRow]) -> list[flo
     return [point.costs[cost] / _first(study, cost) for point in points]
 
 
-def _damage(point: PointRow) -> float:
+def damage_of(point: PointRow) -> float:
     return (point.predicted or 0.0) if point.damage is None else point.damage

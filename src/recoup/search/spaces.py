@@ -13,7 +13,7 @@ from recoup.network.emulated import emulated_layers
 from recoup.network.selection import UNMATCHED, Selection
 from recoup.network.sites import float_class
 from recoup.policy import Policy
-from recoup.wings import cards, wing_of
+from recoup.wings import cards, told_takers, wing_of
 
 FLOAT = "float"
 
@@ -118,8 +118,8 @@ class Space:
         if unfit and (name in self.layers or len(unfit) < len(hardware)):
             stands = ", ".join(kind.__name__ for kind in wing_of(unfit[0], "search").layers)
             raise RecoupError(
-                f"search: {unfit[0]!r} cannot take layer {name!r}, a {float_class(module).__name__}; it stands in for "
-                f"{stands}"
+                f"search: {unfit[0]!r} cannot take layer {name!r}: {told_takers(float_class(module))}; "
+                f"{type(unfit[0]).__name__} stands in for {stands}"
             )
         return not unfit
 

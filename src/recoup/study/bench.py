@@ -155,14 +155,14 @@ def _likeness(lab: Lab) -> dict[str, Any]:
 
 
 def measured(lab: Lab, task: Task) -> Value:
-    """A task's numbers, its seconds, torch's threads, and recoup's own warnings as its notes."""
+    """A task's numbers, its seconds, torch's threads, and as its notes recoup's own warnings and what was in float."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RecoupWarning)
         started = time.perf_counter()
         value = _value(lab, task)
         value["seconds"] = round(time.perf_counter() - started, 3)
         value["threads"] = torch.get_num_threads()
-    value["notes"] = _notes(caught)
+    value["notes"] = _notes(caught) + lab.left(None if task.hardware is None else task.hardware.config)
     return value
 
 

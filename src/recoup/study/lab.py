@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from recoup.calibrate import calibrate_
-from recoup.costs import Cost, assigned, cost
+from recoup.costs import Cost, assigned, cost, told_unfit
 from recoup.emulate import emulate_, restore_
 from recoup.errors import RecoupError, RecoupWarning
 from recoup.models.loading import FACTORIES, factory_of
@@ -39,8 +39,12 @@ from recoup.study.rows import CostRow
 from recoup.study.said import Said
 from recoup.study.sources import Samples, Source, loaded
 from recoup.version import __version__
-from recoup.wings import cards
+from recoup.wings import cards, wing_of
 
+LEFT = (
+    "In float under {hardware}: {names}. Calibration leaves out the first and the last layer that multiply{more}, "
+    "unless the layer map (layers, --layers NAME=CONFIG) names their hardware."
+)
 Shifts = dict[str, tuple[float, float]]
 
 
@@ -114,7 +118,8 @@ class Lab:
                 self.hardware(config)
         for policy in self.recipe.policy:
             if not assigned(self.model, policy, f"policy {policy.name!r}"):
-                raise RecoupError(f"policy {policy.name!r}: takes no layer of model {self.recipe.model!r}")
+                why = told_unfit(self.model, policy)
+                raise RecoupError(f"policy {policy.name!r}: takes no layer of model {self.recipe.model!r}{why}")
         for policy in self.recipe.policy:
             self.hardware(policy)
 
@@ -206,6 +211,25 @@ class Lab:
         if hardware is not None:
             batches = laid_out(batches, hardware)
         return self.source.judged(self.model, self.display.watch(batches, "test")), moved
+
+    def left(self, config: Config | Policy | None) -> list[str]:
+        """A note of the layers that a config is meant for and calibration left in float, which `emulate_` does in
+        silence, once the network is on it; a policy names its layers itself, and its costs say what is in float."""
+        if config is None or isinstance(config, Policy):
+            return []
+        card = wing_of(config, "study")
+        modules = {name: module for name, module in self.model.named_modules() if name}
+        chosen = Selection(self.recipe.layers, modules, "layers", modules)
+        left = [
+            name
+            for name, module in modules.items()
+            if chosen.of(name) is UNMATCHED
+            and card.stand_in(module) is not None
+            and card.declined(module)
+            and not card.ready(module)
+        ]
+        more = ", and here those with negative inputs" if self.recipe.calibration.negative == "float" else ""
+        return [LEFT.format(hardware=type(config).__name__, names=", ".join(left), more=more)] if left else []
 
     def repaired(self, config: Config | Policy, state: str, seed: int) -> nn.Module:
         """The network on the hardware of a config or policy, in a state."""

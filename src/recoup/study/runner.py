@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from recoup.errors import RecoupError
+from recoup.models.weights import file_and_key
 from recoup.network.checks import instance, reduced_float32
 from recoup.policy import Policy
 from recoup.storage.digest import of_file
@@ -296,7 +297,7 @@ def _results(lab: Lab, tasks: list[Task], store: Store, notes: list[str]) -> Res
         machine=describe(lab.device, recipe.wings),
         model_name=type(lab.model).__name__,
         parameters=sum(parameter.numel() for parameter in lab.model.parameters()),
-        weights_sha256=None if recipe.weights is None else of_file(Path(recipe.weights)),
+        weights_sha256=None if recipe.weights is None else of_file(file_and_key(recipe.weights)[0]),
         hardware={one.name: {repr(config): n for config, n in one.layers} for one in present},
         norms=lab.has_norms,
         untrained=lab.untrained,

@@ -116,6 +116,9 @@ class TensorCoreAttention(AttentionUnit):
         calibrated = self.config.scale == "calibrated"
         return "are attention products, whose operands are scaled call by call" if calibrated else None
 
+    def note(self) -> str:
+        return "operands scaled call by call" if self.caveat() else ""
+
     @property
     def floats(self) -> bool:
         return self.mode == "float"

@@ -150,7 +150,10 @@ def test_texts():
     assert "No band holds every probe" in (additivity_figure(study(probes=odd, **none)) or "")
     (table,) = CHAPTER.totals(paired(study()))
     assert table.rows[1] == ("point 01 *", "0.60", "1.10e-02", "1.10e-02", "92.90", "-0.04 to +0.84")
-    assert table.rows[4][0] == "worse (beaten)"
+    assert table.rows[4][0] == "worse (point 01 is better)"
+    assert (table.caption or "").startswith(
+        "Better: costs no more and does no more damage, and one of the two is less."
+    )
     (said,) = CHAPTER.totals(study(uncounted=("lstm (LSTM)",), notes=("outside the space no hardware runs fc.",)))
     assert (said.caption or "").endswith("Not counted in any cost: lstm (LSTM). Outside the space no hardware runs fc.")
     over = point("over", (0, 1), 90.0, 0.001, 93.2, "uniform", on_front=False).model_copy(update={"allowed": False})
@@ -206,7 +209,9 @@ def test_fine_tuned_points_are_named_with_their_weights_and_are_in_no_prediction
     assert found.front == study().front
     row = context_of(found)["rows"][-1]
     assert (row["name"], row["kind"], row["predicted"], row["mark"]) == ("point 00, tuned", "tuned", "", "")
-    assert context_of(with_tuned(on_front=False))["rows"][-1]["mark"] == "(beaten)"
+    assert context_of(with_tuned(on_front=False))["rows"][-1]["mark"] == "(another is better)"  # made up: none is
+    dear = with_tuned(on_front=False).points[-1].model_copy(update={"costs": {"cycles": 61.0}})
+    assert context_of(study(points=(*study().points, dear)))["rows"][-1]["mark"] == "(point 01 is better)"
     (table,) = CHAPTER.totals(paired(found))
     assert table.rows[-1] == ("point 00, tuned", "0.25", "", "9.00e-01", "92.80", "+0.02 to +0.98")
     assert "of their own: point 00, tuned (tuned/<w>.safetensors). Their damage" in (table.caption or "")

@@ -150,8 +150,25 @@ def test_the_command_adds_the_chapter(tmp_path, monkeypatch):
     assert done.exit_code == 0, done.stderr
     assert SiliconResults.load(tmp_path) == areas(results(), built)
     assert 'id="silicon"' in (tmp_path / "report.html").read_text()
+    assert f"\nno area: 4 threads, S+A: no gates today: {EVIL}\n" in done.stderr
+    assert "no area: 2 threads" not in done.stderr
     done = CliRunner().invoke(app, ["silicon", "verify", "--study", str(tmp_path)])
     assert "--study FOLDER: is of silicon area and silicon energy alone" in done.stderr
     (tmp_path / "silicon.json").write_text("{}")
     with pytest.raises(RecoupError, match="not the areas and energies of a study"):
         SiliconResults.load(tmp_path)
+
+
+def test_a_study_that_has_no_area_at_all_is_no_success(tmp_path, monkeypatch):
+    def absent(config):
+        raise RecoupError("silicon needs amaranth: pip install 'recoup[silicon]'")
+
+    results().save(tmp_path)
+    monkeypatch.setattr(recoup.silicon, "build", absent)
+    monkeypatch.setattr("recoup.silicon.generate.options_of", lambda _: {})
+    done = CliRunner().invoke(app, ["silicon", "area", "--study", str(tmp_path)])
+    assert done.exit_code == 2
+    for name in ("2 threads, S+A", "4 threads, S+A"):
+        assert f"no area: {name}: silicon needs amaranth: pip install 'recoup[silicon]'\n" in done.stderr
+    assert done.stderr.endswith(f"recoup: silicon area: no hardware of {tmp_path} has one\n")
+    assert "silicon needs amaranth" in (tmp_path / "report.html").read_text()

@@ -7,6 +7,7 @@ from typing import Any
 from recoup.lightnorm.config import LightNorm
 from recoup.lightnorm.cost import Widths, widths
 from recoup.plots.lightnorm import traffic_figure as draw_traffic
+from recoup.plots.ratio import times
 from recoup.report.chapters import Chapter, Limit, Table, measured
 from recoup.report.figures import COLOURS, clear, styled, svg
 from recoup.study.configs import title
@@ -91,7 +92,7 @@ def totals(results: Results) -> list[Table]:
 def saving(results: Results, config: Any) -> str:
     """How much less traffic than float32 norms."""
     rows = results.rows("traffic", name_of(config))
-    return f" with {total(rows).ratio:.1f}x less {norms(rows)} traffic in training" if rows else ""
+    return f" with {times(total(rows).ratio)} {norms(rows)} traffic in training" if rows else ""
 
 
 def terms(results: Results) -> Mapping[str, str]:

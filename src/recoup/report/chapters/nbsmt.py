@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from recoup.nbsmt.config import NBSMT
+from recoup.plots.ratio import FEWER, times
 from recoup.report import words
 from recoup.report.chapters import Chapter, Limit, Table, layer_tables, measured
 from recoup.report.figures import canvas, layer_ticks, legend, name_space, plot_line, styled, svg
@@ -166,7 +167,7 @@ def totals(results: Results) -> list[Table]:
 def saving(results: Results, config: Any) -> str:
     """How many times fewer cycles than with one thread."""
     cycles = cycles_of(results, config)
-    return "" if cycles is None else f" in {cycles.speedup:.1f}x fewer cycles"
+    return "" if cycles is None else f" in {times(cycles.speedup, FEWER)} cycles"
 
 
 def terms(results: Results) -> Mapping[str, str]:

@@ -5,7 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from recoup.report.chapters import Chapter, Table
-from recoup.report.search_figures import additivity_figure, front_figure, heat_figure, metric_title, strip_figure
+from recoup.report.search_figures import (
+    additivity_figure,
+    damage_of,
+    front_figure,
+    heat_figure,
+    metric_title,
+    strip_figure,
+)
+from recoup.search.fronts import TUNED
 from recoup.search.results import PointRow, SearchResults
 from recoup.study.intervals import difference, most_changed
 from recoup.study.quality import NATS, TOP1, Quality
@@ -138,6 +146,7 @@ def context(study: SearchResults) -> Mapping[str, Any]:
         "uncounted": study.uncounted,
         "notes": study.notes,
         "tuned": tuned_text(study),
+        "better": _better_text(study),
     }
 
 
@@ -149,7 +158,7 @@ def tuned_text(study: SearchResults) -> str:
     judged = "what they lose against float" if study.quality else "it nevertheless"
     return (
         f"Fine-tuned, with weights of their own: {', '.join(named)}. Their damage is the distance to the network that "
-        f"was scored, from which training moves away; they are beaten, or not, by {judged}."
+        f"was scored, from which training moves away; what is better is told by {judged}."
     )
 
 
@@ -217,7 +226,7 @@ def _cells(study: SearchResults, number: int, distinct: Mapping[str, bool]) -> d
         "file": f"policy-{number:02}.yaml",
         "kind": point.kind,
         "on_front": point.on_front,
-        "mark": "" if point.on_front else "(beaten)" if point.allowed else "(over a limit)",
+        "mark": "" if point.on_front else _mark(study, point),
         "chosen": number == study.chosen,
         "costs": [f"{point.costs[cost]:,.6g}" for cost in study.costs],
         "shares": [f"{point.costs[c] / study.first[c]:.2f}" if study.first[c] else "" for c in study.costs],
@@ -232,6 +241,30 @@ def _cells(study: SearchResults, number: int, distinct: Mapping[str, bool]) -> d
     }
 
 
+def _mark(study: SearchResults, point: PointRow) -> str:
+    """Why a point is not on the front: a limit, or another that costs no more and does no more harm."""
+    if not point.allowed:
+        return "(over a limit)"
+    trained = point.kind == TUNED and bool(study.quality)
+    better = next(
+        (other.name for other in study.points if other.on_front and _beats(study, other, point, trained)), None
+    )
+    return f"({better or 'another'} is better)"
+
+
+def _beats(study: SearchResults, one: PointRow, other: PointRow, trained: bool) -> bool:
+    """At least as good in every cost and in damage, or (``trained``) in what is lost, and better in one of them."""
+    pairs = [(one.costs[cost], other.costs[cost]) for cost in study.costs]
+    pairs.append((lost(study, one), lost(study, other)) if trained else (damage_of(one), damage_of(other)))
+    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+
+
+def _better_text(study: SearchResults) -> str:
+    """What the mark means, where there is one."""
+    marked = any(not point.on_front and point.allowed for point in study.points)
+    return "Better: costs no more and does no more damage, and one of the two is less." if marked else ""
+
+
 def totals(study: SearchResults) -> list[Table]:
     """One terminal table, a row a policy."""
     columns = ("policy", *study.costs, "predicted", "measured")
@@ -243,7 +276,7 @@ def totals(study: SearchResults) -> list[Table]:
         shares = [part or whole for part, whole in zip(cells["shares"], cells["costs"], strict=True)]
         row = (cells["name"] + mark, *shares, cells["predicted"], cells["damage"])
         rows.append((*row, cells["reached"], cells["lost_interval"]) if study.quality else row)
-    said = [surrogate_text(study), tuned_text(study), *_left_out(study)]
+    said = [_better_text(study), surrogate_text(study), tuned_text(study), *_left_out(study)]
     name = f"Search: {study.model} on {study.data}; costs relative to the first option everywhere"
     return [Table(name, columns, tuple(rows), " ".join(filter(None, said)))]
 

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from recoup.errors import RecoupError
+from recoup.models.weights import file_and_key
 from recoup.silicon.operands import capture, steps_of
 from recoup.storage.digest import of_file
 from recoup.study.hardware import Hardware, Quoted
@@ -86,7 +86,7 @@ class _Network:
     def __init__(self, results: Results) -> None:
         recipe = results.recipe
         path = recipe.weights
-        if path is not None and results.weights_sha256 and of_file(Path(path)) != results.weights_sha256:
+        if path is not None and results.weights_sha256 and of_file(file_and_key(path)[0]) != results.weights_sha256:
             raise RecoupError(f"{path}: is no longer the file that the study ran on (sha256 {results.weights_sha256})")
         self.lab = Lab(recipe)
         self.seed = recipe.calibration.seeds[0]

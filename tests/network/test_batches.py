@@ -1,0 +1,53 @@
+"""Batches that are mappings: keyword arguments of the model, or refused with what works."""
+
+import re
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import recoup as rc
+from recoup.network.batches import prepared
+
+X, Y = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 1, 0])
+
+
+class Net(nn.Module):
+    """Takes its input by a name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.inner = nn.Conv2d(4, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Logits."""
+        return self.head(self.norm(self.inner(self.conv(pixel_values).relu())).mean((2, 3)))
+
+
+@pytest.mark.parametrize("verb", [rc.evaluate, rc.calibrate_, rc.recalibrate_, rc.repair_, list])
+@pytest.mark.parametrize(
+    ("batch", "pair"),
+    [
+        ({"image": X, "label": Y}, "[(batch['image'], batch['label']) for batch in loader]"),
+        ({"image": X, "target": Y}, "[(batch['image'], batch['target']) for batch in loader]"),
+        ({"pixel_values": X, "path": Y, "labels": Y}, "[(batch['pixel_values'], batch['labels']) for batch in loader]"),
+    ],
+)
+def test_names_that_the_model_does_not_take(verb, batch, pair):
+    model = rc.emulate_(Net().eval(), rc.LBA.m7e4())
+    ask = (lambda model, loader: list(prepared(model, loader, "asked"))) if verb is list else verb
+    with pytest.raises(rc.RecoupError) as refused:
+        ask(model, [batch])
+    text = str(refused.value)
+    assert re.search(r"a batch is a mapping \(.*\), whose values go to the model by these names, but Net.forward", text)
+    assert text.endswith(f"Pass pairs of input and label: {pair}")
+    rc.evaluate(model, eval(pair, {"loader": [batch]}))  # noqa: S307 -- what is advised works
+
+
+def test_names_that_it_takes():
+    model = Net().eval()
+    named, plain = (rc.evaluate(model, [batch]) for batch in ({"pixel_values": X, "labels": Y}, (X, Y)))
+    assert named.top1 == plain.top1
