@@ -39,7 +39,7 @@ def measured(register: rc.Int | None) -> dict[str, float]:
         changed += int((y != seen.product(rc.NBSMT(2), None)).sum())  # no layer has a bias
         outputs += y.numel()
 
-    with hooked(nbsmt_layers(model, "benchmark"), compare):
+    with hooked(nbsmt_layers(model, "benchmark"), compare, "benchmark"):
         top1 = rc.evaluate(model, test.batches(250)).top1
     return {"top-1": top1, "changed": 100 * changed / outputs}
 

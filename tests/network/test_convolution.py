@@ -16,11 +16,11 @@ small, wide = st.tuples(st.integers(1, 3), st.integers(1, 3)), st.tuples(st.inte
 geometries = st.builds(Geometry, small, small, wide, small, st.sampled_from([1, 2]))
 
 
-class Conv1d(Padded, nn.Conv1d):
+class Conv1d(Padded, nn.Conv1d):  # type: ignore[misc]
     pass
 
 
-class Conv2d(Padded, nn.Conv2d):
+class Conv2d(Padded, nn.Conv2d):  # type: ignore[misc]
     pass
 
 
