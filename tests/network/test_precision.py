@@ -1,5 +1,7 @@
 """A precision that torch was given for float32 reaches no product whose bits recoup answers for, and is recorded."""
 
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -147,3 +149,24 @@ def test_measurements_are_filed_under_it(given):
         assert f", {name} in {value}" in told
         knob(("mkldnn", name), "ieee")
     assert " in " not in capability()
+
+
+def test_threads_put_the_precision_back_once_all_are_done(given):
+    """It is torch's for all threads: the first to leave must not take it from the others."""
+    inside, leave = threading.Barrier(3), [threading.Event(), threading.Event()]
+
+    def use(number):
+        with float32_products(torch.ones(1)):
+            inside.wait(30)
+            leave[number].wait(30)
+
+    threads = [threading.Thread(target=use, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    inside.wait(30)
+    found = [reduced_float32()]
+    for event, thread in zip(leave, threads, strict=True):
+        event.set()
+        thread.join(30)
+        found.append(reduced_float32())
+    assert found == [{}, {}, given]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from threading import Lock
 from typing import Any, TypeVar
 
 import torch
@@ -81,7 +82,7 @@ def float64_alike(x: Tensor, parameters: torch.dtype, layer: str, kind: str) -> 
 def float32_products(x: Tensor) -> AbstractContextManager[Any]:
     """Products of float32 operands in float32, whatever autocast, or on the CPU a precision that was set for float32
     (`reduced_float32`), would make of them."""
-    if x.is_cpu and _reduced():
+    if x.is_cpu and (_reduced() or _whole.users):
         return _whole_float32()
     if torch.is_autocast_enabled(x.device.type):
         return torch.autocast(x.device.type, enabled=False)
@@ -95,24 +96,50 @@ def reduced_float32() -> dict[str, str]:
     return dict(_reduced())
 
 
-@torch.compiler.assume_constant_result
 def _reduced() -> list[tuple[str, str]]:
     found = [(name, torch._C._get_fp32_precision_getter("mkldnn", name)) for name in ("matmul", "conv")]
     return [(name, value) for name, value in found if value in ("bf16", "tf32")]
 
 
+# What torch.compiler.assume_constant_result does, which would load the compiler with this module.
+_reduced._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+class _Whole:
+    """Who wants whole float32 products now; the setting is torch's for all threads, so the last one puts it back."""
+
+    def __init__(self) -> None:
+        self.lock, self.users, self.before = Lock(), 0, list[tuple[str, str]]()
+
+    def enter(self) -> None:
+        with self.lock:
+            if not self.users:
+                self.before = _reduced()
+                for name, _ in self.before:
+                    torch._C._set_fp32_precision_setter("mkldnn", name, "ieee")
+            self.users += 1
+
+    def leave(self) -> None:
+        with self.lock:
+            self.users -= 1
+            if self.users:
+                return
+            for name, value in self.before:  # one that follows a wider setting goes on doing so
+                follows = torch._C._get_fp32_precision_getter("mkldnn", "all") == value
+                torch._C._set_fp32_precision_setter("mkldnn", name, "none" if follows else value)
+
+
+_whole = _Whole()
+
+
 @contextmanager
 def _whole_float32() -> Iterator[None]:
-    before = _reduced()
+    _whole.enter()
     try:
-        for name, _ in before:
-            torch._C._set_fp32_precision_setter("mkldnn", name, "ieee")
         with torch.autocast("cpu", enabled=False):
             yield
     finally:
-        for name, value in before:  # one that follows a wider setting goes on doing so
-            follows = torch._C._get_fp32_precision_getter("mkldnn", "all") == value
-            torch._C._set_fp32_precision_setter("mkldnn", name, "none" if follows else value)
+        _whole.leave()
 
 
 def one_device(owner: str, *tensors: Tensor) -> None:
