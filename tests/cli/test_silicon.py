@@ -191,6 +191,7 @@ def test_the_topology_of_a_model():
         (["area", "nbsmt-2t", "--liberty", "absent.lib"], "is no file"),
         (["verify", "nbsmt-2t", "--vectors", "-3"], "positive number or exhaustive"),
         (["area", "nbsmt-2t", "--set", "drain=perhaps"], "must be True or False"),
+        (["verify", "lba-m7e4"], '(on the command line --set "operands=...")'),
         (["verilog", "lba-m7e4", "lba-m10e5", "--set", "operands=Float.lba(3, 4, bias=3)"], "fmaq is the name of sev"),
         (["energy", "nbsmt-2t"], "--operands FILE.npz"),
         (["energy", "nbsmt-2t", *["--operands", "a.npz"] * 2], "2 --operands for 1 configs"),

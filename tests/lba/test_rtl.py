@@ -226,7 +226,8 @@ def test_baselines_have_the_same_operands():
         (LBA(), {"operands": M4E3, "outer": "none"}, "outer"),
         (LBA(), {"operands": "fp8"}, "must be a Float or an Int"),
         (LBA(), {"operands": Float.parse("float64")}, "at most 23 bits"),
-        (LBA(), {"operands": Int(32)}, "at most 24 bits"),
+        (LBA(), {"operands": Int(32)}, "have 2 to 24 bits"),
+        (LBA(), {"operands": Int(1)}, "have 2 to 24 bits"),
     ],
 )
 def test_what_no_hardware_can_have_is_refused(config, options, message):

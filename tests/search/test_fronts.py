@@ -187,6 +187,7 @@ def test_draws_are_with_replacement_and_the_same_for_a_seed():
             "no policy keeps every limit; alone, the cheapest has bits .* where 2 is",
         ),
         (lambda *_: "much", {}, "is 'much': 0 or more"),
+        (lambda *_: 1 / 0, {}, "cost <lambda> of layer 'block1.conv1' on M7E4 .* failed: ZeroDivisionError"),
     ],
 )
 def test_bad_requests(scores, cost, options, told):

@@ -188,6 +188,47 @@ def test_measures_of_one_s_own():
         score(model, batches, one, metric=lambda *_: 1.0, rises=True, workers=2)
 
 
+def regression():
+    """A network with one output a sample, without a dimension for it, and its batches for scores and test."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1), nn.Flatten(0)).eval()
+    x = torch.randn(96, 8)
+    batches = [(part, part.sum(1).sin()) for part in x.split(24)]
+    return model, batches[:2], batches[2:]
+
+
+def mse(model, batches):
+    """Of the targets: called as recoup's own, which is of the float network's outputs."""
+    with torch.no_grad():
+        return float(torch.cat([(model(x) - y).square() for x, y in batches]).mean())
+
+
+def test_a_measure_of_one_s_own_that_is_called_as_one_of_recoup_s():
+    model, batches, test = regression()
+    one = Space({"0": [rc.LBA(), rc.LBA.biased(3, 4)]})
+    found = score(model, batches, one, metric=mse, rises=False, probes=0)
+    assert found.metric == "mse()"
+    assert found.base == mse(model, batches)
+    with pytest.raises(RecoupError, match="is a function: pass it"):
+        verify(front(found, "bits", points=2), model, test, seeds=1)
+    told = verify(front(found, "bits", points=2), model, test, seeds=1, metric=mse)
+    emulated = rc.emulate_(model, told.points[0].policy)
+    rc.repair_(emulated, batches)
+    narrow = mse(emulated, test)
+    rc.restore_(model)
+    assert told.points[0].measured.damage == pytest.approx(narrow - mse(model, test))
+
+
+def test_squared_differences_of_outputs_of_one_dimension():
+    model, batches, test = regression()
+    one = Space({"0": [rc.LBA(), rc.LBA.biased(3, 4)]})
+    found = verify(front(score(model, batches, one, metric="mse", probes=0), "bits", points=2), model, test, seeds=1)
+    narrow, wide = found.front[0].measured.damage, found.front[-1].measured.damage
+    assert narrow > wide > 0
+    with pytest.raises(RecoupError, match=r"outputs \[N, ..., V\]; got \[24\]"):
+        score(model, batches, one, probes=0)
+
+
 def test_another_search_s_folder_is_refused(scored):
     _, folder, _ = scored
     model, batches = labelled()

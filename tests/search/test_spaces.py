@@ -61,6 +61,18 @@ def test_options_of_one_title_are_two_policies(monkeypatch):
     assert [options for _, options, _ in made.probes] == [(0,) * 3, (1,) * 3]
 
 
+class Scaled(nn.Conv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_a_subclass_is_called_one():
+    model = small_net()
+    model.stem.__class__ = Scaled
+    with pytest.raises(RecoupError, match="it is a Scaled, a subclass of Conv2d that may compute something else"):
+        Space({"stem": [None, NARROW]}).groups(model)
+
+
 @pytest.mark.parametrize(
     ("layers", "options", "told"),
     [

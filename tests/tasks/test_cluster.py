@@ -12,6 +12,17 @@ def distributed():
     return pytest.importorskip("dask.distributed", reason="the extra recoup[cluster] is not installed")
 
 
+@pytest.mark.parametrize(("kind", "program"), [("slurm", "sbatch"), ("pbs", "qsub"), ("lsf", "bsub")])
+def test_a_machine_without_the_batch_system(kind, program, monkeypatch, tmp_path):
+    pytest.importorskip("dask_jobqueue", reason="the extra recoup[cluster] is not installed")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with (
+        pytest.raises(RecoupError, match=f"there is no {program} here: run this where {kind} takes jobs"),
+        cluster(f"{kind}:n=2"),
+    ):
+        pass
+
+
 @pytest.mark.parametrize(
     ("where", "told"),
     [

@@ -121,7 +121,7 @@ def _modules(configs: Sequence[str], array: str | None, changes: Sequence[str]) 
         RecoupError: an option that none of the generators has.
     """
     from recoup.grammar import parse_config
-    from recoup.silicon import build
+    from recoup.silicon import Measured, build
     from recoup.silicon.generate import options_of
 
     values = values_of(changes)
@@ -129,7 +129,15 @@ def _modules(configs: Sequence[str], array: str | None, changes: Sequence[str]) 
         values["array"] = _array(array)
     read = [parse_config(text) for text in configs]
     chosen = chosen_of(values, configs, [options_of(config) for config in read])
-    return [build(config, **options) for config, options in zip(read, chosen, strict=True)]
+    found = list[Measured]()
+    for config, options in zip(read, chosen, strict=True):
+        try:
+            found.append(build(config, **options))
+        except RecoupError as error:
+            asked = [name for name in options_of(config) if name not in options and f" {name}=" in str(error)]
+            hint = "".join(f' (on the command line --set "{name}=...")' for name in asked)
+            raise RecoupError(f"{error}{hint}") from error
+    return found
 
 
 def _array(text: str) -> tuple[int, int]:

@@ -135,8 +135,8 @@ def _checked(config: LBA, operands: Any) -> tuple[Operand, Operand]:
     for form in pair:
         if isinstance(form, Float) and form.mantissa > 23:
             raise RecoupError(f"silicon: operands={form!r}: operands have at most 23 bits of mantissa, as float32 has")
-        if isinstance(form, Int) and form.bits > 24:
-            raise RecoupError(f"silicon: operands={form!r}: integer operands have at most 24 bits")
+        if isinstance(form, Int) and (form.bits > 24 or form.largest_value < 1):
+            raise RecoupError(f"silicon: operands={form!r}: integer operands have 2 to 24 bits, or 1 without sign")
     return pair[0], pair[1]
 
 

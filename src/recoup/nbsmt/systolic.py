@@ -176,7 +176,8 @@ def _protocol(rows: int, cols: int, latency: int) -> dict[str, Any]:
     return {
         "operands": "row r and column c of a slot stand at the ports in the same clock; the array skews them itself",
         "tiles": f"tile t begins at clock t I, I = max(reduction, {rows}); its end token, first alone or with the next "
-        "tile's first slot, stands at t I + reduction; slots between are zeros",
+        "tile's first slot, stands at t I + reduction; slots between are zeros. Tile 0's first slot has first too, a "
+        "later one's only together with an end token: first again would drain a sum of nothing",
         "shift": f"row r is high for r clocks from t I + reduction + latency + {rows} - 1",
         "results": f"column c shows row r of tile t at clock t I + reduction + latency + c + 2 * {rows} - 1 - r; "
         "row 0's stays until the next tile's",

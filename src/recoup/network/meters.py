@@ -225,8 +225,8 @@ class MSE(Meter):
 
     def add(self, output: Any, label: Any, reference: Any, number: int) -> None:  # noqa: ARG002
         """Of every sample's outputs."""
-        _check_pair(output, reference, number, self.purpose)
-        self._keep((output.double() - reference.double()).square().flatten(1).mean(1))
+        _check_pair(output, reference, number, self.purpose, dims=1)
+        self._keep((output.double() - reference.double()).square().reshape(len(output), -1).mean(1))
 
 
 METERS: dict[str, type[Meter]] = {meter.name: meter for meter in (Top1, Nats, KL, MSE)}
@@ -241,11 +241,12 @@ def _rank(logits: Tensor, label: Tensor) -> Tensor:
     return before.sum(1)
 
 
-def _check_pair(output: Any, reference: Any, number: int, purpose: str) -> None:
+def _check_pair(output: Any, reference: Any, number: int, purpose: str, dims: int = 2) -> None:
     for tensor in (output, reference):
-        if not isinstance(tensor, Tensor) or tensor.dim() < 2:
+        if not isinstance(tensor, Tensor) or tensor.dim() < dims:
             shape = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise RecoupError(f"{purpose}: model and reference must return outputs [N, ..., V]; got {shape}")
+            legal = "[N, ..., V]" if dims > 1 else "[N, ...]"
+            raise RecoupError(f"{purpose}: model and reference must return outputs {legal}; got {shape}")
         _check_finite(tensor, number, purpose)
     if output.shape != reference.shape:
         shapes = f"{list(output.shape)} and {list(reference.shape)}"

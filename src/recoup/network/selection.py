@@ -66,9 +66,17 @@ def compiled(key: Any, purpose: str) -> re.Pattern[str]:
         raise RecoupError(f"{purpose}: {key!r} is no regular expression: {error}") from None
 
 
+def _kind(kind: type[nn.Module]) -> str:
+    """Its name; of a subclass also torch's class, which a key may have meant."""
+    torchs = next(base for base in kind.__mro__ if base.__module__.startswith("torch.nn."))
+    if torchs in (kind, nn.Module):
+        return kind.__name__
+    return f"{kind.__name__}, a subclass of {torchs.__name__} that may compute something else"
+
+
 def _hint(key: str, names: list[str], others: Mapping[str, nn.Module]) -> str:
     if key in others and next(others[key].children(), None) is None:
-        return f" that can be chosen; it is a {type(others[key]).__name__}"
+        return f" that can be chosen; it is a {_kind(type(others[key]))}"
     if any(name.startswith(key + ".") for name in names):
         return f"; it is a container, did you mean 're:{re.escape(key)}\\..*'?"
     close = difflib.get_close_matches(key, names, 3) or names[:8]

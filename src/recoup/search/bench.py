@@ -195,8 +195,11 @@ def needing_scales(layers: Mapping[str, Iterable[Any]]) -> list[str]:
 
 
 def metric_name(metric: str | Function) -> str:
-    """What tables call a metric."""
-    return metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
+    """What tables call a metric; a function that is called as a meter is gets brackets, since names say which it is."""
+    if isinstance(metric, str):
+        return metric
+    name: str = getattr(metric, "__name__", type(metric).__name__)
+    return f"{name}()" if name in METERS else name
 
 
 def kept(batches: Iterable[Any]) -> "Kept":

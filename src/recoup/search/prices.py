@@ -198,7 +198,12 @@ def _checked(function: CostFunction) -> CostFunction:
     name = getattr(function, "__name__", type(function).__name__)
 
     def count(site: Site, config: Any) -> float:
-        value = function(site, config)
+        try:
+            value = function(site, config)
+        except Exception as error:
+            raise RecoupError(
+                f"search: cost {name} of layer {site.name!r} on {title(config)} failed: {type(error).__name__}: {error}"
+            ) from error
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
             raise RecoupError(f"search: cost {name} of layer {site.name!r} on {title(config)} is {value!r}: 0 or more")
         return value

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -86,7 +87,8 @@ def cluster(where: str, seconds: float = 30.0) -> Iterator[Executor]:
         seconds: how long to wait for the scheduler, or for a first worker.
 
     Raises:
-        RecoupError: the extra is not installed, an address that is none, a scheduler or workers that do not answer.
+        RecoupError: the extra is not installed, an address that is none, a scheduler or workers that do not answer, a
+            machine that the batch system takes no jobs from.
     """
     try:
         from dask.distributed import Client  # type: ignore[attr-defined]
@@ -124,6 +126,10 @@ def _queue(where: str, kind: str, settings: str) -> Any:
     if len(values) + bool(count) < len(pairs) or not count.isdecimal() or not set(values) <= SETTINGS.keys():
         raise RecoupError(f"--cluster {where!r}: must be {LEGAL}")
     asked = {"memory": "4GB"} | {SETTINGS[name]: value for name, value in values.items()}
-    made = getattr(dask_jobqueue, QUEUES[kind])(cores=1, processes=1, **asked)
+    system = getattr(dask_jobqueue, QUEUES[kind])
+    program = system.job_cls.submit_command.split()[0]
+    if shutil.which(program) is None:  # Dask would log that again and again, and wait for workers for ever
+        raise RecoupError(f"--cluster {where!r}: there is no {program} here: run this where {kind} takes jobs")
+    made = system(cores=1, processes=1, **asked)
     made.scale(int(count))
     return made
