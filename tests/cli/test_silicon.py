@@ -14,6 +14,7 @@ from recoup.cli import demo
 from recoup.cli.main import app
 from recoup.cli.silicon_tables import table
 from recoup.errors import RecoupError
+from recoup.formats import Float
 from recoup.silicon import toggles, verify
 from tests.silicon.test_liberty import TINY
 
@@ -59,6 +60,15 @@ def test_an_option_goes_to_the_generators_that_have_it():
     assert done.exit_code == 0, done.stderr
     assert "nbsmt-2t: operands is no option of its generator and is left out" in done.stderr
     assert "M7E4, 13 bits" in done.stdout
+
+
+@pytest.mark.parametrize("preset", ["lba-m7e4", "lba-m10e5"])
+def test_a_preset_has_its_wings_usual_operands_and_says_so(preset):
+    own = call("area", preset, "--no-baselines", "--json")
+    given = call("area", preset, "--no-baselines", "--json", "--set", "operands=Float.lba(3, 4, bias=3)")
+    assert json.loads(own.stdout) == json.loads(given.stdout)
+    assert f"{preset}: the preset leaves it open, so operands={Float.lba(3, 4, bias=3)!r}" in own.stderr
+    assert "leaves it open" not in given.stderr
 
 
 def test_a_mismatch_is_exit_code_one_with_the_operands(monkeypatch):
@@ -191,7 +201,7 @@ def test_the_topology_of_a_model():
         (["area", "nbsmt-2t", "--liberty", "absent.lib"], "is no file"),
         (["verify", "nbsmt-2t", "--vectors", "-3"], "positive number or exhaustive"),
         (["area", "nbsmt-2t", "--set", "drain=perhaps"], "must be True or False"),
-        (["verify", "lba-m7e4"], '(on the command line --set "operands=...")'),
+        (["verify", "LBA()"], '(on the command line --set "operands=...")'),
         (["verilog", "lba-m7e4", "lba-m10e5", "--set", "operands=Float.lba(3, 4, bias=3)"], "fmaq is the name of sev"),
         (["energy", "nbsmt-2t"], "--operands FILE.npz"),
         (["energy", "nbsmt-2t", *["--operands", "a.npz"] * 2], "2 --operands for 1 configs"),

@@ -14,6 +14,7 @@ from recoup.cli.silicon_study import ACTIONS as OF_STUDY
 from recoup.cli.silicon_study import of_study
 from recoup.cli.silicon_tables import table
 from recoup.errors import RecoupError
+from recoup.wings import wing_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,7 +122,6 @@ def _modules(configs: Sequence[str], array: str | None, changes: Sequence[str]) 
         RecoupError: an option that none of the generators has.
     """
     from recoup.grammar import parse_config
-    from recoup.silicon import Measured, build
     from recoup.silicon.generate import options_of
 
     values = values_of(changes)
@@ -129,15 +129,26 @@ def _modules(configs: Sequence[str], array: str | None, changes: Sequence[str]) 
         values["array"] = _array(array)
     read = [parse_config(text) for text in configs]
     chosen = chosen_of(values, configs, [options_of(config) for config in read])
-    found = list[Measured]()
-    for config, options in zip(read, chosen, strict=True):
-        try:
-            found.append(build(config, **options))
-        except RecoupError as error:
-            asked = [name for name in options_of(config) if name not in options and f" {name}=" in str(error)]
-            hint = "".join(f' (on the command line --set "{name}=...")' for name in asked)
-            raise RecoupError(f"{error}{hint}") from error
-    return found
+    return [_built(text, config, options) for text, config, options in zip(configs, read, chosen, strict=True)]
+
+
+def _built(text: str, config: Any, options: dict[str, Any]) -> "Measured":
+    """A config's hardware; a preset's with its wing's usual options, where it cannot be without and none were given."""
+    from recoup.silicon import build
+    from recoup.silicon.generate import options_of
+
+    try:
+        return build(config, **options)
+    except RecoupError as error:
+        asked = [name for name in options_of(config) if name not in options and f" {name}=" in str(error)]
+        card = wing_of(config, "silicon")
+        usual = {name: card.usual[name] for name in asked if name in card.usual and text.strip() in card.presets}
+        if usual:
+            said = ", ".join(f"{name}={value!r}" for name, value in usual.items())
+            typer.echo(f'{text}: the preset leaves it open, so {said} (another with --set "NAME=VALUE")', err=True)
+            return build(config, **options, **usual)
+        hint = "".join(f' (on the command line --set "{name}=...")' for name in asked)
+        raise RecoupError(f"{error}{hint}") from error
 
 
 def _array(text: str) -> tuple[int, int]:

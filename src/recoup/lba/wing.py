@@ -136,4 +136,5 @@ CARD = Card(
     measure="recoup.study.measures.lba",
     chapter="recoup.report.chapters.lba",
     rtl="recoup.lba.rtl",
+    usual={"operands": Float.lba(3, 4, bias=3)},  # the paper's FP8; the presets' are float32
 )

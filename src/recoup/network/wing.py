@@ -198,6 +198,8 @@ class Card:
         rtl: the module that generates its hardware, as `recoup.gates.module` says. Areas and energies of a network
             come from it: the unit's, times ``placed``, and times the ``steps`` that ``cost`` says (of a wing that does
             not say and ``multiplies``: the layer's multiply-accumulates by those of a step of the unit).
+        usual: options of that generator by name, which the command line gives it for presets that leave them open, and
+            says so.
     """
 
     config: type
@@ -236,6 +238,7 @@ class Card:
     measure: str | None = None
     chapter: str | None = None
     rtl: str | None = None
+    usual: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.config, type):
