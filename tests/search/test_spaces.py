@@ -62,8 +62,8 @@ def test_options_of_one_title_are_two_policies(monkeypatch):
 
 
 class Scaled(nn.Conv2d):
-    def forward(self, x):
-        return 2 * super().forward(x)
+    def forward(self, input):
+        return 2 * super().forward(input)
 
 
 def test_a_subclass_is_called_one():
