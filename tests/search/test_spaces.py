@@ -62,7 +62,7 @@ def test_options_of_one_title_are_two_policies(monkeypatch):
 
 
 class Scaled(nn.Conv2d):
-    def forward(self, input):
+    def forward(self, input):  # noqa: A002
         return 2 * super().forward(input)
 
 
