@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -106,3 +108,27 @@ def test_a_conversion_that_is_refused_leaves_no_hook():
     with pytest.raises(rc.RecoupError, match="float32"):
         rc.emulate_(net, rc.LBA.m7e4())
     assert not hooks(net)
+
+
+def test_threads_have_masks_of_their_own_and_a_call_that_failed_leaves_none():
+    net, other = shared(encoder()), HIDDEN.flip(0)
+    with torch.no_grad():
+        expected = [net(X, src_key_padding_mask=mask) for mask in (HIDDEN, other)]
+        meet = threading.Barrier(2)
+        hook = net.layers[0].linear1.register_forward_pre_hook(lambda *_: (meet.wait(30), None)[1])
+
+        def run(mask):
+            with torch.no_grad():
+                return net(X, src_key_padding_mask=mask)
+
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(run, (HIDDEN, other)))
+        hook.remove()
+        assert all(map(torch.equal, found, expected))
+        hook = net.layers[1].linear1.register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(HIDDEN)
+        hook.remove()
+        whole = net.layers[1](X)
+        assert not whole.is_nested
+        assert torch.equal(run(other), expected[1])

@@ -8,6 +8,7 @@ zeros at the encoder's end, as in float.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 MASK = "src_key_padding_mask"
 _HOOKS = "_recoup_nested_hooks"  # where a layer holds them
-_NOW = "_recoup_nested_mask"  # and the mask of the call that runs
+_NOW = "_recoup_nested_masks"  # and what the call hides that runs on a thread
 
 
 def take_nested(layer: nn.TransformerEncoderLayer) -> None:
@@ -33,6 +34,7 @@ def leave_nested(layer: nn.Module) -> None:
     if _HOOKS not in layer.__dict__:
         return
     before, after = layer.__dict__.pop(_HOOKS)
+    layer.__dict__.pop(_NOW, None)
     layer._forward_pre_hooks.pop(before, None)
     layer._forward_pre_hooks_with_kwargs.pop(before, None)
     layer._forward_hooks.pop(after, None)
@@ -56,17 +58,21 @@ def taking_nested(model: nn.Module) -> Iterator[None]:
 def _padded(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
     named = "src" in kwargs
     src = kwargs["src"] if named else args[0]
+    if masks := layer.__dict__.get(_NOW):
+        masks.pop(get_ident(), None)  # of a call that failed
     if not (isinstance(src, Tensor) and src.is_nested):
         return None
     x = src.to_padded_tensor(0.0)
     lengths = torch.tensor([len(sequence) for sequence in src.unbind()], device=x.device)
-    layer.__dict__[_NOW] = hidden = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
+    hidden = torch.arange(x.shape[1], device=x.device) >= lengths[:, None]
+    layer.__dict__.setdefault(_NOW, {})[get_ident()] = hidden
     kwargs = {**kwargs, MASK: torch.zeros_like(hidden, dtype=x.dtype).masked_fill_(hidden, float("-inf"))}
     return (args, {**kwargs, "src": x}) if named else ((x, *args[1:]), kwargs)
 
 
 def _nested(layer: nn.Module, _args: tuple, _kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
-    hidden = layer.__dict__.pop(_NOW, None)
+    masks = layer.__dict__.get(_NOW)
+    hidden = masks.pop(get_ident(), None) if masks else None
     if hidden is None:
         return None
     seen = hidden.logical_not()
