@@ -59,6 +59,11 @@ class Target:
         return "fma" in self.features or self.machine in ("aarch64", "arm64")
 
     @property
+    def halves(self) -> bool:
+        """Whether operations of 512 bits are run in two halves: twice as many of 256 bits take as long."""
+        return self.cpu == "znver4"
+
+    @property
     def machine(self) -> str:
         """The processor's family, as ``x86_64`` or ``aarch64``."""
         return (self.triple or _process_triple()).split("-")[0]

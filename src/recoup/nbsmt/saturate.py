@@ -83,7 +83,8 @@ class Saturating:
             return None
         if key not in self._tiles:
             self._tiles[key] = way.Tiles(self._weight_OSLV, register.bits, groups)
-        if way is bounded and not self._tiles[key].pays and register.bits < walked.WORD:
+        fits = walked.fits(register.bits, self.outputs // groups, target)
+        if way is bounded and not self._tiles[key].pays and fits:
             self._tiles[key] = walked.Tiles(self._weight_OSLV, register.bits, groups)
         return self._tiles[key] if self._tiles[key].pays else None
 
@@ -279,8 +280,6 @@ class _RunByTiles(_Run):
     def __init__(self, tiles: Tiles, sums: Saturating, *settings: Any) -> None:
         super().__init__(sums, *settings)
         self.target, self.tiles = settings[-1], tiles
-        if isinstance(tiles, walked.Tiles) and tiles.asks:
-            self.tiles = partial(tiles, smallest=int(self.operand.min()) - self.zero)
 
     def _added(self, x: int, out: int, pixels: int) -> None:
         near = {"base": self.base.data_ptr(), "near": self.near.data_ptr()}

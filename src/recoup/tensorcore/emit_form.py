@@ -21,7 +21,6 @@ WORD_BIAS = 1024 + BIAS  # of exponents in 16 bits
 SPREAD = 62  # between an operand's lowest set bit and its largest exponent, so that sums of two fit a byte
 FOLDED_SPREAD = 42  # the same of sums of two that leave a bit for the sign
 AVX512 = 64  # bytes of a register
-HALVES = "znver4"  # LLVM's name of the core that runs operations of 512 bits in two halves
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +135,7 @@ def form_of(config: TensorCore, processor: Target, reach: Pair | None = None, K:
     short = fits(config, reach or of_formats(config), K)
     wide = not short or config.output == "float16" or config.fraction + config.sum_bits > NARROW_BITS
     register = AVX512 if "avx512bw" in processor.features else 32 if "avx2" in processor.features else 16
-    piece = 32 if register == 64 and processor.cpu == HALVES else register
+    piece = 32 if register == 64 and processor.halves else register
     many = 3 if piece == 32 and not (wide and short) else 4
     return Form(
         config.group,
@@ -149,7 +148,7 @@ def form_of(config: TensorCore, processor: Target, reach: Pair | None = None, K:
         many if register == 64 else 2,
         short and config.output != "float16",
         short and folds(config.fraction, reach or of_formats(config)),
-        not (short and processor.cpu == HALVES),
+        not (short and processor.halves),
     )
 
 
