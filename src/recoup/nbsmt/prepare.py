@@ -10,7 +10,7 @@ its key: a tied layer may read the same bytes transposed.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,11 @@ KEPT = 4
 """Configurations kept per weight, and input shapes kept per configuration: enough to switch between a few."""
 
 
+PRODUCTS, SUMS = 128, 1 << 20
+"""Products of a sum above which it is asked whether any leaves the register, and bytes of sums that are at a time: the
+memory of many more may go back to the system after every call, to be faulted in anew."""
+
+
 @dataclass(slots=True)
 class Prepared:
     """A layer's weight operand and its 8-bit convolutions by input shape; None where float32 does the work.
@@ -46,6 +51,7 @@ class Prepared:
             sum need not be subtracted from: it may be rounded.
         dense, sparse: the groups by how they are summed, once it was ``looked`` whether that differs; else None.
         lists: of the sparse ones, by image size and geometry; None where planes do not stay in a cache.
+        signs: the positive weights and the negative ones, see `_within`; empty where they did not tell.
     """
 
     content: int
@@ -61,6 +67,7 @@ class Prepared:
     sparse: WeightOperand | None = None
     looked: bool = False
     lists: dict[tuple, Lists | None] = field(default_factory=dict)
+    signs: "tuple[Prepared, ...] | None" = None
 
     @property
     def register(self) -> Int | None:
@@ -111,6 +118,9 @@ class Prepared:
         if register is None:
             return self._sums(operand, geometry, backend, layer)
         if register.overflow == "saturate":
+            within = self._within(operand, geometry, backend, layer, register)
+            if within is not None:
+                return within
             if self.saturating is None:
                 self.saturating = Saturating(self.operand.weight_OGJkk, self.config, len(self.operand.activations))
             held = self.saturating(operand.permute(0, 2, 3, 1), geometry, self.zero, floats=True)
@@ -121,6 +131,33 @@ class Prepared:
             arguments = (self.operand.weight_OGJkk, *geometry.arguments, self.operand.bound)
             held = reference.register(cpu.whole_convolution(values, *arguments).long(), register)
         return held.float().contiguous(memory_format=torch.channels_last)
+
+    def _within(self, operand: Tensor, geometry: Geometry, backend: str, layer: str, register: Int) -> Tensor | None:
+        """The sums, if it is certain that none leaves a register that saturates, on its way or at the end; else None.
+
+        Values that are not negative have products of their weights' signs, so that no sum is ever above that of its
+        positive products, or below that of its negative ones. Those are two matrix products, which take less time than
+        adding slots one by one where these have a single product, or AMX multiplies. Once they do not tell they are not
+        asked again.
+        """
+        signs, pays = self.signs, self.config.threads == 1 or cpu.probe().isa == "AMX"
+        pays = pays and self.operand.weight_OGJkk[0].numel() > PRODUCTS
+        if backend != "int8" or self.zero or register.bits > 24 or signs == () or not pays:
+            return None
+        if signs is None:
+            weight, others = self.operand.weight_OGJkk, (self.scale_O, self.zero, self.fits_int8)
+            parts = (replace(self.operand, weight_OGJkk=weight.clamp(*ends)) for ends in ((0, 127), (-128, 0)))
+            self.signs = signs = tuple(Prepared(self.content, self.config, part, *others) for part in parts)
+        shape = (len(operand), self.operand.weight_OGJkk.shape[0], *geometry.outputs(operand.shape[2:]))
+        found = torch.empty(shape, memory_format=torch.channels_last)
+        few = _divisor(len(operand), SUMS // max(1, found[:1].nbytes))
+        for x, sums in zip(operand.split(few), found.split(few), strict=True):
+            up, down = (part._sums(x, geometry, backend, layer) for part in signs)
+            if up.numel() and (up.amax() > register.largest_value or down.amin() < register.smallest_value):
+                self.signs = ()
+                return None
+            torch.add(up, down, out=sums)
+        return found
 
     def _sums(self, operand: Tensor, geometry: Geometry, backend: str, layer: str) -> Tensor:
         """Exact sums of products as float32, [N, O, h, w] channels_last; ``operand`` [N, G*J, H, W] channels_last.
@@ -183,6 +220,11 @@ def prepare(weight: Tensor, config: NBSMT, order: Tensor | None = None, zero: in
         found = Prepared(content, config, operand, scale, zero, not zero or _most_on_bytes(operand) < 2**24)
         _remember(kept, key, found)
     return found
+
+
+def _divisor(number: int, most: int) -> int:
+    """The largest divisor that is at most so large; at least 1."""
+    return next((size for size in range(min(number, most), 0, -1) if number % size == 0), 1)
 
 
 def _most_on_bytes(operand: WeightOperand) -> int:

@@ -1,0 +1,90 @@
+"""Weights made ready: sums of which it is certain that they stay in a register that saturates."""
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+import recoup as rc
+from recoup.nbsmt import cpu, ops, prepare
+from recoup.nbsmt.config import NBSMT
+from recoup.nbsmt.cpu import Backend
+from recoup.network.convolution import Geometry
+from tests.nbsmt.strategies import configs
+
+needs_int8 = pytest.mark.skipif(cpu.probe().name != "int8", reason="oneDNN's 8-bit products are not exact here")
+
+
+def convolved(x, weight, config, geometry):
+    stride, padding, dilation, groups = geometry.arguments
+    arguments = (1.0, config.code, list(stride), list(padding), list(dilation), groups, "layer")
+    return ops.convolution(x, weight, None, *arguments)
+
+
+@needs_int8
+@settings(max_examples=40, deadline=None)
+@given(
+    config=configs,
+    seed=st.integers(0, 2**31),
+    images=st.integers(1, 4),
+    channels=st.integers(1, 9),
+    outputs=st.integers(1, 9),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.integers(1, 2),
+    padding=st.integers(0, 1),
+    at_once=st.sampled_from([1, 600, 1 << 20]),
+    data=st.data(),
+)
+def test_sums_that_stay_in_a_register_are_those_added_slot_by_slot(
+    config, seed, images, channels, outputs, kernel, stride, padding, at_once, data
+):
+    """Registers from so narrow that all saturate to so wide that none can; where it is certain, no slot is walked."""
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randint(0, 256, (images, channels, 5, 6), generator=random).float()
+    weight = torch.randint(-128, 128, (outputs, channels, *kernel), generator=random) / 128
+    geometry = Geometry(kernel, (stride, stride), (padding, padding), (1, 1), 1)
+    wide = prepare.prepare(weight, config).operand.bound.bit_length() + 1
+    register = rc.Int(data.draw(st.integers(8, min(24, max(8, wide - 1)))))
+    config = config.replace(accumulator=register)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "PRODUCTS", 10**9)
+        expected = convolved(x, weight, config, geometry)
+    prepare.forget(weight)
+    kept = prepare.prepare(weight, config)
+    assume(kept.register is not None)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("PRODUCTS", 0), ("SUMS", at_once)):
+            patch.setattr(prepare, name, value)
+        patch.setattr(cpu, "probe", lambda: Backend("int8", "AMX", "a test's"))
+        found = convolved(x, weight, config, geometry)
+        again = convolved(x, weight, config, geometry)
+    assert torch.equal(found, expected)
+    assert torch.equal(again, expected)
+    assert (kept.saturating is None) is bool(kept.signs)
+
+
+@needs_int8
+@pytest.mark.parametrize(("up", "down", "certain"), [(129, 0, True), (130, 0, False), (0, 128, True), (0, 129, False)])
+def test_the_ends_of_a_register_are_in_it(up, down, certain):
+    """127 x 129 is the largest number of 15 bits, -128 x 128 the smallest; codes of these weights are 127 and -128."""
+    weight = torch.tensor([127.5, -127.5] * 65).view(1, 130, 1, 1)
+    x = torch.zeros(1, 130, 3, 3)
+    x[:, 0, 1, 1], x[:, 1, 2, 0] = up, down
+    geometry, config = Geometry((1, 1), (1, 1), (0, 0), (1, 1), 1), NBSMT(1, accumulator=rc.Int(15))
+    convolved(x, weight, config, geometry)
+    assert bool(prepare.prepare(weight, config).signs) is certain
+
+
+@needs_int8
+def test_networks_whose_sums_saturate_are_asked_once(monkeypatch):
+    """The first call finds that it is not certain; what follows is added slot by slot without asking."""
+    random = torch.Generator().manual_seed(0)
+    x, weight = torch.rand(2, 130, 4, 4, generator=random) * 255, torch.randn(5, 130, 1, 1, generator=random)
+    geometry, config = Geometry((1, 1), (1, 1), (0, 0), (1, 1), 1), NBSMT(1, accumulator=rc.Int(12))
+    asked = []
+    sums = prepare.Prepared._sums
+    monkeypatch.setattr(prepare.Prepared, "_sums", lambda *given: asked.append(given) or sums(*given))
+    first = convolved(x, weight, config, geometry)
+    assert len(asked) == 2
+    assert torch.equal(convolved(x, weight, config, geometry), first)
+    assert len(asked) == 2
