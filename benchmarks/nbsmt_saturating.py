@@ -1,10 +1,10 @@
 """Claim: registers that saturate, slot by slot, cost at most three times the unlimited sums of the same convolution.
 
 Layers of ResNet-20 (batch 32) and ResNet-18 (batch 8), grouped and depthwise convolutions, and a whole ResNet-20:
-``NBSMT(..., accumulator=Int(18))`` against the same without an accumulator, activations quantised and operands built in
-both. Random weights, activations behind a ReLU; interleaved, the median of the rounds' ratios. One thread is measured
-in CPU time, which other jobs on the machine disturb less than the clock. ``--signed``: one thread of the multiplier and
-activations of any sign, of which more or less saturate: registers of several sizes.
+``NBSMT(..., accumulator=Int(18))``, or of ``--bits``, against the same without an accumulator, activations quantised
+and operands built in both. Random weights, activations behind a ReLU; interleaved, the median of the rounds' ratios.
+One thread is measured in CPU time, which other jobs on the machine disturb less than the clock. ``--signed``: one
+thread of the multiplier and activations of any sign, of which more or less saturate: registers of several sizes.
 
 The claim does not hold of all layers. Unlimited sums are matrix products, which a processor with AMX computes eight
 times as fast as slot by slot anything can be; and of signed ones under 14 to 17 bits most sums saturate.
@@ -48,7 +48,6 @@ LAYERS: dict[str, tuple[int, int, int, int, int, int, int]] = {
     "8 groups of 16": (8, 128, 28, 128, 3, 1, 8),
     "4 groups of 32": (8, 128, 28, 128, 3, 1, 4),
 }
-REGISTER = rc.Int(18)
 SIGNED = (12, 14, 15, 16, 17, 18, 20)
 """Bits of registers of signed products."""
 
@@ -76,7 +75,7 @@ def network(config: NBSMT) -> Callable[[], torch.Tensor]:
 
 
 def ratio(
-    make: Callable[[NBSMT], Callable[[], torch.Tensor]], config: NBSMT, rounds: int, register: rc.Int = REGISTER
+    make: Callable[[NBSMT], Callable[[], torch.Tensor]], config: NBSMT, rounds: int, register: rc.Int
 ) -> dict[str, float]:
     """The saturating register's time over the unlimited one's: the median round, and the least times."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
@@ -92,17 +91,17 @@ def ratio(
     return {"ratio": round(found, 2), "unlimited_ms": least[0], "saturating_ms": least[1]}
 
 
-def rows(rounds: int) -> list[dict]:
+def rows(rounds: int, register: rc.Int) -> list[dict]:
     """Every layer under every config that it runs."""
     configs = [NBSMT(1), *(NBSMT(threads).replace(policy=policy) for threads in (2, 4) for policy in POLICIES)]
     found = []
     for name, shape in LAYERS.items():
         for config in configs[:1] if shape[-1] > 1 else configs:
-            row = ratio(lambda config, shape=shape: layer(shape, config), config, rounds)
+            row = ratio(lambda config, shape=shape: layer(shape, config), config, rounds, register)
             found.append({"layer": name, "threads": config.threads, "policy": config.policy, **row})
             print(f"{name:40s} {config.threads}T {config.policy:5s} {row['ratio']:5.2f}", flush=True)
     for config in (NBSMT(1), NBSMT(2), NBSMT(4)):
-        row = ratio(network, config, rounds)
+        row = ratio(network, config, rounds, register)
         found.append({"layer": "ResNet-20, whole", "threads": config.threads, "policy": config.policy, **row})
     return found
 
@@ -147,17 +146,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--torch-threads", type=int, default=1)
+    parser.add_argument("--bits", type=int, default=18, help="of the registers; not of --signed")
     parser.add_argument("--signed", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(given.torch_threads)
     with torch.inference_mode():
-        found = (signed_rows if given.signed else rows)(given.rounds)
+        found = signed_rows(given.rounds) if given.signed else rows(given.rounds, rc.Int(given.bits))
     print((signed_table if given.signed else table)(found))
     isa = cpu.probe().isa
     results = {"isa": isa, "threads": given.torch_threads, "rounds": given.rounds, "rows": found}
-    results |= {} if given.signed else {"register": repr(REGISTER)}
-    parts = ["nbsmt_saturating", *["signed"] * given.signed, *["amx"] * (isa == "AMX"), f"{given.torch_threads}t"]
-    print(save("_".join(parts), results))
+    results |= {} if given.signed else {"register": repr(rc.Int(given.bits))}
+    kind = "signed" if given.signed else f"{given.bits}_bits" if given.bits != 18 else ""
+    parts = "nbsmt_saturating", kind, "amx" if isa == "AMX" else "", f"{given.torch_threads}t"
+    print(save("_".join(filter(None, parts)), results))
 
 
 if __name__ == "__main__":

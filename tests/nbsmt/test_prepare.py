@@ -47,13 +47,13 @@ def test_sums_that_stay_in_a_register_are_those_added_slot_by_slot(
     register = rc.Int(data.draw(st.integers(8, min(24, max(8, wide - 1)))))
     config = config.replace(accumulator=register)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "PRODUCTS", 10**9)
+        patch.setattr(prepare, "QUADS", 10**9)
         expected = convolved(x, weight, config, geometry)
     prepare.forget(weight)
     kept = prepare.prepare(weight, config)
     assume(kept.register is not None)
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("PRODUCTS", 0), ("SUMS", at_once)):
+        for name, value in (("QUADS", 0), ("SUMS", at_once)):
             patch.setattr(prepare, name, value)
         patch.setattr(cpu, "probe", lambda: Backend("int8", "AMX", "a test's"))
         found = convolved(x, weight, config, geometry)
@@ -67,8 +67,8 @@ def test_sums_that_stay_in_a_register_are_those_added_slot_by_slot(
 @pytest.mark.parametrize(("up", "down", "certain"), [(129, 0, True), (130, 0, False), (0, 128, True), (0, 129, False)])
 def test_the_ends_of_a_register_are_in_it(up, down, certain):
     """127 x 129 is the largest number of 15 bits, -128 x 128 the smallest; codes of these weights are 127 and -128."""
-    weight = torch.tensor([127.5, -127.5] * 65).view(1, 130, 1, 1)
-    x = torch.zeros(1, 130, 3, 3)
+    weight = torch.tensor([127.5, -127.5] * 100).view(1, 200, 1, 1)
+    x = torch.zeros(1, 200, 3, 3)
     x[:, 0, 1, 1], x[:, 1, 2, 0] = up, down
     geometry, config = Geometry((1, 1), (1, 1), (0, 0), (1, 1), 1), NBSMT(1, accumulator=rc.Int(15))
     convolved(x, weight, config, geometry)
@@ -79,7 +79,7 @@ def test_the_ends_of_a_register_are_in_it(up, down, certain):
 def test_networks_whose_sums_saturate_are_asked_once(monkeypatch):
     """The first call finds that it is not certain; what follows is added slot by slot without asking."""
     random = torch.Generator().manual_seed(0)
-    x, weight = torch.rand(2, 130, 4, 4, generator=random) * 255, torch.randn(5, 130, 1, 1, generator=random)
+    x, weight = torch.rand(2, 200, 4, 4, generator=random) * 255, torch.randn(5, 200, 1, 1, generator=random)
     geometry, config = Geometry((1, 1), (1, 1), (0, 0), (1, 1), 1), NBSMT(1, accumulator=rc.Int(12))
     asked = []
     sums = prepare.Prepared._sums

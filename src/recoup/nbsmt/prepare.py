@@ -34,9 +34,9 @@ KEPT = 4
 """Configurations kept per weight, and input shapes kept per configuration: enough to switch between a few."""
 
 
-PRODUCTS, SUMS = 128, 1 << 20
-"""Products of a sum above which it is asked whether any leaves the register, and bytes of sums that are at a time: the
-memory of many more may go back to the system after every call, to be faulted in anew."""
+QUADS, SUMS = 192, 1 << 20
+"""Instructions a sum takes slot by slot, of four products or of one, from which it is asked whether any leaves the
+register; and bytes of sums that are at a time: memory of many more may go back to the system after every call."""
 
 
 @dataclass(slots=True)
@@ -141,7 +141,8 @@ class Prepared:
         asked again.
         """
         signs, pays = self.signs, self.config.threads == 1 or cpu.probe().isa == "AMX"
-        pays = pays and self.operand.weight_OGJkk[0].numel() > PRODUCTS
+        products = len(self.operand.activations) * self.config.threads
+        pays = pays and self.operand.weight_OGJkk[0].numel() // products * -(-products // 4) >= QUADS
         if backend != "int8" or self.zero or register.bits > 24 or signs == () or not pays:
             return None
         if signs is None:
