@@ -7,7 +7,16 @@ from recoup.kernels import llvm
 from recoup.nbsmt.emit_slots import Form, deal
 from tests.nbsmt.test_operand import LEVELS, runs_here
 
-FORMS = [Form(1, 1, True), Form(2, 1, True), Form(0, 1, True), Form(4, 1), Form(2, 2), Form(1, 4)]
+FORMS = [
+    Form(1, 1, True),
+    Form(2, 1, True),
+    Form(0, 1, True),
+    Form(0, 1),
+    Form(0, 4),
+    Form(4, 1),
+    Form(2, 2),
+    Form(1, 4),
+]
 TARGETS = [llvm.host(), *(llvm.Target.named(level) for level in LEVELS if runs_here(level))]
 
 
@@ -16,7 +25,7 @@ def dealt(x: np.ndarray, form: Form, parts: int, units: int) -> np.ndarray:
     if form.streams:
         found = x.reshape(len(x), parts, form.streams, units, form.size).swapaxes(2, 3).reshape(len(x), -1)
     else:
-        found = x.reshape(len(x), parts, units).swapaxes(1, 2).reshape(len(x), -1)
+        found = x.reshape(len(x), parts, units, form.size).swapaxes(1, 2).reshape(len(x), -1)
     return (found.astype(np.int16) - 128) << 5 if form.words else found
 
 
@@ -36,9 +45,9 @@ def test_every_form(form, target):
         each = units * form.size * max(form.streams, 1)
         deal(form, target)(
             first=0, last=N * H, height=H, width=W, x=x.ctypes.data, x_pixel=size, x_part=each,
-            stream=units * form.size if form.streams else parts * to.itemsize,
+            stream=units * form.size if form.streams else parts * form.size * to.itemsize,
             to=to[:, 1:, 1:].ctypes.data, to_image=to[0].nbytes, to_row=to[0, 0].nbytes, to_pixel=pixel,
-            to_part=each * to.itemsize if form.streams else to.itemsize,
+            to_part=(each if form.streams else form.size) * to.itemsize,
             parts=parts, units=units, zero=128, shift=5,
         )  # fmt: skip
         assert np.array_equal(to, expected), (parts, units)

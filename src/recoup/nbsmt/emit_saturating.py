@@ -1,7 +1,9 @@
 """Registers that saturate, slot by slot, as LLVM vector IR: a tile of output pixels by output channels in registers.
 
 Lanes are output channels. A slot's products are four, or a multiple of it, and one instruction multiplies four bytes by
-four bytes and adds all to the register (vpdpbusd), which is then clipped; or one or two, of words. Words have room:
+four bytes and adds all to the register (vpdpbusd), which is then clipped; or one or two, of words. Of four threads up
+to 64 products meet in a slot, but at most eight of an output channel weigh anything: lanes choose the values of these
+among the slot's (vpermb), which leaves two instructions of sixteen that multiply. Words have room:
 values and weights are taken times powers of two, so that the register's ends are those of 32 bits, and the instruction
 that adds saturates by itself (vpdpwssds). What stays below the scale when it does is cut off at the end. Where there is
 no room, a register moved up to the end of 32 bits still has that end for nothing.
@@ -60,6 +62,7 @@ class Form:
         many: Q is not 1.
         corrected: every slot adds its ``correction``.
         floats: the results are float32.
+        chosen: quads of values that lanes choose among a slot's, which lie side by side; 0: they have them all.
     """
 
     words: bool
@@ -70,6 +73,7 @@ class Form:
     many: bool
     corrected: bool
     floats: bool
+    chosen: int = 0
 
 
 def choice(near_L: Tensor) -> Tensor:
@@ -103,10 +107,11 @@ def saturating(form: Form, target: Target) -> Kernel:
     """register = clip(register + a slot's products), for output pixels ``first .. last`` and ``steps`` steps.
 
     Args (all distances are in bytes):
-        x: values. Those of output pixel m, step k, quad q lie at ``base[m] + near[k] + q quad_step``.
+        x: values. Those of output pixel m, step k, quad q lie at ``base[m] + near[k] + q quad_step``; a whole vector
+            can be read there where lanes choose.
         base, near: int64 [M], int64 [K].
         lanes: uint8 [16, 4], see `choice`, where few lanes share a value.
-        weight: [K, Q, blocks] vectors.
+        weight: [K, Q, blocks] vectors; where lanes choose [K, Q, blocks, 2], of weights and of which values they meet.
         correction: int32 [K, blocks, 16].
         out: int32 or float32; of pixel m at ``out + m row``. It keeps the registers between calls.
         begin, end: whether these are the first slots, and the last.
@@ -183,7 +188,7 @@ class _Sums:
     def _tile(self, starts: list[Any], registers: list[Any]) -> list[list[Any]]:
         """All steps."""
         b, d, form = self.b, self.d, self.form
-        size = b.mul(d["quads"], I64(VECTOR * form.blocks))
+        size = b.mul(d["quads"], I64(VECTOR * form.blocks * (2 if form.chosen else 1)))
         with loop(b, I64(0), d["steps"], 1, registers, unroll=False) as step:
             at = self.v.get(d["near"], step.index, I64)
             weight = self.v.at(d["weight"], b.mul(step.index, size), I8)
@@ -200,7 +205,9 @@ class _Sums:
                 v.load(d["correction"], b.add(all_lanes, I64(LANES * i)), kind=v.integers) for i in range(form.blocks)
             ]
             registers = [b.add(register, parts[i % form.blocks]) for i, register in enumerate(registers)]
-        if form.many:
+        if form.chosen:
+            registers = self._chosen(registers, starts, at, weight)
+        elif form.many:
             with loop(b, I64(0), d["quads"], 1, registers, unroll=False) as quad:
                 there = b.add(at, b.mul(quad.index, d["quad_step"]))
                 own = v.at(weight, b.mul(quad.index, I64(VECTOR * form.blocks)), I8)
@@ -218,6 +225,23 @@ class _Sums:
         for p, start in enumerate(starts):
             x = self._operand(self._values(self.v.at(start, at, I8)), unsigned=True)
             out += [self._added(registers[p * form.blocks + i], x, w) for i, w in enumerate(weights)]
+        return out
+
+    def _chosen(self, registers: Sequence[Any], starts: list[Any], at: Any, weight: Any) -> list[Any]:
+        """All quads added to every register, of values that each lane chooses among the slot's."""
+        form, v = self.form, self.v
+        many = range(form.chosen * form.blocks)
+        weights = [v.load(weight, I64(2 * LANES * i), kind=v.integers) for i in many]
+        choices = [v.load(weight, I64(2 * VECTOR * i + VECTOR), kind=self.bytes) for i in many]
+        out = list(registers)
+        for p, start in enumerate(starts):
+            x = v.load(v.at(start, at, I8), I64(0), kind=self.bytes)
+            for i in many:
+                own = self.b.bitcast(
+                    self._call("llvm.x86.avx512.permvar.qi.512", self.bytes, x, choices[i]), v.integers
+                )
+                place = p * form.blocks + i % form.blocks
+                out[place] = self._added(out[place], [own], [weights[i]])
         return out
 
     def _values(self, address: Any) -> Any:

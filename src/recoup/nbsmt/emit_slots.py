@@ -77,14 +77,14 @@ def _apart(d: Definition, form: Form, x: Any, to: Any, _: Any) -> None:
     """A part's units, one by one."""
     b, v = d.b, Vector(d.b, UNITS)
     with loop(b, I64(0), d["units"]) as unit:
-        value = _values(d, form, v.get(x, unit.index, I8))
+        value = _values(d, form, v.get(x, unit.index, ir.IntType(8 * form.size)))
         v.put(value, v.at(to, b.mul(unit.index, d["stream"]), I8), I64(0))
 
 
 def _turned(d: Definition, form: Form, x: Any, to: Any, parts: Any) -> None:
     """`UNITS` parts at a time, or the ``parts`` that are left: squares of bytes, transposed."""
     b, v = d.b, Vector(d.b, UNITS)
-    kind = v.of(I8)
+    kind = v.of(ir.IntType(8 * form.size))
     some = v.inside(I64(0), parts)
     with loop(b, I64(0), d["units"], UNITS) as turn:
         left = b.sub(d["units"], turn.index)

@@ -15,7 +15,10 @@ from torch import Tensor
 
 from recoup.errors import RecoupError
 from recoup.kernels.llvm import Target
-from recoup.nbsmt.emit_saturating import LANES, NEAR, Form, Sharing, choice, scaled
+from recoup.nbsmt.emit_saturating import LANES, NEAR, VECTOR, Form, Sharing, choice, scaled
+
+MANY = 16
+"""Slots from which lanes choose their values: of fewer, laying these side by side takes longer than it saves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +26,8 @@ class Block:
     """The weights of a few vectors of output channels.
 
     Attributes:
-        weight: [S, L, Q, vectors, 16, 64 / 16 bytes], words or bytes.
+        weight: [S, L, Q, vectors, 16, 64 / 16 bytes], words or bytes; where lanes choose their values
+            [S, L, Q, vectors, 2, 16, 4], weights and places of what they meet.
         correction: int32 [S, L, vectors, 16], what bytes of signed codes add beyond their values; else empty.
         choice: which of the values from ``near`` on every lane takes, where few share one.
         near: bytes from the first value of a pixel's slot to the block's.
@@ -111,6 +115,7 @@ def laid_out(w_OSLV: Tensor, bits: int, groups: int, zero: int, target: Target) 
         many=products > 4,
         corrected=corrected,
         floats=False,
+        chosen=_chosen(w_OSLV, target),
     )
     shifts = shifts or (0, 0)
     parts = groups if sharing == "all" else 1
@@ -123,9 +128,21 @@ def laid_out(w_OSLV: Tensor, bits: int, groups: int, zero: int, target: Target) 
             near = (2 if words else 0) * (group if sharing != "all" else group * slots)
             chosen = ((torch.arange(LANES) + first) // each - first // each).clamp_max(NEAR - 1)
             weight, correction = _vectors(rows, shifts[1], zero if form.corrected else 0)
+            weight = _choices(rows, form.chosen) if form.chosen else weight
             blocks.append(Block(weight, correction, choice(chosen), near, part * lanes + first))
-    slot_step = (2 if words else 1) * (min(products, 4) if sharing == "all" else groups)
+    side_by_side = products if form.chosen else min(products, 4)
+    slot_step = (2 if words else 1) * (side_by_side if sharing == "all" else groups)
     return Layout(form, shifts, tuple(blocks), parts, lanes, slot_step, 2 if words else 1)
+
+
+def _chosen(w_OSLV: Tensor, target: Target) -> int:
+    """The quads that hold all products of any slot that weigh anything; 0 where leaving out the others does not pay."""
+    _, slots, _, products = w_OSLV.shape
+    able = {"avx512vnni", "avx512vbmi"} <= target.features and 4 < products <= VECTOR
+    if not able or slots < MANY or not w_OSLV.numel():
+        return 0
+    quads = -(-int((w_OSLV != 0).sum(3, dtype=torch.int32).max()) // 4)
+    return quads if 0 < 2 * quads < products // 4 else 0
 
 
 def in_bytes(w_OSLV: Tensor, groups: int) -> Layout:
@@ -144,6 +161,14 @@ def _cut(rows: Tensor, most: int) -> Iterator[tuple[int, Tensor]]:
         size = most if len(rows) - first > most - LANES else LANES
         yield first, rows[first : first + size]
         first += size
+
+
+def _choices(w_OSLV: Tensor, quads: int) -> Tensor:
+    """Weights of lanes that choose their values, and which: int8 [S, L, Q, vectors, 2, 16, 4]."""
+    place_OSLq = (w_OSLV == 0).to(torch.uint8).argsort(dim=3, stable=True)[..., : 4 * quads]
+    both = torch.stack([w_OSLV.gather(3, place_OSLq), place_OSLq.to(torch.int8)])
+    both = F.pad(both, (0, 0, 0, 0, 0, 0, 0, -both.shape[1] % LANES))
+    return both.unflatten(4, (quads, 4)).unflatten(1, (-1, LANES)).permute(3, 4, 5, 1, 0, 2, 6).contiguous()
 
 
 def _vectors(w_OSLV: Tensor, shift: int, zero: int) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from recoup.kernels.signature import Bound
 from recoup.kernels.threads import over_rows
 from recoup.nbsmt import bounded, emit_slots, reference, runs, walked
 from recoup.nbsmt.config import NBSMT
-from recoup.nbsmt.emit_saturating import VECTOR, Form, saturating, started
+from recoup.nbsmt.emit_saturating import Form, saturating, started
 from recoup.nbsmt.lanes import Layout, in_bytes, laid_out
 from recoup.nbsmt.ports import UNSIGNED
 from recoup.network.convolution import Geometry
@@ -135,12 +135,12 @@ class Saturating:
         return self._segments[key]
 
     def _cut(self, layout: Layout, form: Form, target: llvm.Target) -> Iterator["Segment"]:
-        register, quads = self.config.accumulator, max(1, self.products // 4)
+        register, quads = self.config.accumulator, form.chosen or max(1, self.products // 4)
         assert register is not None
         for block in layout.blocks:
             vectors = block.weight.shape[3]
             kernel = saturating(replace(form, blocks=vectors), target)
-            most = max(1, SEGMENT // (self.taps * quads * vectors * VECTOR))
+            most = max(1, SEGMENT * max(1, self.slots) // max(1, block.weight.nbytes))
             for first in range(0, max(self.slots, 1), most):
                 count = min(most, self.slots - first)
                 weight, correction = block.after(first)
@@ -163,6 +163,11 @@ class Saturating:
         if words:
             streams = T if halves else 1  # adjacent threads lie slot by slot already
             return emit_slots.Form(streams, 1, words), plain | {"units": width // streams, "stream": S}
+        if layout.form.chosen:
+            size = 1 if halves else T
+            parts = G * T // size
+            sizes = {"parts": parts, "x_part": size * S, "to_part": size, "units": S, "stream": G * T}
+            return emit_slots.Form(0, size), sizes
         if T == 1:
             return emit_slots.Form(1, 1), plain | {"units": width}
         if T == 2:  # a quad of two groups
