@@ -9,8 +9,9 @@ layer's time), because writes through ``.data`` leave a tensor's version counter
 its key: a tied layer may read the same bytes transposed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ from recoup.nbsmt.ports import UNSIGNED
 from recoup.nbsmt.saturate import Saturating
 from recoup.nbsmt.trust import packed
 from recoup.nbsmt.weights import WeightOperand, quantize_weight, weight_operand
-from recoup.network.convolution import Geometry, as_2d
+from recoup.network.convolution import POINTWISE, Geometry, as_2d
 
 KEPT = 4
 """Configurations kept per weight, and input shapes kept per configuration: enough to switch between a few."""
@@ -37,6 +38,10 @@ KEPT = 4
 QUADS, SUMS = 192, 1 << 20
 """Instructions a sum takes slot by slot, of four products or of one, from which it is asked whether any leaves the
 register; and bytes of sums that are at a time: memory of many more may go back to the system after every call."""
+
+
+SIZES = 4
+"""Bits of numbers of rows that are told apart: an eighth more at most."""
 
 
 @dataclass(slots=True)
@@ -49,6 +54,7 @@ class Prepared:
         zero: the byte of value 0 among the activation codes.
         fits_int8: whether sums over bytes, which come as float32, are exact. Unsigned codes are their bytes, and their
             sum need not be subtracted from: it may be rounded.
+        parts: weights of channels from one to another, by which they are where all do not fit.
         dense, sparse: the groups by how they are summed, once it was ``looked`` whether that differs; else None.
         lists: of the sparse ones, by image size and geometry; None where planes do not stay in a cache.
         signs: the positive weights and the negative ones, see `_within`; empty where they did not tell.
@@ -68,6 +74,7 @@ class Prepared:
     looked: bool = False
     lists: dict[tuple, Lists | None] = field(default_factory=dict)
     signs: "tuple[Prepared, ...] | None" = None
+    parts: "tuple[tuple[int, int, Prepared], ...] | None" = None
 
     @property
     def register(self) -> Int | None:
@@ -78,7 +85,7 @@ class Prepared:
     def operand_type(self, backend: str) -> torch.dtype:
         """What `accumulate` takes: bytes for integers' kernels, values for floats'."""
         saturates = self.register is not None and self.register.overflow == "saturate"
-        return torch.uint8 if saturates or (backend == "int8" and self.fits_int8) else torch.float32
+        return torch.uint8 if saturates or backend == "int8" else torch.float32
 
     def divided(self, shape: Sequence[int], geometry: Geometry, backend: str) -> "tuple[Prepared, Lists] | None":
         """What sums the groups, where those of few weights are summed apart: the others, and these; else None.
@@ -166,14 +173,54 @@ class Prepared:
         The operand is of bytes (uint8) or of values (float32). On ``int8`` oneDNN sums where it is right
         (`trust.packed`); `cpu.exact_convolution` does elsewhere, and under any other backend.
         """
+        if geometry == POINTWISE and len(operand) > 1 and operand[0, 0].numel() == 1:
+            return self._sums_of_rows(operand, backend, layer)
         whole = operand.dtype == torch.uint8
-        convolution = self._packed(operand, geometry, layer) if whole and backend == "int8" else None
+        if whole and backend == "int8" and not self.fits_int8 and geometry.groups == 1:
+            return self._sums_of_parts(operand, geometry, backend, layer)
+        bytes_fit = whole and backend == "int8" and self.fits_int8
+        convolution = self._packed(operand, geometry, layer) if bytes_fit else None
         if convolution is None:
             if self.zero and whole:
                 operand = operand.float().sub_(self.zero)
             return cpu.exact_convolution(operand, self.operand.weight_OGJkk, *geometry.arguments, self.operand.bound)
         sums = convolution(operand)
         return sums.sub_(self._of_zeros(operand, geometry)) if self.zero else sums
+
+    def _sums_of_rows(self, operand: Tensor, backend: str, layer: str) -> Tensor:
+        """The same of images of one pixel, as a linear layer has them: oneDNN is some ten times as fast on one image of
+        as many rows. Sizes are rounded up, so that a weight is not packed anew for every length of a sentence."""
+        rows, (P, J) = operand[:, :, 0, 0].contiguous(), operand.shape[:2]
+        each = 1 << max(0, P.bit_length() - SIZES)
+        rows = F.pad(rows, (0, 0, 0, -P % each))
+        image = rows.view(1, len(rows), 1, J).permute(0, 3, 1, 2)
+        sums = self._sums(image, POINTWISE, backend, layer)
+        return sums.permute(0, 2, 3, 1)[0, :P].permute(0, 2, 1).unsqueeze(3)
+
+    def _sums_of_parts(self, operand: Tensor, geometry: Geometry, backend: str, layer: str) -> Tensor:
+        """The same where a sum over bytes may leave 24 bits: those over fewer channels do not, and are added, which is
+        rounded once."""
+        if self.parts is None:
+            self.parts = tuple(self._cut(0, self.operand.weight_OGJkk.shape[1]))
+        last = torch.channels_last
+        sums = (
+            part._sums(operand[:, first:end].contiguous(memory_format=last), geometry, backend, layer)
+            for first, end, part in self.parts
+        )
+        if self.operand.bound < 2**24:
+            return reduce(Tensor.add_, sums)
+        return reduce(Tensor.add_, (some.double() for some in sums)).float()
+
+    def _cut(self, first: int, end: int) -> "Iterator[tuple[int, int, Prepared]]":
+        """Weights of channels ``first .. end``, cut where half of them lies on either side until all fit."""
+        own = replace(self.operand, weight_OGJkk=self.operand.weight_OGJkk[:, first:end].contiguous())
+        if _fits(own, self.zero):
+            yield first, end, Prepared(self.content, self.config, own, self.scale_O, self.zero, fits_int8=True)
+            return
+        sums_J = own.weight_OGJkk.to(torch.int32).abs().sum((0, 2, 3)).cumsum(0)
+        middle = first + 1 + int((2 * sums_J < sums_J[-1]).sum())
+        yield from self._cut(first, min(middle, end - 1))
+        yield from self._cut(min(middle, end - 1), end)
 
     def _packed(self, operand: Tensor, geometry: Geometry, layer: str) -> cpu.Int8Convolution | None:
         key = (tuple(operand.shape), geometry)
@@ -218,7 +265,7 @@ def prepare(weight: Tensor, config: NBSMT, order: Tensor | None = None, zero: in
         code, scale = quantize_weight(weight)
         code = as_2d(code if order is None else code[:, order])
         operand = weight_operand(code, config, zero)
-        found = Prepared(content, config, operand, scale, zero, not zero or _most_on_bytes(operand) < 2**24)
+        found = Prepared(content, config, operand, scale, zero, _fits(operand, zero))
         _remember(kept, key, found)
     return found
 
@@ -226,6 +273,11 @@ def prepare(weight: Tensor, config: NBSMT, order: Tensor | None = None, zero: in
 def _divisor(number: int, most: int) -> int:
     """The largest divisor that is at most so large; at least 1."""
     return next((size for size in range(min(number, most), 0, -1) if number % size == 0), 1)
+
+
+def _fits(operand: WeightOperand, zero: int) -> bool:
+    """Whether sums over bytes are exact in float32, or may be rounded."""
+    return not zero or _most_on_bytes(operand) < 2**24
 
 
 def _most_on_bytes(operand: WeightOperand) -> int:
