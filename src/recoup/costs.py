@@ -217,9 +217,11 @@ def cost(
 def of_map(sizes: Map, chosen: Mapping[str, Any], array: Array, tables: Tables) -> Cost:
     """The cost of surveyed layers under ``chosen``: layer -> config, others in float."""
     layers, built, unbuilt, unmeasured = [], [], {}, {}
+    written = {key: repr(config) for key, config in {id(config): config for config in chosen.values()}.items()}
     for site in sizes.sites:
         config = chosen.get(site.name)
-        layer, why = _layer(site, config, array, tables)
+        hardware = FLOAT if config is None else written[id(config)]
+        layer, why = _layer(site, config, hardware, array, tables)
         layers.append(layer)
         if why:
             unmeasured.setdefault(why, []).append(site.name)
@@ -233,24 +235,27 @@ def of_map(sizes: Map, chosen: Mapping[str, Any], array: Array, tables: Tables) 
     return Cost(array, tuple(layers), sizes.uncounted, units, die, reasons[1])
 
 
-def _layer(site: Site, config: Any, array: Array, tables: Tables) -> tuple[LayerCost, str]:
+def _layer(site: Site, config: Any, written: str, array: Array, tables: Tables) -> tuple[LayerCost, str]:
     """A layer's cost, and why it has no energy."""
     spent = spent_on(site, config, array)
-    hardware = FLOAT if config is None else repr(config)
     found = spent or in_float(site, array)
     counted = {part: getattr(found, part) for part in ("cycles", "traffic", "accumulator")}
-    energy, why = energy_on(site, config, array, tables)
-    named = {"known": spent is not None, "steps": steps_on(site, config, array, tables), "energy": energy}
-    return LayerCost(site.name, site.kind, hardware, site.macs, **counted, **named), why
+    steps = _steps(site, config, spent, tables)
+    energy, why = _energy(config, steps, tables)
+    named = {"known": spent is not None, "steps": steps, "energy": energy}
+    return LayerCost(site.name, site.kind, written, site.macs, **counted, **named), why
 
 
 def steps_on(site: Site, config: Any, array: Array, tables: Tables) -> int | None:
     """Cycles of a config's generated unit for a layer: as its wing says, or of one that multiplies and does not say,
     its multiply-accumulates by those of a step; None where no generated unit runs the layer."""
+    return _steps(site, config, spent_on(site, config, array), tables)
+
+
+def _steps(site: Site, config: Any, spent: Spent | None, tables: Tables) -> int | None:
     card = None if config is None else wing_of(config, "cost")
     if card is None or card.rtl is None:
         return None
-    spent = spent_on(site, config, array)
     if spent is not None and spent.steps is not None:
         return spent.steps
     work = tables.work(config).value if card.multiplies and site.macs else None
@@ -259,12 +264,15 @@ def steps_on(site: Site, config: Any, array: Array, tables: Tables) -> int | Non
 
 def energy_on(site: Site, config: Any, array: Array, tables: Tables) -> tuple[float | None, str]:
     """Picojoules of a layer on a config's hardware, or None and why it has none."""
+    return _energy(config, steps_on(site, config, array, tables), tables)
+
+
+def _energy(config: Any, steps: int | None, tables: Tables) -> tuple[float | None, str]:
     if config is None:
         return None, NO_HARDWARE
     one = tables.energy(config)
     if one.value is None:
         return None, one.why
-    steps = steps_on(site, config, array, tables)
     return (None, NOT_RUN) if steps is None else (one.value * steps, "")
 
 
@@ -332,8 +340,10 @@ def told_unfit(model: nn.Module, policy: Policy) -> str:
 
 def takes(kind: type, module: nn.Module) -> bool:
     """Whether the hardware of a config class stands in for a module, as it is in float."""
-    card, kept = cards().get(kind), not isinstance(module, Emulated) and replaced(module)
-    return card is not None and card.for_class(float_class(module)) is not None and not kept
+    card = cards().get(kind)
+    if card is None or card.for_class(float_class(module)) is None:
+        return False
+    return isinstance(module, Emulated) or not replaced(module)
 
 
 def beside(model: nn.Module, sizes: Map) -> tuple[Uncounted, ...]:

@@ -271,7 +271,8 @@ def _site(name: str, module: Any, args: tuple, y: Tensor) -> Site:
         product = Product(y.numel() // weight.shape[1], weight.shape[0], weight.shape[1])
     else:
         N = weight.shape[0]
-        product = Product(y.numel() // N, weight.shape[1], N // groups, weight[0, 0].numel(), groups)
+        taps = math.prod(weight.shape[2:])  # of its sizes alone: a view of it would be one more operator that is heard
+        product = Product(y.numel() // N, weight.shape[1], N // groups, taps, groups)
     return Site(name, kind, (product,), x.numel(), weight.numel(), y.numel())
 
 
