@@ -92,12 +92,14 @@ class Spent:
         accumulator: bits of the accumulator; 0 where there is none.
         steps: clock cycles in which a generated unit (the card's ``rtl``) works for the layer, of all units together;
             None: the wing does not say, or what it generates does not run the layer.
+        no_steps: why it has none, where the wing knows.
     """
 
     cycles: int
     traffic: float
     accumulator: int
     steps: int | None = None
+    no_steps: str = ""
 
 
 def in_float(site: Site, array: Array) -> Spent:
