@@ -11,6 +11,7 @@ its key: a tied layer may read the same bytes transposed.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,29 @@ from recoup.nbsmt.weights import WeightOperand, quantize_weight, weight_operand
 from recoup.network.convolution import Geometry, as_2d
 
 KEPT = 4
-"""Configurations kept per weight, and input shapes kept per configuration: enough to switch between a few."""
+"""Configurations kept per weight, and input shapes kept per configuration whatever they take: enough to switch between
+a few."""
+BYTES = 1 << 24
+"""What more input shapes of a configuration may take, with those: sentences have dozens of lengths, and packing a
+weight for one takes several times as long as the product."""
+LEAST = 1 << 10
+"""What is counted for one at least: its key."""
+
+
+class Shapes(dict[tuple, Any]):
+    """What was made for input shapes, by shape; the oldest go first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bytes: dict[tuple, int] = {}
+
+    def keep(self, key: tuple, made: Any, size: int) -> None:
+        """Keep what was made, of ``size`` bytes."""
+        size = max(size, LEAST)
+        while len(self) >= KEPT and sum(self._bytes.values()) + size > BYTES:
+            oldest = next(iter(self))
+            del self[oldest], self._bytes[oldest]
+        self[key], self._bytes[key] = made, size
 
 
 @dataclass(slots=True)
@@ -54,13 +77,13 @@ class Prepared:
     scale_O: Tensor
     zero: int
     fits_int8: bool
-    convolutions: dict[tuple, cpu.Int8Convolution | None] = field(default_factory=dict)
-    maps: dict[tuple, Tensor] = field(default_factory=dict)
+    convolutions: Shapes = field(default_factory=Shapes)
+    maps: Shapes = field(default_factory=Shapes)
     saturating: Saturating | None = None
     dense: "Prepared | None" = None
     sparse: WeightOperand | None = None
     looked: bool = False
-    lists: dict[tuple, Lists | None] = field(default_factory=dict)
+    lists: Shapes = field(default_factory=Shapes)
 
     @property
     def register(self) -> Int | None:
@@ -99,7 +122,7 @@ class Prepared:
         else:
             made = Lists(self.sparse, self.config, geometry, key[0])
             made = made if made.fits else None  # 16 bytes a pixel, which nothing would read
-            _remember(self.lists, key, made)
+            self.lists.keep(key, made, 0 if made is None else made.bytes)
         return None if made is None else (self.dense, made)
 
     def accumulate(self, operand: Tensor, geometry: Geometry, backend: str, layer: str) -> Tensor:
@@ -143,7 +166,7 @@ class Prepared:
             return self.convolutions[key]
         arguments = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
         made = packed(self.operand.weight_OGJkk, *arguments, key[0], layer)
-        _remember(self.convolutions, key, made)
+        self.convolutions.keep(key, made, 0 if made is None else self.operand.weight_OGJkk.numel())
         return made
 
     def _of_zeros(self, operand: Tensor, geometry: Geometry) -> Tensor:
@@ -154,7 +177,8 @@ class Prepared:
             image = torch.full((1, 1, *key[0]), float(self.zero), dtype=torch.float64)
             sums = F.conv2d(image, taps_O1kk, None, geometry.stride, geometry.padding, geometry.dilation)
             sums = sums if any(geometry.padding) else sums[:, :, :1, :1]
-            _remember(self.maps, key, sums.float().contiguous(memory_format=torch.channels_last))
+            made = sums.float().contiguous(memory_format=torch.channels_last)
+            self.maps.keep(key, made, made.nbytes)
         return self.maps[key]
 
 
@@ -181,7 +205,10 @@ def prepare(weight: Tensor, config: NBSMT, order: Tensor | None = None, zero: in
         code = as_2d(code if order is None else code[:, order])
         operand = weight_operand(code, config, zero)
         found = Prepared(content, config, operand, scale, zero, not zero or _most_on_bytes(operand) < 2**24)
-        _remember(kept, key, found)
+        kept.pop(key, None)  # of another content
+        while len(kept) >= KEPT:
+            del kept[next(iter(kept))]
+        kept[key] = found
     return found
 
 
@@ -201,13 +228,6 @@ def _owner(weight: Tensor) -> Tensor:
     """The tensor that lives on, where a weight is all of it in another order, made anew in every call (transposed)."""
     whole = weight._base is not None and weight._base.numel() == weight.numel()
     return weight._base if whole else weight  # type: ignore[return-value]
-
-
-def _remember(kept: dict, key: object, value: object) -> None:
-    kept.pop(key, None)
-    while len(kept) >= KEPT:
-        del kept[next(iter(kept))]
-    kept[key] = value
 
 
 def _hash(tensor: Tensor) -> int:
