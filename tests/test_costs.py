@@ -5,8 +5,10 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import recoup as rc
+from recoup import costs
 from recoup.costs import able, smallest_units
 from recoup.lba import LBA
 from recoup.lightnorm import traffic
@@ -159,3 +161,33 @@ def test_a_unit_runs_fewer_threads():
 def test_bad_input(policy, shape, options, told):
     with pytest.raises(rc.RecoupError, match=told):
         rc.cost(small_net(), policy, shape, **options)
+
+
+class Operators(TorchDispatchMode):
+    """Notes which operators run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ran: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.ran.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_cost_counts_each_layer_once_and_runs_the_network_and_nothing_else(monkeypatch):
+    model, shape = nn.Sequential(*[nn.Linear(4, 4) for _ in range(20)]), (3, 4)
+    with Operators() as alone, torch.no_grad():
+        model(torch.zeros(1, *shape))
+    counted, spent_on = [], costs.spent_on
+
+    def counting(site, config, array):
+        counted.append(site.name)
+        return spent_on(site, config, array)
+
+    monkeypatch.setattr(costs, "spent_on", counting)
+    with Operators() as heard:
+        rc.cost(model, {"re:.": LBA.m7e4()}, shape)
+    assert counted == [str(layer) for layer in range(20)]
+    assert [heard.ran.count(name) for name in alone.ran] == [alone.ran.count(name) for name in alone.ran]
+    assert len(heard.ran) < len(alone.ran) + 20  # checks of the batch, once; nothing more a layer

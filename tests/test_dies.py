@@ -93,7 +93,8 @@ def test_norms_of_rows_run_on_no_generated_unit(liberty):
     model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
     found = rc.cost(model, {"1": rc.LightNorm(chunks=2)}, (8,), ARRAY, liberty=None)
     assert found.layers[1].steps is None
-    assert "1: its wing does not say in how many steps" in found.absent["area"]
+    assert "1: layer and RMS norms run on units of their own" in found.absent["area"]
+    assert "--set unit=layer" in found.absent["area"]
     assert found.area is None
 
 

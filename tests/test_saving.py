@@ -93,7 +93,7 @@ def test_refused_files_leave_the_model_as_it_was(tmp_path):
     refused("of another architecture: it lacks '0.weight'", nn.Sequential(nn.Linear(2, 2)))
     refused("emulated already", network("lba"))
     refused("must be a torch.nn.Module", 3)
-    refused("cannot be read", source=tmp_path / "none")
+    refused("no such file", source=tmp_path / "none")
     (tmp_path / "cut").write_bytes(path.read_bytes()[:-9])
     refused("cannot be read", source=tmp_path / "cut")
     save_file(state(small_net()), tmp_path / "float")

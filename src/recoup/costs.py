@@ -217,14 +217,16 @@ def cost(
 def of_map(sizes: Map, chosen: Mapping[str, Any], array: Array, tables: Tables) -> Cost:
     """The cost of surveyed layers under ``chosen``: layer -> config, others in float."""
     layers, built, unbuilt, unmeasured = [], [], {}, {}
+    written = {key: repr(config) for key, config in {id(config): config for config in chosen.values()}.items()}
     for site in sizes.sites:
         config = chosen.get(site.name)
-        layer, why = _layer(site, config, array, tables)
+        hardware = FLOAT if config is None else written[id(config)]
+        layer, no_steps, no_energy = _layer(site, config, hardware, array, tables)
         layers.append(layer)
-        if why:
-            unmeasured.setdefault(why, []).append(site.name)
-        if layer.steps is None:
-            unbuilt.setdefault(NO_HARDWARE if config is None else NOT_RUN, []).append(site.name)
+        if no_energy:
+            unmeasured.setdefault(no_energy, []).append(site.name)
+        if no_steps:
+            unbuilt.setdefault(no_steps, []).append(site.name)
         else:
             built.append(config)
     reasons = [{why: tuple(names) for why, names in found.items()} for found in (unbuilt, unmeasured)]
@@ -233,39 +235,47 @@ def of_map(sizes: Map, chosen: Mapping[str, Any], array: Array, tables: Tables) 
     return Cost(array, tuple(layers), sizes.uncounted, units, die, reasons[1])
 
 
-def _layer(site: Site, config: Any, array: Array, tables: Tables) -> tuple[LayerCost, str]:
-    """A layer's cost, and why it has no energy."""
+def _layer(site: Site, config: Any, written: str, array: Array, tables: Tables) -> tuple[LayerCost, str, str]:
+    """A layer's cost, why no generated unit runs it, and why it has no energy."""
     spent = spent_on(site, config, array)
-    hardware = FLOAT if config is None else repr(config)
     found = spent or in_float(site, array)
     counted = {part: getattr(found, part) for part in ("cycles", "traffic", "accumulator")}
-    energy, why = energy_on(site, config, array, tables)
-    named = {"known": spent is not None, "steps": steps_on(site, config, array, tables), "energy": energy}
-    return LayerCost(site.name, site.kind, hardware, site.macs, **counted, **named), why
+    steps, no_steps = _steps(site, config, spent, tables)
+    energy, no_energy = _energy(config, steps, no_steps, tables)
+    named = {"known": spent is not None, "steps": steps, "energy": energy}
+    return LayerCost(site.name, site.kind, written, site.macs, **counted, **named), no_steps, no_energy
 
 
-def steps_on(site: Site, config: Any, array: Array, tables: Tables) -> int | None:
+def steps_on(site: Site, config: Any, array: Array, tables: Tables) -> tuple[int | None, str]:
     """Cycles of a config's generated unit for a layer: as its wing says, or of one that multiplies and does not say,
-    its multiply-accumulates by those of a step; None where no generated unit runs the layer."""
-    card = None if config is None else wing_of(config, "cost")
-    if card is None or card.rtl is None:
-        return None
-    spent = spent_on(site, config, array)
-    if spent is not None and spent.steps is not None:
-        return spent.steps
+    its multiply-accumulates by those of a step; None where no generated unit runs the layer, and why."""
+    return _steps(site, config, spent_on(site, config, array), tables)
+
+
+def _steps(site: Site, config: Any, spent: Spent | None, tables: Tables) -> tuple[int | None, str]:
+    if config is None:
+        return None, NO_HARDWARE
+    card = wing_of(config, "cost")
+    if card.rtl is None:
+        return None, NOT_RUN
+    if spent is not None and (spent.steps is not None or spent.no_steps):
+        return spent.steps, spent.no_steps
     work = tables.work(config).value if card.multiplies and site.macs else None
-    return None if work is None else math.ceil(site.macs / work)
+    return (None, NOT_RUN) if work is None else (math.ceil(site.macs / work), "")
 
 
 def energy_on(site: Site, config: Any, array: Array, tables: Tables) -> tuple[float | None, str]:
     """Picojoules of a layer on a config's hardware, or None and why it has none."""
+    return _energy(config, *steps_on(site, config, array, tables), tables)
+
+
+def _energy(config: Any, steps: int | None, no_steps: str, tables: Tables) -> tuple[float | None, str]:
     if config is None:
         return None, NO_HARDWARE
     one = tables.energy(config)
     if one.value is None:
         return None, one.why
-    steps = steps_on(site, config, array, tables)
-    return (None, NOT_RUN) if steps is None else (one.value * steps, "")
+    return (None, no_steps) if steps is None else (one.value * steps, "")
 
 
 def spent_on(site: Site, config: Any, array: Array) -> Spent | None:
@@ -332,8 +342,10 @@ def told_unfit(model: nn.Module, policy: Policy) -> str:
 
 def takes(kind: type, module: nn.Module) -> bool:
     """Whether the hardware of a config class stands in for a module, as it is in float."""
-    card, kept = cards().get(kind), not isinstance(module, Emulated) and replaced(module)
-    return card is not None and card.for_class(float_class(module)) is not None and not kept
+    card = cards().get(kind)
+    if card is None or card.for_class(float_class(module)) is None:
+        return False
+    return isinstance(module, Emulated) or not replaced(module)
 
 
 def beside(model: nn.Module, sizes: Map) -> tuple[Uncounted, ...]:

@@ -224,6 +224,8 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 f"load: {path} is {kind}, not written by recoup.save(model, ...), which keeps hardware and repairs; "
                 f"{REMEDIES[kind].replace('FILE', repr(str(path)))}"
             ) from None
+        if not _file(path).exists():
+            raise RecoupError(f"load: {_file(path)}: no such file") from None
         raise RecoupError(f"load: {path} cannot be read; cut off or foreign? ({error})") from None
     version = header.get("format") if isinstance(header, dict) else None
     if not isinstance(version, int) or version > FORMAT or not {"layers", "scales", "ledger"} <= header.keys():

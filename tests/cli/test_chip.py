@@ -75,7 +75,7 @@ def test_training_begins_with_a_chip_and_ends_with_one():
         ("evaluate DATA --wing os", "--wing 'os': registers no hardware"),
         ("train TRAIN --chip c --config lba-m7e4", "leave out --config"),
         ("evaluate SMALL --save-chip c --config lba-m7e4", "a file holds one network, and there are 2 configs"),
-        ("evaluate DATA --chip none", "none cannot be read"),
+        ("evaluate DATA --chip none", "none: no such file"),
         ("evaluate DATA --chip float.pt", "float.pt is a torch checkpoint, not written by recoup.save"),
         ("describe", "name one file"),
         ("evaluate --model hf:none --data digits --chip hf:none", "none is no folder"),

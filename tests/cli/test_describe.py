@@ -44,3 +44,9 @@ def test_a_foreign_file_is_refused(tmp_path):
     done = CliRunner().invoke(app, ["describe", str(tmp_path / "x")])
     assert done.exit_code == 2
     assert done.stderr.startswith("recoup: load: ")
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    for path, where in ((tmp_path / "none", tmp_path / "none"), (tmp_path, tmp_path / "recoup.safetensors")):
+        done = CliRunner().invoke(app, ["describe", str(path)])
+        assert (done.exit_code, done.stderr) == (2, f"recoup: load: {where}: no such file\n")

@@ -252,6 +252,22 @@ def test_debug_shows_the_traceback():
     recoup("report", ".", code=2)  # and not the next time
 
 
+@pytest.mark.parametrize("command", ["demo", "silicon verilog nbsmt-2t"])
+def test_a_folder_that_is_a_file_is_told_before_anything_is_done(command):
+    Path("results").write_text("x")
+    stderr = recoup(*command.split(), "--out", "results", code=2).stderr
+    assert stderr.splitlines()[-1] == "recoup: results: cannot be made a folder for results (it is a file)"
+    assert "trained" not in stderr
+
+
+def test_an_interrupt_while_libraries_are_loaded(monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("recoup.cli.main.importlib.import_module", interrupted)
+    assert recoup("doctor", code=130).stderr == "recoup: interrupted\n"
+
+
 def test_interrupt_says_what_is_kept(monkeypatch):
     put = Store.put
 

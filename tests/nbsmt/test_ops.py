@@ -10,7 +10,7 @@ import recoup as rc
 from recoup.nbsmt import cpu, ops, reference
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.ops import convolution
-from recoup.nbsmt.prepare import prepare
+from recoup.nbsmt.prepare import Shapes, prepare
 from recoup.nbsmt.weights import quantize_weight
 from tests.nbsmt import port
 from tests.nbsmt.strategies import configs, operands, port_of
@@ -347,3 +347,41 @@ def test_tied_weights_that_lie_transposed_are_prepared_apart(columns):
     first = prepare(tied, NBSMT(2))
     assert prepare(tied.t(), NBSMT(2)) is not first
     assert prepare(tied, NBSMT(2)) is first
+
+
+def test_many_sizes_of_images_are_packed_once_while_they_take_little(monkeypatch):
+    made = []
+    packing = cpu.Int8Convolution.__init__
+
+    def counted(self, *arguments):
+        made.append(arguments[-1])
+        packing(self, *arguments)
+
+    weight = torch.randn(8, 8, 3, 3, generator=torch.Generator().manual_seed(0))
+
+    def alternate():
+        made.clear()
+        for size in range(4, 12):
+            x = torch.rand(1, 8, size, size)
+            convolution(x, weight, None, 1 / 255, NBSMT(2).code, [1, 1], [1, 1], [1, 1], 1, "layer")
+        return len(made)
+
+    if cpu.probe().name != "int8":
+        pytest.skip("no 8-bit convolution here, and nothing to pack")
+    alternate()  # each shape is checked once a process
+    monkeypatch.setattr(cpu.Int8Convolution, "__init__", counted)
+    assert alternate() == 0
+
+
+def test_kept_by_shape_few_whatever_they_take_and_more_while_they_are_small(monkeypatch):
+    monkeypatch.setattr("recoup.nbsmt.shapes.BYTES", 10_000)
+    kept = Shapes()
+    for name in range(9):
+        kept.keep((name,), name, 2000)
+    assert list(kept) == [(4,), (5,), (6,), (7,), (8,)]
+    for name in range(10, 15):
+        kept.keep((name,), None, 50_000)
+    assert list(kept) == [(11,), (12,), (13,), (14,)]
+    for name in range(100):
+        kept.keep((name, "nothing"), None, 0)
+    assert len(kept) == 9  # a key is something

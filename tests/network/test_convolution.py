@@ -103,3 +103,34 @@ def test_padded_layers_in_two_dimensions(kind, batched, padding, mode):
     y_NOhw = F.conv2d(x_NCHW, as_2d(layer.weight), None, *geometry.arguments)
     assert geometry.outputs(x_NCHW.shape[2:]) == y_NOhw.shape[2:]
     assert torch.equal(layer.from_2d(y_NOhw, x), layer(x))
+
+
+class Counted(Conv2d):
+    """Counts how often its weight is looked up."""
+
+    looked_up = 0
+
+    def __getattr__(self, name: str):
+        if name == "weight":
+            type(self).looked_up += 1
+        return super().__getattr__(name)
+
+
+def test_a_call_looks_its_weight_up_once():
+    layer = Counted(2, 4, 3)
+    Counted.looked_up = 0
+    layer.in_2d(torch.zeros(1, 2, 5, 5))
+    assert Counted.looked_up == 1  # half a microsecond each, in every call of a small layer
+
+
+@pytest.mark.parametrize(("value", "refused"), [((2, 1), False), (2, False), ((True, 1), True), ((1, 0), True)])
+def test_what_is_set_after_a_call_holds_for_the_next(value, refused):
+    layer, x = Conv2d(1, 1, 2, bias=False), whole(0, 1, 1, 7, 7).float()
+    assert layer.in_2d(x)[1].stride == (1, 1)
+    layer.stride = value
+    if refused:
+        with pytest.raises(RecoupError, match=re.escape(f"stride={value!r}: it must be a whole number from 1 on")):
+            layer.in_2d(x)
+        return
+    padded, geometry = layer.in_2d(x)
+    assert torch.equal(F.conv2d(padded, layer.weight, None, *geometry.arguments), layer(x))

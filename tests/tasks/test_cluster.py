@@ -29,6 +29,7 @@ def test_a_machine_without_the_batch_system(kind, program, monkeypatch, tmp_path
         ("nowhere", "must be tcp://HOST:PORT"),
         ("slurm:partition=cpu", "slurm.*n=WORKERS"),
         ("slurm:n=2,colour=red", "slurm.*n=WORKERS"),
+        ("slurm:n=0", "slurm.*n=WORKERS"),
         ("tcp://127.0.0.1:9", "no scheduler answers within 0.2 s"),
     ],
 )

@@ -3,8 +3,11 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,6 +165,44 @@ def test_no_worker_outlives_a_killed_parent(tmp_path):
         parent.kill()
         parent.join()
     _until(lambda: not any(map(_alive, workers)))
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+from tests.tasks.test_performing import Kept, Squares, perform, tasks
+if __name__ == "__main__":
+    try:
+        perform(Squares(Path(sys.argv[1])), tasks(17, 3, 2), Kept(), workers=2)
+    except KeyboardInterrupt as interrupt:
+        print(*interrupt.__notes__)
+"""
+
+
+def _workers(parent):
+    """Its processes that are being begun or run: those of multiprocessing that are no trackers."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            own = path.read_text().rpartition(")")[2].split()[1] == str(parent)
+            if own and "spawn_main" in (path.parent / "cmdline").read_text():
+                yield int(path.parent.name)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds workers in /proc")
+def test_an_interrupt_while_workers_are_begun_is_told_once(tmp_path):
+    (tmp_path / "script.py").write_text(INTERRUPTED)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path.cwd()), *filter(None, sys.path)])}
+    parent = subprocess.Popen(
+        [sys.executable, str(tmp_path / "script.py"), str(tmp_path)],
+        env=environment, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    _until(lambda: len(list(_workers(parent.pid))) == 2)
+    time.sleep(0.1)  # in the midst of their imports
+    os.killpg(parent.pid, signal.SIGINT)  # as a terminal does
+    out, err = parent.communicate(timeout=60)
+    assert out.startswith("0 of 3 measurements are kept in a dict")
+    assert err == ""
 
 
 def _until(so, seconds=120.0):

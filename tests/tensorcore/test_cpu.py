@@ -189,13 +189,14 @@ def test_flushing_changes_nothing():
 @pytest.mark.parametrize("level", LEVELS)
 def test_one_allocation_holds_all_that_is_prepared(level, monkeypatch):
     """Kernels write to bare addresses: what is too short would be written beyond."""
-    take, taken = cpu.Memory.take, []
+    take, taken, left = cpu.Memory.take, [], []
 
-    def checked(memory, count, dtype):
-        found = take(memory, count, dtype)
+    def checked(memory, part):
+        found = take(memory, part)
         assert memory.rest is not None
-        assert (found.numel(), found.data_ptr() % cpu.LINE) == (count, 0) or count == 0
-        taken.append(count)
+        assert (found.numel(), found.data_ptr() % cpu.LINE) == (part[0], 0) or part[0] == 0
+        taken.append(part[0])
+        left.append(len(memory.rest))
         return found
 
     monkeypatch.setattr(cpu.Memory, "take", checked)
@@ -206,4 +207,5 @@ def test_one_allocation_holds_all_that_is_prepared(level, monkeypatch):
                 a, b = operands(unit, shape, kind, 3)
                 with cpu.target(level):
                     assert same(cpu.products(a, b, unit)[0], reference.matmul(a, b, unit))
+                assert left[-1] == 0  # what is allocated is what is taken, no more
     assert taken

@@ -60,8 +60,12 @@ class Divided:
         if self.workers is not None and self.cluster is not None:
             raise RecoupError("--workers and --cluster: the cluster has workers of its own; give one of the two")
         shard = None if self.shard is None else Shard.parse(self.shard)
-        with nullcontext() if self.cluster is None else cluster(self.cluster) as executor:
+        with nullcontext() if self.cluster is None else cluster(self.cluster, tell=_said) as executor:
             yield {"workers": self.workers, "executor": executor, "shard": shard, "any_cpu": self.any_cpu}
+
+
+def _said(line: str) -> None:
+    typer.echo(f"recoup: {line}", err=True)
 
 
 def reported(command: Callable[..., None]) -> Callable[..., None]:

@@ -25,6 +25,7 @@ from recoup.search.running import run as run_search
 from recoup.search.scoring import CLAIM
 from recoup.search.scoring import FILE as SCORES
 from recoup.storage.files import write_atomically
+from recoup.storage.folder import make
 from recoup.study.machine import cores, cpu_threads
 from recoup.study.measures.pipeline import PB, SGDM, Case, PipelineResults, Setting, study
 from recoup.study.recipe import Recipe
@@ -216,10 +217,11 @@ def demo(
     overwrite: Overwrite = False,
 ) -> None:
     """The whole story on scikit-learn's handwritten digits: trains a small network first, needs no download."""
+    make(out)  # before anything is trained
     with training_pipelines(out, wanted_pipelines(out, overwrite=overwrite)) as trained:
         if train_weights(out):
             typer.echo(f"recoup: trained a small network on scikit-learn's digits, kept in {out}", err=True)
         beside = (lambda: search_layers(out, overwrite=overwrite), trained)
-        run_recipe(demo_recipe(out), overwrite, as_json, lambda: [make() for make in beside])
+        run_recipe(demo_recipe(out), overwrite, as_json, lambda: [wait() for wait in beside])
     if not as_json:
         typer.echo(silicon_line(out))

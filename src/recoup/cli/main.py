@@ -72,7 +72,11 @@ def main(
 def _loaded(name: str) -> Any:
     """A command with its options, from its module, which may load torch."""
     process.begin()
-    module = importlib.import_module(f"recoup.cli.{name}")
+    try:
+        module = importlib.import_module(f"recoup.cli.{name}")
+    except KeyboardInterrupt:  # in the seconds that torch takes; `reported` is not there yet
+        typer.echo("recoup: interrupted", err=True)
+        raise typer.Exit(130) from None
     # Plain help: rich's columns cut words and its markup swallows brackets at 80 columns.
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     single.command(name)(reported(getattr(module, name)))

@@ -14,6 +14,7 @@ from recoup.cli.silicon_study import ACTIONS as OF_STUDY
 from recoup.cli.silicon_study import of_study
 from recoup.cli.silicon_tables import table
 from recoup.errors import RecoupError
+from recoup.storage.folder import make
 from recoup.wings import wing_of
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def silicon(
         "energy": lambda module, layer: module.energy(layer, liberty, glitches=glitches, seed=seed).to_dict(),
     }
     if action == "verilog":
-        _names_differ(modules)
+        _prepare(out, modules)
     layers = _given(operands, liberty, len(modules)) if action == "energy" else [()] * len(modules)
     rows: list[dict[str, Any]] = []
     for text, own, layer in zip(configs, modules, layers, strict=True):
@@ -170,11 +171,11 @@ def _amount(text: str) -> Any:
     return int(text)
 
 
-def _names_differ(modules: "Sequence[Measured]") -> None:
-    """A module's name is its file's.
+def _prepare(folder: Path, modules: "Sequence[Measured]") -> None:
+    """Make the folder for modules, whose names are their files'.
 
     Raises:
-        RecoupError: two of one name.
+        RecoupError: two of one name, or a folder that cannot be made.
     """
     twice = [name for name, count in Counter(module.name for module in modules).items() if count > 1]
     if twice:
@@ -182,11 +183,11 @@ def _names_differ(modules: "Sequence[Measured]") -> None:
             f"silicon verilog: {', '.join(twice)} is the name of several of these modules; write each into a folder of "
             "its own: --out FOLDER"
         )
+    make(folder)
 
 
 def _verilog(module: "Measured", folder: Path) -> dict[str, Any]:
     """The files that are written, and the latency."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{module.name}.v"
     module.verilog(path)
     files = [str(path), str(path.with_suffix(".json"))]

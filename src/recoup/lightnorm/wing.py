@@ -74,19 +74,22 @@ def adapted(kind: type[nn.Module]) -> type[nn.Module] | None:
     return layers.adapted(kind) or rows.adapted(kind)
 
 
+ROWS_APART = (
+    "layer and RMS norms run on units of their own (`recoup silicon area lightnorm --set unit=layer` or unit=rms), "
+    "which sums over a network leave out"
+)
+
+
 def cost(site: Site, config: LightNorm, array: Array) -> Spent:  # noqa: ARG001 -- norms run beside the array
     """A feature map read and written once, in the blocks of the forward pass."""
     along = site.places if config.axis == "place" else site.channels
     traffic = (site.inputs + site.outputs) * block_bits(config.forward_blocks, config.forward, along) / 8
-    return Spent(0, traffic, 0, _steps(site, config))
+    return Spent(0, traffic, 0, None, ROWS_APART) if site.rows else Spent(0, traffic, 0, _steps(site, config))
 
 
-def _steps(site: Site, config: LightNorm) -> int | None:
+def _steps(site: Site, config: LightNorm) -> int:
     """Two passes over a batch norm's feature map, a block of channels a cycle. The few cycles a channel in which ranges
-    are folded and mu and 1/s divided are not in it. Norms of rows run on units of their own, those of
-    `recoup.lightnorm.row_unit`, whose energy and area are not summed up over a network."""
-    if site.rows:
-        return None
+    are folded and mu and 1/s divided are not in it."""
     return 2 * (site.inputs // max(site.channels, 1)) * -(-site.channels // (config.block or 1))
 
 

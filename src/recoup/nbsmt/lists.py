@@ -164,6 +164,11 @@ class Lists:
         self._sources = torch.where(self.places.sources >= 0, self.places.sources * self.channels, -1)
         self._to = self.places.to(4 * self.outputs)
 
+    @property
+    def bytes(self) -> int:
+        """What it holds."""
+        return sum(tensor.nbytes for tensor in (self._steps, self._ends, self._sources, self._to, self.places.sources))
+
     def add(self, sums_NhwO: Tensor, x_NHWC: Tensor, scale: float, target: Target | None = None) -> None:
         """Add the groups' sums.
 

@@ -27,18 +27,17 @@ from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.lists import Lists, divided
 from recoup.nbsmt.ports import UNSIGNED
 from recoup.nbsmt.saturate import Saturating
+from recoup.nbsmt.shapes import MISSING, Shapes
 from recoup.nbsmt.trust import packed
 from recoup.nbsmt.weights import WeightOperand, quantize_weight, weight_operand
 from recoup.network.convolution import POINTWISE, Geometry, as_2d
 
 KEPT = 4
-"""Configurations kept per weight, and input shapes kept per configuration: enough to switch between a few."""
-
+"""Configurations kept per weight: enough to switch between a few."""
 
 QUADS, SUMS = 192, 1 << 20
 """Instructions a sum takes slot by slot, of four products or of one, from which it is asked whether any leaves the
 register; and bytes of sums that are at a time: memory of many more may go back to the system after every call."""
-
 
 SIZES = 4
 """Bits of numbers of rows that are told apart: an eighth more at most."""
@@ -66,13 +65,13 @@ class Prepared:
     scale_O: Tensor
     zero: int
     fits_int8: bool
-    convolutions: dict[tuple, cpu.Int8Convolution | None] = field(default_factory=dict)
-    maps: dict[tuple, Tensor] = field(default_factory=dict)
+    convolutions: Shapes = field(default_factory=Shapes)
+    maps: Shapes = field(default_factory=Shapes)
     saturating: Saturating | None = None
     dense: "Prepared | None" = None
     sparse: WeightOperand | None = None
     looked: bool = False
-    lists: dict[tuple, Lists | None] = field(default_factory=dict)
+    lists: Shapes = field(default_factory=Shapes)
     signs: "tuple[Prepared, ...] | None" = None
     parts: "tuple[tuple[int, int, Prepared], ...] | None" = None
 
@@ -108,12 +107,11 @@ class Prepared:
         if self.dense is None or self.sparse is None:
             return None
         key = ((shape[2], shape[3]), geometry)
-        if key in self.lists:
-            made = self.lists[key]
-        else:
+        made = self.lists.get(key, MISSING)
+        if made is MISSING:
             made = Lists(self.sparse, self.config, geometry, key[0])
             made = made if made.fits else None  # 16 bytes a pixel, which nothing would read
-            _remember(self.lists, key, made)
+            self.lists.keep(key, made, 0 if made is None else made.bytes)
         return None if made is None else (self.dense, made)
 
     def accumulate(self, operand: Tensor, geometry: Geometry, backend: str, layer: str) -> Tensor:
@@ -224,23 +222,28 @@ class Prepared:
 
     def _packed(self, operand: Tensor, geometry: Geometry, layer: str) -> cpu.Int8Convolution | None:
         key = (tuple(operand.shape), geometry)
-        if key in self.convolutions:
-            return self.convolutions[key]
+        made = self.convolutions.get(key, MISSING)
+        if made is not MISSING:
+            return made
         arguments = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
         made = packed(self.operand.weight_OGJkk, *arguments, key[0], layer)
-        _remember(self.convolutions, key, made)
+        self.convolutions.keep(key, made, 0 if made is None else self.operand.weight_OGJkk.numel())
         return made
 
     def _of_zeros(self, operand: Tensor, geometry: Geometry) -> Tensor:
         """What an image of zeros gives on bytes: float32 [1, O, h, w], of one pixel where there is no border."""
-        key = (tuple(operand.shape[2:]), geometry)
-        if key not in self.maps:
-            taps_O1kk = self.operand.weight_OGJkk.sum(1, keepdim=True, dtype=torch.float64)
-            image = torch.full((1, 1, *key[0]), float(self.zero), dtype=torch.float64)
-            sums = F.conv2d(image, taps_O1kk, None, geometry.stride, geometry.padding, geometry.dilation)
-            sums = sums if any(geometry.padding) else sums[:, :, :1, :1]
-            _remember(self.maps, key, sums.float().contiguous(memory_format=torch.channels_last))
-        return self.maps[key]
+        key = (tuple(operand.shape[2:]) if any(geometry.padding) else (), geometry)
+        found = self.maps.get(key)
+        if found is None:
+            taps_O1kk = self.operand.weight_OGJkk.sum(1, keepdim=True, dtype=torch.int32).double() * self.zero
+            if key[0]:
+                image = torch.ones((1, 1, *key[0]), dtype=torch.float64)
+                sums = F.conv2d(image, taps_O1kk, None, geometry.stride, geometry.padding, geometry.dilation)
+            else:
+                sums = taps_O1kk.sum((2, 3), keepdim=True).permute(1, 0, 2, 3)
+            found = sums.float().contiguous(memory_format=torch.channels_last)
+            self.maps.keep(key, found, found.nbytes)
+        return found
 
 
 _prepared: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -266,7 +269,10 @@ def prepare(weight: Tensor, config: NBSMT, order: Tensor | None = None, zero: in
         code = as_2d(code if order is None else code[:, order])
         operand = weight_operand(code, config, zero)
         found = Prepared(content, config, operand, scale, zero, _fits(operand, zero))
-        _remember(kept, key, found)
+        kept.pop(key, None)  # of another content
+        while len(kept) >= KEPT:
+            kept.pop(next(iter(kept), key), None)  # another thread may have been faster
+        kept[key] = found
     return found
 
 
@@ -296,13 +302,6 @@ def _owner(weight: Tensor) -> Tensor:
     """The tensor that lives on, where a weight is all of it in another order, made anew in every call (transposed)."""
     whole = weight._base is not None and weight._base.numel() == weight.numel()
     return weight._base if whole else weight  # type: ignore[return-value]
-
-
-def _remember(kept: dict, key: object, value: object) -> None:
-    kept.pop(key, None)
-    while len(kept) >= KEPT:
-        del kept[next(iter(kept))]
-    kept[key] = value
 
 
 def _hash(tensor: Tensor) -> int:

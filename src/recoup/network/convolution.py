@@ -126,8 +126,18 @@ def memory_format(x: Tensor) -> torch.memory_format:
 
 def in_every_dimension(layer: Any, name: str, title: str, least: int = 1) -> tuple[int, ...]:
     """A convolution's ``stride``, ``padding`` or ``dilation`` as a number for each dimension; see `Padded.numbers`."""
-    value: Any = getattr(layer, name)
-    dims = layer.weight.dim() - 2
+    return _spread(getattr(layer, name), layer.weight.dim() - 2, name, title, least)
+
+
+def _spread(value: Any, dims: int, name: str, title: str, least: int) -> tuple[int, ...]:
+    # As torch's constructor leaves it, three times a call: taken as it is, for what is below takes longer.
+    # Nothing is kept on the layer, for its attributes may be set at any time.
+    if type(value) is tuple and len(value) == dims:
+        for number in value:
+            if type(number) is not int or number < least:
+                break
+        else:
+            return value
     several: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
     if not all(_is_whole(number) and number >= least for number in several) or len(several) not in (1, dims):
         words = ", 'same' or 'valid'" if name == "padding" else ""
@@ -155,14 +165,17 @@ class Padded:
 
     def padded(self, x: Tensor) -> tuple[Tensor, list[int]]:
         """The input, padded where the operator cannot do it, and what padding is left for the operator."""
-        none = [0] * (self.weight.dim() - 2)
+        return self._padded(x, self.weight.dim() - 2)
+
+    def _padded(self, x: Tensor, dims: int) -> tuple[Tensor, list[int]]:
+        none = [0] * dims
         if self.padding_mode != "zeros":  # what the constructor saw, as in torch, whatever padding was set to since
             return F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), none
         if self.padding == "same":  # torch pads by what the layer is now
             if any(step != 1 for step in self.numbers("stride")):
                 raise RecoupError(f"{self.title}: padding='same' goes with stride 1; got stride={self.stride!r}")
             return F.pad(x, self._same), none
-        return x, none if self.padding == "valid" else list(self.numbers("padding", 0))
+        return x, none if self.padding == "valid" else list(_spread(self.padding, dims, "padding", self.title, 0))
 
     def numbers(self, name: Literal["stride", "padding", "dilation"], least: int = 1) -> tuple[int, ...]:
         """One of the layer's attributes in every dimension: as in torch it may have been set to one number for all.
@@ -180,12 +193,14 @@ class Padded:
 
     def in_2d(self, x: Tensor) -> tuple[Tensor, Geometry]:
         """The input, batched or not, as [N, C, H, W] padded where the operator cannot do it; and what is left to do."""
-        dims = self.weight.dim() - 2
-        x, padding = self.padded(x if x.dim() == dims + 2 else x.unsqueeze(0))
-        stride, dilation = self.numbers("stride"), self.numbers("dilation")
+        weight, title = self.weight, self.title  # torch looks up a parameter in half a microsecond
+        dims = weight.dim() - 2
+        x, padding = self._padded(x if x.dim() == dims + 2 else x.unsqueeze(0), dims)
+        stride = _spread(self.stride, dims, "stride", title, 1)
+        dilation = _spread(self.dilation, dims, "dilation", title, 1)
         if dims == 2:
-            return x, Geometry.of(self.weight, stride, padding, dilation, self.groups)
-        return x.unsqueeze(2), Geometry.of(self.weight, (1, *stride), (0, *padding), (1, *dilation), self.groups)
+            return x, Geometry.of(weight, stride, padding, dilation, self.groups)
+        return x.unsqueeze(2), Geometry.of(weight, (1, *stride), (0, *padding), (1, *dilation), self.groups)
 
     def from_2d(self, y: Tensor, like: Tensor) -> Tensor:
         """An output [N, O, h, w] in the layer's own dimensions, batched as the input ``like`` is."""

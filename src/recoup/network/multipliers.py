@@ -3,6 +3,7 @@ from norms and tables."""
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -103,9 +104,12 @@ def _multiplies(name: str, x: Tensor) -> bool:
 
 
 def _weightless(module: nn.Module) -> bool:
-    return isinstance(module, (*NORMS, *TABLE_MODULES, ParametrizationList)) or bool(
-        NORM_NAME.search(type(module).__name__)
-    )
+    return _of_no_weights(type(module))
+
+
+@lru_cache(1024)
+def _of_no_weights(kind: type[nn.Module]) -> bool:
+    return issubclass(kind, (*NORMS, *TABLE_MODULES, ParametrizationList)) or bool(NORM_NAME.search(kind.__name__))
 
 
 def _is_weight(parameter: nn.Parameter) -> bool:

@@ -37,7 +37,7 @@ class _Listening(TorchDispatchMode):
         kwargs = kwargs or {}
         if not isinstance(func, torch._ops.OpOverload):
             return func(*args, **kwargs)
-        if func._can_decompose():  # as autograd does before this sees it, but under inference_mode
+        if _decomposes(func):  # as autograd does before this sees it, but under inference_mode
             with self:
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
@@ -47,6 +47,12 @@ class _Listening(TorchDispatchMode):
             name = self.running[-1] if self.running else ""
             self.heard.macs.setdefault(name, []).append(_macs(func, args, kwargs, output))
         return output
+
+
+@lru_cache(4096)
+def _decomposes(func: Any) -> bool:
+    """Asked of torch once: it looks the operator up by its name, in longer than the operator takes."""
+    return func._can_decompose()
 
 
 @lru_cache(4096)

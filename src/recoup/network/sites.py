@@ -92,12 +92,14 @@ class Spent:
         accumulator: bits of the accumulator; 0 where there is none.
         steps: clock cycles in which a generated unit (the card's ``rtl``) works for the layer, of all units together;
             None: the wing does not say, or what it generates does not run the layer.
+        no_steps: why it has none, where the wing knows.
     """
 
     cycles: int
     traffic: float
     accumulator: int
     steps: int | None = None
+    no_steps: str = ""
 
 
 def in_float(site: Site, array: Array) -> Spent:
@@ -271,7 +273,8 @@ def _site(name: str, module: Any, args: tuple, y: Tensor) -> Site:
         product = Product(y.numel() // weight.shape[1], weight.shape[0], weight.shape[1])
     else:
         N = weight.shape[0]
-        product = Product(y.numel() // N, weight.shape[1], N // groups, weight[0, 0].numel(), groups)
+        taps = math.prod(weight.shape[2:])  # of its sizes alone: a view of it would be one more operator that is heard
+        product = Product(y.numel() // N, weight.shape[1], N // groups, taps, groups)
     return Site(name, kind, (product,), x.numel(), weight.numel(), y.numel())
 
 

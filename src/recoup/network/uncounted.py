@@ -51,21 +51,20 @@ def watching_uncounted(model: nn.Module, counted: Mapping[str, nn.Module]) -> It
     """
     found: list[Uncounted] = []
     calls: dict[str, list[int | None]] = {}
-    ran: set[str] = set()
     modules = dict(model.named_modules())
     watched = {name: owner.module for name, owner in multipliers(model).items()}
     watched |= {name: module for name, module in modules.items() if isinstance(module, AttentionProducts)}
 
     def note(name: str) -> Any:
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-            ran.add(name)
-            if name not in counted:
-                calls.setdefault(name, []).append(macs_of(module, args, kwargs, output))
+            calls.setdefault(name, []).append(macs_of(module, args, kwargs, output))
 
         return hook
 
     hooks = [
-        module.register_forward_hook(note(name), with_kwargs=True, prepend=True) for name, module in watched.items()
+        module.register_forward_hook(note(name), with_kwargs=True, prepend=True)
+        for name, module in watched.items()
+        if name not in counted
     ]
     whole = {*counted, *(name for name, module in watched.items() if isinstance(module, WHOLE))}
     try:
@@ -77,7 +76,7 @@ def watching_uncounted(model: nn.Module, counted: Mapping[str, nn.Module]) -> It
     beside = {name: macs for name, macs in heard.macs.items() if name not in watched}
     for name, module in watched.items():
         around = "" in beside or any(name.startswith(f"{other}.") for other in (*calls, *beside))
-        if name in calls or not (name in ran or around):
+        if name in calls or not (name in heard.calls or around):
             done = calls.get(name, [None])
             found.append(Uncounted(name, _kind(module), len(calls.get(name, [])), _total(done)))
     found += [Uncounted(name, _kind(modules[name]), heard.calls[name], _total(done)) for name, done in beside.items()]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-from recoup.costs import COUNTED, NO_HARDWARE, NOT_RUN, PRICED, energy_on, spent_on, steps_on, told_in_float
+from recoup.costs import COUNTED, NO_HARDWARE, PRICED, energy_on, spent_on, steps_on, told_in_float
 from recoup.dies import able, area_on, least_units, told
 from recoup.errors import RecoupError
 from recoup.knapsack import Choice, Quantity, choose
@@ -163,7 +163,8 @@ class _Table:
             return None, NO_HARDWARE
         if not any(unit in self.areas for unit in self._run(option, priced=True)):
             return None, self.tables.area(option).why
-        return (None, NOT_RUN) if steps_on(self.sites[layer], option, self.array, self.tables) is None else (0.0, "")
+        steps, why = steps_on(self.sites[layer], option, self.array, self.tables)
+        return (None, why) if steps is None else (0.0, "")
 
 
 def _without(cost: str, option: Any, layer: str, why: str) -> str:

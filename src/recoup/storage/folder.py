@@ -16,7 +16,8 @@ def make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RecoupError(f"{folder}: cannot be made a folder for results ({error.strerror})") from None
+        why = "it is a file" if folder.is_file() else error.strerror
+        raise RecoupError(f"{folder}: cannot be made a folder for results ({why})") from None
 
 
 def reserve(

@@ -2,9 +2,9 @@
 
 import os
 import pickle
-import shutil
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
@@ -12,15 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-from recoup.errors import RecoupError
+from recoup.errors import RecoupError, RecoupWarning
 from recoup.tasks.bench import Workbench
+from recoup.tasks.jobs import PIP, SETTINGS, SYSTEMS, queue
 
-PIP = "pip install 'recoup[cluster]'"
-QUEUES = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "sge": "SGECluster", "lsf": "LSFCluster", "oar": "OARCluster"}
-"""Batch systems of dask-jobqueue by the word before the colon."""
-SETTINGS = {"partition": "queue", "queue": "queue", "account": "account", "walltime": "walltime", "memory": "memory"}
-"""What may follow it -> what dask-jobqueue calls it."""
-LEGAL = f"tcp://HOST:PORT of a Dask scheduler, or {'|'.join(QUEUES)}:n=WORKERS[,{'=...,'.join(SETTINGS)}=...]"
+LEGAL = f"tcp://HOST:PORT of a Dask scheduler, or {'|'.join(SYSTEMS)}:n=WORKERS[,{'=...,'.join(SETTINGS)}=...]"
 
 
 class OnCluster(Executor):
@@ -78,26 +74,32 @@ def _called(folder: str, fn: Callable[..., Any], name: str, content: bytes, othe
 
 
 @contextmanager
-def cluster(where: str, seconds: float = 30.0) -> Iterator[Executor]:
+def cluster(where: str, seconds: float = 30.0, tell: Callable[[str], None] | None = None) -> Iterator[Executor]:
     """A cluster to measure on.
 
     Args:
         where: ``tcp://HOST:PORT``, a scheduler that runs; or ``slurm:n=8,partition=cpu``: workers of one core each that
             are asked for here and given back in the end.
-        seconds: how long to wait for the scheduler, or for a first worker.
+        seconds: how long to wait for the scheduler, or for a first worker. Of a batch system's workers, which may wait
+            for hours, it is told that none is there, and where to look; again after twice that time, and so on.
+        tell: called with such a line, from another thread, and with how many jobs were refused where others were taken;
+            None warns.
 
     Raises:
         RecoupError: the extra is not installed, an address that is none, a scheduler or workers that do not answer, a
-            machine that the batch system takes no jobs from.
+            machine that the batch system takes no jobs from, or jobs that it takes none of.
+
+    Warns:
+        RecoupWarning: what ``tell`` is called with, where it is None.
     """
+    tell = tell or _warned
     try:
         from dask.distributed import Client  # type: ignore[attr-defined]
     except ImportError:
         raise RecoupError(f"--cluster {where!r}: Dask distributed is not installed: {PIP}") from None
     kind, _, settings = where.partition(":")
-    if kind in QUEUES:
-        queue = _queue(where, kind, settings)
-        with queue, Client(queue, timeout=seconds) as client:
+    if kind in SYSTEMS:
+        with queue(where, *_workers(where, settings), seconds, tell) as jobs, Client(jobs, timeout=seconds) as client:
             yield OnCluster(client)
         return
     if kind not in ("tcp", "tls", "ucx", "inproc"):
@@ -115,21 +117,16 @@ def cluster(where: str, seconds: float = 30.0) -> Iterator[Executor]:
         yield OnCluster(client)
 
 
-def _queue(where: str, kind: str, settings: str) -> Any:
-    try:
-        import dask_jobqueue
-    except ImportError:
-        raise RecoupError(f"--cluster {where!r}: dask-jobqueue is not installed: {PIP}") from None
+def _workers(where: str, settings: str) -> tuple[int, dict[str, str]]:
+    """How many, and what else is asked for."""
     pairs = [part.partition("=") for part in settings.split(",") if part]
     values = {name: value for name, equals, value in pairs if equals}
     count = values.pop("n", "")
-    if len(values) + bool(count) < len(pairs) or not count.isdecimal() or not set(values) <= SETTINGS.keys():
+    legal = len(values) + bool(count) == len(pairs) and set(values) <= SETTINGS.keys()
+    if not legal or not count.isdecimal() or int(count) == 0:
         raise RecoupError(f"--cluster {where!r}: must be {LEGAL}")
-    asked = {"memory": "4GB"} | {SETTINGS[name]: value for name, value in values.items()}
-    system = getattr(dask_jobqueue, QUEUES[kind])
-    program = system.job_cls.submit_command.split()[0]
-    if shutil.which(program) is None:  # Dask would log that again and again, and wait for workers for ever
-        raise RecoupError(f"--cluster {where!r}: there is no {program} here: run this where {kind} takes jobs")
-    made = system(cores=1, processes=1, **asked)
-    made.scale(int(count))
-    return made
+    return int(count), values
+
+
+def _warned(line: str) -> None:
+    warnings.warn(line, RecoupWarning, stacklevel=2)

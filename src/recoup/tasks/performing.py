@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +20,7 @@ from recoup.kernels import process
 from recoup.tasks.bench import Keeper, Task, Value, Workbench, capability
 from recoup.tasks.shards import Shard
 
+MASKS = hasattr(signal, "pthread_sigmask")  # not on Windows, where workers take Ctrl-C as they like
 Progress = Callable[[str], None]
 Made = tuple[Value, str]
 """A measurement, and the capability of the processor that made it."""
@@ -57,11 +59,28 @@ _here = Installed()
 def install(path: str) -> None:
     """Begin a worker: it ends with its parent, however that ends, and leaves what Ctrl-C says to its parent."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if MASKS:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     process.keep_pages()
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
     _here.bench = pickle.loads(Path(path).read_bytes())  # noqa: S301 -- written by our own parent, in a folder that is its own
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Ctrl-C waits, and in workers that are begun meanwhile until they are installed, when it ends them without a word:
+    in the midst of their imports it would be a traceback each."""
+    if not MASKS:
+        yield
+        return
+    resource_tracker.ensure_running()  # which lets signals through when it begins
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def measured_here(task: Task) -> Made:
@@ -110,7 +129,9 @@ def perform(
             _gather({executor.submit(measured, bench, task): task for task in missing.values()}, keep, bench.purpose)
         elif workers > 1 and len(missing) > 1:
             with _pool(bench, min(workers, len(missing))) as pool:
-                _gather({pool.submit(measured_here, task): task for task in missing.values()}, keep, bench.purpose)
+                with _interrupts_later():
+                    futures = {pool.submit(measured_here, task): task for task in missing.values()}
+                _gather(futures, keep, bench.purpose)
         else:
             for task in missing.values():
                 if begin is not None:

@@ -57,25 +57,51 @@ def target(level: str) -> Iterator[None]:
         _target.reset(token)
 
 
+Part = tuple[int, torch.dtype]
+"""How many elements, and of what."""
+
+
+def row_parts(form: Form, M: int, K: int) -> list[Part]:
+    """What `rows` fills: values, exponents, lowest bits and signs."""
+    size = (-(-M // form.rows) * K + LANES) * form.rows
+    short = torch.int32 if form.repeated else torch.int8
+    return [(size, _value(form)), (size, short), (size, short), (0 if form.folded else size, torch.int32)]
+
+
+def column_parts(form: Form, N: int, K: int) -> list[Part]:
+    """What `columns` fills: values, exponents and lowest bits."""
+    size = -(-N // form.columns) * form.columns * K
+    short = torch.int8 if form.short else torch.int16
+    return [(size, _value(form)), (size, short), (form.copies * size, short)]
+
+
+def _value(form: Form) -> torch.dtype:
+    return torch.float64 if form.wide else torch.float32
+
+
 class Memory:
     """One allocation for all that is prepared: of several the C library gives some back after every product, and a
     fresh page costs as much as preparing 1,000 numbers."""
 
     def __init__(self, form: Form, M: int, K: int, N: int) -> None:
-        rows = (-(-M // form.rows) * K + LANES) * form.rows
-        columns = -(-N // form.columns) * form.columns * K
-        value, packed = (8 if form.wide else 4), form.integer.width // 8
-        size = rows * (value + 12) + columns * (value + (1 + form.copies) * packed)
-        self.rest = fresh(torch.empty(size + 7 * LINE, dtype=torch.uint8, device="meta")) if size > KEPT else None
+        self.rows, self.columns = row_parts(form, M, K), column_parts(form, N, K)
+        size = sum(_lines(count * dtype.itemsize) for count, dtype in self.rows + self.columns)
+        self.rest = fresh(torch.empty(size, dtype=torch.uint8, device="meta")) if size > KEPT else None
 
-    def take(self, count: int, dtype: torch.dtype) -> Tensor:
-        """Elements from the beginning of a cache's line on."""
+    def take(self, part: Part) -> Tensor:
+        """The next of the parts, from the beginning of a cache's line on."""
+        count, dtype = part
         if self.rest is None:
             return torch.empty(count, dtype=dtype)
         size = count * dtype.itemsize
         found = self.rest[:size].view(dtype)
-        self.rest = self.rest[-(-size // LINE) * LINE :]
+        self.rest = self.rest[_lines(size) :]
         return found
+
+
+def _lines(size: int) -> int:
+    """Bytes in whole lines of a cache."""
+    return -(-size // LINE) * LINE
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +177,8 @@ def rows(
     """a [M, K] -> [blocks][K][rows]; ``scales`` [M, ceil(K / block)]."""
     M, K = a.shape
     blocks = -(-M // form.rows)
-    size = (blocks * K + LANES) * form.rows
     x = a if a.stride(1) == 1 else a.contiguous()
-    values = memory.take(size, torch.float64 if form.wide else torch.float32)
-    exponents, lowest = (memory.take(size, torch.int32 if form.repeated else torch.int8) for _ in range(2))
-    signs = memory.take(0 if form.folded else size, torch.int32)
+    values, exponents, lowest, signs = map(memory.take, memory.rows)
     faults = torch.zeros((), dtype=torch.int32)
     prepare_rows(form, processor, scales is not None)(
         M=M,
@@ -190,10 +213,7 @@ def columns(
     tiles = -(-N // form.columns)
     x = _padded(b, tiles * form.columns)
     scales = None if scales is None else _padded(scales, tiles * form.columns)
-    size = tiles * K * form.columns
-    short = torch.int8 if form.short else torch.int16
-    values = memory.take(size, torch.float64 if form.wide else torch.float32)
-    exponents, lowest = memory.take(size, short), memory.take(form.copies * size, short)
+    values, exponents, lowest = map(memory.take, memory.columns)
     faults = torch.zeros((tiles,), dtype=torch.int32)
     constants = {"K": K, "stride": x.stride(0)} | _of_format(number) | base | _scales(scales, block)
     kernel = prepare_columns(form, processor, scales is not None)
