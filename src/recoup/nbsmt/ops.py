@@ -213,20 +213,15 @@ def _convolution_backward(
     """
     code = quantize_activation(x, scale, zero)
     weight_code, scale_O = quantize_weight(weight)
-    quantized = as_2d(weight_code * scale_O.view(-1, *[1] * (weight.dim() - 1)))
-    grad_x, grad_w, _ = torch.ops.aten.convolution_backward(
-        grad,
-        code.to(torch.float32) * scale,
-        quantized,
-        None,
-        stride,
-        padding,
-        dilation,
-        False,
-        [0, 0],
-        groups,
-        [*needs, False],
-    )
+    quantized, x_hat = as_2d(weight_code * scale_O.view(-1, *[1] * (weight.dim() - 1))), code.to(torch.float32) * scale
+    geometry = Geometry.of(weight, stride, padding, dilation, groups)
+    if geometry.of_rows(x.shape):  # as a linear layer's, which take a fraction of the time
+        grad_PO = grad.flatten(1)
+        grad_x = (grad_PO @ quantized.flatten(1)).view_as(x) if needs[0] else None
+        grad_w = grad_PO.t() @ x_hat.flatten(1) if needs[1] else None
+    else:
+        places = stride, padding, dilation, False, [0, 0], groups
+        grad_x, grad_w, _ = torch.ops.aten.convolution_backward(grad, x_hat, quantized, None, *places, [*needs, False])
     if grad_x is not None:
         value = torch.round(x / x.new_tensor(scale))
         grad_x = grad_x * ((value >= -zero) & (value <= 255 - zero))

@@ -171,7 +171,7 @@ class Prepared:
         The operand is of bytes (uint8) or of values (float32). On ``int8`` oneDNN sums where it is right
         (`trust.packed`); `cpu.exact_convolution` does elsewhere, and under any other backend.
         """
-        if geometry == POINTWISE and len(operand) > 1 and operand[0, 0].numel() == 1:
+        if geometry.of_rows(operand.shape) and len(operand) > 1:
             return self._sums_of_rows(operand, backend, layer)
         whole = operand.dtype == torch.uint8
         if whole and backend == "int8" and not self.fits_int8 and geometry.groups == 1:

@@ -60,6 +60,10 @@ class Geometry:
             (width + 2 * across - self.dilation[1] * (self.kernel[1] - 1) - 1) // self.stride[1] + 1,
         )
 
+    def of_rows(self, shape: Sequence[int]) -> bool:
+        """Whether images of such a shape [N, C, H, W] are rows of a product: of one pixel, each multiplied once."""
+        return self == POINTWISE and shape[2] == shape[3] == 1
+
     def check(self, x: Tensor, layer: str) -> None:
         """Refuse an input [N, C, H, W] that the kernel does not fit into."""
         if min(self.size(x)) < 1:
