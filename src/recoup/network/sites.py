@@ -190,9 +190,21 @@ def survey(model: nn.Module, inputs: Any, purpose: str) -> Map:
 
 def _called(model: nn.Module, batch: Any, purpose: str) -> None:
     """Run a model; where it fails, the layer that does is named with its input."""
-    entered: list[tuple[str, Any]] = []
+    last: tuple[str, list[int] | None] = (
+        "",
+        None,
+    )  # no tensor is held: every layer's input would lie in memory at once
+
+    def enter(name: str) -> Any:
+        def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            nonlocal last
+            given = (list(one.shape) for one in (*args, *kwargs.values()) if isinstance(one, Tensor))
+            last = (name, next(given, None))
+
+        return hook
+
     hooks = [
-        module.register_forward_pre_hook(lambda _, args, name=name: entered.append((name, args)))
+        module.register_forward_pre_hook(enter(name), with_kwargs=True)
         for name, module in model.named_modules()
         if is_site(module)
     ]
@@ -202,8 +214,7 @@ def _called(model: nn.Module, batch: Any, purpose: str) -> None:
         raise
     except Exception as error:  # a network of the user's may fail in any way
         shapes = {k: list(v.shape) for k, v in batch.items()} if isinstance(batch, Mapping) else list(batch.shape)
-        modules, (name, args) = dict(model.named_modules()), entered[-1] if entered else ("", ())
-        given = next((list(one.shape) for one in args if isinstance(one, Tensor)), None)
+        modules, (name, given) = dict(model.named_modules()), last
         at = f", at layer {name!r} ({modules[name].extra_repr()}), whose input is {given}" if given else ""
         told = (str(error).splitlines() or ["no message"])[0]
         raise RecoupError(
