@@ -33,11 +33,11 @@ def attributes(model: nn.Module) -> bytes | None:
     its modules hold it; None where that cannot be told: hooks that are not recoup's, tensors of other kinds,
     generators, objects that cannot be pickled. What classes, files and global variables hold is not in it.
     """
-    if any(not _is_ours(hook) for name in OF_ALL_HOOKS for hook in getattr(of_all, name).values()):
+    if any(not is_ours(hook) for name in OF_ALL_HOOKS for hook in getattr(of_all, name).values()):
         return None
     found = {}
     for name, module in model.named_modules():
-        if any(not _is_ours(hook) for kind in HOOKS for hook in getattr(module, kind).values()):
+        if any(not is_ours(hook) for kind in HOOKS for hook in getattr(module, kind).values()):
             return None
         found[name] = _own(module)
     written = io.BytesIO()
@@ -55,7 +55,8 @@ def _own(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def _is_ours(hook: Any) -> bool:
+def is_ours(hook: Any) -> bool:
+    """Whether a hook is one of recoup's own, which change no names and no outputs."""
     return getattr(hook, "__module__", type(hook).__module__).partition(".")[0] == "recoup"
 
 

@@ -46,7 +46,7 @@ def taking_nested(model: nn.Module) -> Iterator[None]:
 
 def _padded(layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
     named = "src" in kwargs
-    src = kwargs["src"] if named else args[0]
+    src = kwargs["src"] if named else args[0] if args else None
     if not (isinstance(src, Tensor) and src.is_nested):
         return None
     x, hidden = _unnested(src)
