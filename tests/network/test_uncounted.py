@@ -188,7 +188,7 @@ def test_what_torch_packed_multiplies_too():
 
 
 class Data(nn.Module):
-    """Buffers that are no weights."""
+    """Buffers and parameters that are no weights."""
 
     def __init__(self):
         super().__init__()
@@ -207,6 +207,10 @@ class Data(nn.Module):
             "feature_mean",
         ):
             self.register_buffer(name, torch.rand(8, 8))
+        for name in ("pe", "pes", "abs_pe", "posenc", "pos_encoding", "encodings", "positions", "pos_emb", "rotary_pe"):
+            self.register_buffer(f"fixed_{name}", torch.rand(8, 8))
+            self.register_parameter(f"learned_{name}", nn.Parameter(torch.rand(8, 8)))
+        self.pe_too = self.encoding = self.posemb = nn.Parameter(torch.rand(8, 8))
         self.register_buffer("mean", torch.rand(1, 8))
         self.register_buffer("places", torch.zeros(8, 8, dtype=torch.int64))
         self.register_buffer("seen", torch.zeros(8, 8, dtype=torch.bool))
