@@ -2,11 +2,15 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._higher_order_ops.while_loop import while_loop
+from torch.nn.attention.flex_attention import flex_attention
 
 import recoup as rc
 from recoup.models.attention import AttentionProducts
@@ -252,6 +256,54 @@ def test_products_of_functional_calls_are_listed_with_their_module(does, macs, a
     with around():
         (row,) = cycles(model, torch.rand(B, L, 8)).uncounted
     assert (row.name, row.calls, row.macs) == ("inner", 2, macs and 2 * macs)
+
+
+W = torch.eye(8)
+FUNCTIONS = {
+    "branch": (lambda x: torch.cond(x.sum() > 1e9, lambda x: x @ W, lambda x: x @ W @ W, (x,)), 2 * B * L * 64),
+    "loop": (
+        lambda x: while_loop(lambda i, _: i < 3, lambda i, x: (i + 1, x @ W), (torch.tensor(0), x)),
+        3 * B * L * 64,
+    ),
+    "attention": (lambda x: flex_attention(x[:, None], x[:, None], x[:, None]), B * 2 * L * L * 8),
+}
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+@pytest.mark.parametrize("does", FUNCTIONS)
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_products_of_operators_of_functions_are_listed(does, around):
+    """Of a branch the one that ran, of a loop every round."""
+    call, macs = FUNCTIONS[does]
+    with around():
+        (row,) = cycles(Network(Calls(call)), torch.rand(B, L, 8)).uncounted
+    assert (row.name, row.calls, row.macs) == ("inner", 1, macs)
+
+
+def test_layers_in_a_branch_that_did_not_run_are_listed():
+    class Either(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            return torch.cond(x.sum() > 1e9, self.one, self.other, (x,))
+
+    found = cycles(Network(Either()), torch.rand(B, L, 8))
+    assert [row.name for row in found.uncounted] == ["inner.one"]
+    assert [row.name for row in found.layers] == ["first", "inner.other", "last"]
+
+
+def test_a_process_that_has_compiled_nothing_yet_counts_them_too():
+    lines = [
+        "import torch, recoup as rc",
+        "from tests.network.test_uncounted import FUNCTIONS, Calls, Network",
+        "call, macs = FUNCTIONS['attention']",
+        "(row,) = rc.nbsmt.cycles(Network(Calls(call)), torch.rand(2, 5, 8)).uncounted",
+        "assert row.macs == macs",
+    ]
+    ran = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
 
 
 def test_products_of_an_emulated_layer_in_float_are_its_own():
