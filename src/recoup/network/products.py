@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from recoup.network.turns import Turn, turn
+
 PRODUCT = re.compile(r"(^|_)(\w*mm|(add)?mv|v?dot|linear|conv\w*|attention|rnn_layer|triton_kernel)(_|$)")
 OWN = "recoup"
 
@@ -106,25 +108,28 @@ def hearing_products(model: nn.Module, whole: Container[str]) -> Iterator[Heard]
     heard = Heard()
     hooks: list[Any] = []
 
-    def follow(name: str, module: nn.Module) -> None:
+    def follow(name: str, module: nn.Module, own: Turn) -> None:
         def enter(*_: Any) -> None:
-            running.append(name)
-            heard.calls[name] += 1
+            if own.here:  # the mode, too, hears its own thread alone
+                running.append(name)
+                heard.calls[name] += 1
 
         def leave(*_: Any) -> None:
-            running.pop()
+            if own.here:
+                running.pop()
 
         hooks.append(module.register_forward_pre_hook(enter, prepend=True))
         hooks.append(module.register_forward_hook(leave, always_call=True))
 
     try:
-        for name, module in model.named_modules():
-            if not isinstance(module, torch.jit.ScriptModule):  # it calls its parts by itself
-                follow(name, module)
-        # Torch compiles operators of functions that are called as they are, which no dispatch mode may listen to; the
-        # stance loads the compiler, as the first operator under any such mode does.
-        with torch.compiler.set_stance("force_eager"), _Listening(running, heard, whole):
-            yield heard
+        with turn() as own:
+            for name, module in model.named_modules():
+                if not isinstance(module, torch.jit.ScriptModule):  # it calls its parts by itself
+                    follow(name, module, own)
+            # Torch compiles operators of functions that are called as they are, which no dispatch mode may listen to;
+            # the stance loads the compiler, as the first operator under any such mode does.
+            with torch.compiler.set_stance("force_eager"), _Listening(running, heard, whole):
+                yield heard
     finally:
         for hook in hooks:
             hook.remove()

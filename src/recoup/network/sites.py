@@ -21,6 +21,7 @@ from recoup.network.modes import evaluating
 from recoup.network.norms import is_batch_norm
 from recoup.network.row_norms import features_of, is_row_norm
 from recoup.network.systolic import Array, layer_cycles
+from recoup.network.turns import Turn, turn
 from recoup.network.uncounted import Uncounted, watching_uncounted
 
 PRODUCTS = (nn.Conv1d, nn.Conv2d, nn.Linear)
@@ -180,7 +181,7 @@ def survey(model: nn.Module, inputs: Any, purpose: str) -> Map:
         inputs = torch.zeros(1, *inputs, device=device_of(model))
     layers = {name: module for name, module in model.named_modules() if is_site(module)}
     found: dict[str, Site] = {}
-    with _noting(layers, found), watching_uncounted(model, layers) as uncounted, evaluating(model):
+    with turn() as own, _noting(layers, found, own), watching_uncounted(model, layers) as uncounted, evaluating(model):
         for batch, _ in prepared(model, [inputs], purpose):
             _called(model, batch, purpose)
     if not found:
@@ -226,9 +227,11 @@ def _called(model: nn.Module, batch: Any, purpose: str) -> None:
 
 
 @contextmanager
-def _noting(layers: Mapping[str, nn.Module], found: dict[str, Site]) -> Iterator[None]:
+def _noting(layers: Mapping[str, nn.Module], found: dict[str, Site], own: Turn) -> Iterator[None]:
     def note(name: str) -> Any:
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            if not own.heard:
+                return
             site = _site(name, module, (*args, *kwargs.values()), output)
             found[name] = site if name not in found else _both(found[name], site)
 

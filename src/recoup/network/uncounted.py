@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from recoup.models.attention import AttentionProducts
 from recoup.network.multipliers import multipliers, own_weights
 from recoup.network.products import hearing_products
+from recoup.network.turns import Turn, turn
 
 WHOLE = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.Bilinear, nn.modules.conv._ConvNd, AttentionProducts)
 """What `macs_of` has a formula for: products that run in them are in it."""
@@ -56,21 +57,24 @@ def watching_uncounted(model: nn.Module, counted: Mapping[str, nn.Module]) -> It
     watched = {name: owner.module for name, owner in multipliers(model).items()}
     watched |= {name: module for name, module in modules.items() if isinstance(module, AttentionProducts)}
 
-    def note(name: str) -> Any:
+    def note(name: str, own: Turn) -> Any:
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            if not own.heard:
+                return
             ran.add(name)
             if name not in counted:
                 calls.setdefault(name, []).append(macs_of(module, args, kwargs, output))
 
         return hook
 
-    hooks = [
-        module.register_forward_hook(note(name), with_kwargs=True, prepend=True) for name, module in watched.items()
-    ]
+    hooks: list[Any] = []
     whole = {*counted, *(name for name, module in watched.items() if isinstance(module, WHOLE))}
     try:
-        with hearing_products(model, whole) as heard:
-            yield found
+        with turn() as own:
+            for name, module in watched.items():
+                hooks.append(module.register_forward_hook(note(name, own), with_kwargs=True, prepend=True))
+            with hearing_products(model, whole) as heard:
+                yield found
     finally:
         for hook in hooks:
             hook.remove()
