@@ -17,6 +17,8 @@ from recoup.storage.digest import of_tensors
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 OF_ALL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
+PLAIN_MARSHAL = 2
+"""The last version of marshal whose bytes are those of the values: later ones also tell who else holds them."""
 _OF_TORCH = frozenset(vars(nn.Module()))
 _OURS = frozenset({"activation_scale", "activation_zero", "operand_scales", "overheard_by"})
 """What recoup leaves on float modules, for later, and what says who listens."""
@@ -89,6 +91,6 @@ class _Writer(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, FunctionType):
             held = [cell.cell_contents for cell in obj.__closure__ or ()]
-            code = marshal.dumps(obj.__code__)
+            code = marshal.dumps(obj.__code__, PLAIN_MARSHAL)
             return _Function, (obj.__module__, obj.__qualname__, code, held, obj.__defaults__, obj.__kwdefaults__)
         return NotImplemented
