@@ -323,3 +323,26 @@ def test_a_network_of_layers_alone_has_nothing_uncounted():
     assert cost.uncounted == ()
     assert cost.uncounted_macs == 0
     assert math.isclose(cost.speedup, 1.0)
+
+
+@pytest.mark.parametrize("hardware", [rc.LBA.m7e4(), rc.TensorCore.hopper_bf16()])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_attention_of_transformers_runs_as_often_on_hardware_as_in_float(hardware, implementation):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=8,
+        patch_size=4,
+        attn_implementation=implementation,
+    )
+    model = transformers.ViTForImageClassification(config).eval()
+    in_float = rc.cost(model, None, (3, 8, 8)).uncounted
+    rc.emulate_(model, hardware)
+    found = rc.cost(model, None, (3, 8, 8)).uncounted
+    assert [(row.name, row.kind, row.calls) for row in found] == [(row.name, row.kind, row.calls) for row in in_float]
+    assert [row.calls for row in found] == [1, 1]
+    with running(model, "float"):
+        assert rc.cost(model, None, (3, 8, 8)).uncounted == in_float
