@@ -5,7 +5,7 @@ Which layers a config stands in for is on its wing's card (`recoup.wings`); a mo
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +18,6 @@ from recoup.network.checks import is_module
 from recoup.network.derived import patched, replaced
 from recoup.network.emulated import Emulated, become, emulated_layers, keep_off_fast_path, revert
 from recoup.network.multipliers import Multiplier, multipliers
-from recoup.network.nested import leave_nested, take_nested
 from recoup.network.selection import UNMATCHED, Selection
 from recoup.network.wing import Card
 from recoup.policy import Policy
@@ -83,7 +82,8 @@ def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> 
             ledger.begin_structure(model, "emulate_")
             _warn(plan, left)
         except BaseException:
-            _revert([module for module, _, _ in plan.values()], modules.values())
+            for module, _, _ in plan.values():
+                revert(module)
             raise
     return model
 
@@ -251,7 +251,8 @@ def restore_(model: M, *, statistics: str = "auto") -> M:
                 "first (torch.nn.utils.parametrize.remove_parametrizations)"
             )
     _restore_tensors(model, statistics == "undo")
-    _revert(emulated_layers(model).values(), model.modules())
+    for layer in emulated_layers(model).values():
+        revert(layer)
     for card in cards().values():
         card.take_back(model)
     for module in model.modules():
@@ -293,21 +294,11 @@ def _convert(plan: Plan, modules: Mapping[str, nn.Module]) -> None:
             done.append(module)
             # A layer that is converted by itself may lie in such a layer, which cannot be seen from here.
             if module in within or (not name and isinstance(module, nn.Linear | nn.LayerNorm)):
-                keep_off_fast_path(module)
-            if module in within:
-                take_nested(within[module])
+                keep_off_fast_path(module, within.get(module))
     except BaseException:
-        _revert(done, encoders)
+        for module in done:
+            revert(module)
         raise
-
-
-def _revert(layers: Iterable[nn.Module], encoders: Iterable[nn.Module]) -> None:
-    """Turn layers back, and leave those of torch's encoders that have none left as they were."""
-    for layer in layers:
-        revert(layer)
-    for encoder in encoders:
-        if not any(isinstance(child, Emulated) for child in encoder.children()):
-            leave_nested(encoder)
 
 
 def _warn(plan: Plan, left: Mapping[str, list[str]]) -> None:

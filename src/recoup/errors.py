@@ -1,5 +1,10 @@
 """The one exception and the one warning of recoup."""
 
+import sys
+
+BETWEEN = ("recoup", "torch", "contextlib")
+"""Whose code may stand between a user's line and a warning."""
+
 
 class RecoupError(ValueError):
     """A request recoup cannot honour.
@@ -28,3 +33,12 @@ class RecoupError(ValueError):
 
 class RecoupWarning(UserWarning):
     """Something runs otherwise than the request may suggest, and correctly: a grouped convolution on one thread."""
+
+
+def users_level() -> int:
+    """The ``stacklevel`` with which a warning of who asks is told of the user's line: the nearest that is none of
+    recoup's, nor of the decorators and context managers between."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in BETWEEN:
+        level, frame = level + 1, frame.f_back
+    return level

@@ -1,6 +1,7 @@
 """Weights files: what fits is copied exactly; what does not is refused, and leaves the model as it was."""
 
 import pickle
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -90,9 +91,38 @@ def test_of_several_state_dicts_the_one_that_is_named(tmp_path: Path, first: str
     assert same(load_weights_(model, path), one)
 
 
+def test_state_dicts_are_the_same_if_their_bits_are(tmp_path: Path) -> None:
+    """Two with the same NaN are one; two zeros of other signs are not."""
+    weights = filled().state_dict()
+    name = next(name for name, tensor in weights.items() if tensor.dim())
+    for value, other, alike in ((torch.nan, torch.nan, True), (0.0, -0.0, False)):
+        both = [{n: tensor.clone() for n, tensor in weights.items()} for _ in range(2)]
+        for state, number in zip(both, (value, other), strict=True):
+            state[name].flatten()[0] = number
+        torch.save({"model": both[0], "model_ema": both[1]}, tmp_path / "w.pt")
+        if alike:
+            model = load_weights_(digits_net(), tmp_path / "w.pt")
+            assert model.state_dict()[name].isnan().any()
+        else:
+            with pytest.raises(RecoupError, match="several state dicts that differ"):
+                load_weights_(digits_net(), tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("path", ["folder#x/a.pt", "none.pt#model", "folder#model"])
+def test_what_is_not_there_is_named_as_it_was_asked_for(tmp_path: Path, path: str) -> None:
+    (tmp_path / "folder").mkdir()
+    file, _, key = path.partition("#")
+    told = f"{tmp_path / path}: no such file, nor a file {tmp_path / file} to take {key!r} from"
+    with pytest.raises(RecoupError, match=re.escape(told)):
+        load_weights_(digits_net(), tmp_path / path)
+
+
 def test_what_is_called_like_a_nest_and_holds_no_weights(tmp_path: Path) -> None:
     weights = filled().state_dict()
     torch.save({"state_dict": {"depth": 3}, "model": weights, "ema": {"decay": 0.9}}, tmp_path / "w.pt")
+    assert same(load_weights_(digits_net(), tmp_path / "w.pt"), weights)
+    scalars = {"decay": torch.tensor(0.99), "num_updates": torch.tensor([3])}
+    torch.save({"ema": scalars, "model": weights}, tmp_path / "w.pt")
     assert same(load_weights_(digits_net(), tmp_path / "w.pt"), weights)
     torch.save({"state_dict_ema": weights}, tmp_path / "w.pt")
     assert same(load_weights_(digits_net(), tmp_path / "w.pt"), weights)

@@ -51,3 +51,22 @@ def test_names_that_it_takes():
     model = Net().eval()
     named, plain = (rc.evaluate(model, [batch]) for batch in ({"pixel_values": X, "labels": Y}, (X, Y)))
     assert named.top1 == plain.top1
+
+
+def test_a_hook_may_give_the_names_that_the_model_takes():
+    """What meets ``forward`` is what hooks with keyword arguments make of a batch."""
+    model = Net().eval()
+    plain = rc.evaluate(model, [(X, Y)])
+
+    def renamed(_module, args, kwargs):
+        return args, {"pixel_values": kwargs["image"]}
+
+    model.register_forward_pre_hook(renamed, with_kwargs=True)
+    assert rc.evaluate(model, [{"image": X, "path": Y, "labels": Y}]).top1 == plain.top1
+
+
+def test_a_hook_that_cannot_is_none():
+    model = Net().eval()
+    model.register_forward_pre_hook(lambda *_: None)
+    with pytest.raises(rc.RecoupError, match="a batch is a mapping"):
+        rc.evaluate(model, [{"image": X, "labels": Y}])

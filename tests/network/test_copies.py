@@ -1,7 +1,10 @@
 """A copy of a network never computes with the network it was made of."""
 
 import functools
+import sys
 import types
+import weakref
+from collections import deque
 
 import pytest
 import torch
@@ -88,7 +91,49 @@ def of_an_object(net):
     net.norm.forward = Object(lambda x: plain(x) + 1)
 
 
+KEPT: dict = {}
+
+
+def in_a_global(net):
+    KEPT["norm"] = net.norm
+    net.norm.extra = lambda x: KEPT["norm"](x) + 1
+
+
+def by_a_global_function(net):
+    global GLOBAL  # noqa: PLW0603
+    plain = net.norm.forward
+    GLOBAL = lambda x: plain(x) + 1  # noqa: E731
+    net.norm.forward = lambda x: GLOBAL(x) + 1  # type: ignore[misc]
+
+
+def in_a_python_module(net):
+    sys.modules[__name__].HELD = net.norm  # type: ignore[attr-defined]
+    module = types.FunctionType(compile("here.HELD(x)", "", "eval"), {"here": sys.modules[__name__]})
+    net.conv.extra = module
+
+
+def in_a_deque(net):
+    kept = deque([net.norm])
+    net.conv.extra = lambda x: kept[0](x) + 1
+
+
+class Slot:
+    __slots__ = ("layer",)
+
+
+def in_a_slot(net):
+    slot = Slot()
+    slot.layer = net.norm
+    net.conv.register_forward_hook(lambda _, __, y: slot.layer(y))
+
+
+def by_a_weak_reference(net):
+    norm = weakref.ref(net.norm)
+    net.conv.extra = lambda x: norm()(x) + 1
+
+
 WRAPPED = [closure, of_self, decorated, in_a_container, of_a_tensor, of_a_global, hook, hook_before, of_an_object]
+WRAPPED += [in_a_global, by_a_global_function, in_a_python_module, in_a_deque, in_a_slot, by_a_weak_reference]
 
 
 @pytest.mark.parametrize("wrap", WRAPPED)
@@ -116,7 +161,19 @@ def alien(net):
     net.conv.register_forward_hook(lambda _, __, y: other(y))
 
 
-@pytest.mark.parametrize("wrap", [bound, partial, object_of_a_method, alien, lambda _: None])
+def by_an_attribute_called_so(net):
+    global GLOBAL  # noqa: PLW0603
+    GLOBAL = net.norm
+    net.conv.extra = lambda x: x.GLOBAL()
+
+
+def of_torch(net):
+    net.conv.extra = lambda x: torch.nn.functional.dropout(x, 0.5)
+
+
+@pytest.mark.parametrize(
+    "wrap", [bound, partial, object_of_a_method, alien, by_an_attribute_called_so, of_torch, lambda _: None]
+)
 def test_what_a_copy_takes_along_is_copied(wrap):
     net = Net().eval()
     wrap(net)

@@ -6,6 +6,7 @@ import inspect
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import recoup as rc
 from recoup.network.derived import patched
@@ -91,6 +92,36 @@ def test_torchs_classes_as_they_are_and_other_classes_have_nothing_in_torchs_pla
     monkeypatch.setattr(nn.Conv2d, "forward", lambda _, x: x)
     assert patched(own) == {}  # it has a forward of its own
     assert patched(type("Own", (nn.Conv2d,), {})) == {"forward": "Conv2d"}
+
+
+def test_methods_that_torch_decorated_itself_are_its_own(monkeypatch):
+    """Some are written under ``torch.no_grad`` or as context managers; what others put there is told."""
+    kinds = (nn.parallel.DistributedDataParallel, parametrizations._Orthogonal, parametrizations._SpectralNorm)
+    assert not any(map(patched, kinds))
+    monkeypatch.setattr(nn.Linear, "forward", functools.wraps(nn.Linear.forward)(lambda _, x: x))
+    monkeypatch.setattr(nn.Conv2d, "forward", torch.no_grad()(lambda _, x: x))
+    assert patched(nn.Linear) == {"forward": "Linear"}
+    assert patched(nn.Conv2d) == {"forward": "Conv2d"}
+
+
+VERBS = {
+    "evaluate": lambda net: rc.evaluate(net, [(X, torch.zeros(4, dtype=torch.int64))]),
+    "recalibrate_": lambda net: rc.recalibrate_(net, [X]),
+    "ema": lambda net: rc.recalibrate_(net, [X], method="ema"),
+    "repair_": lambda net: rc.repair_(net, [X]),
+    "correct_gain_": lambda net: rc.lba.correct_gain_(net, [X]),
+    "cost": lambda net: rc.cost(net, None, X),
+    "cycles": lambda net: rc.nbsmt.cycles(net, X),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_it_is_told_of_the_line_that_asked(monkeypatch, verb):
+    net = rc.emulate_(network(), rc.LBA())
+    monkeypatch.setattr(nn.Conv2d, "forward", tripled(nn.Conv2d.forward))
+    with pytest.warns(rc.RecoupWarning, match="do without them") as told:
+        VERBS[verb](net)
+    assert {one.filename for one in told} == {__file__}
 
 
 def test_the_linear_layer_of_transformers_is_one_of_them(monkeypatch):

@@ -132,3 +132,39 @@ def test_threads_have_masks_of_their_own_and_a_call_that_failed_leaves_none():
         whole = net.layers[1](X)
         assert not whole.is_nested
         assert torch.equal(run(other), expected[1])
+
+
+@pytest.mark.parametrize("names", [["linear1"], ["linear2"], ["norm1"], ["linear1", "norm2", "linear2"]])
+def test_layers_that_are_converted_and_restored_one_by_one(names):
+    """What each needs of the encoder comes and goes with it, wherever it was seen from."""
+    net, twin, bare = encoder(), encoder(), encoder()
+    for name in names:
+        layer, config = net.layers[0].get_submodule(name), rc.LightNorm() if "norm" in name else rc.LBA.m7e4()
+        rc.emulate_(layer, config)
+        rc.emulate_(twin, None, layers={f"layers.0.{name}": config})
+    with torch.no_grad():
+        found = net(**BATCH)
+        assert torch.allclose(found, twin(**BATCH), atol=1e-5)  # fused attention rounds otherwise
+        assert not torch.equal(found, bare(**BATCH))
+        assert not found[HIDDEN].any()
+        for one in (net, twin, copy.deepcopy(net), pickle.loads(pickle.dumps(twin))):
+            for name in names:
+                assert one(**BATCH).shape == X.shape
+                rc.restore_(one.layers[0].get_submodule(name))
+            assert not hooks(one)
+            assert torch.equal(one(**BATCH), bare(**BATCH))
+
+
+def test_a_call_within_a_call_has_a_mask_of_its_own():
+    net, other = shared(encoder()), HIDDEN.flip(0)
+    with torch.no_grad():
+        expected = [net(X, src_key_padding_mask=mask) for mask in (HIDDEN, other)]
+        found = []
+
+        def again(*_):
+            hook.remove()
+            found.append(net(X, src_key_padding_mask=other))
+
+        hook = net.layers[0].linear1.register_forward_pre_hook(again)
+        found.insert(0, net(**BATCH))
+    assert all(map(torch.equal, found, expected))

@@ -348,3 +348,25 @@ def test_what_cannot_be_told_is_not(value):
     net = network()
     net.other = value
     assert (attributes(net) is None) == (value is not open)  # a function of Python's own is known by its name
+
+
+def test_functions_are_told_apart_by_what_they_say():
+    """Not by who else holds their constants, or by how often they ran."""
+
+    def made(factor):
+        def act(x):
+            return x * 2.5 * factor, "a text", (1.5, "and another")
+
+        net = network()
+        net.act = act
+        return net
+
+    net = made(2)
+    told = attributes(net)
+    held = [net.act.__code__.co_consts, *net.act.__code__.co_consts]
+    for _ in range(100):
+        net.act(1.0)
+    assert told is not None
+    assert attributes(net) == told
+    assert attributes(made(2)) == told != attributes(made(3))
+    assert held

@@ -1,6 +1,8 @@
 """A precision that torch was given for float32 reaches no product whose bits recoup answers for, and is recorded."""
 
+import os
 import threading
+import warnings
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import nn
 import recoup as rc
 from recoup.models.attention import AttentionProducts
 from recoup.nbsmt import cpu
-from recoup.network.checks import float32_products, reduced_float32
+from recoup.network.checks import _whole, float32_products, reduced_float32
 from recoup.network.emulated import running
 from recoup.tasks.bench import capability
 
@@ -170,3 +172,67 @@ def test_threads_put_the_precision_back_once_all_are_done(given):
         thread.join(30)
         found.append(reduced_float32())
     assert found == [{}, {}, given]
+
+
+def test_who_asks_while_another_leaves_has_whole_float32_for_as_long_as_it_runs(given, monkeypatch):
+    """Asked outside the lock, the answer is no, and the other puts fewer bits back before the product."""
+    plain, inside, asked, gone = torch._C._get_fp32_precision_getter, *(threading.Event() for _ in range(3))
+    found = []
+
+    def getter(backend, name):
+        value = plain(backend, name)
+        if threading.current_thread().name == "asks" and name == "conv" and not asked.is_set():
+            asked.set()
+            gone.wait(1)  # in vain, if who leaves has to wait for the answer
+        return value
+
+    def leave():
+        with float32_products(torch.ones(1)):
+            inside.set()
+            asked.wait(1)
+        gone.set()
+
+    def ask():
+        inside.wait(30)
+        with float32_products(torch.ones(1)):
+            leaves.join(30)
+            found.append(reduced_float32())
+
+    monkeypatch.setattr(torch._C, "_get_fp32_precision_getter", getter)
+    leaves, asks = threading.Thread(target=leave), threading.Thread(target=ask, name="asks")
+    for thread in (leaves, asks):
+        thread.start()
+    for thread in (leaves, asks):
+        thread.join(30)
+    assert found == [{}]
+    assert reduced_float32() == given
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_fork_in_the_middle_of_anothers_product_neither_waits_for_it_nor_keeps_its_precision(given):
+    """As a DataLoader's workers are made while a thread multiplies."""
+    inside, done = threading.Event(), threading.Event()
+
+    def multiply():
+        with float32_products(torch.ones(1)), _whole.lock:
+            inside.set()
+            done.wait(30)
+
+    thread = threading.Thread(target=multiply)
+    thread.start()
+    inside.wait(30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 says that there are threads
+        child = os.fork()
+    if not child:
+        good = False
+        try:
+            fell = reduced_float32() == given
+            with float32_products(torch.ones(1)):
+                good = fell and reduced_float32() == {}
+        finally:
+            os._exit(not good)
+    done.set()
+    thread.join(30)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert reduced_float32() == given

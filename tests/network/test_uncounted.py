@@ -2,11 +2,15 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._higher_order_ops.while_loop import while_loop
+from torch.nn.attention.flex_attention import flex_attention
 
 import recoup as rc
 from recoup.models.attention import AttentionProducts
@@ -188,7 +192,7 @@ def test_what_torch_packed_multiplies_too():
 
 
 class Data(nn.Module):
-    """Buffers that are no weights."""
+    """Buffers and parameters that are no weights."""
 
     def __init__(self):
         super().__init__()
@@ -207,6 +211,10 @@ class Data(nn.Module):
             "feature_mean",
         ):
             self.register_buffer(name, torch.rand(8, 8))
+        for name in ("pe", "pes", "abs_pe", "posenc", "pos_encoding", "encodings", "positions", "pos_emb", "rotary_pe"):
+            self.register_buffer(f"fixed_{name}", torch.rand(8, 8))
+            self.register_parameter(f"learned_{name}", nn.Parameter(torch.rand(8, 8)))
+        self.pe_too = self.encoding = self.posemb = nn.Parameter(torch.rand(8, 8))
         self.register_buffer("mean", torch.rand(1, 8))
         self.register_buffer("places", torch.zeros(8, 8, dtype=torch.int64))
         self.register_buffer("seen", torch.zeros(8, 8, dtype=torch.bool))
@@ -250,6 +258,54 @@ def test_products_of_functional_calls_are_listed_with_their_module(does, macs, a
     assert (row.name, row.calls, row.macs) == ("inner", 2, macs and 2 * macs)
 
 
+W = torch.eye(8)
+FUNCTIONS = {
+    "branch": (lambda x: torch.cond(x.sum() > 1e9, lambda x: x @ W, lambda x: x @ W @ W, (x,)), 2 * B * L * 64),
+    "loop": (
+        lambda x: while_loop(lambda i, _: i < 3, lambda i, x: (i + 1, x @ W), (torch.tensor(0), x)),
+        3 * B * L * 64,
+    ),
+    "attention": (lambda x: flex_attention(x[:, None], x[:, None], x[:, None]), B * 2 * L * L * 8),
+}
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+@pytest.mark.parametrize("does", FUNCTIONS)
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_products_of_operators_of_functions_are_listed(does, around):
+    """Of a branch the one that ran, of a loop every round."""
+    call, macs = FUNCTIONS[does]
+    with around():
+        (row,) = cycles(Network(Calls(call)), torch.rand(B, L, 8)).uncounted
+    assert (row.name, row.calls, row.macs) == ("inner", 1, macs)
+
+
+def test_layers_in_a_branch_that_did_not_run_are_listed():
+    class Either(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            return torch.cond(x.sum() > 1e9, self.one, self.other, (x,))
+
+    found = cycles(Network(Either()), torch.rand(B, L, 8))
+    assert [row.name for row in found.uncounted] == ["inner.one"]
+    assert [row.name for row in found.layers] == ["first", "inner.other", "last"]
+
+
+def test_a_process_that_has_compiled_nothing_yet_counts_them_too():
+    lines = [
+        "import torch, recoup as rc",
+        "from tests.network.test_uncounted import FUNCTIONS, Calls, Network",
+        "call, macs = FUNCTIONS['attention']",
+        "(row,) = rc.nbsmt.cycles(Network(Calls(call)), torch.rand(2, 5, 8)).uncounted",
+        "assert row.macs == macs",
+    ]
+    ran = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+
+
 def test_products_of_an_emulated_layer_in_float_are_its_own():
     model = rc.emulate_(Network(nn.Identity()), rc.LBA())
     with running(model, "baseline"):
@@ -267,3 +323,26 @@ def test_a_network_of_layers_alone_has_nothing_uncounted():
     assert cost.uncounted == ()
     assert cost.uncounted_macs == 0
     assert math.isclose(cost.speedup, 1.0)
+
+
+@pytest.mark.parametrize("hardware", [rc.LBA.m7e4(), rc.TensorCore.hopper_bf16()])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_attention_of_transformers_runs_as_often_on_hardware_as_in_float(hardware, implementation):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=8,
+        patch_size=4,
+        attn_implementation=implementation,
+    )
+    model = transformers.ViTForImageClassification(config).eval()
+    in_float = rc.cost(model, None, (3, 8, 8)).uncounted
+    rc.emulate_(model, hardware)
+    found = rc.cost(model, None, (3, 8, 8)).uncounted
+    assert [(row.name, row.kind, row.calls) for row in found] == [(row.name, row.kind, row.calls) for row in in_float]
+    assert [row.calls for row in found] == [1, 1]
+    with running(model, "float"):
+        assert rc.cost(model, None, (3, 8, 8)).uncounted == in_float

@@ -81,3 +81,37 @@ def test_what_is_not_known(tmp_path: Path) -> None:
         archive.writestr("a/b", "c")
     for name in ("old.pt", "text", "empty", "other.zip", "none", "."):
         assert kind_of(tmp_path / name) is None
+
+
+def damaged_in_a_name(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"data.pkl", b"\xff\xff\xff\xff.pkl"))
+
+
+def damaged_when_packed(packing: int):
+    def damage(path: Path) -> None:
+        with zipfile.ZipFile(path) as plain:
+            parts = {name: plain.read(name) for name in plain.namelist()}
+        with zipfile.ZipFile(path, "w", packing) as packed:
+            for name, content in parts.items():
+                packed.writestr(name, content)
+            info = packed.infolist()[0]
+        content = bytearray(path.read_bytes())
+        start = info.header_offset + 30 + len(info.filename)
+        content[start + 12 : start + info.compress_size] = b"\xff" * (info.compress_size - 12)
+        path.write_bytes(content)
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    "damage", [damaged_in_a_name, damaged_when_packed(zipfile.ZIP_DEFLATED), damaged_when_packed(zipfile.ZIP_LZMA)]
+)
+def test_damaged_checkpoints_are_refused(tmp_path: Path, damage) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save(nn.Linear(2, 2).state_dict(), path)
+    damage(path)
+    assert kind_of(path) is None
+    with pytest.raises(rc.RecoupError, match=r"weights\.pt cannot be read as a torch checkpoint; truncated or another"):
+        load_weights_(nn.Linear(2, 2), path)
+    with pytest.raises(rc.RecoupError, match=r"weights\.pt"):
+        rc.load(path, nn.Linear(2, 2))

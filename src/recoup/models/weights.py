@@ -83,7 +83,9 @@ def _completed(own: Mapping[str, object], tensors: Mapping[str, Tensor], metadat
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a weights file by name, on the CPU, as the file has them; errors as :func:`load_weights_`."""
-    path, key = file_and_key(path)
+    given, (path, key) = path, file_and_key(path)
+    if key is not None and not path.is_file():
+        raise RecoupError(f"{given}: no such file, nor a file {path} to take {key!r} from")
     if path.is_dir():
         raise RecoupError(f"{path} is a folder; give the weights file itself")
     if not path.exists():
@@ -192,6 +194,7 @@ def _nest(path: Path, content: Mapping[Any, Any]) -> str | None:
     """
     nests = [name for name in (*NESTS, *AVERAGED) if isinstance(content.get(name), Mapping)]
     full = [name for name in nests if _weighs(content[name])]
+    full = [name for name in full if _weighs(content[name], least=2)] or full  # an average's decay and count are none
     if len(full) > 1 and not all(_alike(content[full[0]], content[name]) for name in full[1:]):
         averaged = ", ".join(name for name in full if name in AVERAGED)
         said = (
@@ -204,21 +207,29 @@ def _nest(path: Path, content: Mapping[Any, Any]) -> str | None:
     return next(iter(full or nests), None)
 
 
-def _weighs(value: Mapping[Any, Any]) -> bool:
-    """Whether there are tensors in a mapping, or where a training script puts them in it."""
+def _weighs(value: Mapping[Any, Any], least: int = 1) -> bool:
+    """Whether there are tensors in a mapping, or where a training script puts them in it; ``least``: one of so many
+    elements."""
     inner = [value[name] for name in (*NESTS, *AVERAGED) if isinstance(value.get(name), Mapping)]
-    return any(isinstance(one, Tensor) for one in value.values()) or any(map(_weighs, inner))
+    held = any(isinstance(one, Tensor) and one.numel() >= least for one in value.values())
+    return held or any(_weighs(one, least) for one in inner)
 
 
 def _alike(one: Mapping[Any, Any], other: Mapping[Any, Any]) -> bool:
     """Whether two state dicts are the same to the bit."""
     return one.keys() == other.keys() and all(
-        isinstance(value, Tensor)
-        and isinstance(other[name], Tensor)
-        and value.dtype == other[name].dtype
-        and torch.equal(value, other[name])
+        isinstance(value, Tensor) and isinstance(other[name], Tensor) and _same_bits(value, other[name])
         for name, value in one.items()
     )
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    if one.dtype != other.dtype or one.shape != other.shape or one.layout != other.layout:
+        return False
+    if one.layout != torch.strided or one.is_quantized:
+        return torch.equal(one, other)
+    first, second = (x.resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8) for x in (one, other))
+    return torch.equal(first, second)  # of floats it is not: NaN equals no NaN
 
 
 def _without_prefixes(tensors: dict[str, Tensor], own: Mapping[str, object]) -> dict[str, Tensor]:

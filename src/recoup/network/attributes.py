@@ -17,6 +17,8 @@ from recoup.storage.digest import of_tensors
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 OF_ALL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
+PLAIN_MARSHAL = 2
+"""The last version of marshal whose bytes are those of the values: later ones also tell who else holds them."""
 _OF_TORCH = frozenset(vars(nn.Module()))
 _OURS = frozenset({"activation_scale", "activation_zero", "operand_scales", "overheard_by"})
 """What recoup leaves on float modules, for later, and what says who listens."""
@@ -33,11 +35,11 @@ def attributes(model: nn.Module) -> bytes | None:
     its modules hold it; None where that cannot be told: hooks that are not recoup's, tensors of other kinds,
     generators, objects that cannot be pickled. What classes, files and global variables hold is not in it.
     """
-    if any(not _is_ours(hook) for name in OF_ALL_HOOKS for hook in getattr(of_all, name).values()):
+    if any(not is_ours(hook) for name in OF_ALL_HOOKS for hook in getattr(of_all, name).values()):
         return None
     found = {}
     for name, module in model.named_modules():
-        if any(not _is_ours(hook) for kind in HOOKS for hook in getattr(module, kind).values()):
+        if any(not is_ours(hook) for kind in HOOKS for hook in getattr(module, kind).values()):
             return None
         found[name] = _own(module)
     written = io.BytesIO()
@@ -55,7 +57,8 @@ def _own(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def _is_ours(hook: Any) -> bool:
+def is_ours(hook: Any) -> bool:
+    """Whether a hook is one of recoup's own, which change no names and no outputs."""
     return getattr(hook, "__module__", type(hook).__module__).partition(".")[0] == "recoup"
 
 
@@ -88,6 +91,6 @@ class _Writer(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, FunctionType):
             held = [cell.cell_contents for cell in obj.__closure__ or ()]
-            code = marshal.dumps(obj.__code__)
+            code = marshal.dumps(obj.__code__, PLAIN_MARSHAL)
             return _Function, (obj.__module__, obj.__qualname__, code, held, obj.__defaults__, obj.__kwdefaults__)
         return NotImplemented

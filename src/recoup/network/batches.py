@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from recoup.errors import RecoupError
+from recoup.network.attributes import is_ours
 from recoup.network.checks import is_module, strided
 from recoup.network.derived import say_patched
 
@@ -117,6 +118,8 @@ def check_batches(batches: Any, purpose: str) -> None:
 
 def _check_names(model: nn.Module, batch: Mapping[Any, Any], given: Mapping[Any, Any], purpose: str) -> None:
     """Refuse a mapping whose keys are not arguments of the model, as data sets call what they hold."""
+    if any(not is_ours(model._forward_pre_hooks[number]) for number in model._forward_pre_hooks_with_kwargs):
+        return  # a hook may give them other names: the call itself will say
     try:
         signature = inspect.signature(model.forward)
     except (TypeError, ValueError):  # of compiled code: the call itself will say

@@ -1,5 +1,6 @@
 """Arguments that are no plain values, checked where a public function takes them: models, tensors, configs."""
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import Lock
@@ -82,7 +83,7 @@ def float64_alike(x: Tensor, parameters: torch.dtype, layer: str, kind: str) -> 
 def float32_products(x: Tensor) -> AbstractContextManager[Any]:
     """Products of float32 operands in float32, whatever autocast, or on the CPU a precision that was set for float32
     (`reduced_float32`), would make of them."""
-    if x.is_cpu and (_reduced() or _whole.users):
+    if x.is_cpu and (not torch.compiler.is_compiling() or _reduced()):  # no compiler knows locks
         return _whole_float32()
     if torch.is_autocast_enabled(x.device.type):
         return torch.autocast(x.device.type, enabled=False)
@@ -111,35 +112,50 @@ class _Whole:
     def __init__(self) -> None:
         self.lock, self.users, self.before = Lock(), 0, list[tuple[str, str]]()
 
-    def enter(self) -> None:
+    def enter(self) -> bool:
+        """Whether there is something to put back afterwards. It is asked under the lock: one who finds the precision
+        whole because another needs it so would see it fall when that one leaves."""
         with self.lock:
             if not self.users:
                 self.before = _reduced()
                 for name, _ in self.before:
                     torch._C._set_fp32_precision_setter("mkldnn", name, "ieee")
-            self.users += 1
+            self.users += bool(self.before)
+            return bool(self.before)
 
     def leave(self) -> None:
         with self.lock:
             self.users -= 1
-            if self.users:
-                return
-            for name, value in self.before:  # one that follows a wider setting goes on doing so
-                follows = torch._C._get_fp32_precision_getter("mkldnn", "all") == value
-                torch._C._set_fp32_precision_setter("mkldnn", name, "none" if follows else value)
+            if not self.users:
+                self._put_back()
+
+    def _put_back(self) -> None:
+        for name, value in self.before:  # one that follows a wider setting goes on doing so
+            follows = torch._C._get_fp32_precision_getter("mkldnn", "all") == value
+            torch._C._set_fp32_precision_setter("mkldnn", name, "none" if follows else value)
+
+    def after_fork(self) -> None:
+        """The other threads are gone, and one of them may have held the lock."""
+        self.lock = Lock()
+        if self.users:
+            self.users = 0
+            self._put_back()
 
 
 _whole = _Whole()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_whole.after_fork)
 
 
 @contextmanager
 def _whole_float32() -> Iterator[None]:
-    _whole.enter()
+    entered = _whole.enter()
     try:
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext():
             yield
     finally:
-        _whole.leave()
+        if entered:
+            _whole.leave()
 
 
 def one_device(owner: str, *tensors: Tensor) -> None:

@@ -1,8 +1,10 @@
 """Copies of a network that are whole: a function is not copied, so a wrapper that holds a layer holds the first one."""
 
 import copy
-import functools
+import dis
+import gc
 import types
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -12,6 +14,9 @@ from recoup.errors import RecoupError
 
 M = TypeVar("M", bound=nn.Module)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+LIBRARIES = ("torch", "recoup")  # whose global variables hold nothing of a network's
+GLOBAL = ("LOAD_GLOBAL", "LOAD_NAME")
+ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD")
 
 
 def copied(model: M, purpose: str) -> M:
@@ -19,8 +24,8 @@ def copied(model: M, purpose: str) -> M:
 
     Raises:
         RecoupError: a method that was set on a module itself, or a hook, is a function that holds a module or a tensor
-            of the model (in its closure, its defaults or a global variable): a copy of it would still compute with
-            that one, whatever becomes of the copy.
+            of the model (in its closure, its defaults or a global variable that it reads, itself or within something
+            that those hold): a copy of it would still compute with that one, whatever becomes of the copy.
     """
     other = copy.deepcopy(model)
     own = {id(module): name or "the model itself" for name, module in model.named_modules()}
@@ -61,38 +66,48 @@ def _holds(value: Any, own: Mapping[int, str]) -> int | None:
 
 
 def _within(value: Any) -> list[Any]:
-    if isinstance(value, types.MethodType):
-        return [value.__self__, value.__func__]
     if isinstance(value, types.FunctionType):
-        return [
-            *_captured(value),
-            *(value.__defaults__ or ()),
-            *(value.__kwdefaults__ or {}).values(),
-            *vars(value).values(),
-        ]
-    if isinstance(value, functools.partial):
-        return [value.func, *value.args, *value.keywords.values()]
-    if isinstance(value, dict):
-        return list(value.values())
-    if isinstance(value, list | tuple | set | frozenset):
-        return list(value)
-    if isinstance(value, type | types.ModuleType | Tensor):
+        held = [*_captured(value), *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+        return [*held, *vars(value).values()]
+    if isinstance(value, weakref.ref):
+        return [value()]
+    if isinstance(value, type | types.ModuleType | types.FrameType | Tensor):
         return []
-    return list(getattr(value, "__dict__", {}).values())
+    return gc.get_referents(value)  # of any class: containers, attributes, slots, what methods and partials are of
 
 
 def _captured(function: types.FunctionType) -> list[Any]:
-    """What a function's closure holds, and the modules, their methods and tensors among its global variables."""
+    """What a function's closure holds, and the global variables that it and the functions written in it read."""
     found = []
     for cell in function.__closure__ or ():
         try:
             found.append(cell.cell_contents)
         except ValueError:  # not filled yet
             continue
-    named = (function.__globals__.get(name) for name in _names(function.__code__))
-    return found + [x for x in named if isinstance(getattr(x, "__self__", x), nn.Module | Tensor)]
+    named = function.__globals__
+    if str(named.get("__name__")).partition(".")[0] in LIBRARIES:
+        return found
+    return found + [x for code in _codes(function.__code__) for x in _read(code, named)]
 
 
-def _names(code: types.CodeType) -> set[str]:
-    inner = (_names(const) for const in code.co_consts if isinstance(const, types.CodeType))
-    return set(code.co_names).union(*inner)
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for const in code.co_consts:
+        if isinstance(const, types.CodeType):
+            yield from _codes(const)
+
+
+def _read(code: types.CodeType, named: Mapping[str, Any]) -> Iterator[Any]:
+    """The global variables that code reads, told by its instructions from attributes of the same name; of Python's
+    modules what is taken from them."""
+    value = None
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in GLOBAL:
+            yield value
+            value = named.get(instruction.argval)
+        elif isinstance(value, types.ModuleType) and instruction.opname in ATTRIBUTE:
+            value = vars(value).get(instruction.argval)
+        else:
+            yield value
+            value = None
+    yield value

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from recoup.errors import RecoupWarning
+from recoup.errors import RecoupWarning, users_level
 from recoup.network.emulated import Emulated
 
 PLAIN = frozenset({"__init__", "__repr__", "extra_repr", "_get_name", "reset_parameters", "reset_running_stats"})
@@ -15,6 +15,9 @@ PLAIN = frozenset({"__init__", "__repr__", "extra_repr", "_get_name", "reset_par
 
 CALLED = ("forward", "_call_impl", "_wrapped_call_impl")
 """Methods of every module that decide what a call computes."""
+
+DECORATE = ("torch", "contextlib")
+"""Where decorators are from that are taken for a class's own, around a function of its module."""
 
 _made: dict[tuple[type, type, bool], type[nn.Module]] = {}
 
@@ -69,11 +72,21 @@ def patched(kind: type[nn.Module]) -> dict[str, str]:
         base = next((base for base in kind.__mro__ if name in vars(base)), None)
         if base is None or issubclass(nn.Module, base) or not _known(base):
             continue
-        function = getattr(vars(base)[name], "__func__", vars(base)[name])
+        function = _undecorated(getattr(vars(base)[name], "__func__", vars(base)[name]))
         plain = isinstance(function, type) or name == "__new__"
         if not plain and getattr(function, "__globals__", None) is not vars(sys.modules[base.__module__]):
             found[name] = base.__qualname__
     return found
+
+
+def _undecorated(function: Any) -> Any:
+    """What torch's own decorators (``torch.no_grad``) and Python's context managers stand around."""
+    while hasattr(function, "__wrapped__"):
+        around = str(getattr(function, "__globals__", {}).get("__name__"))
+        if around.partition(".")[0] not in DECORATE:
+            break
+        function = function.__wrapped__
+    return function
 
 
 def say_patched(model: nn.Module, purpose: str) -> None:
@@ -93,7 +106,7 @@ def say_patched(model: nn.Module, purpose: str) -> None:
             f"{purpose}: methods that are not torch's own were put into its classes, and these layers on hardware do "
             f"without them, but for their float mode: {told}",
             RecoupWarning,
-            stacklevel=4,
+            stacklevel=users_level(),
         )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from recoup.errors import RecoupWarning
 from recoup.network.checks import is_module
+from recoup.network.nested import take_nested
 from recoup.storage.digest import of_tensors
 
 Mode = Literal["emulate", "baseline", "float"]
@@ -47,7 +48,7 @@ class Emulated(nn.Module):
 
     float_class: type[nn.Module]
     extras: ClassVar[tuple[str, ...]] = (
-        *("config", "mode", "layer", "title", "fast_path_hook", "__module__", "trained"),
+        *("config", "mode", "layer", "title", "path_hooks", "__module__", "trained"),
         *("sums", "witness", "float_class", "extras_came"),
     )
     travelling: ClassVar[tuple[str, ...]] = ()
@@ -203,10 +204,17 @@ def revert(module: nn.Module) -> None:
     module.__class__ = original  # type: ignore[assignment]
 
 
-def keep_off_fast_path(module: nn.Module) -> None:
+def keep_off_fast_path(module: nn.Module, encoder: nn.Module | None) -> None:
     """Make torch call this layer: inside nn.TransformerEncoderLayer its fused path reads the weights and passes the
-    layer by, unless one of its modules has a hook."""
-    module.fast_path_hook = module.register_forward_pre_hook(_called)  # type: ignore[assignment]
+    layer by, unless one of its modules has a hook. Nested sequences, which only the fused path takes, are then taken on
+    the other one: the layer has the handles of all hooks, also those on its encoder, which go with it.
+
+    Args:
+        module: the layer.
+        encoder: the nn.TransformerEncoderLayer it lies in, where that is known.
+    """
+    hook = module.register_forward_pre_hook(_called)
+    module.__dict__["path_hooks"] = (hook, *take_nested(encoder or module))
 
 
 def _called(module: nn.Module, args: tuple) -> None:
@@ -214,9 +222,8 @@ def _called(module: nn.Module, args: tuple) -> None:
 
 
 def _drop_extras(module: nn.Module) -> None:
-    hook = module.__dict__.get("fast_path_hook")
-    if hook is not None:
-        module._forward_pre_hooks.pop(hook.id, None)
+    for hook in module.__dict__.get("path_hooks", ()):
+        hook.remove()
     for name in module.extras:  # type: ignore[union-attr]
         module._buffers.pop(name, None)
         module._non_persistent_buffers_set.discard(name)

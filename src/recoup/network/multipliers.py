@@ -16,14 +16,16 @@ from recoup.network.emulated import Emulated
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 TABLE_MODULES = (nn.Embedding, nn.EmbeddingBag)
 NORM_NAME = re.compile(r"Norm(\d[dD])?$")
+POSITIONS = "pos|positions?|positional|pos(enc|emb)|pes?|encodings?|rope|rotary"
+"""What tables of positions are called, whether they are learned, in parameters, or computed, in buffers."""
 DATA_NAME = re.compile(
-    r"(^|_)(mask|bias|causal|tri[lu]|index|indices|idx|ids?|grid|anchors?|priors?|boxes|coords?|inv|freqs?|cos|sin|rope"
-    r"|rotary|pe|pes|encodings?|cached?|past|queue|memory|running|states?|stats?|means?|stds?|vars?|noise|targets?"
-    r"|labels?)(_|$)"
+    r"(^|_)(mask|bias|causal|tri[lu]|index|indices|idx|ids?|grid|anchors?|priors?|boxes|coords?|inv|freqs?|cos|sin"
+    r"|cached?|past|queue|memory|running|states?|stats?|means?|stds?|vars?|noise|targets?|labels?)(_|$)"
 )
-"""Buffers that are no weights: masks, places, tables of angles and positions, statistics, what a module remembers."""
+"""Buffers that are no weights: masks, places, tables of angles, statistics, what a module remembers."""
 PACKED = (torch.int8, torch.uint8, torch.int16, torch.int32)
-TABLE_NAME = re.compile(r"(^|_)(pos|positions?|positional|embed\w*|tokens?|table)(_|$)")
+TABLE_NAME = re.compile(rf"(^|_)({POSITIONS}|embed\w*|tokens?|table)(_|$)")
+"""Parameters and buffers that are added or looked up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ def multipliers(model: nn.Module) -> dict[str, Multiplier]:
 
     A module counts if it owns a parameter of two or more dimensions (the weight of a linear layer, a convolution, a
     recurrent layer, experts; not of its children), is no norm and no embedding, and the parameter is no table by its
-    name, such as ``pos_embed`` or ``relative_position_bias_table``, and no scale that is broadcast. Of buffers, as
+    name, such as ``pe`` or ``relative_position_bias_table``, and no scale that is broadcast. Of buffers, as
     quantised layers pack their weights in, those of floats or of packed integers count whose name is not that of a
     mask, an index or the like; of a module without children and parameters also a plain tensor, and what torch packs.
     """

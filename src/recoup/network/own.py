@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from recoup.errors import RecoupWarning
+from recoup.errors import RecoupWarning, users_level
 from recoup.network.derived import replaced
 
 Watch = Callable[[nn.Module, tuple, dict[str, Any], Tensor], Tensor | None]
@@ -59,7 +59,7 @@ def watching_forward(layers: Mapping[str, nn.Module], watch: Mapping[str, Watch]
             f"{shown}; what is measured is right only if it gives what the layer's own gives (take it off first, "
             "and wrap afterwards)",
             RecoupWarning,
-            stacklevel=4,
+            stacklevel=users_level(),
         )
     stands = [_Watched(layers[name], each) for name, each in watch.items()]
     try:

@@ -10,10 +10,13 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
-PRODUCT = re.compile(r"(^|_)(\w*mm|(add)?mv|v?dot|linear|conv\w*|attention|rnn_layer)(_|$)")
+from recoup.network.turns import Turn, turn
+
+PRODUCT = re.compile(r"(^|_)(\w*mm|(add)?mv|v?dot|linear|conv\w*|attention|rnn_layer|triton_kernel)(_|$)")
 OWN = "recoup"
 
 
@@ -29,6 +32,8 @@ class Heard:
 class _Listening(TorchDispatchMode):
     """Notes the multiply-accumulates of every product, and where it runs."""
 
+    supports_higher_order_operators = True
+
     def __init__(self, running: list[str], heard: Heard, whole: Container[str]) -> None:
         super().__init__()
         self.running, self.heard, self.whole = running, heard, whole
@@ -36,17 +41,41 @@ class _Listening(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not isinstance(func, torch._ops.OpOverload):
-            return func(*args, **kwargs)
+            return self._higher(func, args, kwargs)
         if _decomposes(func):  # as autograd does before this sees it, but under inference_mode
             with self:
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
         output = func(*args, **kwargs)
-        if _is_product(func) and not any(name in self.whole for name in self.running):
-            name = self.running[-1] if self.running else ""
-            self.heard.macs.setdefault(name, []).append(_macs(func, args, kwargs, output))
+        if _is_product(func):
+            self._note(_macs(func._overloadpacket, args, kwargs, output))
         return output
+
+    def _higher(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        """Of operators of functions (branches, loops, attention with a function of scores): a product as a whole where
+        it is called one, else the products of the functions, as often as they run."""
+        if _is_product_name(func.name()):
+            output = func(*args, **kwargs)
+            self._note(_macs(func, args, kwargs, output))
+            return output
+        args, kwargs = tree_map(self._within, (args, kwargs))
+        return func(*args, **kwargs)
+
+    def _within(self, value: Any) -> Any:
+        if not callable(value) or isinstance(value, Tensor | type):
+            return value
+
+        def heard(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return value(*args, **kwargs)
+
+        return heard
+
+    def _note(self, macs: int | None) -> None:
+        if not any(name in self.whole for name in self.running):
+            name = self.running[-1] if self.running else ""
+            self.heard.macs.setdefault(name, []).append(macs)
 
 
 @lru_cache(4096)
@@ -58,14 +87,18 @@ def _decomposes(func: Any) -> bool:
 @lru_cache(4096)
 def _is_product(func: Any) -> bool:
     space, _, name = func._schema.name.partition("::")
-    return space != OWN and bool(PRODUCT.search(name))
+    return space != OWN and _is_product_name(name)
+
+
+def _is_product_name(name: str) -> bool:
+    return bool(PRODUCT.search(name))
 
 
 def _macs(func: Any, args: tuple, kwargs: dict, output: Any) -> int | None:
     """As torch counts them; None of what it does not count, such as attention on the CPU."""
     from torch.utils.flop_counter import flop_registry
 
-    count = flop_registry.get(func._overloadpacket)
+    count = flop_registry.get(func)
     return None if count is None else int(count(*args, **kwargs, out_val=output)) // 2
 
 
@@ -81,23 +114,28 @@ def hearing_products(model: nn.Module, whole: Container[str]) -> Iterator[Heard]
     heard = Heard()
     hooks: list[Any] = []
 
-    def follow(name: str, module: nn.Module) -> None:
+    def follow(name: str, module: nn.Module, own: Turn) -> None:
         def enter(*_: Any) -> None:
-            running.append(name)
-            heard.calls[name] += 1
+            if own.here:  # the mode, too, hears its own thread alone
+                running.append(name)
+                heard.calls[name] += 1
 
         def leave(*_: Any) -> None:
-            running.pop()
+            if own.here:
+                running.pop()
 
         hooks.append(module.register_forward_pre_hook(enter, prepend=True))
         hooks.append(module.register_forward_hook(leave, always_call=True))
 
     try:
-        for name, module in model.named_modules():
-            if not isinstance(module, torch.jit.ScriptModule):  # it calls its parts by itself
-                follow(name, module)
-        with _Listening(running, heard, whole):
-            yield heard
+        with turn() as own:
+            for name, module in model.named_modules():
+                if not isinstance(module, torch.jit.ScriptModule):  # it calls its parts by itself
+                    follow(name, module, own)
+            # Torch compiles operators of functions that are called as they are, which no dispatch mode may listen to;
+            # the stance loads the compiler, as the first operator under any such mode does.
+            with torch.compiler.set_stance("force_eager"), _Listening(running, heard, whole):
+                yield heard
     finally:
         for hook in hooks:
             hook.remove()

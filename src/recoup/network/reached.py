@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from recoup.errors import RecoupError, RecoupWarning
+from recoup.errors import RecoupError, RecoupWarning, users_level
 
 WHY = (
     "the model computes without calling them: functional calls such as F.linear(x, layer.weight), a branch that was "
@@ -66,5 +66,5 @@ def say_missed(
     warnings.warn(
         f"{purpose}: {len(missed)} of {of} {kind} never ran: {', '.join(missed)}; {WHY}",
         RecoupWarning,
-        stacklevel=4,
+        stacklevel=users_level(),
     )

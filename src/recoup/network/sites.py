@@ -21,6 +21,7 @@ from recoup.network.modes import evaluating
 from recoup.network.norms import is_batch_norm
 from recoup.network.row_norms import features_of, is_row_norm
 from recoup.network.systolic import Array, layer_cycles
+from recoup.network.turns import Turn, turn
 from recoup.network.uncounted import Uncounted, watching_uncounted
 
 PRODUCTS = (nn.Conv1d, nn.Conv2d, nn.Linear)
@@ -182,7 +183,7 @@ def survey(model: nn.Module, inputs: Any, purpose: str) -> Map:
         inputs = torch.zeros(1, *inputs, device=device_of(model))
     layers = {name: module for name, module in model.named_modules() if is_site(module)}
     found: dict[str, Site] = {}
-    with _noting(layers, found), watching_uncounted(model, layers) as uncounted, evaluating(model):
+    with turn() as own, _noting(layers, found, own), watching_uncounted(model, layers) as uncounted, evaluating(model):
         for batch, _ in prepared(model, [inputs], purpose):
             _called(model, batch, purpose)
     if not found:
@@ -192,9 +193,21 @@ def survey(model: nn.Module, inputs: Any, purpose: str) -> Map:
 
 def _called(model: nn.Module, batch: Any, purpose: str) -> None:
     """Run a model; where it fails, the layer that does is named with its input."""
-    entered: list[tuple[str, Any]] = []
+    last: tuple[str, list[int] | None] = (
+        "",
+        None,
+    )  # no tensor is held: every layer's input would lie in memory at once
+
+    def enter(name: str) -> Any:
+        def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            nonlocal last
+            given = (list(one.shape) for one in (*args, *kwargs.values()) if isinstance(one, Tensor))
+            last = (name, next(given, None))
+
+        return hook
+
     hooks = [
-        module.register_forward_pre_hook(lambda _, args, name=name: entered.append((name, args)))
+        module.register_forward_pre_hook(enter(name), with_kwargs=True)
         for name, module in model.named_modules()
         if is_site(module)
     ]
@@ -204,8 +217,7 @@ def _called(model: nn.Module, batch: Any, purpose: str) -> None:
         raise
     except Exception as error:  # a network of the user's may fail in any way
         shapes = {k: list(v.shape) for k, v in batch.items()} if isinstance(batch, Mapping) else list(batch.shape)
-        modules, (name, args) = dict(model.named_modules()), entered[-1] if entered else ("", ())
-        given = next((list(one.shape) for one in args if isinstance(one, Tensor)), None)
+        modules, (name, given) = dict(model.named_modules()), last
         at = f", at layer {name!r} ({modules[name].extra_repr()}), whose input is {given}" if given else ""
         told = (str(error).splitlines() or ["no message"])[0]
         raise RecoupError(
@@ -217,9 +229,11 @@ def _called(model: nn.Module, batch: Any, purpose: str) -> None:
 
 
 @contextmanager
-def _noting(layers: Mapping[str, nn.Module], found: dict[str, Site]) -> Iterator[None]:
+def _noting(layers: Mapping[str, nn.Module], found: dict[str, Site], own: Turn) -> Iterator[None]:
     def note(name: str) -> Any:
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            if not own.heard:
+                return
             site = _site(name, module, (*args, *kwargs.values()), output)
             found[name] = site if name not in found else _both(found[name], site)
 

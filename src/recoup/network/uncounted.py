@@ -13,8 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from recoup.models.attention import AttentionProducts
+from recoup.network.emulated import Emulated
+from recoup.network.hugging_face import InterfaceAttention
 from recoup.network.multipliers import multipliers, own_weights
 from recoup.network.products import hearing_products
+from recoup.network.turns import Turn, turn
 
 WHOLE = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.Bilinear, nn.modules.conv._ConvNd, AttentionProducts)
 """What `macs_of` has a formula for: products that run in them are in it."""
@@ -27,7 +30,7 @@ class Uncounted:
 
     Attributes:
         name: within the model.
-        kind: its class with the module path.
+        kind: its class in float with the module path.
         calls: how often it ran for the batch; 0: its weights were used, if at all, by a module around it.
         macs: multiply-accumulates of all calls; None where the class does not tell.
     """
@@ -55,21 +58,23 @@ def watching_uncounted(model: nn.Module, counted: Mapping[str, nn.Module]) -> It
     watched = {name: owner.module for name, owner in multipliers(model).items()}
     watched |= {name: module for name, module in modules.items() if isinstance(module, AttentionProducts)}
 
-    def note(name: str) -> Any:
+    def note(name: str, own: Turn) -> Any:
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-            calls.setdefault(name, []).append(macs_of(module, args, kwargs, output))
+            if own.heard:
+                calls.setdefault(name, []).append(macs_of(module, args, kwargs, output))
 
         return hook
 
-    hooks = [
-        module.register_forward_hook(note(name), with_kwargs=True, prepend=True)
-        for name, module in watched.items()
-        if name not in counted
-    ]
+    hooks: list[Any] = []
     whole = {*counted, *(name for name, module in watched.items() if isinstance(module, WHOLE))}
     try:
-        with hearing_products(model, whole) as heard:
-            yield found
+        with turn() as own:
+            for name, module in watched.items():
+                if name in counted:
+                    continue
+                hooks.append(module.register_forward_hook(note(name, own), with_kwargs=True, prepend=True))
+            with hearing_products(model, whole) as heard:
+                yield found
     finally:
         for hook in hooks:
             hook.remove()
@@ -79,11 +84,15 @@ def watching_uncounted(model: nn.Module, counted: Mapping[str, nn.Module]) -> It
         if name in calls or not (name in heard.calls or around):
             done = calls.get(name, [None])
             found.append(Uncounted(name, _kind(module), len(calls.get(name, [])), _total(done)))
+    for name, module in modules.items():  # whose products are operators of recoup's, of which torch counts none
+        if isinstance(module, InterfaceAttention) and name not in counted and heard.calls[name]:
+            beside.setdefault(name, [None])
     found += [Uncounted(name, _kind(modules[name]), heard.calls[name], _total(done)) for name, done in beside.items()]
 
 
 def _kind(module: nn.Module) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"
+    kind = module.float_class if isinstance(module, Emulated) else type(module)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _total(macs: Sequence[int | None]) -> int | None:

@@ -24,7 +24,8 @@ _COMPILED = "torch._dynamo.eval_frame OptimizedModule"
 
 
 def kind_of(path: Path) -> str | None:
-    """What a file is, one of `REMEDIES`, or None where that is not known: files of torch before 1.6 are among those.
+    """What a file is, one of `REMEDIES`, or None where that is not known: damaged files, and those of torch before 1.6,
+    are among them.
 
     >>> kind_of(Path("no-such-file.pt"))
     """
@@ -41,7 +42,7 @@ def kind_of(path: Path) -> str | None:
                 return None
             with archive.open(pickled) as file:
                 return _of_pickle(file.read(_START))
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError):  # the last two: packed or locked in a way
+    except Exception:  # what is damaged makes zipfile, and what its parts are packed with, raise anything at all
         return None
 
 
