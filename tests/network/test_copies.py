@@ -5,6 +5,7 @@ import sys
 import types
 import weakref
 from collections import deque
+from typing import Any
 
 import pytest
 import torch
@@ -128,7 +129,7 @@ def in_a_slot(net):
 
 
 def by_a_weak_reference(net):
-    norm = weakref.ref(net.norm)
+    norm: Any = weakref.ref(net.norm)
     net.conv.extra = lambda x: norm()(x) + 1
 
 

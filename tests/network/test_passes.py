@@ -5,6 +5,7 @@ import random
 import threading
 import warnings
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
@@ -361,7 +362,7 @@ def test_functions_are_told_apart_by_what_they_say():
         net.act = act
         return net
 
-    net = made(2)
+    net: Any = made(2)
     told = attributes(net)
     held = [net.act.__code__.co_consts, *net.act.__code__.co_consts]
     for _ in range(100):

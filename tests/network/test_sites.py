@@ -17,10 +17,10 @@ def test_a_survey_holds_no_layers_input():
     seen, most = [], []
 
     class Layer(nn.Linear):
-        def forward(self, x):
-            seen.append(weakref.ref(x))
+        def forward(self, input):
+            seen.append(weakref.ref(input))
             most.append(sum(one() is not None for one in seen))
-            return super().forward(x)
+            return super().forward(input)
 
     net = nn.Sequential(*(Layer(8, 8) for _ in range(6)))
     with torch.no_grad():
@@ -80,8 +80,8 @@ def test_two_threads_survey_one_network_and_each_hears_its_own_pass():
 
 def test_layers_that_a_network_runs_on_a_thread_of_its_own_are_surveyed():
     class Net(nn.Sequential):
-        def forward(self, x):
+        def forward(self, input):
             with ThreadPoolExecutor(1) as pool:
-                return pool.submit(super().forward, x).result()
+                return pool.submit(super().forward, input).result()
 
     assert [site.name for site in survey(Net(nn.Linear(8, 8)), (8,), "test").sites] == ["0"]

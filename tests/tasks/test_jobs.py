@@ -91,11 +91,11 @@ def test_without_somebody_to_tell_it_is_a_warning(slurm):
 
 
 def test_the_folder_that_dask_is_configured_to_log_into_is_named(slurm, tmp_path):
-    import dask
+    from dask import config
 
     slurm(DIES)
     told = []
-    with dask.config.set({"jobqueue.slurm.log-directory": str(tmp_path / "logs")}):  # noqa: SIM117 -- told apart
+    with config.set({"jobqueue.slurm.log-directory": str(tmp_path / "logs")}):  # noqa: SIM117 -- told apart
         with cluster("slurm:n=1", seconds=0.1, tell=told.append):
             deadline = time.monotonic() + 20
             while not told and time.monotonic() < deadline:

@@ -143,7 +143,9 @@ def _convolution(
     with named(layer):
         accumulate = on_device(x.device, "NB-SMT emulation", lambda: _accumulate, lambda: gpu.accumulate)
     sums, scale_O = accumulate(x, weight, order, scale, NBSMT.from_code(config), geometry, layer, zero)
-    y = sums.mul_((scale_O * scale).view(1, -1, 1, 1))
+    scales = (scale_O * scale).view(1, -1, 1, 1)
+    # Rows of a rounded number are a view, which autograd would not let a caller change in place.
+    y = sums * scales if sums._is_view() else sums.mul_(scales)
     return y.contiguous(memory_format=memory_format(x))
 
 

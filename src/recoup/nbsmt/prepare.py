@@ -155,7 +155,7 @@ class Prepared:
             parts = (replace(self.operand, weight_OGJkk=weight.clamp(*ends)) for ends in ((0, 127), (-128, 0)))
             self.signs = signs = tuple(Prepared(self.content, self.config, part, *others) for part in parts)
         shape = (len(operand), self.operand.weight_OGJkk.shape[0], *geometry.outputs(operand.shape[2:]))
-        found = torch.empty(shape, memory_format=torch.channels_last)
+        found = torch.empty(shape, dtype=torch.float32, memory_format=torch.channels_last)
         few = _divisor(len(operand), SUMS // max(1, found[:1].nbytes))
         for x, sums in zip(operand.split(few), found.split(few), strict=True):
             up, down = (part._sums(x, geometry, backend, layer) for part in signs)
