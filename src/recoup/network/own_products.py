@@ -4,7 +4,7 @@ import dis
 import inspect
 import re
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import lru_cache
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -35,7 +35,7 @@ def multiplies_itself(module: nn.Module) -> bool:
     return matrix or any(not isinstance(getattr(module, name, None), nn.Module) for name in names)
 
 
-@cache
+@lru_cache(4096)
 def _told(kind: type[nn.Module], forward: Any) -> tuple[frozenset[str], bool]:
     """The names of products in what a forward runs, and whether it has an ``@``."""
     names: set[str] = set()
