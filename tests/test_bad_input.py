@@ -251,3 +251,15 @@ def test_cards_of_values_without_a_hash_and_measures_that_are_no_module_are_refu
     for path in ("no.such.module", "math"):
         with pytest.raises(RecoupError, match=f"measure '{path}'"):
             measure_of(Card(config=rc.LBA, layers={nn.Linear: lba.LBALinear}, measure=path))
+
+
+@pytest.mark.parametrize("config", [rc.NBSMT(), rc.LBA(), rc.TensorCore.hopper_fp8()])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_networks_in_other_precisions_are_told_to_convert(config, dtype):
+    model = nn.Sequential(nn.Linear(4, 4)).to(dtype)
+    rc.calibrate_(model, [torch.rand(2, 4, dtype=dtype)], layers={"0": True})
+    with pytest.raises(
+        rc.RecoupError, match=rf"layer '0' .*float32 weights; got {dtype}: convert .* \.float\(\) first"
+    ):
+        rc.emulate_(model, config)
+    assert type(model[0]) is nn.Linear

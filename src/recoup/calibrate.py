@@ -22,7 +22,7 @@ from recoup.errors import RecoupError, RecoupWarning
 from recoup.fields import choice, integer
 from recoup.network import ledger
 from recoup.network.attention import AttentionUnit
-from recoup.network.attention_scales import OperandRanges, is_heard, measuring_operands
+from recoup.network.attention_scales import OperandRanges, emulable, is_heard, measuring_operands
 from recoup.network.batches import call, count, prepared
 from recoup.network.checks import is_module
 from recoup.network.emulated import Emulated, running
@@ -85,7 +85,7 @@ def calibrate_(
 
     Warns:
         RecoupWarning: the layers that ``negative="float"`` leaves in float, or those it does not, under other
-            ``activations``.
+            ``activations``; attentions that have what no hardware emulates, such as a soft cap, which stay in float.
     """
     is_module(model, "calibrate_")
     choice("calibrate_", "activations", activations, get_args(Activations))
@@ -130,7 +130,8 @@ class _Measured:
         with measuring_operands(heard) as operands:
             ranges, ran, kept = _passed(model, batches, weighty, candidates, keep, progress)
         ends = _ends(ran)
-        products = {name: seen for name, seen in operands.items() if chosen.of(name) is UNMATCHED or chosen.of(name)}
+        wanted = {name: seen for name, seen in operands.items() if chosen.of(name) is UNMATCHED or chosen.of(name)}
+        products = emulable(wanted)
         selected = _selected(chosen, candidates, ranges, ends, alone=not products)
         # An emulated attention that did not run keeps its scales.
         anew = {n: module for n, module in heard.items() if n in operands or not isinstance(module, Emulated)}

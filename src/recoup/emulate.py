@@ -18,6 +18,7 @@ from recoup.network.checks import is_module
 from recoup.network.derived import patched, replaced
 from recoup.network.emulated import Emulated, become, emulated_layers, keep_off_fast_path, revert
 from recoup.network.multipliers import Multiplier, multipliers
+from recoup.network.own_products import multiplies_itself
 from recoup.network.selection import UNMATCHED, Selection
 from recoup.network.wing import Card
 from recoup.policy import Policy
@@ -59,14 +60,15 @@ def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> 
             torch's; under hardware for products, by name, what a config was meant for and stays in float: subclasses,
             which may compute something else, classes without a stand-in (recurrent layers, transposed convolutions,
             attention), layers that `calibrate_` never saw, and modules of any other class that own weights, be they
-            parameters, buffers or packed, and may multiply with them (`network.multipliers`). A layer map's None leaves
-            any of them in float without a word.
+            parameters, buffers or packed, and may multiply with them (`network.multipliers`), or whose forward has
+            products that no layer makes, as attention that does not ask transformers' interface (by its code,
+            `network.own_products`). A layer map's None leaves any of them in float without a word.
     """
     is_module(model, "emulate_")
     config, layers = _unpacked(config, layers)
     modules = dict(model.named_modules())
     weighty = multipliers(model)
-    candidates = [name for name, module in modules.items() if name in weighty or _emulable(module)]
+    candidates = [name for name, module in modules.items() if name in weighty or _multiplies(module)]
     chosen = Selection(layers, candidates, "emulate_", others=modules)
     for value in [config, *(layers or {}).values()]:
         _layers_of(value)
@@ -86,6 +88,11 @@ def emulate_(model: M, config: Any, layers: Mapping[str, Any] | None = None) -> 
                 revert(module)
             raise
     return model
+
+
+def _multiplies(module: nn.Module) -> bool:
+    """Whether a layer map may name a module though it owns no weights."""
+    return _emulable(module) or multiplies_itself(module)
 
 
 def _planned(
@@ -121,7 +128,8 @@ def _planned(
                 f"{', '.join(t.__name__ for t in _layers_of(wanted))}, and {told_takers(type(module))}"
             )
         elif reason := _why_left(card, name, module, weighty):
-            told = str(weighty[name]) if "may multiply" in reason else f"{name} ({type(module).__name__})"
+            short = f"{name or 'the model itself'} ({type(module).__name__})"
+            told = str(weighty[name]) if "may multiply" in reason else short
             left.setdefault(reason, []).append(told)
     return plan, left
 
@@ -164,6 +172,8 @@ def _why_left(card: Card, name: str, module: nn.Module, weighty: Mapping[str, Mu
         return f"left in float, and may multiply ({hardware} does not know their classes)"
     if card.multiplies and any(other.multiplies and other.stand_in(module) for other in cards().values()):
         return f"left in float, because {hardware} has no stand-in for them"
+    if card.multiplies and multiplies_itself(module):
+        return f"with products in their own forward, which stay in float ({hardware} runs those of layers)"
     return None
 
 

@@ -352,7 +352,33 @@ def test_what_is_not_emulated_is_not_calibrated():
     model.set_attn_implementation("eager")  # whose function takes any option
     attn = model.transformer.h[0].attn
     hook = attn.register_forward_pre_hook(lambda _, args, kwargs: (args, {**kwargs, "softcap": 3.0}), with_kwargs=True)
-    rc.calibrate_(model, [TOKENS])
+    with pytest.warns(rc.RecoupWarning, match=r"1 attentions have softcap, .*: transformer\.h\.0\.attn"):
+        rc.calibrate_(model, [TOKENS])
     hook.remove()
     assert getattr(attn, "operand_scales", None) is None
     assert model.transformer.h[1].attn.operand_scales is not None
+
+
+@pytest.mark.parametrize(
+    "config", [NBSMT(2, pairing="adjacent"), NBSMT(4, "aW", "zero", "adjacent", 4, Int(14)), NBSMT(1)]
+)
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_adjacent_keys_keep_their_partners_whatever_comes_behind(kind, config):
+    model, mask = transformer(kind), torch.ones_like(TOKENS)
+    mask[1, 4:] = 0
+    rc.calibrate_(
+        model, [{"input_ids": TOKENS, "attention_mask": mask}], {"re:.*": True}
+    )  # torch's sums depend on shapes
+    rc.emulate_(model, config)
+    with torch.no_grad():
+        beside = model(input_ids=TOKENS, attention_mask=mask)[0]
+        alone = model(input_ids=TOKENS[1:2, :4], attention_mask=mask[1:2, :4])[0]
+    assert torch.equal(beside[1, :4], alone[0])
+    if kind == "llama":  # a cache that grows token by token
+        past, steps = None, []
+        with torch.no_grad():
+            for token in TOKENS[:1].split(1, 1):
+                out = model(token, past_key_values=past, use_cache=True)
+                past = out.past_key_values
+                steps.append(out.logits)
+            assert torch.equal(torch.cat(steps, 1), model(TOKENS[:1]).logits)

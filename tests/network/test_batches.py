@@ -70,3 +70,32 @@ def test_a_hook_that_cannot_is_none():
     model.register_forward_pre_hook(lambda *_: None)
     with pytest.raises(rc.RecoupError, match="a batch is a mapping"):
         rc.evaluate(model, [{"image": X, "labels": Y}])
+
+
+def padded(pad=0, ends="right", eos=None):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.BertConfig(**sizes, vocab_size=20, pad_token_id=pad, eos_token_id=eos)
+    tokens = torch.arange(18).view(3, 6) % 15 + 3
+    tokens[1, -3:] = 0
+    return transformers.BertModel(config).eval(), tokens if ends == "right" else tokens.flip(1)
+
+
+@pytest.mark.parametrize("ends", ["right", "left"])
+@pytest.mark.parametrize("as_mapping", [True, False])
+def test_padding_without_a_mask_is_refused(ends, as_mapping):
+    model, tokens = padded(ends=ends)
+    batch = {"input_ids": tokens} if as_mapping else tokens
+    said = r"calibrate_: batch 1 has padding \(token 0\) in 1 of its 3 sequences and no mask that hides it"
+    with pytest.raises(rc.RecoupError, match=said):
+        rc.calibrate_(model, [tokens.clamp_min(1), batch])
+    assert not any(getattr(layer, "activation_scale", None) for layer in model.modules())
+
+
+def test_padding_under_a_mask_or_of_tokens_that_end_sequences_is_taken():
+    model, tokens = padded()
+    rc.calibrate_(model, [{"input_ids": tokens, "attention_mask": (tokens > 0).long()}])
+    tokens[1, -3:-1] = 3  # one may be a word
+    rc.calibrate_(model, [tokens])
+    for other in (padded(pad=None), padded(eos=0)):
+        rc.calibrate_(other[0], [other[1]])

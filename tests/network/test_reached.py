@@ -36,10 +36,17 @@ class Functional(nn.Module):
 BATCH = (torch.rand(4, 6), torch.tensor([0, 1, 2, 3]))
 
 
+def told_of(kind: type[nn.Module]) -> nn.Module:
+    with pytest.warns(
+        rc.RecoupWarning, match=rf"products in their own forward.*: the model itself \({kind.__name__}\)"
+    ):
+        return rc.emulate_(kind().eval(), rc.LBA.biased(4, 4))
+
+
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return rc.emulate_(Tied().eval(), rc.LBA.biased(4, 4))
+    return told_of(Tied)
 
 
 NEVER = r"2 of 4 emulated layers never ran: head, spare; "
@@ -56,13 +63,13 @@ def test_profiles_say_what_never_ran(model):
     rc.restore_(model)
     rc.calibrate_(model, [BATCH], {"inner": True})
     model.spare.activation_scale = 0.1
-    rc.emulate_(model, None, {"inner": rc.NBSMT(), "spare": rc.NBSMT()})
+    rc.emulate_(model, None, {"inner": rc.NBSMT(), "spare": rc.NBSMT()})  # nothing is meant for the model itself
     with pytest.warns(rc.RecoupWarning, match="profile: 1 of 2 emulated layers never ran: spare; "):
         assert [row.name for row in nbsmt.profile(model, [BATCH])] == ["inner"]
 
 
 def test_a_measurement_that_saw_none_of_its_layers_is_refused():
-    model = rc.emulate_(Functional().eval(), rc.LBA.biased(4, 4))
+    model = told_of(Functional)
     with pytest.raises(rc.RecoupError, match=r"lba\.profile: none of the model's 1 emulated layers ran"):
         lba.profile(model, [BATCH])
     with pytest.warns(rc.RecoupWarning, match="evaluate: 1 of 1 emulated layers never ran: only"):

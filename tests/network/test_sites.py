@@ -17,7 +17,7 @@ def test_a_survey_holds_no_layers_input():
     seen, most = [], []
 
     class Layer(nn.Linear):
-        def forward(self, input):
+        def forward(self, input):  # noqa: A002 -- as torch names it
             seen.append(weakref.ref(input))
             most.append(sum(one() is not None for one in seen))
             return super().forward(input)
@@ -80,7 +80,7 @@ def test_two_threads_survey_one_network_and_each_hears_its_own_pass():
 
 def test_layers_that_a_network_runs_on_a_thread_of_its_own_are_surveyed():
     class Net(nn.Sequential):
-        def forward(self, input):
+        def forward(self, input):  # noqa: A002 -- as torch names it
             with ThreadPoolExecutor(1) as pool:
                 return pool.submit(super().forward, input).result()
 

@@ -19,7 +19,6 @@ import math
 from collections.abc import Hashable, Mapping
 from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -28,7 +27,7 @@ from recoup.gains import Gained
 from recoup.lba.config import LBA
 from recoup.lba.ops import EMULATION, batched, checked_config, convolution, draw_seed, shifted_code
 from recoup.lba.quantizers import product_scale, quantize_operand
-from recoup.network.checks import as_float32, float32_products, strided
+from recoup.network.checks import as_float32, float32_products, float32_weights, strided
 from recoup.network.convolution import Padded, as_2d
 from recoup.network.scales import Scaled, is_zero
 
@@ -65,8 +64,7 @@ class LBALayer(Scaled, Gained):
 
     def convert(self, config: LBA, layer: str) -> None:
         super().convert(config, layer)
-        if self.weight.dtype != torch.float32:
-            raise RecoupError(f"{self.title}: LBA emulation takes float32 weights; got {self.weight.dtype}")
+        float32_weights(self.weight, self.title, EMULATION)
         self.begin_without_gain()
 
     def _begin(self, config: LBA | None) -> None:

@@ -16,13 +16,14 @@ from recoup.lightnorm.config import LightNorm
 from recoup.lightnorm.layout import flattened
 from recoup.lightnorm.ops import Joined, infer, train
 from recoup.lightnorm.passes import HALF
+from recoup.lightnorm.reach import Reached
 from recoup.lightnorm.separate import quantized_moments
 from recoup.network.checks import float64_alike, is_module, strided
 from recoup.network.derived import derived, only_adds
 from recoup.network.emulated import Emulated
 
 
-class LightNormLayer(Emulated, _NormBase):
+class LightNormLayer(Reached, Emulated, _NormBase):
     """What the layers share. They are no `nn.BatchNorm2d` and the like, so that converters of batch norms, such as
     `nn.SyncBatchNorm.convert_sync_batchnorm`, leave them as they are (`recoup.network.norms` knows them). Folding one
     into a float convolution (`torch.nn.utils.fusion.fuse_conv_bn_eval`) cannot be noticed: what it gives is a float
@@ -95,6 +96,7 @@ class LightNormLayer(Emulated, _NormBase):
     def _normalized(self, x: Tensor) -> Tensor:
         self._check_channels(x)
         gamma, beta = self._parameters_for(x)
+        self.count_inputs(x)
         if not (self.training or self.running_mean is None):
             assert self.running_var is not None
             return infer(x, gamma, beta, self.running_mean, self.running_var, self.config.code, self.eps, self.title)[0]

@@ -15,7 +15,7 @@ from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.ops import convolution
 from recoup.nbsmt.ports import UNSIGNED
 from recoup.nbsmt.prepare import forget
-from recoup.network.checks import instance, strided
+from recoup.network.checks import float32_weights, instance, strided
 from recoup.network.convolution import POINTWISE, Geometry, Padded
 from recoup.network.scales import Scaled, is_scale, is_zero
 
@@ -52,8 +52,7 @@ class NBSMTLayer(Scaled):
             if not is_zero(self.activation_zero):
                 raise RecoupError(f"{self.title} has the activation zero {self.activation_zero!r}; it must be 0 or 128")
             self.activation_zero = int(self.activation_zero)  # 128.0 and tensors of one element are legal
-        if self.weight.dtype != torch.float32:
-            raise RecoupError(f"{self.title}: NB-SMT emulation takes float32 weights; got {self.weight.dtype}")
+        float32_weights(self.weight, self.title, "NB-SMT emulation")
         self._add_extras()
 
     def _begin(self, config: NBSMT | None) -> None:

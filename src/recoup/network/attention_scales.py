@@ -7,6 +7,7 @@ as a layer's activations [def]: the codes of q, k and v are signed, those of p a
 [T, d], a call has one image.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -17,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recoup.errors import RecoupError
+from recoup.errors import RecoupError, RecoupWarning
 from recoup.models.attention import AttentionProducts
 from recoup.network.attention import attend
 from recoup.network.hugging_face import overheard, tells
 
-__all__ = ["OperandRanges", "is_heard", "measuring_operands"]
+__all__ = ["OperandRanges", "emulable", "is_heard", "measuring_operands"]
 
 STEPS = {"q": 127, "k": 127, "p": 255, "v": 127}
 """The largest code of each operand, in the order of the scales."""
@@ -34,6 +35,8 @@ class OperandRanges:
 
     largest: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
     images: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STEPS, 0))
+    unknown: list[str] = field(default_factory=list)
+    """What the attention has that is not emulated, so that it needs no scales."""
 
     def product(self, x: Tensor, y: Tensor, names: str, _: str) -> Tensor:
         """A product in float whose operands are counted."""
@@ -77,8 +80,26 @@ def measuring_operands(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, O
                 hook = module.register_forward_pre_hook(_before(tell), with_kwargs=True)
                 stack.callback(hook.remove)
             else:
-                stack.enter_context(overheard(module, tell))
+                stack.enter_context(overheard(module, tell, partial(_refuse, found, name)))
         yield found
+
+
+def emulable(found: Mapping[str, OperandRanges]) -> dict[str, OperandRanges]:
+    """The attentions that hardware can run.
+
+    Warns:
+        RecoupWarning: of the others, which compute more than the two products under a mask.
+    """
+    unknown = {name: seen.unknown for name, seen in found.items() if seen.unknown}
+    if unknown:
+        has = ", ".join(dict.fromkeys(word for words in unknown.values() for word in words))
+        warnings.warn(
+            f"calibrate_: {len(unknown)} attentions have {has}, which is not emulated, and stay in float: "
+            f"{', '.join(unknown)}",
+            RecoupWarning,
+            stacklevel=5,
+        )
+    return {name: seen for name, seen in found.items() if name not in unknown}
 
 
 def _tell(found: dict[str, OperandRanges], name: str, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
@@ -86,6 +107,10 @@ def _tell(found: dict[str, OperandRanges], name: str, q: Tensor, k: Tensor, v: T
     q, k, v = (operand.detach().float() for operand in (q, k, v))  # of a network in half precision, too
     with torch.no_grad():
         return attend(q, k, v, ranges.product, **options, layer=f"attention {name!r}", emulation="calibration")
+
+
+def _refuse(found: dict[str, OperandRanges], name: str, unknown: list[str]) -> None:
+    found.setdefault(name, OperandRanges()).unknown = unknown
 
 
 def _before(tell: Callable[..., Tensor]) -> Any:

@@ -72,7 +72,8 @@ def prepared(
 
     Raises:
         RecoupError: no batch at all, an empty batch, a mapping whose keys the model does not take, an input that is no
-            tensor, NaN or infinity in an input.
+            tensor, NaN or infinity in an input, tokens that are padding for a network of transformers without the mask
+            that hides it.
     """
     is_module(model, purpose)
     say_patched(model, purpose)
@@ -88,6 +89,7 @@ def prepared(
             if isinstance(given, Mapping)
             else _checked(given, purpose, number, device)
         )
+        _check_padding(model, inputs, purpose, number)
         samples += count(inputs)
         if seen is not None:
             seen(given, label)
@@ -134,6 +136,30 @@ def _check_names(model: nn.Module, batch: Mapping[Any, Any], given: Mapping[Any,
             f"names, but {type(model).__name__}.forward takes {signature}: {error}. Pass pairs of input and label: "
             f"[(batch[{name!r}], batch[{label!r}]) for batch in loader]"
         ) from error
+
+
+def _check_padding(model: nn.Module, inputs: Any, purpose: str, number: int) -> None:
+    """Refuse padded tokens without a mask: they would be looked at, calibrated and fitted like any other.
+
+    Padding is what transformers' config calls so, twice or more at an end of a sequence: once may be a word. A network
+    that ends sequences with it hides nothing by it.
+    """
+    own = getattr(model, "config", None)
+    pad = getattr(own, "pad_token_id", None)
+    tokens = inputs.get("input_ids") if isinstance(inputs, Mapping) else inputs
+    if not isinstance(pad, int) or pad == getattr(own, "eos_token_id", None) or not isinstance(tokens, Tensor):
+        return
+    if tokens.dim() != 2 or tokens.is_floating_point() or tokens.is_meta or tokens.shape[1] <= 2:
+        return
+    if isinstance(inputs, Mapping) and inputs.get("attention_mask") is not None:
+        return
+    padded = ((tokens[:, :2] == pad).all(1) | (tokens[:, -2:] == pad).all(1)).sum()
+    if padded and "attention_mask" in inspect.signature(model.forward).parameters:
+        raise RecoupError(
+            f"{purpose}: batch {number} has padding (token {pad}) in {int(padded)} of its {len(tokens)} sequences and "
+            "no mask that hides it: pass mappings with attention_mask, as tokenizers return them (ones where the "
+            "tokens are to be looked at)"
+        )
 
 
 def _checked(value: Any, purpose: str, number: int, device: torch.device) -> Tensor:

@@ -68,6 +68,14 @@ def as_float32(x: Tensor, layer: str, emulation: str, name: str = "the input") -
     return x
 
 
+def float32_weights(weight: Tensor, layer: str, emulation: str) -> None:
+    """Refuse weights that are not float32, as those of networks in half precision."""
+    if weight.dtype != torch.float32:
+        raise RecoupError(
+            f"{layer}: {emulation} takes float32 weights; got {weight.dtype}: convert the network with .float() first"
+        )
+
+
 def float64_alike(x: Tensor, parameters: torch.dtype, layer: str, kind: str) -> None:
     """An error for float64 on one side alone, which torch's batch and layer norms refuse too.
 

@@ -40,7 +40,7 @@ class Emulated(nn.Module):
         title: name and shape, for messages; a plain string, so that compilers see a constant.
         sums: where a layer counts sums that end at the ends of its range, for who asks (`network.saturation`), or None.
         witness: what it was when statistics were repaired, and who is told when training ends (`network.stale.Sight`).
-        range_remedy: what to do about those, for the end of a warning.
+        range_words: what such sums are called in a warning; ``range_remedy``: what to do about them, for its end.
         pure: whether ``forward`` depends on the input, config, mode, weight, bias and travelling extras alone, and does
             nothing but give its output, which may then be kept (`network.replay`). Each class says it itself: what a
             subclass does besides is not known.
@@ -62,6 +62,7 @@ class Emulated(nn.Module):
     trained: bool = False
     sums: Any = None
     witness: Any = None
+    range_words: ClassVar[str] = "sums end at the largest value that the hardware holds"
     range_remedy: ClassVar[str] = ""
     tells_baseline: ClassVar[bool] = False
     pure: ClassVar[bool] = False

@@ -112,12 +112,13 @@ def tells(module: nn.Module) -> bool:
 
 
 @contextmanager
-def overheard(module: nn.Module, tell: Callable[..., Tensor]) -> Iterator[None]:
+def overheard(module: nn.Module, tell: Callable[..., Tensor], refuse: Callable[[list[str]], object]) -> Iterator[None]:
     """Call ``tell`` with what an attention module that runs in float multiplies, which computes what it computed.
 
     Args:
         module: one that `tells`; only its own view of the config changes, so that masks stay as they are.
         tell: is given q, k, v and the options of `AttentionUnit.run_on_unit`, and its result is not used.
+        refuse: is given in its place what the attention has that is not emulated.
     """
     _register_unit(OVERHEARD)
     name = _config_of(module)
@@ -125,7 +126,7 @@ def overheard(module: nn.Module, tell: Callable[..., Tensor]) -> Iterator[None]:
     view = copy.copy(own)
     view._attn_implementation_internal = OVERHEARD
     setattr(module, name, view)
-    module.__dict__["overheard_by"] = (own._attn_implementation, tell)
+    module.__dict__["overheard_by"] = (own._attn_implementation, tell, refuse)
     try:
         yield
     finally:
@@ -144,8 +145,10 @@ def _overheard(
     from transformers import AttentionInterface
 
     told_by: Any = module.overheard_by
-    implementation, tell = told_by
-    if all(options.get(name) is None for name in CHANGING):  # what is not emulated needs no scales
+    implementation, tell, refuse = told_by
+    if unknown := _unknown(options):
+        refuse(unknown)
+    else:
         in_words_of_the_interface(module, query, key, value, mask, tell, type(module).__name__, **options)
     function = AttentionInterface._global_mapping.get(implementation)
     if function is None:  # eager, which every file of models has its own of
@@ -168,8 +171,7 @@ def in_words_of_the_interface(
     **options: Any,
 ) -> tuple[Tensor, None]:
     """An attention, `AttentionUnit.run_on_unit`, in the words of transformers' interface; the output: [B, T, H, d]."""
-    unknown = [name for name in CHANGING if options.get(name) is not None]
-    if unknown:
+    if unknown := _unknown(options):
         raise RecoupError(
             f"{title}: the attention has {', '.join(unknown)}, which is not emulated: leave it in float with a layer "
             "map's None"
@@ -182,6 +184,10 @@ def in_words_of_the_interface(
         mask = _added(mask, position_bias)
     y = attention(query, key, value, mask=mask, causal=causal, scale=scaling, dropout=dropout)
     return y.transpose(1, 2).contiguous(), None
+
+
+def _unknown(options: dict[str, Any]) -> list[str]:
+    return [name for name in CHANGING if options.get(name) is not None]
 
 
 def _added(mask: Tensor | None, bias: Tensor) -> Tensor:

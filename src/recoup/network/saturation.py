@@ -35,6 +35,11 @@ class Sums:
             if not _within(sums, low, high):
                 self._ended = self._ended + ((sums >= high) | (sums <= low)).sum()
 
+    def tell(self, count: int, ended: Tensor) -> None:
+        """Count more that were looked at elsewhere: how many there were, and how many of them ended."""
+        self.count += count
+        self._ended = self._ended + ended
+
     @property
     def share(self) -> float:
         """Of the sums at an end, 0 to 1."""
@@ -75,14 +80,13 @@ def watching_sums(model: nn.Module, purpose: str, *, in_float: bool = False) -> 
 
 def say_saturated(shares: dict[str, tuple[Emulated, float]], purpose: str) -> None:
     """Warn of layers whose share of saturated sums is above `SHARE`; once a kind of hardware, which has the remedy."""
-    told: dict[str, list[str]] = {}
+    told: dict[tuple[str, str], list[str]] = {}
     for name, (layer, share) in shares.items():
         if share > SHARE:
-            told.setdefault(layer.range_remedy, []).append(f"{name} {100 * share:.3g} %")
-    for remedy, names in told.items():
+            told.setdefault((layer.range_words, layer.range_remedy), []).append(f"{name} {100 * share:.3g} %")
+    for (words, remedy), names in told.items():
         warnings.warn(
-            f"{purpose}: sums end at the largest value that the hardware holds in {len(names)} layers: "
-            f"{', '.join(names)}{remedy}",
+            f"{purpose}: {words} in {len(names)} layers: {', '.join(names)}{remedy}",
             RecoupWarning,
             stacklevel=5,
         )

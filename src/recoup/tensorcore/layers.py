@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from recoup.errors import RecoupError
 from recoup.gains import Gained
-from recoup.network.checks import as_float32, float32_products, one_device, strided
+from recoup.network.checks import as_float32, float32_products, float32_weights, one_device, strided
 from recoup.network.convolution import Geometry, Padded, as_2d
 from recoup.network.scales import Scaled
 from recoup.tensorcore import block_ops
@@ -62,8 +62,7 @@ class TensorCoreLayer(Scaled, Gained):
 
     def convert(self, config: TensorCore, layer: str) -> None:
         super().convert(checked_config(config, f"layer {layer!r}"), layer)
-        if self.weight.dtype != torch.float32:
-            raise RecoupError(f"{self.title}: {EMULATION} takes float32 weights; got {self.weight.dtype}")
+        float32_weights(self.weight, self.title, EMULATION)
         self.begin_without_gain()
 
     def _begin(self, config: TensorCore | None) -> None:

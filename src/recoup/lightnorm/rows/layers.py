@@ -10,6 +10,7 @@ from recoup.fields import number
 from recoup.gains import Gained, Seen
 from recoup.lightnorm.config import LightNorm
 from recoup.lightnorm.passes import HALF
+from recoup.lightnorm.reach import Reached
 from recoup.lightnorm.rows.ops import check_features, normalize
 from recoup.lightnorm.rows.passes import multiplier
 from recoup.lightnorm.rows.reference import Kind
@@ -19,7 +20,7 @@ from recoup.network.emulated import Mode
 from recoup.network.row_norms import OutputDtype, features_of, output_dtype_of
 
 
-class LightRows(Gained):
+class LightRows(Reached, Gained):
     """What the layers share: an input [..., *normalized_shape], whose trailing axes are flattened to D features.
 
     There are no running statistics: training and evaluation are the same. float16 and bfloat16 are computed in float32;
@@ -128,6 +129,7 @@ class LightRows(Gained):
     def _normalized(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """y like x and xhat [S, D], in the dtype that is computed in."""
         gamma, beta = self._vectors_for(x)
+        self.count_inputs(x)
         eps = self.epsilon
         if eps is None:
             eps = torch.finfo(torch.float32 if x.dtype in HALF else x.dtype).eps
