@@ -129,6 +129,20 @@ def test_paired_with_a_dead_channel_keeps_its_variance():
     assert all(bool(torch.isfinite(t).all()) for t in after)
 
 
+def test_paired_with_a_channel_that_the_hardware_makes_constant_keeps_its_variance():
+    """One of 0 would divide whatever else comes by the root of eps alone."""
+    baseline = small_net()
+    changed = copy.deepcopy(baseline)
+    with torch.no_grad():
+        changed.block1.conv1.weight[3] = 0
+    before, batch = statistics(baseline)["block1.bn1"], batch_moments(baseline, [images(32)])["block1.bn1"]
+    assert batch[1][3] > 0
+    rc.recalibrate_(changed, [images(32)], "paired", baseline=baseline)
+    mean, variance = statistics(changed)["block1.bn1"]
+    assert variance[3] == before[1][3]
+    close(mean[3].double(), before[0][3] - batch[0][3])
+
+
 def test_paired_with_an_explicit_baseline_serves_any_model():
     baseline = small_net()
     changed = copy.deepcopy(baseline)

@@ -48,7 +48,8 @@ def recalibrate_(
     - ``paired`` (ours): both statistics are averaged twice over the same batches, with the emulation off (8-bit) and
       on, and the *stored* ones move by the difference: mean += mean_on - mean_off, var *= var_on / var_off. It
       corrects what the hardware did and nothing else, so the images need not match the training distribution and
-      their sampling noise cancels. A channel with var_off = 0 keeps its variance.
+      their sampling noise cancels. A channel keeps its variance where var_off = 0, and where var_on = 0: what the
+      hardware makes constant says nothing of its scale, and a variance of 0 would multiply any other input by 300.
 
     LightNorm layers in ``average`` and ``ema`` measure what they measure in training, the range; in ``paired`` the mean
     and variance of their rounded inputs, since a converted network's statistics, and the other run's, are moments.
@@ -197,7 +198,7 @@ def _paired(
             continue  # a batch norm the model never ran keeps its statistics
         (mean_off, var_off), (mean_on, var_on) = before[name].pooled(), after[name].pooled()
         mean, variance = _stored(norm)
-        ratio = torch.where(var_off > 0, var_on / var_off, 1.0)
+        ratio = torch.where((var_off > 0) & (var_on > 0), var_on / var_off, 1.0)
         moved[norm] = (mean.double() + (mean_on - mean_off), variance.double() * ratio)
     _store(model, moved)
     return images
