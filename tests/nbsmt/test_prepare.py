@@ -88,3 +88,13 @@ def test_networks_whose_sums_saturate_are_asked_once(monkeypatch):
     assert len(asked) == 2
     assert torch.equal(convolved(x, weight, config, geometry), first)
     assert len(asked) == 2
+
+
+@needs_int8
+@pytest.mark.parametrize("sign", [1, -1])
+def test_sums_of_one_sign_that_may_leave_32_bits_are_not_asked(sign):
+    """70,000 products of 255 x 127 are beyond 2^31: on 32 bits they come back on the other side, where no end is."""
+    x, weight = torch.full((1, 70_000, 1, 2), 255.0), torch.full((1, 70_000, 1, 1), float(sign))
+    config, geometry = NBSMT(1, accumulator=rc.Int(16)), Geometry((1, 1), (1, 1), (0, 0), (1, 1), 1)
+    found = convolved(x, weight, config, geometry) / prepare.prepare(weight, config).scale_O
+    assert found.round().tolist() == [[[[32767.0 if sign > 0 else -32768.0] * 2]]]
