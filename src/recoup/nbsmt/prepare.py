@@ -159,7 +159,7 @@ class Prepared:
             self.signs = signs = tuple(Prepared(self.content, self.config, part, *others) for part in parts)
         shape = (len(operand), self.operand.weight_OGJkk.shape[0], *geometry.outputs(operand.shape[2:]))
         found = torch.empty(shape, memory_format=torch.channels_last)
-        few = _divisor(len(operand), SUMS // max(1, found[:1].nbytes))
+        few = _piece(len(operand), SUMS // max(1, found[:1].nbytes))
         for x, sums in zip(operand.split(few), found.split(few), strict=True):
             up, down = (part._sums(x, geometry, backend, layer) for part in signs)
             if up.numel() and (up.amax() > register.largest_value or down.amin() < register.smallest_value):
@@ -285,9 +285,15 @@ def prepare(weight: Tensor, config: NBSMT, order: Tensor | None = None, zero: in
     return found
 
 
-def _divisor(number: int, most: int) -> int:
-    """The largest divisor that is at most so large; at least 1."""
-    return next((size for size in range(min(number, most), 0, -1) if number % size == 0), 1)
+def _piece(number: int, most: int) -> int:
+    """How many of a number to take at once, at least 1 and else at most so many.
+
+    A divisor, so that weights are packed for one size; where all of these are small, as a prime's, the last piece is
+    ragged: one by one, rows take some thirty times as long.
+    """
+    most = max(1, min(number, most))
+    divisor = next(size for size in range(most, 0, -1) if number % size == 0) if number else 1
+    return divisor if 2 * divisor > most else -(-number // -(-number // most))
 
 
 def _fits(operand: WeightOperand, zero: int) -> bool:
