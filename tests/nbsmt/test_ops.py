@@ -212,6 +212,21 @@ def test_parts_and_rows_give_what_float64_does(config, seed, shape, images, ligh
     assert shapes
 
 
+@pytest.mark.parametrize(("channels", "taps"), [(1, 600), (1, 1200), (3, 600)])
+def test_channels_of_so_many_taps_that_none_fits_are_no_parts(channels, taps, monkeypatch):
+    """255 times 127 times 600 is beyond 24 bits, and a channel is the least that a part can be."""
+    generator = torch.Generator().manual_seed(taps)
+    weight = torch.randint(110, 128, (2, channels, 1, taps), generator=generator).float()
+    x = torch.randint(-128, 128, (1, channels, 1, taps + 3), generator=generator).float()
+    x[..., 2:] = x[..., 2:].abs().clamp(max=127)
+    rest = (None, 1.0, NBSMT(1).code, [1, 1], [0, 0], [1, 1], 1, "layer", 128)
+    with ops.backend("float32"):
+        expected = convolution(x, weight, *rest)
+    shapes = summed_of(monkeypatch)
+    assert torch.equal(convolution(x, weight, *rest), expected)
+    assert not shapes
+
+
 @pytest.mark.parametrize("zero", [0, 128])
 @pytest.mark.parametrize("rows", [1, 2, 15, 16, 17, 33, 100, 1000])
 def test_rows_are_one_image_of_few_sizes(rows, zero, monkeypatch):

@@ -88,3 +88,37 @@ def test_networks_whose_sums_saturate_are_asked_once(monkeypatch):
     assert len(asked) == 2
     assert torch.equal(convolved(x, weight, config, geometry), first)
     assert len(asked) == 2
+
+
+@needs_int8
+@pytest.mark.parametrize("sign", [1, -1])
+def test_sums_of_one_sign_that_may_leave_32_bits_are_not_asked(sign):
+    """70,000 products of 255 x 127 are beyond 2^31: on 32 bits they come back on the other side, where no end is."""
+    x, weight = torch.full((1, 70_000, 1, 2), 255.0), torch.full((1, 70_000, 1, 1), float(sign))
+    config, geometry = NBSMT(1, accumulator=rc.Int(16)), Geometry((1, 1), (1, 1), (0, 0), (1, 1), 1)
+    found = convolved(x, weight, config, geometry) / prepare.prepare(weight, config).scale_O
+    assert found.round().tolist() == [[[[32767.0 if sign > 0 else -32768.0] * 2]]]
+
+
+@pytest.mark.parametrize(("number", "most", "piece"), [
+    (1, 0, 1), (7, 100, 7), (64, 24, 16), (1009, 256, 253), (26, 24, 13), (31, 1, 1), (31, 2, 2), (0, 5, 1),
+])  # fmt: skip
+def test_pieces_are_few_whatever_the_number(number, most, piece):
+    """A prime number of rows was taken one by one."""
+    assert prepare._piece(number, most) == piece
+
+
+@needs_int8
+def test_a_prime_number_of_rows_is_summed_in_few_pieces(monkeypatch):
+    random = torch.Generator().manual_seed(0)
+    x, weight = torch.randint(0, 9, (101, 200, 1, 1), generator=random).float(), torch.randn(8, 200, generator=random)
+    config, geometry = NBSMT(1, accumulator=rc.Int(20)), Geometry((1, 1), (1, 1), (0, 0), (1, 1), 1)
+    monkeypatch.setattr(prepare, "SUMS", 10 * 8 * 4)
+    asked = []
+    sums = prepare.Prepared._sums_of_rows
+    monkeypatch.setattr(prepare.Prepared, "_sums_of_rows", lambda *given: asked.append(len(given[1])) or sums(*given))
+    found = convolved(x, weight, config, geometry)
+    assert prepare.prepare(weight, config).signs
+    assert asked == [10] * 20  # of the last row alone no image is made
+    with ops.backend("float32"):
+        assert torch.equal(found, convolved(x, weight, config, geometry))

@@ -53,7 +53,8 @@ class Prepared:
         zero: the byte of value 0 among the activation codes.
         fits_int8: whether sums over bytes, which come as float32, are exact. Unsigned codes are their bytes, and their
             sum need not be subtracted from: it may be rounded.
-        parts: weights of channels from one to another, by which they are where all do not fit.
+        parts: weights of channels from one to another, by which they are where all do not fit; empty where no part
+            would.
         dense, sparse: the groups by how they are summed, once it was ``looked`` whether that differs; else None.
         lists: of the sparse ones, by image size and geometry; None where planes do not stay in a cache.
         signs: the positive weights and the negative ones, see `_within`; empty where they did not tell.
@@ -150,13 +151,15 @@ class Prepared:
         pays = pays and self.operand.weight_OGJkk[0].numel() // products * -(-products // 4) >= QUADS
         if backend != "int8" or self.zero or register.bits > 24 or signs == () or not pays:
             return None
+        if self.operand.bound >= 2**31:
+            return None  # oneDNN's sums of all products may leave 32 bits, and look as if they had stayed
         if signs is None:
             weight, others = self.operand.weight_OGJkk, (self.scale_O, self.zero, self.fits_int8)
             parts = (replace(self.operand, weight_OGJkk=weight.clamp(*ends)) for ends in ((0, 127), (-128, 0)))
             self.signs = signs = tuple(Prepared(self.content, self.config, part, *others) for part in parts)
         shape = (len(operand), self.operand.weight_OGJkk.shape[0], *geometry.outputs(operand.shape[2:]))
         found = torch.empty(shape, dtype=torch.float32, memory_format=torch.channels_last)
-        few = _divisor(len(operand), SUMS // max(1, found[:1].nbytes))
+        few = _piece(len(operand), SUMS // max(1, found[:1].nbytes))
         for x, sums in zip(operand.split(few), found.split(few), strict=True):
             up, down = (part._sums(x, geometry, backend, layer) for part in signs)
             if up.numel() and (up.amax() > register.largest_value or down.amin() < register.smallest_value):
@@ -174,7 +177,7 @@ class Prepared:
         if geometry.of_rows(operand.shape) and len(operand) > 1:
             return self._sums_of_rows(operand, backend, layer)
         whole = operand.dtype == torch.uint8
-        if whole and backend == "int8" and not self.fits_int8 and geometry.groups == 1:
+        if whole and backend == "int8" and not self.fits_int8 and geometry.groups == 1 and self._cuts():
             return self._sums_of_parts(operand, geometry, backend, layer)
         bytes_fit = whole and backend == "int8" and self.fits_int8
         convolution = self._packed(operand, geometry, layer) if bytes_fit else None
@@ -198,16 +201,22 @@ class Prepared:
     def _sums_of_parts(self, operand: Tensor, geometry: Geometry, backend: str, layer: str) -> Tensor:
         """The same where a sum over bytes may leave 24 bits: those over fewer channels do not, and are added, which is
         rounded once."""
-        if self.parts is None:
-            self.parts = tuple(self._cut(0, self.operand.weight_OGJkk.shape[1]))
         last = torch.channels_last
         sums = (
             part._sums(operand[:, first:end].contiguous(memory_format=last), geometry, backend, layer)
-            for first, end, part in self.parts
+            for first, end, part in self._cuts()
         )
         if self.operand.bound < 2**24:
             return reduce(Tensor.add_, sums)
         return reduce(Tensor.add_, (some.double() for some in sums)).float()
+
+    def _cuts(self) -> "tuple[tuple[int, int, Prepared], ...]":
+        """The parts; none where a single channel has so many taps that its own sum does not fit."""
+        if self.parts is None:
+            channels = self.operand.weight_OGJkk.transpose(0, 1).flatten(0, 1)  # each for itself, by each output
+            able = _most_on_bytes(replace(self.operand, weight_OGJkk=channels)) < 2**24
+            self.parts = tuple(self._cut(0, self.operand.weight_OGJkk.shape[1])) if able else ()
+        return self.parts
 
     def _cut(self, first: int, end: int) -> "Iterator[tuple[int, int, Prepared]]":
         """Weights of channels ``first .. end``, cut where half of them lies on either side until all fit."""
@@ -276,9 +285,15 @@ def prepare(weight: Tensor, config: NBSMT, order: Tensor | None = None, zero: in
     return found
 
 
-def _divisor(number: int, most: int) -> int:
-    """The largest divisor that is at most so large; at least 1."""
-    return next((size for size in range(min(number, most), 0, -1) if number % size == 0), 1)
+def _piece(number: int, most: int) -> int:
+    """How many of a number to take at once, at least 1 and else at most so many.
+
+    A divisor, so that weights are packed for one size; where all of these are small, as a prime's, the last piece is
+    ragged: one by one, rows take some thirty times as long.
+    """
+    most = max(1, min(number, most))
+    divisor = next(size for size in range(most, 0, -1) if number % size == 0) if number else 1
+    return divisor if 2 * divisor > most else -(-number // -(-number // most))
 
 
 def _fits(operand: WeightOperand, zero: int) -> bool:
