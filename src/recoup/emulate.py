@@ -18,6 +18,7 @@ from recoup.network.checks import is_module
 from recoup.network.derived import patched, replaced
 from recoup.network.emulated import Emulated, become, emulated_layers, keep_off_fast_path, revert
 from recoup.network.multipliers import Multiplier, multipliers
+from recoup.network.nested import leave_nested
 from recoup.network.own_products import multiplies_itself
 from recoup.network.selection import UNMATCHED, Selection
 from recoup.network.wing import Card
@@ -263,6 +264,9 @@ def restore_(model: M, *, statistics: str = "auto") -> M:
     _restore_tensors(model, statistics == "undo")
     for layer in emulated_layers(model).values():
         revert(layer)
+    for module in model.modules():  # layers that were taken out of it meanwhile may still hold hooks on it
+        if isinstance(module, nn.TransformerEncoderLayer):
+            leave_nested(module)
     for card in cards().values():
         card.take_back(model)
     for module in model.modules():

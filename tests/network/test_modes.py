@@ -123,3 +123,31 @@ def test_a_compiled_model_runs_compiled_again_afterwards():
         with evaluating(other, eager=False):
             other(torch.rand(2, 4))
     assert not compiled(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("first", [0, 1])
+def test_two_threads_at_once_leave_modes_and_compiler_as_they_were(training, first):
+    import torch._dynamo
+
+    net = nn.Sequential(nn.Linear(2, 2), nn.Dropout()).train(training)
+    with torch.compiler.set_stance("default"):
+        before = torch._dynamo.eval_frame._stance
+        passes = [evaluating(net), evaluating(net)]
+        for one in passes:
+            one.__enter__()  # a thread's pass begins before the other's ends, whichever that is
+        passes[first].__exit__(None, None, None)
+        assert not any(module.training for module in net.modules())
+        assert torch._dynamo.eval_frame._stance.stance == "force_eager"
+        passes[1 - first].__exit__(None, None, None)
+        assert all(module.training is training for module in net.modules())
+        assert torch._dynamo.eval_frame._stance == before
+
+
+def test_a_pass_within_a_pass_leaves_the_modes_of_the_one_around():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+    with evaluating(net):
+        with evaluating(net, train=lambda module: isinstance(module, nn.Dropout)):
+            assert [module.training for module in net.modules()] == [False, False, True]
+        assert not any(module.training for module in net.modules())
+    assert all(module.training for module in net.modules())

@@ -168,3 +168,30 @@ def test_a_call_within_a_call_has_a_mask_of_its_own():
         hook = net.layers[0].linear1.register_forward_pre_hook(again)
         found.insert(0, net(**BATCH))
     assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_layer_is_copied_without_its_encoder(kept):
+    net = rc.emulate_(encoder(), None, layers={"re:.*linear.*": rc.LBA.m7e4()})
+    net.layers[0].register_forward_hook(lambda *_: None)  # which no pickle takes: it is not the layer's
+    layer = net.layers[0].linear1
+    given = net if kept else None
+    del net
+    other = copy.deepcopy(copy.deepcopy(layer))
+    if given is None:
+        other = pickle.loads(pickle.dumps(layer))
+    assert torch.equal(other(X), layer(X))
+    assert not rc.restore_(other)._forward_pre_hooks
+    if given is not None:
+        assert torch.equal(given(**BATCH), copy.deepcopy(given)(**BATCH))
+
+
+def test_a_layer_that_was_taken_out_leaves_no_hooks_behind():
+    net = encoder()
+    layer = net.layers[0]
+    rc.emulate_(net, None, layers={"layers.0.linear1": rc.LBA.m7e4()})
+    taken, layer.linear1 = layer.linear1, nn.Linear(16, 32)
+    rc.restore_(net)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+    assert not layer._forward_hooks_with_kwargs
+    rc.restore_(taken)

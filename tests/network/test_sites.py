@@ -84,4 +84,6 @@ def test_layers_that_a_network_runs_on_a_thread_of_its_own_are_surveyed():
             with ThreadPoolExecutor(1) as pool:
                 return pool.submit(super().forward, input).result()
 
-    assert [site.name for site in survey(Net(nn.Linear(8, 8)), (8,), "test").sites] == ["0"]
+    found = survey(Net(nn.Linear(8, 8)), (8,), "test")
+    assert [site.name for site in found.sites] == ["0"]
+    assert found.uncounted == ()

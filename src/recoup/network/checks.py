@@ -1,15 +1,14 @@
 """Arguments that are no plain values, checked where a public function takes them: models, tensors, configs."""
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from threading import Lock
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from recoup.errors import RecoupError
+from recoup.network.shared import Shared
 
 __all__ = [
     "as_float32",
@@ -114,56 +113,32 @@ def _reduced() -> list[tuple[str, str]]:
 _reduced._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-class _Whole:
-    """Who wants whole float32 products now; the setting is torch's for all threads, so the last one puts it back."""
+def _restrict() -> Callable[[], None] | None:
+    """Have whole float32 products; the setting is torch's for all threads."""
+    before = _reduced()
 
-    def __init__(self) -> None:
-        self.lock, self.users, self.before = Lock(), 0, list[tuple[str, str]]()
-
-    def enter(self) -> bool:
-        """Whether there is something to put back afterwards. It is asked under the lock: one who finds the precision
-        whole because another needs it so would see it fall when that one leaves."""
-        with self.lock:
-            if not self.users:
-                self.before = _reduced()
-                for name, _ in self.before:
-                    torch._C._set_fp32_precision_setter("mkldnn", name, "ieee")
-            self.users += bool(self.before)
-            return bool(self.before)
-
-    def leave(self) -> None:
-        with self.lock:
-            self.users -= 1
-            if not self.users:
-                self._put_back()
-
-    def _put_back(self) -> None:
-        for name, value in self.before:  # one that follows a wider setting goes on doing so
+    def put_back() -> None:
+        for name, value in before:  # one that follows a wider setting goes on doing so
             follows = torch._C._get_fp32_precision_getter("mkldnn", "all") == value
             torch._C._set_fp32_precision_setter("mkldnn", name, "none" if follows else value)
 
-    def after_fork(self) -> None:
-        """The other threads are gone, and one of them may have held the lock."""
-        self.lock = Lock()
-        if self.users:
-            self.users = 0
-            self._put_back()
+    for name, _ in before:
+        torch._C._set_fp32_precision_setter("mkldnn", name, "ieee")
+    return put_back if before else None
 
 
-_whole = _Whole()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_whole.after_fork)
+_whole = Shared(_restrict)
 
 
 @contextmanager
 def _whole_float32() -> Iterator[None]:
-    entered = _whole.enter()
+    user = _whole.enter()
     try:
         with torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext():
             yield
     finally:
-        if entered:
-            _whole.leave()
+        if user is not None:
+            _whole.leave(user)
 
 
 def one_device(owner: str, *tensors: Tensor) -> None:

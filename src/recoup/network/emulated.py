@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from recoup.errors import RecoupWarning
 from recoup.network.checks import is_module
-from recoup.network.nested import take_nested
+from recoup.network.nested import Handles, take_nested
 from recoup.storage.digest import of_tensors
 
 Mode = Literal["emulate", "baseline", "float"]
@@ -215,7 +215,7 @@ def keep_off_fast_path(module: nn.Module, encoder: nn.Module | None) -> None:
         encoder: the nn.TransformerEncoderLayer it lies in, where that is known.
     """
     hook = module.register_forward_pre_hook(_called)
-    module.__dict__["path_hooks"] = (hook, *take_nested(encoder or module))
+    module.__dict__["path_hooks"] = Handles((hook, *take_nested(encoder or module)))
 
 
 def _called(module: nn.Module, args: tuple) -> None:

@@ -8,6 +8,9 @@ import torch
 from torch import nn
 
 from recoup.network.nested import taking_nested
+from recoup.network.shared import Shared, TrainModes
+
+_modes = TrainModes()
 
 
 @contextmanager
@@ -23,15 +26,12 @@ def evaluating(
         train: which modules are in train mode.
         eager: whether what `torch.compile` made runs as it was written (`uncompiled`); False leaves that to the caller.
     """
-    modes = {module: module.training for module in model.modules()}
+    own = _modes.change(model.modules(), train or (lambda _: False))
     try:
-        for module in modes:
-            module.training = train is not None and train(module)
         with taking_nested(model), uncompiled() if eager else nullcontext():
             yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
+        _modes.put_back(own)
 
 
 def compiled(model: nn.Module) -> bool:
@@ -49,4 +49,26 @@ def uncompiled() -> AbstractContextManager[None]:
     it was compiled nor at a layer's mode, so that whoever measures by hooks would see nothing."""
     if "torch._dynamo" not in sys.modules:  # nothing has been compiled, and importing it takes seconds
         return nullcontext()
-    return torch.compiler.set_stance("force_eager")  # type: ignore[return-value]
+    return eagerly()
+
+
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """What `torch.compile` made, and operators of torch's that compile, run as they are written, on all threads; the
+    compiler is loaded."""
+    import torch._dynamo  # noqa: F401 -- not under a lock
+
+    user = _eager.enter()
+    try:
+        yield
+    finally:
+        if user is not None:
+            _eager.leave(user)
+
+
+def _force_eager() -> Callable[[], object]:
+    stance = torch.compiler.set_stance("force_eager")
+    return lambda: stance.__exit__(None, None, None)
+
+
+_eager = Shared(_force_eager)

@@ -7,6 +7,7 @@ zeros at the encoder's end, as in float. A layer within it that was converted by
 given zeros in hidden places.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,32 @@ from torch.utils.hooks import RemovableHandle
 
 MASK = "src_key_padding_mask"
 _HIDDEN = "_recoup_hidden"  # on what a hook made of nested sequences: for which module, and which places
+
+
+class Handles(tuple[RemovableHandle, ...]):
+    """Of hooks on a layer and on the encoder around it, which a copy of the layer alone is not in."""
+
+    __slots__ = ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Handles":
+        # A module's hooks are copied before what it has else, and an encoder's before its layers.
+        return Handles(copy.deepcopy(one, memo) for one in self._alive() if id(one.hooks_dict_ref()) in memo)
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return Handles, (self._alive(),)
+
+    def _alive(self) -> tuple[RemovableHandle, ...]:
+        """Those whose modules are there: torch copies no other."""
+        return tuple(one for one in self if one.hooks_dict_ref() is not None)
+
+
+def leave_nested(layer: nn.Module) -> None:
+    """Undo every `take_nested` of an encoder's layer, whoever has the handles."""
+    for kind in ("_forward_pre_hooks", "_forward_hooks"):
+        hooks, named = getattr(layer, kind), getattr(layer, f"{kind}_with_kwargs")
+        for number in [number for number, hook in hooks.items() if hook in (_padded, _nested)]:
+            del hooks[number]
+            named.pop(number, None)
 
 
 def take_nested(layer: nn.Module) -> tuple[RemovableHandle, ...]:

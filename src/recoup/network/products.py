@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from recoup.network.modes import eagerly
 from recoup.network.turns import Turn, turn
 
 PRODUCT = re.compile(r"(^|_)(\w*mm|(add)?mv|v?dot|linear|conv\w*|attention|rnn_layer|triton_kernel)(_|$)")
@@ -116,9 +117,10 @@ def hearing_products(model: nn.Module, whole: Container[str]) -> Iterator[Heard]
 
     def follow(name: str, module: nn.Module, own: Turn) -> None:
         def enter(*_: Any) -> None:
+            if own.heard:
+                heard.calls[name] += 1
             if own.here:  # the mode, too, hears its own thread alone
                 running.append(name)
-                heard.calls[name] += 1
 
         def leave(*_: Any) -> None:
             if own.here:
@@ -133,8 +135,8 @@ def hearing_products(model: nn.Module, whole: Container[str]) -> Iterator[Heard]
                 if not isinstance(module, torch.jit.ScriptModule):  # it calls its parts by itself
                     follow(name, module, own)
             # Torch compiles operators of functions that are called as they are, which no dispatch mode may listen to;
-            # the stance loads the compiler, as the first operator under any such mode does.
-            with torch.compiler.set_stance("force_eager"), _Listening(running, heard, whole):
+            # saying so loads the compiler, as the first operator under any such mode does.
+            with eagerly(), _Listening(running, heard, whole):
                 yield heard
     finally:
         for hook in hooks:

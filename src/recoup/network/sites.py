@@ -193,10 +193,8 @@ def survey(model: nn.Module, inputs: Any, purpose: str) -> Map:
 
 def _called(model: nn.Module, batch: Any, purpose: str) -> None:
     """Run a model; where it fails, the layer that does is named with its input."""
-    last: tuple[str, list[int] | None] = (
-        "",
-        None,
-    )  # no tensor is held: every layer's input would lie in memory at once
+    # No tensor is held: every layer's input would lie in memory at once.
+    last: tuple[str, list[int] | None] = ("", None)
 
     def enter(name: str) -> Any:
         def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
