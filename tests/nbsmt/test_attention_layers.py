@@ -15,7 +15,7 @@ from recoup.models.transformer import CharGPT
 from recoup.nbsmt import NBSMT, AttentionScales, attention
 from recoup.nbsmt.attention_layers import NBSMTAttentionProducts
 from recoup.nbsmt.hugging_face import NBSMTInterfaceAttention
-from recoup.nbsmt.product_ops import _plain, batched
+from recoup.nbsmt.product_ops import _plain, batched, product_backward
 from recoup.nbsmt.weights import weight_operand
 from recoup.network.emulated import emulated_layers, running
 from recoup.network.sites import survey
@@ -356,3 +356,13 @@ def test_what_is_not_emulated_is_not_calibrated():
     hook.remove()
     assert getattr(attn, "operand_scales", None) is None
     assert model.transformer.h[1].attn.operand_scales is not None
+
+
+def test_gradients_have_the_strides_that_compiled_code_expects():
+    """Keys come transposed; inductor asserts the strides of the fake."""
+    x, w, grad = heads(2, 5, 4), heads(2, 7, 4, seed=1).transpose(1, 2), heads(2, 5, 7, seed=2)
+    for given in ((x, w), (w.contiguous().transpose(1, 2)[:, :5], w.contiguous())):
+        arguments = (grad, *given, 0.01, 0.01, 128)
+        torch.library.opcheck(product_backward, arguments, test_utils="test_faketensor")
+        for found, own in zip(product_backward(*arguments), given, strict=True):
+            assert found.stride() == torch.empty_like(own).stride()

@@ -224,13 +224,22 @@ def _convolution_backward(
         grad_x, grad_w, _ = torch.ops.aten.convolution_backward(grad, x_hat, quantized, None, *places, [*needs, False])
     if grad_x is not None:
         value = torch.round(x / x.new_tensor(scale))
-        grad_x = grad_x * ((value >= -zero) & (value <= 255 - zero))
+        inside = (value >= -zero) & (value <= 255 - zero)
+        grad_x = torch.mul(grad_x, inside, out=torch.empty_like(x))  # in x's strides, see `_as`
     grad_x = x.new_empty(0) if grad_x is None else grad_x
-    return grad_x, weight.new_empty(0) if grad_w is None else grad_w.reshape(weight.shape)
+    return grad_x, weight.new_empty(0) if grad_w is None else _as(weight, grad_w.reshape(weight.shape))
+
+
+def _as(like: Tensor, found: Tensor) -> Tensor:
+    """A gradient in the strides of what it is of, which compiled code has from the fake and asserts."""
+    own = torch.empty_like(like)
+    return found if found.stride() == own.stride() else own.copy_(found)
 
 
 def _backward_fake(grad, x, weight, scale, stride, padding, dilation, groups, needs, zero=UNSIGNED):
-    return torch.empty_like(x) if needs[0] else x.new_empty(0), weight.new_empty(weight.shape if needs[1] else 0)
+    return tuple(
+        torch.empty_like(t) if needed else t.new_empty(0) for t, needed in zip((x, weight), needs, strict=True)
+    )
 
 
 def _setup_context(ctx, inputs, output) -> None:
