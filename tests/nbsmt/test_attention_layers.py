@@ -366,3 +366,11 @@ def test_gradients_have_the_strides_that_compiled_code_expects():
         torch.library.opcheck(product_backward, arguments, test_utils="test_faketensor")
         for found, own in zip(product_backward(*arguments), given, strict=True):
             assert found.stride() == torch.empty_like(own).stride()
+
+
+def test_gradients_are_whole_under_autocast():
+    x, w, grad = heads(2, 5, 4), heads(2, 4, 7, seed=1), heads(2, 5, 7, seed=2)
+    expected = product_backward(grad, x, w, 0.01, 0.01, 128)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = product_backward(grad, x, w, 0.01, 0.01, 128)
+    assert all(map(torch.equal, found, expected))

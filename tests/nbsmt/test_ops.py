@@ -360,6 +360,23 @@ def test_gradients_have_the_strides_that_compiled_code_expects(name):
         assert found.stride() == torch.empty_like(own).stride()
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_gradients_are_whole_under_autocast(size):
+    """Backward inside it, as in many loops of training: matrix products were of bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(9, 40, size, size, generator=generator, requires_grad=True)
+    weight = torch.randn(8, 40, 1, 1, generator=generator, requires_grad=True)
+
+    def gradients():
+        y = convolution(x, weight, None, 0.01, NBSMT(2).code, [1, 1], [0, 0], [1, 1], 1, "layer")
+        return torch.autograd.grad(y, [x, weight], y.detach())
+
+    expected = gradients()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gradients()
+    assert all(map(torch.equal, found, expected))
+
+
 def test_an_unknown_backend():
     with pytest.raises(rc.RecoupError, match="int8 or float32"), ops.backend("fp16"):
         pass

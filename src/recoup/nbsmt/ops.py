@@ -215,13 +215,15 @@ def _convolution_backward(
     weight_code, scale_O = quantize_weight(weight)
     quantized, x_hat = as_2d(weight_code * scale_O.view(-1, *[1] * (weight.dim() - 1))), code.to(torch.float32) * scale
     geometry = Geometry.of(weight, stride, padding, dilation, groups)
-    if geometry.of_rows(x.shape):  # as a linear layer's, which take a fraction of the time
-        grad_PO = grad.flatten(1)
-        grad_x = (grad_PO @ quantized.flatten(1)).view_as(x) if needs[0] else None
-        grad_w = grad_PO.t() @ x_hat.flatten(1) if needs[1] else None
-    else:
-        places = stride, padding, dilation, False, [0, 0], groups
-        grad_x, grad_w, _ = torch.ops.aten.convolution_backward(grad, x_hat, quantized, None, *places, [*needs, False])
+    with float32_products(grad):  # autocast, where backward is called inside it, knows matrix products
+        if geometry.of_rows(x.shape):  # as a linear layer's, which take a fraction of the time
+            grad_PO = grad.flatten(1)
+            grad_x = (grad_PO @ quantized.flatten(1)).view_as(x) if needs[0] else None
+            grad_w = grad_PO.t() @ x_hat.flatten(1) if needs[1] else None
+        else:
+            places = stride, padding, dilation, False, [0, 0], groups
+            both = [*needs, False]
+            grad_x, grad_w, _ = torch.ops.aten.convolution_backward(grad, x_hat, quantized, None, *places, both)
     if grad_x is not None:
         value = torch.round(x / x.new_tensor(scale))
         inside = (value >= -zero) & (value <= 255 - zero)
