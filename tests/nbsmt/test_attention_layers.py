@@ -15,7 +15,7 @@ from recoup.models.transformer import CharGPT
 from recoup.nbsmt import NBSMT, AttentionScales, attention
 from recoup.nbsmt.attention_layers import NBSMTAttentionProducts
 from recoup.nbsmt.hugging_face import NBSMTInterfaceAttention
-from recoup.nbsmt.product_ops import _plain, batched
+from recoup.nbsmt.product_ops import _plain, batched, product_backward
 from recoup.nbsmt.weights import weight_operand
 from recoup.network.emulated import emulated_layers, running
 from recoup.network.sites import survey
@@ -382,3 +382,21 @@ def test_adjacent_keys_keep_their_partners_whatever_comes_behind(kind, config):
                 past = out.past_key_values
                 steps.append(out.logits)
             assert torch.equal(torch.cat(steps, 1), model(TOKENS[:1]).logits)
+
+
+def test_gradients_have_the_strides_that_compiled_code_expects():
+    """Keys come transposed; inductor asserts the strides of the fake."""
+    x, w, grad = heads(2, 5, 4), heads(2, 7, 4, seed=1).transpose(1, 2), heads(2, 5, 7, seed=2)
+    for given in ((x, w), (w.contiguous().transpose(1, 2)[:, :5], w.contiguous())):
+        arguments = (grad, *given, 0.01, 0.01, 128)
+        torch.library.opcheck(product_backward, arguments, test_utils="test_faketensor")
+        for found, own in zip(product_backward(*arguments), given, strict=True):
+            assert found.stride() == torch.empty_like(own).stride()
+
+
+def test_gradients_are_whole_under_autocast():
+    x, w, grad = heads(2, 5, 4), heads(2, 4, 7, seed=1), heads(2, 5, 7, seed=2)
+    expected = product_backward(grad, x, w, 0.01, 0.01, 128)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = product_backward(grad, x, w, 0.01, 0.01, 128)
+    assert all(map(torch.equal, found, expected))

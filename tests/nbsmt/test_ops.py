@@ -335,6 +335,48 @@ def test_opcheck():
         torch.library.opcheck(convolution, (*values.values(), 128) if last else tuple(values.values()))
 
 
+LAST = {"memory_format": torch.channels_last}
+STRIDES = {
+    "rows": (torch.empty(7, 6, 1, 1), torch.empty(4, 6)),
+    "turned rows": (torch.empty(6, 7).t().reshape(7, 6, 1, 1), torch.empty(6, 4).t()),
+    "images": (torch.empty(2, 6, 5, 5), torch.empty(4, 6, 3, 3)),
+    "channels last": (torch.empty(2, 6, 5, 5, **LAST), torch.empty(4, 6, 3, 3, **LAST)),
+    "either": (torch.empty(2, 6, 5, 5, **LAST), torch.empty(4, 6, 3, 3)),
+    "turned images": (torch.empty(6, 2, 4, 5).permute(1, 0, 3, 2), torch.empty(4, 6, 3, 3, **LAST)),
+    "every other pixel": (torch.empty(2, 6, 5, 10)[..., ::2], torch.empty(4, 6, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("name", STRIDES)
+def test_gradients_have_the_strides_that_compiled_code_expects(name):
+    """Of torch.compile's inductor, which asserts those of the fake: with channels last, training ended there."""
+    x, weight = (tensor.fill_(0.5).requires_grad_() for tensor in STRIDES[name])
+    arguments = (weight, None, 0.01, NBSMT(2).code, [1, 1], [0, 0], [1, 1], 1, "layer")
+    grad = torch.ones_like(convolution(x, *arguments))
+    backward = (grad, x.detach(), weight.detach(), 0.01, [1, 1], [0, 0], [1, 1], 1, [True, True], 0)
+    torch.library.opcheck(ops.convolution_backward, backward, test_utils="test_faketensor")
+    grads = torch.autograd.grad(convolution(x, *arguments), [x, weight], grad)
+    for found, own in zip(grads, (x, weight), strict=True):
+        assert found.stride() == torch.empty_like(own).stride()
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_gradients_are_whole_under_autocast(size):
+    """Backward inside it, as in many loops of training: matrix products were of bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(9, 40, size, size, generator=generator, requires_grad=True)
+    weight = torch.randn(8, 40, 1, 1, generator=generator, requires_grad=True)
+
+    def gradients():
+        y = convolution(x, weight, None, 0.01, NBSMT(2).code, [1, 1], [0, 0], [1, 1], 1, "layer")
+        return torch.autograd.grad(y, [x, weight], y.detach())
+
+    expected = gradients()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gradients()
+    assert all(map(torch.equal, found, expected))
+
+
 def test_an_unknown_backend():
     with pytest.raises(rc.RecoupError, match="int8 or float32"), ops.backend("fp16"):
         pass

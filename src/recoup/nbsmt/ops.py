@@ -217,22 +217,33 @@ def _convolution_backward(
     weight_code, scale_O = quantize_weight(weight)
     quantized, x_hat = as_2d(weight_code * scale_O.view(-1, *[1] * (weight.dim() - 1))), code.to(torch.float32) * scale
     geometry = Geometry.of(weight, stride, padding, dilation, groups)
-    if geometry.of_rows(x.shape):  # as a linear layer's, which take a fraction of the time
-        grad_PO = grad.flatten(1)
-        grad_x = (grad_PO @ quantized.flatten(1)).view_as(x) if needs[0] else None
-        grad_w = grad_PO.t() @ x_hat.flatten(1) if needs[1] else None
-    else:
-        places = stride, padding, dilation, False, [0, 0], groups
-        grad_x, grad_w, _ = torch.ops.aten.convolution_backward(grad, x_hat, quantized, None, *places, [*needs, False])
+    with float32_products(grad):  # autocast, where backward is called inside it, knows matrix products
+        if geometry.of_rows(x.shape):  # as a linear layer's, which take a fraction of the time
+            grad_PO = grad.flatten(1)
+            grad_x = (grad_PO @ quantized.flatten(1)).view_as(x) if needs[0] else None
+            grad_w = grad_PO.t() @ x_hat.flatten(1) if needs[1] else None
+        else:
+            places = stride, padding, dilation, False, [0, 0], groups
+            both = [*needs, False]
+            grad_x, grad_w, _ = torch.ops.aten.convolution_backward(grad, x_hat, quantized, None, *places, both)
     if grad_x is not None:
         value = torch.round(x / x.new_tensor(scale))
-        grad_x = grad_x * ((value >= -zero) & (value <= 255 - zero))
+        inside = (value >= -zero) & (value <= 255 - zero)
+        grad_x = torch.mul(grad_x, inside, out=torch.empty_like(x))  # in x's strides, see `_as`
     grad_x = x.new_empty(0) if grad_x is None else grad_x
-    return grad_x, weight.new_empty(0) if grad_w is None else grad_w.reshape(weight.shape)
+    return grad_x, weight.new_empty(0) if grad_w is None else _as(weight, grad_w.reshape(weight.shape))
+
+
+def _as(like: Tensor, found: Tensor) -> Tensor:
+    """A gradient in the strides of what it is of, which compiled code has from the fake and asserts."""
+    own = torch.empty_like(like)
+    return found if found.stride() == own.stride() else own.copy_(found)
 
 
 def _backward_fake(grad, x, weight, scale, stride, padding, dilation, groups, needs, zero=UNSIGNED):
-    return torch.empty_like(x) if needs[0] else x.new_empty(0), weight.new_empty(weight.shape if needs[1] else 0)
+    return tuple(
+        torch.empty_like(t) if needed else t.new_empty(0) for t, needed in zip((x, weight), needs, strict=True)
+    )
 
 
 def _setup_context(ctx, inputs, output) -> None:

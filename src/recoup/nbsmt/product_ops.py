@@ -156,8 +156,11 @@ def _product_backward(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of the 8-bit product, straight through rounding and sharing; none where a code is clipped."""
     x_hat, w_hat = quantize_activation(x, x_scale, zero) * x_scale, quantize_activation(w, w_scale, SIGNED) * w_scale
-    grad_x, grad_w = grad @ w_hat.transpose(1, 2), x_hat.transpose(1, 2) @ grad
-    return grad_x * _inside(x, x_scale, zero), grad_w * _inside(w, w_scale, SIGNED)
+    with float32_products(grad):  # whatever autocast would make of them, where backward is called inside it
+        grad_x, grad_w = grad @ w_hat.transpose(1, 2), x_hat.transpose(1, 2) @ grad
+    # In the operands' strides, which compiled code has from the fake and asserts: keys come transposed.
+    grad_x = torch.mul(grad_x, _inside(x, x_scale, zero), out=torch.empty_like(x))
+    return grad_x, torch.mul(grad_w, _inside(w, w_scale, SIGNED), out=torch.empty_like(w))
 
 
 def _inside(x: Tensor, scale: float, zero: int) -> Tensor:

@@ -89,9 +89,8 @@ class Tiles:
         laid = self._laid.get((columns, size))
         if laid is None:
             laid = [steps(w_OK, columns, size) for w_OK in self._parts]
-            kept = list(self._laid.items())[
-                1 - LAID :
-            ]  # a size goes with a number of pixels, of which there may be many
+            # A size goes with a number of pixels, of which there may be many.
+            kept = list(self._laid.items())[1 - LAID :]
             self._laid = dict(kept) | {(columns, size): laid}  # other threads read the one before
         return laid
 
