@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -346,3 +347,11 @@ def test_attention_of_transformers_runs_as_often_on_hardware_as_in_float(hardwar
     assert [row.calls for row in found] == [1, 1]
     with running(model, "float"):
         assert rc.cost(model, None, (3, 8, 8)).uncounted == in_float
+
+
+def test_scripted_modules_take_no_hooks_and_their_products_are_those_of_who_calls_them():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scripting is deprecated
+        scripted = torch.jit.script(nn.Sequential(nn.Linear(4, 8)))
+    found = rc.cost(nn.Sequential(nn.Linear(4, 4), scripted), None, (4,)).uncounted
+    assert [(one.name, one.calls, one.macs) for one in found] == [("", 1, 32)]
