@@ -301,14 +301,17 @@ def _layers_of(config: Any) -> Mapping[type[nn.Module], type[nn.Module]]:
 def _convert(plan: Plan, modules: Mapping[str, nn.Module]) -> None:
     done: list[nn.Module] = []
     encoders = [module for module in modules.values() if isinstance(module, nn.TransformerEncoderLayer)]
-    within = {child: encoder for encoder in encoders for child in encoder.children()}
+    within: dict[nn.Module, list[nn.Module]] = {}
+    for encoder in encoders:
+        for child in encoder.children():  # which several may share
+            within.setdefault(child, []).append(encoder)
     try:
         for name, (module, config, target) in plan.items():
             become(module, target, config, name)
             done.append(module)
             # A layer that is converted by itself may lie in such a layer, which cannot be seen from here.
             if module in within or (not name and isinstance(module, nn.Linear | nn.LayerNorm)):
-                keep_off_fast_path(module, within.get(module))
+                keep_off_fast_path(module, within.get(module, ()))
     except BaseException:
         for module in done:
             revert(module)

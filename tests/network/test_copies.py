@@ -189,6 +189,30 @@ def test_what_a_copy_takes_along_is_copied(wrap):
     assert torch.equal(other(X), net(X))
 
 
+NOTED, SIZES = {}, weakref.WeakKeyDictionary()
+
+
+@functools.lru_cache
+def width(module):
+    return module.weight.shape[0]
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        lambda module, _, output: NOTED.update({module: output.shape}),
+        lambda module, _, output: SIZES.update({module: output.shape}),
+        lambda module, *_: width(module) and None,
+    ],
+    ids=["dict", "weak keys", "lru_cache"],
+)
+def test_what_a_hook_notes_of_a_layer_is_no_layer(hook):
+    net = nn.Sequential(nn.Linear(4, 4))
+    net[0].register_forward_hook(hook)
+    net(torch.ones(1, 4))
+    copied(net, "test")
+
+
 def test_a_search_refuses_a_network_whose_copy_would_call_it():
     net = small_net()
     name, norm = next((n, m) for n, m in net.named_modules() if isinstance(m, nn.BatchNorm2d))

@@ -195,3 +195,13 @@ def test_a_layer_that_was_taken_out_leaves_no_hooks_behind():
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
     assert not layer._forward_hooks_with_kwargs
     rc.restore_(taken)
+
+
+def test_a_layer_that_two_encoders_share_is_taken_in_both():
+    net = encoder()
+    net.layers[1].linear1 = net.layers[0].linear1
+    with torch.no_grad():
+        rc.emulate_(net, None, layers={"layers.0.linear1": rc.LBA.m7e4()})
+        assert ((net(**BATCH) == net.norm.bias).all(-1) == HIDDEN).all()
+    rc.restore_(net)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())

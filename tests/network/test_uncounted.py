@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -347,3 +348,35 @@ def test_attention_of_transformers_runs_as_often_on_hardware_as_in_float(hardwar
     assert [row.calls for row in found] == [1, 1]
     with running(model, "float"):
         assert rc.cost(model, None, (3, 8, 8)).uncounted == in_float
+
+
+def test_scripted_modules_take_no_hooks_and_their_products_are_those_of_who_calls_them():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scripting is deprecated
+        scripted = torch.jit.script(nn.Sequential(nn.Linear(4, 8)))
+    found = rc.cost(nn.Sequential(nn.Linear(4, 4), scripted), None, (4,)).uncounted
+    assert [(one.name, one.calls, one.macs) for one in found] == [("", 1, 32)]
+
+
+def test_torch_counts_no_products_that_are_counted_already(monkeypatch):
+    """Its formulas take as long as all else of a survey of small layers."""
+    from torch.utils.flop_counter import flop_registry
+
+    asked = []
+    plain = flop_registry[torch.ops.aten.addmm]
+    monkeypatch.setitem(flop_registry, torch.ops.aten.addmm, lambda *a, **k: asked.append(a) or plain(*a, **k))
+    rc.cost(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), None, (4,))
+    assert not asked
+
+    class Beside(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + torch.addmm(x, x, x)
+
+    class Around(nn.Module):
+        def forward(self, x):
+            return torch.addmm(x, x, x)
+
+    assert [one.macs for one in rc.cost(nn.Sequential(Beside(4, 4), Around()), None, torch.ones(4, 4)).uncounted] == [
+        64
+    ]
+    assert len(asked) == 1

@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -49,6 +50,7 @@ def slurm(tmp_path, monkeypatch):
     ("line", "said"),
     [
         (REFUSES, "`sbatch .*sh` ended with 1 and said: sbatch: error: invalid partition specified: gpu .*-p gpu"),
+        ("printf '\\377 no' >&2; kill -9 $$", "`sbatch .*sh` ended with -9 and said: \ufffd no"),
         (MUMBLES, "Could not parse job id .* good morning"),
     ],
 )
@@ -60,6 +62,47 @@ def test_a_batch_system_that_takes_no_job(line, said, slurm, capfd):
     ):
         pytest.fail("entered without a job")
     assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_a_batch_system_that_does_not_answer_is_told_and_left_on_an_interrupt(slurm):
+    slurm("exec sleep 30")
+    told = []
+
+    def tell(line):
+        told.append(line)
+        if len(told) == 2:
+            raise KeyboardInterrupt
+
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), cluster("slurm:n=2", seconds=0.1, tell=tell):
+        pytest.fail("entered without a job")
+    assert time.monotonic() - begun < 20
+    assert told[0] == "--cluster 'slurm:n=2': sbatch has not answered for 0.1 s. Ctrl-C ends the wait"
+    assert "for 0.2 s" in told[1]
+
+
+def test_ctrl_c_is_one_where_dask_is_loaded_too(slurm):
+    """dask-jobqueue takes the signal when it is loaded, which another test of this process may have done."""
+    slurm("exec sleep 30")
+    text = (
+        "import os, signal, recoup.tasks.cluster as it\n"
+        "def tell(line): os.kill(os.getpid(), signal.SIGINT)\n"
+        "handler = signal.getsignal(signal.SIGINT)\n"
+        "try:\n"
+        "    with it.cluster('slurm:n=1', seconds=0.1, tell=tell): pass\n"
+        "except KeyboardInterrupt: print('interrupted')\n"
+        "print(handler == signal.getsignal(signal.SIGINT))\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", text]
+    ran = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert ran.stdout.split() == ["interrupted", "True"], ran.stderr
+
+
+def test_of_a_batch_system_that_says_much_the_beginning_is_told(slurm):
+    slurm("echo 'no such partition' >&2; head -c 100000 /dev/zero | tr '\\0' x >&2; exit 1")
+    with pytest.raises(RecoupError, match=r"no such partition x+\.\.\. \(asked") as error, cluster("slurm:n=1"):
+        pytest.fail("entered without a job")
+    assert len(str(error.value)) < 1200
 
 
 def test_jobs_of_which_some_are_refused_are_told_and_the_others_go_on(slurm):

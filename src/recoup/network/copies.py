@@ -2,6 +2,7 @@
 
 import copy
 import dis
+import functools
 import gc
 import types
 import weakref
@@ -17,6 +18,8 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 LIBRARIES = ("torch", "recoup")  # whose global variables hold nothing of a network's
 GLOBAL = ("LOAD_GLOBAL", "LOAD_NAME")
 ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD")
+CACHED = type(functools.lru_cache(len))
+"""Functions that remember their arguments, and compute with those of the call."""
 
 
 def copied(model: M, purpose: str) -> M:
@@ -25,7 +28,8 @@ def copied(model: M, purpose: str) -> M:
     Raises:
         RecoupError: a method that was set on a module itself, or a hook, is a function that holds a module or a tensor
             of the model (in its closure, its defaults or a global variable that it reads, itself or within something
-            that those hold): a copy of it would still compute with that one, whatever becomes of the copy.
+            that those hold, but as a key): a copy of it would still compute with that one, whatever becomes of the
+            copy.
     """
     other = copy.deepcopy(model)
     own = {id(module): name or "the model itself" for name, module in model.named_modules()}
@@ -69,6 +73,10 @@ def _within(value: Any) -> list[Any]:
     if isinstance(value, types.FunctionType):
         held = [*_captured(value), *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
         return [*held, *vars(value).values()]
+    if isinstance(value, dict):  # keys say of whom something is told, as in what hooks note of each layer
+        return list(value.values())
+    if isinstance(value, CACHED):
+        return [value.__wrapped__]
     if isinstance(value, weakref.ref):
         return [value()]
     if isinstance(value, type | types.ModuleType | types.FrameType | Tensor):

@@ -5,7 +5,7 @@ buffers, hooks, names and other references to the layer stay as they are, and gi
 """
 
 import warnings
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
@@ -205,17 +205,19 @@ def revert(module: nn.Module) -> None:
     module.__class__ = original  # type: ignore[assignment]
 
 
-def keep_off_fast_path(module: nn.Module, encoder: nn.Module | None) -> None:
+def keep_off_fast_path(module: nn.Module, encoders: Sequence[nn.Module]) -> None:
     """Make torch call this layer: inside nn.TransformerEncoderLayer its fused path reads the weights and passes the
     layer by, unless one of its modules has a hook. Nested sequences, which only the fused path takes, are then taken on
     the other one: the layer has the handles of all hooks, also those on its encoder, which go with it.
 
     Args:
         module: the layer.
-        encoder: the nn.TransformerEncoderLayer it lies in, where that is known.
+        encoders: each nn.TransformerEncoderLayer it lies in, where that is known.
     """
     hook = module.register_forward_pre_hook(_called)
-    module.__dict__["path_hooks"] = Handles((hook, *take_nested(encoder or module)))
+    module.__dict__["path_hooks"] = Handles(
+        (hook, *(one for layer in encoders or (module,) for one in take_nested(layer)))
+    )
 
 
 def _called(module: nn.Module, args: tuple) -> None:

@@ -50,7 +50,7 @@ class _Listening(TorchDispatchMode):
                 return parts
         output = func(*args, **kwargs)
         if _is_product(func):
-            self._note(_macs(func._overloadpacket, args, kwargs, output))
+            self._note(func._overloadpacket, args, kwargs, output)
         return output
 
     def _higher(self, func: Any, args: tuple, kwargs: dict) -> Any:
@@ -58,7 +58,7 @@ class _Listening(TorchDispatchMode):
         it is called one, else the products of the functions, as often as they run."""
         if _is_product_name(func.name()):
             output = func(*args, **kwargs)
-            self._note(_macs(func, args, kwargs, output))
+            self._note(func, args, kwargs, output)
             return output
         args, kwargs = tree_map(self._within, (args, kwargs))
         return func(*args, **kwargs)
@@ -73,10 +73,10 @@ class _Listening(TorchDispatchMode):
 
         return heard
 
-    def _note(self, macs: int | None) -> None:
-        if not any(name in self.whole for name in self.running):
+    def _note(self, func: Any, args: tuple, kwargs: dict, output: Any) -> None:
+        if not any(name in self.whole for name in self.running):  # torch's formulas take longer than small products
             name = self.running[-1] if self.running else ""
-            self.heard.macs.setdefault(name, []).append(macs)
+            self.heard.macs.setdefault(name, []).append(_macs(func, args, kwargs, output))
 
 
 @lru_cache(4096)

@@ -70,7 +70,7 @@ def watching_uncounted(model: nn.Module, counted: Mapping[str, nn.Module]) -> It
     try:
         with turn() as own:
             for name, module in watched.items():
-                if name in counted:
+                if name in counted or isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
                     continue
                 hooks.append(module.register_forward_hook(note(name, own), with_kwargs=True, prepend=True))
             with hearing_products(model, whole) as heard:

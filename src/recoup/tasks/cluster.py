@@ -80,8 +80,9 @@ def cluster(where: str, seconds: float = 30.0, tell: Callable[[str], None] | Non
     Args:
         where: ``tcp://HOST:PORT``, a scheduler that runs; or ``slurm:n=8,partition=cpu``: workers of one core each that
             are asked for here and given back in the end.
-        seconds: how long to wait for the scheduler, or for a first worker. Of a batch system's workers, which may wait
-            for hours, it is told that none is there, and where to look; again after twice that time, and so on.
+        seconds: how long to wait for the scheduler, or for a first worker. Of a batch system that does not answer, and
+            of its workers, which may wait for hours, it is told that none is there, and where to look; again after
+            twice that time, and so on.
         tell: called with such a line, from another thread, and with how many jobs were refused where others were taken;
             None warns.
 

@@ -1,10 +1,11 @@
 """Workers from a batch system, by dask-jobqueue: what becomes of the jobs is told, not only logged."""
 
-import re
+import asyncio
 import shutil
+import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -32,8 +33,8 @@ SYSTEMS = {
 """Batch systems by the word before the colon."""
 SETTINGS = {"partition": "queue", "queue": "queue", "account": "account", "walltime": "walltime", "memory": "memory"}
 """What may follow it -> what dask-jobqueue calls it."""
-FAILED = re.compile(r"Exit code: (-?\d+)\nCommand:\n(.*)\nstdout:\n(.*)\nstderr:\n(.*)", re.DOTALL)
-"""dask-jobqueue's words for a command that failed."""
+MOST = 600
+"""Characters of what it printed that are told."""
 
 
 @dataclass
@@ -42,35 +43,81 @@ class Submissions:
 
     accepted: list[str] = field(default_factory=list)
     rejected: list[str] = field(default_factory=list)
+    asked: set["asyncio.Future[None]"] = field(default_factory=set)
 
     def job(self, kind: Any) -> Any:
         """A class of jobs that keep the answer here; dask-jobqueue logs an error only, and asks again."""
         submissions = self
 
         class Told(kind):
+            _call = staticmethod(_printed)
+
             async def start(self) -> None:
+                answer = asyncio.ensure_future(super().start())
+                submissions.asked.add(answer)
                 try:
-                    await super().start()
+                    await answer
                     submissions.accepted.append(str(self.job_id))
-                except Exception as error:  # whatever a command, or what it printed, ends in
+                # Whatever a command, or what it printed, ends in; or nobody waits for it any longer.
+                except (Exception, asyncio.CancelledError) as error:
                     self.status = type(self.status).running  # as dask expects of a start that returns
                     submissions.rejected.append(_said(error))
+                finally:
+                    submissions.asked.discard(answer)
+
+            async def close(self) -> None:
+                await super().close()
+                self.status = type(self.status).closed  # which a cluster that closes asks of jobs that are still held
 
         return Told
 
-    def wait(self, count: int) -> None:
-        """Until every submission is answered; all are made at once."""
+    def wait(self, count: int, seconds: float, late: Callable[[float], None]) -> None:
+        """Until every submission is answered; all are made at once. ``late`` is called with how long that takes."""
+        since, patience = time.monotonic(), seconds
         while len(self.accepted) + len(self.rejected) < count:
             time.sleep(0.02)
+            if time.monotonic() - since >= patience:
+                late(patience)
+                patience *= 2
+
+    def give_up(self) -> None:
+        """Wait for no answer any longer; called by the loop that does."""
+        for answer in self.asked:
+            answer.cancel()
 
 
-def _said(error: Exception) -> str:
-    """The command, how it ended and what it printed, in one line."""
+async def _printed(cmd: Sequence[str], *, shell: bool = False, **kwargs: Any) -> str:
+    """What a command of the batch system prints; as dask-jobqueue's own, but that the command ends with who waits."""
+    run: Any = asyncio.create_subprocess_shell if shell else asyncio.create_subprocess_exec
+    process = await run(*cmd, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, **kwargs)
+    try:
+        out, err = (text.decode(errors="replace") for text in await process.communicate())
+    except asyncio.CancelledError:
+        process.kill()
+        await process.communicate()
+        raise
+    if process.returncode:
+        said = f"{out} {err}".strip() or "nothing"
+        raise RuntimeError(f"`{' '.join(cmd)}` ended with {process.returncode} and said: {said}")
+    return out
+
+
+def _said(error: BaseException) -> str:
+    """How a submission ended, in one line."""
     text = str(error)
-    if found := FAILED.search(text):
-        code, command, *printed = found.groups()
-        text = f"`{command.strip()}` ended with {code} and said: {' '.join(printed).strip() or 'nothing'}"
-    return " ".join(text.split()) or type(error).__name__
+    text = " ".join(text.split()) or type(error).__name__
+    return text if len(text) <= MOST else f"{text[:MOST]}..."
+
+
+@contextmanager
+def _ctrl_c_stays() -> Iterator[None]:
+    """dask-jobqueue, when it is loaded, makes Ctrl-C end the process with success and without a word."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if before is not None and signal.getsignal(signal.SIGINT) is not before:
+            signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -81,7 +128,7 @@ def queue(where: str, count: int, asked: dict[str, str], seconds: float, tell: C
         where: what the user wrote, which begins with the batch system's name.
         count: of workers.
         asked: settings by the words of `SETTINGS`.
-        seconds: without any worker before something is said.
+        seconds: without an answer, or without any worker, before something is said.
         tell: called with a line for what is lost or late.
 
     Raises:
@@ -89,7 +136,8 @@ def queue(where: str, count: int, asked: dict[str, str], seconds: float, tell: C
             jobs from, or a batch system that takes none of these jobs.
     """
     try:
-        import dask_jobqueue
+        with _ctrl_c_stays():
+            import dask_jobqueue
         from dask.utils import parse_bytes
     except ImportError:
         raise RecoupError(f"--cluster {where!r}: dask-jobqueue is not installed: {PIP}") from None
@@ -107,7 +155,12 @@ def queue(where: str, count: int, asked: dict[str, str], seconds: float, tell: C
     made = system(cores=1, processes=1, job_cls=submissions.job(system.job_cls), **settings)
     with made:
         made.scale(count)
-        submissions.wait(count)
+        unanswered = f"--cluster {where!r}: {program} has not answered for"
+        try:
+            submissions.wait(count, seconds, lambda so_far: tell(f"{unanswered} {so_far:g} s. Ctrl-C ends the wait"))
+        except BaseException:  # Ctrl-C, for one: closing the cluster would wait on
+            made.loop.add_callback(submissions.give_up)
+            raise
         _check(where, kind, count, submissions, made.job_header, tell)
         with _watched(where, kind, made, submissions, seconds, tell):
             yield made
