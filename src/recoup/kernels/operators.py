@@ -6,7 +6,7 @@ arrives and not before, so that recoup installs and runs without it.
 
 import importlib.util
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, wraps
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -100,13 +100,27 @@ def register(
     full = f"recoup::{name}"
     torch.library.register_fake(full, fake, lib=_library)
     if backward is not None:
-        torch.library.register_autograd(full, backward, setup_context=context, lib=_library)
+        torch.library.register_autograd(full, _outside_autocast(backward), setup_context=context, lib=_library)
     if vmap is not None:
         torch.library.register_vmap(full, vmap, lib=_library)
     if autocast:
         for device in ("cpu", "cuda"):
             torch.library.register_autocast(full, device, torch.float32, lib=_library)
     return getattr(torch.ops.recoup, name).default
+
+
+def _outside_autocast(backward: Callable) -> Callable:
+    """A gradient whose own products are float32's also where ``backward`` is called inside autocast, as torch's are."""
+
+    @wraps(backward)
+    def run(ctx: Any, *grads: Any) -> Any:
+        device = next((grad.device.type for grad in grads if isinstance(grad, Tensor)), "cpu")
+        if not torch.is_autocast_enabled(device):
+            return backward(ctx, *grads)
+        with torch.autocast(device, enabled=False):
+            return backward(ctx, *grads)
+
+    return run
 
 
 def eager(x: Tensor, y: Tensor) -> bool:

@@ -193,7 +193,7 @@ class Prepared:
         as many rows. Sizes are rounded up, so that a weight is not packed anew for every length of a sentence."""
         rows, (P, J) = operand[:, :, 0, 0].contiguous(), operand.shape[:2]
         each = 1 << max(0, P.bit_length() - SIZES)
-        rows = F.pad(rows, (0, 0, 0, -P % each))
+        rows = F.pad(rows, (0, 0, 0, -P % each)) if P % each else rows
         image = rows.view(1, len(rows), 1, J).permute(0, 3, 1, 2)
         sums = self._sums(image, POINTWISE, backend, layer)
         return sums.permute(0, 2, 3, 1)[0, :P].permute(0, 2, 1).unsqueeze(3)
