@@ -191,12 +191,12 @@ class Prepared:
     def _sums_of_rows(self, operand: Tensor, backend: str, layer: str) -> Tensor:
         """The same of images of one pixel, as a linear layer has them: oneDNN is some ten times as fast on one image of
         as many rows. Sizes are rounded up, so that a weight is not packed anew for every length of a sentence."""
-        rows, (P, J) = operand[:, :, 0, 0].contiguous(), operand.shape[:2]
-        each = 1 << max(0, P.bit_length() - SIZES)
-        rows = F.pad(rows, (0, 0, 0, -P % each)) if P % each else rows
-        image = rows.view(1, len(rows), 1, J).permute(0, 3, 1, 2)
-        sums = self._sums(image, POINTWISE, backend, layer)
-        return sums.permute(0, 2, 3, 1)[0, :P].permute(0, 2, 1).unsqueeze(3)
+        P, J = operand.shape[:2]
+        more = -P % (1 << max(0, P.bit_length() - SIZES))
+        rows = F.pad(operand, (0, 0, 0, 0, 0, 0, 0, more)) if more else operand
+        image = rows.reshape(1, P + more, 1, J).permute(0, 3, 1, 2)
+        sums = self._sums(image, POINTWISE, backend, layer).permute(0, 2, 3, 1).reshape(P + more, -1, 1, 1)
+        return sums[:P] if more else sums
 
     def _sums_of_parts(self, operand: Tensor, geometry: Geometry, backend: str, layer: str) -> Tensor:
         """The same where a sum over bytes may leave 24 bits: those over fewer channels do not, and are added, which is
