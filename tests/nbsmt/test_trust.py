@@ -33,6 +33,14 @@ def test_geometries_that_are_sound(weight, stride, padding, dilation, sound):
     assert trust.sound(torch.Size(weight), stride, padding, dilation) is sound
 
 
+@pytest.mark.parametrize(("width", "stride", "sound"), [
+    (6, (1, 2), False), (7, (1, 2), True), (7, (1, 3), False), (6, (2, 2), True), (5, (1, 1), True),
+])  # fmt: skip
+def test_a_horizontal_stride_alone_needs_two_columns_of_outputs(width, stride, sound):
+    """oneDNN with AMX gives [2, 2, 1, 3] of dilation 2, stride (1, 2), two groups on width 6 wrong."""
+    assert trust.sound(torch.Size((2, 2, 1, 3)), stride, (0, 0), (1, 2), width) is sound
+
+
 def test_a_dilation_has_no_meaning_along_one_tap():
     assert trust.plain_dilation((1, 3), (2, 4)) == (1, 4)
     assert trust.plain_dilation((2, 1), (3, 5)) == (3, 1)

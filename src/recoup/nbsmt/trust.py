@@ -42,7 +42,7 @@ def packed(
     """
     kernel = (weight.shape[2], weight.shape[3])
     dilation = plain_dilation(kernel, dilation)
-    if not sound(weight.shape, stride, padding, dilation):
+    if not sound(weight.shape, stride, padding, dilation, shape[3]):
         return None
     geometry = (stride, padding, dilation, groups)
     key = (weight.shape, *geometry, tuple(shape))
@@ -64,17 +64,19 @@ def plain_dilation(kernel: Pair, dilation: Pair) -> Pair:
     return 1 if kernel[0] == 1 else dilation[0], 1 if kernel[1] == 1 else dilation[1]
 
 
-def sound(weight_shape: torch.Size, stride: Pair, padding: Pair, dilation: Pair) -> bool:
-    """Whether oneDNN's 8-bit convolution neither crashes nor errs, as far as the geometry tells.
+def sound(weight_shape: torch.Size, stride: Pair, padding: Pair, dilation: Pair, width: int | None = None) -> bool:
+    """Whether oneDNN's 8-bit convolution neither crashes nor errs, as far as the geometry, and the input's width, tell.
 
     Not sound are
     - padding of the kernel's whole extent or more, dilation (k - 1) + 1, along either axis: some outputs then see
       nothing but padding, and the kernel reads outside the image for them;
-    - one input channel per group (depthwise, with any multiplier) with a horizontal stride alone: results are wrong.
+    - one input channel per group (depthwise, with any multiplier) with a horizontal stride alone: results are wrong;
+    - a horizontal stride alone that leaves a single column of outputs: with AMX results are wrong.
     """
     extents = [spread * (taps - 1) + 1 for spread, taps in zip(dilation, weight_shape[2:], strict=True)]
     inside = all(pad < extent for pad, extent in zip(padding, extents, strict=True))
-    return inside and not (weight_shape[1] == 1 and stride[0] == 1 and stride[1] > 1)
+    column = width is not None and width + 2 * padding[1] - extents[1] < stride[1]
+    return inside and not ((weight_shape[1] == 1 or column) and stride[0] == 1 and stride[1] > 1)
 
 
 # What networks are made of: output and input channels, kernel, stride, size of the input, groups.
