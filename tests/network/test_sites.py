@@ -26,7 +26,8 @@ def test_a_survey_holds_no_layers_input():
     with torch.no_grad():
         net(torch.zeros(1, 8))
     plain = max(most)
-    seen.clear(), most.clear()
+    seen.clear()
+    most.clear()
     survey(net, (8,), "test")
     assert max(most) == plain
     assert not any(one() is not None for one in seen)

@@ -369,8 +369,8 @@ def test_torch_counts_no_products_that_are_counted_already(monkeypatch):
     assert not asked
 
     class Beside(nn.Linear):
-        def forward(self, x):
-            return super().forward(x) + torch.addmm(x, x, x)
+        def forward(self, input):  # noqa: A002 -- as torch names it
+            return super().forward(input) + torch.addmm(input, input, input)
 
     class Around(nn.Module):
         def forward(self, x):
