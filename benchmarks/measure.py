@@ -17,8 +17,16 @@ from recoup.kernels.process import waiting
 RESULTS = Path(__file__).parent / "results"
 
 
+def clock_of_threads(threads: int) -> Callable[[], float]:
+    """CPU time of one thread, which other jobs on the machine disturb less than the clock; of several the clock."""
+    return time.process_time if threads == 1 else time.perf_counter
+
+
 def interleaved(
-    variants: Mapping[str, Callable[[], object]], rounds: int = 9, warmup: int = 2
+    variants: Mapping[str, Callable[[], object]],
+    rounds: int = 9,
+    warmup: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds per call of every variant, round by round, so that noise of the machine falls on all alike."""
     for _ in range(warmup):
@@ -27,10 +35,15 @@ def interleaved(
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, run in variants.items():
-            start = time.perf_counter()
+            start = clock()
             run()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return seconds
+
+
+def ratio_of(seconds: Mapping[str, list[float]], name: str, other: str) -> float:
+    """The median of the rounds' ratios."""
+    return statistics.median(a / b for a, b in zip(seconds[name], seconds[other], strict=True))
 
 
 def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:

@@ -9,9 +9,7 @@ of the rounds' ratios. One thread of torch's is measured in CPU time, more by th
 """
 
 import argparse
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import recoup as rc
-from benchmarks.measure import save
+from benchmarks.measure import clock_of_threads, interleaved, medians, ratio_of, save
 from recoup.nbsmt import cpu
 
 # Rows, features in, features out: sentence encoders' and BERT's, and a few words of one sentence.
@@ -61,21 +59,12 @@ def run(model: nn.Module, x: Tensor, train: bool) -> Callable[[], object]:
 
 def ratios(shape: tuple[int, int, int], train: bool, rounds: int) -> dict[str, float]:
     """Of every number of threads, to torch's; and torch's milliseconds."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     linear, x = layer(*shape)
-    runs = [run(model, x, train) for model in (linear, *(emulated(*shape, threads) for threads in THREADS))]
-    seconds: list[list[float]] = [[] for _ in runs]
-    for turn in range(rounds + 2):
-        for call, kept in zip(runs, seconds, strict=True):
-            start = clock()
-            call()
-            if turn >= 2:
-                kept.append(clock() - start)
-    own = {
-        f"{threads}T": round(statistics.median(b / a for a, b in zip(seconds[0], times, strict=True)), 2)
-        for threads, times in zip(THREADS, seconds[1:], strict=True)
-    }
-    return own | {"float32_ms": round(1e3 * statistics.median(seconds[0]), 3)}
+    models = {"float32": linear} | {f"{threads}T": emulated(*shape, threads) for threads in THREADS}
+    runs = {name: run(model, x, train) for name, model in models.items()}
+    seconds = interleaved(runs, rounds, clock=clock_of_threads(torch.get_num_threads()))
+    own = {name: round(ratio_of(seconds, name, "float32"), 2) for name in seconds if name != "float32"}
+    return own | {"float32_ms": round(1e3 * medians(seconds)["float32"], 3)}
 
 
 def main() -> None:

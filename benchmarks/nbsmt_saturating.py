@@ -17,9 +17,7 @@ times as fast as slot by slot anything can be; and of signed ones under 14 to 17
 """
 
 import argparse
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 import recoup as rc
-from benchmarks.measure import save
+from benchmarks.measure import clock_of_threads, interleaved, ratio_of, save
 from recoup.models import resnet20
 from recoup.nbsmt import cpu, ops
 from recoup.nbsmt.config import NBSMT, POLICIES
@@ -78,17 +76,10 @@ def ratio(
     make: Callable[[NBSMT], Callable[[], torch.Tensor]], config: NBSMT, rounds: int, register: rc.Int
 ) -> dict[str, float]:
     """The saturating register's time over the unlimited one's: the median round, and the least times."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    runs, seconds = [make(config), make(config.replace(accumulator=register))], ([], [])
-    for turn in range(rounds + 2):
-        for run, kept in zip(runs, seconds, strict=True):
-            start = clock()
-            run()
-            if turn >= 2:
-                kept.append(clock() - start)
-    found = statistics.median(b / a for a, b in zip(*seconds, strict=True))
-    least = [round(1e3 * min(kept), 3) for kept in seconds]
-    return {"ratio": round(found, 2), "unlimited_ms": least[0], "saturating_ms": least[1]}
+    runs = {"unlimited": make(config), "saturating": make(config.replace(accumulator=register))}
+    seconds = interleaved(runs, rounds, clock=clock_of_threads(torch.get_num_threads()))
+    least = {f"{name}_ms": round(1e3 * min(kept), 3) for name, kept in seconds.items()}
+    return {"ratio": round(ratio_of(seconds, "saturating", "unlimited"), 2), **least}
 
 
 def rows(rounds: int, register: rc.Int) -> list[dict]:

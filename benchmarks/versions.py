@@ -61,7 +61,10 @@ def taking_turns(reads: int, writes: int) -> Callable[..., dict[str, list[float]
     measurements = 0
 
     def interleaved(
-        variants: Mapping[str, Callable[[], object]], rounds: int = 9, warmup: int = 2
+        variants: Mapping[str, Callable[[], object]],
+        rounds: int = 9,
+        warmup: int = 2,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> dict[str, list[float]]:
         nonlocal measurements
         measurements += 1
@@ -70,9 +73,9 @@ def taking_turns(reads: int, writes: int) -> Callable[..., dict[str, list[float]
             for name, run in variants.items():
                 tell.write(json.dumps([measurements, index, name]) + "\n")
                 turn.readline()
-                start = time.perf_counter()
+                start = clock()
                 run()
-                taken = time.perf_counter() - start
+                taken = clock() - start
                 tell.write(json.dumps(taken) + "\n")
                 if index >= 0:
                     seconds[name].append(taken)

@@ -1,4 +1,4 @@
-"""Weights made ready: sums of which it is certain that they stay in a register that saturates."""
+"""Weights made ready: sums that stay in a register for certain, sums over bytes in parts, rows as one image."""
 
 import pytest
 import torch
@@ -9,8 +9,11 @@ import recoup as rc
 from recoup.nbsmt import cpu, ops, prepare
 from recoup.nbsmt.config import NBSMT
 from recoup.nbsmt.cpu import Backend
+from recoup.nbsmt.ops import convolution
+from recoup.nbsmt.weights import quantize_weight
 from recoup.network.convolution import Geometry
 from tests.nbsmt.strategies import configs
+from tests.nbsmt.test_ops import stand_in
 
 needs_int8 = pytest.mark.skipif(cpu.probe().name != "int8", reason="oneDNN's 8-bit products are not exact here")
 
@@ -122,3 +125,87 @@ def test_a_prime_number_of_rows_is_summed_in_few_pieces(monkeypatch):
     assert asked == [10] * 20  # of the last row alone no image is made
     with ops.backend("float32"):
         assert torch.equal(found, convolved(x, weight, config, geometry))
+
+
+def summed_of(patch):
+    """Shapes of the weight and of the operand wherever bytes are summed from here on."""
+    shapes: list[tuple[torch.Size, tuple[int, ...]]] = []
+
+    def noted(weight, stride, padding, dilation, groups, shape, layer):
+        shapes.append((weight.shape, shape))
+        return stand_in(weight, stride, padding, dilation, groups, shape, layer)
+
+    patch.setattr("recoup.nbsmt.prepare.packed", noted)
+    patch.setattr(ops, "current_backend", lambda: "int8")
+    return shapes
+
+
+def test_sums_over_bytes_that_float32_cannot_hold_are_taken_in_parts(monkeypatch):
+    """The values' sums are exact in float32; those over all bytes would have been rounded before."""
+    shapes = summed_of(monkeypatch)
+    weight = torch.ones(1, 600)
+    x = torch.tensor([1.0, -1.0]).repeat(300)[None, :, None, None]
+    x[0, 0] = 127
+    rest = (None, 1.0, rc.NBSMT(threads=1).code, [1, 1], [0, 0], [1, 1], 1, "layer", 128)
+    y = convolution(x, weight, *rest)
+    assert y.item() == (126 * 127 * quantize_weight(weight)[1]).item()
+    assert [weight[1] for weight, _ in shapes] == [300, 300]
+    assert convolution(x[:, :500], weight[:, :500], *rest).item() == float(y)
+    assert [weight[1] for weight, _ in shapes] == [300, 300, 500]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    config=configs,
+    seed=st.integers(0, 2**31),
+    shape=st.sampled_from([(900, 5, 1), (2100, 1, 1), (300, 4, 3)]),
+    images=st.integers(1, 5),
+    light=st.integers(0, 900),
+)
+def test_parts_and_rows_give_what_float64_does(config, seed, shape, images, light):
+    """Sums beyond 24 bits are rounded once; parts of equal weight wherever the heavy channels are."""
+    (channels, size, kernel), generator = shape, torch.Generator().manual_seed(seed)
+    weight = torch.randint(90, 128, (2, channels, kernel, kernel), generator=generator).float()
+    weight[:, :light] = torch.randn(weight[:, :light].shape, generator=generator).round()
+    weight[1] *= torch.randint(0, 2, weight[1].shape, generator=generator) * 2 - 1
+    x = torch.randint(-128, 128, (images, channels, size, size), generator=generator).float()
+    x[:, channels // 2 :] = x[:, channels // 2 :].abs().clamp(max=127)
+    rest = (None, 1.0, config.code, [1, 1], [0, 0], [1, 1], 1, "layer", 128)
+    with ops.backend("float32"):
+        expected = convolution(x, weight, *rest)
+    with pytest.MonkeyPatch.context() as patch:
+        shapes = summed_of(patch)
+        found = convolution(x, weight, *rest)
+    assert torch.equal(found, expected)
+    assert shapes
+
+
+@pytest.mark.parametrize(("channels", "taps"), [(1, 600), (1, 1200), (3, 600)])
+def test_channels_of_so_many_taps_that_none_fits_are_no_parts(channels, taps, monkeypatch):
+    """255 times 127 times 600 is beyond 24 bits, and a channel is the least that a part can be."""
+    generator = torch.Generator().manual_seed(taps)
+    weight = torch.randint(110, 128, (2, channels, 1, taps), generator=generator).float()
+    x = torch.randint(-128, 128, (1, channels, 1, taps + 3), generator=generator).float()
+    x[..., 2:] = x[..., 2:].abs().clamp(max=127)
+    rest = (None, 1.0, NBSMT(1).code, [1, 1], [0, 0], [1, 1], 1, "layer", 128)
+    with ops.backend("float32"):
+        expected = convolution(x, weight, *rest)
+    shapes = summed_of(monkeypatch)
+    assert torch.equal(convolution(x, weight, *rest), expected)
+    assert not shapes
+
+
+@pytest.mark.parametrize("zero", [0, 128])
+@pytest.mark.parametrize("rows", [1, 2, 15, 16, 17, 33, 100, 1000])
+def test_rows_are_one_image_of_few_sizes(rows, zero, monkeypatch):
+    generator = torch.Generator().manual_seed(rows)
+    x, weight = torch.randn(rows, 9, 1, 1, generator=generator), torch.randn(4, 9, generator=generator)
+    x = x if zero else x.abs()
+    rest = (None, 0.02, rc.NBSMT(2).code, [1, 1], [0, 0], [1, 1], 1, "layer", zero)
+    with ops.backend("float32"):
+        expected = convolution(x, weight, *rest)
+    shapes = summed_of(monkeypatch)
+    assert torch.equal(convolution(x, weight, *rest), expected)
+    ((_, (images, _, height, width)),) = shapes
+    assert images == width == 1
+    assert rows <= height <= rows * 9 / 8
