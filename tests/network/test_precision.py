@@ -2,7 +2,6 @@
 
 import os
 import threading
-import warnings
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from recoup.nbsmt import cpu
 from recoup.network.checks import _whole, float32_products, reduced_float32
 from recoup.network.emulated import running
 from recoup.tasks.bench import capability
+from tests import forked
 
 KNOBS = [("mkldnn", "conv"), ("mkldnn", "matmul"), ("mkldnn", "all"), ("generic", "all")]
 BOTH = {"matmul": "bf16", "conv": "bf16"}
@@ -221,18 +221,14 @@ def test_a_fork_in_the_middle_of_anothers_product_neither_waits_for_it_nor_keeps
     thread = threading.Thread(target=multiply)
     thread.start()
     inside.wait(30)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 says that there are threads
-        child = os.fork()
-    if not child:
-        good = False
-        try:
-            fell = reduced_float32() == given
-            with float32_products(torch.ones(1)):
-                good = fell and reduced_float32() == {}
-        finally:
-            os._exit(not good)
+
+    def fell_and_is_whole_again():
+        fell = reduced_float32() == given
+        with float32_products(torch.ones(1)):
+            return fell and reduced_float32() == {}
+
+    child = forked.begun(fell_and_is_whole_again)
     done.set()
     thread.join(30)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert forked.held(child)
     assert reduced_float32() == given

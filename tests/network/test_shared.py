@@ -1,11 +1,11 @@
 """Settings of a process that several threads change at once."""
 
 import os
-import warnings
 
 import pytest
 
 from recoup.network.shared import Shared
+from tests import forked
 
 
 class Setting:
@@ -48,19 +48,15 @@ def test_where_there_is_nothing_to_change_nobody_leaves():
 def test_who_forks_within_a_use_ends_it_in_the_child_too(setting):
     shared = Shared(setting.change)
     user = shared.enter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 says where there are threads
-        child = os.fork()
-    if not child:
-        good = False
-        try:
-            held = setting.value
-            shared.leave(user)
-            ended = setting.value
-            shared.leave(shared.enter())
-            good = (held, ended, setting.value) == (1, 0, 0)
-        finally:
-            os._exit(not good)
+
+    def ends():
+        held = setting.value
+        shared.leave(user)
+        ended = setting.value
+        shared.leave(shared.enter())
+        return (held, ended, setting.value) == (1, 0, 0)
+
+    child = forked.begun(ends)
     shared.leave(user)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert forked.held(child)
     assert setting.value == 0
