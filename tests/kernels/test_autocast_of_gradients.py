@@ -38,3 +38,13 @@ def test_backward_inside_autocast_gives_the_same_gradients(config):
             loss.backward()
         found.append([own.grad, *(parameter.grad.clone() for parameter in net.parameters())])
     assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize("config", [rc.NBSMT(), rc.LBA(), rc.TensorCore.hopper_fp8(), rc.LightNorm()], ids=str)
+def test_backward_on_the_meta_device_which_has_no_autocast(config):
+    net = nn.Sequential(nn.Linear(32, 32), nn.LayerNorm(32))
+    if isinstance(config, rc.NBSMT):
+        rc.calibrate_(net, [torch.randn(4, 32)], {"0": True})
+    rc.emulate_(net, config).to("meta")
+    net(torch.randn(4, 32, device="meta")).sum().backward()
+    assert [p.grad.shape for p in net.parameters()] == [p.shape for p in net.parameters()]

@@ -92,10 +92,17 @@ def test_padding_without_a_mask_is_refused(ends, as_mapping):
     assert not any(getattr(layer, "activation_scale", None) for layer in model.modules())
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")
+def test_padding_without_a_mask_is_refused_of_what_torch_compile_made():
+    model, tokens = padded()
+    with pytest.raises(rc.RecoupError, match=r"calibrate_: batch 0 has padding \(token 0\)"):
+        rc.calibrate_(torch.compile(model), [tokens])
+
+
 def test_padding_under_a_mask_or_of_tokens_that_end_sequences_is_taken():
     model, tokens = padded()
     rc.calibrate_(model, [{"input_ids": tokens, "attention_mask": (tokens > 0).long()}])
     tokens[1, -3:-1] = 3  # one may be a word
     rc.calibrate_(model, [tokens])
-    for other in (padded(pad=None), padded(eos=0)):
+    for other in (padded(pad=None), padded(eos=0), padded(eos=[0, 2])):
         rc.calibrate_(other[0], [other[1]])

@@ -74,7 +74,26 @@ class RotaryEmbedding(nn.Module):
         return (torch.ones(8, 1) @ x[:1, :1]).cos()
 
 
-@pytest.mark.parametrize("kind", [AtSign, InAMethod, InAFunction, OfTheBase, Fused])
+class PositionEmbeddingRandom(RotaryEmbedding):
+    """SAM's."""
+
+
+class RotaryEmbedding2D(RotaryEmbedding):
+    pass
+
+
+class RoPEAttention(AtSign):
+    """Its name is that of angles, and of what uses them: SAM 2's."""
+
+
+class PositionAttentionModule(InAMethod):
+    """DANet's."""
+
+
+NAMED = [RoPEAttention, PositionAttentionModule]
+
+
+@pytest.mark.parametrize("kind", [*NAMED, AtSign, InAMethod, InAFunction, OfTheBase, Fused])
 def test_they_are_named_under_hardware_for_products(kind):
     x = torch.randn(2, 4, 8)
     for config in (rc.NBSMT(), rc.LBA(), rc.TensorCore.hopper_fp8()):
@@ -93,7 +112,10 @@ def test_they_are_named_under_hardware_for_products(kind):
         rc.emulate_(nn.Sequential(kind("own"), nn.LayerNorm(16)), rc.LightNorm())
 
 
-@pytest.mark.parametrize("make", [lambda: Plain("none"), RotaryEmbedding, lambda: nn.Linear(2, 2), nn.Identity])
+TABLES = [RotaryEmbedding, PositionEmbeddingRandom, RotaryEmbedding2D]
+
+
+@pytest.mark.parametrize("make", [lambda: Plain("none"), *TABLES, lambda: nn.Linear(2, 2), nn.Identity])
 def test_what_has_none_is_not(make):
     assert not multiplies_itself(make())
 

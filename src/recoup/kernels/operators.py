@@ -115,7 +115,7 @@ def _outside_autocast(backward: Callable) -> Callable:
     @wraps(backward)
     def run(ctx: Any, *grads: Any) -> Any:
         device = next((grad.device.type for grad in grads if isinstance(grad, Tensor)), "cpu")
-        if not torch.is_autocast_enabled(device):
+        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):  # meta has none
             return backward(ctx, *grads)
         with torch.autocast(device, enabled=False):
             return backward(ctx, *grads)

@@ -144,10 +144,11 @@ def _check_padding(model: nn.Module, inputs: Any, purpose: str, number: int) -> 
     Padding is what transformers' config calls so, twice or more at an end of a sequence: once may be a word. A network
     that ends sequences with it hides nothing by it.
     """
+    model = getattr(model, "_orig_mod", model)  # what torch.compile made takes anything, by its signature
     own = getattr(model, "config", None)
-    pad = getattr(own, "pad_token_id", None)
+    pad, end = getattr(own, "pad_token_id", None), getattr(own, "eos_token_id", None)
     tokens = inputs.get("input_ids") if isinstance(inputs, Mapping) else inputs
-    if not isinstance(pad, int) or pad == getattr(own, "eos_token_id", None) or not isinstance(tokens, Tensor):
+    if not isinstance(pad, int) or pad in (end if isinstance(end, list) else [end]) or not isinstance(tokens, Tensor):
         return
     if tokens.dim() != 2 or tokens.is_floating_point() or tokens.is_meta or tokens.shape[1] <= 2:
         return

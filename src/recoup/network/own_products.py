@@ -18,8 +18,9 @@ PRODUCTS = frozenset(
     | {f"{name}{dims}d" for name in ("conv", "conv_transpose") for dims in (1, 2, 3)}
 )
 """What torch calls its products."""
-ANGLES = re.compile(r"Rotary|Position|Embedding|RoPE")
-"""What makes tables of angles and places, which is no product that hardware would run."""
+ANGLES = re.compile(r"(Rotary|Position|RoPE)\w*(Embed|Encod|Bias)|(Rotary|RoPE|Positions?|Embeddings?)(\d?[dD])?$")
+"""What makes tables of angles and places, which is no product that hardware would run; an attention that is called
+after them (``RoPEAttention``, ``PositionAttention``) is none."""
 
 
 def multiplies_itself(module: nn.Module) -> bool:
