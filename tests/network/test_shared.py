@@ -2,10 +2,12 @@
 
 import os
 import warnings
+from threading import Thread
 
 import pytest
+from torch import nn
 
-from recoup.network.shared import Shared
+from recoup.network.shared import Shared, TrainModes
 
 
 class Setting:
@@ -64,3 +66,37 @@ def test_who_forks_within_a_use_ends_it_in_the_child_too(setting):
     shared.leave(user)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert setting.value == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.parametrize("own_first", [True, False])
+def test_who_forks_within_a_change_of_modes_puts_back_anothers_in_the_child_too(own_first):
+    modes, module = TrainModes(), nn.Identity()
+    kept = {}
+
+    def change(who):
+        kept[who] = modes.change([module], lambda _: False)
+
+    other = Thread(target=change, args=("other",))
+    for turn in (0, 1):
+        if own_first == (turn == 0):
+            change("own")
+        else:
+            other.start()
+            other.join()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if not child:
+        good = False
+        try:
+            held = module.training
+            modes.put_back(kept["own"])
+            good = (held, module.training) == (False, True)
+        finally:
+            os._exit(not good)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    modes.put_back(kept["own"])
+    assert not module.training
+    modes.put_back(kept["other"])
+    assert module.training
