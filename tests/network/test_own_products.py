@@ -120,6 +120,28 @@ def test_what_has_none_is_not(make):
     assert not multiplies_itself(make())
 
 
+class Flexible(nn.Module):
+    def forward(self, q):
+        from torch.nn.attention.flex_attention import flex_attention
+
+        return flex_attention(q, q, q)
+
+
+class InPlace(nn.Module):
+    def forward(self, x):
+        return x.new_zeros(x.shape).baddbmm_(x, x)
+
+
+class Chain(nn.Module):
+    def forward(self, x):
+        return torch.linalg.multi_dot([x, x, x])
+
+
+@pytest.mark.parametrize("kind", [Flexible, InPlace, Chain])
+def test_products_by_their_other_names(kind):
+    assert multiplies_itself(kind())
+
+
 def _mpnet(transformers):
     return transformers.MPNetModel(transformers.MPNetConfig(**SIZES)), "attention.attn", "MPNetSelfAttention"
 

@@ -1,10 +1,12 @@
 """Settings of a process that several threads change at once."""
 
 import os
+from threading import Thread
 
 import pytest
+from torch import nn
 
-from recoup.network.shared import Shared
+from recoup.network.shared import Shared, TrainModes
 from tests import forked
 
 
@@ -60,3 +62,32 @@ def test_who_forks_within_a_use_ends_it_in_the_child_too(setting):
     shared.leave(user)
     assert forked.held(child)
     assert setting.value == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.parametrize("own_first", [True, False])
+def test_who_forks_within_a_change_of_modes_puts_back_anothers_in_the_child_too(own_first):
+    modes, module = TrainModes(), nn.Identity()
+    kept = {}
+
+    def change(who):
+        kept[who] = modes.change([module], lambda _: False)
+
+    other = Thread(target=change, args=("other",))
+    for turn in (0, 1):
+        if own_first == (turn == 0):
+            change("own")
+        else:
+            other.start()
+            other.join()
+
+    def puts_back():
+        held = module.training
+        modes.put_back(kept["own"])
+        return (held, module.training) == (False, True)
+
+    assert forked.held(forked.begun(puts_back))
+    modes.put_back(kept["own"])
+    assert not module.training
+    modes.put_back(kept["other"])
+    assert module.training

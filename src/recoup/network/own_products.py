@@ -14,7 +14,8 @@ __all__ = ["multiplies_itself"]
 
 PRODUCTS = frozenset(
     {"matmul", "mm", "bmm", "addmm", "addbmm", "baddbmm", "mv", "addmv", "einsum", "tensordot", "linear", "bilinear"}
-    | {"scaled_dot_product_attention", "multi_head_attention_forward"}
+    | {"addmm_", "addbmm_", "baddbmm_", "addmv_", "multi_dot", "chain_matmul"}
+    | {"scaled_dot_product_attention", "multi_head_attention_forward", "flex_attention"}
     | {f"{name}{dims}d" for name in ("conv", "conv_transpose") for dims in (1, 2, 3)}
 )
 """What torch calls its products."""

@@ -57,14 +57,17 @@ class Shared:
 
 @dataclass(slots=True, eq=False)
 class _Kept:
-    """Whether a module was in train mode when one that changed it came."""
+    """Whether a module was in train mode when a thread that changed it came."""
 
     training: bool
+    thread: int
 
 
 class TrainModes:
     """Train and eval modes of modules, changed for a while by any number of threads: each is put back in the end as the
-    first found it, whoever leaves last, and within a thread as the one around left it."""
+    first found it, whoever leaves last, and within a thread as the one around left it.
+
+    In a child that is forked meanwhile other threads' changes are undone."""
 
     def __init__(self) -> None:
         self.lock = Lock()
@@ -78,7 +81,7 @@ class TrainModes:
         own = {}
         with self.lock:
             for module, mode in wanted.items():
-                own[module] = _Kept(module.training)
+                own[module] = _Kept(module.training, get_ident())
                 self.kept.setdefault(module, []).append(own[module])
                 module.training = mode
         return own
@@ -87,13 +90,20 @@ class TrainModes:
         """Undo a change; where another came after it, that one undoes it."""
         with self.lock:
             for module, kept in own.items():
-                changes = self.kept[module]
-                after = changes.index(kept) + 1
-                if after < len(changes):
-                    changes[after].training = kept.training
-                else:
-                    module.training = kept.training
-                changes.remove(kept)
+                self._undo(module, kept)
+
+    def _undo(self, module: nn.Module, kept: _Kept) -> None:
+        changes = self.kept[module]
+        after = changes.index(kept) + 1
+        if after < len(changes):
+            changes[after].training = kept.training
+        else:
+            module.training = kept.training
+        changes.remove(kept)
 
     def _after_fork(self) -> None:
         self.lock = Lock()
+        for module, changes in list(self.kept.items()):
+            for kept in list(changes):
+                if kept.thread != get_ident():
+                    self._undo(module, kept)
